@@ -1,0 +1,17 @@
+"""The one exception for what a user can cause: it carries one clear line, and scripts print it without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: which file, which row or key, which value, and what would be right."""
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 1) -> str:
+    """The known names closest to ``name`` as a phrase such as ``did you mean 'CBAM'?``; empty if none is close."""
+    by_lower = {k.lower(): k for k in known}
+    close = [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.55)]
+    return "did you mean " + " or ".join(repr(c) for c in close) + "?" if close else ""
