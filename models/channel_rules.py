@@ -1,0 +1,215 @@
+"""How a YAML row's arguments become constructor arguments and an output width: ten rules for all blocks.
+
+A rule is ``(args, context) -> LayerPlan``. It never sees other rows or the block's name; the parser adds those.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Union, get_args, get_origin
+
+from utils.errors import UserError
+
+Channels = Union[int, tuple[int, ...]]  # a tuple for a layer that gives several maps (CBLinear)
+LARGEST_OPTION = 64  # a leading integer above it is meant as a width, not as a reduction, a kernel or a number of heads
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer of a network: what to build and where its input comes from.
+
+    A rule fills in ``args``, ``out_channels``, ``repeats`` and (where the dialect decides) ``cls``; the parser adds the rest.
+
+    Attributes:
+        args: positional constructor arguments.
+        out_channels: output width; a tuple where the layer returns several maps; 0 for a head.
+        repeats: how often the layer stands in a row; 1 where the block repeats inside itself.
+        kwargs: keyword constructor arguments.
+        cls: what to build; None means the registered class.
+        index: row number over backbone and head.
+        sources: absolute row numbers of the inputs, -1 for the image.
+        name: registered name of the block.
+        section: ``backbone`` or ``head``.
+        identity_start: wrap the layer so that it begins as an exact no-op.
+    """
+
+    args: tuple[Any, ...]
+    out_channels: Channels
+    repeats: int = 1
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cls: Callable[..., Any] | None = None
+    index: int = -1
+    sources: tuple[int, ...] = ()
+    name: str = ""
+    section: str = ""
+    identity_start: bool = False
+
+
+@dataclass(frozen=True)
+class RuleContext:
+    """What a rule may know of the row it plans.
+
+    Attributes:
+        in_channels: width of each input, in the order of the row's ``from``.
+        repeats: the row's number after depth scaling.
+        width: scales a width that was written in the YAML.
+        nc: number of classes.
+        anchors: anchor sizes per level in px, or None for an anchor-free head.
+        dialect: ``"v5"`` (v5, v7, v9 files) or ``"v8"`` (files with ``scales:``).
+        cls: the registered class, for its signature.
+    """
+
+    in_channels: tuple[Channels, ...]
+    repeats: int
+    width: Callable[[int], int]
+    nc: int
+    anchors: tuple[tuple[float, ...], ...] | None
+    dialect: str
+    cls: Callable[..., Any]
+
+    @property
+    def single(self) -> int:
+        """Width of the one input."""
+        if len(self.in_channels) != 1:
+            raise UserError(f"takes one input, not {len(self.in_channels)}")
+        if not isinstance(self.in_channels[0], int):
+            raise UserError("reads a layer that gives several maps; only CBFuse can")
+        return self.in_channels[0]
+
+    @property
+    def plain(self) -> tuple[int, ...]:
+        """Widths of all inputs, each a single map."""
+        if not all(isinstance(c, int) for c in self.in_channels):
+            raise UserError("reads a layer that gives several maps; only CBFuse can")
+        return self.in_channels  # type: ignore[return-value]
+
+
+ChannelRule = Callable[[Sequence[Any], RuleContext], LayerPlan]
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The smallest multiple of ``divisor`` that is not below ``channels``."""
+    return math.ceil(channels / divisor) * divisor
+
+
+def projects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """``[c_out, …]``: a layer from its input's width to ``c_out`` (scaled); repeats stand in a row."""
+    out = _width_argument(args, context)
+    return LayerPlan((context.single, out, *args[1:]), out, context.repeats)
+
+
+def stacks(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """``[c_out, …]`` with the repeats inside the block, as its third argument (C3, C2f, BoT3 …)."""
+    out = _width_argument(args, context)
+    return LayerPlan((context.single, out, context.repeats, *args[1:]), out)
+
+
+def preserves(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """Arguments as they are; the width stays (up-sampling, pooling, identity)."""
+    return LayerPlan(tuple(args), context.single, context.repeats)
+
+
+def attends(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """A same-width module, built as ``cls(channels, *options)``.
+
+    A leading integer is the width if, raw or scaled, it equals the input's; otherwise it is the module's first option, if that
+    option can take it; otherwise the row is wrong.
+    """
+    channels = context.single
+    if args and _is_int(args[0]):
+        if channels in (args[0], context.width(args[0])):
+            args = args[1:]
+        elif not _first_option_takes(context.cls, args[0], channels):
+            raise UserError(f"width {args[0]} (scaled {context.width(args[0])}) is not the input's {channels}, and the module keeps its width")
+    return LayerPlan((channels, *args), channels, context.repeats)
+
+
+def concatenates(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """Joins its inputs along the channels."""
+    return LayerPlan(tuple(args), sum(context.plain))
+
+
+def takes_first(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """Adds inputs of one width (Shortcut); the first says which."""
+    if len(set(context.plain)) != 1:
+        raise UserError(f"adds its inputs, whose widths differ: {list(context.plain)}")
+    return LayerPlan(tuple(args), context.plain[0])
+
+
+def folds(channels: Callable[..., int]) -> ChannelRule:
+    """Moves space into channels or back: ``channels(c, *args)`` is the output width (ReOrg: 4 c)."""
+
+    def rule(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+        return LayerPlan(tuple(args), channels(context.single, *args), context.repeats)
+
+    rule.__name__ = "folds"
+    return rule
+
+
+def splits(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """``[[c1, c2, …]]``: one map in, one map a listed width out; the widths are not scaled (CBLinear)."""
+    if not args or not isinstance(args[0], (list, tuple)) or not all(_is_int(c) for c in args[0]):
+        raise UserError("wants a list of widths as its first argument, such as [[256, 512]]")
+    widths = tuple(args[0])
+    return LayerPlan((context.single, list(widths), *args[1:]), widths)
+
+
+def fuses(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """``[[i, j, …]]``: picks map i of the first input, j of the second …, and adds them to the last input (CBFuse)."""
+    *several, last = context.in_channels
+    if not isinstance(last, int) or not args or len(args[0]) != len(several):
+        raise UserError(f"wants one index for each of its {len(several)} split inputs, and a plain layer as its last input")
+    for position, (choice, widths) in enumerate(zip(args[0], several)):
+        if isinstance(widths, int) or not 0 <= choice < len(widths) or widths[choice] != last:
+            raise UserError(f"input {position} gives widths {widths}; index {choice} should pick one of width {last}")
+    return LayerPlan(tuple(args), last)
+
+
+def detects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+    """``[nc]`` or ``[nc, anchors]``: a head that reads several levels; it knows its dialect where it matters.
+
+    The class may give ``for_row(*, anchors, dialect) -> class`` to choose between forms that share one name (Detect).
+    """
+    anchors = args[1] if len(args) > 1 else None
+    if anchors is None and context.anchors is not None:
+        anchors = context.anchors
+    choose = getattr(context.cls, "for_row", None)
+    cls = choose(anchors=anchors, dialect=context.dialect) if choose else context.cls
+    nc = args[0] if args else context.nc
+    built = (nc, anchors, context.plain) if getattr(cls, "anchor_based", False) else (nc, context.plain)
+    return LayerPlan((*built, *args[2:]), 0, cls=cls)
+
+
+def _width_argument(args: Sequence[Any], context: RuleContext) -> int:
+    if not args or not _is_int(args[0]) or args[0] < 1:
+        raise UserError(f"wants its output width as the first argument, not {args[0] if args else 'nothing'!r}")
+    return context.width(args[0])
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _first_option_takes(cls: Callable[..., Any], value: int, channels: int) -> bool:
+    """Whether the parameter after the channels can be the integer ``value``: an int within reach, or a width of its own (int | None)."""
+    parameters = list(inspect.signature(cls, eval_str=False).parameters.values())[1:]
+    if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
+        return False
+    option = parameters[0]
+    kinds = _kinds(option.annotation)
+    if "int" not in kinds:
+        return option.annotation is option.empty and _is_int(option.default) and 0 < value <= LARGEST_OPTION
+    return 0 < value <= (channels if "None" in kinds else LARGEST_OPTION)
+
+
+def _kinds(annotation: Any) -> set[str]:
+    if isinstance(annotation, str):
+        return {part.strip() for part in annotation.split("|")}
+    if get_origin(annotation) is not None or get_args(annotation):
+        return {"None" if a is type(None) else getattr(a, "__name__", str(a)) for a in get_args(annotation)}
+    return {getattr(annotation, "__name__", str(annotation))}

@@ -1,0 +1,84 @@
+"""What every detection head promises; the scripts and the Detector know nothing else about heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from utils.types import Batch, Predictions
+
+if TYPE_CHECKING:
+    from utils.config import Hyperparameters
+
+
+class HeadOutput(NamedTuple):
+    """Raw maps of a head, the same type in training, evaluation and export.
+
+    ``branches[b][level]`` is (B, no, H, W), auxiliary branches first, the main branch last.
+    """
+
+    branches: tuple[tuple[Tensor, ...], ...]
+
+    @property
+    def main(self) -> tuple[Tensor, ...]:
+        """The maps that decode to predictions."""
+        return self.branches[-1]
+
+
+class DetectionLoss(Protocol):
+    """What ``build_loss`` gives: an object that knows the strides and gains and turns maps and targets into loss parts."""
+
+    names: tuple[str, ...]  # of the parts, in the order of the training log, such as ("box", "cls", "dfl")
+
+    def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
+        """Scalar parts after gains, means over the batch; the training step back-propagates their sum times the batch size."""
+
+
+class Deployed(NamedTuple):
+    """A head without its auxiliary branches, and the positions among the old head's inputs that it still reads."""
+
+    head: DetectionHead
+    inputs: list[int]
+    name: str  # registered name under which a YAML can build it
+
+
+class DetectionHead(nn.Module):
+    """Base of all heads: the only place that knows how many branches there are.
+
+    Attributes:
+        nc: number of classes.
+        strides: px of the input per cell for each level, main branch; set by the Detector's dry run.
+        branch_weights: weight of each branch's loss, auxiliary branches first.
+        anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
+    """
+
+    branch_weights: tuple[float, ...] = (1.0,)
+    anchor_based = False
+    nc: int
+    strides: tuple[float, ...]
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        """Feature maps (B, C_i, H_i, W_i), one a source row, to raw maps."""
+        raise NotImplementedError
+
+    def decode(self, output: HeadOutput) -> Predictions:
+        """Raw maps of the main branch to boxes (B, N, 4) xyxy px and scores (B, N, nc) in 0-1; pure."""
+        raise NotImplementedError
+
+    def build_loss(self, hyp: Hyperparameters) -> DetectionLoss:
+        """The loss of this head with gains, assigner and box loss as the hyper-parameters say."""
+        raise NotImplementedError
+
+    def deploy(self) -> Deployed:
+        """This head with only its main branch, sharing its parameters; a head with one branch returns itself."""
+        raise NotImplementedError
+
+    def set_strides(self, strides: Sequence[float]) -> None:
+        """Takes the strides of the levels (one a level of one branch) and initialises what depends on them (class biases)."""
+        raise NotImplementedError
+
+    def levels(self, sources: Sequence[Any]) -> int:
+        """How many levels one branch has, given the inputs of all branches."""
+        return len(sources) // len(self.branch_weights)
