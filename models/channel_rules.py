@@ -9,14 +9,12 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeAlias, get_args, get_origin
 
 from utils.errors import UserError
 
-Channels = Union[int, tuple[int, ...]]  # a tuple for a layer that gives several maps (CBLinear)
+Channels: TypeAlias = "int | tuple[int, ...]"  # a tuple for a layer that gives several maps (CBLinear)
 LARGEST_OPTION = 64  # a leading integer above it is meant as a width, not as a reduction, a kernel or a number of heads
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,8 @@ def attends(args: Sequence[Any], context: RuleContext) -> LayerPlan:
         if channels in (args[0], context.width(args[0])):
             args = args[1:]
         elif not _first_option_takes(context.cls, args[0], channels):
-            raise UserError(f"width {args[0]} (scaled {context.width(args[0])}) is not the input's {channels}, and the module keeps its width")
+            scaled = context.width(args[0])
+            raise UserError(f"width {args[0]} (scaled {scaled}) is not the input's {channels}, and the module keeps its input's width")
     return LayerPlan((channels, *args), channels, context.repeats)
 
 

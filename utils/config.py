@@ -14,11 +14,13 @@ from utils.errors import UserError, nearest
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
-    "anchors angle auto_augment bgr copy_paste_mode crop_fraction cutmix dropout erasing kobj mask_ratio overlap_mask paste_in pose rle".split()
+    ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "kobj", "mask_ratio")
+    + ("overlap_mask", "paste_in", "pose", "rle")
 )
 IOU_LOSSES = ("IoU", "GIoU", "DIoU", "CIoU", "SIoU", "EIoU", "WIoU")
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION")
 PRECISIONS = ("auto", "off", "fp16", "bf16")
+LEAST = {"epochs": 1, "batch_size": 1, "imgsz": 32, "workers": 0, "patience": 0, "min_items": 0, "seed": 0}
 CACHES = ("", "ram", "disk")
 
 INF = math.inf
@@ -33,7 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "shear": (0.0, 90.0),
     "perspective": (0.0, 0.01),
     "anchor_t": (1.0, INF),
-    "loss_ota": (0, 1),
+    **dict.fromkeys(("loss_ota", "lr_reaches_lrf"), (0, 1)),
     "nbs": (1, INF),
     "tal_topk": (1, INF),
 }
@@ -49,6 +51,7 @@ class Hyperparameters:
     # Optimizer and schedule
     lr0: float = 0.01  # learning rate after warm-up
     lrf: float = 0.01  # last learning rate as a fraction of lr0
+    lr_reaches_lrf: int = 0  # 1: the linear schedule reaches lr0 * lrf in the last epoch (v7), 0: one epoch later
     momentum: float = 0.937  # SGD momentum, Adam beta1
     weight_decay: float = 0.0005  # at the nominal batch
     warmup_epochs: float = 3.0
@@ -182,7 +185,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._normalise()
-        for name, least in (("epochs", 1), ("batch_size", 1), ("imgsz", 32), ("workers", 0), ("patience", 0), ("min_items", 0), ("seed", 0)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least} is needed")
