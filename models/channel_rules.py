@@ -34,6 +34,8 @@ class LayerPlan:
         name: registered name of the block.
         section: ``backbone`` or ``head``.
         identity_start: wrap the layer so that it begins as an exact no-op.
+        repeat_args: constructor arguments of the second and later repeats, where they differ (c_out to c_out).
+        takes_list: the layer's forward takes the list of its inputs, not a single map.
     """
 
     args: tuple[Any, ...]
@@ -46,6 +48,8 @@ class LayerPlan:
     name: str = ""
     section: str = ""
     identity_start: bool = False
+    repeat_args: tuple[Any, ...] | None = None
+    takes_list: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 def projects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]``: a layer from its input's width to ``c_out`` (scaled); repeats stand in a row."""
     out = _width_argument(args, context)
-    return LayerPlan((context.single, out, *args[1:]), out, context.repeats)
+    return LayerPlan((context.single, out, *args[1:]), out, context.repeats, repeat_args=(out, out, *args[1:]))
 
 
 def stacks(args: Sequence[Any], context: RuleContext) -> LayerPlan:
@@ -130,14 +134,14 @@ def attends(args: Sequence[Any], context: RuleContext) -> LayerPlan:
 
 def concatenates(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """Joins its inputs along the channels."""
-    return LayerPlan(tuple(args), sum(context.plain))
+    return LayerPlan(tuple(args), sum(context.plain), takes_list=True)
 
 
 def takes_first(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """Adds inputs of one width (Shortcut); the first says which."""
     if len(set(context.plain)) != 1:
         raise UserError(f"adds its inputs, whose widths differ: {list(context.plain)}")
-    return LayerPlan(tuple(args), context.plain[0])
+    return LayerPlan(tuple(args), context.plain[0], takes_list=True)
 
 
 def folds(channels: Callable[..., int]) -> ChannelRule:
@@ -166,7 +170,7 @@ def fuses(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     for position, (choice, widths) in enumerate(zip(args[0], several)):
         if isinstance(widths, int) or not 0 <= choice < len(widths) or widths[choice] != last:
             raise UserError(f"input {position} gives widths {widths}; index {choice} should pick one of width {last}")
-    return LayerPlan(tuple(args), last)
+    return LayerPlan(tuple(args), last, takes_list=True)
 
 
 def detects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
@@ -181,7 +185,7 @@ def detects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     cls = choose(anchors=anchors, dialect=context.dialect) if choose else context.cls
     nc = args[0] if args else context.nc
     built = (nc, anchors, context.plain) if getattr(cls, "anchor_based", False) else (nc, context.plain)
-    return LayerPlan((*built, *args[2:]), 0, cls=cls)
+    return LayerPlan((*built, *args[2:]), 0, cls=cls, takes_list=True)
 
 
 def _width_argument(args: Sequence[Any], context: RuleContext) -> int:
