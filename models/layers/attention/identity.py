@@ -1,0 +1,26 @@
+"""Identity start: an inserted module begins as an exact no-op, so that a pre-trained network keeps its output on the first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class IdentityStart(nn.Module):
+    """x + γ (m(x) - x) with γ = 0 at first: the identity, whether ``m`` has a residual of its own or not.
+
+    γ is one number; at γ = 1 the module stands there as if it had been inserted plainly. The module's own parameters get their first
+    gradient after γ has left zero, that is from the second step on.
+
+    Args:
+        module: the same-width module; its keys become ``m.*``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.m = module
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.gamma.to(x.dtype) * (self.m(x) - x)
