@@ -1,0 +1,224 @@
+"""A dataset YAML in any of the forms users have, read into one frozen value: where the images lie and what the classes are called.
+
+Nothing in the file is ever run: a ``download:`` entry is shown to the user when images are missing, and that is all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.shapes import ensure_shapes
+from utils.errors import UserError, nearest
+
+SPLITS = ("train", "val", "test")
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """What a dataset YAML says, with every path resolved.
+
+    Attributes:
+        yaml_path: The file it was read from.
+        root: The folder that relative paths were resolved against first.
+        names: Class names in class order (``("item",)`` when all classes are treated as one).
+        nc: Number of classes the model learns.
+        label_nc: Number of classes in the label files; differs from ``nc`` only with ``single_cls``.
+        train: Image folders, image files or .txt lists of the training images; ``val`` and ``test`` likewise, empty if the file has none.
+        ch: Image channels.
+        download: The file's ``download:`` entry as text, for messages only.
+        single_cls: Whether all classes count as one.
+    """
+
+    yaml_path: Path
+    root: Path
+    names: tuple[str, ...]
+    nc: int
+    label_nc: int
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    test: tuple[Path, ...]
+    ch: int = 3
+    download: str | None = None
+    single_cls: bool = False
+
+    def sources(self, split: str) -> tuple[Path, ...]:
+        """The sources of ``train``, ``val`` or ``test``.
+
+        Raises:
+            UserError: The file has no such split, or a source is not there.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split {split!r} is unknown, one of {', '.join(SPLITS)} is expected")
+        sources: tuple[Path, ...] = getattr(self, split)
+        if not sources:
+            raise UserError(f"{self.yaml_path}: no {split!r} entry, it should name a folder of images or a .txt list")
+        missing = [p for p in sources if not p.exists()]
+        if missing:
+            raise _missing(self.yaml_path, split, missing, self.download)
+        return sources
+
+    def annotations_json(self, split: str) -> Path | None:
+        """The COCO file of a split (``annotations/instances_<split>.json`` below the root), or None where there is none."""
+        sources = getattr(self, split)
+        stems = [p.stem for p in sources[:1] if p.stem != "images"] + [p.parent.name for p in sources[:1]] + [split]
+        for stem in stems:
+            path = self.root / "annotations" / f"instances_{stem}.json"
+            if path.is_file():
+                return path
+        return None
+
+
+def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, need: Iterable[str] | None = None) -> DatasetSpec:
+    """Reads a dataset YAML, given by path or by bare name (``coco``, ``shapes.yaml``), and checks that its images are there.
+
+    Relative sources are tried against ``path``, which is itself tried against the YAML's folder and then the working directory.
+    ``../train/images`` without ``path`` (Roboflow's exports) is also tried without the dots. The embedded data set is generated
+    when its YAML is asked for the first time.
+
+    Args:
+        path_or_name: The file, or the name of one that lies under ``data/``.
+        single_cls: Treat all classes as one, called ``item`` unless there is only one anyway.
+        need: The splits that have to exist. Default: those of train and val that the file mentions, at least one.
+
+    Raises:
+        UserError: No such file, not a mapping, names and ``nc`` that disagree, or images that are not there; the message names every
+            path tried.
+    """
+    yaml_path = _find_yaml(path_or_name)
+    raw = _read_yaml(yaml_path)
+    if yaml_path == HERE / "shapes.yaml":
+        ensure_shapes(HERE / "shapes")
+    download = None if raw.get("download") is None else str(raw["download"]).strip()
+    roots = _roots(yaml_path, raw.get("path"))
+    resolved: dict[str, tuple[Path, ...]] = {}
+    missing: dict[str, list[Path]] = {}
+    for split in SPLITS:
+        resolved[split], missing[split] = _resolve_split(yaml_path, split, raw.get(split), roots)
+    if need is None:
+        need = [s for s in ("train", "val") if resolved[s]]
+        if not need:
+            raise UserError(f"{yaml_path}: neither 'train' nor 'val', each should name a folder of images, a .txt list, or a list of these")
+    for split in need:
+        if not resolved[split]:
+            raise UserError(f"{yaml_path}: no {split!r} entry, it should name a folder of images or a .txt list")
+        if missing[split]:
+            raise _missing(yaml_path, split, missing[split], download)
+    names = _read_names(yaml_path, raw)
+    label_nc = len(names)
+    if single_cls:
+        names = names if label_nc == 1 else ("item",)
+    root = next((r for r in roots if r.is_dir()), roots[0])
+    return DatasetSpec(
+        yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
+        download=download, single_cls=single_cls, **resolved,
+    )  # fmt: skip
+
+
+def _missing(yaml_path: Path, split: str, tried: list[Path], download: str | None) -> UserError:
+    places = ", ".join(str(p) for p in tried)
+    hint = f"; its 'download:' entry, which is never run here, says: {' '.join(download.split())}" if download else ""
+    return UserError(f"{yaml_path}: images of {split!r} not found, tried {places}{hint}")
+
+
+def _find_yaml(path_or_name: str | Path) -> Path:
+    """The dataset file for a path or a bare name."""
+    given = Path(path_or_name).expanduser()
+    tried = [given]
+    if given.suffix not in (".yaml", ".yml"):
+        tried.append(given.with_name(given.name + ".yaml"))
+    tried += [HERE / p.name for p in tried]
+    for path in tried:
+        if path.is_file():
+            return path.resolve()
+    known = sorted(p.name for p in HERE.glob("*.yaml"))
+    hint = nearest(given.name, known) or "known names: " + ", ".join(known)
+    raise UserError(f"dataset file {path_or_name} not found, tried {', '.join(dict.fromkeys(map(str, tried)))}; {hint}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a mapping with train, val and names is expected, not {type(raw).__name__}")
+    return raw
+
+
+def _roots(yaml_path: Path, path: object) -> list[Path]:
+    """The folders that relative sources are tried against, the most likely first."""
+    if path is None or path == "":
+        return [yaml_path.parent, Path.cwd()]
+    given = Path(str(path)).expanduser()
+    if given.is_absolute():
+        return [given]
+    return list(dict.fromkeys([(yaml_path.parent / given).resolve(), (Path.cwd() / given).resolve()]))
+
+
+def _resolve_split(yaml_path: Path, split: str, value: object, roots: list[Path]) -> tuple[tuple[Path, ...], list[Path]]:
+    """Resolved sources of a split (the first guess where nothing exists) and the paths tried for those that are missing."""
+    if value is None or value == "":
+        return (), []
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    found, missing = [], []
+    for entry in entries:
+        if not isinstance(entry, (str, Path)):
+            raise UserError(f"{yaml_path}: {split}: a folder or .txt list is expected, not {entry!r}")
+        tried = _candidates(Path(entry).expanduser(), roots)
+        hit = next((p for p in tried if p.exists()), None)
+        found.append(hit or tried[0])
+        missing += [] if hit else tried
+    return tuple(found), missing
+
+
+def _candidates(entry: Path, roots: list[Path]) -> list[Path]:
+    """Where a source may lie: below each root, and without leading dots (a Roboflow export names ``../train/images``)."""
+    if entry.is_absolute():
+        return [entry]
+    parts = list(entry.parts)
+    while parts and parts[0] in ("..", "."):
+        parts.pop(0)
+    forms = [entry] + ([Path(*parts)] if parts and entry.parts[0] == ".." else [])
+    return list(dict.fromkeys((root / form).resolve() for form in forms for root in roots))
+
+
+def _read_names(yaml_path: Path, raw: dict[str, Any]) -> tuple[str, ...]:
+    """Class names in order from a list, a dict or ``nc`` alone."""
+    names, nc = raw.get("names"), raw.get("nc")
+    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
+        raise UserError(f"{yaml_path}: nc: {nc!r}, a whole number of at least 1 is expected")
+    if names is None:
+        if nc is None:
+            raise UserError(f"{yaml_path}: neither 'names' nor 'nc'; names: [cat, dog] or names: {{0: cat, 1: dog}} is expected")
+        return tuple(f"class{i}" for i in range(nc))
+    if isinstance(names, dict):
+        names = _ordered(yaml_path, names)
+    if not isinstance(names, (list, tuple)) or not names:
+        raise UserError(f"{yaml_path}: names: a list or a mapping from class number to name is expected, not {names!r}")
+    if nc is not None and nc != len(names):
+        raise UserError(f"{yaml_path}: nc: {nc} but names has {len(names)} entries; make them agree or leave nc out")
+    return tuple(str(n) for n in names)
+
+
+def _ordered(yaml_path: Path, names: dict[Any, Any]) -> list[Any]:
+    try:
+        by_index = {int(k): v for k, v in names.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{yaml_path}: names: keys must be class numbers 0, 1, 2 …, not {next(iter(names))!r}") from error
+    absent = sorted(set(range(len(names))) - set(by_index))
+    if absent:
+        raise UserError(f"{yaml_path}: names: {len(names)} classes, but no entry for class {absent[0]}; keys must be 0 to {len(names) - 1}")
+    return [by_index[i] for i in range(len(names))]
+
+
+def _read_ch(yaml_path: Path, raw: dict[str, Any]) -> int:
+    ch = raw.get("ch", raw.get("channels", 3))
+    if isinstance(ch, bool) or not isinstance(ch, int) or ch < 1:
+        raise UserError(f"{yaml_path}: ch: {ch!r}, the number of image channels is expected")
+    return ch

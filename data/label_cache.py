@@ -1,0 +1,101 @@
+"""Labels read once and kept: an .npz beside the label folder, valid as long as no picture and no label file has changed.
+
+The key is a hash of every path, size and modification time together with the format's version; there is nothing in the file but arrays
+of numbers and one JSON text, so it can run no code. A stale, foreign or torn file is read anew, never trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.labels import LabelTable, Problem, label_path, read_labels
+
+FORMAT_VERSION = 1
+ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "rows", "point_starts", "points")
+
+
+def cached_labels(
+    image_files: Sequence[str], *, source: Path, workers: int = 8, prefix: str = "", progress: bool = True
+) -> tuple[LabelTable, str]:
+    """The labels of all pictures, from the cache if it is valid, else read and then cached.
+
+    Args:
+        image_files: N pictures.
+        source: The folder or list they come from; names the cache file.
+        workers: Most parallel readers.
+        prefix: Words before the progress bar.
+        progress: Whether to show it.
+
+    Returns:
+        The table, and one line about the cache for the user (empty: nothing to say).
+    """
+    path = cache_path(image_files[0], source)
+    key = content_key(image_files)
+    table = load(path, key)
+    if table is not None:
+        return table, ""
+    table = read_labels(image_files, workers=workers, prefix=prefix, progress=progress)
+    try:
+        save(path, key, table)
+    except OSError as error:
+        return table, f"{prefix}labels are not cached: {path.parent} cannot be written ({error.strerror or error})"
+    return table, ""
+
+
+def cache_path(image_file: str, source: Path) -> Path:
+    """Beside the folder of the first label file, with the source's name: ``labels/train.cache.npz`` for ``images/train``."""
+    folder = Path(label_path(image_file)).parent
+    name = source.stem if source.suffix == ".txt" or source.name != "images" else folder.name
+    return folder.parent / f"{name}.cache.npz"
+
+
+def content_key(image_files: Sequence[str]) -> str:
+    """Hash over path, size and modification time of every picture and label file, and the format's version."""
+    digest = hashlib.sha256(f"labels {FORMAT_VERSION}\n".encode())
+    for image in image_files:
+        for path in (image, label_path(image)):
+            try:
+                stat = os.stat(path)
+                entry = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            except OSError:
+                entry = f"{path}\0missing\n"
+            digest.update(entry.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def load(path: Path, key: str) -> LabelTable | None:
+    """The stored table if the file is there, whole, and has this key; else None."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["key"]) != key:
+                return None
+            problems = tuple(Problem(*p) for p in json.loads(stored["problems"].tobytes().decode()))
+            return LabelTable(**{name: stored[name] for name in ARRAYS}, problems=problems)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile):
+        return None
+
+
+def save(path: Path, key: str, table: LabelTable) -> None:
+    """Writes to a temporary file and renames it, so that a reader never sees half a cache.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            problems = np.frombuffer(json.dumps(table.problems).encode(), np.uint8)
+            np.savez(file, key=np.array(key), problems=problems, **{name: getattr(table, name) for name in ARRAYS})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
