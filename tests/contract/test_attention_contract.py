@@ -1,0 +1,299 @@
+"""What every attention module promises, checked for every registered name: a new module is covered by being in the registry.
+
+``LIMITS`` is the one table of what a module cannot hold, with the reason; such a check is expected to fail, and a promise that holds after
+all must leave the table (strict xfail).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models import channel_rules as rules
+from models.registry import BLOCKS
+from tests.golden import assert_close, fill_
+
+CHANNELS = 32
+HALF_MAX = 65504.0
+SIZES = ((7, 5), (13, 20), (20, 20), (1, 1))
+PART_A = ("FocalModulation", "FocalModulationBlock", "BiLevelRoutingAttention", "nchwBRA", "BiFormerBlock", "BiFormerBlockNCHW",
+          "CloAttention", "ConvFFN", "CloBlock", "NLBlockND", "MHSA", "BottleneckTransformer", "BoT3", "BoTPaperAttention")  # fmt: skip
+
+# (module, check): the reason why the check cannot hold
+LIMITS: dict[tuple[str, str], str] = {}
+
+
+def attention_names() -> list[str]:
+    """Canonical names of all same-width modules, and of those in models/layers/attention that choose their output width."""
+    own = "models.layers.attention."
+    return [
+        name
+        for name, spec in BLOCKS.items()
+        if spec.channels is rules.attends or (spec.cls.__module__.startswith(own) and spec.channels in (rules.stacks, rules.projects))
+    ]
+
+
+def build(name: str, channels: int = CHANNELS) -> nn.Module:
+    """The block as a YAML row with no arguments (or only its width) builds it, with filled weights."""
+    spec = BLOCKS[name]
+    torch.manual_seed(0)
+    module = spec.cls(channels) if spec.channels is rules.attends else spec.cls(channels, channels)
+    return fill_(module).eval()
+
+
+def sample(height: int, width: int, *, batch: int = 1, channels: int = CHANNELS, seed: int = 0) -> Tensor:
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def each_block(check: str, only: Callable[[str], bool] = lambda name: True) -> pytest.MarkDecorator:
+    """Runs a test over all names, with strict expected failures from LIMITS."""
+    cases = []
+    for name in filter(only, attention_names()):
+        reason = LIMITS.get((name, check))
+        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+        cases.append(pytest.param(name, marks=marks))
+    return pytest.mark.parametrize("name", cases)
+
+
+def compiled_cases(check: str) -> pytest.MarkDecorator:
+    """As each_block; outside part A the costly checks run with ``-m slow``."""
+    mark = each_block(check)
+    cases = [c if c.values[0] in PART_A else pytest.param(*c.values, marks=[*c.marks, pytest.mark.slow]) for c in mark.args[1]]
+    return pytest.mark.parametrize("name", cases)
+
+
+def step(module: nn.Module, x: Tensor) -> Tensor:
+    """One plain training step; returns the loss."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-4)
+    loss = module(x).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def test_the_registry_has_attention():
+    assert {"FocalModulation", "FocalModulationBlock"} <= set(attention_names())
+
+
+@each_block("size")
+def test_any_size_gives_the_same_shape_dtype_and_finite_values(name):
+    module = build(name)
+    for height, width in SIZES:
+        x = sample(height, width)
+        with torch.no_grad():
+            y = module(x)
+        assert y.shape == x.shape
+        assert y.dtype == x.dtype
+        assert y.device == x.device
+        assert torch.isfinite(y).all(), f"{height}x{width}"
+
+
+@each_block("state")
+def test_calls_leave_no_trace(name):
+    module = build(name)
+    before = [(k, sorted(vars(m))) for k, m in module.named_modules()]
+    weights = copy.deepcopy(module.state_dict())
+    x = sample(13, 20)
+    with torch.no_grad():
+        first = module(x)
+        module(sample(20, 20, batch=2, seed=1))
+        again = module(x)
+    assert torch.equal(first, again)
+    assert [(k, sorted(vars(m))) for k, m in module.named_modules()] == before
+    assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
+
+
+@each_block("batch")
+def test_images_of_a_batch_do_not_meet(name):
+    module = build(name)
+    x = sample(13, 20, batch=2)
+    with torch.no_grad():
+        both, second = module(x), module(x[1:])
+    assert_close(both[1:], second, 1e-5, name)
+
+
+@each_block("gradient")
+def test_every_parameter_and_the_input_get_a_gradient(name):
+    module = build(name).train()
+    x = sample(13, 20, batch=2).requires_grad_()
+    kept = x.detach().clone()
+    module(x).square().mean().backward()
+    assert torch.equal(x.detach(), kept), "the input was overwritten"
+    missing = [k for k, p in module.named_parameters() if p.grad is None]
+    assert not missing, f"no gradient for {missing}"
+    broken = [k for k, p in module.named_parameters() if not torch.isfinite(p.grad).all()]
+    assert not broken, f"non-finite gradient for {broken}"
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+
+
+class RangeCheck(TorchDispatchMode):
+    """Remembers the largest finite magnitude that any operator gave; -inf (a mask) fits every type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest, self.operator = 0.0, ""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                largest = float(value.detach().masked_fill(value == -torch.inf, 0).abs().max())
+                if not largest <= self.largest:
+                    self.largest, self.operator = largest, str(func)
+        return result
+
+
+@each_block("range")
+def test_values_stay_within_half_precision(name):
+    module = build(name)
+    with torch.no_grad(), RangeCheck() as seen:
+        module(4 * sample(24, 24))
+    assert seen.largest < HALF_MAX, f"{seen.operator} gives {seen.largest:.3g}"
+
+
+@each_block("autocast")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_finite(name, dtype):
+    module = build(name).train()
+    x = sample(13, 20, batch=2).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        y = module(x)
+    assert torch.isfinite(y).all()
+    y.float().square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    assert torch.isfinite(x.grad).all()
+
+
+@each_block("half")
+def test_half_weights_and_input_give_half_output(name):
+    module = build(name)
+    x = sample(13, 20)
+    with torch.no_grad():
+        y = copy.deepcopy(module).half()(x.half())
+    assert y.dtype == torch.float16
+    assert torch.isfinite(y).all()
+
+
+@each_block("copy")
+def test_copy_and_save_after_a_training_step(name):
+    module = build(name).train()
+    fresh = io.BytesIO()
+    torch.save(module.state_dict(), fresh)
+    step(module, sample(13, 20, batch=2))
+    twin = copy.deepcopy(module).eval()
+    whole, weights = io.BytesIO(), io.BytesIO()
+    torch.save(module, whole)
+    torch.save(module.state_dict(), weights)
+    assert weights.tell() == fresh.tell()
+    weights.seek(0)
+    other = build(name)
+    other.load_state_dict(torch.load(weights, weights_only=True))
+    x = sample(13, 20)
+    with torch.no_grad():
+        expected = module.eval()(x)
+        assert torch.equal(twin(x), expected)
+        assert torch.equal(other(x), expected)
+
+
+@each_block("deterministic")
+def test_deterministic_algorithms(name):
+    grads = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            module = build(name).train()
+            x = sample(13, 20, batch=2).requires_grad_()
+            torch.manual_seed(1)
+            module(x).square().mean().backward()
+            grads.append([x.grad, *(p.grad for p in module.parameters())])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+@compiled_cases("compile")
+def test_compiles_without_graph_breaks(name):
+    torch._dynamo.reset()
+    module = build(name)
+    x = sample(13, 20)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert_close(compiled(x), module(x), 1e-4, name)
+
+
+@compiled_cases("trace")
+@pytest.mark.filterwarnings("ignore")
+def test_traces_for_other_sizes(name):
+    module = build(name)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, sample(13, 20), check_trace=False)
+        for height, width in ((13, 20), (20, 20), (7, 9)):
+            x = sample(height, width, batch=2)
+            assert_close(traced(x), module(x), 1e-4, f"{name} {height}x{width}")
+
+
+@compiled_cases("onnx")
+@pytest.mark.filterwarnings("ignore")
+def test_exports_to_onnx_with_dynamic_size(name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module, file = build(name), io.BytesIO()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}, "y": {0: "batch", 2: "height", 3: "width"}}
+    torch.onnx.export(
+        module, (sample(13, 20),), file, opset_version=17, input_names=["x"], output_names=["y"], dynamic_axes=axes, dynamo=False
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    for height, width in ((13, 20), (20, 20), (7, 9)):
+        x = sample(height, width, batch=2)
+        (got,) = session.run(None, {"x": x.numpy()})
+        with torch.no_grad():
+            assert_close(np.asarray(got), module(x), 1e-4, f"{name} {height}x{width}")
+
+
+@each_block("options")
+def test_every_option_has_a_default(name):
+    """A row needs no more than its width: every constructor argument after the channels has a default."""
+    spec = BLOCKS[name]
+    positional = 1 if spec.channels is rules.attends else 2
+    parameters = list(inspect.signature(spec.cls).parameters.values())[positional:]
+    assert all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+@pytest.mark.gpu
+@each_block("cuda")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_and_trains_in_half_precision(name):
+    module = build(name)
+    x = sample(20, 20, batch=2)
+    expected = module(x)
+    module = module.cuda()
+    assert_close(module(x.cuda()).cpu(), expected, 1e-3, name)
+    module.train()
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cuda", dtype=dtype):
+            loss = module(x.cuda()).square().mean()
+        loss.backward()
+        assert torch.isfinite(loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in attention_names() if name in PART_A])
+def test_inductor_agrees(name):
+    torch._dynamo.reset()
+    module = build(name)
+    x = sample(13, 20)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        assert_close(torch.compile(module, fullgraph=True)(x), module(x), 1e-3, name)
