@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,14 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> HeadOutput:
         """Runs (B, ch, H, W) images in 0-1, sides multiples of :attr:`stride`, to the head's raw maps."""
+        return self.run_rows(images, lambda plan, layer, inputs: layer(inputs))
+
+    def run_rows(self, images: Tensor, call: Callable[[LayerPlan, nn.Module, Any], Any]) -> Any:
+        """Walks the graph: ``call(plan, layer, inputs)`` gives a row's output; a map is let go after its last use. Returns the last output."""
         outputs: dict[int, Any] = {-1: images}
         for plan, layer, released in zip(self.plans, self.model, self._released):
             inputs = [outputs[s] for s in plan.sources]
-            outputs[plan.index] = layer(inputs if plan.takes_list else inputs[0])
+            outputs[plan.index] = call(plan, layer, inputs if plan.takes_list else inputs[0])
             for s in released:
                 del outputs[s]
         return outputs[len(self.plans) - 1]
@@ -156,26 +160,26 @@ class Detector(nn.Module):
     @torch.no_grad()
     def _dry_run(self) -> tuple[float, ...]:
         """Runs one blank image through, row by row, checks the widths that the rules promised, and gives the strides."""
-        outputs: dict[int, Any] = {-1: torch.zeros(1, self.ch, DRY_RUN_SIZE, DRY_RUN_SIZE)}
         shapes: list[Any] = []
-        self.eval()
-        for plan, layer in zip(self.plans, self.model):
-            inputs = [outputs[s] for s in plan.sources]
+
+        def call(plan: LayerPlan, layer: nn.Module, inputs: Any) -> Any:
             where = f"{self.spec.origin}: row {plan.index} [{plan.name}]"
             try:
-                out = layer(inputs if plan.takes_list else inputs[0])
+                out = layer(inputs)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-                got = ", ".join(str(_shape(i)) for i in inputs)
-                raise UserError(f"{where}: fails on input {got}: {' '.join(str(error).split())}") from error
-            outputs[plan.index] = out
+                raise UserError(f"{where}: fails on input {_shape(inputs)}: {' '.join(str(error).split())}") from error
             shapes.append(_shape(out))
             _check_width(plan, out, where)
+            return out
+
+        self.eval()
+        self.run_rows(torch.zeros(1, self.ch, DRY_RUN_SIZE, DRY_RUN_SIZE), call)
         self.train()
         self.shapes = tuple(shapes)
         main = self.plans[-1].sources[-self.head.levels(self.plans[-1].sources) :]
-        return tuple(DRY_RUN_SIZE / outputs[s].shape[-2] for s in main)
+        return tuple(DRY_RUN_SIZE / self.shapes[s][-2] for s in main)
 
 
 def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:

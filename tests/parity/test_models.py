@@ -1,0 +1,123 @@
+"""Whole networks against the reference: outputs of filled models, fused outputs, strides, initial biases, and deployment."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import build_model
+from models.registry import BLOCKS
+from tests.golden import all_names, assert_close, fill_, find, image_array
+from utils.boxes import xyxy_to_cxcywh
+
+WITH_OUTPUT = [n for n in all_names("models") if not n.startswith(("train_", "deploy_", "baseline-")) and "fill_g" in find("models", n).meta]
+DEPLOYED = ("t", "s", "m", "c", "e")
+
+
+def built(name: str, **options):
+    meta = find("models", name).meta
+    if meta["head"] not in BLOCKS:
+        pytest.skip(f"head {meta['head']} is not built")
+    return build_model(meta["config"], nc=meta["nc"], **options).eval()
+
+
+def decoded_parts(model, output):
+    """Boxes (1, 4, N) cxcywh px and scores (1, nc, N), the reference's layout."""
+    predictions = model.head.decode(output)
+    return xyxy_to_cxcywh(predictions.boxes).transpose(1, 2), predictions.scores.transpose(1, 2)
+
+
+def check_decoded(boxes, scores, reference, what):
+    assert_close(boxes, reference[:, :4], 1e-4, f"{what} boxes")
+    assert_close(scores, reference[:, 4:], 1e-4, f"{what} scores")
+
+
+@pytest.mark.parametrize("name", WITH_OUTPUT)
+@torch.no_grad()
+def test_outputs(name):
+    golden = find("models", name)
+    if "decoded" in golden.arrays and golden.arrays["decoded"].shape[1] != 4 + golden.meta["nc"]:
+        pytest.skip("an anchor-based head: compared with its family")
+    model = fill_(built(name), golden.meta["fill_g"])
+    images = image_array(0, (1, 3, 128, 160))
+    dual = "decoded_main" in golden.arrays
+    for variant, net in (("plain", model), ("fused", model.fuse())):
+        output = net(images)
+        for level, raw in enumerate(output.main):
+            key = f"raw_main_{level}" if dual else f"raw_{level}"
+            assert_close(raw, golden.tensor(key), 1e-5, f"{name} {variant} {key}")
+        if dual:
+            for level, raw in enumerate(output.branches[0]):
+                assert_close(raw, golden.tensor(f"raw_aux_{level}"), 1e-5, f"{name} {variant} aux {level}")
+        check_decoded(*decoded_parts(net, output), golden.tensor("decoded_main" if dual else "decoded"), f"{name} {variant}")
+
+
+@pytest.mark.parametrize("name", [n for n in all_names("models") if n.startswith(("gelan", "yolov9"))])
+def test_strides_and_initial_biases(name):
+    meta = find("models", name).meta
+    model = built(name)
+    assert list(model.strides) == meta["stride"]
+    biases = {k: v for k, v in model.state_dict().items() if k in meta["head_bias_init"]}
+    assert set(biases) == set(meta["head_bias_init"])
+    for key, value in biases.items():
+        assert value[-1].item() == pytest.approx(meta["head_bias_init"][key], abs=1e-5)
+        assert (value == value[-1]).all()
+
+
+@pytest.mark.parametrize("scale", DEPLOYED)
+@pytest.mark.parametrize("variant", ["", "-FocalModulation"])
+@torch.no_grad()
+def test_deploying_drops_the_auxiliary_branch(scale, variant):
+    """yolov9-X becomes gelan-X key for key, with the outputs of its main branch; with attention in it likewise."""
+    model = fill_(build_model(f"yolov9-{scale}{variant}.yaml").eval(), 1.35)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    lean, fused = model.deploy(fuse=False), model.deploy()
+    images = image_array(0, (1, 3, 128, 160))
+    main = model(images).main
+    for got, want in zip(lean(images).main, main, strict=True):
+        assert torch.equal(got, want)
+    for got, want in zip(fused(images).main, main, strict=True):
+        assert_close(got, want, 1e-5)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # the old one is left alone
+    assert torch.equal(lean.predict(images).boxes, model.predict(images).boxes)
+
+    gelan = find("models", f"gelan-{scale}").meta
+    attention = {i for i, p in enumerate(lean.plans) if p.name == "FocalModulation"}
+    assert len(attention) == (1 if variant else 0)
+    for net, keys in ((lean, gelan["keys"]), (fused, gelan["keys_fused"])):
+        assert [[k, list(v.shape)] for k, v in _without(net.state_dict(), attention).items()] == keys
+
+
+def _without(state, rows):
+    """The entries of a state dict but those of some rows, later rows moved down."""
+    out = {}
+    for key, value in state.items():
+        head, row, rest = key.split(".", 2)
+        if int(row) not in rows:
+            out[f"{head}.{int(row) - sum(r < int(row) for r in rows)}.{rest}"] = value
+    return out
+
+
+@pytest.mark.parametrize("scale", DEPLOYED)
+def test_the_reference_deploy_map(scale):
+    """The layers that deployment keeps, and their new rows, are those of the published map."""
+    try:
+        maps = find("models", "deploy_maps_yolov9_to_gelan").meta["maps"][scale]
+    except FileNotFoundError:
+        pytest.skip("needs the deploy maps")
+    model = build_model(f"yolov9-{scale}.yaml")
+    fill_(model)
+    lean = model.deploy(fuse=False)
+    moved = {i: i + shift for first, last, shift in maps["layers"] for i in range(first, last + 1)}
+    old, new = model.state_dict(), lean.state_dict()
+    for key, value in old.items():
+        _, row, rest = key.split(".", 2)
+        if int(row) in moved:
+            assert torch.equal(new[f"model.{moved[int(row)]}.{rest}"], value)
+    assert len(lean.plans) == maps["detect"][1] + 1
+
+
+def test_a_deployed_spec_builds_the_same_network_again():
+    fused = build_model("yolov9-t-FocalModulation.yaml", nc=3).deploy()
+    again = build_model(fused.spec.to_dict())
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in fused.state_dict().items()}

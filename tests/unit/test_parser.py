@@ -1,0 +1,290 @@
+"""The parser: dialects, widths, sources, literals, and one clear line for everything that can be wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+
+from models import build_model
+from models.parser import find_config, load_spec, plan_layers, read_spec
+from models.registry import BLOCKS
+from utils.errors import UserError
+
+TINY = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 0.5,
+    "anchors": 3,
+    "backbone": [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [64, 3, 2]]],
+    "head": [[[2, 3], 1, "DDetect", ["nc"]]],
+}
+
+
+def tiny(**changes):
+    return {**copy.deepcopy(TINY), **changes}
+
+
+def with_row(row, at=3):
+    """TINY with one row inserted before row ``at``, later sources moved by one."""
+    data = tiny()
+    data["backbone"].insert(at, row)
+    data["head"] = [[[at, at + 1], 1, "DDetect", ["nc"]]]
+    return data
+
+
+def plans_of(data):
+    return plan_layers(read_spec(data, origin="tiny.yaml"))
+
+
+def complaint(data) -> str:
+    with pytest.raises(UserError) as caught:
+        build_model(data)
+    text = str(caught.value)
+    assert "\n" not in text, text
+    return text
+
+
+def test_widths_are_scaled_to_multiples_of_eight():
+    assert [p.out_channels for p in plans_of(tiny())] == [8, 16, 16, 32, 0]
+    assert [p.out_channels for p in plans_of(tiny(width_multiple=0.6))][:2] == [16, 24]
+
+
+def test_the_heads_own_output_width_is_not_scaled():
+    data = tiny()
+    data["backbone"][1][3][0] = 3 * (2 + 5)
+    assert plans_of(data)[1].out_channels == 21
+
+
+def test_v8_dialect_caps_before_scaling_and_reads_the_scale_letter():
+    data = tiny(scales={"n": [0.33, 0.25, 1024], "s": [0.33, 0.5, 40]})
+    del data["depth_multiple"], data["width_multiple"]
+    assert [p.out_channels for p in plans_of(data)][:4] == [8, 8, 8, 16]
+    assert [p.out_channels for p in plans_of({**data, "scale": "s"})][:4] == [8, 16, 16, 24]
+    assert "no scale 'x'" in complaint({**data, "scale": "x"})
+
+
+def test_first_scale_is_announced(caplog):
+    data = tiny(scales={"n": [0.33, 0.25, 1024]})
+    read_spec(data, origin="mine.yaml")
+    assert "mine.yaml" in caplog.text
+    assert ": n" in caplog.text
+
+
+def test_repeats_are_scaled_and_stacks_keep_them_inside():
+    data = tiny(depth_multiple=0.34)
+    data["backbone"][1] = [-1, 9, "Conv", [32, 3, 1]]
+    plan = plans_of(data)[1]
+    assert plan.repeats == 3
+    assert plan.args[:2] == (8, 16)
+    assert plan.repeat_args[:2] == (16, 16)
+
+
+def test_sources_are_absolute():
+    assert [p.sources for p in plans_of(tiny())] == [(-1,), (0,), (1,), (2,), (2, 3)]
+
+
+@pytest.mark.parametrize(("source", "word"), [(7, "not before"), (3, "not before"), (-9, "before the first"), ([2, 9], "not before")])
+def test_cycles_and_ranges(source, word):
+    data = tiny()
+    data["backbone"][3][0] = source
+    text = complaint(data)
+    assert "row 3" in text
+    assert word in text
+
+
+def test_unknown_module_offers_the_nearest_name():
+    data = tiny()
+    data["backbone"][1][2] = "Convv"
+    text = complaint(data)
+    assert "row 1" in text
+    assert "'Conv'" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([-1, 1, "Conv"], ["row 1", "[from, number, module, args]"]),
+        (["x", 1, "Conv", [8]], ["row 1", "from"]),
+        ([-1, 0, "Conv", [8]], ["row 1", "number"]),
+        ([-1, 1, 5, [8]], ["row 1", "module"]),
+        ([-1, 1, "Conv", 8], ["row 1", "args"]),
+        ([-1, 1, "Conv", []], ["row 1", "width"]),
+        ([-1, 1, "Conv", ["wide"]], ["row 1", "'wide'"]),
+        ([-1, 1, "Conv", [8, 3, 2, {"strid": 2}]], ["row 1", "strid"]),
+        ([-1, 1, "Conv", [8, 3, 2, None, 1, 1, True, 5]], ["row 1", "too many"]),
+    ],
+)
+def test_malformed_rows(row, words):
+    data = tiny()
+    data["backbone"][1] = row
+    text = complaint(data)
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize("text", ["__import__('os').system('true')", "lambda: 1", "nn.Sequential(nn.Linear(1,1))", "nn.__class__"])
+def test_text_is_never_run(text):
+    data = tiny()
+    data["backbone"][1][3] = [32, 3, 2, None, 1, 1, text]
+    assert "row 1" in complaint(data)
+
+
+def test_activation_text_builds_a_module():
+    data = tiny()
+    data["backbone"][1][3] = [32, 3, 2, None, 1, 1, "nn.LeakyReLU(0.1)"]
+    act = build_model(data).model[1].act
+    assert type(act).__name__ == "LeakyReLU"
+    assert act.negative_slope == 0.1
+
+
+def test_the_files_activation_reaches_every_conv_and_no_later_model():
+    relu = build_model(tiny(activation="nn.ReLU()"))
+    later = build_model(tiny())
+    kinds = [{type(m.act).__name__ for m in net.modules() if hasattr(m, "act")} for net in (relu, later)]
+    assert kinds == [{"ReLU"}, {"SiLU"}]
+
+
+@pytest.mark.parametrize("first", [8, 16])  # as written before scaling, and after
+def test_a_leading_integer_is_the_width_when_it_fits(first):
+    assert plans_of(with_row([-1, 1, "FocalModulation", [first * 2]]))[3].args == (16,)
+
+
+def test_a_wrong_width_names_both():
+    text = complaint(with_row([-1, 1, "FocalModulation", [300]]))
+    for word in ("row 3", "300", "152", "16"):
+        assert word in text
+
+
+def test_options_go_by_name():
+    plan = plans_of(with_row([-1, 1, "FocalModulation", [{"focal_level": 3}]]))[3]
+    assert plan.args == (16,)
+    assert plan.kwargs == {"focal_level": 3}
+    assert "focal_levels" in complaint(with_row([-1, 1, "FocalModulation", [{"focal_levels": 3}]]))
+
+
+def test_identity_start_is_an_exact_no_op():
+    import torch
+
+    model = build_model(with_row([-1, 1, "FocalModulation", [{"init": "identity"}]])).eval()
+    x = torch.randn(1, 16, 9, 7)
+    assert torch.equal(model.model[3](x), x)
+    assert "init" in complaint(with_row([-1, 1, "FocalModulation", [{"init": "zero"}]]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"nc": 0}, "nc"),
+        ({"nc": "two"}, "nc"),
+        ({"width_multiple": -1}, "width_multiple"),
+        ({"anchors": "many"}, "anchors"),
+        ({"anchors": [[1, 2], [3]]}, "anchors"),
+        ({"widthmultiple": 1}, "width_multiple"),
+        ({"backbone": "Conv"}, "backbone"),
+        ({"backbone": [], "head": []}, "rows"),
+        ({"head": []}, "head"),
+        ({"scales": {}}, "scales"),
+        ({"scales": {"n": [1, 2]}}, "scale n"),
+    ],
+)
+def test_wrong_keys(changes, word):
+    assert word in complaint(tiny(**changes))
+
+
+def test_configs_are_found_by_bare_name_and_by_last_part():
+    bare, _ = find_config("yolov9-c.yaml")
+    assert find_config("models/detect/yolov9-c.yaml")[0] == bare
+    assert find_config("yolov9-c")[0] == bare
+
+
+def test_a_missing_config_offers_the_nearest():
+    with pytest.raises(UserError, match=r"yolov9-c\.yaml"):
+        find_config("yolov9-cc.yaml")
+
+
+def test_two_files_of_one_name_are_both_listed(tmp_path, monkeypatch):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.yaml").write_text("nc: 1")
+    monkeypatch.setattr("models.parser.CONFIGS", tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_config("same.yaml")
+    assert all(f"{folder}/same.yaml" in str(caught.value) for folder in "ab")
+
+
+def test_a_users_path_with_a_scale_letter(tmp_path):
+    data = tiny(scales={"n": [0.33, 0.25, 1024], "s": [0.33, 0.5, 1024]})
+    (tmp_path / "mine8.yaml").write_text(yaml.safe_dump(data))
+    assert load_spec(tmp_path / "mine8s.yaml").width == 0.5
+
+
+def test_not_yaml_is_one_line(tmp_path):
+    (tmp_path / "broken.yaml").write_text("nc: [1, 2\nhead: }")
+    with pytest.raises(UserError, match=r"broken\.yaml: not a YAML"):
+        load_spec(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match=r"list\.yaml"):
+        load_spec(tmp_path / "list.yaml")
+
+
+def test_spec_survives_the_round_trip():
+    for data in (tiny(), tiny(anchors=[[1, 2, 3, 4]] * 2, activation="nn.ReLU()"), tiny(scales={"n": [0.33, 0.25, 1024]}, scale="n")):
+        spec = read_spec(data, origin="a.yaml")
+        again = read_spec(yaml.safe_load(yaml.safe_dump(spec.to_dict())), origin="a.yaml")
+        assert again.to_dict() == spec.to_dict()
+        assert again.rows == spec.rows or [tuple(r.args) for r in again.rows] == [tuple(r.args) for r in spec.rows]
+
+
+def test_registry_resolves_aliases_to_one_block():
+    assert BLOCKS["FocalModulationBlock"].cls is BLOCKS["FocalNetBlock"].cls
+    assert "FocalModulation" in BLOCKS
+    assert BLOCKS["FocalModulation"].cls.__name__ == "FocalModulation"
+
+
+def test_a_taken_name_is_refused():
+    from models import channel_rules as rules
+    from models.registry import register
+
+    with pytest.raises(UserError, match="Conv"):
+        register("Conv", channels=rules.projects)(type("Mine", (), {}))
+
+
+PLUGIN = """
+from torch import nn
+from models import channel_rules as rules
+from models.registry import register
+
+@register("Doubled_{tag}", channels=rules.attends)
+class Doubled(nn.Module):
+    def __init__(self, channels, factor=2):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+"""
+
+
+def test_a_plugin_adds_a_module(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN.format(tag="a"))
+    model = build_model(with_row([-1, 1, "Doubled_a", [3]]), plugins=[tmp_path / "mine.py"])
+    assert model.model[3].factor == 3
+    assert build_model(with_row([-1, 1, "Doubled_a", []]), plugins=[tmp_path / "mine.py"]).model[3].factor == 2
+
+
+@pytest.mark.parametrize(("text", "word"), [("raise OSError('no')", "OSError"), ("def (", "SyntaxError"), (None, "no such file")])
+def test_a_bad_plugin_is_one_line(tmp_path, text, word):
+    path = tmp_path / "bad.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=word) as caught:
+        build_model(tiny(), plugins=[path])
+    assert "bad.py" in str(caught.value)
+
+
+def test_a_rule_that_promises_the_wrong_width_is_named(tmp_path):
+    (tmp_path / "wide.py").write_text(PLUGIN.format(tag="b").replace("return x * self.factor", "return x.repeat(1, 2, 1, 1)"))
+    with pytest.raises(UserError, match=r"row 3 \[Doubled_b\]: gives 32 channels"):
+        build_model(with_row([-1, 1, "Doubled_b", []]), plugins=[tmp_path / "wide.py"])
