@@ -98,5 +98,5 @@ def _between(first: float, last: float, part: float) -> float:
 
 
 def _cosine(part: float, last: float) -> float:
-    """Half a cosine from 1 to ``last``; flat-cosine with an odd number of epochs goes past the end by one epoch, as published."""
+    """Half a cosine from 1 to ``last``, ``part`` in 0-1."""
     return (1 - math.cos(math.pi * part)) / 2 * (last - 1) + 1

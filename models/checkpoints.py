@@ -1,0 +1,245 @@
+"""The project's own checkpoints: tensors and plain values only, so that reading one can never run anything.
+
+A file is written beside its final name, flushed to the disk and renamed: whatever happens while saving, the previous one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.detector import Detector, build_model
+from models.registry import load_plugin, loaded_plugins
+from utils.errors import UserError
+
+FORMAT = "yolo-attention checkpoint"
+FORMAT_VERSION = 1
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a file holds. ``training`` is what a resume needs besides; a finished run's files have none.
+
+    Attributes:
+        cfg: the model YAML as a mapping.
+        cfg_name: its file name.
+        names: class names.
+        weights: state dict for validation and export (the moving average).
+        plugins: name and sha256 of every plugin file the model needs.
+        hyp, config: the recipe and the flags, as plain mappings.
+        epoch: finished epochs.
+        fitness: of these weights; ``best_fitness`` is the best so far.
+        training: state of model, optimizer, scaler, moving average, early stop and random generators.
+    """
+
+    cfg: dict[str, Any]
+    cfg_name: str
+    names: tuple[str, ...]
+    weights: dict[str, Tensor]
+    plugins: tuple[dict[str, str], ...] = ()
+    hyp: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    fitness: float = 0.0
+    best_fitness: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+    date: str = ""
+    version: str = VERSION
+
+    @property
+    def nc(self) -> int:
+        return len(self.names)
+
+    def without_training_state(self) -> Checkpoint:
+        return replace(self, training=None)
+
+
+class Transfer(NamedTuple):
+    """How much of a model was filled from other weights."""
+
+    matched: int
+    total: int
+    missing: tuple[str, ...]  # names of the model without a partner of the same shape
+
+    def __str__(self) -> str:
+        return f"transferred {self.matched} of {self.total} tensors"
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Writes the file so that ``path`` is at every moment either the previous checkpoint or the new one, whole.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the previous file is still there.
+    """
+    path = Path(path)
+    content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    content["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        _write(partial, {"format": FORMAT, "format_version": FORMAT_VERSION, **content})
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        kept = "; the previous one is intact" if path.exists() else ""
+        raise UserError(f"{path}: cannot be saved ({error.strerror or error}){kept}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """Reads a checkpoint of this project, never running anything that is in it.
+
+    Raises:
+        UserError: no such file, a damaged file, another program's file (it says whose), or a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint" if not path.is_dir() else f"{path}: a folder; give the .pt file in it")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception:  # torch's reader lets through whatever damaged bytes make its parser raise
+        raise UserError(f"{path}: {_describe_foreign(path)}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: {_describe_content(content)}")
+    if content["format_version"] > FORMAT_VERSION:
+        version = content["format_version"]
+        raise UserError(f"{path}: format version {version} is newer than this program knows ({FORMAT_VERSION}); update it")
+    known = {f.name for f in fields(Checkpoint)}
+    try:
+        return Checkpoint(**{k: v for k, v in content.items() if k in known})
+    except TypeError as error:
+        raise UserError(f"{path}: damaged checkpoint ({error})") from None
+
+
+def load_model(path: str | Path, *, device: torch.device | str = "cpu", plugins: Sequence[str | Path] = ()) -> Detector:
+    """The network of a checkpoint with its weights, in evaluation mode on ``device``. Raises UserError as the two steps inside do."""
+    checkpoint = load_checkpoint(path)
+    return model_from_checkpoint(checkpoint, plugins=plugins, source=path).to(device)
+
+
+def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Path] = (), source: str | Path = "checkpoint") -> Detector:
+    """The network that the checkpoint describes, with its weights, in evaluation mode.
+
+    Args:
+        plugins: files that the person running the command names; one stored in a checkpoint is never imported.
+
+    Raises:
+        UserError: a plugin is missing, or the weights do not fit the architecture.
+    """
+    require_plugins(checkpoint, plugins, source=source)
+    model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, names=checkpoint.names)
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: its weights do not fit its own architecture ({reason[:200]})") from None
+    return model.eval()
+
+
+def require_plugins(checkpoint: Checkpoint, plugins: Sequence[str | Path], *, source: str | Path = "checkpoint") -> None:
+    """Loads the named plugins and checks that those the checkpoint was made with are among them.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for path in plugins:
+        load_plugin(path)
+    at_hand = {p.sha256: p.name for p in loaded_plugins()}
+    for needed in checkpoint.plugins:
+        if needed["sha256"] in at_hand:
+            continue
+        if needed["name"] in at_hand.values():
+            print(f"{source}: was made with another version of {needed['name']}; going on with the one given")
+            continue
+        raise UserError(f"{source}: needs {needed['name']} again: add --plugins {needed['name']}")
+
+
+def plugin_records() -> tuple[dict[str, str], ...]:
+    """The plugins of this process as a checkpoint stores them."""
+    return tuple(asdict(plugin) for plugin in loaded_plugins())
+
+
+@torch.no_grad()
+def transfer_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:
+    """Copies into ``model``, in place, every tensor that has the same name and shape in ``weights``."""
+    own = model.state_dict()
+    fitting = [name for name, value in own.items() if name in weights and weights[name].shape == value.shape]
+    for name in fitting:
+        own[name].copy_(weights[name])
+    return Transfer(len(fitting), len(own), tuple(sorted(set(own) - set(fitting))))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with open(path, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer replaces the system's error by one of its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename last through a power cut, where the system can do that."""
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _describe_foreign(path: Path) -> str:
+    """What a file that cannot be loaded seems to be; only looked at, never run."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        return "an empty file, not a checkpoint"
+    if head.lstrip()[:1] == b"<":
+        return "a web page, not a checkpoint (a download that went wrong)"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the checkpoint itself; fetch the file with git lfs pull"
+    if head.startswith(b"PK"):
+        return _describe_archive(path)
+    if head.startswith(b"\x80"):
+        return "a checkpoint in torch's old format that holds Python objects; files of other programs cannot be read yet"
+    if head[8:9] == b"{":
+        return "a safetensors file; only this project's own checkpoints can be read yet"
+    return "not a checkpoint, or a damaged one"
+
+
+def _describe_archive(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if any(n.endswith("constants.pkl") for n in names):
+                return "a TorchScript export, not a checkpoint; detect.py and val.py run on it, training and export need the .pt file"
+            pickled = next((n for n in names if n.endswith("data.pkl")), None)
+            text = archive.read(pickled) if pickled else b""
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return "a damaged checkpoint (cut short, or partly overwritten)"
+    if b"ultralytics" in text:
+        return "an ultralytics checkpoint that holds Python objects; files of other programs cannot be read yet"
+    if b"models.yolo" in text:
+        return "a YOLOv5/v7/v9 checkpoint that holds Python objects; files of other programs cannot be read yet"
+    return "a checkpoint of another program, or a damaged one" if text else "a zip file, not a checkpoint"
+
+
+def _describe_content(content: object) -> str:
+    if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
+        return "bare weights without an architecture; only this project's own checkpoints can be read yet"
+    return "not a checkpoint of this project"

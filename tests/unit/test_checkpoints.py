@@ -1,0 +1,173 @@
+"""Checkpoints: round trip, damage, foreign files, and a full disk."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import pickle
+import zipfile
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, save_checkpoint, transfer_weights
+from utils.errors import UserError
+
+
+def example(**changes) -> Checkpoint:
+    weights = {"model.0.conv.weight": torch.arange(20_000.0)}
+    full = Checkpoint(cfg={"nc": 2}, cfg_name="a.yaml", names=("a", "b"), weights=weights, training={"rng": [1, [2, 3], None]})
+    return replace(full, **changes)
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", example(epoch=3, plugins=({"name": "mine.py", "sha256": "0"},)))
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    assert (loaded.epoch, loaded.nc, loaded.names, loaded.training) == (3, 2, ("a", "b"), {"rng": [1, [2, 3], None]})
+    assert torch.equal(loaded.weights["model.0.conv.weight"], torch.arange(20_000.0))
+    assert loaded.plugins == ({"name": "mine.py", "sha256": "0"},)
+    assert loaded.date
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+class FullDisk:
+    """A file that takes so many bytes and no more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.file.close()
+
+
+@pytest.mark.parametrize("room", [0, 100, 50_000])
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, room):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, example(epoch=1))
+    real_open = builtins.open
+
+    def open_full(file, mode="r", *args, **kwargs):
+        opened = real_open(file, mode, *args, **kwargs)
+        return FullDisk(opened, room) if mode == "wb" else opened
+
+    monkeypatch.setattr(builtins, "open", open_full)
+    with pytest.raises(UserError, match=r"last\.pt: cannot be saved \(No space left on device\); the previous one is intact"):
+        save_checkpoint(path, example(epoch=2))
+    monkeypatch.undo()
+    assert load_checkpoint(path).epoch == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_failed_rename_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, example(epoch=1))
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        save_checkpoint(path, example(epoch=2))
+    assert load_checkpoint(path).epoch == 1
+
+
+def archive(path, names):
+    with zipfile.ZipFile(path, "w") as z:
+        for name, content in names.items():
+            z.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty file"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"PK\x03\x04 nothing more", "damaged checkpoint"),
+        (b"some text", "not a checkpoint"),
+        (b"\x10\0\0\0\0\0\0\0{}", "safetensors"),
+        (pickle.dumps({"a": 1}), "old format"),
+    ],
+)
+def test_other_files_are_named(tmp_path, content, says):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=says) as caught:
+        load_checkpoint(tmp_path / "x.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"x/data.pkl": b"cmodels.yolo\nDetectionModel\n"}, "YOLOv5/v7/v9"),
+        ({"x/data.pkl": b"cultralytics.nn.tasks\nDetectionModel\n"}, "ultralytics"),
+        ({"x/data.pkl": b"", "x/constants.pkl": b""}, "TorchScript"),
+    ],
+)
+def test_other_programs_checkpoints_are_named(tmp_path, names, says):
+    archive(tmp_path / "x.pt", names)
+    with pytest.raises(UserError, match=says):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+class Marker:
+    ran = False
+
+    def __setstate__(self, state):
+        Marker.ran = True
+
+
+def test_objects_are_never_built(tmp_path):
+    torch.save({"format": "x", "model": Marker()}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="another program"):
+        load_checkpoint(tmp_path / "x.pt")
+    assert not Marker.ran
+
+
+def test_a_torn_file_is_called_damaged(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", example())
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "torn.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(tmp_path / "torn.pt")
+
+
+def test_bare_weights_and_newer_formats_and_missing_files(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(UserError, match="bare weights"):
+        load_checkpoint(tmp_path / "bare.pt")
+    torch.save({"format": "yolo-attention checkpoint", "format_version": 99}, tmp_path / "new.pt")
+    with pytest.raises(UserError, match="format version 99 is newer"):
+        load_checkpoint(tmp_path / "new.pt")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match="a folder"):
+        load_checkpoint(tmp_path)
+
+
+def test_transfer_says_how_much_fits():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    weights = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "1.weight": torch.ones(7, 2), "other": torch.ones(1)}
+    result = transfer_weights(model, weights)
+    assert str(result) == "transferred 2 of 4 tensors"
+    assert result.missing == ("1.bias", "1.weight")
+    assert torch.equal(model[0].weight, torch.ones(2, 3))
+
+
+def test_a_missing_plugin_is_asked_for():
+    with pytest.raises(UserError, match=r"needs mine\.py again: add --plugins mine\.py"):
+        require_plugins(example(plugins=({"name": "mine.py", "sha256": "0" * 64},)), ())

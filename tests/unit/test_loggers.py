@@ -1,0 +1,46 @@
+"""results.csv has the columns that scripts expect, and a resume continues it."""
+
+from __future__ import annotations
+
+import csv
+
+from utils.callbacks import RunInfo
+from utils.loggers import CsvLogger, TensorBoardLogger, columns
+
+PARTS = ("box", "cls", "dfl")
+
+
+def rows_of(path):
+    with open(path / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_columns_are_those_of_yolo():
+    assert columns(PARTS) == (
+        *("epoch", "train/box_loss", "train/cls_loss", "train/dfl_loss"),
+        *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
+        *("val/box_loss", "val/cls_loss", "val/dfl_loss", "x/lr0", "x/lr1", "x/lr2"),
+    )
+
+
+def test_a_resume_drops_the_rows_it_will_write_again(tmp_path):
+    logger = CsvLogger()
+    logger.on_train_start(RunInfo(tmp_path, ("a",), PARTS))
+    for epoch in range(3):
+        logger.on_epoch_end(RunInfo(tmp_path, ("a",), PARTS), {"epoch": epoch, "train/box_loss": 1 / 3, "x/lr0": 0.01})
+    resumed = RunInfo(tmp_path, ("a",), PARTS, start_epoch=2)
+    logger.on_train_start(resumed)
+    logger.on_epoch_end(resumed, {"epoch": 2, "train/box_loss": 0.5})
+    rows = rows_of(tmp_path)
+    assert [r["epoch"] for r in rows] == ["0", "1", "2"]
+    assert [r["train/box_loss"] for r in rows] == ["0.333333", "0.333333", "0.5"]
+    assert rows[0]["metrics/precision"] == ""
+
+
+def test_tensorboard_leaves_events(tmp_path):
+    logger = TensorBoardLogger()
+    run = RunInfo(tmp_path, ("a",), PARTS)
+    logger.on_train_start(run)
+    logger.on_epoch_end(run, {"epoch": 0, "x/lr0": 0.01})
+    logger.on_train_end(run)
+    assert list(tmp_path.glob("events.out.tfevents.*"))

@@ -1,0 +1,84 @@
+"""What a run leaves besides weights: results.csv, TensorBoard events and pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.callbacks import Callback, RunInfo
+from utils.types import Batch
+
+METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+LEARNING_RATES = ("x/lr0", "x/lr1", "x/lr2")
+
+
+def columns(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of results.csv for these loss parts, in the order that YOLO users' scripts expect."""
+    return ("epoch", *(f"train/{p}_loss" for p in parts), *METRICS, *(f"val/{p}_loss" for p in parts), *LEARNING_RATES)
+
+
+class CsvLogger(Callback):
+    """Appends one row an epoch to results.csv; a value that was not measured is left empty.
+
+    After a resume, rows of epochs that are run again are dropped first.
+    """
+
+    def on_train_start(self, run: RunInfo) -> None:
+        path = run.save_dir / "results.csv"
+        kept = _rows_before(path, run.start_epoch) if run.start_epoch and path.is_file() else []
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns(run.parts), extrasaction="ignore", restval="")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
+        with open(run.save_dir / "results.csv", "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns(run.parts), extrasaction="ignore", restval="")
+            writer.writerow({k: v if k == "epoch" else f"{v:.6g}" for k, v in row.items()})
+
+
+class TensorBoardLogger(Callback):
+    """Writes every column of results.csv as a scalar."""
+
+    def __init__(self) -> None:
+        self.writer: Any = None
+
+    def on_train_start(self, run: RunInfo) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run.save_dir), purge_step=run.start_epoch or None)
+
+    def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, int(row["epoch"]))
+
+    def on_train_end(self, run: RunInfo) -> None:
+        self.writer.close()
+
+
+class PlotLogger(Callback):
+    """Pictures of the first batches, and of the curves at the end."""
+
+    BATCHES = 3
+
+    def on_batch(self, run: RunInfo, epoch: int, iteration: int, batch: Batch) -> None:
+        if epoch == run.start_epoch and iteration < self.BATCHES:
+            from utils.plots import plot_batch
+
+            plot_batch(batch.images.cpu(), batch.targets.cpu(), run.names, run.save_dir / f"train_batch{iteration}.jpg")
+
+    def on_train_end(self, run: RunInfo) -> None:
+        from utils.plots import plot_results
+
+        results: Path = run.save_dir / "results.csv"
+        if results.is_file():
+            plot_results(results, run.save_dir / "results.png")
+
+
+def _rows_before(path: Path, epoch: int) -> list[dict[str, str]]:
+    """The rows of epochs before ``epoch``."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if (row["epoch"] or "").isdecimal() and int(row["epoch"]) < epoch]
