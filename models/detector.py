@@ -107,7 +107,7 @@ class Detector(nn.Module):
         return self.run_rows(images, lambda plan, layer, inputs: layer(inputs))
 
     def run_rows(self, images: Tensor, call: Callable[[LayerPlan, nn.Module, Any], Any]) -> Any:
-        """Walks the graph: ``call(plan, layer, inputs)`` gives a row's output; a map is let go after its last use. Returns the last output."""
+        """Walks the graph: ``call(plan, layer, inputs)`` gives a row's output; maps are let go after their last use."""
         outputs: dict[int, Any] = {-1: images}
         for plan, layer, released in zip(self.plans, self.model, self._released):
             inputs = [outputs[s] for s in plan.sources]
