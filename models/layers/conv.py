@@ -1,0 +1,224 @@
+"""Convolution, batch norm and activation: the unit of every YOLO, and how the default activation is chosen.
+
+The default activation belongs to the network that is being built, not to a class: the parser opens an :func:`activation_scope` and every
+``act=True`` inside it follows. Two networks built one after the other, or in two threads, cannot disturb each other.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.registry import register
+from utils.errors import UserError, nearest
+
+ActivationFactory: TypeAlias = Callable[[], nn.Module]
+Activation: TypeAlias = "bool | nn.Module | None"
+Size: TypeAlias = "int | Sequence[int]"
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.Mish,
+        nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign, nn.Tanh,
+    )
+}  # fmt: skip
+_DEFAULT_ACTIVATION: ContextVar[ActivationFactory] = ContextVar("default_activation", default=nn.SiLU)
+
+
+@contextmanager
+def activation_scope(factory: ActivationFactory) -> Iterator[None]:
+    """Within it, ``act=True`` means ``factory()``; outside every scope it means SiLU."""
+    token = _DEFAULT_ACTIVATION.set(factory)
+    try:
+        yield
+    finally:
+        _DEFAULT_ACTIVATION.reset(token)
+
+
+def make_activation(act: Activation = True) -> nn.Module:
+    """The module for an ``act`` argument: True for the scope's default, a module for a copy of itself, False or None for none."""
+    if isinstance(act, nn.Module):
+        return copy.deepcopy(act)
+    return _DEFAULT_ACTIVATION.get()() if act else nn.Identity()
+
+
+def parse_activation(text: str) -> ActivationFactory:
+    """Reads an activation as YAML files write it, ``nn.LeakyReLU(0.1)``; runs no code.
+
+    Args:
+        text: a name of :data:`ACTIVATIONS`, with or without ``nn.``, and literal arguments in parentheses if any.
+
+    Raises:
+        UserError: the name is not an activation, an argument is not a literal, or the activation refuses its arguments.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+        name = ast.unparse(call.func).removeprefix("torch.").removeprefix("nn.")
+        args = [ast.literal_eval(a) for a in call.args]
+        kwargs = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{text!r} is not an activation; write it like nn.SiLU() or nn.LeakyReLU(0.1)") from error
+    if name not in ACTIVATIONS:
+        hint = nearest(name, ACTIVATIONS) or f"known are {', '.join(sorted(ACTIVATIONS))}"
+        raise UserError(f"unknown activation {text!r}, {hint}")
+
+    def factory() -> nn.Module:
+        return ACTIVATIONS[name](*args, **kwargs)
+
+    try:
+        factory()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"activation {text!r}: {error}") from error
+    return factory
+
+
+def same_padding(k: Size, d: int = 1) -> Size:
+    """Padding that keeps height and width at stride 1 for an odd kernel."""
+    return d * (k - 1) // 2 if isinstance(k, int) else tuple(d * (x - 1) // 2 for x in k)
+
+
+@register("Conv", channels=rules.projects)
+class Conv(nn.Module):
+    """Convolution without bias, batch norm, activation; (B, c1, H, W) to (B, c2, ceil(H/s), ceil(W/s)) with the default padding.
+
+    Args:
+        c1: input channels.
+        c2: output channels.
+        k: kernel size, a number or (height, width).
+        s: stride.
+        p: padding; None keeps the size at stride 1.
+        g: groups.
+        d: dilation. An activation may stand here: YOLOv7's files have no dilation and write theirs in this place.
+        act: True for the network's default activation, a module for that one, False or None for none.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, k: Size = 1, s: int = 1, p: Size | None = None, g: int = 1, d: int | nn.Module = 1, act: Activation = True
+    ) -> None:
+        super().__init__()
+        if isinstance(d, nn.Module):
+            d, act = 1, d
+        self.conv = nn.Conv2d(c1, c2, k, s, same_padding(k, d) if p is None else p, groups=g, dilation=d, bias=False)
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = make_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def fused(self) -> FusedConv:
+        """The same function in eval mode as one convolution with a bias."""
+        return FusedConv(fuse_conv_bn(self.conv, self.bn), self.act).train(self.training)
+
+
+@register("DWConv", channels=rules.projects)
+class DWConv(Conv):
+    """Convolution with as many groups as both widths allow: depth-wise where they are equal. Shapes as for :class:`Conv`."""
+
+    def __init__(self, c1: int, c2: int, k: Size = 1, s: int = 1, d: int | nn.Module = 1, act: Activation = True) -> None:
+        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), d=d, act=act)
+
+
+class FusedConv(nn.Module):
+    """A convolution with bias and its activation: what is left of :class:`Conv` and of re-parameterised blocks for inference."""
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.act = copy.deepcopy(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+@register("ConvTranspose", channels=rules.projects)
+class ConvTranspose(nn.Module):
+    """Transposed convolution, batch norm, activation; (B, c1, H, W) to (B, c2, s·H, s·W) with the defaults."""
+
+    def __init__(self, c1: int, c2: int, k: int = 2, s: int = 2, p: int = 0, bn: bool = True, act: Activation = True) -> None:
+        super().__init__()
+        self.conv_transpose = nn.ConvTranspose2d(c1, c2, k, s, p, bias=not bn)
+        self.bn = nn.BatchNorm2d(c2) if bn else nn.Identity()
+        self.act = make_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv_transpose(x)))
+
+    def fused(self) -> ConvTranspose:
+        """The same function in eval mode with the batch norm folded into the bias."""
+        if not isinstance(self.bn, nn.BatchNorm2d):
+            return self
+        old = self.conv_transpose
+        new = ConvTranspose(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bn=False, act=self.act)
+        scale, bias = _batch_norm_as_affine(self.bn)
+        with torch.no_grad():
+            new.conv_transpose.weight.copy_(old.weight.double() * scale.view(1, -1, 1, 1))
+            new.conv_transpose.bias.copy_(bias)
+        return new.to(old.weight).train(self.training)
+
+
+@register("CrossConv", channels=rules.projects)
+class CrossConv(nn.Module):
+    """A 1×k and a k×1 convolution in place of a k×k one (YOLOv5); (B, c1, H, W) to (B, c2, H/s, W/s)."""
+
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1, e: float = 1.0, shortcut: bool = False) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, (1, k), (1, s))
+        self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)
+        self.add = shortcut and c1 == c2 and s == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+@register("DFL", channels=rules.folds(lambda c, bins=16: c // bins))
+class DFL(nn.Module):
+    """Softmax over the bins of each side and their mean; logits (B, 4·bins, A), side-major, to distances (B, 4, A) in units of the stride.
+
+    Source: Generalized Focal Loss, arXiv 2006.04388, eq. 4–6. The projection 0 … bins − 1 is fixed: a parameter by its published name
+    (``conv.weight``) that asks for no gradient.
+    """
+
+    def __init__(self, bins: int = 16) -> None:
+        super().__init__()
+        self.bins = bins
+        self.conv = nn.Conv2d(bins, 1, 1, bias=False).requires_grad_(False)
+        self.conv.weight.data.copy_(torch.arange(bins, dtype=torch.float32).view(1, bins, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, a = x.shape
+        probabilities = x.view(b, 4, self.bins, a).transpose(1, 2).softmax(1)  # (B, bins, 4, A)
+        return self.conv(probabilities).view(b, 4, a)
+
+
+def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution with bias that equals ``bn(conv(x))`` in eval mode; its arguments stay as they are.
+
+    W' = W·γ/√(σ² + ε) and b' = β + (b − μ)·γ/√(σ² + ε), computed in float64.
+    """
+    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    fused = nn.Conv2d(*shape, padding_mode=conv.padding_mode).to(conv.weight)
+    scale, bias = _batch_norm_as_affine(bn)
+    with torch.no_grad():
+        fused.weight.copy_(conv.weight.double() * scale.view(-1, 1, 1, 1))
+        fused.bias.copy_(bias if conv.bias is None else bias + scale * conv.bias.double())
+    return fused
+
+
+def _batch_norm_as_affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and offset, float64 (C,), of a batch norm in eval mode."""
+    with torch.no_grad():
+        scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+        return scale, bn.bias.double() - bn.running_mean.double() * scale

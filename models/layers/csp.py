@@ -1,0 +1,217 @@
+"""Cross stage partial blocks: one part of the channels goes through a stack of bottlenecks, the other around it.
+
+Source: CSPNet, arXiv 1911.11929, and the forms that YOLOv5, v7, v8 and v9 made of it. Their parameter names are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.conv import Conv, CrossConv, Size, make_activation
+from models.layers.pooling import SPP
+from models.layers.reparam import RepConvN
+from models.registry import register
+
+
+@register("Bottleneck", channels=rules.projects)
+class Bottleneck(nn.Module):
+    """Two convolutions with a residual where the widths allow it; (B, c1, H, W) to (B, c2, H, W).
+
+    YOLOv8 and v9 have two 3×3 kernels; YOLOv5 and v7 have 1×1 and 3×3, which is ``k=(1, 3)``. Source: ResNet, arXiv 1512.03385.
+    """
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, k: Sequence[Size] = (3, 3), e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, k[0])
+        self.cv2 = Conv(hidden, c2, k[1], g=g)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+@register("RepNBottleneck", "RepBottleneck", channels=rules.projects)
+class RepNBottleneck(nn.Module):
+    """A bottleneck whose first convolution is re-parameterised (YOLOv9, arXiv 2402.13616); (B, c1, H, W) to (B, c2, H, W)."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, k: Sequence[int] = (3, 3), e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = RepConvN(c1, hidden, k[0])
+        self.cv2 = Conv(hidden, c2, k[1], g=g)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+@register("Res", channels=rules.projects)
+class Res(nn.Module):
+    """ResNet's 1×1, 3×3, 1×1 bottleneck with a residual where the widths allow it (YOLOv7); (B, c1, H, W) to (B, c2, H, W)."""
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = Conv(hidden, hidden, 3, g=g)
+        self.cv3 = Conv(hidden, c2, 1)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv3(self.cv2(self.cv1(x)))
+        return x + y if self.add else y
+
+
+@register("C3", "BottleneckCSPA", channels=rules.stacks)
+class C3(nn.Module):
+    """CSP block with three convolutions around a stack of bottlenecks (YOLOv5); (B, c1, H, W) to (B, c2, H, W).
+
+    A variant says in :meth:`stack` what stands on the long path.
+    """
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = Conv(c1, hidden, 1)
+        self.cv3 = Conv(2 * hidden, c2, 1)
+        self.m = self.stack(hidden, n, shortcut, g)
+
+    def stack(self, c: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*(Bottleneck(c, c, shortcut, g, k=(1, 3), e=1.0) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+
+
+@register("C3x", channels=rules.stacks)
+class C3x(C3):
+    """C3 with cross convolutions (YOLOv5). Shapes as for :class:`C3`."""
+
+    def stack(self, c: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*(CrossConv(c, c, 3, 1, g, 1.0, shortcut) for _ in range(n)))
+
+
+@register("C3SPP", channels=rules.projects)
+class C3SPP(C3):
+    """C3 with spatial pyramid pooling on the long path (YOLOv5). Shapes as for :class:`C3`."""
+
+    def __init__(self, c1: int, c2: int, k: Sequence[int] = (5, 9, 13), e: float = 0.5) -> None:
+        super().__init__(c1, c2, e=e)
+        hidden = int(c2 * e)
+        self.m = SPP(hidden, hidden, k)
+
+
+@register("CSP", channels=rules.stacks)
+class CSP(C3):
+    """C3 with two 3×3 kernels in each bottleneck (YOLOv9). Shapes as for :class:`C3`."""
+
+    def stack(self, c: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*(Bottleneck(c, c, shortcut, g, e=1.0) for _ in range(n)))
+
+
+@register("RepNCSP", "RepCSP", channels=rules.stacks)
+class RepNCSP(C3):
+    """C3 with re-parameterised bottlenecks (YOLOv9, arXiv 2402.13616). Shapes as for :class:`C3`."""
+
+    def stack(self, c: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        return nn.Sequential(*(RepNBottleneck(c, c, shortcut, g, e=1.0) for _ in range(n)))
+
+
+@register("BottleneckCSP", channels=rules.stacks)
+class BottleneckCSP(nn.Module):
+    """CSP block with bare convolutions before a common batch norm (CSPNet, arXiv 1911.11929, fig. 3); (B, c1, H, W) to (B, c2, H, W).
+
+    ``k`` are the kernels of each bottleneck: (3, 3) in YOLOv9, (1, 3) in YOLOv5.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: Sequence[Size] = (3, 3)
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = nn.Conv2d(c1, hidden, 1, bias=False)
+        self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.cv4 = Conv(2 * hidden, c2, 1)
+        self.bn = nn.BatchNorm2d(2 * hidden)
+        self.act = make_activation()
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, k, e=1.0) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        long = self.cv3(self.m(self.cv1(x)))
+        return self.cv4(self.act(self.bn(torch.cat((long, self.cv2(x)), 1))))
+
+
+@register("BottleneckCSPB", channels=rules.stacks)
+class BottleneckCSPB(nn.Module):
+    """CSP block that splits after its first convolution (YOLOv7, Scaled-YOLOv4's neck); (B, c1, H, W) to (B, c2, H, W)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1) -> None:
+        super().__init__()
+        self.cv1 = Conv(c1, c2, 1)
+        self.cv2 = Conv(c2, c2, 1)
+        self.cv3 = Conv(2 * c2, c2, 1)
+        self.m = nn.Sequential(*(Bottleneck(c2, c2, shortcut, g, k=(1, 3), e=1.0) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        return self.cv3(torch.cat((self.m(x), self.cv2(x)), 1))
+
+
+@register("BottleneckCSPC", channels=rules.stacks)
+class BottleneckCSPC(nn.Module):
+    """CSP block with a fourth convolution after the bottlenecks (YOLOv7, Scaled-YOLOv4's backbone); (B, c1, H, W) to (B, c2, H, W)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1)
+        self.cv2 = Conv(c1, hidden, 1)
+        self.cv3 = Conv(hidden, hidden, 1)
+        self.cv4 = Conv(2 * hidden, c2, 1)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, k=(1, 3), e=1.0) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv4(torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1))
+
+
+@register("C2", channels=rules.stacks)
+class C2(nn.Module):
+    """CSP block with one convolution on each side (YOLOv8); (B, c1, H, W) to (B, c2, H, W)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, 2 * hidden, 1)
+        self.cv2 = Conv(2 * hidden, c2, 1)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.cv1(x).chunk(2, 1)
+        return self.cv2(torch.cat((self.m(a), b), 1))
+
+
+@register("C2f", channels=rules.stacks)
+class C2f(nn.Module):
+    """C2 that also passes on what every bottleneck gives (YOLOv8, after ELAN, arXiv 2211.04800); (B, c1, H, W) to (B, c2, H, W)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, 2 * hidden, 1)
+        self.cv2 = Conv((2 + n) * hidden, c2, 1)
+        self.m = nn.ModuleList(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.cv1(x).chunk(2, 1))
+        for block in self.m:
+            parts.append(block(parts[-1]))
+        return self.cv2(torch.cat(parts, 1))
