@@ -1,0 +1,183 @@
+"""Anchor-free heads with a distribution for each box side: every cell predicts its distances to the four sides, and class scores.
+
+Generalized Focal Loss (arXiv 2006.04388) introduced the distribution; YOLOv8 and YOLOv9 share the head described here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.assigners.grid import anchor_points, expected_distances
+from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
+from models.layers.conv import DFL, Conv
+from models.registry import register
+from utils.errors import UserError
+from utils.types import Predictions
+
+if TYPE_CHECKING:
+    from utils.config import Hyperparameters
+
+BINS = 16  # of each side's distribution: distances 0 … 15 strides
+NOMINAL_SIZE = 640  # px of the image for which the class bias is set
+NOMINAL_OBJECTS = 5  # objects expected on such an image
+
+
+class DistributionHead(DetectionHead):
+    """One or several branches; a branch is box convolutions, class convolutions and a ``DFL``, one of each kind of convolution a level.
+
+    Branch b has its layers under the published names: cv2, cv3, dfl for the first, cv4, cv5, dfl2 for the second, cv6, cv7, dfl3 for the
+    third. Inputs are all levels of the first branch, then all of the second …; auxiliary branches stand first, the main one last.
+    Raw maps are (B, 64 + nc, H, W): 16 logits each for left, top, right, bottom, then the class logits.
+
+    Attributes:
+        box_groups: groups of the second and third box convolution (4 in YOLOv9's ``DDetect`` family).
+        box_bias: initial bias of the box logits.
+        enlarges_candidates: whether the assigner looks for candidates of a small box in a larger area, as newer YOLOv8 code does.
+        single: the class with one branch that ``deploy()`` gives, None for the class itself; ``single_name`` is its registered name.
+    """
+
+    box_groups = 1
+    box_bias = 1.0
+    enlarges_candidates = False
+    single: type[DistributionHead] | None = None
+    single_name = "Detect"
+
+    def __init__(self, nc: int, channels: Sequence[int]) -> None:
+        """
+        Args:
+            nc: number of classes.
+            channels: width of each input, all branches.
+
+        Raises:
+            UserError: no class, or the number of inputs is no multiple of the number of branches.
+        """
+        super().__init__()
+        branches = len(self.branch_weights)
+        if nc < 1:
+            raise UserError(f"nc {nc}: a head needs at least one class")
+        if not channels or len(channels) % branches:
+            raise UserError(f"wants its inputs in {branches} group(s) of the same number of levels, not {len(channels)} inputs")
+        self.nc = nc
+        self.strides = ()
+        levels = len(channels) // branches
+        for branch in range(branches):
+            widths = channels[branch * levels : (branch + 1) * levels]
+            boxes, classes, _ = _names(branch)
+            box_width, class_width = self.box_width(widths[0]), self.class_width(widths[0], nc)
+            self.add_module(boxes, nn.ModuleList(_tower(c, box_width, 4 * BINS, self.box_groups) for c in widths))
+            self.add_module(classes, nn.ModuleList(_tower(c, class_width, nc) for c in widths))
+        for branch in range(branches):
+            self.add_module(_names(branch)[2], DFL(BINS))
+
+    @classmethod
+    def box_width(cls, first: int) -> int:
+        """Width of a branch's box convolutions, given its first input's."""
+        return rules.make_divisible(max(first // 4, 4 * BINS), cls.box_groups)
+
+    @classmethod
+    def class_width(cls, first: int, nc: int) -> int:
+        """Width of a branch's class convolutions, given its first input's (YOLOv9's rule)."""
+        return max(first, min(2 * nc, 128))
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        """Feature maps (B, C_i, H_i, W_i), auxiliary branches first, to raw maps (B, 64 + nc, H_i, W_i)."""
+        levels = self.levels(features)
+        branches = []
+        for branch in range(len(self.branch_weights)):
+            boxes, classes, _ = self._branch(branch)
+            inputs = features[branch * levels : (branch + 1) * levels]
+            branches.append(tuple(torch.cat((box(x), cls(x)), dim=1) for box, cls, x in zip(boxes, classes, inputs)))
+        return HeadOutput(tuple(branches))
+
+    def decode(self, output: HeadOutput) -> Predictions:
+        """Main maps to boxes (B, N, 4) xyxy px and scores (B, N, nc), levels in order, cells row by row; in float32 whatever comes in."""
+        maps = output.main
+        logits = torch.cat([m.flatten(2) for m in maps], dim=2).float()  # (B, 64 + nc, N)
+        sides, classes = logits.split((4 * BINS, self.nc), dim=1)
+        points, strides = anchor_points(maps, self.strides)
+        distances = expected_distances(sides, self._branch(-1)[2].conv.weight) * strides  # (B, 4, N) px: left, top, right, bottom
+        corners = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=1)
+        return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2))
+
+    def build_loss(self, hyp: Hyperparameters) -> DetectionLoss:
+        from models.losses.task_aligned import TaskAlignedLoss
+
+        min_side = self.strides[:2][-1] if self.enlarges_candidates else 0.0
+        return TaskAlignedLoss(hyp, nc=self.nc, strides=self.strides, branch_weights=self.branch_weights, min_candidate_side=min_side)
+
+    def deploy(self) -> Deployed:
+        """The main branch alone, sharing its parameters, under the names of a head that never had another."""
+        branches = len(self.branch_weights)
+        boxes, classes, dfl = self._branch(-1)
+        inputs = list(range((branches - 1) * len(boxes), branches * len(boxes)))
+        if self.single is None:
+            return Deployed(self, inputs, self.single_name)
+        head = self.single.__new__(self.single)
+        nn.Module.__init__(head)
+        head.nc, head.strides = self.nc, self.strides
+        for key, module in zip(_names(0), (boxes, classes, dfl)):
+            head.add_module(key, module)
+        return Deployed(head.train(self.training), inputs, self.single_name)
+
+    def set_strides(self, strides: Sequence[float]) -> None:
+        """Takes the strides and sets the biases: box logits to ``box_bias``, classes so that the score at each cell of an image of 640 px
+        starts at 5 objects / (classes · cells)."""
+        self.strides = tuple(float(s) for s in strides)
+        with torch.no_grad():
+            for branch in range(len(self.branch_weights)):
+                boxes, classes, _ = self._branch(branch)
+                for box, cls, stride in zip(boxes, classes, self.strides):
+                    box[-1].bias.fill_(self.box_bias)
+                    cls[-1].bias.copy_(torch.log(torch.full((self.nc,), NOMINAL_OBJECTS / self.nc / (NOMINAL_SIZE / stride) ** 2)))
+
+    def _branch(self, branch: int) -> tuple[Any, Any, Any]:
+        """Box towers, class towers and DFL of a branch; -1 is the main one."""
+        return tuple(getattr(self, name) for name in _names(branch % len(self.branch_weights)))  # type: ignore[return-value]
+
+
+class DetectV9(DistributionHead):
+    """YOLOv9's ``Detect``: the class convolutions are max(ch0, min(2 nc, 128)) wide."""
+
+
+@register("Detect", channels=rules.detects)
+class Detect(DistributionHead):
+    """YOLOv8's ``Detect``: the class convolutions are max(ch0, min(nc, 100)) wide.
+
+    In rows, the dialect and the anchors decide which of the heads of this name is meant (:meth:`for_row`).
+    """
+
+    box_bias = 2.0
+    enlarges_candidates = True
+
+    @classmethod
+    def class_width(cls, first: int, nc: int) -> int:
+        return max(first, min(nc, 100))
+
+    @staticmethod
+    def for_row(*, anchors: Any, dialect: str) -> type[DetectionHead]:
+        """The head that ``Detect`` means in a file of this dialect, with or without anchors."""
+        if anchors is not None:
+            raise UserError("Detect with anchors (YOLOv5's head) is not there yet; leave the anchors out for the anchor-free head")
+        return Detect if dialect == "v8" else DetectV9
+
+
+@register("DDetect", channels=rules.detects)
+class DDetect(DistributionHead):
+    """YOLOv9's decoupled head: the last two box convolutions are in 4 groups, one for each side."""
+
+    box_groups = 4
+    single_name = "DDetect"
+
+
+def _names(branch: int) -> tuple[str, str, str]:
+    """Published names of a branch's box convolutions, class convolutions and distribution layer."""
+    return f"cv{2 * branch + 2}", f"cv{2 * branch + 3}", "dfl" if branch == 0 else f"dfl{branch + 1}"
+
+
+def _tower(c_in: int, width: int, c_out: int, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(Conv(c_in, width, 3), Conv(width, width, 3, g=groups), nn.Conv2d(width, c_out, 1, groups=groups))

@@ -1,0 +1,45 @@
+"""YOLOv9's heads with auxiliary branches: they help training and are dropped for inference (arXiv 2402.13616, section 4.1)."""
+
+from __future__ import annotations
+
+from models import channel_rules as rules
+from models.heads.anchor_free import DDetect, DetectV9, DistributionHead
+from models.registry import register
+
+AUXILIARY, MAIN = 0.25, 1.0  # weights of the branches' losses
+
+
+@register("DualDetect", channels=rules.detects)
+class DualDetect(DistributionHead):
+    """Two ``Detect`` branches: the first half of the inputs is the auxiliary one, the second half the main one."""
+
+    branch_weights = (AUXILIARY, MAIN)
+    single = DetectV9
+
+
+@register("DualDDetect", channels=rules.detects)
+class DualDDetect(DistributionHead):
+    """Two ``DDetect`` branches: the first half of the inputs is the auxiliary one, the second half the main one."""
+
+    branch_weights = (AUXILIARY, MAIN)
+    box_groups = DDetect.box_groups
+    single = DDetect
+    single_name = DDetect.single_name
+
+
+@register("TripleDetect", channels=rules.detects)
+class TripleDetect(DistributionHead):
+    """Three ``Detect`` branches: two auxiliary ones, then the main one."""
+
+    branch_weights = (AUXILIARY, AUXILIARY, MAIN)
+    single = DetectV9
+
+
+@register("TripleDDetect", channels=rules.detects)
+class TripleDDetect(DistributionHead):
+    """Three ``DDetect`` branches: two auxiliary ones, then the main one."""
+
+    branch_weights = (AUXILIARY, AUXILIARY, MAIN)
+    box_groups = DDetect.box_groups
+    single = DDetect
+    single_name = DDetect.single_name

@@ -1,0 +1,162 @@
+"""How well two boxes fit: the IoU family as pure functions of aligned boxes, and the regression losses made from them.
+
+Every similarity takes two tensors (..., 4) of corners in px whose leading shapes broadcast, and gives (...), 1 for equal boxes. With
+b the predicted and g the true box, I and U their intersection and union, C their smallest common enclosing box (width c_w, height c_h,
+squared diagonal c²), ρ² the squared distance of their centres:
+
+=========  ============================================================  ===========================
+IoU        |I| / |U|
+GIoU       IoU − (|C| − |U|) / |C|                                       arXiv 1902.09630, alg. 1
+DIoU       IoU − ρ²/c²                                                   arXiv 1911.08287, eq. 7
+CIoU       DIoU − αv, v = 4/π² (atan w_g/h_g − atan w/h)²,               arXiv 1911.08287, eq. 8–11
+           α = v / (1 − IoU + v), constant for the gradient
+EIoU       DIoU − (w − w_g)²/c_w² − (h − h_g)²/c_h²                      arXiv 2101.08158, eq. 6
+SIoU       IoU − (Δ + Ω)/2, see :func:`siou`                             arXiv 2205.12740, eq. 1–7
+MDPIoU     IoU − (d₁² + d₂²)/(W² + H²), d of equal corners,              arXiv 2307.07662, eq. 7–10
+           W × H the image
+NWD        exp(−W₂/K), W₂ the distance of the boxes as Gaussians         arXiv 2110.13389, eq. 8–9
+alpha-X    every term of X to the power 3                                arXiv 2110.13675, eq. 4
+Inner-X    X − IoU + IoU of the boxes scaled by 0.7                      arXiv 2311.02877, eq. 5–12
+Focaler-X  X − IoU + clip((IoU − d)/(u − d), 0, 1), d = 0, u = 0.95      arXiv 2401.10525, eq. 1–2
+=========  ============================================================  ===========================
+
+WIoU (:class:`WiseIoU`) is a loss with a memory, not a similarity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS = 1e-7
+
+
+class Pair(NamedTuple):
+    """What all members of the family need to know of two boxes; every entry has the broadcast leading shape, px or px²."""
+
+    intersection: Tensor
+    union: Tensor
+    iou: Tensor
+    size1: tuple[Tensor, Tensor]  # width and height
+    size2: tuple[Tensor, Tensor]
+    enclosing: tuple[Tensor, Tensor]  # width and height of the smallest common box
+    offset: tuple[Tensor, Tensor]  # centre 2 minus centre 1
+
+    @property
+    def distance2(self) -> Tensor:
+        """ρ²."""
+        return self.offset[0] ** 2 + self.offset[1] ** 2
+
+    @property
+    def diagonal2(self) -> Tensor:
+        """c²."""
+        return self.enclosing[0] ** 2 + self.enclosing[1] ** 2 + EPS
+
+
+def compare(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Pair:
+    """The common quantities of two broadcastable sets of boxes (..., 4)."""
+    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
+    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
+    w1, h1, w2, h2 = right1 - left1, bottom1 - top1, right2 - left2, bottom2 - top2
+    common_w = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
+    common_h = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
+    intersection = common_w * common_h
+    union = w1 * h1 + w2 * h2 - intersection + EPS
+    enclosing = (
+        torch.maximum(right1, right2) - torch.minimum(left1, left2),
+        torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2),
+    )
+    offset = ((left2 + right2 - left1 - right1) / 2, (top2 + bottom2 - top1 - bottom1) / 2)
+    return Pair(intersection, union, intersection / union, (w1, h1), (w2, h2), enclosing, offset)
+
+
+def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return _power(compare(boxes1_xyxy, boxes2_xyxy).iou, alpha)
+
+
+def giou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    pair = compare(boxes1_xyxy, boxes2_xyxy)
+    area = pair.enclosing[0] * pair.enclosing[1] + EPS
+    return _power(pair.iou, alpha) - _power((area - pair.union) / area, alpha)
+
+
+def diou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    pair = compare(boxes1_xyxy, boxes2_xyxy)
+    return _power(pair.iou, alpha) - _power(pair.distance2 / pair.diagonal2, alpha)
+
+
+def ciou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    pair = compare(boxes1_xyxy, boxes2_xyxy)
+    return _power(pair.iou, alpha) - _power(pair.distance2 / pair.diagonal2, alpha) - _power(_aspect_term(pair), alpha)
+
+
+def eiou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    pair = compare(boxes1_xyxy, boxes2_xyxy)
+    value = _power(pair.iou, alpha) - _power(pair.distance2 / pair.diagonal2, alpha)
+    for side1, side2, enclosing in zip(pair.size1, pair.size2, pair.enclosing):
+        value = value - _power((side2 - side1) ** 2 / (enclosing**2 + EPS), alpha)
+    return value
+
+
+def siou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """IoU − (Δ + Ω)/2: distance cost Δ, weighted by the angle of the line between the centres, and shape cost Ω.
+
+    Angle Λ = sin 2φ with φ the angle of that line to the nearer axis; Δ = Σ 1 − exp(−(2 − Λ) ρ_t) with ρ_t = (offset_t / c_t)²;
+    Ω = Σ (1 − exp(−|w − w_g| / max(w, w_g)))⁴. Equal centres have Λ = 0 here; the paper leaves them open.
+    """
+    pair = compare(boxes1_xyxy, boxes2_xyxy)
+    angle = 2 * (pair.offset[0] * pair.offset[1]).abs() / (pair.distance2 + EPS)
+    distance, shape = torch.zeros_like(angle), torch.zeros_like(angle)
+    for offset, enclosing, side1, side2 in zip(pair.offset, pair.enclosing, pair.size1, pair.size2):
+        distance = distance + 1 - torch.exp((angle - 2) * offset**2 / (enclosing**2 + EPS))
+        difference = (side1 - side2).abs() / (torch.maximum(side1, side2) + EPS)
+        shape = shape + (1 - torch.exp(-difference)) ** 4
+    return _power(pair.iou, alpha) - _power((distance + shape) / 2, alpha)
+
+
+def mdpiou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0, image_hw: tuple[float, float] = (640.0, 640.0)) -> Tensor:
+    """IoU less the squared distances of the two left top and the two right bottom corners, as fractions of the image's diagonal."""
+    value = _power(compare(boxes1_xyxy, boxes2_xyxy).iou, alpha)
+    squared = (boxes2_xyxy - boxes1_xyxy) ** 2 / (image_hw[0] ** 2 + image_hw[1] ** 2)
+    return value - _power(squared[..., :2].sum(-1), alpha) - _power(squared[..., 2:].sum(-1), alpha)
+
+
+def nwd(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, constant: float = 12.8) -> Tensor:
+    """Normalised Wasserstein distance: boxes as Gaussians, for objects so small that boxes rarely overlap.
+
+    Args:
+        boxes1_xyxy: (..., 4) px.
+        boxes2_xyxy: (..., 4) px.
+        constant: K in px, about the mean object size of the data set; 12.8 is AI-TOD's, the paper's data set.
+    """
+    pair = compare(boxes1_xyxy, boxes2_xyxy)
+    sizes = sum((b - a) ** 2 for a, b in zip(pair.size1, pair.size2)) / 4
+    return torch.exp(-torch.sqrt(pair.distance2 + sizes + EPS) / constant)
+
+
+SIMILARITIES: dict[str, Callable[..., Tensor]] = {
+    "IoU": iou,
+    "GIoU": giou,
+    "DIoU": diou,
+    "CIoU": ciou,
+    "EIoU": eiou,
+    "SIoU": siou,
+    "MDPIoU": mdpiou,
+}
+
+
+def _aspect_term(pair: Pair) -> Tensor:
+    """CIoU's αv."""
+    angles = [torch.atan(w / (h + EPS)) for w, h in (pair.size1, pair.size2)]
+    v = (4 / math.pi**2) * (angles[1] - angles[0]) ** 2
+    with torch.no_grad():
+        weight = v / (v - pair.iou + (1 + EPS))
+    return v * weight
+
+
+def _power(term: Tensor, exponent: float) -> Tensor:
+    return term if exponent == 1 else (term + EPS) ** exponent

@@ -1,0 +1,63 @@
+"""Heads against the published ones: parameter lists, raw maps, decoded boxes and scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.heads.anchor_free import DDetect, Detect, DetectionHead, DetectV9
+from models.heads.multi_branch import DualDDetect, DualDetect, TripleDDetect
+from tests import golden
+from utils.boxes import cxcywh_to_xyxy
+
+HEADS = {
+    "v8_Detect": Detect,
+    "v9_Detect": DetectV9,
+    "v9_DDetect": DDetect,
+    "v9_DualDetect": DualDetect,
+    "v9_DualDDetect": DualDDetect,
+    "v9_TripleDDetect": TripleDDetect,
+}
+CASES = [n for n in golden.all_names("heads") if n.rsplit("_nc", 1)[0] in HEADS]
+
+
+def built(case: golden.Golden, name: str) -> DetectionHead:
+    args = case.meta["args"]
+    head = HEADS[name.rsplit("_nc", 1)[0]](args["nc"], args["ch"])
+    head.set_strides(args["stride"])
+    return golden.fill_(head).eval()
+
+
+def test_there_are_cases():
+    assert CASES
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_shapes_and_order_of_the_parameters(name):
+    case = golden.find("heads", name)
+    assert [[k, list(v.shape)] for k, v in built(case, name).state_dict().items()] == case.meta["keys"]
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_maps_and_predictions(name):
+    case = golden.find("heads", name)
+    head = built(case, name)
+    output = head([case.tensor(f"input_{i}") for i in range(len(case.meta["args"]["ch"]))])
+    prefixes = {1: ("raw_",), 2: ("raw_aux_", "raw_main_"), 3: (None, None, "raw_third_")}[len(head.branch_weights)]
+    for maps, prefix in zip(output.branches, prefixes):
+        for level, raw in enumerate(maps if prefix else ()):
+            golden.assert_close(raw, case.tensor(f"{prefix}{level}"), 1e-5, f"{prefix}{level}")
+    decoded = next(case.tensor(k) for k in ("decoded", "decoded_main", "decoded_third") if k in case.arrays)  # (B, 4 + nc, N), cxcywh
+    predictions = head.decode(output)
+    golden.assert_close(predictions.boxes, cxcywh_to_xyxy(decoded[:, :4].transpose(1, 2)), 1e-4, "boxes")
+    golden.assert_close(predictions.scores, decoded[:, 4:].transpose(1, 2), 1e-4, "scores")
+
+
+def test_the_auxiliary_branch_decodes_as_published():
+    case = golden.find("heads", "v9_DualDDetect_nc4")
+    head = built(case, "v9_DualDDetect_nc4")
+    output = head([case.tensor(f"input_{i}") for i in range(6)])
+    boxes, scores = head.decode(output._replace(branches=output.branches[:1]))
+    golden.assert_close(boxes, cxcywh_to_xyxy(case.tensor("decoded_aux")[:, :4].transpose(1, 2)), 1e-4)
+    golden.assert_close(scores, case.tensor("decoded_aux")[:, 4:].transpose(1, 2), 1e-4)
