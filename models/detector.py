@@ -194,7 +194,7 @@ def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
         return IdentityStart(layer) if plan.identity_start else layer
 
     try:
-        with activation_scope(parse_activation(spec.activation) if spec.activation else None):
+        with activation_scope(parse_activation(spec.activation or "nn.SiLU")):
             if plan.repeats == 1:
                 return build(plan.args)
             return nn.Sequential(build(plan.args), *(build(plan.repeat_args or plan.args) for _ in range(plan.repeats - 1)))
