@@ -1,0 +1,131 @@
+"""COCO's files: reading instances, writing results, and pycocotools over both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.coco_eval import (
+    COCO_CATEGORY_IDS,
+    category_ids_of,
+    image_id_of,
+    read_instances,
+    run_pycocotools,
+    write_coco_json,
+)
+from utils.errors import UserError
+from utils.metrics import MetricAccumulator
+from utils.types import Detections
+
+NAMES = ("cell", "wall")
+
+
+def instances(folder: Path, **changes: object) -> Path:
+    content = {
+        "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "sub/a.jpg"}, {"id": 9, "file_name": "empty.jpg"}],
+        "categories": [{"id": 4, "name": "Wall"}, {"id": 1, "name": "cell"}, {"id": 2, "name": "other"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 4, "bbox": [1, 2, 30, 40], "area": 700.5, "iscrowd": 1},
+            {"id": 2, "image_id": 3, "category_id": 1, "bbox": [5, 5, 50, 60], "area": 2000},
+            {"id": 3, "image_id": 7, "category_id": 2, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0},
+            {"id": 4, "image_id": 7, "category_id": 1, "bbox": [9, 9, 20, 10]},
+        ],
+    }
+    path = folder / "instances_val.json"
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def test_reads_area_crowd_and_classes_by_name(tmp_path: Path) -> None:
+    found = read_instances(instances(tmp_path), NAMES)
+    assert found.category_ids == (1, 4)
+    truth = found.truth_of(["x/images/a.jpg", "empty.jpg", "b.jpg"])
+    assert truth.image.tolist() == [0, 2, 2]
+    assert truth.classes.tolist() == [0, 1, 0]
+    assert truth.area.tolist() == [2000, 700.5, 200]
+    assert truth.crowd.tolist() == [False, True, False]
+    assert truth.boxes_ltwh[0].tolist() == [5, 5, 50, 60]
+    assert len(found.truth_of([]).image) == 0
+
+
+def test_single_class_takes_every_object(tmp_path: Path) -> None:
+    truth = read_instances(instances(tmp_path), ("item",), single_class=True).truth_of(["b.jpg"])
+    assert truth.classes.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("names", "category_ids"), [(("x", "y", "z"), (1, 2, 4)), (("wall",), (4,))])
+def test_classes_by_order_where_names_differ(tmp_path: Path, names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
+    assert read_instances(instances(tmp_path), names).category_ids == category_ids
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [("no json", "not a COCO instances"), ("[]", "not a COCO instances"), ('{"images": []}', "categories"), (None, "FileNotFound")],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: str | None, what: str) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=what) as error:
+        read_instances(path, NAMES)
+    assert str(path) in str(error.value)
+
+
+def test_unknown_class_and_unknown_image_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'tree'"):
+        read_instances(instances(tmp_path), ("cell", "tree"))
+    with pytest.raises(UserError, match=r"'nowhere\.jpg'"):
+        read_instances(instances(tmp_path), NAMES).truth_of(["nowhere.jpg"])
+
+
+def test_category_ids() -> None:
+    assert len(COCO_CATEGORY_IDS) == 80
+    assert (COCO_CATEGORY_IDS[0], COCO_CATEGORY_IDS[11], COCO_CATEGORY_IDS[79]) == (1, 13, 90)
+    assert category_ids_of(["person", *["x"] * 78, "toothbrush"]) == COCO_CATEGORY_IDS
+    assert category_ids_of(NAMES) == (0, 1)
+
+
+@pytest.mark.parametrize(("path", "expected"), [("a/000000000139.jpg", 139), ("BloodImage_00000.jpg", "BloodImage_00000"), ("٣.jpg", 3)])
+def test_image_id(path: str, expected: int | str) -> None:
+    assert image_id_of(path) == expected
+
+
+def test_written_results_score_the_same_with_pycocotools(tmp_path: Path) -> None:
+    annotations = read_instances(instances(tmp_path), NAMES)
+    accumulator = MetricAccumulator(NAMES)
+    paths = ["a.jpg", "b.jpg", "empty.jpg"]
+    found = [
+        Detections(torch.tensor([[5.2, 5.1, 54.0, 64.0]]), torch.tensor([0.75]), torch.tensor([0])),
+        Detections(torch.tensor([[9.5, 9.5, 28.0, 20.0], [1.0, 2.0, 30.0, 40.0]]), torch.tensor([0.9, 0.125]), torch.tensor([0, 1])),
+        Detections(torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.tensor([0.8]), torch.tensor([0])),
+    ]
+    accumulator.update(found, annotations.truth_of(paths), images=annotations.ids_of(paths))
+    file = tmp_path / "predictions.json"
+    assert write_coco_json(file, accumulator, category_ids=annotations.category_ids) == 4
+    rows = json.loads(file.read_text())
+    assert [(r["image_id"], r["category_id"]) for r in rows] == [(3, 1), (7, 1), (7, 4), (9, 1)]
+    np.testing.assert_allclose(rows[0]["bbox"], [5.2, 5.1, 48.8, 58.9], atol=1e-4)
+    expected = run_pycocotools(annotations.path, file, category_ids=annotations.category_ids)
+    assert accumulator.compute().coco_stats == pytest.approx(expected, abs=1e-9)
+    assert 0 < expected["AP"] < 1
+
+
+def test_no_detection_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.json"
+    assert write_coco_json(file, MetricAccumulator(NAMES), category_ids=(1, 4)) == 0
+    assert run_pycocotools(instances(tmp_path), file)["AP"] == 0
+
+
+def test_results_of_other_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'a'"):
+        run_pycocotools(instances(tmp_path), [{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
+
+
+def test_only_the_images_asked_for_count(tmp_path: Path) -> None:
+    hit = [{"image_id": 3, "category_id": 1, "bbox": [5, 5, 50, 60], "score": 0.5}]
+    assert run_pycocotools(instances(tmp_path), hit, image_ids=[3])["AP"] == pytest.approx(1)
+    assert run_pycocotools(instances(tmp_path), hit)["AP"] < 0.6
