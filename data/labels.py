@@ -11,7 +11,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +96,10 @@ class LabelTable:
         part = slice(self.starts[i], self.starts[i + 1])
         return np.concatenate((self.classes[part, None].astype(np.float32), self.boxes_cxcywh[part]), 1)
 
+    def as_one_class(self) -> LabelTable:
+        """The same objects, all of class 0."""
+        return dataclasses.replace(self, classes=np.zeros_like(self.classes))
+
     def take(self, keep: np.ndarray) -> LabelTable:
         """The table of the pictures where ``keep`` (N,) is true."""
         objects = np.repeat(keep, np.diff(self.starts))
@@ -154,7 +157,7 @@ def read_labels(image_files: Sequence[str], *, workers: int = 8, prefix: str = "
     workers = max(1, min(workers, os.cpu_count() or 1))
     pool: Executor
     if len(image_files) >= PROCESSES_FROM and workers > 1:
-        pool, chunk = ProcessPoolExecutor(workers, mp_context=get_context("spawn")), 64
+        pool, chunk = ProcessPoolExecutor(workers), 64
     else:
         pool, chunk = ThreadPoolExecutor(workers), 1
     with pool:

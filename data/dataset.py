@@ -1,0 +1,157 @@
+"""From a sample's key to its part of a batch. A key says which picture, epoch and shape; with the seed, that is all that decides.
+
+Workers hold no state that matters: any of them, in any process, gives the same sample for the same key.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from data.augment import FILL, AugmentHyp, flip, hsv, letterbox, mixup
+from data.image_store import ImageStore
+from data.images import ImageError
+from data.instances import Instances
+from data.labels import LabelTable
+from data.mosaic import mosaic_scene, single_scene, view
+from utils.types import Batch, Letterbox
+
+SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random numbers with the order of an epoch
+
+
+class SampleKey(NamedTuple):
+    """Everything, beside the seed, that decides what a sample looks like."""
+
+    index: int  # of the picture
+    epoch: int
+    hw: tuple[int, int]  # of the batch, px
+    mosaic: bool  # whether mosaic (and with it mixup) may happen
+
+
+class Sample(NamedTuple):
+    """One picture of a batch."""
+
+    image: np.ndarray  # (H, W, C)
+    targets: np.ndarray  # (n, 5) float32 [class, cx, cy, w, h], normalised
+    scale_xy: tuple[float, float]
+    pad_xy: tuple[float, float]
+
+
+class DetectionDataset(torch.utils.data.Dataset):
+    """Pictures with their labels; ``__getitems__`` draws a whole batch straight into one tensor.
+
+    Args:
+        image_files: N pictures.
+        table: Their labels.
+        imgsz: Longer side of a picture in px, and side of a mosaic.
+        hyp: Hyper-parameters of the augmentation.
+        augment: Whether to augment at all.
+        seed: Of the run.
+        channels: Of the pictures.
+    """
+
+    def __init__(
+        self, image_files: Sequence[str], table: LabelTable, *, imgsz: int, hyp: AugmentHyp, augment: bool, seed: int = 0, channels: int = 3
+    ) -> None:
+        if len(image_files) != len(table):
+            raise ValueError(f"{len(image_files)} images but labels of {len(table)}")
+        self.image_files = tuple(image_files)
+        self.table = table
+        self.imgsz, self.hyp, self.augment, self.seed, self.channels = imgsz, hyp, augment, seed, channels
+        self.store = ImageStore(image_files, imgsz=imgsz, channels=channels, smooth=not augment)
+        self._unreadable: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.image_files)
+
+    @cached_property
+    def labels(self) -> tuple[np.ndarray, ...]:
+        """Per picture (n, 5) float32 [class, cx, cy, w, h], normalised."""
+        return tuple(self.table.array(i) for i in range(len(self)))
+
+    @property
+    def shapes_hw(self) -> np.ndarray:
+        """(N, 2) int64 height and width of the originals in px."""
+        return self.table.shapes_hw
+
+    @property
+    def problems(self) -> tuple:
+        """Everything wrong that was found when reading, also about pictures that were left out."""
+        return self.table.problems
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        rng = np.random.default_rng((self.seed, key.epoch, key.index, SAMPLE_STREAM))
+        if self.augment:
+            return self._augmented(key, rng)
+        image, instances = self._picture(key.index)
+        boxed = letterbox(image, key.hw, auto=False, scaleup=False)
+        h0, w0 = self.table.shapes_hw[key.index]
+        scale = (image.shape[1] / w0 * boxed.scale_xy[0], image.shape[0] / h0 * boxed.scale_xy[1])
+        instances = instances.scaled(*boxed.scale_xy).shifted(*boxed.pad_xy)
+        return Sample(boxed.image, _targets(instances, key.hw), scale, boxed.pad_xy)
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        """A batch; pictures are split into planes directly in its tensor."""
+        h, w = keys[0].hw
+        images = np.empty((len(keys), self.channels, h, w), np.uint8)
+        samples = []
+        for planes, key in zip(images, keys):
+            sample = self[key]
+            cv2.split(sample.image, list(planes))
+            samples.append(sample._replace(image=sample.image[:0]))
+        counts = [len(s.targets) for s in samples]
+        owners = np.repeat(np.arange(len(keys), dtype=np.float32), counts)
+        targets = np.concatenate((owners[:, None], np.concatenate([s.targets for s in samples])), 1)
+        places = Letterbox(
+            torch.from_numpy(self.table.shapes_hw[[k.index for k in keys]]),
+            torch.tensor([s.scale_xy for s in samples], dtype=torch.float32),
+            torch.tensor([s.pad_xy for s in samples], dtype=torch.float32),
+        )
+        paths = tuple(self.image_files[k.index] for k in keys)
+        return Batch(torch.from_numpy(images), torch.from_numpy(targets), paths, places, max(counts))
+
+    def _augmented(self, key: SampleKey, rng: np.random.Generator) -> Sample:
+        use_mosaic = key.mosaic and rng.random() < self.hyp.mosaic
+        image, instances = self._mosaic(key, key.index, rng) if use_mosaic else self._single(key, rng)
+        if use_mosaic and rng.random() < self.hyp.mixup:
+            other = self._mosaic(key, int(rng.integers(len(self))), rng)
+            image, instances = mixup((image, instances), other, rng)
+        image = hsv(image, self.hyp, rng)
+        image, instances = flip(image, instances, self.hyp, rng)
+        return Sample(image, _targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
+
+    def _mosaic(self, key: SampleKey, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+        """Picture ``index`` and three others, in any order."""
+        members = rng.permutation([index, *rng.integers(len(self), size=3)])
+        scene = mosaic_scene([self._picture(int(i)) for i in members], self.imgsz, rng)
+        return view(scene, key.hw, self.hyp, rng)
+
+    def _single(self, key: SampleKey, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+        scene = single_scene(*self._picture(key.index), key.hw)
+        return view(scene, key.hw, self.hyp, rng)
+
+    def _picture(self, index: int) -> tuple[np.ndarray, Instances]:
+        """A picture at training size with its objects in px; grey and without objects if its file has become unreadable since."""
+        try:
+            image = self.store.get(index)
+        except ImageError as error:
+            if index not in self._unreadable:
+                self._unreadable.add(index)
+                warnings.warn(f"{error}; a grey image takes its place", stacklevel=2)
+            h, w = self.table.shapes_hw[index]
+            ratio = self.imgsz / max(h, w)
+            return np.full((max(round(h * ratio), 1), max(round(w * ratio), 1), self.channels), FILL, np.uint8), Instances.empty()
+        return image, self.table.instances(index, hw=image.shape[:2])
+
+
+def _targets(instances: Instances, hw: tuple[int, int]) -> np.ndarray:
+    """(n, 5) float32 [class, cx, cy, w, h], normalised to the batch picture."""
+    h, w = hw
+    b = instances.boxes_xyxy / np.array((w, h, w, h), np.float32)
+    return np.concatenate((instances.classes[:, None], (b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1).astype(np.float32)

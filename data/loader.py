@@ -1,0 +1,253 @@
+"""The one entry to the data: a dataset spec and a split in, batches out.
+
+The order of an epoch and the look of every sample hang on (seed, epoch, index) alone, so the data are the same for any number of
+workers, for any number of processes, and after a resume.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from data.augment import AugmentHyp
+from data.dataset import ORDER_STREAM, DetectionDataset, SampleKey
+from data.dataset_spec import DatasetSpec
+from data.label_cache import cached_labels
+from data.labels import LabelTable, check_classes, label_path, list_images, summarise
+from utils.errors import UserError
+from utils.types import Batch
+
+
+def build_loader(
+    spec: DatasetSpec,
+    split: str,
+    *,
+    imgsz: int,
+    batch_size: int,
+    hyp: AugmentHyp,
+    augment: bool,
+    rect: bool = False,
+    pad: float = 0.0,
+    stride: int = 32,
+    workers: int = 8,
+    seed: int = 0,
+    cache: str | None = None,
+    single_cls: bool = False,
+    min_items: int = 0,
+    mosaic_until: int | None = None,
+    shuffle: bool | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = False,
+    prefix: str = "",
+) -> DetectionLoader:
+    """Reads the labels of a split (or their cache), says what is wrong with them, and returns its loader.
+
+    Args:
+        spec: From ``load_dataset_spec``.
+        split: ``train``, ``val`` or ``test``.
+        imgsz: Side of the network's input in px.
+        batch_size: Pictures a batch, of each process.
+        hyp: Hyper-parameters of the augmentation.
+        augment: Mosaic, mixup, warp, colour and flips; else letterbox only.
+        rect: Batches of similar aspect ratio in the least shape that holds them; no mosaic then.
+        pad: Strides added to rectangular shapes (validation: 0.5).
+        stride: Of the model, in px; rectangular shapes are multiples of it.
+        workers: Most worker processes (0: in this process).
+        seed: Of the run.
+        cache: ``ram``, ``disk`` or None.
+        single_cls: Treat all classes as one.
+        min_items: Leave out pictures with fewer objects.
+        mosaic_until: The first epoch without mosaic and mixup (None: never).
+        shuffle: Default: as ``augment``.
+        rank: Of this process.
+        world_size: Number of processes; each gets its part of every global batch.
+        drop_last: Leave out the last incomplete batch.
+        prefix: Words before messages and progress bars.
+
+    Raises:
+        UserError: Images missing, none usable, none labelled, or a class without a name.
+    """
+    sources = spec.sources(split)
+    files = list_images(sources)
+    talks = rank == 0
+    table, remark = cached_labels(files, source=sources[0], workers=workers or 1, prefix=prefix, progress=talks)
+    if talks:
+        print("\n".join(filter(None, (remark, summarise(table, prefix=prefix)))))
+    check_classes(table, files, spec.names if spec.label_nc == spec.nc else range(spec.label_nc), spec.yaml_path)
+    files, table = _usable(files, table, min_items, spec, split)
+    if single_cls or spec.single_cls:
+        table = table.as_one_class()
+    dataset = DetectionDataset(files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch)
+    remark = _fill_cache(dataset, cache, prefix, talks)
+    if talks and remark:
+        print(remark)
+    sampler = EpochSampler(
+        len(dataset), batch_size=batch_size, hw=(imgsz, imgsz), shuffle=augment if shuffle is None else shuffle, seed=seed,
+        rank=rank, world_size=world_size, drop_last=drop_last, equal_shares=augment, mosaic_until=0 if rect else mosaic_until,
+        rect_shapes=_rect_shapes(table.shapes_hw, batch_size * world_size, imgsz, stride, pad) if rect else None,
+    )  # fmt: skip
+    return DetectionLoader(dataset, sampler, workers=workers, seed=seed)
+
+
+class DetectionLoader:
+    """Iterates over the batches of the epoch that was set last.
+
+    Attributes:
+        dataset: With ``labels``, ``image_files``, ``shapes_hw`` and ``problems``.
+        sampler: Decides order and shapes.
+    """
+
+    def __init__(self, dataset: DetectionDataset, sampler: EpochSampler, *, workers: int, seed: int) -> None:
+        self.dataset, self.sampler = dataset, sampler
+        self.batch_size = sampler.batch_size
+        workers = max(0, min(workers, os.cpu_count() or 1, len(sampler)))
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_start_worker if workers else None,
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(seed),  # the global one stays untouched
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, of this process."""
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Chooses what the next iteration yields: this epoch, from this batch on. Survives a resume, as nothing else decides."""
+        self.sampler.epoch, self.sampler.start_batch = epoch, start_batch
+
+    def close_mosaic(self) -> None:
+        """No mosaic and mixup from the epoch that is set on; a run that knows its last epochs passes ``mosaic_until`` instead."""
+        self.sampler.mosaic_until = self.sampler.epoch
+
+    def state(self, batches_done: int = 0) -> dict[str, int]:
+        """What ``set_epoch`` needs to go on after ``batches_done`` batches of this epoch."""
+        return {"epoch": self.sampler.epoch, "start_batch": batches_done}
+
+
+class EpochSampler(Sampler):
+    """Lists of sample keys, batch by batch, for one process.
+
+    Args:
+        count: Pictures.
+        batch_size: Of each process.
+        hw: Shape of a batch in px.
+        shuffle: Draw a new order every epoch.
+        seed: Of the run.
+        rank: Of this process.
+        world_size: Number of processes.
+        drop_last: Leave out the last incomplete batch.
+        equal_shares: Repeat pictures of the last batch so that all processes get as many; else some may get less.
+        mosaic_until: First epoch without mosaic (None: never).
+        rect_shapes: Order by aspect ratio (N,), and a shape (h, w) for each global batch of it.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        hw: tuple[int, int],
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        equal_shares: bool = True,
+        mosaic_until: int | None = None,
+        rect_shapes: tuple[np.ndarray, list[tuple[int, int]]] | None = None,
+    ) -> None:
+        self.count, self.batch_size, self.hw, self.shuffle, self.seed = count, batch_size, hw, shuffle, seed
+        self.rank, self.world_size, self.drop_last, self.equal_shares = rank, world_size, drop_last, equal_shares
+        self.mosaic_until, self.rect_shapes = mosaic_until, rect_shapes
+        self.epoch, self.start_batch = 0, 0
+
+    def __len__(self) -> int:
+        return len(self._shares(np.arange(self.count)))
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        mosaic = self.mosaic_until is None or self.epoch < self.mosaic_until
+        rng = np.random.default_rng((self.seed, self.epoch, 0, ORDER_STREAM))
+        if self.rect_shapes is None:
+            order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
+            batches = [(share, self.hw) for share in self._shares(order)]
+        else:
+            order, shapes = self.rect_shapes
+            batches = list(zip(self._shares(order), shapes))
+            batches = [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
+        for indices, hw in batches[self.start_batch :]:
+            yield [SampleKey(int(i), self.epoch, hw, mosaic) for i in indices]
+
+    def _shares(self, order: np.ndarray) -> list[np.ndarray]:
+        """This process's part of every global batch."""
+        whole = self.batch_size * self.world_size
+        full = len(order) // whole * whole
+        shares = [order[i + self.rank * self.batch_size :][: self.batch_size] for i in range(0, full, whole)]
+        rest = order[full:]
+        if len(rest) and (not self.drop_last or not shares):
+            each = -(-len(rest) // self.world_size)
+            if self.equal_shares:
+                rest = np.resize(rest, each * self.world_size)
+            rest = rest[self.rank * each : (self.rank + 1) * each]
+            shares += [rest] if len(rest) else []
+        return shares
+
+
+def _usable(files: Sequence[str], table: LabelTable, min_items: int, spec: DatasetSpec, split: str) -> tuple[list[str], LabelTable]:
+    """Without the pictures that cannot be used; at least one with an object must be left."""
+    good = table.shapes_hw[:, 0] > 0
+    if not good.any():
+        raise UserError(f"{spec.yaml_path}: none of the {len(files)} images of {split!r} can be used, first: {table.problems[0]}")
+    if not len(table.classes):
+        expected = label_path(files[0])
+        raise UserError(f"{spec.yaml_path}: no labels at all for the {len(files)} images of {split!r}, the first is expected at {expected}")
+    good &= np.diff(table.starts) >= min_items
+    if not good.any():
+        raise UserError(f"{spec.yaml_path}: no image of {split!r} has --min-items {min_items} objects")
+    return [f for f, g in zip(files, good) if g], table.take(good)
+
+
+def _fill_cache(dataset: DetectionDataset, cache: str | None, prefix: str, progress: bool) -> str:
+    """Caches the pictures as asked; returns one line for the user where that failed."""
+    if not cache:
+        return ""
+    if cache == "ram":
+        return dataset.store.keep_in_ram(prefix=prefix, progress=progress)
+    if cache == "disk":
+        return dataset.store.keep_on_disk(prefix=prefix, progress=progress)
+    raise UserError(f"--cache {cache}: ram or disk is expected")
+
+
+def _rect_shapes(shapes_hw: np.ndarray, batch: int, imgsz: int, stride: int, pad: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Pictures ordered by height over width, and the least shape, in whole strides, that holds each batch of them."""
+    aspect = shapes_hw[:, 0] / shapes_hw[:, 1]
+    order = np.argsort(aspect, kind="stable")
+    shapes = []
+    for start in range(0, len(order), batch):
+        low, high = aspect[order[start]], aspect[order[min(start + batch, len(order)) - 1]]
+        h, w = min(high, 1.0), min(1 / low, 1.0)
+        shapes.append(tuple(int(np.ceil(side * imgsz / stride + pad)) * stride for side in (h, w)))
+    return order, shapes
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """Workers are the parallelism; threads inside them would only get in each other's way."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
