@@ -1,0 +1,42 @@
+"""Ground truth of a batch as rectangular tensors, made without asking the device how many boxes an image has."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.boxes import cxcywh_to_xyxy, denormalised
+
+
+class PaddedTargets(NamedTuple):
+    """The boxes of each image, filled up to the most boxes in one image."""
+
+    labels: Tensor  # (B, n) int64, 0 where there is no box
+    boxes_xyxy: Tensor  # (B, n, 4) px, zeros where there is no box
+    valid: Tensor  # (B, n) bool; a box centred on the image's left top corner does not count, as in the published losses
+
+
+def pad_targets(targets: Tensor, max_boxes: int, *, batch_size: int, hw_px: tuple[float, float]) -> PaddedTargets:
+    """Sorts a batch's targets by image.
+
+    Args:
+        targets: (M, 6) image, class, normalised cx cy w h, in any order.
+        max_boxes: the most boxes in one image, or more.
+        batch_size: B.
+        hw_px: size of the batch's images in px.
+
+    Returns:
+        Targets with n = ``max_boxes``; boxes of an image keep their order.
+    """
+    device = targets.device
+    image, order = targets[:, 0].long().sort(stable=True)
+    per_image = torch.zeros(batch_size, dtype=torch.long, device=device).scatter_add_(0, image, torch.ones_like(image))
+    first = per_image.cumsum(0) - per_image
+    slot = torch.arange(len(image), device=device) - first[image]
+    rows = targets[order, 1:].float()
+    padded = torch.zeros(batch_size, max_boxes, 5, device=device)
+    padded[image, slot] = torch.cat((rows[:, :1], cxcywh_to_xyxy(denormalised(rows[:, 1:], hw_px))), dim=1)
+    boxes = padded[..., 1:]
+    return PaddedTargets(padded[..., 0].long(), boxes, boxes.sum(dim=-1) > 0)

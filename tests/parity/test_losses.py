@@ -1,0 +1,96 @@
+"""Losses against published numbers: parts, gradients and the assignment behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.assigners.grid import anchor_points
+from models.assigners.targets import pad_targets
+from models.heads.base import HeadOutput
+from models.losses.task_aligned import TaskAlignedLoss
+from tests import golden
+from utils.config import Hyperparameters
+from utils.types import Batch, Letterbox
+
+ALIGNED = golden.all_names("losses", "v8_") + golden.all_names("losses", "v9_")
+
+
+def batch_of(case: golden.Golden) -> Batch:
+    targets = case.tensor("targets")
+    size = case.meta["args"]["batch"]
+    h, w = case.meta["args"]["imgsz"]
+    most = int(torch.bincount(targets[:, 0].long()).max()) if len(targets) else 0
+    none = Letterbox(torch.zeros(size, 2).long(), torch.ones(size, 2), torch.zeros(size, 2))
+    return Batch(torch.zeros(size, 3, h, w, dtype=torch.uint8), targets, (str(Path()),) * size, none, most)
+
+
+def output_of(case: golden.Golden, prefixes: tuple[str, ...]) -> HeadOutput:
+    levels = range(len(case.meta["args"]["strides"]))
+    return HeadOutput(tuple(tuple(case.tensor(f"{p}pred_{i}").requires_grad_() for i in levels) for p in prefixes))
+
+
+def aligned(name: str) -> tuple[golden.Golden, tuple[str, ...], TaskAlignedLoss, HeadOutput]:
+    case = golden.find("losses", name)
+    args = case.meta["args"]
+    prefixes = ("aux_", "main_") if name.startswith("v9_dual") else ("",)
+    hyp = Hyperparameters(**args["gains"], tal_topk=args["topk"], tal_alpha=args["alpha"], tal_beta=args["beta"])
+    min_side = args["strides"][1] if name.startswith("v8") else 0.0
+    weights = (0.25, 1.0)[-len(prefixes) :]
+    loss = TaskAlignedLoss(hyp, nc=args["nc"], strides=args["strides"], branch_weights=weights, min_candidate_side=min_side)
+    return case, prefixes, loss, output_of(case, prefixes)
+
+
+def test_there_are_cases():
+    assert ALIGNED
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_task_aligned_parts_and_gradients(name):
+    case, prefixes, loss, output = aligned(name)
+    parts = loss(output, batch_of(case))
+    assert tuple(parts) == ("box", "cls", "dfl")
+    golden.assert_close(torch.stack(list(parts.values())), case.tensor("loss_items"), 1e-5, "loss items")
+    total = sum(parts.values()) * case.meta["args"]["batch"]
+    golden.assert_close(total, case.tensor("loss_total"), 1e-5, "total")
+    total.backward()
+    for prefix, maps in zip(prefixes, output.branches):
+        for i, raw in enumerate(maps):
+            golden.assert_close(raw.grad, case.tensor(f"{prefix}grad_{i}"), 1e-5, f"gradient of {prefix}{i}")
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+@torch.no_grad()
+def test_task_aligned_assignment(name):
+    case, prefixes, loss, output = aligned(name)
+    batch = batch_of(case)
+    h, w = case.meta["args"]["imgsz"]
+    targets = pad_targets(batch.targets, batch.max_boxes, batch_size=case.meta["args"]["batch"], hw_px=(h, w))
+    golden.assert_close(targets.boxes_xyxy, case.tensor("gt_bboxes_px"), 1e-5, "targets")
+    for prefix, maps in zip(prefixes, output.branches):
+        points, _ = anchor_points(maps, loss.strides)
+        golden.assert_close(points.T, case.tensor("anchor_points_px"), 1e-6, "points")
+        assigned = loss.assigner(case.tensor(f"{prefix}pred_bboxes_px"), [m[:, 64:] for m in maps], points, targets)
+        label, boxes, scores = dense(assigned, targets, points.shape[1], case.meta["args"]["nc"])
+        wanted = case.tensor(f"{prefix}target_scores")
+        counts = wanted.sum(-1) > 0  # the other foreground cells fill up a box's ten with score 0
+        assert torch.equal(label >= 0, counts)
+        assert torch.equal(label[counts], case.tensor(f"{prefix}target_labels")[counts])
+        golden.assert_close(boxes[counts], case.tensor(f"{prefix}target_bboxes_px")[counts], 1e-5, "target boxes")
+        golden.assert_close(scores, wanted, 1e-5, "target scores")
+
+
+def dense(assigned, targets, cells: int, nc: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (B, N), -1 for background, boxes (B, N, 4) and scores (B, N, nc) of an assignment."""
+    b, _ = targets.valid.shape
+    label, boxes, scores = torch.full((b, cells), -1), torch.zeros(b, cells, 4), torch.zeros(b, cells, nc)
+    image, pick = assigned.mask.nonzero(as_tuple=True)
+    cell, box = assigned.cell[image, pick], assigned.box[image, pick]
+    assert len({(i, c) for i, c in zip(image.tolist(), cell.tolist())}) == len(image), "a cell counts twice"
+    label[image, cell] = targets.labels[image, box]
+    boxes[image, cell] = targets.boxes_xyxy[image, box]
+    scores[image, cell, targets.labels[image, box]] = assigned.score[image, pick]
+    return label, boxes, scores
