@@ -18,7 +18,12 @@ from tests.golden import all_names, assert_close, cotangent, fill_, find, input_
 
 # other names under which a golden's module must resolve
 ALSO = {
+    "FocalModulation": (),
     "FocalNetBlock": ("FocalModulationBlock",),
+    "BiLevelRoutingAttention": ("BRA",),
+    "nchwBRA": ("BiLevelRoutingAttention_nchw",),
+    "BiFormerBlock": (),
+    "BiFormerBlockNCHW": (),
 }
 # arguments of a published constructor that say what a map says itself
 DROPPED = {"FocalNetBlock": ("input_resolution",)}
@@ -26,7 +31,7 @@ DROPPED = {"FocalNetBlock": ("input_resolution",)}
 ABSENT: dict[str, tuple[str, ...]] = {}
 # arguments that a golden was made with without saying so
 IMPLIED: dict[str, dict[str, Any]] = {}
-REQUIRED = tuple(ALSO) + ("FocalModulation",)
+REQUIRED = tuple(ALSO)
 
 
 def module_of(case: str) -> str:

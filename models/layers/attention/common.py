@@ -68,3 +68,65 @@ def weighted_sum(maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     for term, weight in zip(maps[1:], weights[1:]):
         total = torch.addcmul(total, term, weight)
     return total
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """A context in which autocast leaves operators on ``x``'s device alone."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def pad_to_multiple(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Zeros at the bottom and the right, up to a height that ``rows`` divides and a width that ``columns`` divides.
+
+    (B, C, H, W) -> (B, C, H', W'). While a graph is being traced the padding is always recorded, because another size may need it.
+    """
+    height, width = x.shape[-2:]
+    below, right = (rows - height % rows) % rows, (columns - width % columns) % columns
+    if not torch.jit.is_tracing() and below == 0 and right == 0:
+        return x
+    return F.pad(x, (0, right, 0, below))
+
+
+def to_windows(x: Tensor, height: int, width: int) -> Tensor:
+    """Cuts a map into windows of ``height`` x ``width`` pixels that fill it: (B, C, H, W) -> (B, windows, pixels, C), row-major."""
+    batch, channels, map_height, map_width = x.shape
+    grid = x.permute(0, 2, 3, 1).reshape(batch, map_height // height, height, map_width // width, width, channels)
+    return grid.transpose(2, 3).reshape(batch, -1, height * width, channels)
+
+
+def from_windows(windows: Tensor, height: int, width: int, *, columns: int) -> Tensor:
+    """The inverse of to_windows: (B, windows, pixels, C), ``columns`` windows in a row -> (B, C, H, W)."""
+    batch, count, _, channels = windows.shape
+    rows = count // columns
+    grid = windows.reshape(batch, rows, columns, height, width, channels).transpose(2, 3)
+    return grid.reshape(batch, rows * height, columns * width, channels).permute(0, 3, 1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: float | None = None) -> Tensor:
+    """Softmax attention between the positions of maps, without a matrix of positions by positions.
+
+    Heads are contiguous groups of channels. Fused kernels want contiguous tensors of one width, so narrower ones get zero channels
+    (zeros add nothing to a product, and those of the value are cut off again).
+
+    Args:
+        query: (B, heads * d, *space).
+        key: (B, heads * d, *space of the keys).
+        value: (B, heads * v, *space of the keys).
+        heads: number of heads.
+        scale: factor of the logits; None for 1 / sqrt(d).
+
+    Returns:
+        (B, heads * v, *space).
+    """
+    q, k, v = (_heads_first(x, heads) for x in (query, key, value))
+    wide, narrow = q.shape[-1], v.shape[-1]
+    scale = wide**-0.5 if scale is None else scale
+    width = max(wide, narrow)
+    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :narrow]  # (B, heads, N, v)
+    return out.transpose(2, 3).reshape(query.shape[0], heads * narrow, *query.shape[2:])
+
+
+def _heads_first(x: Tensor, heads: int) -> Tensor:
+    """(B, heads * d, *space) -> (B, heads, N, d), contiguous."""
+    return x.flatten(2).unflatten(1, (heads, x.shape[1] // heads)).transpose(2, 3).contiguous()
