@@ -129,13 +129,23 @@ def list_images(sources: Sequence[Path]) -> list[str]:
             tree = os.walk(source, followlinks=True)
             files += sorted(str(Path(top) / name) for top, _, names in tree for name in names if is_image(name))
         elif source.suffix == ".txt":
-            files += _read_list(source)
+            files += read_list(source)
         else:
             files.append(str(source))
     files = list(dict.fromkeys(files))
     if not files:
         raise UserError(f"no images in {', '.join(map(str, sources))}; a folder of pictures or a .txt list of their paths is expected")
     return files
+
+
+def read_list(path: Path) -> list[str]:
+    """Picture paths from a list, each absolute, or relative to the list's folder or the working directory."""
+    entries = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
+    entries = [e for e in entries if e and not e.startswith("#")]
+    relative = next((e for e in entries if not os.path.isabs(e)), None)
+    bases = [path.parent, Path.cwd()]
+    base = next((b for b in bases if relative and (b / relative).exists()), bases[0])
+    return [os.path.normpath(base / e) for e in entries]
 
 
 def label_path(image_path: str) -> str:
@@ -313,13 +323,3 @@ def _no_labels(hw: tuple[int, int], has_label_file: bool, problems: tuple[Proble
 
 def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)))
-
-
-def _read_list(path: Path) -> list[str]:
-    """Picture paths from a list, each absolute, or relative to the list's folder or the working directory."""
-    entries = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
-    entries = [e for e in entries if e and not e.startswith("#")]
-    relative = next((e for e in entries if not os.path.isabs(e)), None)
-    bases = [path.parent, Path.cwd()]
-    base = next((b for b in bases if relative and (b / relative).exists()), bases[0])
-    return [os.path.normpath(base / e) for e in entries]
