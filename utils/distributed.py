@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -96,3 +97,12 @@ def broadcast_object(value: object) -> object:
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all processes, in order of rank, on every process. Meant for plain values once in a while, such as metrics."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

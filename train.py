@@ -1,0 +1,505 @@
+"""Trains a detector: arguments -> TrainConfig -> train() -> train_one_epoch().
+
+Example:
+    python train.py --cfg yolov9-t-FocalModulation.yaml --data mydata.yaml --imgsz 640 --epochs 100
+    python train.py                      # a few minutes on the embedded data set
+    python train.py --resume             # goes on with the newest run
+    torchrun --nproc_per_node 4 train.py --cfg yolov9-c.yaml --data coco.yaml --batch-size 64
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from models.checkpoints import Checkpoint, load_checkpoint, plugin_records, require_plugins, save_checkpoint, transfer_weights
+from models.detector import Detector, build_model
+from models.heads.base import DetectionLoss
+from utils import distributed
+from utils.callbacks import Callback, Callbacks, RunInfo
+from utils.config import Hyperparameters, TrainConfig
+from utils.early_stop import EarlyStop
+from utils.ema import ModelEMA
+from utils.errors import UserError
+from utils.loggers import METRICS, CsvLogger, PlotLogger, TensorBoardLogger
+from utils.multi_scale import rescaled
+from utils.optim import GROUPS, apply_settings, build_optimizer, learning_rates, optimizer_step, parameter_groups
+from utils.precision import autocast, gradient_scaler, precision_of
+from utils.progress import EpochBar, LossMeter, finite
+from utils.recipes import family_hyp, find_hyp
+from utils.reproducibility import random_state, seed_everything, set_random_state
+from utils.runs import new_run_dir, newest_weights
+from utils.schedule import Schedule
+from utils.train_arguments import NEWEST, parse_arguments
+from utils.types import to_unit_range
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from data.dataset_spec import DatasetSpec
+    from utils.metrics import Metrics
+
+EMBEDDED_DATA = "shapes.yaml"
+HYPS = Path(__file__).parent / "data" / "hyps"
+# What `python train.py` and `make demo` train: a few minutes on two CPU cores.
+DEMO: dict[str, Any] = {
+    "cfg": "yolov9-t-FocalModulation.yaml",
+    "data": EMBEDDED_DATA,
+    "hyp": str(HYPS / "hyp.demo.yaml"),
+    "imgsz": 160,
+    "epochs": 20,
+    "batch_size": 16,
+    "workers": 2,
+}
+LOG_EVERY = 10  # iterations between looks at the losses; each look waits for the device
+# Flags that may be given anew with --resume; any other would make the run another one.
+RESUMABLE = frozenset(["resume", "device", "workers", "cache", "patience", "save_period", "nosave", "noplots", "plugins"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    try:
+        train(parse_arguments(argv))
+    except UserError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.py: interrupted; weights/last.pt holds the last whole epoch, and --resume goes on with it", file=sys.stderr)
+        return 130
+    return 0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training leaves."""
+
+    save_dir: Path
+    best: Metrics | None  # of best.pt; None where nothing was validated (on other processes than the main one)
+    last: Metrics | None  # of the last epoch
+    best_epoch: int  # from 0
+    epochs: int  # that ran in all
+
+    @property
+    def best_weights(self) -> Path:
+        return self.save_dir / "weights" / "best.pt"
+
+    @property
+    def last_weights(self) -> Path:
+        return self.save_dir / "weights" / "last.pt"
+
+
+@dataclass
+class Run:
+    """Everything that one training works with."""
+
+    config: TrainConfig
+    hyp: Hyperparameters
+    device: torch.device
+    save_dir: Path
+    model: Detector
+    network: nn.Module  # the model, compiled or distributed if so asked
+    loss: DetectionLoss
+    ema: ModelEMA
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    precision: torch.dtype | None
+    schedule: Schedule
+    train_loader: DataLoader
+    val_loader: DataLoader
+    early_stop: EarlyStop
+    callbacks: Callbacks
+    start_epoch: int = 0
+
+    @property
+    def info(self) -> RunInfo:
+        return RunInfo(self.save_dir, self.model.names, self.loss.names, self.start_epoch)
+
+
+def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainResult:
+    """Trains as the config says, or goes on with a run.
+
+    Args:
+        observers: told what happens, on the main process; they can change nothing.
+
+    Raises:
+        UserError: whatever a user can cause, in one line.
+    """
+    config, checkpoint = settle(config)
+    device = distributed.select_device(config.device)
+    with distributed.process_group(device):
+        seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
+        return fit(prepare(config, checkpoint, device, observers))
+
+
+def fit(run: Run) -> TrainResult:
+    """The epochs, and what comes after the last one."""
+    config, stop = run.config, run.early_stop
+    started, epoch, metrics = time.perf_counter(), run.start_epoch - 1, None
+    run.callbacks.on_train_start(run.info)
+    for epoch in range(run.start_epoch, config.epochs):
+        losses = train_one_epoch(run, epoch)
+        is_last = epoch + 1 == config.epochs
+        if not config.noval or is_last:
+            metrics = validate(run)
+        is_best = stop.update(epoch, metrics.fitness if metrics else 0.0)
+        is_last = distributed.broadcast_object(is_last or stop.is_due(epoch))
+        if distributed.is_main() and (not config.nosave or is_last):
+            save(run, epoch + 1, metrics, is_best=is_best)
+        run.callbacks.on_epoch_end(run.info, csv_row(run, epoch, losses, metrics))
+        if is_last:
+            break
+    ran = epoch + 1 - run.start_epoch
+    if epoch + 1 < config.epochs:
+        print(f"No better epoch than {stop.best_epoch + 1} in {config.patience}, so training stops early (--patience)")
+    print(f"{ran} epochs in {time.perf_counter() - started:.0f} s")
+    best = finish(run)
+    run.callbacks.on_train_end(run.info)
+    return TrainResult(run.save_dir, best, metrics, stop.best_epoch, epoch + 1)
+
+
+def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
+    """Forward, loss, backward, step. Returns the means of the loss parts.
+
+    Raises:
+        UserError: the loss is not a number.
+    """
+    config, loader, world = run.config, run.train_loader, distributed.world_size()
+    loader.set_epoch(epoch)
+    set_training_mode(run)
+    meter = LossMeter(run.loss.names)
+    bar = EpochBar(loader, total=len(loader), names=meter.names, epoch=epoch, epochs=config.epochs, shown=distributed.is_main())
+    waiting = 0  # iterations whose gradients are not stepped yet
+    for i, batch in enumerate(bar):
+        settings = run.schedule.at(epoch, i)
+        apply_settings(run.optimizer, settings)
+        batch = batch.to(run.device)
+        images = to_unit_range(batch.images)  # (B, C, H, W) in 0-1
+        if config.multi_scale:
+            images = rescaled(images, base_px=config.imgsz, stride=run.model.stride, key=(config.seed, epoch, i))
+
+        with autocast(run.device, run.precision):
+            output = run.network(images)
+        parts = run.loss(output, batch)
+        total = sum(parts.values()) * (len(images) * world)
+        run.scaler.scale(total).backward()
+
+        waiting += 1
+        if waiting >= settings.accumulate or i + 1 == len(loader):  # the last step takes the rest, so that an epoch ends with none waiting
+            optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm)
+            run.ema.update()
+            waiting = 0
+
+        meter.update(parts)
+        if i % LOG_EVERY == 0 or i + 1 == len(loader):
+            losses = finite(meter.means(), f"epoch {epoch + 1}, iteration {i + 1}")
+            bar.show(losses, device=run.device, boxes=len(batch.targets), side=images.shape[-1])
+        run.callbacks.on_batch(run.info, epoch, i, batch)
+    return losses
+
+
+def validate(run: Run) -> Metrics:
+    """The moving average on the validation images."""
+    from val import evaluate
+
+    return evaluate(run.ema.model, run.val_loader, loss=run.loss)
+
+
+def save(run: Run, epochs_done: int, metrics: Metrics | None, *, is_best: bool) -> None:
+    """last.pt with all that a resume needs, best.pt where this is the best, and every --save-period epochs one more."""
+    weights = run.save_dir / "weights"
+    last = snapshot(run, epochs_done, metrics)
+    save_checkpoint(weights / "last.pt", last)
+    if is_best:
+        save_checkpoint(weights / "best.pt", last.without_training_state())
+    if run.config.save_period > 0 and epochs_done % run.config.save_period == 0:
+        save_checkpoint(weights / f"epoch{epochs_done}.pt", last.without_training_state())
+
+
+def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
+    """Fills what was not given: a resumed run's own flags, the demo's preset, the embedded data set."""
+    if config.resume:
+        return resumed(config)
+    if not (config.cfg or config.weights):
+        if config.data:
+            raise UserError("give --cfg (such as yolov9-t-FocalModulation.yaml) or --weights: what should be trained on --data?")
+        defaults = TrainConfig()
+        preset = {k: v for k, v in DEMO.items() if getattr(config, k) == getattr(defaults, k)}
+        print(f"Neither --cfg nor --weights: the demo's preset ({', '.join(f'{k} {v}' for k, v in preset.items())})")
+        config = config.replace(**preset)
+    if not config.data:
+        print(f"warning: no --data, so the embedded data set {EMBEDDED_DATA} is used", file=sys.stderr)
+        config = config.replace(data=EMBEDDED_DATA)
+    return config, load_checkpoint(config.weights) if config.weights else None
+
+
+def resumed(config: TrainConfig) -> tuple[TrainConfig, Checkpoint]:
+    """The flags of the run that goes on, with those of RESUMABLE that were given anew."""
+    path = newest_weights(config.project, "last.pt") if config.resume == NEWEST else Path(config.resume)
+    defaults = TrainConfig()
+    changes = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(defaults, f.name)}
+    for name in changes:
+        if name not in RESUMABLE | {"project"}:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} with --resume: would make it another run; leave it out, or train on with --weights")
+    checkpoint = load_checkpoint(path)
+    if checkpoint.training is None:
+        raise UserError(f"{path}: holds no training state (the run was finished, or this is a best.pt); train on with --weights {path}")
+    changes.pop("project", None)
+    config = TrainConfig.from_dict(checkpoint.config).replace(**{**changes, "resume": str(path)})
+    print(f"Going on with {path} after epoch {checkpoint.epoch} of {config.epochs}")
+    return config, checkpoint
+
+
+def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
+    """Builds everything a run works with, restores it after a resume, and prints the recipe."""
+    from data.dataset_spec import load_dataset_spec
+
+    precision = precision_of(config.amp, device)
+    spec = load_dataset_spec(config.data, single_cls=config.single_cls)
+    model = build(config, checkpoint, spec).to(device)
+    hyp = recipe(config, checkpoint, model)
+    freeze(model, config.frozen_layers)
+    save_dir = run_folder(config)
+    train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
+    schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
+    run = Run(
+        config=config,
+        hyp=hyp,
+        device=device,
+        save_dir=save_dir,
+        model=model,
+        network=network_of(model, config, device),
+        loss=model.head.build_loss(hyp),
+        ema=ModelEMA(model),
+        optimizer=build_optimizer(model, hyp, name=config.optimizer, batch_size=config.batch_size, accumulate=schedule.full_accumulate),
+        scaler=gradient_scaler(device, precision),
+        precision=precision,
+        schedule=schedule,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        early_stop=EarlyStop(config.patience),
+        callbacks=Callbacks([*own_observers(config), *observers], is_main=distributed.is_main()),
+    )
+    if config.resume and checkpoint is not None:
+        restore(run, checkpoint)
+    if distributed.is_main():
+        config.to_yaml(save_dir / "opt.yaml")
+        hyp.to_yaml(save_dir / "hyp.yaml")
+        print_recipe(run)
+        if not run.start_epoch:  # at once: a full disk shows before the first epoch, and a Ctrl-C in it finds a file
+            save_checkpoint(save_dir / "weights" / "last.pt", snapshot(run, 0, None))
+    return run
+
+
+def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> Detector:
+    """The network for the data's classes: from --cfg, or from the checkpoint; weights are transferred by name and shape."""
+    if checkpoint is None:
+        return build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names, plugins=config.plugins)
+    require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
+    if config.resume or not config.cfg:
+        model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, nc=spec.nc, ch=spec.ch, names=spec.names)
+    else:
+        model = build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names)
+    if config.resume:
+        assert checkpoint.training is not None
+        model.load_state_dict(checkpoint.training["model"])
+        return model
+    result = transfer_weights(model, checkpoint.weights)
+    print(f"{config.weights}: {result}")
+    return model
+
+
+def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Detector) -> Hyperparameters:
+    """The hyper-parameters: a resumed run's, those given, or those of the model's family; with what the flags say instead."""
+    if config.resume and checkpoint is not None:
+        return Hyperparameters.from_dict(checkpoint.hyp, source=f"{config.resume} (hyp)")
+    if isinstance(config.hyp, Hyperparameters):
+        hyp = config.hyp
+    else:
+        family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based)
+        if not config.hyp:
+            print(f"No --hyp: {family}, the recipe of this model's family")
+        hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
+    flags = {"label_smoothing": config.label_smoothing, "close_mosaic": config.close_mosaic}
+    return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
+
+
+def freeze(model: Detector, layers: Sequence[int]) -> None:
+    """Layers that get no gradient. Raises UserError for one that the model has not."""
+    for index in layers:
+        if index >= len(model.model):
+            raise UserError(f"--freeze: layer {index} is not there, the model has layers 0 to {len(model.model) - 1}")
+        model.model[index].requires_grad_(False)
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """A new folder (a resumed run's own), made by the main process and known to all."""
+    folder: Path | None = None
+    if distributed.is_main():
+        last = Path(config.resume).absolute()
+        if config.resume and last.parent.name == "weights":
+            folder = last.parent.parent
+        else:
+            folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+        (folder / "weights").mkdir(exist_ok=True)
+    return distributed.broadcast_object(folder)
+
+
+def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DataLoader, DataLoader]:
+    """Training and validation batches; the main process reads the labels first, so that the others find its cache."""
+    from data.loader import build_loader
+
+    world = distributed.world_size()
+    if config.batch_size % world:
+        raise UserError(f"--batch-size {config.batch_size}: is shared by {world} processes, give a multiple of {world}")
+    train_px, val_px = (rounded_up(px, stride) for px in (config.imgsz, config.val_imgsz or config.imgsz))
+    shared: dict[str, Any] = {
+        "hyp": hyp, "stride": stride, "workers": config.workers, "seed": config.seed, "cache": config.cache or None,
+        "rank": distributed.rank(), "world_size": world,
+    }  # fmt: skip
+    if not distributed.is_main():
+        distributed.barrier()
+    pair = (
+        build_loader(
+            spec, "train", imgsz=train_px, batch_size=config.batch_size // world, augment=True, rect=config.rect,
+            min_items=config.min_items, mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
+        ),
+        build_loader(
+            spec, "val", imgsz=val_px, batch_size=config.batch_size // world * 2, augment=False,
+            rect=True, pad=0.5, prefix="val: ", **shared,
+        ),
+    )  # fmt: skip
+    if distributed.is_main():
+        distributed.barrier()
+    return pair
+
+
+def rounded_up(px: int, stride: int) -> int:
+    sides = math.ceil(px / stride) * stride
+    if sides != px:
+        print(f"--imgsz {px} is no multiple of the model's stride {stride}: {sides} is used")
+    return sides
+
+
+def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The model as it is called in training: compiled, or averaging gradients over processes, if so asked."""
+    network: nn.Module = model
+    if config.sync_bn:
+        raise UserError("--sync-bn is not built yet: leave it out")
+    if distributed.world_size() > 1:
+        network = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return torch.compile(network) if config.compile else network
+
+
+def own_observers(config: TrainConfig) -> list[Callback]:
+    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger()])]
+
+
+def print_recipe(run: Run) -> None:
+    """What will happen, in a few lines, before it does."""
+    config, hyp, schedule = run.config, run.hyp, run.schedule
+    groups = {name: len(parameters) for name, parameters in parameter_groups(run.model).items()}
+    parameters = sum(p.numel() for p in run.model.parameters())
+    warmup, total = schedule.warmup_iterations, config.epochs * schedule.iterations
+    print(f"model     {run.model.spec.origin}, {len(run.model.model)} layers, {parameters / 1e6:.2f} M parameters, {run.model.nc} classes")
+    last_lr = schedule.at(config.epochs - 1, schedule.iterations - 1).lr
+    print(f"recipe    {hyp.source or 'given in Python'}; {config.optimizer} lr {hyp.lr0:g}, {config.schedule} to {last_lr:.2g}")
+    print(f"groups    {', '.join(f'{groups[name]} tensors {name}' for name in GROUPS)}")
+    print(f"batch     {config.batch_size} x {schedule.full_accumulate} accumulated = {schedule.effective_batch} (nominal {hyp.nbs})")
+    print(f"warm-up   {warmup} of {total} iterations ({warmup / schedule.iterations:.1f} epochs of {schedule.iterations})")
+    if 2 * warmup > total:
+        print("warning: warm-up is more than half of the training: lower warmup_epochs and warmup_min_iters in --hyp", file=sys.stderr)
+    amp = str(run.precision).removeprefix("torch.") if run.precision else "off"
+    print(f"device    {run.device}, {distributed.world_size()} process(es), amp {amp}, seed {config.seed}")
+    print(f"results   {run.save_dir}")
+
+
+def set_training_mode(run: Run) -> None:
+    """Frozen layers keep their running statistics too."""
+    run.network.train()
+    for index in run.config.frozen_layers:
+        run.model.model[index].eval()
+
+
+def snapshot(run: Run, epochs_done: int, metrics: Metrics | None) -> Checkpoint:
+    """The checkpoint of this moment; the tensors are shared with the run, not copied."""
+    stop = run.early_stop
+    return Checkpoint(
+        cfg=run.model.spec.to_dict(),
+        cfg_name=run.model.spec.origin,
+        names=run.model.names,
+        weights=run.ema.model.state_dict(),
+        plugins=plugin_records(),
+        hyp=run.hyp.to_dict(),
+        config=run.config.to_dict(),
+        epoch=epochs_done,
+        fitness=float(metrics.fitness) if metrics else 0.0,
+        best_fitness=stop.best_fitness,
+        metrics=metric_columns(metrics),
+        training={
+            "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "scaler": run.scaler.state_dict(),
+            "ema_updates": run.ema.updates,
+            "best_epoch": stop.best_epoch,
+            "random": random_state(),
+        },
+    )
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> None:
+    """Puts a run back to where the checkpoint was written."""
+    state = checkpoint.training
+    assert state is not None
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.ema.load_state_dict({"weights": checkpoint.weights, "updates": state["ema_updates"]})
+    run.early_stop.best_fitness, run.early_stop.best_epoch = checkpoint.best_fitness, state["best_epoch"]
+    run.start_epoch = checkpoint.epoch
+    set_random_state(state["random"])
+
+
+def metric_columns(metrics: Metrics | None) -> dict[str, float]:
+    """Metrics and validation losses under their names in results.csv."""
+    if metrics is None:
+        return {}
+    values = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
+    losses = {f"val/{name}_loss": float(value) for name, value in metrics.losses.items()}
+    return {**{name: float(value) for name, value in zip(METRICS, values)}, **losses}
+
+
+def csv_row(run: Run, epoch: int, losses: dict[str, float], metrics: Metrics | None) -> dict[str, float]:
+    rates = {f"x/lr{i}": lr for i, lr in enumerate(learning_rates(run.optimizer))}
+    return {"epoch": epoch, **{f"train/{name}_loss": value for name, value in losses.items()}, **metric_columns(metrics), **rates}
+
+
+def finish(run: Run) -> Metrics | None:
+    """Takes the training state out of last.pt, validates best.pt with all pictures, and says where everything lies."""
+    weights = run.save_dir / "weights"
+    best, last = weights / "best.pt", weights / "last.pt"
+    if not distributed.is_main():
+        return None
+    if run.start_epoch < run.config.epochs:
+        save_checkpoint(last, load_checkpoint(last).without_training_state())
+    from val import evaluate
+
+    run.ema.model.load_state_dict(load_checkpoint(best).weights)
+    metrics = evaluate(run.ema.model, run.val_loader, save_dir=None if run.config.noplots else run.save_dir)
+    print(metrics.table())
+    print(f"Best epoch {run.early_stop.best_epoch + 1}; weights {best} and {last}; everything else in {run.save_dir}")
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Mixed precision: which type the network runs in, and the scaler that float16 needs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from utils.errors import UserError
+
+
+def precision_of(choice: str, device: torch.device) -> torch.dtype | None:
+    """The type that ``--amp`` means on this device; None is plain float32.
+
+    ``auto`` is float16 on a GPU and nothing elsewhere: on a CPU lower precision is usually slower.
+
+    Raises:
+        UserError: the device cannot train in it.
+    """
+    if choice == "off" or (choice == "auto" and device.type != "cuda"):
+        return None
+    if choice in ("auto", "fp16"):
+        if device.type != "cuda":
+            raise UserError(f"--amp fp16: needs a GPU, this is {device.type}; use --amp bf16 or --amp off")
+        return torch.float16
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("--amp bf16: this GPU has no bfloat16; use --amp fp16")
+    return torch.bfloat16
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """The context in which the network runs."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
+
+
+def gradient_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.amp.GradScaler:
+    """A scaler that works for float16 and passes everything through otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
