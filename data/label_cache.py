@@ -74,7 +74,7 @@ def content_key(image_files: Sequence[str]) -> str:
 def load(path: Path, key: str) -> LabelTable | None:
     """The stored table if the file is there, whole, and has this key; else None."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
                 return None
             problems = tuple(Problem(*p) for p in json.loads(stored["problems"].tobytes().decode()))

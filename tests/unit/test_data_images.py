@@ -120,7 +120,7 @@ def test_bad_pictures_are_named(tmp_path, rgb, kind, said):
 
 @pytest.mark.parametrize("kind", ["text", "empty", "missing"])
 def test_reading_a_bad_picture_raises_the_same_kind(tmp_path, rgb, kind):
-    with pytest.raises(ImageError, match="bad.jpg"):
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
         read_image(broken(tmp_path, kind, rgb))
 
 

@@ -143,5 +143,5 @@ def test_a_split_that_is_not_needed_may_be_missing(root):
 
 
 def test_unknown_name_offers_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'shapes.yaml'"):
+    with pytest.raises(UserError, match=r"did you mean 'shapes\.yaml'"):
         load_dataset_spec("shape.yaml")
