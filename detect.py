@@ -1,0 +1,314 @@
+"""Detects objects: source -> letterbox -> model -> decode and suppression -> draw and save.
+
+Example:
+    python detect.py --weights runs/train/exp/weights/best.pt --source photos/ --save-txt
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.detect_arguments import DetectConfig, parse_arguments
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from data.sources import Frame, Source
+    from models.detector import Detector
+    from models.exported import ExportedModel
+    from utils.types import Detections, Letterbox
+
+EMBEDDED_DATA = "shapes.yaml"
+__all__ = ["DetectConfig", "Report", "detect", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    try:
+        detect(parse_arguments(argv))
+    except UserError as error:
+        print(f"detect.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("detect.py: stopped; what was saved so far is complete", file=sys.stderr)
+        return 130
+    return 0
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        folder: where results lie; None if nothing was to be saved.
+        frames: pictures and video frames that were looked at.
+        detections: boxes found in all of them.
+        skipped: one line for every file that could not be read.
+        seconds: of every frame by stage.
+        written: files by kind.
+    """
+
+    folder: Path | None = None
+    frames: int = 0
+    detections: int = 0
+    skipped: list[str] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+
+
+def detect(config: DetectConfig) -> Report:
+    """Finds objects in everything that ``config.source`` names, draws and saves them, and prints a line for each picture.
+
+    Raises:
+        UserError: weights, source or an option cannot be used, or nothing of the source can be read.
+    """
+    import torch
+
+    from utils.distributed import select_device
+    from utils.nms import non_max_suppression
+    from utils.precision import autocast
+    from utils.runs import new_run_dir
+    from utils.savers import ResultWriter, SaveOptions
+
+    device = select_device(config.device)
+    _check_surroundings(config, device)
+    weights = chosen_weights(config)
+    model = load_network(weights, device, config)
+    report = Report()
+    source = open_frames(config, weights, model, report)
+    options = SaveOptions(
+        pictures=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
+    )
+    report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any else None
+    with ResultWriter(report.folder or Path(), model.names, options, written=report.written) as writer:
+        for frame in clocked_frames(source, report, device):
+            with clocked(report, "to device", device):
+                images, letterbox = as_batch(frame, device)  # (1, 3, H, W) in 0-1
+            with clocked(report, "model", device), autocast(device, torch.float16 if config.half else None):
+                predictions = model.predict(images)
+            with clocked(report, "suppression", device):
+                found = non_max_suppression(
+                    predictions,
+                    conf=config.conf_thres,
+                    iou=config.iou_thres,
+                    max_det=config.max_det,
+                    classes=config.classes,
+                    agnostic=config.agnostic_nms,
+                )[0]
+                found = in_original_px(found, letterbox)
+            with clocked(report, "drawing and saving", device):
+                drawn = drawn_on(frame.image, found, model.names, config)
+                number, fps = video_position(frame, config)
+                writer.write(frame.path, frame.image, found, drawn=drawn, frame=number, fps=fps)
+            report.frames += 1
+            report.detections += len(found.boxes)
+            print(f"{frame_line(frame, images, found, model.names)}, {1000 * report.seconds['model'][-1]:.1f} ms")
+            if config.view_img and not show(drawn, frame):
+                break
+    print_report(report)
+    return report
+
+
+def chosen_weights(config: DetectConfig) -> Path:
+    """The file that was named, or the newest run's best.pt."""
+    from utils.runs import newest_weights
+
+    if config.weights:
+        return Path(config.weights)
+    weights = newest_weights()
+    print(f"no --weights: taking the newest run's, {weights}")
+    return weights
+
+
+def load_network(weights: Path, device: torch.device, config: DetectConfig) -> Detector | ExportedModel:
+    """The network ready for inference: a checkpoint's without auxiliary branches and fused, or an exported file."""
+    from models.exported import SUFFIXES, load_exported
+
+    if weights.suffix.lower() in SUFFIXES:
+        if config.half:
+            raise UserError(f"--half: {weights} is run in the precision it was exported in; leave --half out")
+        model = load_exported(weights, device=device)
+    else:
+        from models import load_model
+
+        model = load_model(weights, plugins=config.plugins).deploy().to(device)
+    if model.ch != 3:
+        raise UserError(f"{weights}: takes pictures of {model.ch} channels; detect.py reads pictures of 3")
+    for wanted in config.classes or ():
+        if not 0 <= wanted < model.nc:
+            raise UserError(f"--classes {wanted}: {weights} knows the classes 0 to {model.nc - 1}")
+    return model
+
+
+def open_frames(config: DetectConfig, weights: Path, model: Detector | ExportedModel, report: Report) -> Source:
+    """The frames of ``--source``, or the validation images; a file that cannot be read is one line."""
+    from data.sources import Source, open_source
+
+    def skip(line: str) -> None:
+        print(line)
+        report.skipped.append(line)
+
+    settings = {
+        "imgsz": input_size(config, model),
+        "stride": model.stride,
+        "vid_stride": config.vid_stride,
+        "auto_letterbox": getattr(model, "dynamic", True),
+        "report": skip,
+    }
+    if config.source:
+        return open_source(config.source, **settings)
+    return Source(tuple(validation_images(config, weights)), webcam=None, **settings)
+
+
+def input_size(config: DetectConfig, model: Detector | ExportedModel) -> tuple[int, int]:
+    """Height and width of the letterboxed picture; without ``--imgsz`` those that a file of fixed size was made for."""
+    if getattr(model, "dynamic", True):
+        return config.imgsz or (640, 640)
+    if config.imgsz not in (None, model.imgsz):
+        made_for = " ".join(map(str, model.imgsz))
+        given = " ".join(map(str, config.imgsz))
+        raise UserError(f"--imgsz {given}: {model.path} was made for {made_for}; leave it out, or export with --dynamic")
+    return model.imgsz
+
+
+def validation_images(config: DetectConfig, weights: Path) -> list[str]:
+    """The pictures that are looked at when no source is given."""
+    from data.dataset_spec import load_dataset_spec
+    from data.labels import list_images
+
+    data = config.data
+    if not data and weights.suffix.lower() == ".pt":
+        from models.checkpoints import load_checkpoint
+
+        data = str(load_checkpoint(weights).config.get("data") or "")
+    spec = load_dataset_spec(data or EMBEDDED_DATA, need=("val",))
+    images = list_images(spec.sources("val"))
+    print(f"no --source: taking the {len(images)} validation images of {spec.yaml_path}")
+    return images
+
+
+def as_batch(frame: Frame, device: torch.device) -> tuple[Tensor, Letterbox]:
+    """The letterboxed picture as a batch of one, 0-1, and how it came from the original."""
+    import torch
+
+    from utils.types import Letterbox, to_unit_range
+
+    image = torch.from_numpy(frame.boxed.image).to(device).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W)
+    letterbox = Letterbox(
+        original_hw=torch.tensor([frame.image.shape[:2]]),
+        scale_xy=torch.tensor([frame.boxed.scale_xy], dtype=torch.float32),
+        pad_xy=torch.tensor([frame.boxed.pad_xy], dtype=torch.float32),
+    )
+    return to_unit_range(image), letterbox
+
+
+def in_original_px(found: Detections, letterbox: Letterbox) -> Detections:
+    """Detections of a batch of one in px of the original picture, on the host."""
+    import torch
+
+    from utils.boxes import to_original
+
+    boxes = to_original(found.boxes.float(), letterbox, image=torch.zeros_like(found.classes))
+    return found._replace(boxes=boxes.cpu(), scores=found.scores.float().cpu(), classes=found.classes.cpu())
+
+
+def drawn_on(image: np.ndarray, found: Detections, names: Sequence[str], config: DetectConfig) -> np.ndarray:
+    """The picture (H, W, 3) RGB with boxes on it; itself where nobody will look at it."""
+    from utils.draw import draw_detections
+
+    if config.nosave and not config.view_img:
+        return image
+    return draw_detections(
+        image, found, names, line_thickness=config.line_thickness, hide_labels=config.hide_labels, hide_conf=config.hide_conf
+    )
+
+
+def video_position(frame: Frame, config: DetectConfig) -> tuple[int | None, float]:
+    """Number of a video frame, from 1, and the frames a second at which the annotated video keeps its speed; None for a picture."""
+    if frame.video is None:
+        return None, 0.0
+    return frame.video.number + 1, frame.video.fps / config.vid_stride
+
+
+def frame_line(frame: Frame, images: Tensor, found: Detections, names: Sequence[str]) -> str:
+    """Such as ``image 2/3 bus.jpg: 640x480 4 person, 1 bus``: height and width of the network's input, and what was found."""
+    height, width = images.shape[2:]
+    of = f"/{frame.total}" if frame.total else ""
+    kind = "image" if frame.video is None else f"video frame {frame.video.number + 1}/{frame.video.frames or '?'} of"
+    counts = ", ".join(f"{int(n)} {names[label]}" for label, n in enumerate(found.classes.bincount()) if n)
+    return f"{kind} {frame.index + 1}{of} {frame.path}: {height}x{width} {counts or 'nothing found'}"
+
+
+def show(drawn: np.ndarray, frame: Frame) -> bool:
+    """Shows a picture in a window; false when q or Esc was pressed."""
+    import cv2
+
+    cv2.imshow("detect.py (q to stop)", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    return (cv2.waitKey(1 if frame.video else 0) & 0xFF) not in (ord("q"), 27)
+
+
+def print_report(report: Report) -> None:
+    """Speed by stage, and where things lie."""
+    frames = max(report.frames, 1)
+    speed = ", ".join(f"{stage} {1000 * sum(seconds) / frames:.1f} ms" for stage, seconds in report.seconds.items())
+    print(f"Speed per picture: {speed}")
+    skipped = f", {len(report.skipped)} files could not be read" if report.skipped else ""
+    print(f"{report.detections} objects in {report.frames} pictures{skipped}")
+    if report.folder is not None:
+        written = ", ".join(f"{count} {kind}" for kind, count in report.written.items())
+        print(f"Results in {report.folder}: {written or 'nothing'}")
+
+
+def clocked_frames(source: Source, report: Report, device: torch.device) -> Iterator[Frame]:
+    """The frames, with the time that reading each takes."""
+    frames = iter(source)
+    while True:
+        with clocked(report, "reading and letterbox", device):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+
+
+@contextmanager
+def clocked(report: Report, stage: str, device: torch.device) -> Iterator[None]:
+    """Notes the seconds that a stage takes, its work on the device included."""
+    start = _now(device)
+    yield
+    report.seconds.setdefault(stage, []).append(_now(device) - start)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _check_surroundings(config: DetectConfig, device: torch.device) -> None:
+    """Refuses what this machine cannot do before anything is loaded."""
+    if config.half and device.type != "cuda":
+        raise UserError(f"--half: needs a GPU, this is {device.type}; leave it out")
+    if config.view_img:
+        import cv2
+
+        no_display = sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+        gui = next((line.split(":")[1].strip() for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")), "")
+        if no_display or gui == "NONE":
+            reason = "there is no display here" if no_display else "this OpenCV cannot open windows (it is the headless package)"
+            raise UserError(f"--view-img: {reason}; leave it out, pictures are saved anyway")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

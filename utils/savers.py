@@ -1,0 +1,182 @@
+"""What detection leaves behind: annotated pictures and videos, label files, a table, crops; each written as soon as its frame is done."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import cv2
+import numpy as np
+
+from utils.boxes import normalised, xyxy_to_cxcywh
+from utils.errors import UserError
+from utils.types import Detections
+
+CROP_GAIN, CROP_PAD_PX = 1.02, 10  # how much more than the box a crop shows
+WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # other pictures are saved as .jpg
+CSV_COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "X1", "Y1", "X2", "Y2")
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """Which files are wanted. Nothing at all is possible: then no folder is needed either."""
+
+    pictures: bool = True
+    txt: bool = False
+    csv: bool = False
+    conf: bool = False  # a sixth column in the label files
+    crops: bool = False
+
+    @property
+    def any(self) -> bool:
+        return self.pictures or self.txt or self.csv or self.crops
+
+
+@dataclass
+class ResultWriter:
+    """Writes the results of one run into a folder; a context manager, since videos and the table stay open meanwhile.
+
+    Pictures of one name from several folders do not overwrite one another: the second is called ``name_2``.
+
+    Attributes:
+        written: how many files or, of the table, rows there are by kind: ``pictures``, ``videos``, ``labels``, ``crops``, ``rows``.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    options: SaveOptions
+    written: dict[str, int] = field(default_factory=dict)
+    _stems: dict[str, str] = field(default_factory=dict)  # source path -> unique stem
+    _taken: set[str] = field(default_factory=set)
+    _video: cv2.VideoWriter | None = None
+    _video_source: str = ""
+    _table: TextIO | None = None
+
+    def __enter__(self) -> ResultWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close_video()
+        if self._table is not None:
+            self._table.close()
+
+    def write(
+        self, path: str, image: np.ndarray, found: Detections, *, drawn: np.ndarray, frame: int | None = None, fps: float = 0.0
+    ) -> None:
+        """Saves what is wanted of one picture or video frame.
+
+        Args:
+            path: the file (or camera) it came from.
+            image: (H, W, 3) uint8 RGB, as it was read; crops are cut from it.
+            found: boxes in px of ``image``.
+            drawn: ``image`` with the boxes on it.
+            frame: its number within a video; None for a picture.
+            fps: frames a second of the video that is written.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        stem = self._stem(path)
+        try:
+            if self.options.pictures and frame is None:
+                suffix = Path(path).suffix.lower()
+                self._picture(self.folder / f"{stem}{suffix if suffix in WRITABLE else '.jpg'}", drawn, "pictures")
+            elif self.options.pictures:
+                self._video_frame(path, drawn, fps)
+            if self.options.txt:
+                self._labels(self.folder / "labels" / f"{stem if frame is None else f'{stem}_{frame}'}.txt", image.shape[:2], found)
+            if self.options.csv:
+                self._rows(Path(path).name, frame, found)
+            if self.options.crops:
+                self._crops(stem, image, found)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+
+    def _picture(self, path: Path, image_rgb: np.ndarray, kind: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
+        if not done:
+            raise UserError(f"{path}: OpenCV cannot write a picture of {image_rgb.shape[1]}x{image_rgb.shape[0]} px in this format")
+        path.write_bytes(encoded)  # not cv2.imwrite, which fails in silence and does not take every path
+        self._count(kind)
+
+    def _video_frame(self, source: str, image_rgb: np.ndarray, fps: float) -> None:
+        if source != self._video_source:
+            self._close_video()
+            height, width = image_rgb.shape[:2]
+            path = self.folder / f"{self._stem(source)}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps or 30.0, (width, height))
+            if not self._video.isOpened():
+                raise UserError(f"{path}: OpenCV cannot write a video here; give --nosave, or another --project")
+            self._video_source = source
+            self._count("videos")
+        assert self._video is not None
+        self._video.write(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
+
+    def _close_video(self) -> None:
+        if self._video is not None:
+            self._video.release()
+        self._video, self._video_source = None, ""
+
+    def _labels(self, path: Path, hw: tuple[int, ...], found: Detections) -> None:
+        """Rows of class, centre, width, height as fractions of the picture, and the score if wanted; no file where nothing is."""
+        if not len(found.boxes):
+            path.unlink(missing_ok=True)  # of an earlier run with --exist-ok
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        boxes = normalised(xyxy_to_cxcywh(found.boxes), (hw[0], hw[1])).tolist()
+        rows = []
+        for box, score, label in zip(boxes, found.scores.tolist(), found.classes.tolist()):
+            values = (*box, score) if self.options.conf else box
+            rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]) + "\n")
+        path.write_text("".join(rows), encoding="utf-8")
+        self._count("labels")
+
+    def _rows(self, name: str, frame: int | None, found: Detections) -> None:
+        if self._table is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 - closed on exit
+            csv.writer(self._table).writerow(CSV_COLUMNS)
+        writer: Any = csv.writer(self._table)
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist()):
+            row = [name, self.names[label], f"{score:.4f}", "" if frame is None else frame]
+            writer.writerow(row + [f"{value:.1f}" for value in box])
+        self.written["rows"] = self.written.get("rows", 0) + len(found.boxes)
+        self._table.flush()
+
+    def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
+        height, width = image.shape[:2]
+        for (x1, y1, x2, y2), label in zip(found.boxes.tolist(), found.classes.tolist()):
+            half_w, half_h = ((b - a) * CROP_GAIN / 2 + CROP_PAD_PX / 2 for a, b in ((x1, x2), (y1, y2)))
+            left, top = max(int((x1 + x2) / 2 - half_w), 0), max(int((y1 + y2) / 2 - half_h), 0)
+            right, bottom = min(int((x1 + x2) / 2 + half_w), width), min(int((y1 + y2) / 2 + half_h), height)
+            folder = self.folder / "crops" / _as_file_name(self.names[label])
+            self._picture(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", image[top:bottom, left:right], "crops")
+
+    def _stem(self, path: str) -> str:
+        """The source's name without suffix; another source of that name gets a number."""
+        if path not in self._stems:
+            stem = _as_file_name(Path(path).stem)
+            self._stems[path] = self._unique(stem, stem)
+        return self._stems[path]
+
+    def _unique(self, key: str, name: str) -> str:
+        number = 1
+        while (candidate := key if number == 1 else f"{key}_{number}") in self._taken:
+            number += 1
+        self._taken.add(candidate)
+        return name if number == 1 else f"{name}_{number}"
+
+    def _count(self, kind: str) -> None:
+        self.written[kind] = self.written.get(kind, 0) + 1
+
+
+def _as_file_name(name: str) -> str:
+    """A class or camera name without characters that mean something in paths."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).strip(". ") or "_"
