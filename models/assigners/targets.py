@@ -40,3 +40,8 @@ def pad_targets(targets: Tensor, max_boxes: int, *, batch_size: int, hw_px: tupl
     padded[image, slot] = torch.cat((rows[:, :1], cxcywh_to_xyxy(denormalised(rows[:, 1:], hw_px))), dim=1)
     boxes = padded[..., 1:]
     return PaddedTargets(padded[..., 0].long(), boxes, boxes.sum(dim=-1) > 0)
+
+
+def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
+    """Boxes (B, n, 4) of each image at its own indices (B, R): (B, R, 4)."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.assigners.grid import anchor_points, expected_distances
-from models.assigners.targets import PaddedTargets, pad_targets
+from models.assigners.targets import PaddedTargets, boxes_at, pad_targets
 from models.assigners.task_aligned import Assignment, TaskAlignedAssigner
-from models.losses.classification import binary_cross_entropy
+from models.losses.cells import cells_and_background
 from models.losses.dfl import distribution_focal_loss
 from models.losses.iou import SIMILARITIES
 from utils.distributed import all_reduce_sum, world_size
@@ -76,45 +76,47 @@ class TaskAlignedLoss:
 
     def _branch(self, maps: Sequence[Tensor], points: Tensor, strides: Tensor, targets: PaddedTargets) -> Tensor:
         """Box, class and distribution loss (3,) of one branch before gains."""
-        sides, logits = zip(*(m.float().split((4 * self.bins, self.nc), dim=1) for m in maps))
-        sides = torch.cat([s.flatten(2) for s in sides], dim=2)  # (B, 4 * bins, N)
+        maps = [m.float() for m in maps]
         with torch.no_grad():
-            boxes = self._boxes(sides, points, strides)
-        assigned = self.assigner(boxes, logits, points, targets)
-        normaliser = (all_reduce_sum(assigned.score.sum()) / world_size()).clamp(min=1)
-        box, dfl = self._box_losses(sides, points, strides, targets, assigned)
-        return torch.stack((box, self._class_loss(logits, targets, assigned), dfl)) / normaliser
+            sides, logits = zip(*(m.split((4 * self.bins, self.nc), dim=1) for m in maps))
+            distances = torch.cat([expected_distances(s.flatten(2), self._projection(s)) for s in sides], dim=2)  # (B, 4, N)
+            boxes = _boxes(distances * strides, points)
+            assigned = self.assigner(boxes, logits, self.strides, targets)
+            normaliser = (all_reduce_sum(assigned.score.sum()) / world_size()).clamp(min=1)
+        picked, background = cells_and_background(maps, assigned.cell, sides=4 * self.bins)
+        sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)
+        here = _Picks(points[:, assigned.cell].transpose(0, 1), strides[:, assigned.cell].transpose(0, 1))
+        box, dfl = self._box_losses(sides, here, targets, assigned)
+        return torch.stack((box, background + self._foreground(logits, targets, assigned), dfl)) / normaliser
 
-    def _boxes(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-        """Distributions (B, 4 * bins, K) at points (2, K) or (B, 2, K) to boxes (B, K, 4) xyxy px."""
-        bins = torch.arange(self.bins, device=sides.device)
-        left_top, right_bottom = (expected_distances(sides, bins) * strides).split(2, dim=1)
-        return torch.cat((points - left_top, points + right_bottom), dim=-2).transpose(1, 2)
-
-    def _box_losses(
-        self, sides: Tensor, points: Tensor, strides: Tensor, targets: PaddedTargets, assigned: Assignment
-    ) -> tuple[Tensor, Tensor]:
+    def _box_losses(self, sides: Tensor, picks: _Picks, targets: PaddedTargets, assigned: Assignment) -> tuple[Tensor, Tensor]:
         """Regression and distribution loss of the assigned cells, weighted with their target scores and summed."""
-        sides = sides.gather(2, assigned.cell[:, None].expand(-1, sides.shape[1], -1))  # (B, 4 * bins, R)
-        points = points[:, assigned.cell].transpose(0, 1)  # (B, 2, R)
-        strides = strides[:, assigned.cell].transpose(0, 1)  # (B, 1, R)
-        true = targets.boxes_xyxy.gather(1, assigned.box[..., None].expand(-1, -1, 4))  # (B, R, 4) px
-        box = 1 - self.similarity(self._boxes(sides, points, strides), true)
+        true = boxes_at(targets.boxes_xyxy, assigned.box)  # (B, R, 4) px
+        predicted = _boxes(expected_distances(sides, self._projection(sides)) * picks.strides, picks.points)
+        box = 1 - self.similarity(predicted, true)
         low, high = true.transpose(1, 2).split(2, dim=1)  # (B, 2, R)
-        distances = torch.cat((points - low, high - points), dim=1) / strides  # (B, 4, R)
+        distances = torch.cat((picks.points - low, high - picks.points), dim=1) / picks.strides  # (B, 4, R)
         dfl = distribution_focal_loss(sides.unflatten(1, (4, self.bins)).transpose(2, 3), distances).mean(dim=1)
         return (box * assigned.score).sum(), (dfl * assigned.score).sum()
 
-    def _class_loss(self, logits: Sequence[Tensor], targets: PaddedTargets, assigned: Assignment) -> Tensor:
-        """Sum over all cells and classes. Almost all targets are 0, so the rest is added as the difference that a target makes."""
+    def _foreground(self, logits: Tensor, targets: PaddedTargets, assigned: Assignment) -> Tensor:
+        """What the targets of the assigned cells add to the class loss of cells that are all background."""
         label = targets.labels.gather(1, assigned.box)  # (B, R)
-        total = torch.zeros((), device=label.device)
-        start = 0
-        for level in logits:
-            cells = level.shape[2] * level.shape[3]
-            here = assigned.mask & (assigned.cell >= start) & (assigned.cell < start + cells)
-            cell = (assigned.cell - start).clamp(0, cells - 1)
-            at_label = level.flatten(1).gather(1, label * cells + cell)
-            total = total + binary_cross_entropy(level, 0).sum() - (at_label * assigned.score * here).sum()
-            start += cells
-        return total
+        score = torch.zeros_like(logits).scatter_(1, label[:, None], assigned.score[:, None])
+        if self.smoothing:
+            score = score * (1 - self.smoothing) + assigned.score[:, None] * (self.smoothing / self.nc)
+        return -(logits * score).sum()
+
+    def _projection(self, like: Tensor) -> Tensor:
+        return torch.arange(self.bins, device=like.device)
+
+
+class _Picks(NamedTuple):
+    points: Tensor  # (B, 2, R) px
+    strides: Tensor  # (B, 1, R) px
+
+
+def _boxes(distances: Tensor, points: Tensor) -> Tensor:
+    """Distances (B, 4, K) px from points (2, K) or (B, 2, K) to boxes (B, K, 4) xyxy px."""
+    left_top, right_bottom = distances.split(2, dim=1)
+    return torch.cat((points - left_top, points + right_bottom), dim=1).transpose(1, 2)

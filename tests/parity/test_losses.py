@@ -73,7 +73,7 @@ def test_task_aligned_assignment(name):
     for prefix, maps in zip(prefixes, output.branches):
         points, _ = anchor_points(maps, loss.strides)
         golden.assert_close(points.T, case.tensor("anchor_points_px"), 1e-6, "points")
-        assigned = loss.assigner(case.tensor(f"{prefix}pred_bboxes_px"), [m[:, 64:] for m in maps], points, targets)
+        assigned = loss.assigner(case.tensor(f"{prefix}pred_bboxes_px"), [m[:, 64:] for m in maps], loss.strides, targets)
         label, boxes, scores = dense(assigned, targets, points.shape[1], case.meta["args"]["nc"])
         wanted = case.tensor(f"{prefix}target_scores")
         counts = wanted.sum(-1) > 0  # the other foreground cells fill up a box's ten with score 0
