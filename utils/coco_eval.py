@@ -27,6 +27,7 @@ class CocoAnnotations:
 
     path: Path
     category_ids: tuple[int, ...]  # per class
+    single_class: bool  # whether all categories count as one
     image_ids: dict[str, int]  # by file name
     starts: dict[int, tuple[int, int]]  # image id: rows
     classes: NDArray[np.int64]  # (M,)
@@ -82,7 +83,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     image, boxes, area, crowd = image[known], boxes[known], area[known], crowd[known]
     ids, first = np.unique(image, return_index=True)
     starts = {int(i): (int(a), int(b)) for i, a, b in zip(ids, first, [*first[1:], len(image)])}
-    return CocoAnnotations(path, category_ids, image_ids, starts, classes, boxes, area, crowd)
+    return CocoAnnotations(path, category_ids, single_class, image_ids, starts, classes, boxes, area, crowd)
 
 
 def category_ids_of(names: Sequence[str]) -> tuple[int, ...]:

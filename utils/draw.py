@@ -1,0 +1,126 @@
+"""Boxes and labels on pictures, legible at any size."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.types import Detections
+
+Image = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+GOLDEN_ANGLE = 0.381966  # of the hue circle: any number of neighbours stay apart
+FIRST_HUE = 0.58
+
+
+def draw_detections(
+    image_rgb: Image,
+    found: Detections,
+    names: Sequence[str],
+    *,
+    line_thickness: int | None = None,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+) -> Image:
+    """A copy of an RGB picture (H, W, 3) with its detections, the best score drawn last and so on top.
+
+    Args:
+        found: Boxes in px of the picture, on any device.
+        line_thickness: In px; by the picture's size if not given.
+        hide_labels: Draw boxes only.
+        hide_conf: Leave the score out of the label.
+    """
+    classes, scores = found.classes.tolist(), found.scores.tolist()
+    labels = ["" if hide_labels else names[c] if hide_conf else f"{names[c]} {s:.2f}" for c, s in zip(classes, scores)]
+    boxes = found.boxes.detach().float().cpu().numpy()
+    return draw_boxes(image_rgb.copy(), boxes[::-1], labels[::-1], classes[::-1], line_thickness=line_thickness)
+
+
+def draw_boxes(
+    image: Image, boxes_xyxy: NDArray, labels: Sequence[str], classes: Sequence[int], *, line_thickness: int | None = None
+) -> Image:
+    """Draws boxes (n, 4) in px and their labels onto a picture (H, W, 3), in place; an empty label draws only the box."""
+    width = line_thickness or default_thickness(image.shape[:2])
+    corners = np.nan_to_num(boxes_xyxy, nan=0.0).clip(-32768, 32767).round().astype(int).tolist()
+    for (x1, y1, x2, y2), c in zip(corners, classes):
+        cv2.rectangle(image, (x1, y1), (x2, y2), colour_of(c), width, cv2.LINE_AA)
+    for (x1, y1, _, _), label, c in zip(corners, labels, classes):  # after all boxes, so that no line crosses a text
+        if label:
+            _label(image, label, (x1, y1), colour_of(c), width)
+    return image
+
+
+@cache
+def colour_of(index: int) -> Colour:
+    """The colour of a class, the same everywhere: hues by the golden angle, in three strengths."""
+    strength, value = ((0.85, 0.95), (0.55, 0.98), (0.95, 0.7))[index // 8 % 3]
+    r, g, b = colorsys.hsv_to_rgb((FIRST_HUE + index * GOLDEN_ANGLE) % 1, strength, value)
+    return round(r * 255), round(g * 255), round(b * 255)
+
+
+def default_thickness(hw: tuple[int, ...]) -> int:
+    """Line width in px for a picture of this height and width."""
+    return max(round((hw[0] + hw[1]) / 2 * 0.003), 2)
+
+
+def draw_text(image: Image, text: str, at: tuple[int, int], *, height: int, colour: Colour) -> None:
+    """Writes text in place, its lower left corner at ``at``; characters beyond ASCII are drawn with a scalable font."""
+    if text.isascii():
+        scale, weight = _font(height)
+        cv2.putText(image, text, at, FONT, scale, colour, weight, cv2.LINE_AA)
+        return
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    left, top = at[0], at[1] - height
+    right, bottom = min(left + text_width(text, height), image.shape[1]), min(at[1] + height // 2, image.shape[0])
+    left, top = max(left, 0), max(top, 0)
+    if left >= right or top >= bottom:
+        return
+    patch = Pillow.fromarray(image[top:bottom, left:right])
+    ImageDraw.Draw(patch).text((0, at[1] - top), text, fill=colour, font=_scalable(height), anchor="ls")
+    image[top:bottom, left:right] = np.asarray(patch)
+
+
+def text_width(text: str, height: int) -> int:
+    """Width in px of text whose capitals are ``height`` px high."""
+    if text.isascii():
+        scale, weight = _font(height)
+        return int(cv2.getTextSize(text, FONT, scale, weight)[0][0])
+    return int(_scalable(height).getlength(text)) + 1
+
+
+def _label(image: Image, text: str, corner: tuple[int, int], colour: Colour, line: int) -> None:
+    """Text on a filled box above the corner, or below its edge where there is no room; moved left to stay in the picture."""
+    height = 4 + 3 * line
+    margin = max(height // 4, 2)
+    wide, high = text_width(text, height) + 2 * margin, height + 2 * margin
+    x = max(min(corner[0] - line // 2, image.shape[1] - wide), 0)
+    y = corner[1] if corner[1] >= high else max(corner[1], 0) + high
+    cv2.rectangle(image, (x, y - high), (x + wide, y), colour, -1, cv2.LINE_AA)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    draw_text(image, text, (x + margin, y - margin), height=height, colour=(0, 0, 0) if luminance > 140 else (255, 255, 255))
+
+
+@cache
+def _font(height: int) -> tuple[float, int]:
+    """Scale and stroke of OpenCV's font for capitals of this height."""
+    scale = height / cv2.getTextSize("H", FONT, 1.0, 1)[0][1]
+    return scale, max(round(scale * 1.6), 1)
+
+
+@cache
+def _scalable(height: int) -> Any:
+    from pathlib import Path
+
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), round(height / 0.73))

@@ -1,0 +1,93 @@
+"""Observers of an evaluation: pictures and label files of what was found. They are told of every batch and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.boxes import ltwh_to_xyxy
+from utils.metrics import GroundTruth, Metrics
+from utils.nms import non_max_suppression
+from utils.savers import ResultWriter, SaveOptions
+from utils.types import Batch, Detections, Predictions
+
+PICTURES = 3  # batches
+SHOWN_CONFIDENCE = 0.25  # detections above this are drawn
+HYBRID_IOU = 0.7  # a detection that overlaps an object of its class more is that object
+
+
+class EvaluatedBatch(NamedTuple):
+    """A batch and what was found on it."""
+
+    number: int  # from 0
+    batch: Batch
+    found: list[Detections]  # px of the batch images, on the CPU
+    detections: list[Detections]  # px of the original pictures, on the CPU
+    truth: GroundTruth
+
+
+class EvaluationObserver(Protocol):
+    def on_batch(self, seen: EvaluatedBatch) -> None:
+        """After each batch, on the main process."""
+
+
+class PictureSaver:
+    """``val_batch{0,1,2}_labels.jpg`` and ``…_pred.jpg`` in a folder."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def on_batch(self, seen: EvaluatedBatch) -> None:
+        if seen.number >= PICTURES:
+            return
+        from utils.plots import plot_batch
+
+        images, stem = seen.batch.images.cpu(), f"val_batch{seen.number}"
+        sure = [Detections(*(column[d.scores > SHOWN_CONFIDENCE] for column in d)) for d in seen.found]
+        plot_batch(images, seen.batch.targets.cpu(), self.names, self.folder / f"{stem}_labels.jpg", paths=seen.batch.paths)
+        plot_batch(images, sure, self.names, self.folder / f"{stem}_pred.jpg", paths=seen.batch.paths)
+
+
+class TextSaver:
+    """A label file for every picture with detections.
+
+    Args:
+        folder: Run folder; the files go into its ``labels``.
+        with_confidence: Whether rows have the score as a sixth column.
+        with_truth: Whether the objects themselves are written too, with score 1, and detections of the same objects left out.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], *, with_confidence: bool = False, with_truth: bool = False) -> None:
+        self.with_truth = with_truth
+        self.writer = ResultWriter(folder, names, SaveOptions(pictures=False, txt=True, conf=with_confidence))
+
+    def on_batch(self, seen: EvaluatedBatch) -> None:
+        for i, (path, detections) in enumerate(zip(seen.batch.paths, seen.detections)):
+            height, width = seen.batch.letterbox.original_hw[i].tolist()
+            blank = np.broadcast_to(np.uint8(0), (height, width, 3))  # only its shape is asked for
+            found = with_objects(detections, seen.truth, image=i) if self.with_truth else detections
+            self.writer.write(path, blank, found, drawn=blank)
+
+
+def with_objects(detections: Detections, truth: GroundTruth, *, image: int) -> Detections:
+    """The objects of one image, with score 1, and those detections that are none of them."""
+    rows = truth.image == image
+    classes = torch.cat((truth.classes[rows], detections.classes))
+    boxes = torch.cat((ltwh_to_xyxy(truth.boxes_ltwh[rows]).float(), detections.boxes))
+    certain: Tensor = torch.ones(int(rows.sum()))
+    scores = torch.zeros(len(classes), int(classes.max()) + 1 if len(classes) else 1)
+    scores[torch.arange(len(classes)), classes] = torch.cat((certain, detections.scores))
+    return non_max_suppression(Predictions(boxes[None], scores[None]), conf=0.0, iou=HYBRID_IOU, max_det=max(len(classes), 1))[0]
+
+
+def save_plots(metrics: Metrics, folder: Path) -> None:
+    """Precision, recall and F1 curves and the confusion matrix."""
+    from utils.plots import plot_confusion, plot_curves
+
+    plot_curves(metrics, folder)
+    plot_confusion(metrics.confusion, metrics.names, folder / "confusion_matrix.png")

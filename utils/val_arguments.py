@@ -1,0 +1,132 @@
+"""The command line of val.py: flags as YOLO users type them, to a ValConfig."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from utils.average_precision import Rule
+from utils.errors import UserError
+
+TASKS = ("train", "val", "test")
+# Flags of other YOLOs that this project does not have (yet), and what to write instead.
+REFUSED = {
+    "--augment": "--augment is not built yet: leave it out",
+    "--dnn": "--dnn is not here: .onnx files run with onnxruntime, leave it out",
+    "--slice": "--slice is not built yet: give a larger --imgsz",
+    "--v5-metric": "--v5-metric is not here: write --ap-rule yolov5",
+    "--no-trace": "--no-trace is not here: nothing is traced, leave it out",
+}
+
+
+@dataclass(frozen=True)
+class ValConfig:
+    """The flags of val.py. ``weights`` empty means the newest run's best.pt, ``data`` empty what the checkpoint says."""
+
+    weights: str = ""
+    data: str = ""
+    batch_size: int = 32
+    imgsz: int = 640  # px
+    conf_thres: float = 0.001
+    iou_thres: float = 0.7
+    max_det: int = 300
+    task: str = "val"
+    device: str = ""
+    workers: int = 8
+    single_cls: bool = False
+    verbose: bool = False
+    save_txt: bool = False
+    save_hybrid: bool = False
+    save_conf: bool = False
+    save_json: bool = False
+    project: str = "runs/val"
+    name: str = "exp"
+    exist_ok: bool = False
+    half: bool = False
+    min_items: int = 0
+    ap_rule: str = "coco"
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in {"batch_size": 1, "imgsz": 1, "max_det": 1, "workers": 0, "min_items": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least {least} is needed")
+        for name in ("conf_thres", "iou_thres"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: a number in 0-1 is needed")
+        if self.task in ("speed", "study"):
+            raise UserError(f"--task {self.task} is not built yet: give {', '.join(TASKS)}")
+        for name, choices in (("task", TASKS), ("ap_rule", get_args(Rule))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: one of {', '.join(choices)} is needed")
+        if (self.save_conf or self.save_hybrid) and not self.save_txt:  # both say how label files look
+            object.__setattr__(self, "save_txt", True)
+        plugins = (self.plugins,) if isinstance(self.plugins, (str, Path)) else self.plugins
+        object.__setattr__(self, "plugins", tuple(map(str, plugins)))
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> ValConfig:
+    """Reads the command line; only flags that were given are set, the rest are ValConfig's defaults.
+
+    Raises:
+        UserError: a flag that is refused by name, or a value that is out of range.
+    """
+    given = vars(build_parser().parse_args(argv))
+    for reason in given.pop("refused", ()):
+        raise UserError(reason)
+    weights = given.pop("weights", [])
+    if len(weights) > 1:
+        raise UserError(f"--weights {' '.join(weights)}: ensembles are not built; give one file")
+    sides = given.pop("imgsz", [])
+    if len(set(sides)) > 1:
+        raise UserError(f"--imgsz {' '.join(map(str, sides))}: validation takes one side; rectangular batches follow the pictures")
+    return ValConfig(**given, **({"weights": weights[0]} if weights else {}), **({"imgsz": sides[0]} if sides else {}))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Prefixes are accepted, as everywhere in argparse: --batch, --conf, --iou."""
+    defaults = ValConfig()
+    on: dict[str, Any] = {"action": "store_true"}
+    flags: list[tuple[list[str], dict[str, Any], str]] = [
+        (["--weights"], {"nargs": "+", "metavar": "FILE"}, ".pt, .onnx or .torchscript; the newest run's best.pt if left out"),
+        (["--data"], {"metavar": "YAML"}, "data set; what the checkpoint says if left out"),
+        (["--task"], {"metavar": "SPLIT"}, "train, val or test"),
+        (["--batch-size"], {"type": int, "metavar": "N"}, "images a batch"),
+        (["--imgsz", "--img", "--img-size"], {"type": int, "nargs": "+", "metavar": "PX"}, "longer side of the input"),
+        (["--conf-thres"], {"type": float, "metavar": "X"}, "least score"),
+        (["--iou-thres"], {"type": float, "metavar": "X"}, "overlap above which the weaker box is dropped"),
+        (["--max-det"], {"type": int, "metavar": "N"}, "most detections of an image"),
+        (["--ap-rule"], {"metavar": "RULE"}, "coco (equal to pycocotools), yolov5 (as YOLOv5, v7 and v9 print it) or ultralytics"),
+        (["--device"], {"metavar": "D"}, "cpu, 0 ...; a GPU where there is one"),
+        (["--workers"], {"type": int, "metavar": "N"}, "loader processes"),
+        (["--half"], on, "float16 on a GPU"),
+        (["--single-cls"], on, "all classes are one"),
+        (["--min-items"], {"type": int, "metavar": "N"}, "leave out images with fewer objects"),
+        (["--verbose"], on, "a row for each class, however many there are"),
+        (["--save-txt"], on, "detections as label files"),
+        (["--save-conf"], on, "with the score as sixth column"),
+        (["--save-hybrid"], on, "label files of the objects and the detections that are none of them"),
+        (["--save-json"], on, "detections for pycocotools, which runs where the data set has COCO annotations"),
+        (["--project"], {"metavar": "DIR"}, "folder of runs"),
+        (["--name"], {}, "run folder in it"),
+        (["--exist-ok"], on, "write into an existing run folder"),
+        (["--plugins"], {"nargs": "+", "metavar": "FILE"}, "Python files of yours that register modules"),
+    ]
+    parser = argparse.ArgumentParser(prog="val.py", argument_default=argparse.SUPPRESS, description="Validates a detector.")
+    for names, options, text in flags:
+        default = getattr(defaults, names[0].lstrip("-").replace("-", "_"))
+        parser.add_argument(*names, help=text + ("" if default in ("", False, ()) else f" (default {default})"), **options)
+    for flag in REFUSED:
+        parser.add_argument(flag, dest="refused", action=_Refuse, nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+class _Refuse(argparse.Action):
+    """Remembers why a flag is refused, whatever follows it."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        reason = next(text for flag, text in REFUSED.items() if flag.startswith(option_string or ""))
+        namespace.refused = [*getattr(namespace, "refused", []), reason]
