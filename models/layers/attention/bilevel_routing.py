@@ -21,8 +21,10 @@ from models.layers.attention.common import (
     attend,
     from_windows,
     full_precision,
+    fused_attention,
     pad_to_multiple,
     per_channel,
+    take_rows,
     to_windows,
 )
 from models.registry import register
@@ -375,9 +377,6 @@ def routed_attention(
 ) -> Tensor:
     """Attention of each window's pixels to the pixels of the windows that ``index`` names, all of them in one softmax.
 
-    The windows are gathered as rows of a table. An embedding look-up does that, because its backward pass sums the rows in a fixed
-    order on every device, and builds no more than the table's own gradient.
-
     Args:
         query: (B, P, T, Q), P windows of T pixels.
         keys_values: (B, P, S, Q + V), keys and values side by side.
@@ -391,15 +390,13 @@ def routed_attention(
     """
     batch, windows, pixels, qk_dim = query.shape
     width = keys_values.shape[-1]
-    first = torch.arange(batch, device=index.device).view(-1, 1, 1) * windows
-    table = keys_values.reshape(batch * windows, -1)
-    rows = F.embedding((index + first).reshape(-1), table)  # (B P K, S (Q + V))
+    rows = take_rows(keys_values.flatten(2), index.flatten(1))  # (B, P K, S (Q + V))
     if weights is not None:
-        rows = rows * weights.reshape(-1, 1).to(rows.dtype)
+        rows = rows * weights.flatten(1).unsqueeze(-1).to(rows.dtype)
     gathered = rows.reshape(batch * windows, -1, width)  # (B P, K S, Q + V)
     key, value = gathered.split([qk_dim, width - qk_dim], dim=-1)
     q, k, v = (x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2) for x in (query.flatten(0, 1), key, value))
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)  # (B P, heads, T, V / heads)
+    out = fused_attention(q, k, v, scale=scale)  # (B P, heads, T, V / heads)
     return out.transpose(1, 2).reshape(batch, windows, pixels, width - qk_dim)
 
 

@@ -102,11 +102,12 @@ def from_windows(windows: Tensor, height: int, width: int, *, columns: int) -> T
     return grid.reshape(batch, rows * height, columns * width, channels).permute(0, 3, 1, 2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: float | None = None) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """Softmax attention between the positions of maps, without a matrix of positions by positions.
 
-    Heads are contiguous groups of channels. Fused kernels want contiguous tensors of one width, so narrower ones get zero channels
-    (zeros add nothing to a product, and those of the value are cut off again).
+    Heads are contiguous groups of channels.
 
     Args:
         query: (B, heads * d, *space).
@@ -114,17 +115,49 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: 
         value: (B, heads * v, *space of the keys).
         heads: number of heads.
         scale: factor of the logits; None for 1 / sqrt(d).
+        dropout: probability with which a weight is dropped.
 
     Returns:
         (B, heads * v, *space).
     """
     q, k, v = (_heads_first(x, heads) for x in (query, key, value))
-    wide, narrow = q.shape[-1], v.shape[-1]
-    scale = wide**-0.5 if scale is None else scale
-    width = max(wide, narrow)
-    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :narrow]  # (B, heads, N, v)
-    return out.transpose(2, 3).reshape(query.shape[0], heads * narrow, *query.shape[2:])
+    out = fused_attention(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, dropout=dropout)
+    return out.transpose(2, 3).reshape(query.shape[0], value.shape[1], *query.shape[2:])
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention for a value that may be narrower or wider than query and key.
+
+    (B, heads, N, d), (B, heads, M, d), (B, heads, M, v) -> (B, heads, N, v). The fused kernels want one width, so narrower tensors get
+    zeros: those add nothing to a product, and the value's are cut off again.
+    """
+    narrow = value.shape[-1]
+    width = max(query.shape[-1], narrow)
+    query, key, value = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)[..., :narrow]
+
+
+def take_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of each batch entry's table: (B, P, D), (B, K) -> (B, K, D).
+
+    An embedding look-up does it, because its backward pass sums the rows in a fixed order on every device, without atomic additions, and
+    builds nothing larger than the table's own gradient.
+    """
+    batch, rows, width = table.shape
+    first = torch.arange(batch, device=index.device).unsqueeze(1) * rows
+    return F.embedding(index + first, table.reshape(batch * rows, width))
+
+
+def resize_matrix(size: int, target: int, like: Tensor) -> Tensor:
+    """The matrix (target, size) of linear interpolation that keeps the middle and the ends; the identity where the sizes agree.
+
+    A product with it resizes a table of positions deterministically, and for sizes that a traced graph does not know yet.
+    """
+    place = torch.arange(target, device=like.device, dtype=torch.float32)
+    last = place[-1:]
+    scaled = (size - 1) / 2 + (place - last / 2) * ((size - 1) / last.clamp(min=1))
+    distance = scaled.unsqueeze(1) - torch.arange(size, device=like.device, dtype=torch.float32)
+    return (1 - distance.abs()).clamp(min=0).to(like.dtype)
 
 
 def _heads_first(x: Tensor, heads: int) -> Tensor:

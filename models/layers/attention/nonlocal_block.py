@@ -1,0 +1,144 @@
+"""Non-local blocks: every position sums over all positions, in the four pairwise forms of the paper, none with an N x N matrix.
+
+Non-local Neural Networks, arXiv 1711.07971.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.common import attend, full_precision, take_rows
+from models.registry import register
+
+PAPER = "Non-local Neural Networks, arXiv 1711.07971"
+MODES = ("gaussian", "embedded", "dot", "concatenate")
+PREFIX_BLOCK = 64  # positions that one triangular product sums up
+
+
+@register("NLBlockND", "NonLocal", channels=rules.attends, paper=PAPER)
+class NLBlockND(nn.Module):
+    """z = W_z(y) + x with y_i = Σ_j f(x_i, x_j) g(x_j) / C(x) (equations 1 and 6 of the paper), over 1, 2 or 3 dimensions.
+
+    With θ, φ and g 1x1 convolutions and N positions, f and C are
+    ``gaussian``: exp(x_iᵀ x_j), C the sum over j (equation 2);
+    ``embedded``: exp(θ_iᵀ φ_j), C the sum over j (equation 3), that is softmax attention without a scale;
+    ``dot``: θ_iᵀ φ_j, C = N (equation 4);
+    ``concatenate``: ReLU(w [θ_i, φ_j] + b), C = N (equation 5).
+
+    All forms are exact. The first two run in fused attention; ``dot`` takes the product φᵀg first and is linear in N; ``concatenate`` is
+    Σ_j ReLU(a_i + b_j) g_j, which sorting and prefix sums give in O(N log N).
+
+    Differences from the published code: ``dimension`` is 2 at first (there 3), and inputs in any memory layout work. The block is the
+    identity at its own initialisation.
+
+    Args:
+        in_channels: channels in and out.
+        inter_channels: channels of θ, φ and g; None for half.
+        mode: one of the four forms.
+        dimension: 1 for (B, C, L), 2 for (B, C, H, W), 3 for (B, C, T, H, W).
+        bn_layer: a batch norm at the end, at zero; else W_z itself is zero at first.
+
+    Raises:
+        ValueError: an unknown mode or dimension.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        inter_channels: int | None = None,
+        mode: str = "embedded",
+        dimension: int = 2,
+        bn_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        if dimension not in (1, 2, 3):
+            raise ValueError(f"dimension {dimension} is not 1, 2 or 3")
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimension - 1]
+        norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimension - 1]
+        inter = inter_channels or max(in_channels // 2, 1)
+        self.mode = mode
+        self.g = conv(in_channels, inter, 1)
+        self.W_z = nn.Sequential(conv(inter, in_channels, 1), norm(in_channels)) if bn_layer else conv(inter, in_channels, 1)
+        last = self.W_z[1] if bn_layer else self.W_z
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if mode != "gaussian":
+            self.theta = conv(in_channels, inter, 1)
+            self.phi = conv(in_channels, inter, 1)
+        if mode == "concatenate":
+            self.W_f = nn.Sequential(nn.Conv2d(2 * inter, 1, 1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *space) -> (B, C, *space)."""
+        value = self.g(x)
+        if self.mode == "gaussian":
+            y = attend(x, x, value, scale=1.0)
+        elif self.mode == "embedded":
+            y = attend(self.theta(x), self.phi(x), value, scale=1.0)
+        else:
+            pair = self._dot if self.mode == "dot" else self._concatenate
+            y = pair(*(z.flatten(2).transpose(1, 2) for z in (self.theta(x), self.phi(x), value)))
+            y = y.transpose(1, 2).reshape(value.shape).to(value.dtype)
+        return self.W_z(y) + x
+
+    @staticmethod
+    def _dot(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
+        """θ (φᵀ g / N): three times (B, N, C) -> (B, N, C). Each factor takes its half of 1 / N, so that half precision holds the sum."""
+        share = phi.shape[1] ** -0.5
+        return theta @ ((phi * share).transpose(1, 2) @ (value * share))
+
+    def _concatenate(self, theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
+        """Σ_j ReLU(a_i + b_j) g_j / N with w [θ_i, φ_j] + b = a_i + b_j: three times (B, N, C) -> (B, N, C), in float32."""
+        with full_precision(value):
+            layer = self.W_f[0]
+            of_theta, of_phi = layer.weight.flatten().float().chunk(2)
+            a = theta.float() @ of_theta + layer.bias.float()  # (B, N)
+            b = phi.float() @ of_phi  # (B, N)
+            return pairwise_relu_sum(a, b, value.float()) / value.shape[1]
+
+
+def pairwise_relu_sum(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
+    """Σ_j ReLU(a_i + b_j) v_j for all i, without the N x N pairs.
+
+    Only j with b_j > -a_i count, and over those the sum is a_i Σ v_j + Σ b_j v_j: two prefix sums in descending order of b, read off at
+    the place of -a_i. One sort of all b and -a together gives that place.
+
+    Args:
+        a: (B, N).
+        b: (B, N).
+        value: (B, N, C).
+
+    Returns:
+        (B, N, C).
+    """
+    count = a.shape[1]
+    order = torch.cat([b, -a], dim=1).detach().argsort(dim=1, descending=True)  # (B, 2 N) of entries: b first, then -a
+    place = order.argsort(dim=1)[:, count:]  # (B, N): where each -a stands
+    terms = F.pad(torch.cat([value, b.unsqueeze(2) * value], dim=2), (0, 0, 0, count))  # -a adds nothing: (B, 2 N, 2 C)
+    plain, weighted = take_rows(prefix_sum(take_rows(terms, order)), place).chunk(2, dim=2)
+    return a.unsqueeze(2) * plain + weighted
+
+
+def prefix_sum(x: Tensor) -> Tensor:
+    """Inclusive prefix sums along dimension 1 of (B, N, C), as products with triangular matrices: within blocks, then over the blocks.
+
+    A cumulative sum has no deterministic kernel on every device; this has, and it rounds less.
+    """
+    batch, count, channels = x.shape
+    padded = F.pad(x, (0, 0, 0, (PREFIX_BLOCK - count % PREFIX_BLOCK) % PREFIX_BLOCK))
+    blocks = padded.reshape(batch, -1, PREFIX_BLOCK, channels)
+    within = _lower_triangle(blocks[0, 0, :, 0]) @ blocks  # (B, blocks, PREFIX_BLOCK, C)
+    totals = within[:, :, -1]  # (B, blocks, C)
+    before = _lower_triangle(totals[0, :, 0]) @ totals - totals
+    return (within + before.unsqueeze(2)).reshape(batch, -1, channels)[:, :count]
+
+
+def _lower_triangle(like: Tensor) -> Tensor:
+    """(n, n) of ones on and below the diagonal, for ``like`` of (n,)."""
+    place = torch.arange(like.shape[0], device=like.device)
+    return (place.unsqueeze(1) >= place).to(like.dtype)
