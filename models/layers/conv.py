@@ -66,7 +66,7 @@ def parse_activation(text: str) -> ActivationFactory:
         call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
         name = ast.unparse(call.func).removeprefix("torch.").removeprefix("nn.")
         args = [ast.literal_eval(a) for a in call.args]
-        kwargs = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}  # "None" for **, which no activation takes
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{text!r} is not an activation; write it like nn.SiLU() or nn.LeakyReLU(0.1)") from error
     if name not in ACTIVATIONS:
@@ -159,12 +159,13 @@ class ConvTranspose(nn.Module):
         if not isinstance(self.bn, nn.BatchNorm2d):
             return self
         old = self.conv_transpose
-        new = ConvTranspose(old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bn=False, act=self.act)
+        shape = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+        new = ConvTranspose(*shape, bn=False, act=self.act).to(old.weight)
         scale, bias = _batch_norm_as_affine(self.bn)
         with torch.no_grad():
             new.conv_transpose.weight.copy_(old.weight.double() * scale.view(1, -1, 1, 1))
             new.conv_transpose.bias.copy_(bias)
-        return new.to(old.weight).train(self.training)
+        return new.train(self.training)
 
 
 @register("CrossConv", channels=rules.projects)
@@ -187,7 +188,7 @@ class CrossConv(nn.Module):
 class DFL(nn.Module):
     """Softmax over the bins of each side and their mean; logits (B, 4·bins, A), side-major, to distances (B, 4, A) in units of the stride.
 
-    Source: Generalized Focal Loss, arXiv 2006.04388, eq. 4–6. The projection 0 … bins − 1 is fixed: a parameter by its published name
+    Source: Generalized Focal Loss, arXiv 2006.04388, sec. 3.2. The projection 0 … bins − 1 is fixed: a parameter by its published name
     (``conv.weight``) that asks for no gradient.
     """
 
@@ -199,8 +200,8 @@ class DFL(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, a = x.shape
-        probabilities = x.view(b, 4, self.bins, a).transpose(1, 2).softmax(1)  # (B, bins, 4, A)
-        return self.conv(probabilities).view(b, 4, a)
+        probabilities = x.view(b, 4, self.bins, a).softmax(2)
+        return (self.conv.weight.view(1, self.bins) @ probabilities).squeeze(2)  # (B, 4, 1, A) before the squeeze
 
 
 def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:

@@ -36,9 +36,8 @@ class RepConvN(nn.Module):
 
     def fused(self) -> FusedConv:
         """The same function in eval mode as one 3×3 convolution with a bias."""
-        branches = [fuse_conv_bn(branch.conv, branch.bn) for branch in (self.conv1, self.conv2) if isinstance(branch, Conv)]
-        branches += [branch.conv for branch in (self.conv1, self.conv2) if isinstance(branch, FusedConv)]
-        return FusedConv(merge_branches(branches), self.act).train(self.training)
+        branches = [b.fused() if isinstance(b, Conv) else b for b in (self.conv1, self.conv2)]  # they may have been folded before
+        return FusedConv(merge_branches([b.conv for b in branches]), self.act).train(self.training)
 
 
 @register("RepConv", channels=rules.projects)

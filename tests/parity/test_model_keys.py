@@ -1,0 +1,92 @@
+"""Every published config gives the published network: parameter names, shapes and counts, with three classes too, and after folding."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models import build_model
+from models.detector import Detector
+from models.parser import CONFIGS, load_spec, plan_layers
+from models.registry import BLOCKS
+from tests.golden import HERE, all_names, find
+from utils.errors import UserError
+
+NO_CONFIG = ("train_", "deploy_maps", "baseline-")
+UNFINISHED = re.compile(r"unknown module 'I(Aux)?Detect'|is not there yet")
+PUBLISHED = sorted(p for folder in ("v5", "v7", "v8", "v9") for p in (CONFIGS / folder).glob("*.yaml"))
+CASES = [
+    pytest.param(name, marks=() if (HERE / "models" / f"{name}.npz").is_file() else pytest.mark.slow)  # the kept ones cover every family
+    for name in all_names("models")
+    if not name.startswith(NO_CONFIG)
+]
+
+
+def config_of(name: str) -> str:
+    """``ultralytics-yolov9c`` -> ``yolov9c.yaml``."""
+    return re.sub(r"^(ultralytics-|hub-v5-|hub-v9-)", "", name.removesuffix(".yaml")) + ".yaml"
+
+
+def build(name: str, nc: int) -> Detector:
+    """The network with shapes but no memory; skips where its head is still to come."""
+    head = load_spec(config_of(name)).rows[-1].module
+    if head not in BLOCKS:
+        pytest.skip(f"head {head} is not registered yet")
+    try:
+        with torch.device("meta"):
+            return build_model(config_of(name), nc=nc)
+    except UserError as error:
+        if UNFINISHED.search(str(error)):
+            pytest.skip(str(error))
+        raise
+
+
+def keys_of(model: nn.Module) -> list[list[object]]:
+    return [[key, list(value.shape)] for key, value in model.state_dict().items()]
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_network_is_the_published_one(name: str) -> None:
+    meta = find("models", name).meta
+    model = build(name, meta["nc"])
+    assert keys_of(model) == meta["keys"]
+    assert count(model) == meta["params"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == meta["trainable"]
+    assert list(model.strides) == meta["stride"]
+    assert len(model.plans) == meta["graph_nodes"]
+    activations = {type(m).__name__ for m in model.modules() if isinstance(m, (nn.SiLU, nn.ReLU, nn.LeakyReLU))}
+    assert activations == set(meta["activations"]) - {"MultiheadAttention"}
+    fused = model.fuse()
+    assert keys_of(fused) == meta["keys_fused"]
+    assert count(fused) == meta["params_fused"]
+    assert keys_of(model) == meta["keys"], "fuse() changed the network it was called on"
+    assert count(build(name, 3)) == meta["params_nc3"]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_published_config_is_planned(path: Path) -> None:
+    """Also those without a vector of their own: every row's module is known and its widths fit."""
+    spec = load_spec(path)
+    if spec.rows[-1].module not in BLOCKS:
+        spec = replace(spec, rows=(*spec.rows[:-1], replace(spec.rows[-1], module="DDetect", args=("nc",))))
+    elif "anchors" in spec.rows[-1].args:
+        spec = replace(spec, rows=(*spec.rows[:-1], replace(spec.rows[-1], args=("nc",))), anchors=None)
+    plans = plan_layers(spec)
+    read = {s for plan in plans for s in plan.sources}
+    unread = [plan.index for plan in plans[:-1] if plan.index not in read]
+    assert not unread, f"rows {unread} are read by no other"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_published_config_builds(path: Path) -> None:
+    assert count(build(path.name, 2)) > 1e6
