@@ -32,6 +32,9 @@ ALSO = {
     "BoT3": (),
     "BoTPaperAttention": (),
     "BoTPaperBlock": (),
+    "FocalNetBackbone": (),
+    "BiFormerBackbone": (),
+    "CloFormerBackbone": (),
 }
 # arguments of a published constructor that say what a map says itself
 DROPPED = {"FocalNetBlock": ("input_resolution",)}
