@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from data.augment import FILL, AugmentHyp, flip, hsv, letterbox, mixup
-from data.image_store import ImageStore
+from data.image_store import RECENT_BYTES, ImageStore
 from data.images import ImageError
 from data.instances import Instances
 from data.labels import LabelTable
@@ -54,17 +54,27 @@ class DetectionDataset(torch.utils.data.Dataset):
         augment: Whether to augment at all.
         seed: Of the run.
         channels: Of the pictures.
+        recent_bytes: Of decoded pictures that each process keeps.
     """
 
     def __init__(
-        self, image_files: Sequence[str], table: LabelTable, *, imgsz: int, hyp: AugmentHyp, augment: bool, seed: int = 0, channels: int = 3
+        self,
+        image_files: Sequence[str],
+        table: LabelTable,
+        *,
+        imgsz: int,
+        hyp: AugmentHyp,
+        augment: bool,
+        seed: int = 0,
+        channels: int = 3,
+        recent_bytes: int = RECENT_BYTES,
     ) -> None:
         if len(image_files) != len(table):
             raise ValueError(f"{len(image_files)} images but labels of {len(table)}")
         self.image_files = tuple(image_files)
         self.table = table
         self.imgsz, self.hyp, self.augment, self.seed, self.channels = imgsz, hyp, augment, seed, channels
-        self.store = ImageStore(image_files, imgsz=imgsz, channels=channels, smooth=not augment)
+        self.store = ImageStore(image_files, imgsz=imgsz, channels=channels, smooth=not augment, recent_bytes=recent_bytes)
         self._unreadable: set[int] = set()
 
     def __len__(self) -> int:

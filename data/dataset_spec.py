@@ -93,7 +93,7 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     yaml_path = _find_yaml(path_or_name)
     raw = _read_yaml(yaml_path)
     if yaml_path == HERE / "shapes.yaml":
-        ensure_shapes(HERE / "shapes")
+        _draw_embedded(HERE / "shapes")
     download = None if raw.get("download") is None else str(raw["download"]).strip()
     roots = _roots(yaml_path, raw.get("path"))
     resolved: dict[str, tuple[Path, ...]] = {}
@@ -118,6 +118,14 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
         download=download, single_cls=single_cls, **resolved,
     )  # fmt: skip
+
+
+def _draw_embedded(folder: Path) -> None:
+    try:
+        ensure_shapes(folder)
+    except OSError as error:
+        raise UserError(f"the embedded data set cannot be drawn into {folder}: {error.strerror or error}; python -m data.shapes FOLDER "
+                        "draws it elsewhere") from error  # fmt: skip
 
 
 def _missing(yaml_path: Path, split: str, tried: list[Path], download: str | None) -> UserError:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data.augment import as_hwc
 from data.images import ImageError, read_image
 
-RECENT_BYTES = 256 * 2**20  # of decoded pictures that each process keeps
+RECENT_BYTES = 256 * 2**20  # of decoded pictures that a process keeps
 
 
 class ImageStore:
@@ -31,13 +31,21 @@ class ImageStore:
         channels: Of the pictures.
         dtype: ``np.uint8`` or ``np.uint16``.
         smooth: Shrink by area instead of bilinearly, as validation does.
+        recent_bytes: Of decoded pictures used last that this process keeps.
     """
 
     def __init__(
-        self, files: Sequence[str], *, imgsz: int, channels: int = 3, dtype: type[np.generic] = np.uint8, smooth: bool = False
+        self,
+        files: Sequence[str],
+        *,
+        imgsz: int,
+        channels: int = 3,
+        dtype: type[np.generic] = np.uint8,
+        smooth: bool = False,
+        recent_bytes: int = RECENT_BYTES,
     ) -> None:
         self.files, self.imgsz, self.channels, self.dtype = tuple(files), imgsz, channels, dtype
-        self.smooth = smooth
+        self.smooth, self.recent_limit = smooth, recent_bytes
         self.all: list[np.ndarray | None] = []
         self.on_disk = False
         self.recent: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -58,7 +66,7 @@ class ImageStore:
         image = self.decode(i) if image is None else image
         self.recent[i] = image
         self.recent_bytes += image.nbytes
-        while self.recent_bytes > RECENT_BYTES:
+        while self.recent_bytes > self.recent_limit:
             self.recent_bytes -= self.recent.popitem(last=False)[1].nbytes
         return image
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from data.augment import AugmentHyp
 from data.dataset import ORDER_STREAM, DetectionDataset, SampleKey
 from data.dataset_spec import DatasetSpec
+from data.image_store import RECENT_BYTES
 from data.label_cache import cached_labels
 from data.labels import LabelTable, check_classes, label_path, list_images, summarise
 from utils.errors import UserError
@@ -83,7 +84,10 @@ def build_loader(
     files, table = _usable(files, table, min_items, spec, split)
     if single_cls or spec.single_cls:
         table = table.as_one_class()
-    dataset = DetectionDataset(files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch)
+    recent_bytes = (RECENT_BYTES * 4 if augment else RECENT_BYTES) // max(workers, 4)  # a gigabyte, however many share it
+    dataset = DetectionDataset(
+        files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch, recent_bytes=recent_bytes
+    )  # fmt: skip
     remark = _fill_cache(dataset, cache, prefix, talks)
     if talks and remark:
         print(remark)

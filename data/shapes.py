@@ -20,7 +20,7 @@ import numpy as np
 
 NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
 COUNTS = {"train": 200, "val": 50}
-VERSION = 1
+VERSION = 2
 MIN_PX, MAX_PX = 8, 160
 MIN_VISIBLE = 0.5  # of a shape's area, of every labelled shape
 MARK = "version.txt"
@@ -91,7 +91,7 @@ def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[
         image[window] += coverage[:, :, None] * (texture - image[window])
         owner[window][coverage > 0.5] = len(placed)
         placed.append(Placed(label, area))
-    image += rng.normal(0, rng.uniform(2, 10), image.shape)
+    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
     boxes = [_extent(owner == i) for i in range(len(placed))]
     return np.clip(image, 0, 255).astype(np.uint8), [p.label for p in placed], boxes
 
@@ -161,7 +161,7 @@ def _texture(rng: np.random.Generator, label: int, size: float, hw: tuple[int, .
     hue = (label / len(NAMES) * 180 + rng.normal(0, 9)) % 180
     light = _rgb(hue, rng.uniform(110, 220), rng.uniform(190, 255))
     dark = _rgb(hue, rng.uniform(140, 255), rng.uniform(90, 160))
-    return light * blend + dark * (1 - blend) + rng.normal(0, 6, (*hw, 1)).astype(np.float32)
+    return dark + (light - dark) * blend + rng.standard_normal((*hw, 1), dtype=np.float32) * 6
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
