@@ -74,6 +74,7 @@ def detect(config: DetectConfig) -> Report:
     """
     import torch
 
+    from models.augmented import AugmentedModel
     from utils.distributed import select_device
     from utils.nms import non_max_suppression
     from utils.precision import autocast
@@ -84,18 +85,19 @@ def detect(config: DetectConfig) -> Report:
     _check_surroundings(config, device)
     weights = chosen_weights(config)
     model = load_network(weights, device, config)
+    looker = AugmentedModel(model) if config.augment else model
     report = Report()
     source = open_frames(config, weights, model, report)
     options = SaveOptions(
         pictures=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
     )
-    report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any else None
+    report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
     with ResultWriter(report.folder or Path(), model.names, options, written=report.written) as writer:
         for frame in clocked_frames(source, report, device):
             with clocked(report, "to device", device):
                 images, letterbox = as_batch(frame, device)  # (1, 3, H, W) in 0-1
             with clocked(report, "model", device), autocast(device, torch.float16 if config.half else None):
-                predictions = model.predict(images)
+                predictions = looker.predict(images)
             with clocked(report, "suppression", device):
                 found = non_max_suppression(
                     predictions,
@@ -113,6 +115,8 @@ def detect(config: DetectConfig) -> Report:
             report.frames += 1
             report.detections += len(found.boxes)
             print(f"{frame_line(frame, images, found, model.names)}, {1000 * report.seconds['model'][-1]:.1f} ms")
+            if config.visualize and (number or 1) == 1:  # of a video the first frame
+                visualize(model, images, writer.folder / "features" / writer.stem(frame.path), report)
             if config.view_img and not show(drawn, frame):
                 break
     print_report(report)
@@ -137,6 +141,8 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> D
     if weights.suffix.lower() in SUFFIXES:
         if config.half:
             raise UserError(f"--half: {weights} is run in the precision it was exported in; leave --half out")
+        if config.visualize:
+            raise UserError(f"--visualize: {weights} shows nothing of its layers; give the .pt it was made from")
         model = load_exported(weights, device=device)
     else:
         from models import load_model
@@ -247,6 +253,14 @@ def frame_line(frame: Frame, images: Tensor, found: Detections, names: Sequence[
     kind = "image" if frame.video is None else f"video frame {frame.video.number + 1}/{frame.video.frames or '?'} of"
     counts = ", ".join(f"{int(n)} {names[label]}" for label, n in enumerate(found.classes.bincount()) if n)
     return f"{kind} {frame.index + 1}{of} {frame.path}: {height}x{width} {counts or 'nothing found'}"
+
+
+def visualize(model: Detector, images: Tensor, folder: Path, report: Report) -> None:
+    """Saves what every layer makes of the picture in ``features/<picture>/``."""
+    from utils.feature_maps import save_feature_maps
+
+    count = save_feature_maps(model.model, lambda: model.predict(images), folder)
+    report.written["feature maps"] = report.written.get("feature maps", 0) + count
 
 
 def show(drawn: np.ndarray, frame: Frame) -> bool:

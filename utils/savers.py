@@ -81,7 +81,7 @@ class ResultWriter:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
-        stem = self._stem(path)
+        stem = self.stem(path)
         try:
             if self.options.pictures and frame is None:
                 suffix = Path(path).suffix.lower()
@@ -97,6 +97,13 @@ class ResultWriter:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
 
+    def stem(self, path: str) -> str:
+        """The source's name without suffix; another source of that name gets a number."""
+        if path not in self._stems:
+            stem = _as_file_name(Path(path).stem)
+            self._stems[path] = self._unique(stem, stem)
+        return self._stems[path]
+
     def _picture(self, path: Path, image_rgb: np.ndarray, kind: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
@@ -109,7 +116,7 @@ class ResultWriter:
         if source != self._video_source:
             self._close_video()
             height, width = image_rgb.shape[:2]
-            path = self.folder / f"{self._stem(source)}.mp4"
+            path = self.folder / f"{self.stem(source)}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             self._video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps or 30.0, (width, height))
             if not self._video.isOpened():
@@ -158,13 +165,6 @@ class ResultWriter:
             right, bottom = min(int((x1 + x2) / 2 + half_w), width), min(int((y1 + y2) / 2 + half_h), height)
             folder = self.folder / "crops" / _as_file_name(self.names[label])
             self._picture(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", image[top:bottom, left:right], "crops")
-
-    def _stem(self, path: str) -> str:
-        """The source's name without suffix; another source of that name gets a number."""
-        if path not in self._stems:
-            stem = _as_file_name(Path(path).stem)
-            self._stems[path] = self._unique(stem, stem)
-        return self._stems[path]
 
     def _unique(self, key: str, name: str) -> str:
         number = 1

@@ -1,0 +1,336 @@
+"""Exported files: what is in them, that they compute what torch computes at any size, and that one that does not is never left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import exporting
+from models.agreement import _of_detections
+from models.augmented import AugmentedModel
+from models.detector import Detector
+from models.end2end import Suppression, telling_threshold
+from models.exported import ExportedModel, ExportFacts, load_exported
+from models.exporting import EXPORTERS, REFUSED, ExportOptions, export_model, exporter_for
+from tests.tiny import DUAL_HEAD, NAMES, tiny_model
+from utils.errors import UserError
+from utils.nms import non_max_suppression
+from utils.types import Predictions
+
+SUFFIX = {"torchscript": ".torchscript", "onnx": ".onnx", "onnx_end2end": ".onnx"}
+SIZE = (64, 96)
+PLAIN = ("torchscript", "onnx")
+
+
+@pytest.fixture(scope="module")
+def model() -> Detector:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def files(model: Detector, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
+    """Every format, static with two images a call, and dynamic."""
+    folder, made = tmp_path_factory.mktemp("exports"), {}
+    for name in EXPORTERS:
+        for dynamic in (False, True):
+            path = folder / f"{name}-{dynamic}{SUFFIX[name]}"
+            agreement = export_model(model, name, path, ExportOptions(imgsz=SIZE, batch_size=1 if dynamic else 2, dynamic=dynamic, conf=0.4))
+            assert agreement.holds
+            made[name, dynamic] = path
+    return made
+
+
+def images(batch: int, height: int, width: int, seed: int = 7) -> torch.Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("shape", [(1, 64, 96), (3, 32, 32), (2, 224, 160), (1, 96, 352)])
+def test_dynamic_file_agrees_at_any_size(model: Detector, files: dict, name: str, shape: tuple[int, int, int]) -> None:
+    x = images(*shape)
+    expected, got = model.predict(x), load_exported(files[name, True]).predict(x)
+    torch.testing.assert_close(got.boxes, expected.boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(got.scores, expected.scores, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_file_of_fixed_batch_takes_any_number_of_images(model: Detector, files: dict, name: str, count: int) -> None:
+    exported, x = load_exported(files[name, False]), images(count, *SIZE)
+    got = exported.predict(x)
+    assert got.boxes.shape == (count, 126, 4)
+    assert got.scores.shape == (count, 126, 3)
+    if count:
+        torch.testing.assert_close(got.boxes, model.predict(x).boxes, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_onnx_is_what_other_readers_expect(model: Detector, files: dict, dynamic: bool) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(files["onnx", dynamic]), providers=["CPUExecutionProvider"])
+    (entry,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (entry.name, output.name) == ("images", "output0")
+    assert entry.shape == (["batch", 3, "height", "width"] if dynamic else [2, 3, *SIZE])
+    x = images(2, *SIZE)
+    (array,) = session.run(None, {"images": x.numpy()})
+    assert array.shape == (2, 4 + 3, 126)
+    boxes, scores = model.predict(x)
+    np.testing.assert_allclose(array[:, 0], ((boxes[..., 0] + boxes[..., 2]) / 2).numpy(), atol=1e-3)  # centre x
+    np.testing.assert_allclose(array[:, 3], (boxes[..., 3] - boxes[..., 1]).numpy(), atol=1e-3)  # height
+    np.testing.assert_allclose(array[:, 4:], scores.transpose(1, 2).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_names_and_sizes_travel_with_the_file(files: dict, name: str, dynamic: bool) -> None:
+    exported = load_exported(files[name, dynamic])
+    assert exported.names == NAMES
+    assert (exported.nc, exported.ch, exported.stride, exported.imgsz, exported.dynamic) == (3, 3, 32, SIZE, dynamic)
+
+
+def test_metadata_has_the_keys_and_forms_of_other_yolos(files: dict) -> None:
+    onnx = pytest.importorskip("onnx")
+    stored = {p.key: p.value for p in onnx.load(files["onnx", False]).metadata_props}
+    extra = {"config.txt": ""}
+    torch.jit.load(str(files["torchscript", False]), _extra_files=extra)
+    assert json.loads(extra["config.txt"]) == stored
+    assert stored["names"] == str(dict(enumerate(NAMES)))
+    assert (stored["stride"], stored["imgsz"], stored["task"], stored["batch"]) == ("32", "[64, 96]", "detect", "2")
+
+
+def test_auxiliary_branches_stay_out(tmp_path: Path) -> None:
+    dual = tiny_model(head=DUAL_HEAD)
+    export_model(dual, "onnx", tmp_path / "dual.onnx", ExportOptions(imgsz=SIZE))
+    got = load_exported(tmp_path / "dual.onnx").predict(images(1, *SIZE))
+    torch.testing.assert_close(got.scores, dual.predict(images(1, *SIZE)).scores, rtol=0, atol=1e-4)
+    assert got.boxes.shape == (1, 126, 4)
+    assert len(dual.head.branch_weights) == 2  # the model itself is left alone
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 96), (3, 160, 32)])
+def test_suppression_inside_equals_that_outside(model: Detector, files: dict, shape: tuple[int, int, int]) -> None:
+    exported, x = load_exported(files["onnx_end2end", True]), images(*shape)
+    inside = non_max_suppression(exported.predict(x), conf=0.01, iou=1.0, max_det=1000)
+    outside = non_max_suppression(model.predict(x), conf=0.4, iou=0.45, max_det=100)
+    assert all(len(d.scores) > 3 for d in outside)
+    for a, b in zip(inside, outside):
+        assert torch.equal(a.classes, b.classes)
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-3)
+
+
+def test_suppression_limits_and_empties() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [90, 90, 95, 95]]])
+    scores = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.1, 0.7], [0.2, 0.3]]])
+    count, found, best, classes = Suppression(topk=3, iou=0.45, conf=0.25)(boxes, scores)
+    assert count.tolist() == [[3]]
+    assert classes.tolist() == [[0, 1, 1]]
+    assert found[0].tolist() == boxes[0, [0, 2, 3]].tolist()
+    torch.testing.assert_close(best, torch.tensor([[0.9, 0.7, 0.3]]))
+    assert Suppression(topk=2, iou=0.45, conf=0.25)(boxes, scores)[0].tolist() == [[2]]
+    count, found, best, _ = Suppression(topk=5, iou=0.45, conf=0.95)(boxes, scores)
+    assert count.tolist() == [[0]]
+    assert found.shape == (1, 5, 4)
+    assert best.sum() == 0
+
+
+def test_probe_threshold_lets_some_boxes_through() -> None:
+    scores = torch.rand(2, 500, 3, generator=torch.Generator().manual_seed(0))
+    above = (scores[0].amax(dim=1) > telling_threshold(scores)).sum()
+    assert 8 <= above <= 64
+    assert telling_threshold(torch.rand(1, 1, 3)) == 0.0
+
+
+def test_detections_are_compared_whatever_their_order() -> None:
+    boxes, scores = torch.rand(1, 6, 4) * 100, torch.rand(1, 6, 3).softmax(dim=2)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    same = Predictions(boxes[:, order], scores[:, order])
+    assert _of_detections(Predictions(boxes, scores), same) == (0.0, 0.0)
+    moved = boxes.clone()
+    moved[0, 2, 1] += 0.5
+    px, _ = _of_detections(Predictions(boxes, scores), Predictions(moved, scores))
+    assert px == pytest.approx(0.5, abs=1e-4)
+    fewer = scores.clone()
+    fewer[0, 0] = 0
+    assert _of_detections(Predictions(boxes, scores), Predictions(boxes, fewer))[0] == float("inf")
+
+
+class Wrong:
+    """An exporter that writes another network than it was given."""
+
+    def __init__(self, name: str, change: float) -> None:
+        self.exporter, self.change = EXPORTERS[name], change
+
+    def __call__(self, deployed: Detector, path: Path, options: ExportOptions) -> ExportFacts:
+        other = deployed.fuse()
+        with torch.no_grad():
+            for parameter in other.head.parameters():
+                parameter.mul_(self.change)
+        return self.exporter(other, path, options)
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("change", [1.01, float("nan")])
+def test_file_that_disagrees_is_refused_and_removed(
+    model: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: float
+) -> None:
+    monkeypatch.setitem(EXPORTERS, name, Wrong(name, change))
+    path = tmp_path / f"best{SUFFIX[name]}"
+    path.write_bytes(b"the previous export")
+    with pytest.raises(UserError, match=r"not written, because the .* differs from torch"):
+        export_model(model, name, path, ExportOptions(imgsz=SIZE))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"the previous export"
+
+
+def test_size_baked_in_by_tracing_is_found(model: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def static(deployed: Detector, path: Path, options: ExportOptions) -> ExportFacts:
+        decode = deployed.head.decode(deployed(images(1, *SIZE)))  # constants of the traced size
+        monkeypatch.setattr(type(deployed.head), "decode", lambda head, output: Predictions(decode.boxes, output.main[0].flatten(2)[:, :3].mT))
+        return exporting.export_torchscript(deployed, path, options)
+
+    monkeypatch.setitem(EXPORTERS, "torchscript", static)
+    with pytest.raises((UserError, RuntimeError)):
+        export_model(model, "torchscript", tmp_path / "best.torchscript", ExportOptions(imgsz=SIZE, dynamic=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_wrong_input_is_named(files: dict, name: str) -> None:
+    static, dynamic = load_exported(files[name, False]), load_exported(files[name, True])
+    with pytest.raises(UserError, match=r"give --imgsz 64 96"):
+        static.predict(images(2, 96, 96))
+    with pytest.raises(UserError, match="multiples of 32"):
+        dynamic.predict(images(1, 64, 70))
+    with pytest.raises(UserError, match="3 channels, not 1"):
+        dynamic.predict(images(1, 64, 64)[:, :1])
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".torchscript"])
+@pytest.mark.parametrize("content", [b"", b"not a model at all", b"PK\x03\x04 half a zip"])
+def test_damaged_files_are_one_line(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_exported(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_foreign_files_are_one_line(tmp_path: Path) -> None:
+    class Flat(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)
+
+    traced = torch.jit.trace(Flat(), torch.rand(1, 3, 32, 32))
+    traced.save(str(tmp_path / "nameless.torchscript"))
+    traced.save(str(tmp_path / "named.torchscript"), _extra_files={"config.txt": '{"names": ["a", "b"], "stride": 32, "imgsz": [32, 32]}'})
+    traced.save(str(tmp_path / "segments.torchscript"), _extra_files={"config.txt": '{"names": ["a"], "task": "segment"}'})
+    with pytest.raises(UserError, match="holds no class names"):
+        load_exported(tmp_path / "nameless.torchscript")
+    with pytest.raises(UserError, match="one output"):
+        load_exported(tmp_path / "named.torchscript").predict(images(1, 32, 32))
+    with pytest.raises(UserError, match="segment"):
+        load_exported(tmp_path / "segments.torchscript")
+    with pytest.raises(UserError, match="no such file"):
+        load_exported(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "names", "imgsz"),
+    [
+        ({"names": "{0: 'person', 1: 'bus'}", "stride": "32", "imgsz": "[320, 640]"}, ("person", "bus"), (320, 640)),
+        ({"names": {"1": "b", "0": "a"}, "imgsz": 320}, ("a", "b"), (320, 320)),
+        ({"names": ["x"], "batch": 4}, ("x",), (640, 640)),
+    ],
+)
+def test_metadata_of_other_programs_is_understood(metadata: dict, names: tuple[str, ...], imgsz: tuple[int, int]) -> None:
+    facts = ExportFacts.from_metadata(metadata, source="a file")
+    assert (facts.names, facts.imgsz, facts.stride) == (names, imgsz, 32)
+
+
+def test_facts_survive_the_way_through_text() -> None:
+    facts = ExportFacts(names=NAMES, stride=64, imgsz=(64, 128), batch=3, ch=4, dynamic=True, end2end=True, topk=7, iou=0.5, conf=0.125)
+    assert ExportFacts.from_metadata(facts.to_metadata(), source="a file") == facts
+    with pytest.raises(UserError, match="metadata cannot be understood"):
+        ExportFacts.from_metadata({"names": "{0: 'a'}", "stride": "many"}, source="a file")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_formats_of_other_programs_say_how(name: str) -> None:
+    with pytest.raises(UserError, match=rf"--include {name}: needs .*; export (onnx|torchscript) and convert"):
+        exporter_for(name)
+
+
+def test_unknown_format_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'torchscript'"):
+        exporter_for("torchscrpt")
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (ExportOptions(imgsz=(64, 70)), "--imgsz 64 70: .* 64 96"),
+        (ExportOptions(imgsz=SIZE, opset=9), "--opset 9"),
+        (ExportOptions(imgsz=SIZE, batch_size=0), "--batch-size 0"),
+        (ExportOptions(imgsz=SIZE, topk=0), "--topk-all 0"),
+        (ExportOptions(imgsz=SIZE, iou=1.5), "--iou-thres 1.5"),
+    ],
+)
+def test_options_out_of_range_name_the_flag(model: Detector, tmp_path: Path, options: ExportOptions, flag: str) -> None:
+    with pytest.raises(UserError, match=flag):
+        export_model(model, "onnx", tmp_path / "x.onnx", options)
+
+
+def test_simplify_needs_its_package(model: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxslim", None)
+    monkeypatch.setitem(__import__("sys").modules, "onnxsim", None)
+    with pytest.raises(UserError, match=r"--simplify: needs the package onnxslim"):
+        export_model(model, "onnx", tmp_path / "x.onnx", ExportOptions(imgsz=SIZE, simplify=True))
+    assert not list(tmp_path.iterdir())
+
+
+class BrightSquare:
+    """A stand-in for a network: finds the one bright rectangle in each image."""
+
+    names, nc, ch, stride = ("bright",), 1, 3, 32
+
+    def predict(self, x: torch.Tensor) -> Predictions:
+        boxes = []
+        for image in x:
+            ys, xs = (image.amin(dim=0) > 0.8).nonzero().unbind(dim=1)
+            boxes.append(torch.stack((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)).float()[None])
+        return Predictions(torch.stack(boxes), torch.full((len(x), 1, 1), 0.9))
+
+
+def test_augmentation_at_test_time_comes_back_to_the_picture() -> None:
+    picture = torch.zeros(2, 3, 160, 224)
+    picture[0, :, 32:96, 16:112] = 1
+    picture[1, :, 64:128, 128:192] = 1
+    boxes, scores = AugmentedModel(BrightSquare()).predict(picture)
+    assert boxes.shape == (2, 3, 4)
+    assert scores.shape == (2, 3, 1)
+    expected = torch.tensor([[16.0, 32, 112, 96], [128, 64, 192, 128]])[:, None].expand(-1, 3, -1)
+    torch.testing.assert_close(boxes, expected, rtol=0, atol=1.6)
+
+
+def test_augmentation_refuses_files_of_one_size(files: dict) -> None:
+    with pytest.raises(UserError, match=r"--augment: .* takes one size only"):
+        AugmentedModel(load_exported(files["onnx", False]))
+    assert isinstance(AugmentedModel(load_exported(files["onnx", True])).model, ExportedModel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cfg", ["yolov9-t-FocalModulation", "yolov9-s", "gelan-c", "yolov9-c-FocalModulation", "yolov9-c-FocalModulationBlock"])
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_published_networks_agree_when_dynamic(tmp_path: Path, cfg: str, name: str) -> None:
+    from models import build_model
+    from tests.golden import fill_
+
+    network = build_model(f"{cfg}.yaml", nc=80)
+    fill_(network, 1.35)
+    assert export_model(network.eval(), name, tmp_path / f"x{SUFFIX[name]}", ExportOptions(imgsz=(256, 320), dynamic=True)).holds
