@@ -3,8 +3,8 @@
     python benchmarks/bench_bccd.py --data path/to/bccd.yaml --cfg yolov9-t-FocalModulation.yaml --seeds 0 1 2
     python benchmarks/bench_bccd.py --data path/to/bccd.yaml --peer-python PATH --peer-cfg yolov8n.yaml yolov9t.yaml --epochs 3 --seeds 0
 
-The sides take turns, each in a process of its own. Figures of best.pt on the validation images, by COCO's rule on both sides (the peer's rule
-is the same up to 0.001). A peer is any Python that has ``ultralytics``. Its recipe is SGD with its own defaults, ours ``--hyp``.
+The sides take turns, each in a process of its own. Figures are the best epoch's on the validation images, by COCO's rule on both sides (the
+peer's rule is the same up to 0.001). A peer is any Python that has ``ultralytics``. Its recipe is SGD with its own defaults, ours ``--hyp``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main() -> None:
     print(f"\n{'side':<5} {'network':<34} {'seeds':>5} {'mAP50':>7} {'mAP50-95':>9} {'s/epoch':>8}")
     for (side, cfg), runs in outcomes.items():
         means = [statistics.mean(getattr(r, key) for r in runs) for key in ("map50", "map")]
-        print(f"{side:<5} {cfg:<34} {len(runs):>5} {means[0]:>7.3f} {means[1]:>9.3f} {statistics.median(r.seconds / r.epochs for r in runs):>8.1f}")
+        seconds = statistics.median(r.seconds / r.epochs for r in runs)
+        print(f"{side:<5} {cfg:<34} {len(runs):>5} {means[0]:>7.3f} {means[1]:>9.3f} {seconds:>8.1f}")
 
 
 def _arguments() -> argparse.Namespace:
