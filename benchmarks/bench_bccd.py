@@ -3,8 +3,8 @@
     python benchmarks/bench_bccd.py --data path/to/bccd.yaml --cfg yolov9-t-FocalModulation.yaml --seeds 0 1 2
     python benchmarks/bench_bccd.py --data path/to/bccd.yaml --peer-python PATH --peer-cfg yolov8n.yaml yolov9t.yaml --epochs 3 --seeds 0
 
-The sides take turns, each in a process of its own. Figures are the best epoch's on the validation images, by COCO's rule on both sides (the
-peer's rule is the same up to 0.001). A peer is any Python that has ``ultralytics``. Its recipe is SGD with its own defaults, ours ``--hyp``.
+The sides take turns, each in a process of its own. Figures: the best epoch on the validation images, by COCO's rule on both sides (the
+peer's is the same up to 0.001). A peer is any Python that has ``ultralytics``; its recipe is SGD with its own defaults, ours ``--hyp``.
 """
 
 from __future__ import annotations
