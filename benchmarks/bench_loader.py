@@ -50,6 +50,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The arguments; those that only the processes of a round get are hidden."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="dataset YAML")
     parser.add_argument("--peer-python", default="", help="Python with ultralytics installed")
@@ -78,6 +79,7 @@ def absolute_yaml(path: Path, folder: Path) -> Path:
 
 
 def run_side(python: str, side: str, data: Path, recipe: dict[str, float], options: argparse.Namespace) -> Rate:
+    """Measures one side in a process of its own, with its own Python."""
     command = [python, __file__, "--side", side, "--data", str(data), "--recipe", json.dumps(recipe)]
     for name in ("imgsz", "batch_size", "workers", "epochs"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
@@ -135,6 +137,7 @@ def peer_epochs(options: argparse.Namespace, recipe: dict[str, float]) -> Iterat
 
 
 def report(title: str, rates: dict[str, list[Rate]]) -> None:
+    """Prints medians, all rounds, and the ratio where both sides ran."""
     print(title)
     for unit, words in (("wall", "images a second"), ("cpu", "images a second of CPU time, this process")):
         values = {side: [getattr(rate, unit) for rate in all_rates] for side, all_rates in rates.items() if all_rates}

@@ -81,11 +81,17 @@ class ImageStore:
         interpolation = cv2.INTER_AREA if self.smooth and ratio < 1 else cv2.INTER_LINEAR
         return as_hwc(cv2.resize(image, size, interpolation=interpolation))
 
-    def keep_in_ram(self, *, prefix: str = "", progress: bool = True) -> str:
-        """Decodes all pictures at once if they fit in half of the free memory; returns one line for the user where they do not."""
+    def keep_in_ram(self, *, processes: int = 1, prefix: str = "", progress: bool = True) -> str:
+        """Decodes all pictures at once if they fit in half of the free memory; returns one line for the user where they do not.
+
+        Args:
+            processes: How many processes keep all pictures.
+            prefix: Words before messages and the progress bar.
+            progress: Whether to show it.
+        """
         sample = [self._decode_or_none(i) for i in range(0, len(self.files), max(1, len(self.files) // 16))]
         sizes = [s.nbytes for s in sample if s is not None]
-        need, free = int(np.mean(sizes or [0])) * len(self.files), _free_memory()
+        need, free = int(np.mean(sizes or [0])) * len(self.files) * processes, free_memory()
         if need > free / 2:
             return f"{prefix}--cache ram: {need / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free, images are not cached"
         self.all = self._map(self._decode_or_none, f"{prefix}caching images in memory", progress)
@@ -142,7 +148,7 @@ class ImageStore:
             return None
 
 
-def _free_memory() -> float:
+def free_memory() -> float:
     """Bytes of memory that can be had without swapping; infinite where the system does not say."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())

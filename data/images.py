@@ -79,8 +79,9 @@ def probe_image(path: str | Path) -> tuple[int, int]:
                     picture.load()
             elif picture.format == "PNG":
                 rotated = picture.info.get("exif") and picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
-                width, height = (height, width) if rotated else (width, height)
                 picture.verify()
+                if rotated:  # which not every OpenCV heeds in a PNG
+                    height, width = read_image(path).shape[:2]
             else:
                 picture.load()
                 height, width = read_image(path).shape[:2]
@@ -96,8 +97,9 @@ def probe_image(path: str | Path) -> tuple[int, int]:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether the file name looks like a picture's."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    """Whether the file name looks like a picture's (``._name``, which macOS leaves on other disks, does not)."""
+    path = Path(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
 
 
 def _probe_opencv(path: Path, error: Exception) -> tuple[int, int]:

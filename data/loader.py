@@ -64,7 +64,7 @@ def build_loader(
         cache: ``ram``, ``disk`` or None.
         single_cls: Treat all classes as one.
         min_items: Leave out pictures with fewer objects.
-        mosaic_until: The first epoch without mosaic and mixup (None: never).
+        mosaic_until: The first epoch without mosaic, mixup and copy-paste (None: never).
         shuffle: Default: as ``augment``.
         rank: Of this process.
         world_size: Number of processes; each gets its part of every global batch.
@@ -88,7 +88,7 @@ def build_loader(
     dataset = DetectionDataset(
         files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch, recent_bytes=recent_bytes
     )  # fmt: skip
-    remark = _fill_cache(dataset, cache, prefix, talks)
+    remark = _fill_cache(dataset, cache, processes=world_size, prefix=prefix, progress=talks)
     if talks and remark:
         print(remark)
     sampler = EpochSampler(
@@ -134,7 +134,7 @@ class DetectionLoader:
         self.sampler.epoch, self.sampler.start_batch = epoch, start_batch
 
     def close_mosaic(self) -> None:
-        """No mosaic and mixup from the epoch that is set on; a run that knows its last epochs passes ``mosaic_until`` instead."""
+        """No mosaic, mixup and copy-paste from the epoch that is set on; a run that knows its end passes ``mosaic_until`` instead."""
         self.sampler.mosaic_until = self.sampler.epoch
 
     def state(self, batches_done: int = 0) -> dict[str, int]:
@@ -224,12 +224,12 @@ def _usable(files: Sequence[str], table: LabelTable, min_items: int, spec: Datas
     return [f for f, g in zip(files, good) if g], table.take(good)
 
 
-def _fill_cache(dataset: DetectionDataset, cache: str | None, prefix: str, progress: bool) -> str:
+def _fill_cache(dataset: DetectionDataset, cache: str | None, *, processes: int, prefix: str, progress: bool) -> str:
     """Caches the pictures as asked; returns one line for the user where that failed."""
     if not cache:
         return ""
     if cache == "ram":
-        return dataset.store.keep_in_ram(prefix=prefix, progress=progress)
+        return dataset.store.keep_in_ram(processes=processes, prefix=prefix, progress=progress)
     if cache == "disk":
         return dataset.store.keep_on_disk(prefix=prefix, progress=progress)
     raise UserError(f"--cache {cache}: ram or disk is expected")

@@ -69,13 +69,16 @@ def single_scene(image: np.ndarray, instances: Instances, hw: tuple[int, int]) -
 
 
 def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
-    """The scene under a random transform: a new (H, W, C) picture and the objects that are still visible in it."""
+    """The scene under a random transform: a new (H, W, C) picture and the objects that are still visible in it.
+
+    Copies are pasted in mosaics only.
+    """
     transform = random_transform(scene.hw, out_hw, hyp, rng)
-    pasting = hyp.copy_paste > 0 and any(len(t.instances.points) for t in scene.tiles)
-    if transform.is_axis_aligned and not pasting:
+    paste = hyp.copy_paste if len(scene.tiles) > 1 and any(len(t.instances.points) for t in scene.tiles) else 0.0
+    if transform.is_axis_aligned and not paste:
         image, before, after = resize_tiles(scene, transform, out_hw)
     else:
-        image, before, after = warp_canvas(scene, transform, out_hw, hyp.copy_paste, rng)
+        image, before, after = warp_canvas(scene, transform, out_hw, paste, rng)
     polygonal = after.counts > 0
     zoomed = before.boxes_xyxy * np.float32(transform.gain)
     visible = still_visible(zoomed, after.boxes_xyxy, min_area=np.where(polygonal, MIN_AREA_POLYGON, MIN_AREA))

@@ -274,6 +274,10 @@ class TestCopyPaste:
 
         assert count(1.0) > count(0.0) > 20
 
+    def test_only_in_mosaics(self):
+        image, instances = marked(64, 64, [(2, 20, 20, 50)], polygons=True)
+        assert len(view(single_scene(image, instances, (64, 64)), (64, 64), hyp(copy_paste=1.0), rng())[1].classes) == 1
+
 
 def test_mixup_keeps_both_sets_of_objects():
     first, second = marked(20, 20, [(1, 1, 9, 9)]), marked(20, 20, [(10, 10, 19, 19)])

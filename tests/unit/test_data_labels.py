@@ -100,7 +100,7 @@ def test_label_path_takes_the_last_images_folder():
 
 
 def test_images_are_listed_with_sub_folders_and_without_other_files(tmp_path):
-    for name in ("b.JPG", "sub/a.png", "notes.txt", "c.npy"):
+    for name in ("b.JPG", "sub/a.png", "notes.txt", "c.npy", "._b.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [os.path.relpath(f, tmp_path) for f in list_images([tmp_path])] == ["b.JPG", os.path.join("sub", "a.png")]

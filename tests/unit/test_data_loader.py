@@ -198,6 +198,34 @@ class TestBatches:
         with pytest.raises(UserError, match="--min-items 9"):
             loader(root, min_items=9)
 
+    def test_recent_pictures_are_bounded(self, root):
+        run = loader(root)
+        store = run.dataset.store
+        store.recent_limit = 30_000
+        for _ in range(2):
+            for i in range(COUNT):
+                assert np.array_equal(store.get(i), store.decode(i))
+                held = sum(image.nbytes for image in store.recent.values())
+                assert held == store.recent_bytes <= 30_000
+        assert store.recent
+
+    def test_pictures_that_do_not_fit_in_memory_are_not_cached(self, root, capsys, monkeypatch):
+        monkeypatch.setattr("data.image_store.free_memory", lambda: 1000.0)
+        run = loader(root, cache="ram")
+        assert "images are not cached" in capsys.readouterr().out
+        assert not run.dataset.store.all
+
+    def test_rectangular_training(self, root):
+        run = loader(root, rect=True, imgsz=320, batch_size=2)
+        shapes = [tuple(b.images.shape[2:]) for b in run]
+        assert (160, 320) in shapes
+        assert len(set(shapes)) > 2
+        first = [b.paths for b in run]
+        run.set_epoch(1)
+        second = [b.paths for b in run]
+        assert first != second
+        assert sorted(first) == sorted(second)
+
     def test_unknown_cache_is_refused(self, root):
         with pytest.raises(UserError, match="ram or disk"):
             loader(root, cache="cloud")
