@@ -1,33 +1,69 @@
-"""The attention variants: each is its family's network with blocks inserted, nothing else moved, and it runs."""
+"""The attention variants: each is its family's network with blocks inserted or exchanged, nothing else moved, and it runs."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from models.channel_rules import LayerPlan
 from models.detector import build_model
-from models.parser import CONFIGS, load_spec, plan_layers
+from models.parser import CONFIGS, plan_layers, read_spec
 
-VARIANTS = sorted(path.name for path in (CONFIGS / "attention").glob("*.yaml"))
-INSERTED = [name for name in VARIANTS if re.fullmatch(r"yolov9-[tsmce]-\w+\.yaml", name)]
-SMALLEST = [name for name in VARIANTS if re.match(r"yolov9-[t]-|yolov(5|8)[-\w]*|yolov7-tiny", name)]
+OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", "CloAttention", "NLBlockND", "BoT3", "BoTNet",
+       "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip
+FAMILY = r"(yolov9-[tsmce]|yolov8(-p2)?|yolov5(-p2)?|yolov7(-tiny)?)"
+VARIANTS = sorted(
+    p.name for p in (CONFIGS / "attention").glob("*.yaml") if re.fullmatch(f"{FAMILY}-({'|'.join(OWN)})(-head)?", p.stem)
+)
+WHOLE = [name for name in VARIANTS if re.search(r"-(BiFormer-|FocalNet|CloFormer)", name)]
+EXCHANGED = ["yolov5-BoT3.yaml", "yolov8-BoT3.yaml", "yolov8-BoT3-head.yaml"]
+INSERTED = [name for name in VARIANTS if name not in (*WHOLE, *EXCHANGED, "yolov8-BoTNet.yaml")]
+SMALL = [name for name in VARIANTS if not re.match(r"yolov9-[smce]|yolov7-B", name)]
+
+
+def rows(name: str, *, width: float = 1.0, depth: float = 1.0, box_free: bool = True) -> dict[str, Any]:
+    """A YAML's contents at a scale of its own; with ``box_free`` the head is YOLOv8's, so that the body can be tested for itself."""
+    (path,) = CONFIGS.rglob(name)
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "scales" in data:
+        data["scales"] = {"n": [depth, width, 1024]}
+    elif path.parent.name != "v9" and "yolov9" not in name:
+        data["depth_multiple"], data["width_multiple"] = depth, width
+    if box_free and not name.startswith("yolov9"):
+        data.pop("anchors", None)
+        data["head"][-1] = [data["head"][-1][0], 1, "Detect", ["nc"]]
+    return data
+
+
+def plans(name: str) -> list[LayerPlan]:
+    return plan_layers(read_spec(rows(name), origin=name))
 
 
 def base_of(name: str) -> str:
-    return re.match(r"(yolov9-[tsmce])-", name)[1] + ".yaml"
+    family = re.match(FAMILY, name)[0]
+    return {"yolov5": "yolov5s"}.get(family, family) + ".yaml"
+
+
+def same_row(plan: LayerPlan, original: LayerPlan) -> bool:
+    return (plan.name, plan.args, plan.out_channels, plan.repeats) == (
+        original.name, original.args, original.out_channels, original.repeats
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", INSERTED)
 def test_only_the_blocks_are_new(name):
     """With the inserted rows taken out again, rows, arguments, widths and sources are those of the base."""
-    base, variant = (plan_layers(load_spec(n)) for n in (base_of(name), name))
+    base, variant = plans(base_of(name)), plans(name)
     kinds = {plan.name for plan in base}
     inserted = [plan for plan in variant if plan.name not in kinds]
-    assert inserted, "nothing was inserted"
-    assert any(Path(name).stem.split("-")[-1] in (plan.name, plan.cls.__name__) for plan in inserted)
+    block = re.sub(r"-head$", "", Path(name).stem).split("-")[-1]
+    assert {p.name for p in inserted} == {{"BRA": "BiLevelRoutingAttention", "BiFormer": "BiFormerBlock"}.get(block, block)}
+    assert len(inserted) == (3 if "-head" in name else 1)
     number, kept = {-1: -1}, []
     for plan in variant:
         if plan in inserted:
@@ -37,24 +73,62 @@ def test_only_the_blocks_are_new(name):
             kept.append(plan)
     assert len(kept) == len(base)
     for plan, original in zip(kept, base):
-        assert (plan.name, plan.args, plan.out_channels, plan.repeats) == (
-            original.name, original.args, original.out_channels, original.repeats
-        )  # fmt: skip
+        assert same_row(plan, original)
         assert tuple(number[s] for s in plan.sources) == original.sources
 
 
-@pytest.mark.parametrize("name", [n for n in INSERTED if "FocalModulation" in n])
+@pytest.mark.parametrize("name", [n for n in INSERTED if not n.startswith("yolov9")])
+def test_every_block_is_on_the_way(name):
+    """What an inserted block reads is read by nothing else, except where the base's neck taps a stage of the backbone."""
+    variant = plans(name)
+    read = {s for plan in variant for s in plan.sources}
+    assert read == set(range(-1, len(variant) - 1))
+
+
+@pytest.mark.parametrize("name", [n for n in INSERTED if "-head" in n or "-p2-" in n])
+def test_the_head_reads_the_blocks(name):
+    variant = plans(name)
+    kinds = [variant[s].name for s in variant[-1].sources]
+    own = {p.index for p in variant} & {s for s in variant[-1].sources if variant[s].name not in ("C2f", "C3")}
+    assert len(own) == (3 if "-head" in name else 1), kinds
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_one_row_is_exchanged(name):
+    differing = [(new, old) for new, old in zip(plans(name), plans(base_of(name)), strict=True) if not same_row(new, old)]
+    assert [(new.name, new.out_channels, new.sources) for new, _ in differing] == [
+        ("BoT3", old.out_channels, old.sources) for _, old in differing
+    ]  # fmt: skip
+    assert len(differing) == 1
+
+
+@pytest.mark.parametrize("name", [n for n in INSERTED if n.startswith("yolov9")])
 def test_the_block_stands_on_the_way_to_sppelan_and_the_auxiliary_branch_goes_past_it(name):
-    plans = plan_layers(load_spec(name))
-    (block,) = [p for p in plans if p.name.startswith("FocalModulation")]
-    readers = [p for p in plans if block.index in p.sources]
-    assert [p.name for p in readers] == ["SPPELAN"]
+    variant = plans(name)
+    (block,) = [p for p in variant if p.name.startswith("FocalModulation")]
+    assert [p.name for p in variant if block.index in p.sources] == ["SPPELAN"]
     assert block.section == "backbone"
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-def test_smallest_variants_run_at_rectangular_sizes(name):
-    model = build_model(name, nc=3).eval()
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_backbones_give_every_stride_once(name):
+    variant = plans(name)
+    assert [p.name for p in variant if p.section == "backbone"][-1] == "SPPF"
+    assert len(variant[-1].sources) == 3
+    stages = [p for p in variant if p.name.endswith("Stage")]
+    assert len(stages) == 4
+    read = {s for plan in variant for s in plan.sources}
+    assert read == set(range(-1, len(variant) - 1))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_scales_run_at_rectangular_sizes(name):
+    if name in WHOLE and not re.search("-(T-srf|T|XXS).yaml", name):
+        pytest.skip("a larger size of a backbone that is run")
+    scale = {} if name in WHOLE else {"width": 0.25, "depth": 0.33}
+    model = build_model(rows(name, **scale), nc=3).eval()
+    assert tuple(model.strides)[:-3] in ((), (4.0,), (8.0, 16.0, 32.0))
+    assert tuple(model.strides)[-3:] == (8.0, 16.0, 32.0)
     with torch.no_grad():
         predictions = model.predict(torch.rand(1, 3, 64, 128))
     assert predictions.boxes.shape[2] == 4
