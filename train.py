@@ -44,9 +44,8 @@ from utils.train_arguments import NEWEST, parse_arguments
 from utils.types import to_unit_range
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
-
     from data.dataset_spec import DatasetSpec
+    from data.loader import DetectionLoader
     from utils.metrics import Metrics
 
 EMBEDDED_DATA = "shapes.yaml"
@@ -68,14 +67,14 @@ RESUMABLE = frozenset(["resume", "device", "workers", "cache", "patience", "save
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     try:
         train(parse_arguments(argv))
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("train.py: interrupted; weights/last.pt holds the last whole epoch, and --resume goes on with it", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"train.py: interrupted; {interrupt or 'nothing was trained yet'}", file=sys.stderr)
         return 130
     return 0
 
@@ -85,8 +84,8 @@ class TrainResult:
     """What a training leaves."""
 
     save_dir: Path
-    best: Metrics | None  # of best.pt; None where nothing was validated (on other processes than the main one)
-    last: Metrics | None  # of the last epoch
+    best: Metrics  # of best.pt
+    last: Metrics | None  # of the last epoch; None where a resume found every epoch done
     best_epoch: int  # from 0
     epochs: int  # that ran in all
 
@@ -115,8 +114,8 @@ class Run:
     scaler: torch.amp.GradScaler
     precision: torch.dtype | None
     schedule: Schedule
-    train_loader: DataLoader
-    val_loader: DataLoader
+    train_loader: DetectionLoader
+    val_loader: DetectionLoader
     early_stop: EarlyStop
     callbacks: Callbacks
     start_epoch: int = 0
@@ -139,7 +138,12 @@ def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainRe
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
         seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
-        return fit(prepare(config, checkpoint, device, observers))
+        run = prepare(config, checkpoint, device, observers)
+        try:
+            return fit(run)
+        except KeyboardInterrupt:
+            last = run.save_dir / "weights" / "last.pt"
+            raise KeyboardInterrupt(f"{last} holds the last whole epoch, go on with --resume {last}") from None
 
 
 def fit(run: Run) -> TrainResult:
@@ -220,7 +224,7 @@ def save(run: Run, epochs_done: int, metrics: Metrics | None, *, is_best: bool) 
     weights = run.save_dir / "weights"
     last = snapshot(run, epochs_done, metrics)
     save_checkpoint(weights / "last.pt", last)
-    if is_best:
+    if is_best or not (weights / "best.pt").exists():
         save_checkpoint(weights / "best.pt", last.without_training_state())
     if run.config.save_period > 0 and epochs_done % run.config.save_period == 0:
         save_checkpoint(weights / f"epoch{epochs_done}.pt", last.without_training_state())
@@ -267,7 +271,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
 
     precision = precision_of(config.amp, device)
     spec = load_dataset_spec(config.data, single_cls=config.single_cls)
-    model = build(config, checkpoint, spec).to(device)
+    model = build(config, checkpoint, spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     hyp = recipe(config, checkpoint, model)
     freeze(model, config.frozen_layers)
     save_dir = run_folder(config)
@@ -289,7 +293,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         train_loader=train_loader,
         val_loader=val_loader,
         early_stop=EarlyStop(config.patience),
-        callbacks=Callbacks([*own_observers(config), *observers], is_main=distributed.is_main()),
+        callbacks=Callbacks([*own_observers(config, train_loader), *observers], is_main=distributed.is_main()),
     )
     if config.resume and checkpoint is not None:
         restore(run, checkpoint)
@@ -297,7 +301,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         config.to_yaml(save_dir / "opt.yaml")
         hyp.to_yaml(save_dir / "hyp.yaml")
         print_recipe(run)
-        if not run.start_epoch:  # at once: a full disk shows before the first epoch, and a Ctrl-C in it finds a file
+        if not run.start_epoch and not config.nosave:  # at once: a full disk shows before the first epoch, and a Ctrl-C in it finds a file
             save_checkpoint(save_dir / "weights" / "last.pt", snapshot(run, 0, None))
     return run
 
@@ -356,7 +360,7 @@ def run_folder(config: TrainConfig) -> Path:
     return distributed.broadcast_object(folder)
 
 
-def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DataLoader, DataLoader]:
+def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DetectionLoader, DetectionLoader]:
     """Training and validation batches; the main process reads the labels first, so that the others find its cache."""
     from data.loader import build_loader
 
@@ -393,17 +397,17 @@ def rounded_up(px: int, stride: int) -> int:
 
 
 def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The model as it is called in training: compiled, or averaging gradients over processes, if so asked."""
+    """The model as it is called in training: averaging gradients over processes, compiled if so asked. Parameters are the model's own."""
     network: nn.Module = model
-    if config.sync_bn:
-        raise UserError("--sync-bn is not built yet: leave it out")
     if distributed.world_size() > 1:
         network = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    return torch.compile(network) if config.compile else network
+    if config.compile:
+        network.compile()
+    return network
 
 
-def own_observers(config: TrainConfig) -> list[Callback]:
-    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger()])]
+def own_observers(config: TrainConfig, loader: DetectionLoader) -> list[Callback]:
+    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loader.dataset.labels)])]
 
 
 def print_recipe(run: Run) -> None:
@@ -484,20 +488,19 @@ def csv_row(run: Run, epoch: int, losses: dict[str, float], metrics: Metrics | N
     return {"epoch": epoch, **{f"train/{name}_loss": value for name, value in losses.items()}, **metric_columns(metrics), **rates}
 
 
-def finish(run: Run) -> Metrics | None:
+def finish(run: Run) -> Metrics:
     """Takes the training state out of last.pt, validates best.pt with all pictures, and says where everything lies."""
-    weights = run.save_dir / "weights"
-    best, last = weights / "best.pt", weights / "last.pt"
-    if not distributed.is_main():
-        return None
-    if run.start_epoch < run.config.epochs:
-        save_checkpoint(last, load_checkpoint(last).without_training_state())
     from val import evaluate
 
+    best, last = (run.save_dir / "weights" / name for name in ("best.pt", "last.pt"))
+    if distributed.is_main():
+        save_checkpoint(last, load_checkpoint(last).without_training_state())
+    distributed.barrier()
     run.ema.model.load_state_dict(load_checkpoint(best).weights)
-    metrics = evaluate(run.ema.model, run.val_loader, save_dir=None if run.config.noplots else run.save_dir)
-    print(metrics.table())
-    print(f"Best epoch {run.early_stop.best_epoch + 1}; weights {best} and {last}; everything else in {run.save_dir}")
+    metrics = evaluate(run.ema.model.deploy(), run.val_loader, save_dir=run.save_dir, plots=not run.config.noplots)
+    if distributed.is_main():
+        print(metrics.table())
+        print(f"Best epoch {run.early_stop.best_epoch + 1}: {best}; last {last}; pictures, curves and results.csv in {run.save_dir}")
     return metrics
 
 

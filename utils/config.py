@@ -17,7 +17,11 @@ UNUSED_KEYS = frozenset(
     ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "kobj", "mask_ratio")
     + ("overlap_mask", "paste_in", "pose", "rle")
 )
-IOU_LOSSES = ("IoU", "GIoU", "DIoU", "CIoU", "SIoU", "EIoU", "WIoU")
+_SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
+IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + tuple(
+    f"{variant}-{name}" for variant in ("alpha", "Inner", "Focaler") for name in _SIMILARITIES
+)
+NAMES = {"iou_loss": IOU_LOSSES, "cls_loss": ("BCE", "focal", "QFL", "VFL")}  # keys whose values are names
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION")
 PRECISIONS = ("auto", "off", "fp16", "bf16")
 LEAST = {"epochs": 1, "batch_size": 1, "imgsz": 32, "workers": 0, "patience": 0, "min_items": 0, "seed": 0}
@@ -73,6 +77,7 @@ class Hyperparameters:
     label_smoothing: float = 0.0
     loss_ota: int = 1
     iou_loss: str = "CIoU"
+    cls_loss: str = "BCE"
     tal_topk: int = 10
     tal_alpha: float = 0.5
     tal_beta: float = 6.0
@@ -176,7 +181,6 @@ class TrainConfig:
     nosave: bool = False
     noval: bool = False
     noplots: bool = False
-    sync_bn: bool = False
     amp: str = "auto"
     compile: bool = False
     accumulate: int | None = None  # None = nominal batch / batch size
@@ -291,8 +295,8 @@ def _checked(key: str, value: Any, kind: type, source: str) -> Any:
 
 
 def _checked_name(key: str, value: Any, source: str) -> str:
-    by_lower = {n.lower(): n for n in IOU_LOSSES}
+    by_lower = {n.lower(): n for n in NAMES[key]}
     name = by_lower.get(str(value).lower())
     if name is None:
-        raise UserError(f"{source}: {key}: {value!r} is unknown, one of {', '.join(IOU_LOSSES)} is needed")
+        raise UserError(f"{source}: {key}: {value!r} is unknown, one of {', '.join(NAMES[key])} is needed")
     return name

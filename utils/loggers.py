@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from utils.callbacks import Callback, RunInfo
 from utils.types import Batch
@@ -60,22 +62,33 @@ class TensorBoardLogger(Callback):
 
 
 class PlotLogger(Callback):
-    """Pictures of the first batches, and of the curves at the end."""
+    """Pictures of the labels, of the first batches, and of the curves at the end.
+
+    Args:
+        labels: of every training image, (n, 5) [class, cx, cy, w, h] normalised.
+    """
 
     BATCHES = 3
+
+    def __init__(self, labels: Sequence[NDArray]) -> None:
+        self.labels = labels
+
+    def on_train_start(self, run: RunInfo) -> None:
+        from utils.plots import plot_labels
+
+        plot_labels(self.labels, run.names, run.save_dir / "labels.jpg")
 
     def on_batch(self, run: RunInfo, epoch: int, iteration: int, batch: Batch) -> None:
         if epoch == run.start_epoch and iteration < self.BATCHES:
             from utils.plots import plot_batch
 
-            plot_batch(batch.images.cpu(), batch.targets.cpu(), run.names, run.save_dir / f"train_batch{iteration}.jpg")
+            path = run.save_dir / f"train_batch{iteration}.jpg"
+            plot_batch(batch.images.cpu(), batch.targets.cpu(), run.names, path, paths=batch.paths)
 
     def on_train_end(self, run: RunInfo) -> None:
         from utils.plots import plot_results
 
-        results: Path = run.save_dir / "results.csv"
-        if results.is_file():
-            plot_results(results, run.save_dir / "results.png")
+        plot_results(run.save_dir / "results.csv", run.save_dir / "results.png")
 
 
 def _rows_before(path: Path, epoch: int) -> list[dict[str, str]]:

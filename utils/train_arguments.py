@@ -8,18 +8,20 @@ from typing import Any
 
 from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.shared_flags import add_noted_flags
 
 # Flags of other YOLOs that this project does not have, and what to write instead.
 REFUSED = {
-    "--quad": "--quad is not here: give a larger --imgsz or --batch-size",
-    "--evolve": "--evolve is not built yet: give a recipe with --hyp (data/hyps/)",
-    "--image-weights": "--image-weights is not built yet: repeat rare images in the training list (a .txt file) instead",
-    "--image_weights": "--image-weights is not built yet: repeat rare images in the training list (a .txt file) instead",
-    "--bucket": "--bucket is not here: copy the run folder afterwards",
-    "--upload_dataset": "--upload_dataset is not here: nothing is uploaded",
-    "--bbox_interval": "--bbox_interval is not here: pictures are train_batch*.jpg and val_batch*.jpg",
-    "--entity": "--entity is not here: runs are logged to results.csv and TensorBoard",
-    "--v5-metric": "--v5-metric is not a flag of training: use val.py --ap-rule yolov5",
+    "--quad": "is not here: give a larger --imgsz or --batch-size",
+    "--evolve": "is not built yet: give a recipe with --hyp (data/hyps/)",
+    "--image-weights": "is not built yet: repeat rare images in the training list (a .txt file) instead",
+    "--image_weights": "is not built yet: repeat rare images in the training list (a .txt file) instead",
+    "--sync-bn": "is not built yet: leave it out, and give every GPU 16 images or more",
+    "--bucket": "is not here: copy the run folder afterwards",
+    "--upload_dataset": "is not here: nothing is uploaded",
+    "--bbox_interval": "is not here: pictures are train_batch*.jpg and val_batch*.jpg",
+    "--entity": "is not here: runs are logged to results.csv and TensorBoard",
+    "--v5-metric": "is no flag of training: use val.py --ap-rule yolov5",
 }
 NEWEST = "newest"
 
@@ -32,7 +34,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     """
     given = vars(build_parser().parse_args(argv))
     for flag in given.pop("refused", ()):
-        raise UserError(flag)
+        raise UserError(f"{flag} {REFUSED[flag]}")
     if given.get("batch_size") == -1:
         raise UserError("--batch-size -1: finding the batch size is not built yet; give a number, such as 16")
     if given.pop("notest", False):
@@ -64,17 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
             default = getattr(defaults, names[0].lstrip("-").replace("-", "_"), None)
             shown = "" if default in (None, "", False, ()) else f" (default {default})"
             section.add_argument(*names, help=text + shown, **options)
-    for flag in REFUSED:
-        parser.add_argument(flag, dest="refused", action=_Refuse, nargs="*", help=argparse.SUPPRESS)
+    add_noted_flags(parser, REFUSED, dest="refused")
     return parser
-
-
-class _Refuse(argparse.Action):
-    """Remembers why a flag is refused, whatever follows it."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
-        name = next(flag for flag in REFUSED if flag.startswith(option_string or ""))
-        namespace.refused = [*getattr(namespace, "refused", []), REFUSED[name]]
 
 
 def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
@@ -115,7 +108,6 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--compile"], on, "torch.compile"),
             (["--deterministic"], on, "deterministic kernels"),
             (["--seed"], number, "seed"),
-            (["--sync-bn"], on, "batch norm over all GPUs"),
         ],
         "data": [
             (["--workers"], number, "loader processes"),

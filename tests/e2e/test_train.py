@@ -1,0 +1,247 @@
+"""Training end to end on a tiny network and a handful of pictures."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models.checkpoints import load_checkpoint
+from train import TrainResult, main, train
+from utils.callbacks import Callback
+from utils.config import Hyperparameters, TrainConfig
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+nc: 80
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors: 3
+backbone:
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, {block}]
+  - [-1, 1, Conv, [32, 3, 2]]
+head:
+  - [[3, 4], 1, DDetect, [nc]]
+"""
+# A block that draws from torch's global generator, as dropout does.
+NOISY = """
+import torch
+from torch import nn
+from models import channel_rules as rules
+from models.registry import register
+
+@register("NoisyForTests", channels=rules.preserves)
+class NoisyForTests(nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.rand_like(x) if self.training else x
+"""
+HYP = Hyperparameters(warmup_epochs=1, warmup_min_iters=0, nbs=8, mixup=0.5, close_mosaic=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with 12 + 4 pictures of bright and dark squares, a tiny model and a plugin."""
+    root = tmp_path_factory.mktemp("wörld with space")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(60, 120, (64, 64, 3)).astype(np.uint8)
+            label, x, y = i % 2, *rng.integers(4, 30, 2)
+            image[y : y + 24, x : x + 24] = 250 * label
+            (root / "images" / split / f"{i}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+            (root / "labels" / split / f"{i}.txt").write_text(f"{label} {(x + 12) / 64} {(y + 12) / 64} {24 / 64} {24 / 64}\n")
+    (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [dark, bright]\n")
+    (root / "tiny-v9.yaml").write_text(TINY.format(block="Conv, [16, 1, 1]"))
+    (root / "noisy-v9.yaml").write_text(TINY.format(block="NoisyForTests, []"))
+    (root / "noisy.py").write_text(NOISY)
+    return root
+
+
+def config(world: Path, folder: Path, **changes) -> TrainConfig:
+    given = {
+        "cfg": world / "tiny-v9.yaml", "data": world / "data.yaml", "hyp": HYP, "imgsz": 64, "epochs": 3, "batch_size": 4, "workers": 0,
+        "device": "cpu", "project": folder, "noplots": True, "seed": 3,
+    }  # fmt: skip
+    return TrainConfig(**{**given, **changes})
+
+
+class Interrupt(Callback):
+    """Ctrl-C at a given step."""
+
+    def __init__(self, epoch: int, iteration: int) -> None:
+        self.when = (epoch, iteration)
+
+    def on_batch(self, run, epoch, iteration, batch) -> None:
+        if (epoch, iteration) == self.when:
+            raise KeyboardInterrupt
+
+
+def rows_of(result: TrainResult) -> list[dict[str, str]]:
+    with open(result.save_dir / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_users_expect(world, tmp_path):
+    result = train(config(world, tmp_path, noplots=False, save_period=2, epochs=2))
+    left = {p.relative_to(result.save_dir).as_posix() for p in result.save_dir.rglob("*") if p.is_file()}
+    expected = {"weights/best.pt", "weights/last.pt", "weights/epoch2.pt", "opt.yaml", "hyp.yaml", "results.csv", "results.png"}
+    expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"labels.jpg", "confusion_matrix.png"}
+    expected |= {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
+    expected |= {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")}
+    assert expected <= left
+    assert any(name.startswith("events.out.tfevents") for name in left)
+    rows = rows_of(result)
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(value != "" for row in rows for value in row.values())
+    best = load_checkpoint(result.best_weights)
+    assert (best.names, best.training, best.config["data"]) == (("dark", "bright"), None, str(world / "data.yaml"))
+    assert result.best.map50 >= 0
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_resumed_run_equals_one_that_never_stopped(world, tmp_path, optimizer):
+    given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "optimizer": optimizer, "multi_scale": True, "cos_lr": True}
+    whole = train(config(world, tmp_path / "whole", **given))
+    with pytest.raises(KeyboardInterrupt, match="holds the last whole epoch"):
+        train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
+    last = tmp_path / "cut" / "exp" / "weights" / "last.pt"
+    assert load_checkpoint(last).epoch == 1
+    torch.manual_seed(999)
+    resumed = train(TrainConfig(resume=last, plugins=world / "noisy.py"))
+    assert resumed.save_dir.absolute() == last.parents[1].absolute()
+    for name in ("last.pt", "best.pt"):
+        a, b = (load_checkpoint(r.save_dir / "weights" / name) for r in (whole, resumed))
+        assert a.epoch == b.epoch
+        assert a.weights.keys() == b.weights.keys()
+        assert all(torch.equal(a.weights[k], b.weights[k]) for k in a.weights)
+    assert rows_of(whole) == rows_of(resumed)
+
+
+def test_two_runs_with_one_seed_are_equal_and_workers_do_not_matter(world, tmp_path):
+    a, b = (train(config(world, tmp_path, epochs=1, workers=w)) for w in (0, 2))
+    first, second = (load_checkpoint(r.last_weights).weights for r in (a, b))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_finished_run_is_not_resumed_and_other_flags_are_refused(world, tmp_path):
+    result = train(config(world, tmp_path, epochs=1))
+    with pytest.raises(UserError, match="holds no training state"):
+        train(TrainConfig(resume=result.last_weights))
+    with pytest.raises(UserError, match="--epochs with --resume"):
+        train(TrainConfig(resume=result.last_weights, epochs=7))
+
+
+def test_frozen_layers_keep_weights_and_statistics(world, tmp_path):
+    first = train(config(world, tmp_path, epochs=1))
+    second = train(config(world, tmp_path, cfg="", weights=first.best_weights, epochs=1, freeze=(0, 2)))
+    before, after = (load_checkpoint(r.last_weights).weights for r in (first, second))
+    frozen = [k for k in before if k.startswith(("model.0.", "model.2."))]
+    assert frozen
+    assert all(torch.equal(before[k], after[k]) for k in frozen)
+    assert not torch.equal(before["model.1.conv.weight"], after["model.1.conv.weight"])
+
+
+def test_weights_are_transferred_and_counted(world, tmp_path, capsys):
+    first = train(config(world, tmp_path, epochs=1))
+    capsys.readouterr()
+    train(config(world, tmp_path, weights=first.best_weights, epochs=1))
+    total = len(load_checkpoint(first.best_weights).weights)
+    assert f"transferred {total} of {total} tensors" in capsys.readouterr().out
+    train(config(world, tmp_path, weights=first.best_weights, epochs=1, single_cls=True))
+    said = capsys.readouterr().out
+    assert "transferred " in said
+    assert f"transferred {total} of" not in said
+
+
+def test_nothing_is_saved_or_validated_before_the_end_if_so_asked(world, tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def on_batch(self, run, epoch, iteration, batch):
+            seen.append(sorted(p.name for p in (run.save_dir / "weights").iterdir()))
+
+    result = train(config(world, tmp_path, nosave=True, noval=True, epochs=2), observers=[Look()])
+    assert seen
+    assert all(files == [] for files in seen)
+    assert result.best_weights.is_file()
+    assert [row["metrics/mAP_0.5"] != "" for row in rows_of(result)] == [False, True]
+
+
+def test_training_stops_early_without_progress(world, tmp_path, monkeypatch, capsys):
+    fitness = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.1])
+    rest = {"precision": 0.0, "recall": 0.0, "map50": 0.0, "map": 0.0, "losses": {}}
+    monkeypatch.setattr("train.validate", lambda run: SimpleNamespace(fitness=next(fitness), **rest))
+    result = train(config(world, tmp_path, epochs=9, patience=2))
+    assert (result.best_epoch, result.epochs) == (3, 6)
+    assert "stops early (--patience)" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(world, tmp_path):
+    with pytest.raises(UserError, match=r"epoch 1, iteration .*lower lr0"):
+        train(config(world, tmp_path, hyp=HYP.replace(lr0=10.0, warmup_epochs=0, clip_norm=0.0, box=1e38, cls=1e38)))
+    assert load_checkpoint(tmp_path / "exp" / "weights" / "last.pt").epoch == 0
+
+
+def test_rect_batches_and_bfloat16_train(world, tmp_path):
+    assert train(config(world, tmp_path, rect=True, amp="bf16", epochs=1)).last is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cfg": "yolov9-ttt.yaml"}, "yolov9-ttt"),
+        ({"data": "nothing.yaml"}, "nothing.yaml"),
+        ({"hyp": "nothing.yaml"}, "nothing.yaml: no such file"),
+        ({"weights": "nothing.pt"}, "nothing.pt: no such checkpoint"),
+        ({"cfg": ""}, "give --cfg"),
+        ({"freeze": (77, 78)}, "layer 77 is not there"),
+        ({"amp": "fp16"}, "--amp fp16: needs a GPU"),
+        ({"device": "99"}, "--device 99"),
+        ({"plugins": "nothing.py"}, "--plugins nothing.py: no such file"),
+        ({"project": "{world}/data.yaml"}, "cannot be written"),
+        ({"resume": "nothing.pt"}, "--cfg with --resume"),
+    ],
+)
+def test_bad_input_is_one_line(world, tmp_path, changes, says):
+    changes = {k: str(v).format(world=world) if k == "project" else v for k, v in changes.items()}
+    with pytest.raises(UserError, match=says) as caught:
+        train(config(world, tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_refuses_by_name(capsys):
+    assert main(["--evolve", "300"]) == 1
+    assert capsys.readouterr().err.startswith("train.py: --evolve is not built yet")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_in_an_epoch_leaves_last_and_one_line(world, tmp_path):
+    flags = ["--imgsz", "64", "--batch", "4", "--epochs", "100000", "--workers", "1", "--device", "cpu", "--noplots"]
+    command = [sys.executable, str(ROOT / "train.py"), "--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), *flags]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    last = tmp_path / "runs" / "train" / "exp" / "weights" / "last.pt"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (last.is_file() and load_checkpoint(last).epoch > 0):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal tells the workers too
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert load_checkpoint(last).training is not None
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("train.py: interrupted; ")
