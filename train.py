@@ -31,7 +31,7 @@ from utils.config import Hyperparameters, TrainConfig
 from utils.early_stop import EarlyStop
 from utils.ema import ModelEMA
 from utils.errors import UserError
-from utils.loggers import METRICS, CsvLogger, PlotLogger, TensorBoardLogger
+from utils.loggers import CsvLogger, PlotLogger, TensorBoardLogger, csv_row, metric_columns
 from utils.multi_scale import rescaled
 from utils.optim import GROUPS, apply_settings, build_optimizer, learning_rates, optimizer_step, parameter_groups
 from utils.precision import autocast, gradient_scaler, precision_of
@@ -160,7 +160,7 @@ def fit(run: Run) -> TrainResult:
         is_last = distributed.broadcast_object(is_last or stop.is_due(epoch))
         if distributed.is_main() and (not config.nosave or is_last):
             save(run, epoch + 1, metrics, is_best=is_best)
-        run.callbacks.on_epoch_end(run.info, csv_row(run, epoch, losses, metrics))
+        run.callbacks.on_epoch_end(run.info, csv_row(epoch, losses, metrics, learning_rates(run.optimizer)))
         if is_last:
             break
     ran = epoch + 1 - run.start_epoch
@@ -472,20 +472,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.early_stop.best_fitness, run.early_stop.best_epoch = checkpoint.best_fitness, state["best_epoch"]
     run.start_epoch = checkpoint.epoch
     set_random_state(state["random"])
-
-
-def metric_columns(metrics: Metrics | None) -> dict[str, float]:
-    """Metrics and validation losses under their names in results.csv."""
-    if metrics is None:
-        return {}
-    values = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
-    losses = {f"val/{name}_loss": float(value) for name, value in metrics.losses.items()}
-    return {**{name: float(value) for name, value in zip(METRICS, values)}, **losses}
-
-
-def csv_row(run: Run, epoch: int, losses: dict[str, float], metrics: Metrics | None) -> dict[str, float]:
-    rates = {f"x/lr{i}": lr for i, lr in enumerate(learning_rates(run.optimizer))}
-    return {"epoch": epoch, **{f"train/{name}_loss": value for name, value in losses.items()}, **metric_columns(metrics), **rates}
 
 
 def finish(run: Run) -> Metrics:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from utils.callbacks import Callback, RunInfo
 from utils.types import Batch
+
+if TYPE_CHECKING:
+    from utils.metrics import Metrics
 
 METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 LEARNING_RATES = ("x/lr0", "x/lr1", "x/lr2")
@@ -19,6 +22,21 @@ LEARNING_RATES = ("x/lr0", "x/lr1", "x/lr2")
 def columns(parts: tuple[str, ...]) -> tuple[str, ...]:
     """The columns of results.csv for these loss parts, in the order that YOLO users' scripts expect."""
     return ("epoch", *(f"train/{p}_loss" for p in parts), *METRICS, *(f"val/{p}_loss" for p in parts), *LEARNING_RATES)
+
+
+def csv_row(epoch: int, losses: Mapping[str, float], metrics: Metrics | None, rates: Sequence[float]) -> dict[str, float]:
+    """The row of an epoch: mean training losses, metrics where they were measured, and the learning rate of each group."""
+    trained = {f"train/{name}_loss": value for name, value in losses.items()}
+    return {"epoch": epoch, **trained, **metric_columns(metrics), **dict(zip(LEARNING_RATES, rates))}
+
+
+def metric_columns(metrics: Metrics | None) -> dict[str, float]:
+    """Metrics and validation losses under their names in results.csv."""
+    if metrics is None:
+        return {}
+    values = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
+    losses = {f"val/{name}_loss": float(value) for name, value in metrics.losses.items()}
+    return {**{name: float(value) for name, value in zip(METRICS, values)}, **losses}
 
 
 class CsvLogger(Callback):

@@ -1,0 +1,71 @@
+"""The command line as YOLO users type it."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.config import TrainConfig
+from utils.errors import UserError
+from utils.train_arguments import REFUSED, build_parser, parse_arguments
+
+
+def parsed(line: str) -> TrainConfig:
+    return parse_arguments(line.split())
+
+
+def test_nothing_given_is_nothing_set():
+    assert parsed("") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--batch 8 --img 320 --cfg yolov9-t.yaml", {"batch_size": 8, "imgsz": 320, "cfg": "yolov9-t.yaml"}),
+        ("--img-size 640 640", {"imgsz": 640}),
+        ("--img 640 320", {"imgsz": 640, "val_imgsz": 320}),
+        ("--device 0,1 --local_rank 1", {"device": "0,1"}),
+        ("--local-rank 1", {}),
+        ("--notest --adam", {"noval": True, "optimizer": "Adam"}),
+        ("--adam --optimizer SGD", {"optimizer": "SGD"}),
+        ("--freeze 10", {"freeze": (10,)}),
+        ("--freeze 0 1 2", {"freeze": (0, 1, 2)}),
+        ("--resume", {"resume": "newest"}),
+        ("--resume a/last.pt", {"resume": "a/last.pt"}),
+        ("--cache", {"cache": "ram"}),
+        ("--cache disk", {"cache": "disk"}),
+        ("--linear-lr --noautoanchor --save_period 5", {"noautoanchor": True, "save_period": 5}),
+        ("--multi-scale --rect --single-cls --cos-lr --label-smoothing 0.1 --close-mosaic 15 --min-items 0 --patience 50 --amp bf16", {
+            "multi_scale": True, "rect": True, "single_cls": True, "cos_lr": True, "label_smoothing": 0.1, "close_mosaic": 15,
+            "patience": 50, "amp": "bf16",
+        }),
+    ],
+)  # fmt: skip
+def test_flags_become_config(line, expected):
+    assert parsed(line) == TrainConfig(**expected)
+
+
+def test_empty_weights_mean_from_scratch():
+    assert parse_arguments(["--weights", "", "--cfg", "a.yaml"]) == TrainConfig(cfg="a.yaml")
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+@pytest.mark.parametrize("value", ["", " 300"])
+def test_what_is_not_here_is_refused_by_name(flag, value):
+    with pytest.raises(UserError, match=f"^{flag} is n"):
+        parsed(f"{flag}{value} --cfg a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("--batch-size -1", "--batch-size -1: finding"), ("--img 1 2 3", "--imgsz 1 2 3"), ("--opt sgdm", "--optimizer 'sgdm'")],
+)
+def test_values_are_checked(line, says):
+    with pytest.raises(UserError, match=says):
+        parsed(line)
+
+
+def test_every_flag_is_a_field_and_every_field_a_flag():
+    understood = {"adam", "notest", "linear_lr", "local_rank", "refused", "help"}
+    flags = {action.dest for action in build_parser()._actions} - understood
+    fields = set(TrainConfig.__dataclass_fields__) - {"val_imgsz"}
+    assert flags == fields

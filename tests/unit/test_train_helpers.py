@@ -1,0 +1,112 @@
+"""The small parts of a training: early stop, running means, sizes, precision, recipes, random state."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from utils.distributed import select_device
+from utils.early_stop import EarlyStop
+from utils.errors import UserError
+from utils.multi_scale import rescaled
+from utils.precision import autocast, gradient_scaler, precision_of
+from utils.progress import LossMeter, finite
+from utils.recipes import family_hyp, find_hyp
+from utils.reproducibility import random_state, set_random_state
+
+
+def test_early_stop_waits_for_its_patience():
+    stop = EarlyStop(patience=2)
+    assert [stop.update(e, f) for e, f in enumerate([0.1, 0.3, 0.3, 0.2, 0.2])] == [True, True, True, False, False]
+    assert (stop.best_epoch, stop.is_due(3), stop.is_due(4)) == (2, False, True)
+    assert not EarlyStop(patience=0, best_epoch=0).is_due(10_000)
+
+
+def test_means_of_the_losses():
+    meter = LossMeter(("box", "cls"))
+    assert all(np.isnan(v) for v in meter.means().values())
+    meter.update({"cls": torch.tensor(4.0), "box": torch.tensor(1.0, requires_grad=True)})
+    meter.update({"box": torch.tensor(3.0), "cls": torch.tensor(6.0)})
+    assert meter.means() == {"box": 2.0, "cls": 5.0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_said_where(value):
+    with pytest.raises(UserError, match="epoch 2, iteration 7: the cls loss became"):
+        finite({"box": 1.0, "cls": value}, "epoch 2, iteration 7")
+
+
+def test_sides_hang_on_the_key_alone():
+    images = torch.rand(2, 3, 320, 256)
+    sides = [rescaled(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
+    assert sides == [rescaled(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
+    heights = {h for h, _ in sides}
+    assert min(heights) >= 160
+    assert max(heights) <= 480
+    assert len(heights) > 5
+    assert all(h % 32 == 0 and w % 32 == 0 and w <= h for h, w in sides)
+
+
+def test_precision_on_a_cpu():
+    cpu = torch.device("cpu")
+    assert precision_of("auto", cpu) is None
+    assert precision_of("off", torch.device("cuda")) is None
+    assert precision_of("bf16", cpu) is torch.bfloat16
+    with pytest.raises(UserError, match="fp16: needs a GPU"):
+        precision_of("fp16", cpu)
+    with autocast(cpu, torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+    assert not gradient_scaler(cpu, None).is_enabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect", "anchors", "recipe"),
+    [
+        ("yolov5s.yaml", "v5", True, "scratch-low"),
+        ("yolov7-tiny.yaml", "v5", True, "scratch.p5"),
+        ("yolov8.yaml", "v8", False, "v8"),
+        ("gelan-c.yaml", "v5", False, "scratch-high"),
+        ("YOLOv9-c-FocalModulation.yaml", "v5", False, "scratch-high"),
+        ("mine.yaml", "v8", False, "v8"),
+        ("mine.yaml", "v5", True, "scratch-low"),
+        ("mine.yaml", "v5", False, "scratch-high"),
+    ],
+)
+def test_a_family_has_its_recipe(name, dialect, anchors, recipe):
+    assert family_hyp(name, dialect, anchors) == f"hyp.{recipe}.yaml"
+
+
+def test_a_recipe_is_found_by_its_last_part(tmp_path):
+    (tmp_path / "hyp.a.yaml").write_text("")
+    assert find_hyp("data/hyp.a.yaml", tmp_path) == tmp_path / "hyp.a.yaml"
+    assert find_hyp("nothing.yaml", tmp_path).name == "nothing.yaml"
+
+
+def test_random_state_comes_back():
+    state = random_state()
+    draw = [random.random(), np.random.rand(), torch.rand(1).item()]  # noqa: NPY002
+    set_random_state(state)
+    assert [random.random(), np.random.rand(), torch.rand(1).item()] == draw  # noqa: NPY002
+
+
+def test_devices_that_are_not_here(monkeypatch):
+    assert select_device("CPU") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device("") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device 0: no CUDA"):
+        select_device("0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="torchrun --nproc_per_node 2"):
+        select_device("0,1")
+    with pytest.raises(UserError, match="GPU numbers below 2"):
+        select_device("5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert select_device("0,1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="no more processes than GPUs"):
+        select_device("0")
