@@ -145,7 +145,8 @@ def find_config(name: str | Path) -> tuple[Path, str]:
             raise UserError(f"{path.name} is the name of {len(paths)} files, give one with its folder: {', '.join(map(str, paths))}")
         if paths:
             return paths[0], scale
-    raise UserError(f"{name}: no such model YAML, neither as a path nor under models/configs; {nearest(path.name, shelf)}".rstrip("; "))
+    hint = nearest(path.stem, {Path(known).stem for known in shelf})
+    raise UserError(f"{name}: no such model YAML, neither as a path nor under models/configs; {hint}".rstrip("; "))
 
 
 def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch: int | None = None) -> ModelSpec:

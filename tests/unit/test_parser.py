@@ -200,8 +200,11 @@ def test_configs_are_found_by_bare_name_and_by_last_part():
 
 
 def test_a_missing_config_offers_the_nearest():
-    with pytest.raises(UserError, match=r"yolov9-c\.yaml"):
+    with pytest.raises(UserError, match="did you mean 'yolov9-c'"):
         find_config("yolov9-cc.yaml")
+    with pytest.raises(UserError) as caught:
+        find_config("nothing-like-it.yaml")
+    assert "did you mean" not in str(caught.value)
 
 
 def test_two_files_of_one_name_are_both_listed(tmp_path, monkeypatch):
