@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 from utils.shared_flags import add_noted_flags, height_and_width
@@ -80,9 +81,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> DetectConfig:
     weights = given.pop("weights", [])
     if len(weights) > 1:
         raise UserError(f"--weights {' '.join(weights)}: several models at once are not built; give one file")
-    return DetectConfig(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}, weights="".join(weights)
-    )
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return DetectConfig(**values, weights="".join(weights))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 from utils.shared_flags import add_noted_flags, height_and_width
@@ -68,7 +69,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ExportConfig:
         raise UserError(f"{flag}: {REFUSED[flag]}")
     for flag in given.pop("accepted", ()):
         print(f"{flag}: {ACCEPTED[flag]}")
-    return ExportConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return ExportConfig(**values)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -43,7 +43,7 @@ def save_feature_maps(layers: nn.Sequential, run: Callable[[], object], folder: 
             hook.remove()
     folder.mkdir(parents=True, exist_ok=True)
     for name, channels in maps.items():
-        (folder / f"{name}.png").write_bytes(cv2.imencode(".png", _tiled(channels.numpy()))[1])
+        (folder / f"{name}.png").write_bytes(cv2.imencode(".png", _tiled(channels.numpy()))[1].tobytes())
     return len(maps)
 
 

@@ -109,7 +109,7 @@ class ResultWriter:
         done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
         if not done:
             raise UserError(f"{path}: OpenCV cannot write a picture of {image_rgb.shape[1]}x{image_rgb.shape[0]} px in this format")
-        path.write_bytes(encoded)  # not cv2.imwrite, which fails in silence and does not take every path
+        path.write_bytes(encoded.tobytes())  # not cv2.imwrite, which fails in silence and does not take every path
         self._count(kind)
 
     def _video_frame(self, source: str, image_rgb: np.ndarray, fps: float) -> None:
