@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.assigners.grid import anchor_points
 from models.assigners.targets import PaddedTargets, boxes_at
 from models.losses.iou import ciou
 
-MAX_PAIRS = 1 << 24  # pairs of boxes and cells that are looked at together: bounds the memory whatever the batch holds
+CACHED_PAIRS = 1 << 17  # pairs that a CPU looks at together where their number is known
+MAX_PAIRS = 1 << 23  # pairs of boxes and cells that are looked at together: bounds the memory whatever the batch holds
 INSIDE_EPS = 1e-9  # px that a cell's centre is inside a box at least
 
 
@@ -31,14 +33,6 @@ class Assignment(NamedTuple):
     box: Tensor  # (B, R) int64, index of the image's box
     score: Tensor  # (B, R) target score for the box's class in 0-1, 0 where masked
     mask: Tensor  # (B, R) bool
-
-
-class _Owners(NamedTuple):
-    """For each cell the box that it overlaps most: how much, which (n for none), and how well it is aligned with that box; (B, N) each."""
-
-    overlap: Tensor
-    box: Tensor
-    alignment: Tensor
 
 
 class _Pairs(NamedTuple):
@@ -57,11 +51,15 @@ class TaskAlignedAssigner:
         alpha: exponent of the class score.
         beta: exponent of the overlap.
         min_candidate_side: px; for a box with a shorter side, cells are looked for in an area enlarged to this length about its centre.
+        owners_contain: whether a cell that several boxes picked goes to the one it overlaps most among those that contain it (YOLOv8),
+            or among all boxes of the image (YOLOv9).
     """
 
-    def __init__(self, *, topk: int = 10, alpha: float = 0.5, beta: float = 6.0, min_candidate_side: float = 0.0) -> None:
+    def __init__(
+        self, *, topk: int = 10, alpha: float = 0.5, beta: float = 6.0, min_candidate_side: float = 0.0, owners_contain: bool = True
+    ) -> None:
         self.topk, self.alpha, self.beta = topk, alpha, beta
-        self.min_candidate_side = min_candidate_side
+        self.min_candidate_side, self.owners_contain = min_candidate_side, owners_contain
 
     @torch.no_grad()
     def __call__(self, boxes_xyxy: Tensor, class_logits: Sequence[Tensor], strides: Sequence[float], targets: PaddedTargets) -> Assignment:
@@ -73,115 +71,150 @@ class TaskAlignedAssigner:
             strides: px a cell of each level.
             targets: n boxes an image.
         """
-        batch, n = targets.valid.shape
-        cells = boxes_xyxy.shape[1]
-        zeros = boxes_xyxy.new_zeros(batch, cells)
-        owners = _Owners(zeros, torch.full_like(zeros, n, dtype=torch.long), zeros)
-        picks: list[tuple[Tensor, ...]] = []  # alignment and cell, (B, part, topk) each
-        step = max(1, MAX_PAIRS // max(1, batch * cells))
-        for start in range(0, n, step):
-            part = PaddedTargets(*(t[:, start : start + step] for t in targets))
-            alignment, owners = self._align(boxes_xyxy, class_logits, strides, part, owners, start)
-            picks.append(alignment.topk(min(self.topk, cells), dim=-1))
-        if not picks:
-            none = zeros[:, :0]
+        (batch, n), cells = targets.valid.shape, boxes_xyxy.shape[1]
+        if n == 0:
+            none = boxes_xyxy.new_zeros(batch, 0)
             return Assignment(none.long(), none.long(), none, none.bool())
+        view = _View(boxes_xyxy, class_logits, strides)
+        topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, batch * cells))
+        parts = [PaddedTargets(*(t[:, i : i + step] for t in targets)) for i in range(0, n, step)]
+        picks = [self._alignment(view, part).topk(topk, dim=-1) for part in parts]
         value, cell = (torch.cat(p, dim=1).flatten(1) for p in zip(*picks))  # (B, n * topk)
-        box = torch.arange(n, device=cell.device).repeat_interleave(cell.shape[1] // n).expand_as(cell)
-        return _resolve(box, cell, value, owners, boxes_xyxy, targets)
+        box = torch.arange(n, device=cell.device).repeat_interleave(topk).expand_as(cell)
+        return self._resolve(box, cell, value, view, targets)
 
-    def _align(
-        self,
-        boxes_xyxy: Tensor,
-        class_logits: Sequence[Tensor],
-        strides: Sequence[float],
-        targets: PaddedTargets,
-        owners: _Owners,
-        start: int,
-    ) -> tuple[Tensor, _Owners]:
-        """Alignment (B, n, N) of some boxes, the first of which is number ``start`` of its image, and the owners after seeing them."""
+    def _alignment(self, view: _View, targets: PaddedTargets) -> Tensor:
+        """Alignment (B, n, N) of boxes and cells, 0 where the cell is not inside the box."""
         batch, n = targets.valid.shape
         boxes, labels = targets.boxes_xyxy.reshape(-1, 4), targets.labels.reshape(-1)
-        alignment = boxes_xyxy.new_zeros(batch, n, boxes_xyxy.shape[1])
-        updated, begin = [], 0
-        for logits, stride in zip(class_logits, strides):
-            count = logits.shape[2] * logits.shape[3]
-            of_level = slice(begin, begin + count)
-            pairs = self._candidates(targets, logits.shape[2:], stride)
+        levels, begin = [], 0
+        for logits, stride in zip(view.class_logits, view.strides):
+            h, w = logits.shape[2:]
+            pairs = self._candidates(targets, (h, w), stride)
             image = torch.div(pairs.row, n, rounding_mode="floor")
-            cell = image * count + pairs.cell  # over the images
-            overlap = ciou(boxes_xyxy[:, of_level].reshape(-1, 4)[cell], boxes[pairs.row]).clamp_(min=0)
+            predicted = view.boxes_xyxy[:, begin : begin + h * w].reshape(-1, 4)[image * (h * w) + pairs.cell]
+            score = logits.reshape(-1)[(image * logits.shape[1] + labels[pairs.row]) * (h * w) + pairs.cell]
+            value = self._measure(ciou(predicted, boxes[pairs.row]).clamp_(min=0), score)
             if pairs.inside is not None:
-                overlap = overlap * pairs.inside
-            score = logits.reshape(-1)[(image * logits.shape[1] + labels[pairs.row]) * count + pairs.cell].float().sigmoid()
-            values = overlap.new_zeros(batch * n, count)
-            values.view(-1)[pairs.row * count + pairs.cell] = score.pow_(self.alpha) * overlap.pow(self.beta)
-            alignment[..., of_level] = values.view(batch, n, count)
-            old = _Owners(*(o[:, of_level] for o in owners))
-            updated.append(_stronger(old, overlap, cell, pairs.row - image * n, alignment[..., of_level], start))
-            begin += count
-        return alignment, _Owners(*(torch.cat(u, dim=1) for u in zip(*updated)))
+                value = value * pairs.inside
+            level = value.new_zeros(batch * n * h * w)
+            level[pairs.row * (h * w) + pairs.cell] = value
+            levels.append(level.view(batch, n, h * w))
+            begin += h * w
+        return torch.cat(levels, dim=2)
+
+    def _measure(self, overlap: Tensor, class_logit: Tensor) -> Tensor:
+        return class_logit.float().sigmoid().pow_(self.alpha) * overlap.pow(self.beta)
 
     def _candidates(self, targets: PaddedTargets, hw: Sequence[int], stride: float) -> _Pairs:
         """The cells of a level whose centres are inside the boxes.
 
         The CPU lists just these; a GPU lists all cells with all boxes, rather than wait to learn how many are inside.
         """
-        low, high = targets.boxes_xyxy.reshape(-1, 4).split(2, dim=1)  # (rows, 2)
+        low, high = self._area(targets.boxes_xyxy.reshape(-1, 4))  # (rows, 2)
+        x, y = ((torch.arange(size, device=low.device) + 0.5) * stride for size in (hw[1], hw[0]))
+        list_pairs = pairs_inside if low.device.type == "cpu" else all_pairs
+        return list_pairs(low, high, targets.valid.reshape(-1), x, y)
+
+    def _area(self, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+        """Corners (..., 2) px between which a cell's centre is a candidate for boxes (..., 4)."""
+        low, high = boxes_xyxy.split(2, dim=-1)
         missing = (self.min_candidate_side - (high - low)).clamp(min=0) / 2
-        low, high, valid = low - missing, high + missing, targets.valid.reshape(-1)
-        (h, w), device = hw, low.device
-        x, y = ((torch.arange(size, device=device) + 0.5) * stride for size in (w, h))
-        if device.type != "cpu":
-            across, down = (
-                (axis > low[:, i, None] + INSIDE_EPS) & (axis < high[:, i, None] - INSIDE_EPS) for i, axis in enumerate((x, y))
-            )
-            inside = (across[:, None, :] & down[:, :, None] & valid[:, None, None]).flatten()
-            rows = torch.arange(len(low), device=device)[:, None].expand(-1, h * w)
-            return _Pairs(rows.reshape(-1), torch.arange(h * w, device=device).repeat(len(low)), inside)
-        x0, y0 = (torch.searchsorted(axis, low[:, i] + INSIDE_EPS, right=True) for i, axis in enumerate((x, y)))
-        x1, y1 = (torch.searchsorted(axis, high[:, i] - INSIDE_EPS) for i, axis in enumerate((x, y)))
-        across = (x1 - x0).clamp(min=0) * valid
-        count = across * (y1 - y0).clamp(min=0)
-        row = torch.repeat_interleave(torch.arange(len(count)), count)
-        order = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-        down = torch.div(order, across[row], rounding_mode="floor")
-        return _Pairs(row, (y0[row] + down) * w + x0[row] + order - down * across[row], None)
+        return low - missing + INSIDE_EPS, high + missing - INSIDE_EPS
+
+    def _resolve(self, box: Tensor, cell: Tensor, value: Tensor, view: _View, targets: PaddedTargets) -> Assignment:
+        """Settles which box a cell learns that several picked, and turns alignments into target scores.
+
+        Args:
+            box: (B, R) picking box.
+            cell: (B, R) picked cell.
+            value: (B, R) their alignment; 0 for a pick that is none.
+            view: predictions.
+            targets: n boxes an image.
+        """
+        n, cells = targets.valid.shape[1], view.boxes_xyxy.shape[1]
+        picked = value > 0
+        first = box.new_full((len(box), cells), n).scatter_reduce_(1, cell, torch.where(picked, box, n), "amin")  # (B, N)
+        last = torch.full_like(first, -1).scatter_reduce_(1, cell, torch.where(picked, box, -1), "amax")
+        mask = picked & (box == first.gather(1, cell))  # each picked cell once
+        box = self._owner(box, cell, mask & (first < last).gather(1, cell), view, targets)
+
+        overlap = ciou(boxes_at(view.boxes_xyxy, cell), boxes_at(targets.boxes_xyxy, box)).clamp_(min=0) * mask
+        value = self._measure(overlap, view.logit_at(cell, targets.labels.gather(1, box)))
+        most_aligned, most_overlap = (v.new_zeros(len(v), n).scatter_reduce_(1, box, v, "amax") for v in (value, overlap))  # (B, n)
+        score = value * (most_overlap / (most_aligned + 1e-9)).gather(1, box)
+        return Assignment(cell, box, score, mask)
+
+    def _owner(self, box: Tensor, cell: Tensor, contested: Tensor, view: _View, targets: PaddedTargets) -> Tensor:
+        """The picks' boxes (B, R), those of contested cells replaced by the box that the cell's prediction overlaps most.
+
+        As with the candidates, only the CPU may ask which cells these are.
+        """
+        rows = contested.flatten().nonzero().squeeze(1) if box.device.type == "cpu" else torch.arange(box.numel(), device=box.device)
+        image, at, best = torch.div(rows, box.shape[1], rounding_mode="floor"), cell.flatten()[rows], []
+        step = max(1, (CACHED_PAIRS if box.device.type == "cpu" else MAX_PAIRS) // targets.valid.shape[1])
+        low, high = (corner.permute(2, 0, 1).contiguous() for corner in self._area(targets.boxes_xyxy))  # (2, B, n)
+        sides, centres = targets.boxes_xyxy.permute(2, 0, 1).contiguous(), view.centres()
+        for i in range(0, len(rows), step):
+            of, here = image[i : i + step], at[i : i + step]
+            overlap = ciou(view.boxes_xyxy[of, here][:, None], sides[:, of].movedim(0, -1)) * targets.valid[of]  # (Q, n)
+            if self.owners_contain:
+                for axis in range(2):
+                    centre = centres[here, axis, None]
+                    overlap = overlap * ((centre > low[axis, of]) & (centre < high[axis, of]))
+            best.append(overlap.clamp_(min=0).argmax(dim=1))
+        owner = box.flatten().index_copy(0, rows, torch.cat([rows[:0], *best])).view_as(box)
+        return torch.where(contested, owner, box)
 
 
-def _stronger(owners: _Owners, overlap: Tensor, cell: Tensor, box: Tensor, alignment: Tensor, start: int) -> _Owners:
-    """The owners (B, N) of a level's cells after also looking at pairs: overlap, cell over the images, box of the chunk; (P,) each."""
-    largest = torch.zeros_like(owners.overlap).flatten().scatter_reduce_(0, cell, overlap, "amax")
-    none = alignment.shape[1]
-    wanted = torch.where((overlap > 0) & (overlap == largest[cell]), box, none)
-    best = torch.full_like(largest, none, dtype=torch.long).scatter_reduce_(0, cell, wanted, "amin").view_as(owners.box)
-    largest = largest.view_as(owners.overlap)
-    at_best = alignment.gather(1, best.clamp(max=none - 1)[:, None]).squeeze(1)
-    better = largest > owners.overlap
-    return _Owners(*(torch.where(better, new, old) for new, old in zip((largest, best + start, at_best), owners)))
+class _View(NamedTuple):
+    """What the network predicts."""
+
+    boxes_xyxy: Tensor  # (B, N, 4) px
+    class_logits: Sequence[Tensor]  # (B, nc, H, W) a level
+    strides: Sequence[float]
+
+    def centres(self) -> Tensor:
+        """(N, 2) px, the cells' centres."""
+        return anchor_points(self.class_logits, self.strides)[0].T
+
+    def logit_at(self, cell: Tensor, label: Tensor) -> Tensor:
+        """Class logits (B, R) of cells (B, R) for labels (B, R)."""
+        total, begin = torch.zeros_like(cell, dtype=torch.float32), 0
+        for level in self.class_logits:
+            count = level.shape[2] * level.shape[3]
+            here = (cell >= begin) & (cell < begin + count)
+            index = label * count + (cell - begin).clamp(0, count - 1)
+            total = torch.where(here, level.flatten(1).gather(1, index).float(), total)
+            begin += count
+        return total
 
 
-def _resolve(box: Tensor, cell: Tensor, value: Tensor, owners: _Owners, boxes_xyxy: Tensor, targets: PaddedTargets) -> Assignment:
-    """Settles which box a cell learns that several picked, and turns alignments into target scores.
+
+def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> _Pairs:
+    """Boxes and the cells inside them. How many there are is known only afterwards.
 
     Args:
-        box: (B, R) picking box.
-        cell: (B, R) picked cell.
-        value: (B, R) their alignment; 0 for a pick that is none.
-        owners: for each cell the box that it overlaps most.
-        boxes_xyxy: (B, N, 4) px, predicted.
-        targets: n boxes an image.
+        low: (rows, 2) px, left top corners.
+        high: (rows, 2) px, right bottom corners.
+        valid: (rows,) bool, which rows are boxes.
+        x: (W,) px, centres of the columns.
+        y: (H,) px, centres of the rows of cells.
     """
-    n = targets.valid.shape[1]
-    picked = value > 0
-    first = torch.full_like(owners.box, n).scatter_reduce_(1, cell, torch.where(picked, box, n), "amin")  # (B, N)
-    last = torch.full_like(owners.box, -1).scatter_reduce_(1, cell, torch.where(picked, box, -1), "amax")
-    mask = picked & (box == first.gather(1, cell))  # each picked cell once
-    contested = mask & (first < last).gather(1, cell)
-    box = torch.where(contested, owners.box.gather(1, cell), box)
-    value = torch.where(contested, owners.alignment.gather(1, cell), value) * mask
-    predicted, true = boxes_at(boxes_xyxy, cell), boxes_at(targets.boxes_xyxy, box)
-    overlap = ciou(predicted, true).clamp_(min=0) * mask
-    most_aligned, most_overlap = (v.new_zeros(len(v), n).scatter_reduce_(1, box, v, "amax") for v in (value, overlap))  # (B, n)
-    score = value * (most_overlap / (most_aligned + 1e-9)).gather(1, box)
-    return Assignment(cell, box, score, mask)
+    x0, y0 = (torch.searchsorted(axis, low[:, i].contiguous(), right=True) for i, axis in enumerate((x, y)))
+    x1, y1 = (torch.searchsorted(axis, high[:, i].contiguous()) for i, axis in enumerate((x, y)))
+    across = (x1 - x0).clamp(min=0) * valid
+    count = across * (y1 - y0).clamp(min=0)
+    row = torch.repeat_interleave(torch.arange(len(count), device=low.device), count)
+    order = torch.arange(len(row), device=low.device) - (count.cumsum(0) - count)[row]
+    down = torch.div(order, across[row], rounding_mode="floor")
+    return _Pairs(row, (y0[row] + down) * len(x) + x0[row] + order - down * across[row], None)
+
+
+def all_pairs(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> _Pairs:
+    """All boxes with all cells, and whether they are inside; arguments as for :func:`pairs_inside`."""
+    across, down = ((axis > low[:, i, None]) & (axis < high[:, i, None]) for i, axis in enumerate((x, y)))
+    inside = across[:, None, :] & down[:, :, None] & valid[:, None, None]  # (rows, H, W)
+    cells = inside[0].numel() if len(inside) else 0
+    row = torch.arange(len(low), device=low.device).repeat_interleave(cells)
+    return _Pairs(row, torch.arange(cells, device=low.device).repeat(len(low)), inside.flatten())

@@ -37,13 +37,14 @@ class DistributionHead(DetectionHead):
     Attributes:
         box_groups: groups of the second and third box convolution (4 in YOLOv9's ``DDetect`` family).
         box_bias: initial bias of the box logits.
-        enlarges_candidates: whether the assigner looks for candidates of a small box in a larger area, as newer YOLOv8 code does.
+        newer_assignment: whether targets are assigned as newer YOLOv8 code does: candidates of a box smaller than the second stride are
+            looked for in an area of that size, and a cell only ever learns a box that contains it.
         single: the class with one branch that ``deploy()`` gives, None for the class itself; ``single_name`` is its registered name.
     """
 
     box_groups = 1
     box_bias = 1.0
-    enlarges_candidates = False
+    newer_assignment = False
     single: type[DistributionHead] | None = None
     single_name = "Detect"
 
@@ -107,8 +108,14 @@ class DistributionHead(DetectionHead):
     def build_loss(self, hyp: Hyperparameters) -> DetectionLoss:
         from models.losses.task_aligned import TaskAlignedLoss
 
-        min_side = self.strides[:2][-1] if self.enlarges_candidates else 0.0
-        return TaskAlignedLoss(hyp, nc=self.nc, strides=self.strides, branch_weights=self.branch_weights, min_candidate_side=min_side)
+        return TaskAlignedLoss(
+            hyp,
+            nc=self.nc,
+            strides=self.strides,
+            branch_weights=self.branch_weights,
+            min_candidate_side=self.strides[:2][-1] if self.newer_assignment else 0.0,
+            owners_contain=self.newer_assignment,
+        )
 
     def deploy(self) -> Deployed:
         """The main branch alone, sharing its parameters, under the names of a head that never had another."""
@@ -152,7 +159,7 @@ class Detect(DistributionHead):
     """
 
     box_bias = 2.0
-    enlarges_candidates = True
+    newer_assignment = True
 
     @classmethod
     def class_width(cls, first: int, nc: int) -> int:

@@ -20,7 +20,7 @@ Inner-X    X − IoU + IoU of the boxes scaled by 0.7                      arXiv
 Focaler-X  X − IoU + clip((IoU − d)/(u − d), 0, 1), d = 0, u = 0.95      arXiv 2401.10525, eq. 1–2
 =========  ============================================================  ===========================
 
-WIoU (:class:`WiseIoU`) is a loss with a memory, not a similarity.
+The last three and WIoU, a loss with a memory, stand in ``box.py``.
 """
 
 from __future__ import annotations

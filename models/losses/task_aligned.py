@@ -11,9 +11,10 @@ from torch import Tensor
 from models.assigners.grid import anchor_points, expected_distances
 from models.assigners.targets import PaddedTargets, boxes_at, pad_targets
 from models.assigners.task_aligned import Assignment, TaskAlignedAssigner
+from models.losses.box import BoxLoss
 from models.losses.cells import cells_and_background
+from models.losses.classification import ClassLoss
 from models.losses.dfl import distribution_focal_loss
-from models.losses.iou import SIMILARITIES
 from utils.distributed import all_reduce_sum, world_size
 from utils.types import Batch
 
@@ -29,11 +30,13 @@ class TaskAlignedLoss:
     branch weight; branches are added.
 
     Args:
-        hyp: gains ``box``, ``cls``, ``dfl``; ``label_smoothing``; ``iou_loss``; ``tal_topk``, ``tal_alpha``, ``tal_beta``.
+        hyp: gains ``box``, ``cls``, ``dfl``; ``iou_loss``; ``cls_loss`` with ``cls_pw``, ``fl_gamma``, ``label_smoothing``; ``tal_topk``,
+            ``tal_alpha`` and ``tal_beta`` of the assigner.
         nc: number of classes.
         strides: px a cell of each level.
         branch_weights: weight of each branch.
         min_candidate_side: see :class:`TaskAlignedAssigner`.
+        owners_contain: the same.
         bins: bins of a side's distribution.
     """
 
@@ -47,15 +50,21 @@ class TaskAlignedLoss:
         strides: Sequence[float],
         branch_weights: Sequence[float] = (1.0,),
         min_candidate_side: float = 0.0,
+        owners_contain: bool = False,
         bins: int = 16,
     ) -> None:
         self.gains = {"box": hyp.box, "cls": hyp.cls, "dfl": hyp.dfl}
-        self.similarity = SIMILARITIES[hyp.iou_loss]
+        self.box_loss = BoxLoss(hyp.iou_loss)
+        self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw)
         self.smoothing = hyp.label_smoothing
         self.nc, self.bins = nc, bins
         self.strides, self.branch_weights = tuple(strides), tuple(branch_weights)
         self.assigner = TaskAlignedAssigner(
-            topk=hyp.tal_topk, alpha=hyp.tal_alpha, beta=hyp.tal_beta, min_candidate_side=min_candidate_side
+            topk=hyp.tal_topk,
+            alpha=hyp.tal_alpha,
+            beta=hyp.tal_beta,
+            min_candidate_side=min_candidate_side,
+            owners_contain=owners_contain,
         )
 
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
@@ -69,54 +78,63 @@ class TaskAlignedLoss:
             points, strides = anchor_points(maps, self.strides)
             hw_px = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
             targets = pad_targets(batch.targets.to(points.device), batch.max_boxes, batch_size=len(maps[0]), hw_px=hw_px)
+            grid = _Points(points, strides)
             totals = torch.zeros(3, device=points.device)
             for weight, branch in zip(self.branch_weights, output.branches):
-                totals = totals + weight * self._branch(branch, points, strides, targets)
+                totals = totals + weight * self._branch(branch, grid, targets, hw_px)
         return {name: self.gains[name] * total for name, total in zip(self.names, totals)}
 
-    def _branch(self, maps: Sequence[Tensor], points: Tensor, strides: Tensor, targets: PaddedTargets) -> Tensor:
+    def _branch(self, maps: Sequence[Tensor], grid: _Points, targets: PaddedTargets, hw_px: tuple[float, float]) -> Tensor:
         """Box, class and distribution loss (3,) of one branch before gains."""
         maps = [m.float() for m in maps]
         with torch.no_grad():
             sides, logits = zip(*(m.split((4 * self.bins, self.nc), dim=1) for m in maps))
             distances = torch.cat([expected_distances(s.flatten(2), self._projection(s)) for s in sides], dim=2)  # (B, 4, N)
-            boxes = _boxes(distances * strides, points)
+            boxes = _boxes(distances, grid)
             assigned = self.assigner(boxes, logits, self.strides, targets)
             normaliser = (all_reduce_sum(assigned.score.sum()) / world_size()).clamp(min=1)
-        picked, background = cells_and_background(maps, assigned.cell, sides=4 * self.bins)
+        picked, background = cells_and_background(maps, assigned.cell, sides=4 * self.bins, gamma=self.class_loss.gamma)
         sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)
-        here = _Picks(points[:, assigned.cell].transpose(0, 1), strides[:, assigned.cell].transpose(0, 1))
-        box, dfl = self._box_losses(sides, here, targets, assigned)
-        return torch.stack((box, background + self._foreground(logits, targets, assigned), dfl)) / normaliser
+        here = _Points(*(t[:, assigned.cell].transpose(0, 1) for t in grid))
+        box, dfl = self._box_losses(sides, here, targets, assigned, hw_px)
+        cls = self.class_loss.background_weight * background + self._foreground(logits, targets, assigned)
+        return torch.stack((box, cls, dfl)) / normaliser
 
-    def _box_losses(self, sides: Tensor, picks: _Picks, targets: PaddedTargets, assigned: Assignment) -> tuple[Tensor, Tensor]:
+    def _box_losses(
+        self, sides: Tensor, grid: _Points, targets: PaddedTargets, assigned: Assignment, hw_px: tuple[float, float]
+    ) -> tuple[Tensor, Tensor]:
         """Regression and distribution loss of the assigned cells, weighted with their target scores and summed."""
         true = boxes_at(targets.boxes_xyxy, assigned.box)  # (B, R, 4) px
-        predicted = _boxes(expected_distances(sides, self._projection(sides)) * picks.strides, picks.points)
-        box = 1 - self.similarity(predicted, true)
+        predicted = _boxes(expected_distances(sides, self._projection(sides)), grid)
+        box = self.box_loss(predicted, true, mask=assigned.mask, image_hw=hw_px).loss
         low, high = true.transpose(1, 2).split(2, dim=1)  # (B, 2, R)
-        distances = torch.cat((picks.points - low, high - picks.points), dim=1) / picks.strides  # (B, 4, R)
+        distances = torch.cat((grid.centres - low, high - grid.centres), dim=1) / grid.strides  # (B, 4, R)
         dfl = distribution_focal_loss(sides.unflatten(1, (4, self.bins)).transpose(2, 3), distances).mean(dim=1)
         return (box * assigned.score).sum(), (dfl * assigned.score).sum()
 
     def _foreground(self, logits: Tensor, targets: PaddedTargets, assigned: Assignment) -> Tensor:
-        """What the targets of the assigned cells add to the class loss of cells that are all background."""
+        """What the targets of the assigned cells add to the class loss of cells that are all background.
+
+        Label smoothing moves the fraction ε of a cell's target score from its class to all classes alike (arXiv 1512.00567, section 7).
+        """
         label = targets.labels.gather(1, assigned.box)  # (B, R)
         score = torch.zeros_like(logits).scatter_(1, label[:, None], assigned.score[:, None])
         if self.smoothing:
             score = score * (1 - self.smoothing) + assigned.score[:, None] * (self.smoothing / self.nc)
-        return -(logits * score).sum()
+        return self.class_loss.over_background(logits, score).sum()
 
     def _projection(self, like: Tensor) -> Tensor:
         return torch.arange(self.bins, device=like.device)
 
 
-class _Picks(NamedTuple):
-    points: Tensor  # (B, 2, R) px
-    strides: Tensor  # (B, 1, R) px
+class _Points(NamedTuple):
+    """Cells by their centres (2, N) or (B, 2, R) and strides (1, N) or (B, 1, R), px."""
+
+    centres: Tensor
+    strides: Tensor
 
 
-def _boxes(distances: Tensor, points: Tensor) -> Tensor:
-    """Distances (B, 4, K) px from points (2, K) or (B, 2, K) to boxes (B, K, 4) xyxy px."""
-    left_top, right_bottom = distances.split(2, dim=1)
-    return torch.cat((points - left_top, points + right_bottom), dim=1).transpose(1, 2)
+def _boxes(distances: Tensor, grid: _Points) -> Tensor:
+    """Distances (B, 4, K) in strides from K cells' centres to boxes (B, K, 4) xyxy px."""
+    left_top, right_bottom = (distances * grid.strides).split(2, dim=1)
+    return torch.cat((grid.centres - left_top, grid.centres + right_bottom), dim=1).transpose(1, 2)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from models.assigners.grid import anchor_points
 from models.assigners.targets import pad_targets
+from models.heads.anchor_free import DDetect, Detect
 from models.heads.base import HeadOutput
+from models.heads.multi_branch import DualDDetect
 from models.losses.task_aligned import TaskAlignedLoss
 from tests import golden
 from utils.config import Hyperparameters
@@ -38,10 +40,9 @@ def aligned(name: str) -> tuple[golden.Golden, tuple[str, ...], TaskAlignedLoss,
     args = case.meta["args"]
     prefixes = ("aux_", "main_") if name.startswith("v9_dual") else ("",)
     hyp = Hyperparameters(**args["gains"], tal_topk=args["topk"], tal_alpha=args["alpha"], tal_beta=args["beta"])
-    min_side = args["strides"][1] if name.startswith("v8") else 0.0
-    weights = (0.25, 1.0)[-len(prefixes) :]
-    loss = TaskAlignedLoss(hyp, nc=args["nc"], strides=args["strides"], branch_weights=weights, min_candidate_side=min_side)
-    return case, prefixes, loss, output_of(case, prefixes)
+    head = {"v8": Detect, "v9_tal": DDetect, "v9_dual": DualDDetect}[name.rsplit("_", 2)[0]](args["nc"], [8] * 3 * len(prefixes))
+    head.set_strides(args["strides"])
+    return case, prefixes, head.build_loss(hyp), output_of(case, prefixes)
 
 
 def test_there_are_cases():

@@ -1,0 +1,106 @@
+"""Regression losses by name: one minus a member of the IoU family, its variants, and WIoU."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.losses.iou import SIMILARITIES, compare, iou, mdpiou, nwd
+from utils.errors import UserError, nearest
+
+ALPHA = 3.0  # exponent of alpha-IoU that the paper recommends
+INNER_RATIO = 0.7  # scale of Inner-IoU's auxiliary boxes; below 1 helps large overlaps, above 1 small ones
+FOCALER_RANGE = (0.0, 0.95)  # overlaps between which Focaler-IoU spreads its values
+WISE_MOMENTUM = 1e-4  # weight of a new batch in WIoU's running mean
+WISE_ALPHA, WISE_DELTA = 1.9, 3.0  # WIoU v3's focusing
+PREFIXES = ("alpha", "Inner", "Focaler")
+WISE = ("WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3")  # WIoU alone is v3
+NAMES = (*SIMILARITIES, "NWD", *WISE, *(f"{p}-{s}" for p in PREFIXES for s in SIMILARITIES))
+
+
+class BoxFit(NamedTuple):
+    """How well predicted boxes fit: the loss, and the similarity (at most 1) that objectness and quality targets are made of."""
+
+    loss: Tensor
+    similarity: Tensor
+
+
+class BoxLoss:
+    """The regression loss that a hyp file names under ``iou_loss``.
+
+    WIoU keeps the running mean of 1 − IoU, the only state; it starts at 1 with every run.
+
+    Args:
+        name: one of ``NAMES``, such as ``CIoU``, ``Inner-SIoU`` or ``WIoU-v3``.
+
+    Raises:
+        UserError: an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in NAMES:
+            raise UserError(f"iou_loss {name!r}: unknown, {nearest(name, NAMES) or 'known are ' + ', '.join(NAMES)}")
+        self.name = name
+        self.mean: Tensor | None = None
+
+    def __call__(self, predicted_xyxy: Tensor, true_xyxy: Tensor, *, mask: Tensor, image_hw: tuple[float, float]) -> BoxFit:
+        """Loss and similarity (...) of aligned boxes (..., 4) px.
+
+        Args:
+            predicted_xyxy: with gradient.
+            true_xyxy: without.
+            mask: (...) bool, which pairs count in WIoU's running mean.
+            image_hw: px, for MDPIoU.
+        """
+        if self.name in WISE:
+            return self._wise(predicted_xyxy, true_xyxy, mask)
+        value = similarity(self.name, predicted_xyxy, true_xyxy, image_hw=image_hw)
+        return BoxFit(1 - value, value)
+
+    def _wise(self, predicted_xyxy: Tensor, true_xyxy: Tensor, mask: Tensor) -> BoxFit:
+        """R · (1 − IoU), R = exp(ρ²/c²) with c² constant for the gradient (arXiv 2301.10051, eq. 5–6), times the focusing of v2 or v3."""
+        pair = compare(predicted_xyxy, true_xyxy)
+        loss = 1 - pair.iou
+        with torch.no_grad():
+            mean = (loss * mask).sum() / mask.sum().clamp(min=1)
+            before = torch.ones_like(mean) if self.mean is None else self.mean
+            self.mean = torch.where(mask.any(), (1 - WISE_MOMENTUM) * before + WISE_MOMENTUM * mean, before)
+            scale = wise_focus(loss / self.mean, self.name)
+        return BoxFit(scale * torch.exp(pair.distance2 / pair.diagonal2.detach()) * loss, pair.iou)
+
+
+def similarity(name: str, boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, image_hw: tuple[float, float] = (640.0, 640.0)) -> Tensor:
+    """The named similarity (...) of boxes (..., 4), WIoU excepted."""
+    if name == "NWD":
+        return nwd(boxes1_xyxy, boxes2_xyxy)
+    prefix, _, plain = name.rpartition("-")
+    function = partial(mdpiou, image_hw=image_hw) if plain == "MDPIoU" else SIMILARITIES[plain]
+    if prefix == "alpha":
+        return function(boxes1_xyxy, boxes2_xyxy, alpha=ALPHA)
+    value = function(boxes1_xyxy, boxes2_xyxy)
+    if not prefix:
+        return value
+    overlap = iou(boxes1_xyxy, boxes2_xyxy)
+    if prefix == "Inner":
+        return value - overlap + iou(scaled(boxes1_xyxy, INNER_RATIO), scaled(boxes2_xyxy, INNER_RATIO))
+    low, high = FOCALER_RANGE
+    return value - overlap + ((overlap - low) / (high - low)).clamp(0, 1)
+
+
+def scaled(boxes_xyxy: Tensor, ratio: float) -> Tensor:
+    """Boxes of ``ratio`` times the size about the same centres."""
+    low, high = boxes_xyxy.chunk(2, dim=-1)
+    centre, half = (low + high) / 2, (high - low) * (ratio / 2)
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def wise_focus(outlierness: Tensor, name: str) -> Tensor:
+    """WIoU's weight for β = (1 − IoU) / mean: 1 in v1, √β in v2 (eq. 8 with γ = 0.5), β / (δ α^(β − δ)) in v3 (eq. 10)."""
+    if name == "WIoU-v1":
+        return torch.ones_like(outlierness)
+    if name == "WIoU-v2":
+        return outlierness.sqrt()
+    return outlierness / (WISE_DELTA * WISE_ALPHA ** (outlierness - WISE_DELTA))

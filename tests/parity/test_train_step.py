@@ -1,0 +1,59 @@
+"""One forward and backward of whole networks in training mode: raw maps, loss, every parameter's gradient, running statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import build_model
+from tests import golden
+from utils.config import Hyperparameters
+from utils.types import Batch, Letterbox
+
+CASES = golden.all_names("models", "train_")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_training_step(name):
+    case = golden.find("models", name)
+    args = case.meta["args"]
+    model = build_model(f"{name.removeprefix('train_')}.yaml", nc=args["nc"])
+    golden.fill_(model, 1.35).train()
+    size, (h, w) = args["batch"], args["imgsz"]
+    output = model(torch.cat([golden.image_array(i, (1, 3, h, w)) for i in range(size)]))
+    for i, raw in enumerate(raw for maps in output.branches for raw in maps):
+        golden.assert_close(as_map(raw), as_map(case.tensor(f"raw_{i}")), 1e-4, f"raw map {i}")
+    for i, layer in enumerate(case.meta["bn_checked"]):
+        for statistic in ("running_mean", "running_var"):
+            value = getattr(model.get_submodule(layer), statistic)
+            golden.assert_close(value, case.tensor(f"bn_{i}_{statistic}"), 1e-4, f"{layer}.{statistic}")
+
+    targets = case.tensor("targets")
+    letterbox = Letterbox(torch.tensor([[h, w]] * size), torch.ones(size, 2), torch.zeros(size, 2))
+    batch = Batch(torch.zeros(size, 3, h, w), targets, ("",) * size, letterbox, int(targets[:, 0].long().bincount().max()))
+    parts = model.head.build_loss(hyperparameters(case))(output, batch)
+    golden.assert_close(torch.stack(list(parts.values())), case.tensor("loss_items")[: len(parts)], 1e-4, "loss items")
+    total = sum(parts.values()) * size
+    golden.assert_close(total, case.tensor("loss_total").reshape(()), 1e-4, "loss")
+
+    total.backward()
+    parameters = dict(model.named_parameters())
+    golden.assert_close(next(iter(parameters.values())).grad, case.tensor("grad_first_param"), 1e-3, "first gradient")
+    for key, norm in case.meta["param_grad_norms"].items():
+        gradient = parameters[key].grad
+        assert (gradient is None) == (norm is None), key
+        assert norm is None or float(gradient.norm()) == pytest.approx(norm, rel=2e-3), key
+
+
+def as_map(raw: torch.Tensor) -> torch.Tensor:
+    """Maps of anchor-based heads are stored as (B, anchors, H, W, outputs)."""
+    return raw.permute(0, 1, 4, 2, 3).flatten(1, 2) if raw.dim() == 5 else raw
+
+
+def hyperparameters(case: golden.Golden) -> Hyperparameters:
+    """The gains of the cases under losses/."""
+    gains = {
+        "ultralytics/yolov5": {"box": 0.05, "cls": 0.5, "obj": 1.0, "anchor_t": 4.0},
+        "WongKinYiu/yolov7": {"box": 0.05, "cls": 0.3, "obj": 0.7, "anchor_t": 4.0},
+    }.get(case.meta["source"], {"box": 7.5, "cls": 0.5, "dfl": 1.5})
+    return Hyperparameters(**gains)
