@@ -7,7 +7,7 @@ from torch import nn
 from models import channel_rules as rules
 from models.registry import register
 
-for _name in ("Upsample", "MaxPool2d", "AvgPool2d", "ZeroPad2d", "ReflectionPad2d", "Identity", "Dropout2d", "SiLU", "ReLU", "LeakyReLU"):
+for _name in ("Upsample", "MaxPool2d", "AvgPool2d", "ZeroPad2d", "ReflectionPad2d", "Dropout2d", "SiLU", "ReLU", "LeakyReLU"):
     register(f"nn.{_name}", channels=rules.preserves)(getattr(nn, _name))
 for _name in ("Conv2d", "ConvTranspose2d"):
     register(f"nn.{_name}", channels=rules.projects)(getattr(nn, _name))

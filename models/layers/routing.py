@@ -13,9 +13,9 @@ from models.layers.conv import Conv, Size
 from models.registry import register
 
 
-@register("Silence", channels=rules.preserves)
+@register("Silence", "nn.Identity", channels=rules.preserves)
 class Silence(nn.Module):
-    """Gives back its input: a row by which YOLOv9 names the image, so that a later row can read it."""
+    """Gives back its input; YOLOv9 has it as first row, so that a later row can read the image. ``deploy()`` drops such rows."""
 
     is_identity = True
 
