@@ -1,0 +1,85 @@
+"""Deformable large kernel attention: the large kernel's taps move with the content.
+
+Beyond Self-Attention: Deformable Large Kernel Attention for Medical Image Segmentation, arXiv 2309.00121.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from models import channel_rules as rules
+from models.layers.attention.common import full_precision
+from models.layers.attention.shared import GatedResidual, depthwise, gather_bilinear
+from models.registry import register
+
+PAPER = "Beyond Self-Attention: Deformable Large Kernel Attention for Medical Image Segmentation, arXiv 2309.00121"
+
+
+@register("DeformableLKA", channels=rules.attends, paper=PAPER)
+class DeformableLKA(nn.Module):
+    """x · conv1x1(deformable dilated 7x7(deformable 5x5(x))), both depth-wise (equation 5 of the paper).
+
+    Args:
+        dim: channels in and out.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv0 = DeformableDepthwise(dim, 5)
+        self.conv_spatial = DeformableDepthwise(dim, 7, dilation=3)
+        self.conv1 = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.conv1(self.conv_spatial(self.conv0(x)))
+
+
+@register("DeformableLKAAttention", "DLKA", channels=rules.attends, paper=PAPER)
+class DeformableLKAAttention(GatedResidual):
+    """DeformableLKA between two pointwise convolutions, with a residual.
+
+    Args:
+        d_model: channels in and out.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model, DeformableLKA(d_model))
+
+
+class DeformableDepthwise(nn.Module):
+    """A depth-wise convolution whose taps move by offsets that an ordinary convolution of the same shape predicts.
+
+    Sampling is bilinear in float32, zero outside. ONNX before opset 19 has no such operator, and the fast kernel's gradient on CUDA
+    adds in any order; for export and for deterministic training four gathers a tap take its place.
+    """
+
+    def __init__(self, channels: int, kernel: int, *, dilation: int = 1) -> None:
+        super().__init__()
+        self.offset_net = nn.Conv2d(channels, 2 * kernel**2, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.deform_conv = depthwise(channels, kernel, dilation=dilation, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        offset = self.offset_net(x)
+        plain = torch.onnx.is_in_onnx_export() or (x.is_cuda and torch.are_deterministic_algorithms_enabled())
+        with full_precision(x):
+            wide, offset, weight = x.float(), offset.float(), self.deform_conv.weight.float()
+            if plain:
+                return self._by_gathers(wide, offset, weight).to(x.dtype)
+            margin, dilation = self.deform_conv.padding, self.deform_conv.dilation
+            return deform_conv2d(wide, offset, weight, padding=margin, dilation=dilation).to(x.dtype)
+
+    def _by_gathers(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+        """The same sum, tap by tap; offsets are (B, 2 taps, H, W), rows before columns."""
+        height, width = x.shape[-2:]
+        rows = torch.arange(height, device=x.device, dtype=x.dtype)[:, None]
+        columns = torch.arange(width, device=x.device, dtype=x.dtype)
+        (margin, _), (dilation, _), (kernel, _) = self.deform_conv.padding, self.deform_conv.dilation, self.deform_conv.kernel_size
+        total = torch.zeros_like(x)
+        for tap in range(kernel**2):
+            row = rows + (tap // kernel * dilation - margin) + offset[:, 2 * tap]
+            column = columns + (tap % kernel * dilation - margin) + offset[:, 2 * tap + 1]
+            total = total + gather_bilinear(x, row, column) * weight[:, 0, tap // kernel, tap % kernel].view(1, -1, 1, 1)
+        return total

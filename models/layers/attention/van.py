@@ -1,0 +1,42 @@
+"""Large kernel attention: a wide kernel as a depth-wise, a dilated depth-wise and a pointwise convolution, used as a gate."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.shared import GatedResidual, depthwise
+from models.registry import register
+
+PAPER = "Visual Attention Network, arXiv 2202.09741"
+
+
+@register("LKA", channels=rules.attends, paper=PAPER)
+class LKA(nn.Module):
+    """x · conv1x1(dilated 7x7(5x5(x))), both depth-wise, dilation 3: a 21x21 field (equations 1 and 2 of the paper).
+
+    Args:
+        dim: channels in and out.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv0 = depthwise(dim, 5)
+        self.conv_spatial = depthwise(dim, 7, dilation=3)
+        self.conv1 = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.conv1(self.conv_spatial(self.conv0(x)))
+
+
+@register("LKAAttention", "LKA_Attention", channels=rules.attends, paper=PAPER)
+class LKAAttention(GatedResidual):
+    """LKA between two pointwise convolutions, with a residual.
+
+    Args:
+        d_model: channels in and out.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model, LKA(d_model))
