@@ -1,0 +1,79 @@
+"""Axial attention: along the columns and along the rows, each on its own."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.common import ChannelLinear
+from models.layers.attention.shared import divisor_up_to
+from models.registry import register
+
+
+@register("AxialAttention", channels=rules.attends, paper="Axial Attention in Multidimensional Transformers, arXiv 1912.12180")
+class AxialAttention(nn.Module):
+    """Softmax attention within each column plus the same within each row (section 3.1 of the paper); O(N (H + W)) instead of O(N²).
+
+    Args:
+        dim: channels in and out.
+        heads: number of heads; the largest divisor of ``dim`` that is not above it.
+        dim_heads: channels a head; None for ``dim // heads``.
+        sum_axial_out: add both; False applies columns, then rows.
+        num_dimensions: 2, the only number that a map has.
+        dim_index: 1, the place of the channels.
+
+    Raises:
+        ValueError: another number of dimensions, or channels elsewhere.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        dim_heads: int | None = None,
+        sum_axial_out: bool = True,
+        num_dimensions: int = 2,
+        dim_index: int = 1,
+    ) -> None:
+        super().__init__()
+        if num_dimensions != 2 or dim_index != 1:
+            raise ValueError(f"AxialAttention works on (B, C, H, W): 2 dimensions and channels at 1, not {num_dimensions} and {dim_index}")
+        heads = divisor_up_to(dim, heads)
+        self.sum_axial_out = sum_axial_out
+        self.axial_attentions = nn.ModuleList(_Axis(dim, heads, dim_heads or dim // heads, axis) for axis in (2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        down, across = self.axial_attentions
+        return down(x) + across(x) if self.sum_axial_out else across(down(x))
+
+
+class _Axis(nn.Module):
+    """Attention along one axis of a map; the layers are under ``fn``, as published."""
+
+    def __init__(self, channels: int, heads: int, width: int, axis: int) -> None:
+        super().__init__()
+        self.heads, self.axis = heads, axis
+        self.fn = nn.ModuleDict(
+            {
+                "to_q": ChannelLinear(channels, heads * width, bias=False),
+                "to_kv": ChannelLinear(channels, 2 * heads * width, bias=False),
+                "to_out": ChannelLinear(heads * width, channels),
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, (key, value) = self.fn["to_q"](x), self.fn["to_kv"](x).chunk(2, 1)
+        out = F.scaled_dot_product_attention(*(self._lines(part) for part in (query, key, value)))
+        return self.fn["to_out"](self._map(out, batch=x.shape[0]))
+
+    def _lines(self, x: Tensor) -> Tensor:
+        """(B, heads d, H, W) -> (B lines, heads, pixels, d)."""
+        order = (0, 4, 1, 3, 2) if self.axis == 2 else (0, 3, 1, 4, 2)
+        return x.unflatten(1, (self.heads, -1)).permute(order).flatten(0, 1).contiguous()
+
+    def _map(self, lines: Tensor, *, batch: int) -> Tensor:
+        """The inverse of _lines."""
+        order = (0, 2, 4, 3, 1) if self.axis == 2 else (0, 2, 4, 1, 3)  # from (B, lines, heads, pixels, d)
+        return lines.unflatten(0, (batch, -1)).permute(order).flatten(1, 2)

@@ -1,0 +1,186 @@
+"""Deformable attention: all pixels attend to a coarse grid of samples that the content has moved.
+
+Vision Transformer with Deformable Attention (DAT), arXiv 2201.00520.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.common import ChannelLayerNorm, pad_to_multiple
+from models.layers.attention.shared import depthwise, divisor_up_to, sample_bilinear, unit_line
+from models.registry import register
+
+HEAD_CHANNELS = 32  # the paper's
+
+
+@register("DATAttention", "DAttention", channels=rules.attends, paper="Vision Transformer with Deformable Attention, arXiv 2201.00520")
+class DATAttention(nn.Module):
+    """softmax(q kᵀ / √d + position bias) v, with k and v at sampled points (equations 4 to 9 of the paper).
+
+    Every ``stride``-th pixel is a sampling point; a small network on the queries moves it, per group of channels. The position bias is
+    read from a learned table at the distance between query and sample, in units of the map, so one table serves every size. Sampling
+    and positions are in float32, so that it works in half precision.
+
+    Limits: time and memory grow with H W times the number of samples; keep ``stride`` at 2 or more on large maps.
+
+    Args:
+        dim: channels in and out; None for ``n_heads * n_head_channels``.
+        n_heads: number of heads; None for about 32 channels a head.
+        n_groups: groups with their own offsets; must divide the heads.
+        stride: distance of the sampling points (px).
+        ksize: kernel of the offset network (px).
+        offset_range_factor: largest offset, in distances of the sampling points; negative for no limit but the map.
+        q_size: map at which the table has one entry a pixel distance.
+        kv_size: unused; the published constructor has it.
+        n_head_channels: channels a head, where ``dim`` is None.
+        use_pe: position bias.
+        dwc_pe: a depth-wise 3x3 of the queries instead of the table.
+        log_cpb: a small network on log distances instead of the table.
+        no_off: pooled samples, no offsets and no position bias.
+        fixed_pe: must be False: such a table fits one size only.
+        attn_drop: dropout of the attention weights.
+        proj_drop: dropout after the projection.
+
+    Raises:
+        ValueError: heads, groups and channels do not divide, or ``fixed_pe``.
+    """
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        n_heads: int | None = None,
+        n_groups: int = 1,
+        stride: int = 2,
+        ksize: int = 3,
+        offset_range_factor: float = 2.0,
+        *,
+        q_size: int | Sequence[int] = 20,
+        kv_size: int | Sequence[int] | None = None,
+        n_head_channels: int = HEAD_CHANNELS,
+        use_pe: bool = True,
+        dwc_pe: bool = False,
+        log_cpb: bool = False,
+        no_off: bool = False,
+        fixed_pe: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim is None:
+            dim = (n_heads or 1) * n_head_channels
+        if n_heads is None:
+            n_heads = n_groups * divisor_up_to(max(1, dim // n_groups), max(1, dim // (HEAD_CHANNELS * n_groups)))
+        if dim % n_heads or n_heads % n_groups or fixed_pe:
+            raise ValueError(
+                f"DATAttention: {n_heads} heads should divide {dim} channels, {n_groups} groups the heads, and fixed_pe be False"
+            )
+        self.heads, self.groups, self.stride, self.ksize = n_heads, n_groups, stride, ksize
+        self.offset_range, self.no_off, self.attn_drop = offset_range_factor, no_off, attn_drop
+        self.scale = (dim // n_heads) ** -0.5
+        if not no_off:
+            self.conv_offset = _offset_network(dim // n_groups, ksize, stride)
+        self.proj_q = nn.Conv2d(dim, dim, 1)
+        self.proj_k = nn.Conv2d(dim, dim, 1)
+        self.proj_v = nn.Conv2d(dim, dim, 1)
+        self.proj_out = nn.Conv2d(dim, dim, 1)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.pe = "none" if not use_pe or (no_off and not dwc_pe) else "dwc" if dwc_pe else "log" if log_cpb else "table"
+        self._add_positions(dim, n_heads, q_size)
+
+    def _add_positions(self, dim: int, heads: int, size: int | Sequence[int]) -> None:
+        if self.pe == "dwc":
+            self.rpe_table = depthwise(dim, 3)
+        elif self.pe == "log":
+            self.rpe_table = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, heads // self.groups, bias=False))
+        elif self.pe == "table":
+            height, width = (size, size) if isinstance(size, int) else size
+            self.rpe_table = nn.Parameter(torch.empty(heads, 2 * height - 1, 2 * width - 1))
+            nn.init.trunc_normal_(self.rpe_table, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        query = self.proj_q(x)
+        if self.no_off:
+            sampled, position = F.avg_pool2d(pad_to_multiple(x, self.stride, self.stride), self.stride), None
+        else:
+            position, _ = self.sampling_points(query)
+            sampled = self._sample(x, position)
+        bias = None if position is None else self._bias(query, position)
+        q, k, v = (self._heads_first(part) for part in (query, self.proj_k(sampled), self.proj_v(sampled)))
+        drop = self.attn_drop if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)  # (B, heads, N, d)
+        out = out.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[-2:])
+        if self.pe == "dwc":
+            out = out + self.rpe_table(query)
+        return self.proj_drop(self.proj_out(out))
+
+    def sampling_points(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to sample: moved points and the grid they start from, each (B, groups, H', W', 2), rows first, in [-1, 1]; float32."""
+        grouped = query.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        if self.ksize == self.stride:  # patches: the network has no padding of its own
+            grouped = pad_to_multiple(grouped, self.stride, self.stride)
+        offset = self.conv_offset(grouped).float().permute(0, 2, 3, 1)  # (B G, H', W', 2)
+        height, width = offset.shape[1:3]
+        rows, columns = (torch.arange(n, device=query.device, dtype=torch.float32) for n in (height, width))
+        reach = torch.stack([line[-1].clamp(min=1.0) for line in (rows, columns)])  # H' - 1 and W' - 1
+        grid = torch.stack((rows[:, None].expand(height, width), columns.expand(height, width)), 2)
+        reference = ((grid + 0.5) / reach * 2 - 1).expand_as(offset)
+        if self.offset_range >= 0:
+            position = reference + offset.tanh() / reach * self.offset_range
+        else:
+            position = (reference + offset).clamp(-1.0, 1.0)
+        return position.unflatten(0, (-1, self.groups)), reference.unflatten(0, (-1, self.groups))
+
+    def _sample(self, x: Tensor, position: Tensor) -> Tensor:
+        """(B, C, H, W) at (B, groups, H', W', 2) -> (B, C, H', W')."""
+        grouped = x.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        sampled = sample_bilinear(grouped, position.flatten(0, 1).flip(-1))
+        return sampled.unflatten(0, (-1, self.groups)).flatten(1, 2).to(x.dtype)
+
+    def _bias(self, query: Tensor, position: Tensor) -> Tensor | None:
+        """Position bias of the logits: (B, heads, H W, samples)."""
+        if self.pe not in ("table", "log"):
+            return None
+        height, width = query.shape[-2:]
+        rows, columns = unit_line(height, query), unit_line(width, query)
+        grid = torch.stack((rows[:, None].expand(height, width), columns.expand(height, width)), 2).flatten(0, 1)  # (H W, 2)
+        points = position.flatten(2, 3)  # (B, G, samples, 2)
+        distance = (grid[:, None] - points[:, :, None]).flatten(0, 1) / 2  # (B G, H W, samples, 2)
+        if self.pe == "log":
+            logs = distance.sign() * torch.log2(8 * distance.abs() + 1) / 3
+            bias = self.rpe_table(logs.to(query.dtype)).permute(0, 3, 1, 2)  # (B G, heads / G, H W, samples)
+        else:
+            table = self.rpe_table.unflatten(0, (self.groups, -1)).expand(query.shape[0], -1, -1, -1, -1).flatten(0, 1)
+            bias = sample_bilinear(table, distance.flip(-1))
+        return bias.unflatten(0, (-1, self.groups)).flatten(1, 2).to(query.dtype)
+
+    def _heads_first(self, x: Tensor) -> Tensor:
+        """(B, heads d, H, W) -> (B, heads, H W, d)."""
+        return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
+
+
+class _Norm(nn.Module):
+    """Layer normalisation over channels under the published key ``norm``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelLayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+def _offset_network(channels: int, kernel: int, stride: int) -> nn.Sequential:
+    padding = 0 if kernel == stride else kernel // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels),
+        _Norm(channels),
+        nn.GELU(),
+        nn.Conv2d(channels, 2, 1, bias=False),
+    )

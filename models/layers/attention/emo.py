@@ -1,0 +1,130 @@
+"""Inverted residual mobile block: attention on a dilated grid inside an inverted residual.
+
+Rethinking Mobile Block for Efficient Attention-based Models (EMO), arXiv 2301.01146.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.common import DropPath, pad_to_multiple
+from models.layers.attention.shared import divisor_up_to
+from models.registry import register
+
+NORMS = {"bn_2d": lambda c: nn.BatchNorm2d(c, eps=1e-6), "none": lambda c: nn.Identity()}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}
+
+
+@register("iRMB", channels=rules.projects, paper="Rethinking Mobile Block for Efficient Attention-based Models, arXiv 2301.01146")
+class iRMB(nn.Module):
+    """x + proj(y + dwconv(y)), y = attention(v) among every n-th pixel (equations 2 to 5 of the paper).
+
+    The map is padded to multiples of the window with zeros (they take part, as published); pixels with equal remainders attend to
+    each other, so that a group spans the map.
+
+    Args:
+        dim_in: channels in.
+        dim_out: channels out.
+        norm_in: normalise the input.
+        has_skip: add the input where widths and stride allow.
+        exp_ratio: inner width, in multiples of ``dim_in``.
+        norm_layer: ``bn_2d`` or ``none``.
+        act_layer: activation after the value's projection: ``relu``, ``gelu``, ``silu`` or ``none``.
+        v_proj: without attention, whether the value is projected at all (then ``exp_ratio`` must be 1).
+        dw_ks: kernel of the depth-wise convolution, odd.
+        stride: of the depth-wise convolution.
+        dim_head: channels a head; the number of heads is ``dim_in // dim_head``, or the next smaller one that divides.
+        window_size: pixels a side of each attention group; 0 for the whole map.
+        attn_s: whether there is attention.
+        qkv_bias: biases in the projections.
+        drop: dropout after the last projection.
+        drop_path: rate of stochastic depth.
+        attn_pre: attend to the normalised input and project afterwards.
+
+    Raises:
+        ValueError: an unknown norm or activation.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        norm_in: bool = True,
+        has_skip: bool = True,
+        exp_ratio: float = 1.0,
+        norm_layer: str = "bn_2d",
+        act_layer: str = "relu",
+        v_proj: bool = True,
+        dw_ks: int = 3,
+        stride: int = 1,
+        *,
+        dim_head: int = 64,
+        window_size: int = 7,
+        attn_s: bool = True,
+        qkv_bias: bool = False,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        attn_pre: bool = False,
+    ) -> None:
+        super().__init__()
+        if norm_layer not in NORMS or act_layer not in ACTIVATIONS:
+            known = f"norm_layer {list(NORMS)} and act_layer {list(ACTIVATIONS)}"
+            raise ValueError(f"iRMB: norm_layer {norm_layer!r}, act_layer {act_layer!r}; known are {known}")
+        hidden = int(dim_in * exp_ratio)
+        self.attn_pre, self.window = attn_pre, window_size
+        self.heads = divisor_up_to(dim_in, max(1, dim_in // dim_head))
+        self.scale = (dim_in // self.heads) ** -0.5
+        self.skip = has_skip and dim_in == dim_out and stride == 1
+        self.norm = NORMS[norm_layer](dim_in) if norm_in else nn.Identity()
+        self.qk = _projection(dim_in, 2 * dim_in, bias=qkv_bias) if attn_s else None
+        projects = attn_s or v_proj
+        self.v = _projection(dim_in, hidden, bias=qkv_bias, act=ACTIVATIONS[act_layer]()) if projects else nn.Identity()
+        self.conv_local = nn.Sequential()
+        self.conv_local.add_module(
+            "conv", nn.Conv2d(hidden, hidden, dw_ks, stride, padding=-(-(dw_ks - stride) // 2), groups=hidden, bias=False)
+        )
+        self.conv_local.add_module("norm", nn.BatchNorm2d(hidden, eps=1e-6))
+        self.conv_local.add_module("act", nn.SiLU())
+        self.proj = _projection(hidden, dim_out, bias=False)
+        self.proj_drop = nn.Dropout(drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim_in, H, W) -> (B, dim_out, H / stride, W / stride)."""
+        shortcut, x = x, self.norm(x)
+        x = self.v(x) if self.qk is None else self._attend(x)
+        local = self.conv_local(x)
+        out = self.proj_drop(self.proj(x + local if self.skip else local))
+        return shortcut + self.drop_path(out) if self.skip else out
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """(B, dim_in, H, W) -> (B, hidden, H, W)."""
+        height, width = x.shape[-2:]
+        rows, columns = (self.window, self.window) if self.window > 0 else (height, width)
+        x = pad_to_multiple(x, rows, columns)
+        value = x if self.attn_pre else self.v(x)
+        query, key, value = (self._scatter(part, rows, columns) for part in (*self.qk(x).chunk(2, 1), value))
+        out = self._gather(F.scaled_dot_product_attention(query, key, value, scale=self.scale), x, rows, columns)
+        return (self.v(out) if self.attn_pre else out)[:, :, :height, :width]
+
+    def _scatter(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """Groups of pixels with equal remainders: (B, C, H, W) -> (B groups, heads, rows columns, C / heads)."""
+        grid = x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).unflatten(1, (self.heads, -1))  # (B, h, d, rows, n, columns, m)
+        return grid.permute(0, 4, 6, 1, 3, 5, 2).flatten(4, 5).flatten(0, 2).contiguous()
+
+    def _gather(self, groups: Tensor, like: Tensor, rows: int, columns: int) -> Tensor:
+        """The inverse of _scatter for a map as high and wide as ``like``."""
+        batch, _, height, width = like.shape
+        grid = groups.unflatten(2, (rows, columns)).unflatten(0, (batch, height // rows, width // columns))
+        grid = grid.permute(0, 3, 6, 4, 1, 5, 2)  # from (B, n, m, h, rows, columns, d) to (B, h, d, rows, n, columns, m)
+        return grid.reshape(batch, -1, height, width)
+
+
+def _projection(channels: int, out: int, *, bias: bool, act: nn.Module | None = None) -> nn.Sequential:
+    layers = nn.Sequential()
+    layers.add_module("conv", nn.Conv2d(channels, out, 1, bias=bias))
+    if act is not None:
+        layers.add_module("act", act)
+    return layers
