@@ -1,0 +1,45 @@
+"""Gather and excite: a channel's weight at a pixel from what the channel does in a neighbourhood."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.shared import PooledBatchNorm2d, global_mean
+from models.registry import register
+
+PAPER = "Gather-Excite: Exploiting Feature Context in Convolutional Neural Networks, arXiv 1810.12348"
+
+
+@register("GE", "GatherExcite", channels=rules.attends, paper=PAPER)
+class GE(nn.Module):
+    """x · σ(upsample(gather(x))) (equation 1 of the paper): the learned gather GE-θ or, over the whole map, GE-θ⁻ without parameters.
+
+    GE-θ gathers an extent of e px by log₂ e depth-wise 3x3 convolutions of stride 2, each with a batch norm, ReLU between them.
+
+    Args:
+        channels: channels in and out.
+        extent: e, a power of 2 from 2 on; 0 for the mean of the whole map, which has no parameters.
+
+    Raises:
+        ValueError: another extent.
+    """
+
+    def __init__(self, channels: int, extent: int = 8) -> None:
+        super().__init__()
+        if extent != 0 and (extent < 2 or extent & (extent - 1)):
+            raise ValueError(f"GE: extent should be 0 or a power of 2 from 2 on, not {extent}")
+        self.gather = nn.Sequential()
+        for _ in range(extent.bit_length() - 1 if extent else 0):
+            if len(self.gather):
+                self.gather.append(nn.ReLU())
+            self.gather.append(nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=False))
+            self.gather.append(PooledBatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not len(self.gather):
+            return x * torch.sigmoid(global_mean(x))
+        return x * torch.sigmoid(F.interpolate(self.gather(x), size=x.shape[-2:], mode="nearest"))

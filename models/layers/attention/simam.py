@@ -1,0 +1,40 @@
+"""SimAM: a pixel's weight from how far it stands out of its channel, without a parameter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.common import full_precision
+from models.registry import register
+
+
+@register("SimAM", channels=rules.attends, paper="SimAM: A Simple, Parameter-Free Attention Module, ICML 2021")
+class SimAM(nn.Module):
+    """x · σ(1/e*), 1/e* = (x - μ)² / (4 (σ² + λ)) + 1/2 (equations 5 and 6 of the paper), σ² over H W - 1 pixels.
+
+    On a map of one pixel the published code divides 0 by 0; here the variance is 0 there. In float32, because σ² + λ is not to vanish.
+
+    Args:
+        channels: channels in and out; any number.
+        e_lambda: λ.
+    """
+
+    def __init__(self, channels: int | None = None, e_lambda: float = 1e-4) -> None:
+        super().__init__()
+        self.e_lambda = e_lambda
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        with full_precision(x):
+            wide = x.float()
+            distance = (wide - wide.mean((2, 3), keepdim=True)).square()
+            # pixels - 1, at least 1, computed from the map so that a traced graph follows its size
+            others = (torch.ones_like(wide[:1, :1]).sum() - 1).clamp(min=1)
+            variance = distance.sum((2, 3), keepdim=True) / others
+            weight = torch.sigmoid(distance / (4 * (variance + self.e_lambda)) + 0.5)
+        return x * weight.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"e_lambda={self.e_lambda}"

@@ -1,0 +1,27 @@
+"""Effective squeeze and excitation: SE without the bottleneck that mixes channels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.layers.attention.shared import global_mean
+from models.registry import register
+
+
+@register("EffectiveSE", "eSE", channels=rules.attends, paper="CenterMask: Real-Time Anchor-Free Instance Segmentation, arXiv 1911.06667")
+class EffectiveSE(nn.Module):
+    """x · hard-σ(W mean(x)): one full-width layer, so that no channel's information is lost (equation 3 of the paper).
+
+    Args:
+        channels: channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x * F.hardsigmoid(self.fc(global_mean(x)))
