@@ -73,7 +73,8 @@ def compiled_cases(check: str) -> pytest.MarkDecorator:
 
 def step(module: nn.Module, x: Tensor) -> Tensor:
     """One plain training step; returns the loss."""
-    optimizer = torch.optim.SGD(module.parameters(), lr=1e-4)
+    x = x.requires_grad_()  # a module without parameters has something to differentiate, too
+    optimizer = torch.optim.SGD([*module.parameters(), x], lr=1e-4)
     loss = module(x).square().mean()
     optimizer.zero_grad()
     loss.backward()
