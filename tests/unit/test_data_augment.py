@@ -178,6 +178,14 @@ class TestMosaic:
                 np.testing.assert_allclose(instances.boxes_xyxy[0], extent(image), atol=1.3)
         assert seen > 10
 
+    def test_the_box_of_a_whole_tile_falls_on_whole_pixels(self):
+        for seed in range(20):
+            image, instances = marked(37, 53, [(0, 0, 53, 37)])
+            scene = single_scene(image, instances, (64, 64))
+            transform = random_transform((64, 64), (64, 64), hyp(scale=0.4, translate=0.05), rng(seed))
+            drawn, _, after = resize_tiles(scene, transform, (64, 64))
+            np.testing.assert_allclose(after.boxes_xyxy[0], extent(drawn), atol=1e-3)
+
     def test_cached_pictures_are_not_changed(self):
         pictures = self.pictures()
         copies = [p[0].copy() for p in pictures]
@@ -227,6 +235,18 @@ class TestColour:
         levels = [int(hsv(grey, hyp(hsv_v=0.4), rng(i))[0, 0, 0]) for i in range(200)]
         assert 60 <= min(levels) < 65
         assert 135 < max(levels) <= 140
+
+    def test_hue_goes_round(self):
+        import cv2
+
+        colour = cv2.cvtColor(np.full((4, 4, 3), (170, 255, 255), np.uint8), cv2.COLOR_HSV2RGB)
+        wrapped = 0
+        for seed in range(20):
+            factor = rng(seed).uniform(-1, 1, 3)[0] * 0.5 + 1
+            hue = int(cv2.cvtColor(hsv(colour, hyp(hsv_h=0.5), rng(seed)), cv2.COLOR_RGB2HSV)[0, 0, 0])
+            assert abs(hue - int(170 * factor % 180)) <= 1
+            wrapped += 170 * factor >= 180
+        assert wrapped > 3
 
     def test_other_modes_pass(self):
         deep = np.zeros((4, 4, 3), np.uint16)

@@ -99,6 +99,17 @@ class TestDeterminism:
         for changed in (second, other):
             assert not any(torch.equal(first[p][0], changed[p][0]) for p in first)
 
+    def test_every_sample_has_its_own_numbers(self, tmp_path):
+        for kind in ("images", "labels"):
+            (tmp_path / kind).mkdir()
+        for i in range(8):
+            Image.fromarray(np.full((40, 64, 3), 90, np.uint8)).save(tmp_path / f"images/{i}.png")
+            (tmp_path / f"labels/{i}.txt").write_text("0 0.5 0.5 0.25 0.5")
+        (tmp_path / "set.yaml").write_text("train: images\nval: images\nnames: [a]\n")
+        hyp = types.SimpleNamespace(**{**OFF, "translate": 0.1, "scale": 0.5})
+        boxes = [tuple(t[0].tolist()) for _, t in samples(loader(tmp_path, hyp=hyp), 0).values()]
+        assert len(set(boxes)) == 8
+
     def test_global_generators_are_left_alone(self, root):
         before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
         list(loader(root, workers=1))
