@@ -104,7 +104,7 @@ def test_a_contested_cell_goes_to_the_box_it_overlaps_most():
 
 def test_small_boxes_find_candidates_only_in_an_enlarged_area():
     _, maps, _, points = case(1, batch=1)
-    boxes = torch.cat((points - 9, points + 9)).T[None]
+    boxes = torch.tensor([62.0, 62.0, 66.0, 66.0]).expand(1, points.shape[1], 4)
     tiny = pad_targets(torch.tensor([[0, 1, 0.5, 0.5, 0.02, 0.02]]), 1, batch_size=1, hw_px=(128, 128))
     assert TaskAlignedAssigner()(boxes, maps, STRIDES, tiny).mask.sum() == 0
     assert TaskAlignedAssigner(min_candidate_side=16)(boxes, maps, STRIDES, tiny).mask.sum() > 0
