@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="bccd.yaml")
     parser.add_argument("--cfg", nargs="*", default=["yolov9-t-FocalModulation.yaml"])
-    parser.add_argument("--hyp", default="hyp.small.yaml")
+    parser.add_argument("--hyp", type=Path, default=Path(__file__).with_name("hyp.bccd.yaml"))
     parser.add_argument("--peer-python", help="a Python with ultralytics")
     parser.add_argument("--peer-cfg", nargs="*", default=["yolov8n.yaml", "yolov9t.yaml"])
     parser.add_argument("--imgsz", type=int, default=320)
@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
 
 def _ours(args: argparse.Namespace, cfg: str, seed: int, project: Path) -> Outcome:
     flags = {
-        "cfg": cfg, "data": args.data.resolve(), "hyp": args.hyp, "imgsz": args.imgsz, "epochs": args.epochs, "batch-size": args.batch_size,
+        "cfg": cfg, "data": args.data.resolve(), "hyp": args.hyp.resolve(), "imgsz": args.imgsz, "epochs": args.epochs, "batch-size": args.batch_size,
         "workers": args.workers, "seed": seed, "project": project, "name": "run", "device": "cpu",
     }  # fmt: skip
     command = [sys.executable, str(ROOT / "train.py"), "--noplots", *(str(w) for k, v in flags.items() for w in (f"--{k}", v))]
