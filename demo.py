@@ -54,6 +54,7 @@ def demo() -> None:
 
 
 def announce(step: str) -> None:
+    """A heading between the steps."""
     print(f"\n=== {step} ===", flush=True)
 
 

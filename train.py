@@ -57,8 +57,9 @@ DEMO: dict[str, Any] = {
     "hyp": str(HYPS / "hyp.demo.yaml"),
     "imgsz": 160,
     "epochs": 20,
-    "batch_size": 16,
-    "workers": 2,
+    "batch_size": 8,
+    "optimizer": "AdamW",
+    "workers": 1,
 }
 LOG_EVERY = 10  # iterations between looks at the losses; each look waits for the device
 # Flags that may be given anew with --resume; any other would make the run another one.
@@ -143,7 +144,8 @@ def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainRe
             return fit(run)
         except KeyboardInterrupt:
             last = run.save_dir / "weights" / "last.pt"
-            raise KeyboardInterrupt(f"{last} holds the last whole epoch, go on with --resume {last}") from None
+            kept = f"{last} holds the last whole epoch, go on with --resume {last}" if last.exists() else "nothing was saved yet"
+            raise KeyboardInterrupt(kept) from None
 
 
 def fit(run: Run) -> TrainResult:
@@ -216,7 +218,7 @@ def validate(run: Run) -> Metrics:
     """The moving average on the validation images."""
     from val import evaluate
 
-    return evaluate(run.ema.model, run.val_loader, loss=run.loss)
+    return evaluate(run.ema.model, run.val_loader, loss=run.loss, precision=run.precision)
 
 
 def save(run: Run, epochs_done: int, metrics: Metrics | None, *, is_best: bool) -> None:
@@ -390,6 +392,7 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
 
 
 def rounded_up(px: int, stride: int) -> int:
+    """A side in whole strides; says so where that changes it."""
     sides = math.ceil(px / stride) * stride
     if sides != px:
         print(f"--imgsz {px} is no multiple of the model's stride {stride}: {sides} is used")
@@ -407,6 +410,7 @@ def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn
 
 
 def own_observers(config: TrainConfig, loader: DetectionLoader) -> list[Callback]:
+    """What writes results.csv, TensorBoard events and pictures."""
     return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loader.dataset.labels)])]
 
 

@@ -15,18 +15,22 @@ from utils.errors import UserError
 
 
 def rank() -> int:
+    """Number of this process among all, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
+    """Number of this process on this machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
+    """Whether this process prints and saves."""
     return rank() == 0
 
 
@@ -95,6 +99,7 @@ def broadcast_object(value: object) -> object:
 
 
 def barrier() -> None:
+    """Waits for all processes."""
     if is_distributed():
         dist.barrier()
 

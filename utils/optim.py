@@ -72,6 +72,7 @@ def apply_settings(optimizer: Optimizer, settings: StepSettings) -> None:
 
 
 def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
+    """Of each group, in the order of ``GROUPS``."""
     return tuple(group["lr"] for group in optimizer.param_groups)
 
 
