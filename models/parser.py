@@ -135,7 +135,10 @@ def find_config(name: str | Path) -> tuple[Path, str]:
     for found in sorted(CONFIGS.rglob("*.yaml")):
         shelf.setdefault(found.name, []).append(found)
     scaled = SCALED_NAME.match(path.stem)
-    candidates: list[tuple[list[Path], str]] = [(shelf.get(path.name, []), "")]
+    candidates: list[tuple[list[Path], str]] = []
+    if path.parent.name == "deploy":  # YOLOv7 publishes training and deploy forms under one name in two folders
+        candidates.append((shelf.get(f"{path.stem}-deploy.yaml", []), ""))
+    candidates.append((shelf.get(path.name, []), ""))
     if scaled:
         base = path.with_name(f"{scaled['family']}{scaled['rest']}.yaml")
         beside = [base] if base.is_file() else []

@@ -197,6 +197,8 @@ def test_configs_are_found_by_bare_name_and_by_last_part():
     bare, _ = find_config("yolov9-c.yaml")
     assert find_config("models/detect/yolov9-c.yaml")[0] == bare
     assert find_config("yolov9-c")[0] == bare
+    assert find_config("cfg/deploy/yolov7.yaml")[0].name == "yolov7-deploy.yaml"
+    assert find_config("cfg/training/yolov7.yaml")[0].name == "yolov7.yaml"
 
 
 def test_a_missing_config_offers_the_nearest():
