@@ -39,6 +39,7 @@ class Outcome(NamedTuple):
 
 
 def main() -> None:
+    """Trains all sides with all seeds and prints the table."""
     args = _arguments()
     sides = [("ours", cfg) for cfg in args.cfg] + [("peer", cfg) for cfg in args.peer_cfg if args.peer_python]
     outcomes: dict[tuple[str, str], list[Outcome]] = {side: [] for side in sides}
@@ -73,9 +74,18 @@ def _arguments() -> argparse.Namespace:
 
 def _ours(args: argparse.Namespace, cfg: str, seed: int, project: Path) -> Outcome:
     flags = {
-        "cfg": cfg, "data": args.data.resolve(), "hyp": args.hyp.resolve(), "imgsz": args.imgsz, "epochs": args.epochs, "batch-size": args.batch_size,
-        "workers": args.workers, "seed": seed, "project": project, "name": "run", "device": "cpu",
-    }  # fmt: skip
+        "cfg": cfg,
+        "data": args.data.resolve(),
+        "hyp": args.hyp.resolve(),
+        "imgsz": args.imgsz,
+        "epochs": args.epochs,
+        "batch-size": args.batch_size,
+        "workers": args.workers,
+        "seed": seed,
+        "project": project,
+        "name": "run",
+        "device": "cpu",
+    }
     command = [sys.executable, str(ROOT / "train.py"), "--noplots", *(str(w) for k, v in flags.items() for w in (f"--{k}", v))]
     seconds = _timed(command, cwd=ROOT)
     return _read(project / "run" / "results.csv", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", seconds)

@@ -21,6 +21,7 @@ BOXES_PER_IMAGE = 20
 
 
 def main() -> None:
+    """Measures each side in its own processes and prints the table."""
     args = _arguments()
     if args.side:
         print(json.dumps(_measure(args)))

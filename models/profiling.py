@@ -136,6 +136,7 @@ def _table(costs: Sequence[LayerCost]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: prints the table of one network."""
     parser = argparse.ArgumentParser(prog="python -m models.profiling", description="the cost of a network, a row a layer")
     parser.add_argument("cfg", help="model YAML, path or bare name")
     parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height and width, px")
