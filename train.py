@@ -262,7 +262,8 @@ def resumed(config: TrainConfig) -> tuple[TrainConfig, Checkpoint]:
     if checkpoint.training is None:
         raise UserError(f"{path}: holds no training state (the run was finished, or this is a best.pt); train on with --weights {path}")
     changes.pop("project", None)
-    config = TrainConfig.from_dict(checkpoint.config).replace(**{**changes, "resume": str(path)})
+    changes.update(resume=str(path), plugins=config.plugins)  # a path that is stored in a file is never imported
+    config = TrainConfig.from_dict(checkpoint.config).replace(**changes)
     print(f"Going on with {path} after epoch {checkpoint.epoch} of {config.epochs}")
     return config, checkpoint
 

@@ -35,6 +35,7 @@ def is_main() -> bool:
 
 
 def is_distributed() -> bool:
+    """Whether a process group has been joined."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from models.checkpoints import load_checkpoint
-from train import TrainResult, main, train
+from train import TrainResult, main, settle, train
 from utils.callbacks import Callback
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
@@ -123,6 +123,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(world, tmp_path, optimizer)
     last = tmp_path / "cut" / "exp" / "weights" / "last.pt"
     assert load_checkpoint(last).epoch == 1
     torch.manual_seed(999)
+    assert settle(TrainConfig(resume=last))[0].plugins == ()  # a stored path is never imported
     resumed = train(TrainConfig(resume=last, plugins=world / "noisy.py"))
     assert resumed.save_dir.absolute() == last.parents[1].absolute()
     for name in ("last.pt", "best.pt"):
