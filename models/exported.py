@@ -217,6 +217,8 @@ def _open_torchscript(path: Path, device: torch.device) -> tuple[Network, Export
         metadata = json.loads(extra[CONFIG_FILE] or "{}")
     except json.JSONDecodeError:
         raise UserError(f"{path}: its {CONFIG_FILE} cannot be understood; export it again with export.py") from None
+    if device.type != "cpu":
+        move_constants(module, device)
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
 
     def network(images: Tensor) -> Sequence[Tensor]:
@@ -224,6 +226,16 @@ def _open_torchscript(path: Path, device: torch.device) -> tuple[Network, Export
         return (output,) if isinstance(output, Tensor) else tuple(o for o in output if isinstance(o, Tensor))
 
     return network, _named(ExportFacts.from_metadata(metadata, source=str(path)), 0, path)
+
+
+def move_constants(module: torch.jit.ScriptModule, device: torch.device) -> None:
+    """Lets the graph make its own tensors (grids of cells) on ``device``; a trace names the device it was made on, loading keeps it."""
+    for part in module.modules():
+        if not part._c._has_method("forward"):  # type: ignore[attr-defined]
+            continue  # a container that the trace never calls
+        for node in part.graph.findAllNodes("prim::Constant"):  # type: ignore[attr-defined]
+            if node.output().type().kind() == "DeviceObjType":
+                node.s_("value", str(device))
 
 
 def _named(facts: ExportFacts, classes: int, path: Path) -> ExportFacts:

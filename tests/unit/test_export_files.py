@@ -14,7 +14,7 @@ from models.agreement import _of_detections
 from models.augmented import AugmentedModel
 from models.detector import Detector
 from models.end2end import Suppression, telling_threshold
-from models.exported import ExportedModel, ExportFacts, load_exported
+from models.exported import ExportedModel, ExportFacts, load_exported, move_constants
 from models.exporting import EXPORTERS, REFUSED, ExportOptions, export_model, exporter_for
 from tests.tiny import DUAL_HEAD, NAMES, tiny_model
 from utils.errors import UserError
@@ -24,6 +24,7 @@ from utils.types import Predictions
 SUFFIX = {"torchscript": ".torchscript", "onnx": ".onnx", "onnx_end2end": ".onnx"}
 SIZE = (64, 96)
 PLAIN = ("torchscript", "onnx")
+pytestmark = pytest.mark.filterwarnings(r"ignore:`?torch\.jit\.:FutureWarning")  # where the tests themselves call it
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,32 @@ def test_dynamic_file_that_is_right_at_one_size_only_is_refused(
         export_model(model, name, path, ExportOptions(imgsz=SIZE, dynamic=True))
     assert not list(tmp_path.iterdir())
     export_model(model, name, path, ExportOptions(imgsz=SIZE))
+
+
+class Counting(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.arange(x.shape[1], device=x.device)
+
+
+def test_traced_tensors_follow_the_device(files: dict, tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Sequential(Counting(), Counting()), torch.rand(2, 3)).save(str(tmp_path / "counting.torchscript"))
+    counting = torch.jit.load(str(tmp_path / "counting.torchscript"))
+    move_constants(counting, torch.device("meta"))
+    assert counting(torch.rand(2, 5, device="meta")).shape == (2, 5)  # fails with a tensor left on the CPU
+    network = torch.jit.load(str(files["torchscript", True]))
+    move_constants(network, torch.device("cuda:1"))
+    parts = [part.code for part in network.modules() if part._c._has_method("forward")]
+    assert any('device("cuda:1")' in code for code in parts)
+    assert not any('device("cpu")' in code for code in parts)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_torchscript_runs_on_a_gpu(model: Detector, files: dict) -> None:
+    x = images(2, 96, 64)
+    expected, got = model.predict(x), load_exported(files["torchscript", True], device="cuda").predict(x.cuda())
+    torch.testing.assert_close(got.boxes.cpu(), expected.boxes, rtol=0, atol=0.1)
+    torch.testing.assert_close(got.scores.cpu(), expected.scores, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", PLAIN)
