@@ -15,7 +15,7 @@ class PaddedTargets(NamedTuple):
 
     labels: Tensor  # (B, n) int64, 0 where there is no box
     boxes_xyxy: Tensor  # (B, n, 4) px, zeros where there is no box
-    valid: Tensor  # (B, n) bool; a box centred on the image's left top corner does not count, as in the published losses
+    valid: Tensor  # (B, n) bool
 
 
 def pad_targets(targets: Tensor, max_boxes: int, *, batch_size: int, hw_px: tuple[float, float]) -> PaddedTargets:
@@ -38,8 +38,8 @@ def pad_targets(targets: Tensor, max_boxes: int, *, batch_size: int, hw_px: tupl
     rows = targets[order, 1:].float()
     padded = torch.zeros(batch_size, max_boxes, 5, device=device)
     padded[image, slot] = torch.cat((rows[:, :1], cxcywh_to_xyxy(denormalised(rows[:, 1:], hw_px))), dim=1)
-    boxes = padded[..., 1:]
-    return PaddedTargets(padded[..., 0].long(), boxes, boxes.sum(dim=-1) > 0)
+    valid = torch.arange(max_boxes, device=device) < per_image[:, None]
+    return PaddedTargets(padded[..., 0].long(), padded[..., 1:], valid)
 
 
 def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class TaskAlignedAssigner:
 
     @torch.no_grad()
     def __call__(self, boxes_xyxy: Tensor, class_logits: Sequence[Tensor], strides: Sequence[float], targets: PaddedTargets) -> Assignment:
-        """Assigns the targets of a whole batch.
+        """Assigns the targets of a whole batch; as in the published losses, a box centred on the image's left top corner does not count.
 
         Args:
             boxes_xyxy: (B, N, 4) px, predicted; levels in order, cells row by row.
@@ -75,6 +75,7 @@ class TaskAlignedAssigner:
         if n == 0:
             none = boxes_xyxy.new_zeros(batch, 0)
             return Assignment(none.long(), none.long(), none, none.bool())
+        targets = targets._replace(valid=targets.valid & (targets.boxes_xyxy.sum(dim=-1) > 0))
         view = _View(boxes_xyxy, class_logits, strides)
         topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, batch * cells))
         parts = [PaddedTargets(*(t[:, i : i + step] for t in targets)) for i in range(0, n, step)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.assigners.grid import anchor_points, expected_distances
+from models.heads.anchor_based import AnchorDetect
 from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
 from models.layers.conv import DFL, Conv
 from models.registry import register
@@ -169,7 +170,7 @@ class Detect(DistributionHead):
     def for_row(*, anchors: Any, dialect: str) -> type[DetectionHead]:
         """The head that ``Detect`` means in a file of this dialect, with or without anchors."""
         if anchors is not None:
-            raise UserError("Detect with anchors (YOLOv5's head) is not there yet; leave the anchors out for the anchor-free head")
+            return AnchorDetect
         return Detect if dialect == "v8" else DetectV9
 
 

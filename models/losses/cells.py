@@ -1,7 +1,7 @@
-"""The two things a loss wants of a head's maps: a few cells, and the class loss of all cells as if they were background.
+"""The few cells and the one dense plane of a head's maps that a loss looks at, as single differentiable operations.
 
-Written as one differentiable operation, because its gradient is then one pass over the maps. Left to autograd, the same takes five
-passes, each over a fresh tensor of the size of the maps, and is most of the time of a loss.
+The gradient of each is then one pass over the maps. Left to autograd, the same takes five passes, each over a fresh tensor of the size of
+the maps, and is most of the time of a loss.
 """
 
 from __future__ import annotations
@@ -29,26 +29,39 @@ def cells_and_background(maps: Sequence[Tensor], cell: Tensor, *, sides: int, ga
     return _CellsAndBackground.apply(cell, sides, gamma, *maps)  # type: ignore[no-any-return]
 
 
+def places_and_plane(maps: Sequence[Tensor], place: Tensor, *, outputs: int, channel: int) -> tuple[Tensor, Tensor]:
+    """Picks places of anchor-based maps, and one output of all places.
+
+    Args:
+        maps: one (B, anchors * outputs, H, W) a level.
+        place: (B, R) int64, index over levels, anchors and cells, in this order.
+        outputs: values a place.
+        channel: the output that is wanted of all places.
+
+    Returns:
+        (B, outputs, R) picked places, and (B, A).
+    """
+    return _PlacesAndPlane.apply(place, outputs, channel, *maps)  # type: ignore[no-any-return]
+
+
 class _CellsAndBackground(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cell: Tensor, sides: int, gamma: float, *maps: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cell, *maps)
         ctx.sides, ctx.gamma = sides, gamma
-        rows = maps[0].new_zeros(len(cell), maps[0].shape[1], cell.shape[1])
         total = maps[0].new_zeros(())
-        for level, index, here in _by_level(maps, cell):
-            rows += level.flatten(2).gather(2, index.expand_as(rows)) * here
+        for level in maps:
             logits = level[:, sides:]
             loss = F.softplus(logits)
             total += (loss if gamma == 0 else loss.mul_(logits.sigmoid().pow_(gamma))).sum()
-        return rows, total
+        return gather_places(maps, cell, maps[0].shape[1]), total
 
     @staticmethod
-    def backward(ctx: Any, grad_rows: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_cells: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         cell, *maps = ctx.saved_tensors
         sides, gamma = ctx.sides, ctx.gamma
         grads = []
-        for level, index, here in _by_level(maps, cell):
+        for level in maps:
             grad = torch.empty_like(level, memory_format=torch.contiguous_format)
             grad[:, :sides] = 0
             slope = grad[:, sides:]
@@ -56,17 +69,61 @@ class _CellsAndBackground(torch.autograd.Function):
             if gamma != 0:  # d/dx p^γ softplus(x) = p^γ (p + γ (1 - p) softplus(x)), p the sigmoid of x
                 slope.copy_(slope.pow(gamma) * (slope + gamma * (1 - slope) * F.softplus(level[:, sides:])))
             slope.mul_(grad_total)
-            grad.flatten(2).scatter_add_(2, index.expand_as(grad_rows), grad_rows * here)
             grads.append(grad)
+        _scatter_add(grads, cell, grad_cells)
         return None, None, None, *grads
 
 
-def _by_level(maps: Sequence[Tensor], cell: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Each level with the cells' index in it, and whether they are in it, both (B, 1, R)."""
+class _PlacesAndPlane(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, place: Tensor, outputs: int, channel: int, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(place)
+        ctx.outputs, ctx.channel, ctx.like = outputs, channel, [(m.shape, m.dtype, m.device) for m in maps]
+        plane = torch.cat([m.unflatten(1, (-1, outputs))[:, :, channel].flatten(1) for m in maps], dim=1)
+        return gather_places(maps, place, outputs), plane
+
+    @staticmethod
+    def backward(ctx: Any, grad_places: Tensor, grad_plane: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        grads = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like]
+        counts = [g[0].numel() // ctx.outputs for g in grads]
+        for grad, plane in zip(grads, grad_plane.split(counts, dim=1)):
+            view = grad.unflatten(1, (-1, ctx.outputs))[:, :, ctx.channel]
+            view.copy_(plane.view_as(view))
+        _scatter_add(grads, place, grad_places)
+        return None, None, None, *grads
+
+
+def gather_places(maps: Sequence[Tensor], place: Tensor, outputs: int) -> Tensor:
+    """Values (B, outputs, R) of places (B, R): indices over levels, anchors and cells, in this order."""
+    total = maps[0].new_zeros(len(place), outputs, place.shape[1])
+    for level, index, here in _by_level(maps, place, outputs):
+        total += level.gather(2, index.expand(-1, level.shape[1], -1)).view_as(total) * here
+    return total
+
+
+def _scatter_add(maps: Sequence[Tensor], place: Tensor, values: Tensor) -> None:
+    """Adds values (B, outputs, R) to contiguous maps at places (B, R), in place."""
+    for level, index, here in _by_level(maps, place, values.shape[1]):
+        level.scatter_add_(2, index.expand(-1, level.shape[1], -1), (values * here).view(len(values), level.shape[1], -1))
+
+
+def _by_level(maps: Sequence[Tensor], place: Tensor, outputs: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Each level as (B, outputs, cells) with the cells' index (B, 1, R), or, where a cell has several anchors and no such view exists,
+    as (B, 1, values) with the values' index (B, 1, outputs · R); and whether the places are in the level, (B, 1, R)."""
     levels, start = [], 0
     for level in maps:
-        count = level.shape[2] * level.shape[3]
-        here = (cell >= start) & (cell < start + count)
-        levels.append((level, (cell - start).clamp(0, count - 1)[:, None], here[:, None]))
+        cells = level.shape[2] * level.shape[3]
+        count = level.shape[1] // outputs * cells
+        here = (place >= start) & (place < start + count)
+        index = (place - start).clamp(0, count - 1)[:, None]
+        if count == cells:
+            view = level.flatten(2)
+        else:
+            anchor = torch.div(index, cells, rounding_mode="floor")
+            channel = torch.arange(outputs, device=place.device)[:, None]
+            index = (anchor * (outputs - 1) * cells + index + channel * cells).flatten(1)[:, None]
+            view = level.flatten(1)[:, None]
+        levels.append((view, index, here[:, None]))
         start += count
     return levels

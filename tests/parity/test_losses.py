@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from models.assigners.grid import anchor_points
+from models.assigners.simota import SimOTA
 from models.assigners.targets import pad_targets
 from models.heads.anchor_free import DDetect, Detect
 from models.heads.base import HeadOutput
 from models.heads.multi_branch import DualDDetect
 from models.losses.task_aligned import TaskAlignedLoss
+from models.losses.yolov5 import AnchorLoss, Gains
 from tests import golden
 from utils.config import Hyperparameters
 from utils.types import Batch, Letterbox
 
 ALIGNED = golden.all_names("losses", "v8_") + golden.all_names("losses", "v9_")
+ANCHORED = golden.all_names("losses", "v5_") + golden.all_names("losses", "v7_")
 
 
 def batch_of(case: golden.Golden) -> Batch:
@@ -45,8 +48,40 @@ def aligned(name: str) -> tuple[golden.Golden, tuple[str, ...], TaskAlignedLoss,
     return case, prefixes, head.build_loss(hyp), output_of(case, prefixes)
 
 
+def anchored(name: str) -> tuple[golden.Golden, AnchorLoss, HeadOutput, list[Tensor]]:
+    """A case of an anchor-based loss, and its predictions in the order of the case (the main branch first)."""
+    case = golden.find("losses", name)
+    args = case.meta["args"]
+    hyp = Hyperparameters(**args["hyp"])
+    anchors = torch.tensor(args["anchors_px"]).view(len(args["strides"]), -1, 2) / torch.tensor(args["strides"]).view(-1, 1, 1)
+    gains = Gains(*(args["hyp"][k] for k in ("box", "obj", "cls")))
+    auxiliary = name.startswith("v7_auxota")
+    assign = SimOTA(nc=args["nc"], anchor_t=hyp.anchor_t, topk=20 if auxiliary else 10) if name.startswith("v7_") else None
+    weights = (0.25, 1.0) if auxiliary else (1.0,)
+    loss = AnchorLoss(hyp, gains, nc=args["nc"], strides=args["strides"], anchors=lambda: anchors, branch_weights=weights, assign=assign)
+    levels = len(args["strides"])
+    leaves = [case.tensor(f"pred_{i}").requires_grad_() for i in range(levels * len(weights))]
+    maps = [p.permute(0, 1, 4, 2, 3).flatten(1, 2) for p in leaves]
+    branches = tuple(tuple(maps[i * levels : (i + 1) * levels]) for i in range(len(weights)))
+    return case, loss, HeadOutput(branches[::-1]), leaves
+
+
 def test_there_are_cases():
     assert ALIGNED
+    assert ANCHORED
+
+
+@pytest.mark.parametrize("name", ANCHORED)
+def test_anchor_based_parts_and_gradients(name):
+    case, loss, output, leaves = anchored(name)
+    parts = loss(output, batch_of(case))
+    assert tuple(parts) == ("box", "obj", "cls")
+    golden.assert_close(torch.stack(list(parts.values())), case.tensor("loss_items")[:3], 1e-5, "loss items")
+    total = sum(parts.values()) * case.meta["args"]["batch"]
+    golden.assert_close(total, case.tensor("loss_total").reshape(()), 1e-5, "total")
+    total.backward()
+    for i, leaf in enumerate(leaves):
+        golden.assert_close(leaf.grad, case.tensor(f"grad_{i}"), 1e-5, f"gradient {i}")
 
 
 @pytest.mark.parametrize("name", ALIGNED)

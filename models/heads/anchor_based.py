@@ -1,0 +1,208 @@
+"""Anchor-based heads of YOLOv5 and YOLOv7: every anchor of every cell predicts a box, an objectness and class scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.assigners.anchor_ratio import Matches, Scene, anchor_grid, decode_places
+from models.assigners.simota import SimOTA
+from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
+from models.layers.implicit import ImplicitA, ImplicitM
+from models.losses.yolov5 import AnchorLoss, Gains
+from models.registry import register
+from utils.errors import UserError
+from utils.types import Predictions
+
+if TYPE_CHECKING:
+    from utils.config import Hyperparameters
+
+NOMINAL_SIZE = 640  # px of the image for which the objectness bias is set
+NOMINAL_OBJECTS = 8  # objects expected on such an image
+CERTAIN = 20.0  # a logit whose sigmoid is 1 in float32
+
+
+class AnchorDetect(DetectionHead):
+    """YOLOv5's ``Detect``: one 1×1 convolution a level.
+
+    Raw maps are (B, anchors · (5 + nc), H, W); a place's outputs are x, y, w, h, objectness, classes. The buffer ``anchors`` (levels,
+    anchors a cell, 2) is in strides, as in the published checkpoints.
+    """
+
+    anchor_based = True
+
+    def __init__(self, nc: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]) -> None:
+        """
+        Args:
+            nc: number of classes.
+            anchors: for each level width, height, width, height … in px.
+            channels: width of each input.
+
+        Raises:
+            UserError: no class, or the anchors do not fit the inputs.
+        """
+        super().__init__()
+        levels = len(channels) // len(self.branch_weights)
+        if nc < 1:
+            raise UserError(f"nc {nc}: a head needs at least one class")
+        if not channels or len(anchors) * len(self.branch_weights) != len(channels):
+            raise UserError(f"has {len(channels)} inputs in {len(self.branch_weights)} branch(es) and anchors for {len(anchors)} levels")
+        self.nc, self.outputs = nc, nc + 5
+        self.strides = ()
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).view(levels, -1, 2))
+        self._add_grid()
+        width = self.outputs * self.anchors.shape[1]
+        self.m = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[:levels])
+
+    def _add_grid(self) -> None:
+        """Only YOLOv7's heads keep a second copy of the anchors."""
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        """Feature maps (B, C_i, H_i, W_i) to raw maps (B, anchors · (5 + nc), H_i, W_i)."""
+        return HeadOutput((tuple(conv(x) for conv, x in zip(self.m, features)),))
+
+    def decode(self, output: HeadOutput) -> Predictions:
+        """Main maps to boxes (B, N, 4) xyxy px and scores (B, N, nc), by level, anchor and cell; in float32 whatever comes in.
+
+        A class's score is objectness times class probability.
+        """
+        maps = [m.float() for m in output.main]
+        raw = torch.cat([m.unflatten(1, (-1, self.outputs)).transpose(1, 2).flatten(2) for m in maps], dim=2)  # (B, 5 + nc, N)
+        box, objectness, classes = raw.split((4, 1, self.nc), dim=1)
+        grid = anchor_grid(maps, self.anchors, self.strides)
+        return Predictions(decode_places(box, grid), self._scores(objectness.sigmoid(), classes.sigmoid()).transpose(1, 2))
+
+    def _scores(self, objectness: Tensor, classes: Tensor) -> Tensor:
+        return objectness * classes
+
+    def build_loss(self, hyp: Hyperparameters) -> DetectionLoss:
+        """Gains are scaled as YOLOv5 and v7 do: by 3 / levels, classes / 80, and the image's area / 640²."""
+        levels = 3 / len(self.m)
+        gains = Gains(box=hyp.box * levels, obj=hyp.obj * levels, cls=hyp.cls * levels * self.nc / 80)
+        return AnchorLoss(
+            hyp,
+            gains,
+            nc=self.nc,
+            strides=self.strides,
+            anchors=lambda: self.anchors,
+            branch_weights=self.branch_weights,
+            assign=self._assigner(hyp),
+            obj_by_area=True,
+        )
+
+    def _assigner(self, hyp: Hyperparameters) -> Callable[[Scene], Matches] | None:
+        return None
+
+    def deploy(self) -> Deployed:
+        return Deployed(self, list(range(len(self.m))), "Detect")
+
+    def set_strides(self, strides: Sequence[float]) -> None:
+        """Takes the strides, brings the anchors into their units (and the order of their levels), and sets the initial biases:
+        8 objects on an image of 640 px, and classes at 0.6 / nc."""
+        self.strides = tuple(float(s) for s in strides)
+        with torch.no_grad():
+            sizes = self.anchors.prod(dim=-1).mean(dim=-1)
+            if len(sizes) > 1 and (sizes[-1] - sizes[0]) * (self.strides[-1] - self.strides[0]) < 0:
+                self.anchors.copy_(self.anchors.flip(0))
+            self.set_anchors(self.anchors.clone())
+            for convs in self._outputs():
+                for conv, stride in zip(convs, self.strides):
+                    bias = conv.bias.view(-1, self.outputs)
+                    bias[:, 4] += math.log(NOMINAL_OBJECTS / (NOMINAL_SIZE / stride) ** 2)
+                    bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+
+    def set_anchors(self, anchors_px: Tensor) -> None:
+        """Replaces the anchors (levels, anchors a cell, 2) px, in place, so that a loss or an optimizer at work sees them."""
+        strides = torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
+        with torch.no_grad():
+            self.anchors.copy_(anchors_px.to(self.anchors) / strides)
+
+    def _outputs(self) -> tuple[nn.ModuleList, ...]:
+        """The output convolutions of all branches."""
+        return (self.m,)
+
+
+@register("IDetect", channels=rules.detects)
+class IDetect(AnchorDetect):
+    """YOLOv7's head: a learned vector is added before the output convolution and another multiplied after it.
+
+    With one class, scores are the objectness alone. ``deploy()`` folds the vectors: W' = W · m, b' = (b + W a) · m. The buffer
+    ``anchor_grid`` repeats the anchors in px under its published name; nothing reads it.
+    """
+
+    overlaps = 10  # best overlaps that OTA sums to learn how many places a box gets
+
+    def __init__(self, nc: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]) -> None:
+        super().__init__(nc, anchors, channels)
+        self._add_auxiliary(channels)
+        self.ia = nn.ModuleList(ImplicitA(conv.in_channels) for conv in self.m)
+        self.im = nn.ModuleList(ImplicitM(conv.out_channels) for conv in self.m)
+
+    def _add_grid(self) -> None:
+        self.register_buffer("anchor_grid", self.anchors.clone().view(len(self.anchors), 1, -1, 1, 1, 2))
+
+    def _add_auxiliary(self, channels: Sequence[int]) -> None:
+        """For a head with a second branch, whose layers stand before the implicit ones."""
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        return HeadOutput((tuple(im(conv(ia(x))) for im, conv, ia, x in zip(self.im, self.m, self.ia, features)),))
+
+    def _assigner(self, hyp: Hyperparameters) -> Callable[[Scene], Matches] | None:
+        return SimOTA(nc=self.nc, anchor_t=hyp.anchor_t, topk=self.overlaps) if hyp.loss_ota else None
+
+    def deploy(self) -> Deployed:
+        """A plain ``Detect`` on the main branch's inputs."""
+        head = AnchorDetect.__new__(AnchorDetect)
+        nn.Module.__init__(head)
+        head.nc, head.outputs, head.strides = self.nc, self.outputs, self.strides
+        head.register_buffer("anchors", self.anchors.clone())
+        head.m = nn.ModuleList(self._folded(*layers) for layers in zip(self.m, self.ia, self.im))
+        return Deployed(head.train(self.training), list(range(len(self.m))), "Detect")
+
+    @torch.no_grad()
+    def _folded(self, conv: nn.Conv2d, add: ImplicitA, multiply: ImplicitM) -> nn.Conv2d:
+        folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1, device=conv.weight.device, dtype=conv.weight.dtype)
+        weight, bias, m = conv.weight.double(), conv.bias.double(), multiply.implicit.double().flatten()
+        folded.weight.copy_(weight * m.view(-1, 1, 1, 1))
+        folded.bias.copy_((bias + (weight.flatten(1) @ add.implicit.double().flatten())) * m)
+        if self.nc == 1:  # the class output is not trained, and scores are the objectness alone
+            classes = folded.weight.unflatten(0, (-1, self.outputs))[:, 5:], folded.bias.view(-1, self.outputs)[:, 5:]
+            classes[0].zero_()
+            classes[1].fill_(CERTAIN)
+        return folded
+
+    def _scores(self, objectness: Tensor, classes: Tensor) -> Tensor:
+        return objectness if self.nc == 1 else objectness * classes
+
+    def set_anchors(self, anchors_px: Tensor) -> None:
+        super().set_anchors(anchors_px)
+        with torch.no_grad():
+            self.anchor_grid.copy_(anchors_px.view_as(self.anchor_grid))
+
+
+@register("IAuxDetect", channels=rules.detects)
+class IAuxDetect(IDetect):
+    """YOLOv7's head with auxiliary branch: the first half of the inputs is the main one (lead), the second half the auxiliary one.
+
+    The auxiliary branch is plain convolutions ``m2``. In ``HeadOutput`` it stands first, as auxiliary branches do everywhere.
+    """
+
+    branch_weights = (0.25, 1.0)
+    overlaps = 20
+
+    def _add_auxiliary(self, channels: Sequence[int]) -> None:
+        self.m2 = nn.ModuleList(nn.Conv2d(c, self.m[0].out_channels, 1) for c in channels[len(self.m) :])
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        """Feature maps, main branch first, to raw maps, auxiliary branch first."""
+        levels = len(self.m)
+        (main,) = super().forward(features[:levels]).branches
+        return HeadOutput((tuple(conv(x) for conv, x in zip(self.m2, features[levels:])), main))
+
+    def _outputs(self) -> tuple[nn.ModuleList, ...]:
+        return self.m, self.m2

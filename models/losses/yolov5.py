@@ -1,0 +1,138 @@
+"""The loss of anchor-based heads: box, objectness and class loss of the places that an assigner picked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.assigners.anchor_ratio import AnchorGrid, Matches, Scene, anchor_grid, assign_by_ratio, decode_places
+from models.assigners.targets import PaddedTargets, boxes_at, pad_targets
+from models.losses.box import BoxLoss
+from models.losses.cells import places_and_plane
+from models.losses.classification import ClassLoss
+from utils.distributed import all_reduce_sum, world_size
+from utils.types import Batch
+
+if TYPE_CHECKING:
+    from models.heads.base import HeadOutput
+    from utils.config import Hyperparameters
+
+OBJECTNESS = 4  # index of the objectness among a place's outputs
+BALANCES = {3: (4.0, 1.0, 0.4)}  # weights of the levels' objectness losses
+OTHER_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
+
+
+class Gains(NamedTuple):
+    box: float
+    obj: float
+    cls: float
+
+
+class AnchorLoss:
+    """Loss of one or several branches of an anchor-based head.
+
+    The objectness target of a place is the overlap of its box with the one it learns, 0 elsewhere. Box and class loss are means over a
+    level's matches (over all processes), the objectness loss is a mean over its places, weighted by level; levels are added.
+
+    Args:
+        hyp: ``cls_pw``, ``obj_pw``, ``fl_gamma``, ``cls_loss``, ``label_smoothing``, ``iou_loss``, ``anchor_t``.
+        gains: of the three parts for an image of 640 px, before ``obj_by_area``.
+        nc: number of classes; one class has no class loss.
+        strides: px a cell of each level.
+        anchors: gives the anchors (levels, anchors a cell, 2) in strides.
+        branch_weights: weight of each branch.
+        assign: gives the matches; None is YOLOv5's rule for all branches.
+        obj_by_area: scales the objectness gain with the image's area / 640².
+    """
+
+    names = ("box", "obj", "cls")
+
+    def __init__(
+        self,
+        hyp: Hyperparameters,
+        gains: Gains,
+        *,
+        nc: int,
+        strides: Sequence[float],
+        anchors: Callable[[], Tensor],
+        branch_weights: Sequence[float] = (1.0,),
+        assign: Callable[[Scene], Matches] | None = None,
+        obj_by_area: bool = False,
+    ) -> None:
+        self.gains, self.nc, self.outputs, self.obj_by_area = gains, nc, nc + 5, obj_by_area
+        self.strides, self.anchors, self.branch_weights = tuple(strides), anchors, tuple(branch_weights)
+        self.smoothing = hyp.label_smoothing
+        self.assign = assign or partial(assign_by_ratio, anchor_t=hyp.anchor_t)
+        self.box_loss = BoxLoss(hyp.iou_loss)
+        self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw)
+        self.object_loss = ClassLoss(gamma=hyp.fl_gamma, pos_weight=hyp.obj_pw)
+        self.balance = BALANCES.get(len(self.strides), OTHER_BALANCE)
+
+    def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
+        """Scalar parts ``box``, ``obj`` and ``cls`` after gains; in float32 also under autocast."""
+        main = [m.float() for m in output.main]
+        with torch.autocast(main[0].device.type, enabled=False):
+            hw_px = (main[0].shape[2] * self.strides[0], main[0].shape[3] * self.strides[0])
+            anchors = self.anchors().to(main[0].device)
+            grid = anchor_grid(main, anchors, self.strides)
+            targets = pad_targets(batch.targets.to(main[0].device), batch.max_boxes, batch_size=len(main[0]), hw_px=hw_px)
+            total = torch.zeros(3, device=main[0].device)
+            for number, (weight, maps) in enumerate(zip(self.branch_weights, output.branches)):
+                auxiliary = number < len(output.branches) - 1
+                scene = Scene([m.detach() for m in main], grid, anchors, self.strides, targets, auxiliary)
+                matches = self.assign(scene).compact()
+                total = total + weight * self._branch([m.float() for m in maps], grid, targets, matches, hw_px)
+            area = hw_px[0] * hw_px[1] / 640**2 if self.obj_by_area else 1.0
+        gains = self.gains._replace(obj=self.gains.obj * area)
+        return {name: getattr(gains, name) * part for name, part in zip(self.names, total)}
+
+    def _branch(
+        self, maps: Sequence[Tensor], grid: AnchorGrid, targets: PaddedTargets, matches: Matches, hw_px: tuple[float, float]
+    ) -> Tensor:
+        """Box, objectness and class loss (3,) of one branch before gains."""
+        picked, objectness = places_and_plane(maps, matches.place, outputs=self.outputs, channel=OBJECTNESS)  # (B, outputs, R), (B, A)
+        predicted = decode_places(picked[:, :4], grid, matches.place)
+        fit = self.box_loss(predicted, boxes_at(targets.boxes_xyxy, matches.box), mask=matches.mask, image_hw=hw_px)
+        per_match = self._mean_weights(grid, matches)  # (B, R)
+        box = (fit.loss * per_match).sum()
+        target = _at_places(fit.similarity.detach().clamp(min=0), matches, len(grid.level))
+        per_place = self._place_weights(grid, len(target))
+        obj = (self.object_loss(objectness, target) * per_place).sum()
+        cls = torch.zeros_like(obj)
+        if self.nc > 1:
+            losses = self.class_loss(picked[:, 5:], self._class_targets(targets.labels.gather(1, matches.box)))
+            cls = (losses.mean(dim=1) * per_match).sum()
+        return torch.stack((box, obj, cls))
+
+    def _mean_weights(self, grid: AnchorGrid, matches: Matches) -> Tensor:
+        """Weights (B, R) that make a sum over matches the sum of each level's mean."""
+        level = grid.level[matches.place]
+        counts = matches.mask.new_zeros(len(self.strides), dtype=torch.float32)
+        counts = counts.scatter_add_(0, level.flatten(), matches.mask.float().flatten())
+        counts = (all_reduce_sum(counts) / world_size()).clamp(min=1)
+        return matches.mask / counts[level]
+
+    def _place_weights(self, grid: AnchorGrid, batch: int) -> Tensor:
+        """Weights (A,) that make a sum over places the balanced sum of each level's mean."""
+        per_cell = len(grid.level) // sum(h * w for h, w in grid.sizes)
+        weights = [balance / (batch * per_cell * h * w) for balance, (h, w) in zip(self.balance, grid.sizes)]
+        return torch.tensor(weights, device=grid.level.device)[grid.level]
+
+    def _class_targets(self, labels: Tensor) -> Tensor:
+        """Labels (B, R) to targets (B, nc, R): 1 − ε/2 for the class and ε/2 for the others with label smoothing ε."""
+        classes = torch.arange(self.nc, device=labels.device)[:, None]
+        return torch.where(labels[:, None] == classes, 1 - self.smoothing / 2, self.smoothing / 2)
+
+
+def _at_places(values: Tensor, matches: Matches, places: int) -> Tensor:
+    """Values (B, R) of matches written to their places (B, A), 0 elsewhere; of several on one place the last one counts."""
+    order = torch.arange(values.shape[1], device=values.device).expand_as(values)
+    order = torch.where(matches.mask, order, -1)
+    last = order.new_full((len(values), places), -1).scatter_reduce_(1, matches.place, order, "amax")
+    if values.shape[1] == 0:
+        return values.new_zeros(len(values), places)
+    return torch.where(last >= 0, values.gather(1, last.clamp(min=0)), 0.0)
