@@ -1,0 +1,120 @@
+"""EfficientRep, the backbone of YOLOv6: stacks of RepVGG blocks that run as plain 3x3 convolutions.
+
+YOLOv6: A Single-Stage Object Detection Framework for Industrial Applications, arXiv 2209.02976; RepVGG, arXiv 2101.03697.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import channel_rules as rules
+from models.backbones.whole import listed_by_stage
+from models.layers.conv import Conv, FusedConv, fuse_conv_bn
+from models.layers.reparam import merge_branches
+from models.registry import register
+
+PAPER = "YOLOv6: A Single-Stage Object Detection Framework for Industrial Applications, arXiv 2209.02976"
+
+
+@register("RepVGGBlock", channels=rules.projects, paper="RepVGG: Making VGG-style ConvNets Great Again, arXiv 2101.03697")
+class RepVGGBlock(nn.Module):
+    """ReLU(BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x)), the last only where widths and stride allow (figure 4 of the paper).
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        kernel_size: 3.
+        stride: of the two convolutions.
+        padding: 1.
+        groups: of the two convolutions.
+
+    Raises:
+        ValueError: another kernel or padding.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        if (kernel_size, padding) != (3, 1):
+            raise ValueError(f"RepVGGBlock is 3x3 with padding 1, not {kernel_size}x{kernel_size} with padding {padding}")
+        self.rbr_identity = nn.BatchNorm2d(in_channels) if in_channels == out_channels and stride == 1 else None
+        self.rbr_dense = Conv(in_channels, out_channels, 3, stride, g=groups, act=False)
+        self.rbr_1x1 = Conv(in_channels, out_channels, 1, stride, g=groups, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        total = self.rbr_dense(x) + self.rbr_1x1(x)
+        return F.relu(total if self.rbr_identity is None else total + self.rbr_identity(x))
+
+    def fused(self) -> FusedConv:
+        """The same function in eval mode as one 3x3 convolution with a bias."""
+        branches = [b.conv if isinstance(b, FusedConv) else fuse_conv_bn(b.conv, b.bn) for b in (self.rbr_dense, self.rbr_1x1)]
+        if self.rbr_identity is not None:
+            dense = branches[0]
+            passing = nn.Conv2d(dense.in_channels, dense.out_channels, 1, groups=dense.groups, bias=False).to(dense.weight)
+            nn.init.dirac_(passing.weight, groups=dense.groups)
+            branches.append(fuse_conv_bn(passing, self.rbr_identity))
+        return FusedConv(merge_branches(branches), nn.ReLU()).train(self.training)
+
+
+@register("YOLOv6RepBlock", channels=rules.stacks, paper=PAPER)
+class YOLOv6RepBlock(nn.Module):
+    """``n`` RepVGG blocks in a row (figure 3a of the paper).
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        n: number of blocks.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, n: int = 1) -> None:
+        super().__init__()
+        self.conv1 = RepVGGBlock(in_channels, out_channels)
+        self.block = nn.Sequential(*(RepVGGBlock(out_channels, out_channels) for _ in range(n - 1))) if n > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        x = self.conv1(x)
+        return x if self.block is None else self.block(x)
+
+
+@register("EfficientRepStage", channels=rules.stacks, paper=PAPER)
+class EfficientRepStage(nn.Sequential):
+    """A RepVGG block with stride 2, then ``n`` at the new size: (B, c1, H, W) -> (B, c2, ceil(H / 2), ceil(W / 2)).
+
+    Args:
+        c1: channels in.
+        c2: channels out.
+        n: blocks after the strided one.
+    """
+
+    def __init__(self, c1: int, c2: int, n: int = 1) -> None:
+        super().__init__(RepVGGBlock(c1, c2, stride=2), YOLOv6RepBlock(c2, c2, n))
+
+
+@register("EfficientRep", channels=listed_by_stage("yolov8-EfficientRep.yaml"), paper=PAPER)
+class EfficientRep(nn.Module):
+    """The whole backbone up to its last stage; gives the maps at strides 4 to 32.
+
+    Args:
+        in_channels: channels of the image.
+        channels_list: width of the stem and of the four stages.
+        num_repeats: RepVGG blocks in each stage after the strided one.
+    """
+
+    def __init__(
+        self, in_channels: int = 3, channels_list: tuple[int, ...] = (16, 32, 64, 128, 256), num_repeats: tuple[int, ...] = (2, 4, 6, 2)
+    ) -> None:
+        super().__init__()
+        self.stem = RepVGGBlock(in_channels, channels_list[0], stride=2)
+        self.stages = nn.ModuleList(EfficientRepStage(a, b, n) for a, b, n in zip(channels_list, channels_list[1:], num_repeats))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> maps at strides 4, 8, 16 and 32."""
+        maps, x = [], self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
