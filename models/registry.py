@@ -44,12 +44,16 @@ class BlockSpec:
     paper: str = ""
 
 
+Resolver = Callable[[str], "BlockSpec | None"]
+
+
 class Registry(Mapping[str, BlockSpec]):
     """Block specifications by name or alias; iteration yields canonical names only."""
 
     def __init__(self) -> None:
         self._specs: dict[str, BlockSpec] = {}
         self._names: dict[str, str] = {}  # every name and alias -> canonical name
+        self._resolvers: list[Resolver] = []
         self._loaded = False
 
     def add(self, spec: BlockSpec) -> None:
@@ -60,17 +64,26 @@ class Registry(Mapping[str, BlockSpec]):
         self._specs[spec.name] = spec
         self._names.update(dict.fromkeys((spec.name, *spec.aliases), spec.name))
 
+    def resolver(self, resolve: Resolver) -> Resolver:
+        """Decorator that enters a function for names that are not registered but follow from registered ones (``C2f_EMA``)."""
+        self._resolvers.append(resolve)
+        return resolve
+
     def __getitem__(self, name: str) -> BlockSpec:
-        self._load_builtins()
-        try:
-            return self._specs[self._names[name]]
-        except KeyError:
+        spec = self._find(name)
+        if spec is None:
             hint = nearest(name, self._names)
-            raise KeyError(f"unknown module {name!r}" + (f", {hint}" if hint else "; a module of your own joins with --plugins")) from None
+            raise KeyError(f"unknown module {name!r}" + (f", {hint}" if hint else "; a module of your own joins with --plugins"))
+        return spec
 
     def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def _find(self, name: str) -> BlockSpec | None:
         self._load_builtins()
-        return name in self._names
+        if name in self._names:
+            return self._specs[self._names[name]]
+        return next((spec for resolve in self._resolvers if (spec := resolve(name)) is not None), None)
 
     def __iter__(self) -> Iterator[str]:
         self._load_builtins()

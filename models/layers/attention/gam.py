@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.layers.attention.common import ChannelLinear
-from models.layers.attention.shared import channel_shuffle
+from models.layers.attention.shared import channel_shuffle, divisor_up_to
 from models.registry import register
 
 PAPER = "Global Attention Mechanism: Retain Information to Enhance Channel-Spatial Interactions, arXiv 2112.05561"
@@ -21,7 +21,7 @@ class GAM(nn.Module):
 
     Args:
         c1: channels in and out.
-        group: convolutions in ``rate`` groups.
+        group: convolutions in ``rate`` groups, or the next smaller number that divides.
         rate: hidden width is ``c1 // rate``; also the number of groups.
         c2: the published module's output width; equal to ``c1`` if given.
 
@@ -31,11 +31,11 @@ class GAM(nn.Module):
 
     def __init__(self, c1: int, group: bool = True, rate: int = 4, c2: int | None = None) -> None:
         super().__init__()
-        groups = rate if group else 1
         hidden = c1 // rate
+        groups = divisor_up_to(max(1, hidden), rate) if group else 1
         if c2 not in (None, c1):
             raise ValueError(f"GAM keeps its width: c2 {c2} should be {c1}")
-        if c1 % 4 or c1 % groups or hidden < 1 or hidden % groups:
+        if c1 % 4 or c1 % groups or hidden < 1:
             raise ValueError(f"GAM: {c1} channels do not divide by 4 and, at rate {rate}, into {groups} groups")
         self.channel_attention = nn.Sequential(ChannelLinear(c1, hidden), nn.ReLU(), ChannelLinear(hidden, c1))
         self.spatial_attention = nn.Sequential(
