@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
 from models.heads.anchor_free import DDetect, Detect, DetectionHead, DetectV9
 from models.heads.multi_branch import DualDDetect, DualDetect, TripleDDetect
 from tests import golden
@@ -18,6 +19,7 @@ HEADS = {
     "v9_DualDDetect": DualDDetect,
     "v9_TripleDDetect": TripleDDetect,
 }
+ANCHORED = {"v5_Detect_nc4": AnchorDetect, "v7_Detect_nc4": AnchorDetect, "v7_IDetect_nc4": IDetect, "v7_IAuxDetect_nc4": IAuxDetect}
 CASES = [n for n in golden.all_names("heads") if n.rsplit("_nc", 1)[0] in HEADS]
 
 
@@ -61,3 +63,39 @@ def test_the_auxiliary_branch_decodes_as_published():
     boxes, scores = head.decode(output._replace(branches=output.branches[:1]))
     golden.assert_close(boxes, cxcywh_to_xyxy(case.tensor("decoded_aux")[:, :4].transpose(1, 2)), 1e-4)
     golden.assert_close(scores, case.tensor("decoded_aux")[:, 4:].transpose(1, 2), 1e-4)
+
+
+def built_with_anchors(name: str) -> tuple[golden.Golden, DetectionHead]:
+    case = golden.find("heads", name)
+    args = case.meta["args"]
+    head = ANCHORED[name](args["nc"], args["anchors"], args["ch"])
+    head.set_strides(args["stride"])
+    return case, golden.fill_(head).eval()
+
+
+@pytest.mark.parametrize("name", [n for n in ANCHORED if n in golden.all_names("heads")])
+@torch.no_grad()
+def test_anchor_based_heads(name):
+    case, head = built_with_anchors(name)
+    keys = [[k, list(v.shape)] for k, v in head.state_dict().items()]
+    assert keys == [k for k in case.meta["keys"] if k[0] != "anchor_grid" or name != "v7_Detect_nc4"]  # the plain one keeps no copy in px
+    output = head([case.tensor(f"input_{i}") for i in range(len(case.meta["args"]["ch"]))])
+    for level, raw in enumerate(output.main):
+        wanted = case.tensor(f"raw_{level}").permute(0, 1, 4, 2, 3).flatten(1, 2)
+        golden.assert_close(raw, wanted, 1e-5, f"raw {level}")
+    decoded = case.tensor("decoded")  # (B, N, 5 + nc), cxcywh
+    predictions = head.decode(output)
+    golden.assert_close(predictions.boxes, cxcywh_to_xyxy(decoded[..., :4]), 1e-4, "boxes")
+    golden.assert_close(predictions.scores, decoded[..., 4:5] * decoded[..., 5:], 1e-4, "scores")
+
+
+@torch.no_grad()
+def test_folding_the_implicit_layers():
+    case, head = built_with_anchors("v7_IDetect_nc4")
+    wanted = golden.find("heads", "v7_IDetect_nc4_fused_weights")
+    lean = head.deploy().head
+    for key in ("m.0.weight", "m.0.bias", "m.1.weight", "m.1.bias", "m.2.weight", "m.2.bias"):
+        golden.assert_close(lean.state_dict()[key], wanted.tensor(key.replace(".", "__")), 1e-6, key)
+    x = [case.tensor(f"input_{i}") for i in range(3)]
+    for got, raw in zip(lean(x).main, head(x).main):
+        golden.assert_close(got, raw, 1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.assigners.anchor_ratio import Scene, anchor_grid
 from models.assigners.grid import anchor_points
 from models.assigners.simota import SimOTA
 from models.assigners.targets import pad_targets
@@ -82,6 +83,36 @@ def test_anchor_based_parts_and_gradients(name):
     total.backward()
     for i, leaf in enumerate(leaves):
         golden.assert_close(leaf.grad, case.tensor(f"grad_{i}"), 1e-5, f"gradient {i}")
+
+
+@pytest.mark.parametrize("name", ANCHORED)
+@torch.no_grad()
+def test_anchor_based_assignment(name):
+    """The same places learn the same boxes on every level, in the same order where one place learns several."""
+    case, loss, output, _ = anchored(name)
+    args = case.meta["args"]
+    anchors, batch = loss.anchors(), batch_of(case)
+    grid = anchor_grid(output.main, anchors, loss.strides)
+    targets = pad_targets(batch.targets, batch.max_boxes, batch_size=args["batch"], hw_px=tuple(args["imgsz"]))
+    for auxiliary in (False, True)[: len(output.branches)]:
+        matches = loss.assign(Scene(output.main, grid, anchors, loss.strides, targets, auxiliary))
+        image, row = matches.mask.nonzero(as_tuple=True)
+        place, box = matches.place[image, row], matches.box[image, row]
+        begin = 0
+        for level, (h, w) in enumerate(grid.sizes):
+            here = grid.level[place] == level
+            local = place[here] - begin
+            indices = torch.stack((image[here], local // (h * w), local % (h * w) // w, local % w), dim=1)
+            prefix = "assign_aux_" if auxiliary else "assign_"
+            names = ("img", "anchor", "gj", "gi")
+            wanted = torch.stack([case.tensor(f"{prefix}{n}_{level}") for n in names], dim=1)
+            label = targets.labels[image[here], box[here]]
+            if f"{prefix}cls_{level}" in case.arrays:
+                labels = case.tensor(f"{prefix}cls_{level}")
+            else:
+                labels = case.tensor(f"{prefix}target_{level}").view(len(wanted), -1)[:, 1].long() if len(wanted) else wanted[:, 0]
+            assert sorted(torch.cat((indices, label[:, None]), 1).tolist()) == sorted(torch.cat((wanted, labels[:, None]), 1).tolist())
+            begin += h * w * anchors.shape[1]
 
 
 @pytest.mark.parametrize("name", ALIGNED)

@@ -51,9 +51,11 @@ def as_map(raw: torch.Tensor) -> torch.Tensor:
 
 
 def hyperparameters(case: golden.Golden) -> Hyperparameters:
-    """The gains of the cases under losses/."""
+    """The gains of the cases under losses/; the objectness gain without the scaling by area that those do not have."""
+    h, w = case.meta["args"]["imgsz"]
+    unscaled = 640**2 / (h * w)
     gains = {
-        "ultralytics/yolov5": {"box": 0.05, "cls": 0.5, "obj": 1.0, "anchor_t": 4.0},
-        "WongKinYiu/yolov7": {"box": 0.05, "cls": 0.3, "obj": 0.7, "anchor_t": 4.0},
+        "ultralytics/yolov5": {"box": 0.05, "cls": 0.5, "obj": 1.0 * unscaled, "anchor_t": 4.0},
+        "WongKinYiu/yolov7": {"box": 0.05, "cls": 0.3, "obj": 0.7 * unscaled, "anchor_t": 4.0},
     }.get(case.meta["source"], {"box": 7.5, "cls": 0.5, "dfl": 1.5})
     return Hyperparameters(**gains)
