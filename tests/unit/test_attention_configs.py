@@ -147,3 +147,23 @@ def test_deployed_variant_keeps_its_block_and_its_output(name):
         ours, theirs = model.predict(images), deployed.predict(images)
     assert torch.allclose(ours.boxes, theirs.boxes, atol=1e-2)
     assert torch.allclose(ours.scores, theirs.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["yolov8-BRA.yaml", "yolov8-NLBlockND-head.yaml", "yolov9-t-FocalModulation.yaml"])
+def test_identity_start_keeps_the_output_of_the_network_it_is_put_in(name):
+    base = build_model(rows(base_of(name), width=0.25, depth=0.33), nc=3).eval()
+    kinds = {plan.name for plan in base.plans}
+    data = rows(name, width=0.25, depth=0.33)
+    for row in (*data["backbone"], *data["head"]):
+        if row[2] not in (*kinds, "Upsample") and not row[2].startswith("nn."):
+            row[3] = [*row[3], {"init": "identity"}]
+    model = build_model(data, nc=3).eval()
+    kept = [layer for plan, layer in zip(model.plans, model.model) if not plan.identity_start]
+    assert len(kept) == len(base.model) < len(model.model)
+    for layer, original in zip(kept, base.model):
+        layer.load_state_dict(original.state_dict())
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        ours, theirs = model.predict(images), base.predict(images)
+    assert torch.equal(ours.boxes, theirs.boxes)
+    assert torch.equal(ours.scores, theirs.scores)
