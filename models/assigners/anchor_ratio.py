@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.assigners.targets import PaddedTargets
+from models.assigners.targets import PaddedTargets, counting_is_free
 
 # Directions from the cell itself to the left, upper, right and lower neighbour, in cells.
 DIRECTIONS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
@@ -38,7 +38,7 @@ class Matches(NamedTuple):
 
     def compact(self) -> Matches:
         """On the CPU the same without the rows that count on no image; a GPU, which would have to wait for their number, keeps them."""
-        if self.mask.device.type != "cpu":
+        if not counting_is_free(self.mask):
             return self
         order = (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices[:, : int(self.mask.sum(dim=1).max())]
         return Matches(*(t.gather(1, order) for t in self))

@@ -45,3 +45,8 @@ def pad_targets(targets: Tensor, max_boxes: int, *, batch_size: int, hw_px: tupl
 def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
     """Boxes (B, n, 4) of each image at its own indices (B, R): (B, R, 4)."""
     return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+
+def counting_is_free(tensor: Tensor) -> bool:
+    """Whether a result's size may depend on values: on the CPU; a GPU would have to finish all its work before the host can go on."""
+    return tensor.device.type == "cpu"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.assigners.grid import anchor_points
-from models.assigners.targets import PaddedTargets, boxes_at
+from models.assigners.targets import PaddedTargets, boxes_at, counting_is_free
 from models.losses.iou import ciou
 
 CACHED_PAIRS = 1 << 17  # pairs that a CPU looks at together where their number is known
@@ -114,7 +114,7 @@ class TaskAlignedAssigner:
         """
         low, high = self._area(targets.boxes_xyxy.reshape(-1, 4))  # (rows, 2)
         x, y = ((torch.arange(size, device=low.device) + 0.5) * stride for size in (hw[1], hw[0]))
-        list_pairs = pairs_inside if low.device.type == "cpu" else all_pairs
+        list_pairs = pairs_inside if counting_is_free(low) else all_pairs
         return list_pairs(low, high, targets.valid.reshape(-1), x, y)
 
     def _area(self, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,9 +151,10 @@ class TaskAlignedAssigner:
 
         As with the candidates, only the CPU may ask which cells these are.
         """
-        rows = contested.flatten().nonzero().squeeze(1) if box.device.type == "cpu" else torch.arange(box.numel(), device=box.device)
+        free = counting_is_free(box)
+        rows = contested.flatten().nonzero().squeeze(1) if free else torch.arange(box.numel(), device=box.device)
         image, at, best = torch.div(rows, box.shape[1], rounding_mode="floor"), cell.flatten()[rows], []
-        step = max(1, (CACHED_PAIRS if box.device.type == "cpu" else MAX_PAIRS) // targets.valid.shape[1])
+        step = max(1, (CACHED_PAIRS if free else MAX_PAIRS) // targets.valid.shape[1])
         low, high = (corner.permute(2, 0, 1).contiguous() for corner in self._area(targets.boxes_xyxy))  # (2, B, n)
         sides, centres = targets.boxes_xyxy.permute(2, 0, 1).contiguous(), view.centres()
         for i in range(0, len(rows), step):

@@ -55,6 +55,7 @@ class AnchorDetect(DetectionHead):
         self.nc, self.outputs = nc, nc + 5
         self.strides = ()
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).view(levels, -1, 2))
+        self._from_small_to_large = sum(anchors[0]) <= sum(anchors[-1])
         self._add_grid()
         width = self.outputs * self.anchors.shape[1]
         self.m = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[:levels])
@@ -106,10 +107,8 @@ class AnchorDetect(DetectionHead):
         8 objects on an image of 640 px, and classes at 0.6 / nc."""
         self.strides = tuple(float(s) for s in strides)
         with torch.no_grad():
-            sizes = self.anchors.prod(dim=-1).mean(dim=-1)
-            if len(sizes) > 1 and (sizes[-1] - sizes[0]) * (self.strides[-1] - self.strides[0]) < 0:
-                self.anchors.copy_(self.anchors.flip(0))
-            self.set_anchors(self.anchors.clone())
+            flip = self._from_small_to_large != (self.strides[0] <= self.strides[-1])
+            self.set_anchors(self.anchors.flip(0) if flip else self.anchors.clone())
             for convs in self._outputs():
                 for conv, stride in zip(convs, self.strides):
                     bias = conv.bias.view(-1, self.outputs)
