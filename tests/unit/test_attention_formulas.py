@@ -127,11 +127,11 @@ def test_resize_matrix_keeps_size_middle_and_ends():
 
 
 def test_routing_attends_to_the_chosen_windows_only():
-    query, pairs = randn(1, 4, 3, 8), randn(1, 4, 3, 16, seed=1)
+    query, keys, values = randn(1, 4, 3, 8), randn(1, 4, 3, 8, seed=1), randn(1, 4, 3, 8, seed=2)
     index = torch.tensor([[[1, 2], [0, 3], [3, 1], [2, 2]]])
-    out = routed_attention(query, pairs, index, heads=2, scale=0.5)
+    out = routed_attention(query, keys, values, index, heads=2, scale=0.5)
     for window in range(4):
-        key, value = pairs[0, index[0, window]].flatten(0, 1).split(8, dim=-1)
+        key, value = (part[0, index[0, window]].flatten(0, 1) for part in (keys, values))
         for head in (slice(0, 4), slice(4, 8)):
             weights = ((query[0, window, :, head] @ key[:, head].T) * 0.5).softmax(-1)
             assert_close(out[0, window, :, head], weights @ value[:, head], 1e-12)

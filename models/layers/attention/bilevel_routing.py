@@ -119,10 +119,9 @@ class BiLevelRoutingAttention(nn.Module):
         pixels = to_windows(padded, *window)  # (B, n², h w, C)
         query, key, value = self.qkv(pixels)
         index, weights = self._route(pixels)
-        keys_values = self._thin_out(torch.cat([key, value], dim=-1), *window)
-        out = routed_attention(
-            query, keys_values, index, heads=self.num_heads, scale=self.scale, weights=weights if self.soft_routing else None
-        )
+        soft = weights if self.soft_routing else None
+        fewer = (self._thin_out(part, *window) for part in (key, value))
+        out = routed_attention(query, *fewer, index, heads=self.num_heads, scale=self.scale, weights=soft)
         result = from_windows(out, *window, columns=self.n_win)
         if self.lepe is not None:
             result = result + self.lepe(from_windows(value, *window, columns=self.n_win))
@@ -201,8 +200,8 @@ class BiLevelRoutingAttentionNCHW(nn.Module):
         qkv = self.qkv_linear(x)
         padded = pad_to_multiple(qkv, *window)
         columns = padded.shape[-1] // window[1]
-        query, keys_values = to_windows(padded, *window).split([self.dim, 2 * self.dim], dim=-1)
-        out = routed_attention(query, keys_values, self._route(x, *window), heads=self.num_heads, scale=self.scale)
+        query, key, value = to_windows(padded, *window).chunk(3, dim=-1)
+        out = routed_attention(query, key, value, self._route(x, *window), heads=self.num_heads, scale=self.scale)
         result = from_windows(out, *window, columns=columns)[..., :height, :width]
         if self.lepe is not None:
             result = result + self.lepe(qkv[:, 2 * self.dim :])
@@ -373,13 +372,14 @@ class FullAttention(nn.Module):
 
 
 def routed_attention(
-    query: Tensor, keys_values: Tensor, index: Tensor, *, heads: int, scale: float, weights: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, index: Tensor, *, heads: int, scale: float, weights: Tensor | None = None
 ) -> Tensor:
     """Attention of each window's pixels to the pixels of the windows that ``index`` names, all of them in one softmax.
 
     Args:
         query: (B, P, T, Q), P windows of T pixels.
-        keys_values: (B, P, S, Q + V), keys and values side by side.
+        key: (B, P, S, Q).
+        value: (B, P, S, V).
         index: (B, P, K) windows in 0 … P - 1.
         heads: number of heads, contiguous groups of channels.
         scale: factor of the logits.
@@ -388,16 +388,19 @@ def routed_attention(
     Returns:
         (B, P, T, V).
     """
-    batch, windows, pixels, qk_dim = query.shape
-    width = keys_values.shape[-1]
-    rows = take_rows(keys_values.flatten(2), index.flatten(1))  # (B, P K, S (Q + V))
+    batch, windows, pixels, _ = query.shape
+    gathered = (_gather(part, index, weights) for part in (key, value))  # (B P, K S, Q) and (B P, K S, V)
+    q, k, v = (x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2) for x in (query.flatten(0, 1), *gathered))
+    out = fused_attention(q, k, v, scale=scale)  # (B P, heads, T, V / heads)
+    return out.transpose(1, 2).reshape(batch, windows, pixels, value.shape[-1])
+
+
+def _gather(part: Tensor, index: Tensor, weights: Tensor | None) -> Tensor:
+    """The windows that each window chose, side by side: (B, P, S, C), (B, P, K) -> (B P, K S, C)."""
+    rows = take_rows(part.flatten(2), index.flatten(1))  # (B, P K, S C)
     if weights is not None:
         rows = rows * weights.flatten(1).unsqueeze(-1).to(rows.dtype)
-    gathered = rows.reshape(batch * windows, -1, width)  # (B P, K S, Q + V)
-    key, value = gathered.split([qk_dim, width - qk_dim], dim=-1)
-    q, k, v = (x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2) for x in (query.flatten(0, 1), key, value))
-    out = fused_attention(q, k, v, scale=scale)  # (B P, heads, T, V / heads)
-    return out.transpose(1, 2).reshape(batch, windows, pixels, width - qk_dim)
+    return rows.reshape(index.shape[0] * index.shape[1], -1, part.shape[-1])
 
 
 def adaptive_mean(x: Tensor, size: int, bins: int) -> Tensor:
@@ -424,9 +427,9 @@ class _QKV(nn.Module):
         self.qkv = nn.Linear(dim, 2 * qk_dim + dim)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """(..., C) -> query (..., Q), key (..., Q), value (..., C)."""
-        sizes = (self.qk_dim, self.qk_dim, pixels.shape[-1])
-        return self.qkv(pixels).split(sizes, dim=-1)
+        """(..., C) -> query (..., Q), key (..., Q), value (..., C), each contiguous."""
+        sizes = (self.qk_dim, self.qk_dim, self.qkv.in_features)
+        return tuple(F.linear(pixels, w, b) for w, b in zip(self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)))
 
     def descriptors(self, means: Tensor) -> list[Tensor]:
         """Query and key of window means, in float32: (B, P, C) -> two times (B, P, Q)."""
