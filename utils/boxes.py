@@ -13,22 +13,26 @@ from utils.types import Letterbox
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    """Corners to centre and size, (..., 4)."""
     low, high = boxes_xyxy.chunk(2, dim=-1)
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Centre and size to corners, (..., 4)."""
     centre, size = boxes_cxcywh.chunk(2, dim=-1)
     half = size / 2
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
 def xyxy_to_ltwh(boxes_xyxy: Tensor) -> Tensor:
+    """Corners to left top corner and size, (..., 4)."""
     low, high = boxes_xyxy.chunk(2, dim=-1)
     return torch.cat((low, high - low), dim=-1)
 
 
 def ltwh_to_xyxy(boxes_ltwh: Tensor) -> Tensor:
+    """Left top corner and size to corners, (..., 4)."""
     low, size = boxes_ltwh.chunk(2, dim=-1)
     return torch.cat((low, low + size), dim=-1)
 

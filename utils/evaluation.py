@@ -8,13 +8,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from utils.boxes import ltwh_to_xyxy
+from utils.boxes import box_iou, ltwh_to_xyxy
 from utils.metrics import GroundTruth, Metrics
-from utils.nms import non_max_suppression
 from utils.savers import ResultWriter, SaveOptions
-from utils.types import Batch, Detections, Predictions
+from utils.types import Batch, Detections
 
 PICTURES = 3  # batches
 SHOWN_CONFIDENCE = 0.25  # detections above this are drawn
@@ -32,6 +30,8 @@ class EvaluatedBatch(NamedTuple):
 
 
 class EvaluationObserver(Protocol):
+    """Sees every batch of an evaluation; what it does with it is its own."""
+
     def on_batch(self, seen: EvaluatedBatch) -> None:
         """After each batch, on the main process."""
 
@@ -77,12 +77,12 @@ class TextSaver:
 def with_objects(detections: Detections, truth: GroundTruth, *, image: int) -> Detections:
     """The objects of one image, with score 1, and those detections that are none of them."""
     rows = truth.image == image
-    classes = torch.cat((truth.classes[rows], detections.classes))
-    boxes = torch.cat((ltwh_to_xyxy(truth.boxes_ltwh[rows]).float(), detections.boxes))
-    certain: Tensor = torch.ones(int(rows.sum()))
-    scores = torch.zeros(len(classes), int(classes.max()) + 1 if len(classes) else 1)
-    scores[torch.arange(len(classes)), classes] = torch.cat((certain, detections.scores))
-    return non_max_suppression(Predictions(boxes[None], scores[None]), conf=0.0, iou=HYBRID_IOU, max_det=max(len(classes), 1))[0]
+    classes, boxes = truth.classes[rows], ltwh_to_xyxy(truth.boxes_ltwh[rows]).to(detections.boxes)
+    same = (box_iou(detections.boxes, boxes) > HYBRID_IOU) & (detections.classes[:, None] == classes)  # (n, m)
+    new = ~same.any(dim=1)
+    scores = torch.ones(len(classes)).to(detections.scores)
+    both = zip((boxes, scores, classes), (column[new] for column in detections))
+    return Detections(*(torch.cat(columns) for columns in both))
 
 
 def save_plots(metrics: Metrics, folder: Path) -> None:

@@ -80,7 +80,7 @@ def plot_confusion(confusion: NDArray, names: Sequence[str], path: str | Path) -
     shares = confusion / np.maximum(total, 1)
     labels = [*names, "background"]
     n = len(labels)
-    side = min(max(5.0, 2.5 + 0.55 * n), 24.0)
+    side = min(max(5.0, 2.5 + 0.55 * n), 14.0)
     figure = _figure(side * 1.15, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -90,7 +90,7 @@ def plot_confusion(confusion: NDArray, names: Sequence[str], path: str | Path) -
             share = shares[row, column]
             text = f"{share:.2f}\n{confusion[row, column]}" if n <= 15 else f"{share:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=8 if n <= 15 else 6, color="white" if share > 0.5 else "black")
-    size = 10 if n <= 31 else max(3, 240 // n)
+    size = 10 if n <= 31 else max(4, 400 // n)
     axes.set_xticks(range(n), labels, rotation=90 if n > 6 else 30, fontsize=size, ha="center" if n > 6 else "right")
     axes.set_yticks(range(n), labels, fontsize=size)
     axes.set_xlabel("True")
