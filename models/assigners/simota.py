@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.assigners.anchor_ratio import Matches, Scene, assign_by_ratio, decode_places
 from models.losses.cells import gather_places
-from models.losses.iou import iou
+from utils.iou import iou
 
 MAX_PAIRS = 1 << 23  # pairs of boxes and candidates that are looked at together
 IOU_WEIGHT = 3.0

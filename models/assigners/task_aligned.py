@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.assigners.grid import anchor_points
 from models.assigners.targets import PaddedTargets, boxes_at, counting_is_free
-from models.losses.iou import ciou
+from utils.iou import ciou
 
 CACHED_PAIRS = 1 << 17  # pairs that a CPU looks at together where their number is known
 MAX_PAIRS = 1 << 23  # pairs of boxes and cells that are looked at together: bounds the memory whatever the batch holds

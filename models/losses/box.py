@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.losses.iou import SIMILARITIES, compare, iou, mdpiou, nwd
 from utils.errors import UserError, nearest
+from utils.iou import SIMILARITIES, compare, iou, mdpiou, nwd
 
 ALPHA = 3.0  # exponent of alpha-IoU that the paper recommends
 INNER_RATIO = 0.7  # scale of Inner-IoU's auxiliary boxes; below 1 helps large overlaps, above 1 small ones

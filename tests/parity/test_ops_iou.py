@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from models.losses.box import WISE_ALPHA, WISE_DELTA, BoxLoss, wise_focus
-from models.losses.iou import SIMILARITIES
 from tests import golden
 from utils.boxes import cxcywh_to_xyxy
+from utils.iou import SIMILARITIES
 
 CASES = [(name, variant) for name in golden.all_names("ops", "bbox_iou_") for variant in golden.find("ops", name).meta["args"]["variants"]]
 

@@ -9,8 +9,8 @@ import torch
 
 from models.losses.box import NAMES, WISE, BoxLoss, scaled, similarity
 from models.losses.classification import NAMES as CLASS_LOSSES
-from models.losses.iou import SIMILARITIES, nwd
 from utils import config
+from utils.iou import SIMILARITIES, nwd
 
 A = torch.tensor([[0.0, 0.0, 4.0, 4.0]], dtype=torch.float64)
 B = torch.tensor([[2.0, 2.0, 6.0, 8.0]], dtype=torch.float64)

@@ -20,7 +20,7 @@ Inner-X    X − IoU + IoU of the boxes scaled by 0.7                      arXiv
 Focaler-X  X − IoU + clip((IoU − d)/(u − d), 0, 1), d = 0, u = 0.95      arXiv 2401.10525, eq. 1–2
 =========  ============================================================  ===========================
 
-The last three and WIoU, a loss with a memory, stand in ``box.py``.
+The last three and WIoU, a loss with a memory, stand in ``models/losses/box.py``.
 """
 
 from __future__ import annotations
@@ -75,26 +75,31 @@ def compare(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Pair:
 
 
 def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """|I| / |U|. See the table above."""
     return _power(compare(boxes1_xyxy, boxes2_xyxy).iou, alpha)
 
 
 def giou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Generalised IoU. See the table above."""
     pair = compare(boxes1_xyxy, boxes2_xyxy)
     area = pair.enclosing[0] * pair.enclosing[1] + EPS
     return _power(pair.iou, alpha) - _power((area - pair.union) / area, alpha)
 
 
 def diou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Distance IoU. See the table above."""
     pair = compare(boxes1_xyxy, boxes2_xyxy)
     return _power(pair.iou, alpha) - _power(pair.distance2 / pair.diagonal2, alpha)
 
 
 def ciou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Complete IoU. See the table above."""
     pair = compare(boxes1_xyxy, boxes2_xyxy)
     return _power(pair.iou, alpha) - _power(pair.distance2 / pair.diagonal2, alpha) - _power(_aspect_term(pair), alpha)
 
 
 def eiou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Efficient IoU. See the table above."""
     pair = compare(boxes1_xyxy, boxes2_xyxy)
     value = _power(pair.iou, alpha) - _power(pair.distance2 / pair.diagonal2, alpha)
     for side1, side2, enclosing in zip(pair.size1, pair.size2, pair.enclosing):
