@@ -115,6 +115,11 @@ class AnchorDetect(DetectionHead):
                     bias[:, 4] += math.log(NOMINAL_OBJECTS / (NOMINAL_SIZE / stride) ** 2)
                     bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 
+    @property
+    def anchors_px(self) -> Tensor:
+        """(levels, anchors a cell, 2) width and height in px."""
+        return self.anchors * torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
+
     def set_anchors(self, anchors_px: Tensor) -> None:
         """Replaces the anchors (levels, anchors a cell, 2) px, in place, so that a loss or an optimizer at work sees them."""
         strides = torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
