@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.assigners.anchor_ratio import Matches, Scene, assign_by_ratio, decode_places
-from models.losses.cells import gather_places
+from models.assigners.places import gather_places
 from utils.iou import iou
 
 MAX_PAIRS = 1 << 23  # pairs of boxes and candidates that are looked at together

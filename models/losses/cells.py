@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.assigners.places import gather_places, scatter_add_places
+
 
 def cells_and_background(maps: Sequence[Tensor], cell: Tensor, *, sides: int, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
     """Picks cells and sums the background loss p^γ · −log(1 − p) over all cells and classes, p the class scores.
@@ -70,7 +72,7 @@ class _CellsAndBackground(torch.autograd.Function):
                 slope.copy_(slope.pow(gamma) * (slope + gamma * (1 - slope) * F.softplus(level[:, sides:])))
             slope.mul_(grad_total)
             grads.append(grad)
-        _scatter_add(grads, cell, grad_cells)
+        scatter_add_places(grads, cell, grad_cells)
         return None, None, None, *grads
 
 
@@ -90,40 +92,5 @@ class _PlacesAndPlane(torch.autograd.Function):
         for grad, plane in zip(grads, grad_plane.split(counts, dim=1)):
             view = grad.unflatten(1, (-1, ctx.outputs))[:, :, ctx.channel]
             view.copy_(plane.view_as(view))
-        _scatter_add(grads, place, grad_places)
+        scatter_add_places(grads, place, grad_places)
         return None, None, None, *grads
-
-
-def gather_places(maps: Sequence[Tensor], place: Tensor, outputs: int) -> Tensor:
-    """Values (B, outputs, R) of places (B, R): indices over levels, anchors and cells, in this order."""
-    total = maps[0].new_zeros(len(place), outputs, place.shape[1])
-    for level, index, here in _by_level(maps, place, outputs):
-        total += level.gather(2, index.expand(-1, level.shape[1], -1)).view_as(total) * here
-    return total
-
-
-def _scatter_add(maps: Sequence[Tensor], place: Tensor, values: Tensor) -> None:
-    """Adds values (B, outputs, R) to contiguous maps at places (B, R), in place."""
-    for level, index, here in _by_level(maps, place, values.shape[1]):
-        level.scatter_add_(2, index.expand(-1, level.shape[1], -1), (values * here).view(len(values), level.shape[1], -1))
-
-
-def _by_level(maps: Sequence[Tensor], place: Tensor, outputs: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Each level as (B, outputs, cells) with the cells' index (B, 1, R), or, where a cell has several anchors and no such view exists,
-    as (B, 1, values) with the values' index (B, 1, outputs · R); and whether the places are in the level, (B, 1, R)."""
-    levels, start = [], 0
-    for level in maps:
-        cells = level.shape[2] * level.shape[3]
-        count = level.shape[1] // outputs * cells
-        here = (place >= start) & (place < start + count)
-        index = (place - start).clamp(0, count - 1)[:, None]
-        if count == cells:
-            view = level.flatten(2)
-        else:
-            anchor = torch.div(index, cells, rounding_mode="floor")
-            channel = torch.arange(outputs, device=place.device)[:, None]
-            index = (anchor * (outputs - 1) * cells + index + channel * cells).flatten(1)[:, None]
-            view = level.flatten(1)[:, None]
-        levels.append((view, index, here[:, None]))
-        start += count
-    return levels
