@@ -18,8 +18,9 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 demo: $(VENV)/.run
 	$(BIN)/python demo.py
 
+# one process a core, one thread a process: the tests are many and small
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
