@@ -15,7 +15,7 @@ from models.assigners.anchor_ratio import Matches, Scene, assign_by_ratio, decod
 from models.assigners.places import gather_places
 from utils.iou import iou
 
-MAX_PAIRS = 1 << 23  # pairs of boxes and candidates that are looked at together
+MAX_PAIRS = 1 << 20  # pairs of boxes and candidates that are looked at together
 IOU_WEIGHT = 3.0
 NARROW, WIDE = 0.5, 1.0  # how near a neighbouring cell must be: main branch, auxiliary branch
 
