@@ -27,6 +27,7 @@ V5_ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156
 
 
 def main() -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default="", help="a Python that has ultralytics; without it the table has no peer")
     parser.add_argument("--repeat", type=int, default=3)
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 def print_table(rows: dict[str, list[float]]) -> None:
+    """One row a loss, then its ratio to the peer's."""
     print(f"{'CPU seconds, boxes an image:':30}" + "".join(f"{n:>9}" for n in BOXES))
     for name, seconds in rows.items():
         print(f"{name:30}" + "".join(f"{s:9.3f}" for s in seconds))
@@ -54,6 +56,7 @@ def print_table(rows: dict[str, list[float]]) -> None:
 
 
 def measure_ours(repeat: int) -> dict[str, list[float]]:
+    """Seconds for each of ``BOXES`` by loss."""
     from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
     from models.heads.anchor_free import Detect
     from models.heads.base import HeadOutput
@@ -82,6 +85,7 @@ def measure_ours(repeat: int) -> dict[str, list[float]]:
 
 
 def measure_peer(repeat: int) -> list[float]:
+    """Seconds for each of ``BOXES`` of ultralytics' v8 loss; runs in the peer's Python."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils.loss import v8DetectionLoss

@@ -70,8 +70,3 @@ class ClassLoss:
         if self.name == "BCE" and self.pos_weight == 1:
             return -logits * targets
         return self(logits, targets) - self(logits, torch.zeros_like(targets))
-
-
-def smooth_targets(positive: float, smoothing: float) -> tuple[float, float]:
-    """Targets of the true and the other classes under label smoothing in YOLO's binary form: 1 − ε/2 and ε/2 for ``positive`` 1."""
-    return positive * (1 - 0.5 * smoothing), 0.5 * smoothing

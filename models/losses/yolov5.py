@@ -27,6 +27,8 @@ OTHER_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
 
 
 class Gains(NamedTuple):
+    """Weights of the three parts."""
+
     box: float
     obj: float
     cls: float
