@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -81,7 +82,8 @@ def _row(args: argparse.Namespace, name: str, shape: str, layout: str) -> list[s
 def _child(args: argparse.Namespace, *one: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", *one, "--device", args.device, "--repeats", str(args.repeats)]
     command += ["--threads", str(args.threads), "--limit-gb", str(args.limit_gb)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}  # freed tensors leave the resident set
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout)
 
 
 def _measure(args: argparse.Namespace) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import channel_rules as rules
-from models.layers.attention.common import attend, full_precision, take_rows
+from models.layers.attention.common import full_precision, fused_attention, take_rows
 from models.registry import register
 
 PAPER = "Non-local Neural Networks, arXiv 1711.07971"
@@ -75,22 +75,15 @@ class NLBlockND(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *space) -> (B, C, *space)."""
-        value = self.g(x)
+        tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), no copy
+        value = project(tokens, self.g)
         if self.mode == "gaussian":
-            y = attend(x, x, value, scale=1.0)
-        elif self.mode == "embedded":
-            y = attend(self.theta(x), self.phi(x), value, scale=1.0)
+            y = _softmax_sum(tokens.contiguous(), tokens.contiguous(), value)
         else:
-            pair = self._dot if self.mode == "dot" else self._concatenate
-            y = pair(*(z.flatten(2).transpose(1, 2) for z in (self.theta(x), self.phi(x), value)))
-            y = y.transpose(1, 2).reshape(value.shape).to(value.dtype)
-        return self.W_z(y) + x
-
-    @staticmethod
-    def _dot(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
-        """θ (φᵀ g / N): three times (B, N, C) -> (B, N, C). Each factor takes its half of 1 / N, so that half precision holds the sum."""
-        share = phi.shape[1] ** -0.5
-        return theta @ ((phi * share).transpose(1, 2) @ (value * share))
+            pair = {"embedded": _softmax_sum, "dot": dot_sum, "concatenate": self._concatenate}[self.mode]
+            y = pair(project(tokens, self.theta), project(tokens, self.phi), value)
+        y = y.to(value.dtype).transpose(1, 2)  # (B, inter, N)
+        return self.W_z(y.reshape(x.shape[0], y.shape[1], *x.shape[2:])) + x
 
     def _concatenate(self, theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
         """Σ_j ReLU(a_i + b_j) g_j / N with w [θ_i, φ_j] + b = a_i + b_j: three times (B, N, C) -> (B, N, C), in float32."""
@@ -100,6 +93,23 @@ class NLBlockND(nn.Module):
             a = theta.float() @ of_theta + layer.bias.float()  # (B, N)
             b = phi.float() @ of_phi  # (B, N)
             return pairwise_relu_sum(a, b, value.float()) / value.shape[1]
+
+
+def project(tokens: Tensor, conv: nn.Module) -> Tensor:
+    """A 1x1 convolution of positions in any layout, straight into the layout that attention wants: (B, N, C) -> (B, N, inter)."""
+    weight = conv.weight.flatten(1).t().expand(tokens.shape[0], -1, -1)
+    return torch.baddbmm(conv.bias, tokens, weight)
+
+
+def dot_sum(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
+    """θ (φᵀ g / N): three times (B, N, C) -> (B, N, C). Each factor takes its half of 1 / N, so that half precision holds the sum."""
+    share = phi.shape[1] ** -0.5
+    return theta @ ((phi * share).transpose(1, 2) @ (value * share))
+
+
+def _softmax_sum(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention without a scale: (B, N, C), (B, N, C), (B, N, V) -> (B, N, V)."""
+    return fused_attention(theta.unsqueeze(1), phi.unsqueeze(1), value.unsqueeze(1), scale=1.0).squeeze(1)
 
 
 def pairwise_relu_sum(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
