@@ -9,7 +9,6 @@ Example:
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from models.assigners.autoanchor import sizes_in_training
 from models.checkpoints import Checkpoint, load_checkpoint, plugin_records, require_plugins, save_checkpoint, transfer_weights
 from models.detector import Detector, build_model
 from models.heads.base import DetectionLoss
@@ -40,6 +40,7 @@ from utils.recipes import family_hyp, find_hyp
 from utils.reproducibility import random_state, seed_everything, set_random_state
 from utils.runs import new_run_dir, newest_weights
 from utils.schedule import Schedule
+from utils.shared_flags import multiple_of_stride
 from utils.train_arguments import NEWEST, parse_arguments
 from utils.types import to_unit_range
 
@@ -279,6 +280,10 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     freeze(model, config.frozen_layers)
     save_dir = run_folder(config)
     train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
+    if not (config.noautoanchor or config.resume):
+        sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
+        adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed)  # autoanchor; empty for heads without anchors
+        print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
     schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
     run = Run(
         config=config,
@@ -370,7 +375,7 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
     world = distributed.world_size()
     if config.batch_size % world:
         raise UserError(f"--batch-size {config.batch_size}: is shared by {world} processes, give a multiple of {world}")
-    train_px, val_px = (rounded_up(px, stride) for px in (config.imgsz, config.val_imgsz or config.imgsz))
+    train_px, val_px = (multiple_of_stride(px, stride) for px in (config.imgsz, config.val_imgsz or config.imgsz))
     shared: dict[str, Any] = {
         "hyp": hyp, "stride": stride, "workers": config.workers, "seed": config.seed, "cache": config.cache or None,
         "rank": distributed.rank(), "world_size": world,
@@ -390,14 +395,6 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
     if distributed.is_main():
         distributed.barrier()
     return pair
-
-
-def rounded_up(px: int, stride: int) -> int:
-    """A side in whole strides; says so where that changes it."""
-    sides = math.ceil(px / stride) * stride
-    if sides != px:
-        print(f"--imgsz {px} is no multiple of the model's stride {stride}: {sides} is used")
-    return sides
 
 
 def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:

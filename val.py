@@ -27,6 +27,7 @@ from utils.metrics import GroundTruth, MetricAccumulator, Metrics
 from utils.nms import non_max_suppression
 from utils.precision import autocast
 from utils.progress import LossMeter
+from utils.shared_flags import multiple_of_stride
 from utils.types import Batch, Detections, Letterbox, Predictions, to_unit_range
 from utils.val_arguments import ValConfig, parse_arguments
 
@@ -328,10 +329,7 @@ def _image_size(config: ValConfig, model: Detector | ExportedModel) -> int:
         if height != config.imgsz:
             print(f"{config.weights}: made for {height} px, which is taken in place of --imgsz {config.imgsz}")
         return int(height)
-    rounded = -(-config.imgsz // model.stride) * model.stride
-    if rounded != config.imgsz:
-        print(f"--imgsz {config.imgsz} is not a multiple of the stride {model.stride}: {rounded} is taken")
-    return rounded
+    return multiple_of_stride(config.imgsz, model.stride)
 
 
 def _metrics_of_all(accumulator: MetricAccumulator, stopwatch: Stopwatch, meter: LossMeter) -> Metrics:

@@ -90,6 +90,12 @@ class DetectionDataset(torch.utils.data.Dataset):
         """(N, 2) int64 height and width of the originals in px."""
         return self.table.shapes_hw
 
+    def box_sizes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all objects: width and height (M, 2), normalised, and width and height of their pictures (M, 2) px."""
+        counts = torch.tensor([len(rows) for rows in self.labels])
+        wh = np.concatenate([np.zeros((0, 2), np.float32), *(rows[:, 3:] for rows in self.labels)])
+        return torch.from_numpy(wh), torch.from_numpy(self.shapes_hw[:, ::-1].copy()).float().repeat_interleave(counts, dim=0)
+
     @property
     def problems(self) -> tuple:
         """Everything wrong that was found when reading, also about pictures that were left out."""

@@ -26,6 +26,14 @@ def height_and_width(imgsz: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def multiple_of_stride(px: int, stride: int) -> int:
+    """The side that is used for ``--imgsz``: the next multiple of the model's stride, with a line where that is another number."""
+    rounded = -(-px // stride) * stride
+    if rounded != px:
+        print(f"--imgsz {px} is no multiple of the model's stride {stride}: {rounded} is used")
+    return rounded
+
+
 class _Noted(argparse.Action):
     """Remembers that a flag was given, whatever follows it."""
 

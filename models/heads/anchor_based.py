@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.assigners.anchor_ratio import Matches, Scene, anchor_grid, decode_places
+from models.assigners.autoanchor import better_anchors
 from models.assigners.simota import SimOTA
 from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
 from models.layers.implicit import ImplicitA, ImplicitM
@@ -125,6 +126,12 @@ class AnchorDetect(DetectionHead):
         strides = torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
         with torch.no_grad():
             self.anchors.copy_(anchors_px.to(self.anchors) / strides)
+
+    def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0) -> str:
+        """Keeps the anchors where they suit the boxes, replaces them otherwise (autoanchor)."""
+        anchors_px, line = better_anchors(wh_px, self.anchors_px, anchor_t=hyp.anchor_t, seed=seed)
+        self.set_anchors(anchors_px)
+        return line
 
     def _outputs(self) -> tuple[nn.ModuleList, ...]:
         """The output convolutions of all branches."""

@@ -79,6 +79,14 @@ class DetectionHead(nn.Module):
         """Takes the strides of the levels (one a level of one branch) and initialises what depends on them (class biases)."""
         raise NotImplementedError
 
+    def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0) -> str:
+        """Adapts what depends on the sizes of the training boxes (M, 2) px: the anchors of heads that have them.
+
+        Returns:
+            One line that says what was done; empty for a head without anchors.
+        """
+        return ""
+
     def levels(self, sources: Sequence[Any]) -> int:
         """How many levels one branch has, given the inputs of all branches."""
         return len(sources) // len(self.branch_weights)
