@@ -21,7 +21,7 @@ def config(tmp_path, small_data, kind, **flags) -> TrainConfig:
         "head": [[[2, 3], 1, "Detect", ["nc", "anchors"]]],
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(network))
-    settings = {"imgsz": 64, "epochs": 1, "batch_size": 4, "workers": 0, "device": "cpu", "noplots": True, "project": str(tmp_path / "runs")}
+    settings = {"imgsz": 64, "epochs": 1, "batch_size": 4, "workers": 0, "device": "cpu", "noplots": True, "project": f"{tmp_path}/runs"}
     return TrainConfig(cfg=str(tmp_path / "tiny.yaml"), data=str(small_data), **settings, **flags)
 
 
