@@ -122,15 +122,15 @@ class DATAttention(nn.Module):
 
     def sampling_points(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Where to sample: moved points and the grid they start from, each (B, groups, H', W', 2), rows first, in [-1, 1]; float32."""
-        grouped = query.unflatten(1, (self.groups, -1)).flatten(0, 1)
+        batch, channels, *size = query.shape
+        grouped = query.reshape(batch * self.groups, channels // self.groups, *size)
         if self.ksize == self.stride:  # patches: the network has no padding of its own
             grouped = pad_to_multiple(grouped, self.stride, self.stride)
         offset = self.conv_offset(grouped).float().permute(0, 2, 3, 1)  # (B G, H', W', 2)
         height, width = offset.shape[1:3]
         rows, columns = (torch.arange(n, device=query.device, dtype=torch.float32) for n in (height, width))
         reach = torch.stack([line[-1].clamp(min=1.0) for line in (rows, columns)])  # H' - 1 and W' - 1
-        grid = torch.stack((rows[:, None].expand(height, width), columns.expand(height, width)), 2)
-        reference = ((grid + 0.5) / reach * 2 - 1).expand_as(offset)
+        reference = (_grid(rows, columns) + 0.5) / reach * 2 - 1 + torch.zeros_like(offset)
         if self.offset_range >= 0:
             position = reference + offset.tanh() / reach * self.offset_range
         else:
@@ -149,16 +149,17 @@ class DATAttention(nn.Module):
             return None
         height, width = query.shape[-2:]
         rows, columns = unit_line(height, query), unit_line(width, query)
-        grid = torch.stack((rows[:, None].expand(height, width), columns.expand(height, width)), 2).flatten(0, 1)  # (H W, 2)
+        grid = _grid(rows, columns).flatten(0, 1)  # (H W, 2)
         points = position.flatten(2, 3)  # (B, G, samples, 2)
-        distance = (grid[:, None] - points[:, :, None]).flatten(0, 1) / 2  # (B G, H W, samples, 2)
+        distance = (grid[:, None] - points[:, :, None]) / 2  # (B, G, H W, samples, 2)
         if self.pe == "log":
             logs = distance.sign() * torch.log2(8 * distance.abs() + 1) / 3
-            bias = self.rpe_table(logs.to(query.dtype)).permute(0, 3, 1, 2)  # (B G, heads / G, H W, samples)
-        else:
-            table = self.rpe_table.unflatten(0, (self.groups, -1)).expand(query.shape[0], -1, -1, -1, -1).flatten(0, 1)
-            bias = sample_bilinear(table, distance.flip(-1))
-        return bias.unflatten(0, (-1, self.groups)).flatten(1, 2).to(query.dtype)
+            bias = self.rpe_table(logs.to(query.dtype)).permute(0, 1, 4, 2, 3)  # (B, G, heads / G, H W, samples)
+        else:  # all images of a group read one table
+            lines = distance.flip(-1).transpose(0, 1).flatten(1, 2)  # (G, B H W, samples, 2)
+            read = sample_bilinear(self.rpe_table.unflatten(0, (self.groups, -1)), lines)
+            bias = read.unflatten(2, (query.shape[0], -1)).permute(2, 0, 1, 3, 4)
+        return bias.flatten(1, 2).to(query.dtype)
 
     def _heads_first(self, x: Tensor) -> Tensor:
         """(B, heads d, H, W) -> (B, heads, H W, d)."""
@@ -174,6 +175,11 @@ class _Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x)
+
+
+def _grid(rows: Tensor, columns: Tensor) -> Tensor:
+    """Every pair of a row's and a column's coordinate: (H, W, 2)."""
+    return torch.stack((rows[:, None] + torch.zeros_like(columns), columns + torch.zeros_like(rows)[:, None]), 2)
 
 
 def _offset_network(channels: int, kernel: int, stride: int) -> nn.Sequential:

@@ -190,6 +190,6 @@ def pooling_matrix(bins: int | Tensor, size: int | Tensor, like: Tensor) -> Tens
     start_of = torch.arange(bins, device=like.device).unsqueeze(1)
     position = torch.arange(size, device=like.device).unsqueeze(0)
     start = start_of * size // bins
-    end = -((-(start_of + 1) * size) // bins)  # rounded up
+    end = ((start_of + 1) * size + bins - 1) // bins  # rounded up
     inside = ((position >= start) & (position < end)).to(torch.float32)
     return (inside / inside.sum(1, keepdim=True)).to(like.dtype)

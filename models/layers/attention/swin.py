@@ -25,7 +25,8 @@ MASKED = -100.0  # added to the logits between pixels that are no neighbours, as
 class SwinWindowAttention(nn.Module):
     """softmax(q kᵀ / √d + B) v inside each window of a map (equation 4 of the paper).
 
-    The map is padded to whole windows; padding is masked out, so that a map below one window is attended as it is.
+    The map is padded to whole windows; padding is masked out, so that a map below one window is attended as it is. As published, windows
+    are not shifted on a map with a side that is not above the window.
 
     Args:
         dim: channels in and out.
@@ -33,13 +34,21 @@ class SwinWindowAttention(nn.Module):
         num_heads: number of heads; None for about 32 channels a head.
         qkv_bias: a bias in the projection of query, key and value.
         proj_drop: dropout after the projection.
+        shift_size: moves the windows down and right (px), cyclically; pixels that come round the border are no neighbours.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``.
+        ValueError: ``num_heads`` does not divide ``dim``, or the shift is negative or not below the window.
     """
 
     def __init__(
-        self, dim: int, window_size: int | Sequence[int] = 7, num_heads: int | None = None, qkv_bias: bool = True, proj_drop: float = 0.0
+        self,
+        dim: int,
+        window_size: int | Sequence[int] = 7,
+        num_heads: int | None = None,
+        qkv_bias: bool = True,
+        *,
+        proj_drop: float = 0.0,
+        shift_size: int = 0,
     ) -> None:
         super().__init__()
         if num_heads is None:
@@ -47,7 +56,9 @@ class SwinWindowAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"window attention: {num_heads} heads should divide {dim} channels")
         self.window = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
-        self.heads = num_heads
+        if not 0 <= shift_size < min(self.window):
+            raise ValueError(f"window attention: shift_size {shift_size} should be at least 0 and below the window {self.window}")
+        self.heads, self.shift = num_heads, shift_size
         height, width = self.window
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -56,9 +67,10 @@ class SwinWindowAttention(nn.Module):
         self.proj = ChannelLinear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, shift: int | Tensor = 0) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W); ``shift`` moves the windows down and right by so many pixels, cyclically."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[-2:]
+        shift = self.shift * (height > self.window[0]) * (width > self.window[1]) if self.shift else 0
         qkv = pad_to_multiple(self.qkv(x), *self.window)
         mask = self._mask(x, qkv, shift)
         out = self._roll(self._attend(self._roll(qkv, -shift), mask), shift)
@@ -66,14 +78,17 @@ class SwinWindowAttention(nn.Module):
 
     def _attend(self, qkv: Tensor, mask: Tensor) -> Tensor:
         """(B, 3 C, H', W') -> (B, C, H', W') in whole windows; ``mask`` (windows, 1, N, N)."""
-        batch = qkv.shape[0]
-        tokens = to_windows(qkv, *self.window).unflatten(3, (3, self.heads, -1))  # (B, windows, N, 3, heads, d)
-        query, key, value = tokens.permute(3, 0, 1, 4, 2, 5).flatten(1, 2).unbind(0)  # (B windows, heads, N, d)
+        query, key, value = (self._windows(part) for part in qkv.chunk(3, 1))
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
-        mask = (mask + bias).to(query.dtype).unsqueeze(0).expand(batch, -1, -1, -1, -1).flatten(0, 1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        out = out.transpose(1, 2).flatten(2).unflatten(0, (batch, -1))  # (B, windows, N, C)
+        mask = (mask + bias).to(query.dtype).flatten(0, 1)  # (windows heads, N, N), the same for all images
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.unsqueeze(0))
+        out = out.unflatten(1, (-1, self.heads)).transpose(2, 3)  # (B, windows, N, heads, d)
+        out = out.reshape(qkv.shape[0], -1, self.window[0] * self.window[1], qkv.shape[1] // 3)
         return from_windows(out, *self.window, columns=qkv.shape[3] // self.window[1])
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """(B, heads d, H', W') -> (B, windows heads, N, d)."""
+        return to_windows(x, *self.window).unflatten(3, (self.heads, -1)).transpose(2, 3).flatten(1, 2)
 
     def _mask(self, x: Tensor, padded: Tensor, shift: int | Tensor) -> Tensor:
         """0 between pixels of one region, MASKED otherwise: (windows, 1, N, N).
@@ -104,20 +119,15 @@ class SwinWindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """x + window attention(LN(x)), then x + MLP(LN(x)), on maps; the windows may be shifted (equation 3 of the paper).
 
-    As published, a map with a side that is not above the window is not shifted.
-
     Args:
         dim: channels in and out.
         num_heads: see SwinWindowAttention.
         window_size: side of a window (px).
-        shift_size: shift of the windows (px), below ``window_size``; half a window in every second block.
+        shift_size: see SwinWindowAttention; half a window in every second block.
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
         qkv_bias: see SwinWindowAttention.
         drop: dropout after the projection and in the MLP.
         drop_path: rate of stochastic depth.
-
-    Raises:
-        ValueError: the shift is negative or not below the window.
     """
 
     def __init__(
@@ -133,20 +143,15 @@ class SwinBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= shift_size < window_size:
-            raise ValueError(f"SwinBlock: shift_size {shift_size} should be at least 0 and below window_size {window_size}")
-        self.window, self.shift = window_size, shift_size
         self.norm1 = ChannelLayerNorm(dim)
-        self.attn = SwinWindowAttention(dim, window_size, num_heads, qkv_bias, drop)
+        self.attn = SwinWindowAttention(dim, window_size, num_heads, qkv_bias, proj_drop=drop, shift_size=shift_size)
         self.norm2 = ChannelLayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        height, width = x.shape[-2:]
-        shift = self.shift * (height > self.window) * (width > self.window) if self.shift else 0
-        x = x + self.drop_path(self.attn(self.norm1(x), shift))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -54,5 +54,6 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         per_head = self.qkv(x).unflatten(1, (self.heads, -1)).split([self.key, self.key, self.value], 2)
-        query, key, value = (part.flatten(1, 2) for part in per_head)  # heads are contiguous groups of channels
+        size = x.shape[-2:]  # heads become contiguous groups of channels
+        query, key, value = (part.reshape(x.shape[0], self.heads * part.shape[2], *size) for part in per_head)
         return self.proj(attend(query, key, value, heads=self.heads) + self.pe(value))

@@ -49,8 +49,8 @@ class AreaAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        qkv = self.qkv(x).unflatten(1, (self.heads, 3, -1))  # heads hold query, key and value side by side
-        query, key, value = (part.flatten(1, 2) for part in qkv.unbind(2))
+        per_head = self.qkv(x).unflatten(1, (self.heads, -1)).chunk(3, 2)  # heads hold query, key and value side by side
+        query, key, value = (part.reshape(x.shape) for part in per_head)
         attended = attend(query, key, value, heads=self.heads) if self.area == 1 else self._in_stripes(query, key, value)
         return self.proj(attended + self.pe(value))
 
