@@ -322,3 +322,18 @@ def test_ema_takes_widths_that_its_factor_does_not_divide(channels, groups):
 def test_wrong_options_are_refused_with_a_sentence(name, options):
     with pytest.raises(ValueError, match=r"\w+ .* \w+"):
         built(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("RepVGGBlock", (16,)), ("RepVGGBlock", (24, 3, 2)), ("VanillaBlock", (24, 2)), ("VanillaBlock", (24, 2, 1))]
+)
+def test_blocks_of_backbones_fold_for_inference(name, args, x):
+    module = built(name, *args)
+    folded = module.fused()
+    assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in module.parameters())
+    assert_close(folded(x), module(x), 1e-5, name)
+
+
+def test_a_leaky_vanilla_block_does_not_fold():
+    module = built("VanillaBlock", 24, act_learn=0.5)
+    assert module.fused() is module
