@@ -80,10 +80,15 @@ def _row(args: argparse.Namespace, name: str, shape: str, layout: str) -> list[s
 
 
 def _child(args: argparse.Namespace, *one: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", *one, "--device", args.device, "--repeats", str(args.repeats)]
-    command += ["--threads", str(args.threads), "--limit-gb", str(args.limit_gb)]
-    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}  # freed tensors leave the resident set
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout)
+    """Time from one process, memory from another, in which freed tensors leave the resident set at once (that costs time)."""
+    command = [sys.executable, __file__, "--one", *one, "--device", args.device]
+    command += ["--threads", str(args.threads), "--limit-gb", str(args.limit_gb), "--repeats"]
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+    timed, sized = (
+        json.loads(subprocess.run([*command, repeats], check=True, capture_output=True, text=True, env=environment).stdout)
+        for repeats, environment in ((str(args.repeats), None), ("1", exact))
+    )
+    return {**timed, "mb": sized["mb"]}
 
 
 def _measure(args: argparse.Namespace) -> dict[str, float]:
