@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 
 def main() -> int:
     """Runs the demo; returns the exit status."""
-    # Threads that wait asleep instead of spinning share two cores far better with the loader's processes; read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from utils.errors import UserError
 
     try:

@@ -57,7 +57,7 @@ DEMO: dict[str, Any] = {
     "data": EMBEDDED_DATA,
     "hyp": str(HYPS / "hyp.demo.yaml"),
     "imgsz": 160,
-    "epochs": 20,
+    "epochs": 16,
     "batch_size": 8,
     "optimizer": "AdamW",
     "workers": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from models.exported import ExportFacts, decode_detections, load_exported
 from utils.types import Predictions
 
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-4
+# Logits of a trained network can be so large that float32 itself leaves more than a thousandth of a pixel. Then a file may differ from
+# torch by this many times torch's own rounding, measured against float64 on the same inputs, and never by more than the limit.
+ROUNDINGS, ROUNDING_LIMIT_PX = 4.0, 1e-2
 
 
 class Agreement(NamedTuple):
@@ -23,17 +27,22 @@ class Agreement(NamedTuple):
     boxes_px: float
     scores: float
     shapes: tuple[tuple[int, ...], ...]  # of the inputs
+    allowed_px: float = BOX_TOLERANCE_PX
 
     @property
     def holds(self) -> bool:
-        return self.boxes_px < BOX_TOLERANCE_PX and self.scores < SCORE_TOLERANCE  # false for NaN
+        return self.boxes_px < self.allowed_px and self.scores < SCORE_TOLERANCE  # false for NaN
 
     def __str__(self) -> str:
         sizes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
         return (
             f"differs from torch by at most {self.boxes_px:.1e} px and {self.scores:.1e} in score "
-            f"(allowed {BOX_TOLERANCE_PX:g} and {SCORE_TOLERANCE:g}; inputs {sizes})"
+            f"(allowed {self.allowed_px:.2g}{self._why} and {SCORE_TOLERANCE:g}; inputs {sizes})"
         )
+
+    @property
+    def _why(self) -> str:
+        return f", {ROUNDINGS:g} times torch's own rounding," if self.allowed_px > BOX_TOLERANCE_PX else ""
 
 
 def compare(deployed: Detector, path: Path, facts: ExportFacts) -> Agreement:
@@ -44,7 +53,17 @@ def compare(deployed: Detector, path: Path, facts: ExportFacts) -> Agreement:
     inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in enumerate(shapes)]
     differences = _end2end_differences if facts.end2end else _plain_differences
     boxes_px, scores = (max(values) for values in zip(*differences(deployed, path, facts, inputs)))
-    return Agreement(boxes_px, scores, tuple(dict.fromkeys(shapes)))
+    agreement = Agreement(boxes_px, scores, tuple(dict.fromkeys(shapes)))
+    if BOX_TOLERANCE_PX <= boxes_px < ROUNDING_LIMIT_PX:
+        allowed = min(ROUNDINGS * _rounding_px(deployed, inputs), ROUNDING_LIMIT_PX)
+        agreement = agreement._replace(allowed_px=max(BOX_TOLERANCE_PX, allowed))
+    return agreement
+
+
+def _rounding_px(deployed: Detector, inputs: list[Tensor]) -> float:
+    """The largest difference of a coordinate between torch in float32 and in float64, px."""
+    exact = copy.deepcopy(deployed).double()
+    return max(_of_predictions(exact.predict(images.double()), deployed.predict(images))[0] for images in inputs)
 
 
 def _plain_differences(deployed: Detector, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
