@@ -368,3 +368,15 @@ def test_published_networks_agree_when_dynamic(tmp_path: Path, cfg: str, name: s
     network = build_model(f"{cfg}.yaml", nc=80)
     fill_(network, 1.35)
     assert export_model(network.eval(), name, tmp_path / f"x{SUFFIX[name]}", ExportOptions(imgsz=(256, 320), dynamic=True)).holds
+
+
+@pytest.mark.parametrize(("difference", "rounding", "holds"), [(9e-4, 0.0, True), (3e-3, 1e-3, True), (3e-3, 1e-4, False), (2e-2, 1.0, False)])
+def test_a_file_may_differ_by_what_float32_leaves_and_no_more(monkeypatch, difference, rounding, holds):
+    """A thousandth of a pixel, or four times torch's own rounding where that is more, never above a hundredth."""
+    from models import agreement
+
+    monkeypatch.setattr(agreement, "_plain_differences", lambda *_: [(difference, 0.0)])
+    monkeypatch.setattr(agreement, "_rounding_px", lambda *_: rounding)
+    found = agreement.compare(None, Path("any.onnx"), agreement.ExportFacts(names=("a",)))
+    assert found.holds is holds
+    assert ("rounding" in str(found)) == (found.allowed_px > agreement.BOX_TOLERANCE_PX)
