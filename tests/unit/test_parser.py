@@ -293,3 +293,9 @@ def test_a_rule_that_promises_the_wrong_width_is_named(tmp_path):
     (tmp_path / "wide.py").write_text(PLUGIN.format(tag="b").replace("return x * self.factor", "return x.repeat(1, 2, 1, 1)"))
     with pytest.raises(UserError, match=r"row 3 \[Doubled_b\]: gives 32 channels"):
         build_model(with_row([-1, 1, "Doubled_b", []]), plugins=[tmp_path / "wide.py"])
+
+
+def test_a_head_that_wants_anchors_is_not_quietly_given_none():
+    text = complaint(tiny(head=[[[2, 3], 1, "Detect", ["nc", "anchors"]]]))
+    assert "row 4 [Detect]" in text
+    assert "does not list them" in text
