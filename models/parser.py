@@ -281,7 +281,7 @@ def _literal(value: Any, spec: ModelSpec) -> Any:
     if not isinstance(value, str):
         return value
     if value == "anchors" and spec.anchors is None:
-        raise UserError("wants anchors, and the file's anchors: does not list them; write [w1, h1, w2, …] in px for each level, or leave it out")
+        raise UserError("wants anchors, but anchors: does not list them; write [w1, h1, w2, …] in px for each level, or leave it out")
     named = {"None": None, "True": True, "False": False, "nc": spec.nc, "anchors": spec.anchors}
     if value in named:
         return named[value]
