@@ -29,8 +29,7 @@ class Concat(nn.Module):
 
     def __init__(self, dimension: int = 1) -> None:
         super().__init__()
-        if dimension != 1:
-            raise ValueError(f"Concat joins channels, dimension 1, not {dimension}")
+        _require_channels(dimension, "Concat joins")
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return torch.cat(tuple(maps), 1)
@@ -144,8 +143,7 @@ class Foldcut(nn.Module):
 
     def __init__(self, dimension: int = 1) -> None:
         super().__init__()
-        if dimension != 1:
-            raise ValueError(f"Foldcut folds channels, dimension 1, not {dimension}")
+        _require_channels(dimension, "Foldcut folds")
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)
@@ -158,9 +156,14 @@ class Chuncat(nn.Module):
 
     def __init__(self, dimension: int = 1) -> None:
         super().__init__()
-        if dimension != 1:
-            raise ValueError(f"Chuncat joins channels, dimension 1, not {dimension}")
+        _require_channels(dimension, "Chuncat joins")
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         first, second = zip(*(x.chunk(2, 1) for x in maps))
         return torch.cat((*first, *second), 1)
+
+
+def _require_channels(dimension: int, what: str) -> None:
+    """Refuses the dimension argument of published rows where it is not the channels."""
+    if dimension != 1:
+        raise ValueError(f"{what} channels, dimension 1, not {dimension}")
