@@ -26,7 +26,8 @@ def demo() -> None:
     """The four scripts, one after the other, through their Python interfaces."""
     from detect import detect
     from export import export
-    from train import DEMO, train
+    from engine.setup import DEMO
+    from train import train
     from utils.config import TrainConfig
     from utils.detect_arguments import DetectConfig
     from utils.export_arguments import ExportConfig

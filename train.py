@@ -13,58 +13,30 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
-
-from models.assigners.autoanchor import sizes_in_training
-from models.checkpoints import Checkpoint, load_checkpoint, plugin_records, require_plugins, save_checkpoint, transfer_weights
-from models.detector import Detector, build_model
-from models.heads.base import DetectionLoss
+from engine.run import Run, snapshot
+from engine.setup import prepare, settle
+from models.checkpoints import load_checkpoint, save_checkpoint
 from utils import distributed
-from utils.callbacks import Callback, Callbacks, RunInfo
-from utils.config import Hyperparameters, TrainConfig
-from utils.early_stop import EarlyStop
-from utils.ema import ModelEMA
+from utils.callbacks import Callback
+from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.loggers import CsvLogger, PlotLogger, TensorBoardLogger, csv_row, metric_columns
+from utils.loggers import csv_row
 from utils.multi_scale import rescaled
-from utils.optim import GROUPS, apply_settings, build_optimizer, learning_rates, optimizer_step, parameter_groups
-from utils.precision import autocast, gradient_scaler, precision_of
+from utils.optim import apply_settings, learning_rates, optimizer_step
+from utils.precision import autocast
 from utils.progress import EpochBar, LossMeter, finite
-from utils.recipes import family_hyp, find_hyp
-from utils.reproducibility import random_state, seed_everything, set_random_state
-from utils.runs import new_run_dir, newest_weights
-from utils.schedule import Schedule
-from utils.shared_flags import multiple_of_stride
-from utils.train_arguments import NEWEST, parse_arguments
+from utils.reproducibility import seed_everything
+from utils.train_arguments import parse_arguments
 from utils.types import to_unit_range
 
 if TYPE_CHECKING:
-    from data.dataset_spec import DatasetSpec
-    from data.loader import DetectionLoader
     from utils.metrics import Metrics
 
-EMBEDDED_DATA = "shapes.yaml"
-HYPS = Path(__file__).parent / "data" / "hyps"
-# What `python train.py` and `make demo` train: a few minutes on two CPU cores.
-DEMO: dict[str, Any] = {
-    "cfg": "yolov9-t-FocalModulation.yaml",
-    "data": EMBEDDED_DATA,
-    "hyp": str(HYPS / "hyp.demo.yaml"),
-    "imgsz": 160,
-    "epochs": 16,
-    "batch_size": 8,
-    "optimizer": "AdamW",
-    "workers": 1,
-}
 LOG_EVERY = 10  # iterations between looks at the losses; each look waits for the device
-# Flags that may be given anew with --resume; any other would make the run another one.
-RESUMABLE = frozenset(["resume", "device", "workers", "cache", "patience", "save_period", "nosave", "noplots", "plugins"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,33 +70,6 @@ class TrainResult:
     @property
     def last_weights(self) -> Path:
         return self.save_dir / "weights" / "last.pt"
-
-
-@dataclass
-class Run:
-    """Everything that one training works with."""
-
-    config: TrainConfig
-    hyp: Hyperparameters
-    device: torch.device
-    save_dir: Path
-    model: Detector
-    network: nn.Module  # the model, compiled or distributed if so asked
-    loss: DetectionLoss
-    ema: ModelEMA
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    precision: torch.dtype | None
-    schedule: Schedule
-    train_loader: DetectionLoader
-    val_loader: DetectionLoader
-    early_stop: EarlyStop
-    callbacks: Callbacks
-    start_epoch: int = 0
-
-    @property
-    def info(self) -> RunInfo:
-        return RunInfo(self.save_dir, self.model.names, self.loss.names, self.start_epoch)
 
 
 def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainResult:
@@ -233,247 +178,11 @@ def save(run: Run, epochs_done: int, metrics: Metrics | None, *, is_best: bool) 
         save_checkpoint(weights / f"epoch{epochs_done}.pt", last.without_training_state())
 
 
-def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
-    """Fills what was not given: a resumed run's own flags, the demo's preset, the embedded data set."""
-    if config.resume:
-        return resumed(config)
-    if not (config.cfg or config.weights):
-        if config.data:
-            raise UserError("give --cfg (such as yolov9-t-FocalModulation.yaml) or --weights: what should be trained on --data?")
-        defaults = TrainConfig()
-        preset = {k: v for k, v in DEMO.items() if getattr(config, k) == getattr(defaults, k)}
-        print(f"Neither --cfg nor --weights: the demo's preset ({', '.join(f'{k} {v}' for k, v in preset.items())})")
-        config = config.replace(**preset)
-    if not config.data:
-        print(f"warning: no --data, so the embedded data set {EMBEDDED_DATA} is used", file=sys.stderr)
-        config = config.replace(data=EMBEDDED_DATA)
-    return config, load_checkpoint(config.weights) if config.weights else None
-
-
-def resumed(config: TrainConfig) -> tuple[TrainConfig, Checkpoint]:
-    """The flags of the run that goes on, with those of RESUMABLE that were given anew."""
-    path = newest_weights(config.project, "last.pt") if config.resume == NEWEST else Path(config.resume)
-    defaults = TrainConfig()
-    changes = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(defaults, f.name)}
-    for name in changes:
-        if name not in RESUMABLE | {"project"}:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} with --resume: would make it another run; leave it out, or train on with --weights")
-    checkpoint = load_checkpoint(path)
-    if checkpoint.training is None:
-        raise UserError(f"{path}: holds no training state (the run was finished, or this is a best.pt); train on with --weights {path}")
-    changes.pop("project", None)
-    changes.update(resume=str(path), plugins=config.plugins)  # a path that is stored in a file is never imported
-    config = TrainConfig.from_dict(checkpoint.config).replace(**changes)
-    print(f"Going on with {path} after epoch {checkpoint.epoch} of {config.epochs}")
-    return config, checkpoint
-
-
-def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
-    """Builds everything a run works with, restores it after a resume, and prints the recipe."""
-    from data.dataset_spec import load_dataset_spec
-
-    precision = precision_of(config.amp, device)
-    spec = load_dataset_spec(config.data, single_cls=config.single_cls)
-    model = build(config, checkpoint, spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    hyp = recipe(config, checkpoint, model)
-    freeze(model, config.frozen_layers)
-    save_dir = run_folder(config)
-    train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
-    if not (config.noautoanchor or config.resume):
-        sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
-        adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed)  # autoanchor; empty for heads without anchors
-        print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
-    schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
-    run = Run(
-        config=config,
-        hyp=hyp,
-        device=device,
-        save_dir=save_dir,
-        model=model,
-        network=network_of(model, config, device),
-        loss=model.head.build_loss(hyp),
-        ema=ModelEMA(model),
-        optimizer=build_optimizer(model, hyp, name=config.optimizer, batch_size=config.batch_size, accumulate=schedule.full_accumulate),
-        scaler=gradient_scaler(device, precision),
-        precision=precision,
-        schedule=schedule,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        early_stop=EarlyStop(config.patience),
-        callbacks=Callbacks([*own_observers(config, train_loader), *observers], is_main=distributed.is_main()),
-    )
-    if config.resume and checkpoint is not None:
-        restore(run, checkpoint)
-    if distributed.is_main():
-        config.to_yaml(save_dir / "opt.yaml")
-        hyp.to_yaml(save_dir / "hyp.yaml")
-        print_recipe(run)
-        if not run.start_epoch and not config.nosave:  # at once: a full disk shows before the first epoch, and a Ctrl-C in it finds a file
-            save_checkpoint(save_dir / "weights" / "last.pt", snapshot(run, 0, None))
-    return run
-
-
-def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> Detector:
-    """The network for the data's classes: from --cfg, or from the checkpoint; weights are transferred by name and shape."""
-    if checkpoint is None:
-        return build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names, plugins=config.plugins)
-    require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
-    if config.resume or not config.cfg:
-        model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, nc=spec.nc, ch=spec.ch, names=spec.names)
-    else:
-        model = build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names)
-    if config.resume:
-        assert checkpoint.training is not None
-        model.load_state_dict(checkpoint.training["model"])
-        return model
-    result = transfer_weights(model, checkpoint.weights)
-    print(f"{config.weights}: {result}")
-    return model
-
-
-def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Detector) -> Hyperparameters:
-    """The hyper-parameters: a resumed run's, those given, or those of the model's family; with what the flags say instead."""
-    if config.resume and checkpoint is not None:
-        return Hyperparameters.from_dict(checkpoint.hyp, source=f"{config.resume} (hyp)")
-    if isinstance(config.hyp, Hyperparameters):
-        hyp = config.hyp
-    else:
-        family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based)
-        if not config.hyp:
-            print(f"No --hyp: {family}, the recipe of this model's family")
-        hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
-    flags = {"label_smoothing": config.label_smoothing, "close_mosaic": config.close_mosaic}
-    return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
-
-
-def freeze(model: Detector, layers: Sequence[int]) -> None:
-    """Layers that get no gradient. Raises UserError for one that the model has not."""
-    for index in layers:
-        if index >= len(model.model):
-            raise UserError(f"--freeze: layer {index} is not there, the model has layers 0 to {len(model.model) - 1}")
-        model.model[index].requires_grad_(False)
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """A new folder (a resumed run's own), made by the main process and known to all."""
-    folder: Path | None = None
-    if distributed.is_main():
-        last = Path(config.resume).absolute()
-        if config.resume and last.parent.name == "weights":
-            folder = last.parent.parent
-        else:
-            folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-        (folder / "weights").mkdir(exist_ok=True)
-    return distributed.broadcast_object(folder)
-
-
-def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DetectionLoader, DetectionLoader]:
-    """Training and validation batches; the main process reads the labels first, so that the others find its cache."""
-    from data.loader import build_loader
-
-    world = distributed.world_size()
-    if config.batch_size % world:
-        raise UserError(f"--batch-size {config.batch_size}: is shared by {world} processes, give a multiple of {world}")
-    train_px, val_px = (multiple_of_stride(px, stride) for px in (config.imgsz, config.val_imgsz or config.imgsz))
-    shared: dict[str, Any] = {
-        "hyp": hyp, "stride": stride, "workers": config.workers, "seed": config.seed, "cache": config.cache or None,
-        "rank": distributed.rank(), "world_size": world,
-    }  # fmt: skip
-    if not distributed.is_main():
-        distributed.barrier()
-    pair = (
-        build_loader(
-            spec, "train", imgsz=train_px, batch_size=config.batch_size // world, augment=True, rect=config.rect,
-            min_items=config.min_items, mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
-        ),
-        build_loader(
-            spec, "val", imgsz=val_px, batch_size=config.batch_size // world * 2, augment=False,
-            rect=True, pad=0.5, prefix="val: ", **shared,
-        ),
-    )  # fmt: skip
-    if distributed.is_main():
-        distributed.barrier()
-    return pair
-
-
-def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The model as it is called in training: averaging gradients over processes, compiled if so asked. Parameters are the model's own."""
-    network: nn.Module = model
-    if distributed.world_size() > 1:
-        network = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    if config.compile:
-        network.compile()
-    return network
-
-
-def own_observers(config: TrainConfig, loader: DetectionLoader) -> list[Callback]:
-    """What writes results.csv, TensorBoard events and pictures."""
-    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loader.dataset.labels)])]
-
-
-def print_recipe(run: Run) -> None:
-    """What will happen, in a few lines, before it does."""
-    config, hyp, schedule = run.config, run.hyp, run.schedule
-    groups = {name: len(parameters) for name, parameters in parameter_groups(run.model).items()}
-    parameters = sum(p.numel() for p in run.model.parameters())
-    warmup, total = schedule.warmup_iterations, config.epochs * schedule.iterations
-    print(f"model     {run.model.spec.origin}, {len(run.model.model)} layers, {parameters / 1e6:.2f} M parameters, {run.model.nc} classes")
-    last_lr = schedule.at(config.epochs - 1, schedule.iterations - 1).lr
-    print(f"recipe    {hyp.source or 'given in Python'}; {config.optimizer} lr {hyp.lr0:g}, {config.schedule} to {last_lr:.2g}")
-    print(f"groups    {', '.join(f'{groups[name]} tensors {name}' for name in GROUPS)}")
-    print(f"batch     {config.batch_size} x {schedule.full_accumulate} accumulated = {schedule.effective_batch} (nominal {hyp.nbs})")
-    print(f"warm-up   {warmup} of {total} iterations ({warmup / schedule.iterations:.1f} epochs of {schedule.iterations})")
-    if 2 * warmup > total:
-        print("warning: warm-up is more than half of the training: lower warmup_epochs and warmup_min_iters in --hyp", file=sys.stderr)
-    amp = str(run.precision).removeprefix("torch.") if run.precision else "off"
-    print(f"device    {run.device}, {distributed.world_size()} process(es), amp {amp}, seed {config.seed}")
-    print(f"results   {run.save_dir}")
-
-
 def set_training_mode(run: Run) -> None:
     """Frozen layers keep their running statistics too."""
     run.network.train()
     for index in run.config.frozen_layers:
         run.model.model[index].eval()
-
-
-def snapshot(run: Run, epochs_done: int, metrics: Metrics | None) -> Checkpoint:
-    """The checkpoint of this moment; the tensors are shared with the run, not copied."""
-    stop = run.early_stop
-    return Checkpoint(
-        cfg=run.model.spec.to_dict(),
-        cfg_name=run.model.spec.origin,
-        names=run.model.names,
-        weights=run.ema.model.state_dict(),
-        plugins=plugin_records(),
-        hyp=run.hyp.to_dict(),
-        config=run.config.to_dict(),
-        epoch=epochs_done,
-        fitness=float(metrics.fitness) if metrics else 0.0,
-        best_fitness=stop.best_fitness,
-        metrics=metric_columns(metrics),
-        training={
-            "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "scaler": run.scaler.state_dict(),
-            "ema_updates": run.ema.updates,
-            "best_epoch": stop.best_epoch,
-            "random": random_state(),
-        },
-    )
-
-
-def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Puts a run back to where the checkpoint was written."""
-    state = checkpoint.training
-    assert state is not None
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.ema.load_state_dict({"weights": checkpoint.weights, "updates": state["ema_updates"]})
-    run.early_stop.best_fitness, run.early_stop.best_epoch = checkpoint.best_fitness, state["best_epoch"]
-    run.start_epoch = checkpoint.epoch
-    set_random_state(state["random"])
 
 
 def finish(run: Run) -> Metrics:

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.setup import settle
 from models.checkpoints import load_checkpoint
-from train import TrainResult, main, settle, train
+from train import TrainResult, main, train
 from utils.callbacks import Callback
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
