@@ -25,8 +25,8 @@ def main() -> int:
 def demo() -> None:
     """The four scripts, one after the other, through their Python interfaces."""
     from detect import detect
-    from export import export
     from engine.setup import DEMO
+    from export import export
     from train import train
     from utils.config import TrainConfig
     from utils.detect_arguments import DetectConfig

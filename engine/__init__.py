@@ -1,1 +1,1 @@
-"""What a training is made of, between the script that tells its story and the packages below: scripts -> engine -> {models, data} -> utils."""
+"""What a training is made of, below the script that tells its story: scripts -> engine -> {models, data} -> utils."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -183,7 +183,8 @@ def run_folder(config: TrainConfig) -> Path:
         else:
             folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         (folder / "weights").mkdir(exist_ok=True)
-    return distributed.broadcast_object(folder)
+    folder = cast("Path", distributed.broadcast_object(folder))
+    return folder
 
 
 def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DetectionLoader, DetectionLoader]:
