@@ -183,8 +183,7 @@ def run_folder(config: TrainConfig) -> Path:
         else:
             folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         (folder / "weights").mkdir(exist_ok=True)
-    folder = cast("Path", distributed.broadcast_object(folder))
-    return folder
+    return cast("Path", distributed.broadcast_object(folder))
 
 
 def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DetectionLoader, DetectionLoader]:
