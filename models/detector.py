@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.channel_rules import LayerPlan
 from models.heads.base import DetectionHead, HeadOutput
-from models.parser import ModelSpec, Row, load_spec, plan_layers
+from models.parser import ModelSpec, Row, load_spec, needed, plan_layers
 from models.registry import load_plugin
 from utils.errors import UserError
 from utils.types import Predictions
@@ -29,6 +29,8 @@ def build_model(
     ch: int | None = None,
     names: Sequence[str] | None = None,
     plugins: Sequence[str | Path] = (),
+    attention: str | Sequence[str] = (),
+    attention_init: str = "",
 ) -> Detector:
     """Builds a network from a model YAML (path, bare name or dictionary), freshly initialised and in training mode.
 
@@ -38,6 +40,8 @@ def build_model(
         ch: number of input channels; the YAML's (3 if it has none) if not given.
         names: class names; ``class0`` … if not given.
         plugins: Python files of the caller's whose blocks the YAML uses.
+        attention: modules to insert, such as ``["FocalModulation@9", "EMA@detect"]``: :func:`models.edit.edit`.
+        attention_init: ``"identity"`` starts them as exact no-ops.
 
     Raises:
         UserError: what is wrong with the YAML, a row or a name.
@@ -46,7 +50,12 @@ def build_model(
         load_plugin(path)
     if names is not None and nc is None:
         nc = len(names)
-    return Detector(load_spec(cfg, nc=nc, ch=ch), names=names)
+    spec = load_spec(cfg, nc=nc, ch=ch)
+    if attention:
+        from models.edit import insert
+
+        spec = insert(spec, attention, init=attention_init).spec
+    return Detector(spec, names=names)
 
 
 class Detector(nn.Module):
@@ -144,7 +153,7 @@ class Detector(nn.Module):
         deployed = self.head.deploy()
         head_sources = tuple(self.plans[-1].sources[i] for i in deployed.inputs)
         plans = [*self.plans[:-1], replace(self.plans[-1], sources=head_sources, name=deployed.name)]
-        plans = _fold_identities(_needed(plans), self.model)
+        plans = _fold_identities(needed(plans), self.model)
         number = {plan.index: new for new, plan in enumerate(plans)} | {-1: -1}
         spec = replace(self.spec, rows=tuple(_renumbered_row(self.spec.rows[p.index], p, number) for p in plans))
         layers = [copy.deepcopy(deployed.head if p is plans[-1] else self.model[p.index]) for p in plans]
@@ -209,15 +218,6 @@ def _fuse_children(module: nn.Module) -> None:
         fused = getattr(child, "fused", None)
         if callable(fused):
             setattr(module, name, fused())
-
-
-def _needed(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
-    """The plans that the last one reads, directly or through others, in order."""
-    wanted = {plans[-1].index}
-    for plan in reversed(plans):
-        if plan.index in wanted:
-            wanted.update(plan.sources)
-    return [plan for plan in plans if plan.index in wanted]
 
 
 def _fold_identities(plans: Sequence[LayerPlan], layers: nn.Sequential) -> list[LayerPlan]:

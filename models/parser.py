@@ -95,15 +95,20 @@ class ModelSpec:
         return out
 
 
-def load_spec(cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch: int | None = None) -> ModelSpec:
+def load_spec(
+    cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch: int | None = None, scale: str | None = None
+) -> ModelSpec:
     """Reads a model YAML given by path or bare name, or a dictionary of the same form.
+
+    Args:
+        scale: letter of a v8 file's scale, instead of the one in the name.
 
     Raises:
         UserError: no such file, two files of one name, not YAML, or a key or row that is wrong.
     """
     if isinstance(cfg, Mapping):
         return read_spec(cfg, origin=str(cfg.get("yaml_file", "model dictionary")), nc=nc, ch=ch)
-    path, scale = find_config(cfg)
+    path, letter = find_config(cfg)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -112,9 +117,10 @@ def load_spec(cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(data, Mapping):
         raise UserError(f"{path}: should hold keys such as nc, backbone and head, not {type(data).__name__}")
-    if scale:
-        data = {**data, "scale": scale}
-    return read_spec(data, origin=path.name, nc=nc, ch=ch)
+    if scale or letter:
+        data = {**data, "scale": scale or letter}
+    family = data.get("yaml_file")  # a run's model.yaml says what it was made from, which tells the recipe
+    return read_spec(data, origin=f"{path.name} ({family})" if family else path.name, nc=nc, ch=ch)
 
 
 def find_config(name: str | Path) -> tuple[Path, str]:
@@ -184,7 +190,7 @@ def plan_layers(spec: ModelSpec) -> list[LayerPlan]:
     for index, row in enumerate(spec.rows):
         where = f"{spec.origin}: row {index} [{row.module}]"
         try:
-            plans.append(_plan_row(spec, row, index, plans))
+            plans.append(plan_row(spec, row, index, plans))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except KeyError as error:
@@ -195,7 +201,17 @@ def plan_layers(spec: ModelSpec) -> list[LayerPlan]:
     return plans
 
 
-def _plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) -> LayerPlan:
+def needed(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
+    """The plans that the last one reads, directly or through others, in order."""
+    wanted = {plans[-1].index}
+    for plan in reversed(plans):
+        if plan.index in wanted:
+            wanted.update(plan.sources)
+    return [plan for plan in plans if plan.index in wanted]
+
+
+def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) -> LayerPlan:
+    """One row's plan, given those before it. Raises UserError or KeyError (unknown module) without naming the place."""
     block = BLOCKS[row.module]
     sources = _sources(row.source, index)
     in_channels: tuple[Channels, ...] = tuple(spec.ch if s < 0 else plans[s].out_channels for s in sources)

@@ -206,6 +206,10 @@ class IAuxDetect(IDetect):
     branch_weights = (0.25, 1.0)
     overlaps = 20
 
+    @classmethod
+    def main_inputs(cls, count: int) -> range:
+        return range(count // len(cls.branch_weights))
+
     def _add_auxiliary(self, channels: Sequence[int]) -> None:
         self.m2 = nn.ModuleList(nn.Conv2d(c, self.m[0].out_channels, 1) for c in channels[len(self.m) :])
 

@@ -87,6 +87,11 @@ class DetectionHead(nn.Module):
         """
         return ""
 
+    @classmethod
+    def main_inputs(cls, count: int) -> range:
+        """Positions of the main branch among ``count`` inputs: those that ``deploy()`` keeps, known before a head is built."""
+        return range(count - count // len(cls.branch_weights), count)
+
     def levels(self, sources: Sequence[Any]) -> int:
         """How many levels one branch has, given the inputs of all branches."""
         return len(sources) // len(self.branch_weights)
