@@ -1,4 +1,4 @@
-"""The project's own checkpoints: tensors and plain values only, so that reading one can never run anything.
+"""The project's own checkpoints: tensors and plain values only, so that reading one can never run anything; and the door for others' files.
 
 A file is written beside its final name, flushed to the disk and renamed: whatever happens while saving, the previous one is whole.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -18,7 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from models.detector import Detector, build_model
+from models.foreign_modules import Layer, differences
+from models.legacy_checkpoints import is_safetensors, read_foreign
+from models.published import missing_weights
 from models.registry import load_plugin, loaded_plugins
+from models.torch_files import read_torch_file
 from utils.errors import UserError
 
 FORMAT = "yolo-attention checkpoint"
@@ -65,6 +68,19 @@ class Checkpoint:
         return replace(self, training=None)
 
 
+@dataclass(frozen=True)
+class ForeignCheckpoint(Checkpoint):
+    """A checkpoint that another program wrote, with what it says of its network, to check the one that is built for it.
+
+    Attributes:
+        strides: px of the input per cell for each level; empty where the file does not say.
+        layers: settings of the file's layers by path.
+    """
+
+    strides: tuple[float, ...] = ()
+    layers: dict[str, Layer] = field(default_factory=dict)
+
+
 class Transfer(NamedTuple):
     """How much of a model was filled from other weights."""
 
@@ -83,7 +99,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         UserError: the disk is full or the folder cannot be written; the previous file is still there.
     """
     path = Path(path)
-    content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    content = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
     content["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -99,28 +115,38 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint of this project, never running anything that is in it.
+    """Reads a checkpoint of this project, of YOLOv5, v7, v9 or ultralytics, a state dict or safetensors; never runs anything that is in it.
 
     Raises:
-        UserError: no such file, a damaged file, another program's file (it says whose), or a newer format.
+        UserError: no such file (it says who publishes it), a damaged file, one that asks for code, or a newer format.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint" if not path.is_dir() else f"{path}: a folder; give the .pt file in it")
+        raise UserError(missing_weights(path) if not path.is_dir() else f"{path}: a folder; give the .pt file in it")
+    _refuse_other_files(path)
+    held = None if is_safetensors(path) else read_torch_file(path)  # tensors stay in the file
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        return _foreign(path, held)
+    version = held.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version} is newer than this program knows ({FORMAT_VERSION}); update it")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception:  # torch's reader lets through whatever damaged bytes make its parser raise
-        raise UserError(f"{path}: {_describe_foreign(path)}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: {_describe_content(content)}")
-    if content["format_version"] > FORMAT_VERSION:
-        version = content["format_version"]
-        raise UserError(f"{path}: format version {version} is newer than this program knows ({FORMAT_VERSION}); update it")
+        raise UserError(f"{path}: a damaged checkpoint (cut short, or partly overwritten)") from None
     known = {f.name for f in fields(Checkpoint)}
     try:
         return Checkpoint(**{k: v for k, v in content.items() if k in known})
     except TypeError as error:
         raise UserError(f"{path}: damaged checkpoint ({error})") from None
+
+
+def _foreign(path: Path, held: Any) -> ForeignCheckpoint:
+    """Another program's file in the terms of this one."""
+    found = read_foreign(path, held)
+    return ForeignCheckpoint(
+        cfg=found.cfg, cfg_name=found.cfg_name, names=found.names, weights=found.weights, strides=found.strides, layers=found.layers
+    )
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu", plugins: Sequence[str | Path] = ()) -> Detector:
@@ -139,13 +165,26 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Pat
         UserError: a plugin is missing, or the weights do not fit the architecture.
     """
     require_plugins(checkpoint, plugins, source=source)
+    if not checkpoint.cfg:
+        raise UserError(f"{source}: bare weights of a network that is not recognised; train.py takes them with --cfg, other scripts cannot")
     model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, names=checkpoint.names)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{source}: its weights do not fit its own architecture ({reason[:200]})") from None
+    if isinstance(checkpoint, ForeignCheckpoint):
+        _check_against_file(model, checkpoint, source)
     return model.eval()
+
+
+def _check_against_file(model: Detector, checkpoint: ForeignCheckpoint, source: str | Path) -> None:
+    """Refuses a network that would compute something else than the program that wrote the file."""
+    if checkpoint.strides and tuple(checkpoint.strides) != tuple(model.strides):
+        raise UserError(f"{source}: its strides are {list(checkpoint.strides)}, its architecture gives {list(model.strides)}")
+    wrong = differences(checkpoint.layers, model)
+    if wrong:
+        raise UserError(f"{source}: would not compute what it did where it was made: {wrong[0]} ({len(wrong)} such layers)")
 
 
 def require_plugins(checkpoint: Checkpoint, plugins: Sequence[str | Path], *, source: str | Path = "checkpoint") -> None:
@@ -203,43 +242,18 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _describe_foreign(path: Path) -> str:
-    """What a file that cannot be loaded seems to be; only looked at, never run."""
+def _refuse_other_files(path: Path) -> None:
+    """Names what a file is that cannot be a checkpoint; only looked at, never run."""
     with open(path, "rb") as file:
         head = file.read(64)
+    said = ""
     if not head:
-        return "an empty file, not a checkpoint"
-    if head.lstrip()[:1] == b"<":
-        return "a web page, not a checkpoint (a download that went wrong)"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the checkpoint itself; fetch the file with git lfs pull"
-    if head.startswith(b"PK"):
-        return _describe_archive(path)
-    if head.startswith(b"\x80"):
-        return "a checkpoint in torch's old format that holds Python objects; files of other programs cannot be read yet"
-    if head[8:9] == b"{":
-        return "a safetensors file; only this project's own checkpoints can be read yet"
-    return "not a checkpoint, or a damaged one"
-
-
-def _describe_archive(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if any(n.endswith("constants.pkl") for n in names):
-                return "a TorchScript export, not a checkpoint; detect.py and val.py run on it, training and export need the .pt file"
-            pickled = next((n for n in names if n.endswith("data.pkl")), None)
-            text = archive.read(pickled) if pickled else b""
-    except (zipfile.BadZipFile, OSError, EOFError):
-        return "a damaged checkpoint (cut short, or partly overwritten)"
-    if b"ultralytics" in text:
-        return "an ultralytics checkpoint that holds Python objects; files of other programs cannot be read yet"
-    if b"models.yolo" in text:
-        return "a YOLOv5/v7/v9 checkpoint that holds Python objects; files of other programs cannot be read yet"
-    return "a checkpoint of another program, or a damaged one" if text else "a zip file, not a checkpoint"
-
-
-def _describe_content(content: object) -> str:
-    if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
-        return "bare weights without an architecture; only this project's own checkpoints can be read yet"
-    return "not a checkpoint of this project"
+        said = "an empty file, not a checkpoint"
+    elif head.lstrip()[:1] == b"<":
+        said = "a web page, not a checkpoint (a download that went wrong)"
+    elif head.startswith(b"version https://git-lfs"):
+        said = "a Git LFS pointer, not the checkpoint itself; fetch the file with git lfs pull"
+    elif not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
+        said = "not a checkpoint, or a damaged one"
+    if said:
+        raise UserError(f"{path}: {said}")

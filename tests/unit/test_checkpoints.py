@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, save_checkpoint, transfer_weights
+from models.checkpoints import Checkpoint, load_checkpoint, load_model, require_plugins, save_checkpoint, transfer_weights
 from utils.errors import UserError
 
 
@@ -100,7 +100,7 @@ def archive(path, names):
         (b"PK\x03\x04 nothing more", "damaged checkpoint"),
         (b"some text", "not a checkpoint"),
         (b"\x10\0\0\0\0\0\0\0{}", "safetensors"),
-        (pickle.dumps({"a": 1}), "old format"),
+        (pickle.dumps({"a": 1}), "not one that torch.save wrote"),
     ],
 )
 def test_other_files_are_named(tmp_path, content, says):
@@ -113,12 +113,13 @@ def test_other_files_are_named(tmp_path, content, says):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ({"x/data.pkl": b"cmodels.yolo\nDetectionModel\n"}, "YOLOv5/v7/v9"),
-        ({"x/data.pkl": b"cultralytics.nn.tasks\nDetectionModel\n"}, "ultralytics"),
+        ({"x/data.pkl": b"cmodels.yolo\nDetectionModel\n."}, "not a network"),
+        ({"x/data.pkl": b"cultralytics.nn.tasks\nDetectionModel\n"}, "damaged"),
+        ({"x/readme.txt": b"nothing"}, "a zip file, not a checkpoint"),
         ({"x/data.pkl": b"", "x/constants.pkl": b""}, "TorchScript"),
     ],
 )
-def test_other_programs_checkpoints_are_named(tmp_path, names, says):
+def test_archives_without_a_network_are_named(tmp_path, names, says):
     archive(tmp_path / "x.pt", names)
     with pytest.raises(UserError, match=says):
         load_checkpoint(tmp_path / "x.pt")
@@ -133,7 +134,7 @@ class Marker:
 
 def test_objects_are_never_built(tmp_path):
     torch.save({"format": "x", "model": Marker()}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="another program"):
+    with pytest.raises(UserError, match=r"x\.pt: asks for .*Marker, which no weights need; refused, nothing of it was run"):
         load_checkpoint(tmp_path / "x.pt")
     assert not Marker.ran
 
@@ -148,8 +149,11 @@ def test_a_torn_file_is_called_damaged(tmp_path):
 
 def test_bare_weights_and_newer_formats_and_missing_files(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pt")
-    with pytest.raises(UserError, match="bare weights"):
-        load_checkpoint(tmp_path / "bare.pt")
+    bare = load_checkpoint(tmp_path / "bare.pt")
+    assert not bare.cfg
+    assert set(bare.weights) == {"weight", "bias"}
+    with pytest.raises(UserError, match=r"bare weights of a network that is not recognised; train\.py takes them with --cfg"):
+        load_model(tmp_path / "bare.pt")
     torch.save({"format": "yolo-attention checkpoint", "format_version": 99}, tmp_path / "new.pt")
     with pytest.raises(UserError, match="format version 99 is newer"):
         load_checkpoint(tmp_path / "new.pt")
