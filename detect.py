@@ -146,7 +146,9 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> D
         model = load_exported(weights, device=device)
     else:
         from models import load_model
+        from models.published import provide
 
+        provide(weights, download=config.download)
         model = load_model(weights, plugins=config.plugins).deploy().to(device)
     if model.ch != 3:
         raise UserError(f"{weights}: takes pictures of {model.ch} channels; detect.py reads pictures of 3")

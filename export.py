@@ -44,6 +44,7 @@ def export(config: ExportConfig) -> list[Exported]:
     """
     from models import load_model
     from models.exporting import ExportOptions, export_model, exporter_for, output_path
+    from models.published import provide
 
     if config.nms and not {"onnx", "onnx_end2end"} & set(config.include):
         raise UserError(f"--nms: only an ONNX file can hold suppression; add onnx to --include {' '.join(config.include)}")
@@ -53,6 +54,7 @@ def export(config: ExportConfig) -> list[Exported]:
     weights = Path(config.weights) if config.weights else newest_weights()
     if not config.weights:
         print(f"no --weights: taking the newest run's, {weights}")
+    provide(weights, download=config.download)
     model = load_model(weights, plugins=config.plugins)
     options = ExportOptions(
         imgsz=_rounded_up(config.imgsz, model.stride),

@@ -221,6 +221,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, De
     """The model, ready for inference, and the configuration with weights and data filled in where they were left out."""
     from models.checkpoints import load_checkpoint, model_from_checkpoint
     from models.exported import SUFFIXES, load_exported
+    from models.published import provide
     from utils.runs import newest_weights
 
     if not config.weights:
@@ -230,6 +231,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, De
         if not config.data:
             raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
         return config, load_exported(config.weights, device=device)
+    provide(config.weights, download=config.download)
     checkpoint = load_checkpoint(config.weights)
     if not config.data:
         config = replace(config, data=str(checkpoint.config.get("data") or ""))

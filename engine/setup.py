@@ -15,6 +15,7 @@ from engine.run import Run, restore, snapshot
 from models.assigners.autoanchor import sizes_in_training
 from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, save_checkpoint, transfer_weights
 from models.detector import Detector, build_model
+from models.published import provide
 from utils import distributed
 from utils.callbacks import Callback, Callbacks
 from utils.config import Hyperparameters, TrainConfig
@@ -65,6 +66,7 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
     if not config.data:
         print(f"warning: no --data, so the embedded data set {EMBEDDED_DATA} is used", file=sys.stderr)
         config = config.replace(data=EMBEDDED_DATA)
+    provide(config.weights, download=config.download)
     return config, load_checkpoint(config.weights) if config.weights else None
 
 
@@ -138,6 +140,8 @@ def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec)
         return build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names, plugins=config.plugins)
     require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
     if config.resume or not config.cfg:
+        if not checkpoint.cfg:
+            raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
         model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, nc=spec.nc, ch=spec.ch, names=spec.names)
     else:
         model = build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names)

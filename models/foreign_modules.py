@@ -28,10 +28,12 @@ class Layer(NamedTuple):
 
 
 def is_module(value: Any) -> bool:
+    """Whether it is a record of an object that holds modules."""
     return isinstance(value, Record) and isinstance(value.state.get("_modules"), dict)
 
 
 def children(module: Record) -> dict[str, Any]:
+    """The modules directly within, by name."""
     found = module.state.get("_modules")
     return found if isinstance(found, dict) else {}
 

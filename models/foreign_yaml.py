@@ -168,5 +168,3 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
         name = "Detect"
     options = [a for a in args if isinstance(a, dict)]
     return [source, number, name, ["nc", "anchors"] if anchored else ["nc", *options]]
-
-

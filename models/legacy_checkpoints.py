@@ -236,5 +236,3 @@ def _make_class_certain(weights: dict[str, Tensor], *, last: int) -> None:
 
 def _what(value: Any) -> str:
     return f"a {value.cls}" if isinstance(value, Record) else f"a {type(value).__name__}"
-
-

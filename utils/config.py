@@ -185,6 +185,7 @@ class TrainConfig:
     compile: bool = False
     accumulate: int | None = None  # None = nominal batch / batch size
     deterministic: bool = False
+    download: bool = False
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

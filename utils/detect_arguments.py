@@ -50,6 +50,7 @@ class DetectConfig:
     hide_conf: bool = False
     half: bool = False
     vid_stride: int = 1
+    download: bool = False
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -108,6 +109,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict, str]]]:
     return {
         "what": [
             (["--weights"], {"nargs": "*", "metavar": "FILE"}, ".pt, .onnx or .torchscript (default: the newest run's best.pt)"),
+            (["--download"], on, "fetch published weights that are not on disk"),
             (["--source"], {"metavar": "WHAT"}, "file, folder, glob, .txt list, video, or 0 for a webcam (default: the validation images)"),
             (["--data"], {"metavar": "YAML"}, "data set whose validation images are taken without --source"),
             (["--plugins"], {"nargs": "+", "metavar": "FILE"}, "Python files of yours whose modules the model uses"),

@@ -47,6 +47,7 @@ class ExportConfig:
     iou_thres: float = 0.45
     conf_thres: float = 0.25
     include: tuple[str, ...] = ("torchscript", "onnx")
+    download: bool = False
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Flags that are not given are not set, so that ExportConfig's defaults hold."""
     parser = argparse.ArgumentParser(prog="export.py", description="Exports a checkpoint.", argument_default=argparse.SUPPRESS)
     parser.add_argument("--weights", metavar="PT", help="checkpoint (default: the newest run's best.pt)")
+    parser.add_argument("--download", action="store_true", help="fetch published weights that are not on disk")
     parser.add_argument("--include", nargs="+", metavar="FORMAT", help="torchscript, onnx, onnx_end2end (default: torchscript onnx)")
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, nargs="+", metavar="PX", help="height and width (default 640 640)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a call, unless dynamic (default 1)")

@@ -80,6 +80,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
         "what": [
             (["--cfg"], {"metavar": "YAML"}, "model, such as yolov9-c-FocalModulation.yaml; alone it trains from scratch"),
             (["--weights"], {"metavar": "PT"}, "checkpoint; alone it gives the architecture too, with --cfg what fits is transferred"),
+            (["--download"], on, "fetch published weights that are not on disk"),
             (["--data"], {"metavar": "YAML"}, "data set; the embedded one if left out"),
             (["--hyp"], {"metavar": "YAML"}, "hyper-parameters; the recipe of the model's family if left out"),
             (["--plugins"], {"nargs": "+", "metavar": "FILE"}, "Python files of yours that register modules"),

@@ -48,6 +48,7 @@ class ValConfig:
     half: bool = False
     min_items: int = 0
     ap_rule: str = "coco"
+    download: bool = False
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     on: dict[str, Any] = {"action": "store_true"}
     flags: list[tuple[list[str], dict[str, Any], str]] = [
         (["--weights"], {"nargs": "+", "metavar": "FILE"}, ".pt, .onnx or .torchscript; the newest run's best.pt if left out"),
+        (["--download"], on, "fetch published weights that are not on disk"),
         (["--data"], {"metavar": "YAML"}, "data set; what the checkpoint says if left out"),
         (["--task"], {"metavar": "SPLIT"}, "train, val or test"),
         (["--batch-size"], {"type": int, "metavar": "N"}, "images a batch"),
