@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from engine.rates import multipliers, rates_line
 from engine.run import Run, restore, snapshot
 from models.assigners.autoanchor import sizes_in_training
 from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, save_checkpoint, transfer_weights
 from models.detector import Detector, build_model
+from models.edit import Edited, edit
+from models.graph_table import write_spec
+from models.parser import load_spec
 from models.published import provide
+from models.registry import load_plugin
 from utils import distributed
 from utils.callbacks import Callback, Callbacks
 from utils.config import Hyperparameters, TrainConfig
@@ -114,7 +119,10 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         network=network_of(model, config, device),
         loss=model.head.build_loss(hyp),
         ema=ModelEMA(model),
-        optimizer=build_optimizer(model, hyp, name=config.optimizer, batch_size=config.batch_size, accumulate=schedule.full_accumulate),
+        optimizer=build_optimizer(
+            model, hyp, name=config.optimizer, batch_size=config.batch_size, accumulate=schedule.full_accumulate,
+            multipliers=multipliers(model, config.lr_mult),
+        ),
         scaler=gradient_scaler(device, precision),
         precision=precision,
         schedule=schedule,
@@ -128,6 +136,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     if distributed.is_main():
         config.to_yaml(save_dir / "opt.yaml")
         hyp.to_yaml(save_dir / "hyp.yaml")
+        write_spec(save_dir / "model.yaml", model.spec, notes=model_notes(config))
         print_recipe(run)
         if not run.start_epoch and not config.nosave:  # at once: a full disk shows before the first epoch, and a Ctrl-C in it finds a file
             save_checkpoint(save_dir / "weights" / "last.pt", snapshot(run, 0, None))
@@ -135,23 +144,46 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
 
 
 def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> Detector:
-    """The network for the data's classes: from --cfg, or from the checkpoint; weights are transferred by name and shape."""
+    """The network for the data's classes: from --cfg, or from the checkpoint, with what --attention inserts; weights are transferred."""
     if checkpoint is None:
-        return build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names, plugins=config.plugins)
+        for path in config.plugins:
+            load_plugin(path)
+        return Detector(edited(config, config.cfg, spec).spec, names=spec.names)
     require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
-    if config.resume or not config.cfg:
-        if not checkpoint.cfg:
-            raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
-        model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, nc=spec.nc, ch=spec.ch, names=spec.names)
-    else:
-        model = build_model(config.cfg, nc=spec.nc, ch=spec.ch, names=spec.names)
+    if not (checkpoint.cfg or config.cfg):
+        raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
+    stored = {**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}
     if config.resume:
         assert checkpoint.training is not None
+        model = build_model(stored, nc=spec.nc, ch=spec.ch, names=spec.names)  # with what was inserted
         model.load_state_dict(checkpoint.training["model"])
         return model
-    result = transfer_weights(model, checkpoint.weights)
+    change = edited(config, config.cfg or stored, spec)
+    model = Detector(change.spec, names=spec.names)
+    stored_rows = [row[2] for part in ("backbone", "head") for row in checkpoint.cfg.get(part, ())]
+    same_rows = not stored_rows or stored_rows == [row.module for row in change.original.rows]
+    result = transfer_weights(model, change.renamed(checkpoint.weights) if same_rows else checkpoint.weights)
     print(f"{config.weights}: {result}")
     return model
+
+
+def edited(config: TrainConfig, cfg: str | Mapping[str, Any], spec: DatasetSpec) -> Edited:
+    """The rows of ``cfg`` with what --attention inserts."""
+    base = load_spec(cfg, nc=spec.nc, ch=spec.ch)
+    try:
+        change = edit(base, insert=config.attention, init=config.attention_init)
+    except UserError as error:
+        raise UserError(f"--attention: {error}") from error
+    for line in change.changes if distributed.is_main() else ():
+        print(f"--attention: {line}")
+    return change
+
+
+def model_notes(config: TrainConfig) -> list[str]:
+    """The head of a run's model.yaml."""
+    source = config.cfg or config.weights or config.resume
+    how = f" (start: {config.attention_init})" if config.attention_init else ""
+    return [f"The network of this run, for --cfg: {source}{' with ' if config.attention else ''}{', '.join(config.attention)}{how}"]
 
 
 def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Detector) -> Hyperparameters:
@@ -244,6 +276,8 @@ def print_recipe(run: Run) -> None:
     last_lr = schedule.at(config.epochs - 1, schedule.iterations - 1).lr
     print(f"recipe    {hyp.source or 'given in Python'}; {config.optimizer} lr {hyp.lr0:g}, {config.schedule} to {last_lr:.2g}")
     print(f"groups    {', '.join(f'{groups[name]} tensors {name}' for name in GROUPS)}")
+    if config.lr_mult:
+        print(f"rates     {rates_line(run.model, config.lr_mult)}")
     print(f"batch     {config.batch_size} x {schedule.full_accumulate} accumulated = {schedule.effective_batch} (nominal {hyp.nbs})")
     print(f"warm-up   {warmup} of {total} iterations ({warmup / schedule.iterations:.1f} epochs of {schedule.iterations})")
     if 2 * warmup > total:

@@ -38,6 +38,7 @@ class Edited:
 
     Attributes:
         spec: its rows.
+        original: the rows before.
         rows: old row -> new row, for all that are still there.
         inserted: new numbers of inserted rows.
         replaced: new numbers of rows with another module.
@@ -45,6 +46,7 @@ class Edited:
     """
 
     spec: ModelSpec
+    original: ModelSpec
     rows: Mapping[int, int]
     inserted: tuple[int, ...]
     replaced: tuple[int, ...]
@@ -59,9 +61,12 @@ class Edited:
         """A state dict of the network before, under the names of this one; entries of removed rows are left out."""
         out = {}
         for key, value in weights.items():
-            prefix, row, rest = key.split(".", 2)
-            if int(row) in self.rows:
-                out[f"{prefix}.{self.rows[int(row)]}.{rest}"] = value
+            prefix, _, rest = key.partition(".")
+            row, _, name = rest.partition(".")
+            if not row.isdecimal():
+                out[key] = value
+            elif int(row) in self.rows:
+                out[f"{prefix}.{self.rows[int(row)]}.{name}"] = value
         return out
 
 
@@ -217,7 +222,7 @@ class _Graph:
             raise UserError(f"{error} (rows as they are after: {'; '.join(changes)})") from error
         kept = {old: number[old] for old in self.order if old < len(self.plans)}
         inserted = tuple(number[i] for i in self.order if i >= len(self.plans))
-        return Edited(spec, kept, inserted, tuple(number[i] for i in self.replaced), changes)
+        return Edited(spec, self.spec, kept, inserted, tuple(number[i] for i in self.replaced), changes)
 
 
 def _insert(graph: _Graph, request: Insertion, init: str, removed: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from utils.errors import UserError, nearest
+from utils.rates import multipliers_text
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
@@ -26,6 +27,7 @@ OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION")
 PRECISIONS = ("auto", "off", "fp16", "bf16")
 LEAST = {"epochs": 1, "batch_size": 1, "imgsz": 32, "workers": 0, "patience": 0, "min_items": 0, "seed": 0}
 CACHES = ("", "ram", "disk")
+ATTENTION_INITS = ("", "identity")
 
 INF = math.inf
 # key -> (least, greatest) allowed value, both inclusive; a key that is not here may be any finite number from 0 on.
@@ -168,6 +170,9 @@ class TrainConfig:
     fixed_lr: bool = False
     label_smoothing: float | None = None  # None = what the hyp file says
     patience: int = 100  # epochs without a better fitness; 0 = never stop early
+    attention: tuple[str, ...] = ()  # modules to insert, such as FocalModulation@9
+    attention_init: str = ""  # "identity": inserted modules start as exact no-ops
+    lr_mult: str = ""  # factors of the learning rate by part, such as attention=2,backbone=0.1; a mapping is understood
     freeze: tuple[int, ...] = (0,)  # one number: the first n layers; several: these layers
     rect: bool = False
     multi_scale: bool = False
@@ -194,16 +199,18 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least} is needed")
-        for name, choices in (("optimizer", OPTIMIZERS), ("amp", PRECISIONS), ("cache", CACHES)):
+        for name, choices in (("optimizer", OPTIMIZERS), ("amp", PRECISIONS), ("cache", CACHES), ("attention_init", ATTENTION_INITS)):
             value = getattr(self, name)
             if value not in choices:
-                raise UserError(f"--{name} {value!r}: one of {', '.join(c for c in choices if c)} is needed")
+                raise UserError(f"--{name.replace('_', '-')} {value!r}: one of {', '.join(c for c in choices if c)} is needed")
         if sum((self.cos_lr, self.flat_cos_lr, self.fixed_lr)) > 1:
             raise UserError("--cos-lr, --flat-cos-lr and --fixed-lr exclude one another: give one of them")
         if self.accumulate is not None and self.accumulate < 1:
             raise UserError(f"--accumulate {self.accumulate}: at least 1 is needed")
         if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label-smoothing {self.label_smoothing}: a number in 0-1 is needed")
+        if self.attention_init and not (self.attention or self.resume):
+            raise UserError("--attention-init is about inserted modules: give them with --attention, such as --attention FocalModulation@9")
         if any(i < 0 for i in self.freeze):
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0")
 
@@ -216,6 +223,9 @@ class TrainConfig:
             **{k: str(getattr(self, k) or "") for k in ("weights", "cfg", "data", "resume", "project", "name", "cache")},
             "hyp": self.hyp if isinstance(self.hyp, Hyperparameters) else str(self.hyp or ""),
             "device": "" if self.device is None else str(self.device),
+            "attention": (self.attention,) if isinstance(self.attention, str) else tuple(self.attention),
+            "attention_init": str(self.attention_init or ""),
+            "lr_mult": multipliers_text(self.lr_mult),
             "freeze": tuple(int(i) for i in freeze) or (0,),
             "plugins": tuple(str(p) for p in plugins),
             "optimizer": by_lower.get(str(self.optimizer).lower(), self.optimizer),

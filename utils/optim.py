@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +36,21 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def build_optimizer(model: nn.Module, hyp: Hyperparameters, *, name: str = "SGD", batch_size: int, accumulate: int) -> Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    hyp: Hyperparameters,
+    *,
+    name: str = "SGD",
+    batch_size: int,
+    accumulate: int,
+    multipliers: Mapping[str, float] | None = None,
+) -> Optimizer:
     """SGD with Nesterov momentum, Adam or AdamW over the three groups.
 
     Args:
         batch_size: over all processes.
         accumulate: after warm-up. Weight decay is scaled by batch_size * accumulate / nominal batch.
+        multipliers: parameter name -> factor of its learning rate; such parameters stand in groups of their own behind the three.
 
     Raises:
         UserError: nothing is left to train, or the optimizer is unknown.
@@ -49,7 +59,10 @@ def build_optimizer(model: nn.Module, hyp: Hyperparameters, *, name: str = "SGD"
     if not any(groups.values()):
         raise UserError("no parameter is left to train: --freeze names every layer of the model")
     decay = hyp.weight_decay * batch_size * accumulate / hyp.nbs
-    described = [{"params": groups[g], "name": g, "weight_decay": decay if g == "decay" else 0.0} for g in GROUPS]
+    described: list[dict[str, Any]] = [
+        {"params": parameters, "name": g, "weight_decay": decay if g == "decay" else 0.0, "lr_mult": factor}
+        for factor, g, parameters in _by_factor(model, groups, multipliers or {})
+    ]
     fused = {"fused": True} if _can_fuse(model) else {"foreach": True}
     if name == "SGD":
         return torch.optim.SGD(described, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, **fused)
@@ -64,16 +77,16 @@ def build_optimizer(model: nn.Module, hyp: Hyperparameters, *, name: str = "SGD"
 
 
 def apply_settings(optimizer: Optimizer, settings: StepSettings) -> None:
-    """Sets the learning rate of every group, and the momentum where the optimizer is SGD (the betas of the others are fixed)."""
+    """Sets every group's learning rate, times its multiplier, and the momentum where the optimizer is SGD (others keep their betas)."""
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr_bias if group["name"] == "bias" else settings.lr
+        group["lr"] = (settings.lr_bias if group["name"] == "bias" else settings.lr) * group.get("lr_mult", 1.0)
         if "momentum" in group:
             group["momentum"] = settings.momentum
 
 
 def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
-    """Of each group, in the order of ``GROUPS``."""
-    return tuple(group["lr"] for group in optimizer.param_groups)
+    """Of each group, in the order of ``GROUPS``, before multipliers."""
+    return tuple(group["lr"] for group in optimizer.param_groups[: len(GROUPS)])
 
 
 def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float) -> None:
@@ -114,6 +127,19 @@ class Lion(Optimizer):
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(weights, update, alpha=-group["lr"])
             torch._foreach_lerp_(momenta, gradients, 1 - second)
+
+
+def _by_factor(
+    model: nn.Module, groups: Mapping[str, list[nn.Parameter]], multipliers: Mapping[str, float]
+) -> list[tuple[float, str, list[nn.Parameter]]]:
+    """(factor, group, parameters): the three groups at factor 1 first, empty or not, then what is in groups at other factors."""
+    factor_of = {id(p): multipliers.get(name, 1.0) for name, p in model.named_parameters()}
+    split = [
+        (factor, name, [p for p in parameters if factor_of[id(p)] == factor])
+        for factor in (1.0, *sorted(set(factor_of.values()) - {1.0}))
+        for name, parameters in groups.items()
+    ]
+    return split[: len(GROUPS)] + [entry for entry in split[len(GROUPS) :] if entry[2]]
 
 
 def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:

@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.setup import settle
+import detect
+import export
+import val
+from data.dataset_spec import load_dataset_spec
+from engine.setup import build, settle
+from models import build_model, load_model
 from models.checkpoints import load_checkpoint
 from train import TrainResult, main, train
 from utils.callbacks import Callback
@@ -102,7 +107,7 @@ def test_a_run_leaves_what_users_expect(world, tmp_path):
     result = train(config(world, tmp_path, noplots=False, save_period=2, epochs=2))
     left = {p.relative_to(result.save_dir).as_posix() for p in result.save_dir.rglob("*") if p.is_file()}
     expected = {"weights/best.pt", "weights/last.pt", "weights/epoch2.pt", "opt.yaml", "hyp.yaml", "results.csv", "results.png"}
-    expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"labels.jpg", "confusion_matrix.png"}
+    expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"labels.jpg", "confusion_matrix.png", "model.yaml"}
     expected |= {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
     expected |= {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")}
     assert expected <= left
@@ -213,6 +218,8 @@ def test_rect_batches_and_bfloat16_train(world, tmp_path):
         ({"weights": "nothing.pt"}, "nothing.pt: no such checkpoint"),
         ({"cfg": ""}, "give --cfg"),
         ({"freeze": (77, 78)}, "layer 77 is not there"),
+        ({"attention": "EMMA@2"}, "--attention: tiny-v9.yaml: EMMA@2: unknown module 'EMMA', did you mean 'EMA'"),
+        ({"lr_mult": "attention=2"}, "--lr-mult attention: nothing that is trained"),
         ({"amp": "fp16"}, "--amp fp16: needs a GPU"),
         ({"device": "99"}, "--device 99"),
         ({"plugins": "nothing.py"}, "--plugins nothing.py: no such file"),
@@ -259,3 +266,50 @@ def test_two_processes_train_one_model(world, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["exp"]
     assert load_checkpoint(tmp_path / "exp" / "weights" / "last.pt").epoch == 2
     assert "2 process(es)" in done.stdout
+
+
+ATTENDED = {"attention": ["SE@3", "EMA@1(factor=2)"], "attention_init": "identity", "lr_mult": "attention=2,backbone=0.5"}
+
+
+def test_attention_put_into_trained_weights_starts_as_a_no_op_and_trains(world, tmp_path, capsys):
+    first = train(config(world, tmp_path, epochs=1))
+    source = load_model(first.best_weights)
+    given = config(world, tmp_path, cfg="", weights=first.best_weights, name="attended", **ATTENDED)
+    spec = load_dataset_spec(str(world / "data.yaml"))
+    for changed in (given, given.replace(cfg=str(world / "tiny-v9.yaml"))):  # with --weights alone, and with both
+        start = build(changed, load_checkpoint(first.best_weights), spec).eval()
+        images = torch.rand(2, 3, 64, 64)
+        assert all(torch.equal(a, b) for a, b in zip(start(images).main, source(images).main, strict=True))
+    capsys.readouterr()
+    result = train(given)
+    said = capsys.readouterr().out
+    assert "--attention: SE inserted behind what was row 3, as row 5" in said
+    assert "rates     attention x 2, backbone x 0.5: " in said
+    trained = load_model(result.best_weights)
+    assert [plan.name for plan in trained.plans if plan.identity_start] == ["EMA", "SE"]
+    assert all(layer.gamma.item() != 0 for layer, plan in zip(trained.model, trained.plans) if plan.identity_start)
+    assert float(rows_of(result)[-1]["x/lr1"]) == pytest.approx(float(rows_of(train(config(world, tmp_path)))[-1]["x/lr1"]))
+    again = build_model(result.save_dir / "model.yaml")
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in trained.state_dict().items()}
+
+
+def test_a_resumed_run_with_attention_and_rates_equals_one_that_never_stopped(world, tmp_path):
+    whole = train(config(world, tmp_path / "whole", **ATTENDED))
+    with pytest.raises(KeyboardInterrupt):
+        train(config(world, tmp_path / "cut", **ATTENDED), observers=[Interrupt(1, 1)])
+    resumed = train(TrainConfig(resume=tmp_path / "cut" / "exp" / "weights" / "last.pt"))
+    a, b = (load_checkpoint(r.last_weights).weights for r in (whole, resumed))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (whole.save_dir / "model.yaml").read_text().split("\n", 1)[1] == (resumed.save_dir / "model.yaml").read_text().split("\n", 1)[1]
+
+
+def test_a_model_yaml_of_a_run_trains_detects_and_exports(world, tmp_path, capsys):
+    first = train(config(world, tmp_path, epochs=1, **ATTENDED))
+    second = train(config(world, tmp_path, cfg=first.save_dir / "model.yaml", weights=first.best_weights, epochs=1))
+    total = len(load_checkpoint(first.best_weights).weights)
+    assert f"transferred {total} of {total} tensors" in capsys.readouterr().out
+    shared = ["--weights", str(second.best_weights), "--imgsz", "64", "--device", "cpu", "--project", str(tmp_path / "used")]
+    assert val.main([*shared, "--data", str(world / "data.yaml"), "--workers", "0"]) == 0
+    assert detect.main([*shared, "--source", str(world / "images" / "val")]) == 0
+    assert export.main(["--weights", str(second.best_weights), "--imgsz", "64", "--include", "onnx", "--dynamic"]) == 0

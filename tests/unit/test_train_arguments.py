@@ -29,6 +29,9 @@ def test_nothing_given_is_nothing_set():
         ("--adam --optimizer SGD", {"optimizer": "SGD"}),
         ("--freeze 10", {"freeze": (10,)}),
         ("--freeze 0 1 2", {"freeze": (0, 1, 2)}),
+        ("--attention FocalModulation@9 EMA@4,6 --attention-init identity --lr-mult attention=2,backbone=0.1", {
+            "attention": ("FocalModulation@9", "EMA@4,6"), "attention_init": "identity", "lr_mult": "attention=2,backbone=0.1",
+        }),
         ("--resume", {"resume": "newest"}),
         ("--resume a/last.pt", {"resume": "a/last.pt"}),
         ("--cache", {"cache": "ram"}),
@@ -57,7 +60,13 @@ def test_what_is_not_here_is_refused_by_name(flag, value):
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("--batch-size -1", "--batch-size -1: finding"), ("--img 1 2 3", "--imgsz 1 2 3"), ("--opt sgdm", "--optimizer 'sgdm'")],
+    [
+        ("--attention-init identity", "--attention FocalModulation@9"),
+        ("--attention EMA@9 --attention-init zero", "--attention-init 'zero': one of identity"),
+        ("--batch-size -1", "--batch-size -1: finding"),
+        ("--img 1 2 3", "--imgsz 1 2 3"),
+        ("--opt sgdm", "--optimizer 'sgdm'"),
+    ],
 )
 def test_values_are_checked(line, says):
     with pytest.raises(UserError, match=says):
