@@ -75,6 +75,7 @@ def snapshot(run: Run, epochs_done: int, metrics: Metrics | None) -> Checkpoint:
             "ema_updates": run.ema.updates,
             "best_epoch": stop.best_epoch,
             "random": random_state(),
+            "loss": run.loss.state_dict(),
         },
     )
 
@@ -87,5 +88,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.scaler.load_state_dict(state["scaler"])
     run.ema.load_state_dict({"weights": checkpoint.weights, "updates": state["ema_updates"]})
     run.early_stop.best_fitness, run.early_stop.best_epoch = checkpoint.best_fitness, state["best_epoch"]
+    run.loss.load_state_dict(state.get("loss", {}))
     run.start_epoch = checkpoint.epoch
     set_random_state(state["random"])

@@ -105,9 +105,9 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     freeze(model, config.frozen_layers)
     save_dir = run_folder(config)
     train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
-    if not (config.noautoanchor or config.resume):
+    if not config.resume:
         sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
-        adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed)  # autoanchor; empty for heads without anchors
+        adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)  # empty for heads without anchors
         print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
     schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
     run = Run(

@@ -61,7 +61,7 @@ class RuleContext:
         repeats: the row's number after depth scaling.
         width: scales a width that was written in the YAML.
         nc: number of classes.
-        anchors: anchor sizes per level in px, or None for an anchor-free head.
+        anchors: anchor sizes per level in px, or None where the file does not list them.
         dialect: ``"v5"`` (v5, v7, v9 files) or ``"v8"`` (files with ``scales:``).
         cls: the registered class, for its signature.
     """
@@ -176,6 +176,8 @@ def fuses(args: Sequence[Any], context: RuleContext) -> LayerPlan:
 def detects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[nc]`` or ``[nc, anchors]``: a head that reads several levels; it knows its dialect where it matters.
 
+    Anchors are listed in px, or only counted: then the head begins with a guess, and training fits them to the data.
+
     The class may give ``for_row(*, anchors, dialect) -> class`` to choose between forms that share one name (Detect).
     """
     anchors = args[1] if len(args) > 1 else None
@@ -184,7 +186,10 @@ def detects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     choose = getattr(context.cls, "for_row", None)
     cls = choose(anchors=anchors, dialect=context.dialect) if choose else context.cls
     nc = args[0] if args else context.nc
-    built = (nc, anchors, context.plain) if getattr(cls, "anchor_based", False) else (nc, context.plain)
+    anchor_based = getattr(cls, "anchor_based", False)
+    if anchor_based and anchors is None:
+        raise UserError("wants anchors: write [nc, anchors], and under anchors: either 3 or [w1, h1, w2, …] in px for each level")
+    built = (nc, anchors, context.plain) if anchor_based else (nc, context.plain)
     return LayerPlan((*built, *args[2:]), 0, cls=cls, takes_list=True)
 
 

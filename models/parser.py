@@ -51,7 +51,7 @@ class ModelSpec:
         ch: number of input channels.
         depth, width, max_channels: the multiples in force, and the cap of the v8 dialect (None: no cap).
         anchors: anchor sizes per level in px, or None.
-        anchors_per_cell: how many anchors a cell has, as the v5 dialect counts them.
+        anchors_per_cell: how many anchors a cell has, listed or only counted (``anchors: 3``); 0 where the file has no ``anchors:``.
         activation: text of the network's default activation, or None.
         dialect: ``"v5"`` or ``"v8"``.
         scale: letter of the scale in force, empty without ``scales``.
@@ -84,7 +84,7 @@ class ModelSpec:
             out |= {"depth_multiple": self.depth, "width_multiple": self.width}
         if self.anchors is not None:
             out["anchors"] = [list(level) for level in self.anchors]
-        elif self.dialect == "v5":
+        elif self.anchors_per_cell:
             out["anchors"] = self.anchors_per_cell
         if self.activation:
             out["activation"] = self.activation
@@ -296,9 +296,10 @@ def _literal(value: Any, spec: ModelSpec) -> Any:
         return [_literal(v, spec) for v in value]
     if not isinstance(value, str):
         return value
-    if value == "anchors" and spec.anchors is None:
-        raise UserError("wants anchors, but anchors: does not list them; write [w1, h1, w2, …] in px for each level, or leave it out")
-    named = {"None": None, "True": True, "False": False, "nc": spec.nc, "anchors": spec.anchors}
+    anchors = spec.anchors or spec.anchors_per_cell
+    if value == "anchors" and not anchors:
+        raise UserError("wants anchors, but the file has no anchors: key; write anchors: 3, or [w1, h1, w2, …] in px for each level")
+    named = {"None": None, "True": True, "False": False, "nc": spec.nc, "anchors": anchors}
     if value in named:
         return named[value]
     try:
@@ -362,9 +363,9 @@ def _scaling(data: Mapping[str, Any], origin: str) -> tuple[str, float, float, i
 def _anchors(value: Any, origin: str) -> tuple[tuple[tuple[float, ...], ...] | None, int]:
     """Anchor sizes per level (None for an anchor-free file), and how many a cell has; ``anchors: 3`` says only the latter."""
     if value is None:
-        return None, 3
+        return None, 0
     if _is_int(value):
-        return None, value
+        return None, _whole(origin, "anchors", value, least=1)
     levels = value if isinstance(value, (list, tuple)) else []
     sizes = [v for level in levels if isinstance(level, (list, tuple)) for v in level]
     even = all(isinstance(level, (list, tuple)) and len(level) == len(levels[0]) and len(level) % 2 == 0 for level in levels)

@@ -61,22 +61,31 @@ def compare(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Pair:
     """The common quantities of two broadcastable sets of boxes (..., 4)."""
     left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
     left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
-    w1, h1, w2, h2 = right1 - left1, bottom1 - top1, right2 - left2, bottom2 - top2
-    common_w = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
-    common_h = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
-    intersection = common_w * common_h
-    union = w1 * h1 + w2 * h2 - intersection + EPS
+    intersection, union = common_and_union(boxes1_xyxy, boxes2_xyxy)
     enclosing = (
         torch.maximum(right1, right2) - torch.minimum(left1, left2),
         torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2),
     )
     offset = ((left2 + right2 - left1 - right1) / 2, (top2 + bottom2 - top1 - bottom1) / 2)
-    return Pair(intersection, union, intersection / union, (w1, h1), (w2, h2), enclosing, offset)
+    sizes = (right1 - left1, bottom1 - top1), (right2 - left2, bottom2 - top2)
+    return Pair(intersection, union, intersection / union, *sizes, enclosing, offset)
+
+
+def common_and_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas |I| and |U| (...) px² of two broadcastable sets of boxes (..., 4)."""
+    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
+    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
+    common_w = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
+    common_h = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
+    intersection = common_w * common_h
+    areas = (right1 - left1) * (bottom1 - top1) + (right2 - left2) * (bottom2 - top2)
+    return intersection, areas - intersection + EPS
 
 
 def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
     """|I| / |U|. See the table above."""
-    return _power(compare(boxes1_xyxy, boxes2_xyxy).iou, alpha)
+    intersection, union = common_and_union(boxes1_xyxy, boxes2_xyxy)
+    return _power(intersection / union, alpha)
 
 
 def giou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
@@ -125,7 +134,7 @@ def siou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Ten
 
 def mdpiou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0, image_hw: tuple[float, float] = (640.0, 640.0)) -> Tensor:
     """IoU less the squared distances of the two left top and the two right bottom corners, as fractions of the image's diagonal."""
-    value = _power(compare(boxes1_xyxy, boxes2_xyxy).iou, alpha)
+    value = iou(boxes1_xyxy, boxes2_xyxy, alpha=alpha)
     squared = (boxes2_xyxy - boxes1_xyxy) ** 2 / (image_hw[0] ** 2 + image_hw[1] ** 2)
     return value - _power(squared[..., :2].sum(-1), alpha) - _power(squared[..., 2:].sum(-1), alpha)
 

@@ -7,6 +7,7 @@ counting 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 ENOUGH_RECALL = 0.98  # best possible recall from which anchors are kept
+GUESSED_SIDE = 3.0  # strides; side of a level's first anchor where nothing is known of the boxes
 LEAST_SIDE = 2.0  # px; boxes with both sides below it are left out
 MOST_BOXES = 20_000  # a random choice of more boxes does not change the result visibly
 MUTATED, MUTATION_SCALE, MUTATION_RANGE = 0.9, 0.1, (0.3, 3.0)  # share of changed sides, standard deviation, limits of the factor
@@ -42,8 +44,26 @@ def anchor_fit(wh_px: Tensor, anchors_px: Tensor, *, anchor_t: float = 4.0) -> A
     return AnchorFit(float(fits.any(dim=1).float().mean()), float(fits.sum(dim=1).float().mean()), float(_fitness(best, anchor_t)))
 
 
+def about(wh_px: Tensor, anchors_px: Tensor, anchor_t: float) -> str:
+    """The fit of anchors in words."""
+    fit = anchor_fit(wh_px.float().cpu(), anchors_px.float().cpu(), anchor_t=anchor_t)
+    return f"{fit.anchors_a_box:.2f} anchors a box, best possible recall {fit.recall:.4f}"
+
+
+def guessed_anchors(per_cell: int, strides: Sequence[float]) -> Tensor:
+    """Anchors (levels, per cell, 2) px where nothing is known of the boxes.
+
+    The j-th of k on a level of stride s covers (3 · 2^(j / k) · s)² px², so that the levels of a pyramid share out one geometric row of
+    sizes; its width is 1, ½ or 2 times its height in turn.
+    """
+    j = torch.arange(per_cell)
+    side = GUESSED_SIDE * 2 ** (j / per_cell)
+    stretch = torch.tensor((1.0, 0.5, 2.0))[j % 3].sqrt()
+    return torch.stack((side * stretch, side / stretch), dim=1) * torch.tensor(strides, dtype=torch.float32).view(-1, 1, 1)
+
+
 def better_anchors(
-    wh_px: Tensor, anchors_px: Tensor, *, anchor_t: float = 4.0, generations: int = 1000, seed: int = 0
+    wh_px: Tensor, anchors_px: Tensor, *, anchor_t: float = 4.0, generations: int = 1000, seed: int = 0, guessed: bool = False
 ) -> tuple[Tensor, str]:
     """The given anchors where they suit the boxes, new ones otherwise, and a line that says which and why.
 
@@ -53,25 +73,28 @@ def better_anchors(
         anchor_t: largest ratio of sides.
         generations: mutations that are tried.
         seed: of k-means and mutation.
+        guessed: the given anchors are no one's choice, and new ones are taken wherever they are not worse.
 
     Returns:
         (levels, anchors a cell, 2) px, ascending by area over the levels if they are new; and the line.
     """
     wh_px = wh_px.float().cpu()
     now = anchor_fit(wh_px, anchors_px.float().cpu(), anchor_t=anchor_t)
-    about = f"{now.anchors_a_box:.2f} anchors a box, best possible recall {now.recall:.4f}"
-    if not len(wh_px) or now.recall >= ENOUGH_RECALL:
-        return anchors_px, f"anchors: kept ({about})"
+    kept = f"anchors: {'the first guess is kept' if guessed else 'kept'} ({about(wh_px, anchors_px, anchor_t)})"
+    if not len(wh_px) or (now.recall >= ENOUGH_RECALL and not guessed):
+        return anchors_px, kept
     count = anchors_px.shape[0] * anchors_px.shape[1]
     try:
         found = find_anchors(wh_px, count, anchor_t=anchor_t, generations=generations, seed=seed)
     except UserError as error:
-        return anchors_px, f"anchors: kept ({about}); {error}"
+        return anchors_px, f"{kept}; {error}"
     new = anchor_fit(wh_px, found, anchor_t=anchor_t)
-    if new.recall <= now.recall:
-        return anchors_px, f"anchors: kept ({about}); new ones reach no more than {new.recall:.4f}"
+    if new.recall < now.recall or (new.recall == now.recall and not guessed):
+        return anchors_px, f"{kept}; new ones reach no more than {new.recall:.4f}"
     sizes = ", ".join(f"{w:.0f},{h:.0f}" for w, h in found.tolist())
-    return found.view_as(anchors_px).to(anchors_px), f"anchors: replaced ({about}; now {new.recall:.4f}) by {sizes} px"
+    fit = about(wh_px, found, anchor_t)
+    done = f"fitted to the data ({fit})" if guessed else f"replaced ({about(wh_px, anchors_px, anchor_t)}; now {new.recall:.4f})"
+    return found.view_as(anchors_px).to(anchors_px), f"anchors: {done}{':' if guessed else ' by'} {sizes} px"
 
 
 def find_anchors(wh_px: Tensor, count: int, *, anchor_t: float = 4.0, generations: int = 1000, seed: int = 0) -> Tensor:

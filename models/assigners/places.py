@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 
+MAX_VALUES = 1 << 22  # values that are gathered together: bounds the memory of their indices
+
+
 def gather_places(maps: Sequence[Tensor], place: Tensor, outputs: int) -> Tensor:
     """Values (B, outputs, R) of places (B, R): indices over levels, anchors and cells, in this order."""
+    parts = place.split(max(1, MAX_VALUES // max(1, outputs * len(place))), dim=1)
+    return _gather(maps, place, outputs) if len(parts) == 1 else torch.cat([_gather(maps, part, outputs) for part in parts], dim=2)
+
+
+def _gather(maps: Sequence[Tensor], place: Tensor, outputs: int) -> Tensor:
     total = maps[0].new_zeros(len(place), outputs, place.shape[1])
     for level, index, here in _by_level(maps, place, outputs):
         total += level.gather(2, index.expand(-1, level.shape[1], -1)).view_as(total) * here

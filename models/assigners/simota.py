@@ -3,9 +3,15 @@
 SimOTA of YOLOX (arXiv 2107.08430, section 2.1) after OTA (arXiv 2103.14259), on the candidates of YOLOv5's rule. The cost of a candidate
 for a box is the class loss (with √(class · objectness) as probability) plus 3 · −log IoU. A box takes as many candidates as its ten (or
 twenty) best overlaps sum to, at least one; a candidate that several boxes take goes to the box of least cost.
+
+Every box of an image is weighed against every candidate of that image, so the number of pairs grows with the square of the boxes. They are
+looked at a few at a time: the memory grows with the candidates only.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +19,23 @@ from torch import Tensor
 
 from models.assigners.anchor_ratio import Matches, Scene, assign_by_ratio, decode_places
 from models.assigners.places import gather_places
+from models.assigners.targets import counting_is_free
 from utils.iou import iou
 
-MAX_PAIRS = 1 << 20  # pairs of boxes and candidates that are looked at together
+MAX_PAIRS = 1 << 22  # pairs of boxes and candidates that are looked at together
+CACHED_PAIRS = 1 << 18  # the same on a CPU, whose cache should hold them
+MAX_LOGITS = 1 << 20  # class logits that are made together
 IOU_WEIGHT = 3.0
 NARROW, WIDE = 0.5, 1.0  # how near a neighbouring cell must be: main branch, auxiliary branch
+
+
+class _Candidates(NamedTuple):
+    """What the main branch predicts at C places of each image."""
+
+    sides: Tensor  # (4, B, C) px: left, top, right, bottom
+    logits: Tensor  # (B, nc, C) of √(class · objectness)
+    background: Tensor  # (B, C) class loss of a candidate that no box takes
+    mask: Tensor  # (B, C) bool
 
 
 class SimOTA:
@@ -36,40 +54,61 @@ class SimOTA:
     def __call__(self, scene: Scene) -> Matches:
         """Matches of a whole batch; those of an auxiliary branch come from a wider set of candidates, judged by the main branch."""
         found = assign_by_ratio(scene, anchor_t=self.anchor_t, reach=WIDE if scene.auxiliary else NARROW).compact()
-        (batch, n), candidates = scene.targets.valid.shape, found.place.shape[1]
-        if n == 0 or candidates == 0:
+        (batch, n), places = scene.targets.valid.shape, found.place.shape[1]
+        if n == 0 or places == 0:
             return found
-        raw = gather_places(scene.maps, found.place, 5 + self.nc)  # (B, 5 + nc, C)
-        boxes = decode_places(raw[:, :4], scene.grid, found.place)
-        logits = torch.logit((raw[:, 5:].sigmoid() * raw[:, 4:5].sigmoid()).sqrt(), eps=1e-7)  # (B, nc, C)
-        step = max(1, MAX_PAIRS // (batch * candidates))
-        picks, least, owner = [], torch.full_like(boxes[..., 0], torch.inf), torch.zeros_like(found.box)
-        for start in range(0, n, step):
-            part = slice(start, start + step)
-            cost, overlap = self._cost(scene, part, found.mask, boxes, logits)  # (B, part, C)
+        candidates = self._candidates(scene, found)
+        topk = min(self.topk, places)
+        picks = found.place.new_empty(batch, n, topk)
+        taken = found.mask.new_empty(batch, n, topk)
+        least = torch.full_like(candidates.background, torch.inf)
+        owner = torch.zeros_like(found.box)
+        for images, boxes in _pieces(batch, n, places, CACHED_PAIRS if counting_is_free(least) else MAX_PAIRS):
+            cost, overlap = self._cost(scene, candidates, images, boxes)  # (images, boxes, C)
+            picks[images, boxes], taken[images, boxes] = _pick(cost, overlap, topk)
             cheapest, box = cost.min(dim=1)
-            owner = torch.where(cheapest < least, box + start, owner)
-            least = torch.minimum(cheapest, least)
-            picks.append(self._pick(cost, overlap))
-        candidate, picked = (torch.cat(p, dim=1).flatten(1) for p in zip(*picks))  # (B, n * topk)
-        return _settle(candidate, picked, owner, found, n)
+            owner[images] = torch.where(cheapest < least[images], box + boxes.start, owner[images])
+            least[images] = torch.minimum(cheapest, least[images])
+        return _settle(picks.flatten(1), taken.flatten(1), owner, found, n)
 
-    def _cost(self, scene: Scene, part: slice, mask: Tensor, boxes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Cost (infinite where box or candidate is none) and overlap of some boxes with all candidates, (B, n, C)."""
-        image = torch.arange(len(boxes), device=boxes.device)[:, None]
-        real = scene.targets.valid[:, part, None] & mask[:, None]
-        overlap = iou(scene.targets.boxes_xyxy[:, part, None], boxes[:, None]) * real
-        classes = F.softplus(logits).sum(dim=1)[:, None] - logits[image, scene.targets.labels[:, part]]
-        cost = classes - IOU_WEIGHT * torch.log(overlap + 1e-8)
-        return torch.where(real, cost, torch.inf), overlap
+    def _candidates(self, scene: Scene, found: Matches) -> _Candidates:
+        """The main branch's predictions at the places that were found, made a few at a time."""
+        boxes, logits = [], []
+        for place in found.place.split(max(1, MAX_LOGITS // (self.nc * len(found.place))), dim=1):
+            raw = gather_places(scene.maps, place, 5 + self.nc)  # (B, 5 + nc, c)
+            boxes.append(decode_places(raw[:, :4], scene.grid, place))
+            logits.append(torch.logit((raw[:, 5:].sigmoid() * raw[:, 4:5].sigmoid()).sqrt(), eps=1e-7))
+        background = torch.cat([F.softplus(part).sum(dim=1) for part in logits], dim=1)
+        return _Candidates(torch.cat(boxes, dim=1).permute(2, 0, 1).contiguous(), torch.cat(logits, dim=2), background, found.mask)
 
-    def _pick(self, cost: Tensor, overlap: Tensor) -> tuple[Tensor, Tensor]:
-        """The cheapest candidates of each box (B, n, topk), and which of them it takes."""
-        topk = min(self.topk, cost.shape[2])
-        count = overlap.topk(topk, dim=-1).values.sum(dim=-1).int().clamp(min=1)
-        value, candidate = cost.topk(topk, dim=-1, largest=False)
-        taken = (torch.arange(topk, device=cost.device) < count[..., None]) & value.isfinite()
-        return candidate, taken
+    def _cost(self, scene: Scene, candidates: _Candidates, images: slice, boxes: slice) -> tuple[Tensor, Tensor]:
+        """Cost (infinite where box or candidate is none) and overlap of some images' boxes with all their candidates, (images, boxes, C)."""
+        targets = scene.targets
+        real = targets.valid[images, boxes, None] & candidates.mask[images, None]
+        sides = candidates.sides[:, images, None].movedim(0, -1)
+        overlap = iou(targets.boxes_xyxy[images, boxes, None], sides).mul_(real)
+        labels = targets.labels[images, boxes]
+        image = torch.arange(len(labels), device=labels.device)[:, None]
+        cost = candidates.background[images, None] - candidates.logits[images][image, labels]
+        cost -= (overlap + 1e-8).log_().mul_(IOU_WEIGHT)
+        return cost.masked_fill_(~real, torch.inf), overlap
+
+
+def _pieces(batch: int, n: int, candidates: int, pairs: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of the images and of their n boxes with at most so many pairs of boxes and candidates (one box of one image at least)."""
+    images = min(batch, max(1, pairs // candidates))
+    boxes = max(1, pairs // (images * candidates))
+    for image in range(0, batch, images):
+        for box in range(0, n, boxes):
+            yield slice(image, image + images), slice(box, box + boxes)
+
+
+def _pick(cost: Tensor, overlap: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """The cheapest candidates of each box (images, boxes, topk), and which of them it takes."""
+    count = overlap.topk(topk, dim=-1).values.sum(dim=-1).int().clamp(min=1)
+    value, candidate = cost.topk(topk, dim=-1, largest=False)
+    taken = (torch.arange(topk, device=cost.device) < count[..., None]) & value.isfinite()
+    return candidate, taken
 
 
 def _settle(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.assigners.anchor_ratio import Matches, Scene, anchor_grid, decode_places
-from models.assigners.autoanchor import better_anchors
+from models.assigners.autoanchor import about, better_anchors, guessed_anchors
 from models.assigners.simota import SimOTA
 from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
 from models.layers.implicit import ImplicitA, ImplicitM
@@ -33,15 +33,19 @@ class AnchorDetect(DetectionHead):
 
     Raw maps are (B, anchors · (5 + nc), H, W); a place's outputs are x, y, w, h, objectness, classes. The buffer ``anchors`` (levels,
     anchors a cell, 2) is in strides, as in the published checkpoints.
+
+    Attributes:
+        only_counted: whether the anchors were counted, not listed: they begin as :func:`guessed_anchors`, and training fits them.
     """
 
     anchor_based = True
+    only_counted = False
 
-    def __init__(self, nc: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]) -> None:
+    def __init__(self, nc: int, anchors: Sequence[Sequence[float]] | int, channels: Sequence[int]) -> None:
         """
         Args:
             nc: number of classes.
-            anchors: for each level width, height, width, height … in px.
+            anchors: for each level width, height, width, height … in px; or how many a cell has.
             channels: width of each input.
 
         Raises:
@@ -51,6 +55,11 @@ class AnchorDetect(DetectionHead):
         levels = len(channels) // len(self.branch_weights)
         if nc < 1:
             raise UserError(f"nc {nc}: a head needs at least one class")
+        if isinstance(anchors, int):
+            if anchors < 1:
+                raise UserError(f"anchors {anchors}: a cell needs at least one anchor")
+            self.only_counted = True
+            anchors = guessed_anchors(anchors, [1.0] * levels).flatten(1).tolist()
         if not channels or len(anchors) * len(self.branch_weights) != len(channels):
             raise UserError(f"has {len(channels)} inputs in {len(self.branch_weights)} branch(es) and anchors for {len(anchors)} levels")
         self.nc, self.outputs = nc, nc + 5
@@ -109,7 +118,8 @@ class AnchorDetect(DetectionHead):
         self.strides = tuple(float(s) for s in strides)
         with torch.no_grad():
             flip = self._from_small_to_large != (self.strides[0] <= self.strides[-1])
-            self.set_anchors(self.anchors.flip(0) if flip else self.anchors.clone())
+            listed = self.anchors.flip(0) if flip else self.anchors.clone()
+            self.set_anchors(guessed_anchors(self.anchors.shape[1], self.strides) if self.only_counted else listed)
             for convs in self._outputs():
                 for conv, stride in zip(convs, self.strides):
                     bias = conv.bias.view(-1, self.outputs)
@@ -127,9 +137,14 @@ class AnchorDetect(DetectionHead):
         with torch.no_grad():
             self.anchors.copy_(anchors_px.to(self.anchors) / strides)
 
-    def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0) -> str:
-        """Keeps the anchors where they suit the boxes, replaces them otherwise (autoanchor)."""
-        anchors_px, line = better_anchors(wh_px, self.anchors_px, anchor_t=hyp.anchor_t, seed=seed)
+    def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0, adapt: bool = True) -> str:
+        """Keeps the anchors where they suit the boxes, replaces them otherwise (autoanchor); a mere guess is always replaced."""
+        now = self.anchors_px
+        guess = guessed_anchors(now.shape[1], self.strides).to(now)
+        guessed = self.only_counted and torch.allclose(now, guess)  # no longer so after a checkpoint's anchors were loaded
+        if not adapt:
+            return f"anchors: {'the first guess' if guessed else 'kept'}, as --noautoanchor says ({about(wh_px, now, hyp.anchor_t)})"
+        anchors_px, line = better_anchors(wh_px, now, anchor_t=hyp.anchor_t, seed=seed, guessed=guessed)
         self.set_anchors(anchors_px)
         return line
 
@@ -148,7 +163,7 @@ class IDetect(AnchorDetect):
 
     overlaps = 10  # best overlaps that OTA sums to learn how many places a box gets
 
-    def __init__(self, nc: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]) -> None:
+    def __init__(self, nc: int, anchors: Sequence[Sequence[float]] | int, channels: Sequence[int]) -> None:
         super().__init__(nc, anchors, channels)
         self._add_auxiliary(channels)
         self.ia = nn.ModuleList(ImplicitA(conv.in_channels) for conv in self.m)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -31,6 +31,12 @@ class DetectionLoss(Protocol):
     """What ``build_loss`` gives: an object that knows the strides and gains and turns maps and targets into loss parts."""
 
     names: tuple[str, ...]  # of the parts, in the order of the training log, such as ("box", "cls", "dfl")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the loss remembers from step to step, for a checkpoint; empty for most."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state; an empty one is a fresh start."""
 
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalar parts after gains, means over the batch; the training step back-propagates their sum times the batch size."""
@@ -79,8 +85,14 @@ class DetectionHead(nn.Module):
         """Takes the strides of the levels (one a level of one branch) and initialises what depends on them (class biases)."""
         raise NotImplementedError
 
-    def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0) -> str:
+    def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0, adapt: bool = True) -> str:
         """Adapts what depends on the sizes of the training boxes (M, 2) px: the anchors of heads that have them.
+
+        Args:
+            wh_px: sizes at the training size.
+            hyp: for ``anchor_t``.
+            seed: of the search.
+            adapt: false only reports how well the boxes are suited.
 
         Returns:
             One line that says what was done; empty for a head without anchors.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from utils.distributed import all_reduce_sum
 from utils.errors import UserError, nearest
 from utils.iou import SIMILARITIES, compare, iou, mdpiou, nwd
 
@@ -31,7 +33,7 @@ class BoxFit(NamedTuple):
 class BoxLoss:
     """The regression loss that a hyp file names under ``iou_loss``.
 
-    WIoU keeps the running mean of 1 − IoU, the only state; it starts at 1 with every run.
+    WIoU keeps the running mean of 1 − IoU, the only state; it starts at 1, and goes into checkpoints with :meth:`state_dict`.
 
     Args:
         name: one of ``NAMES``, such as ``CIoU``, ``Inner-SIoU`` or ``WIoU-v3``.
@@ -45,6 +47,14 @@ class BoxLoss:
             raise UserError(f"iou_loss {name!r}: unknown, {nearest(name, NAMES) or 'known are ' + ', '.join(NAMES)}")
         self.name = name
         self.mean: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """WIoU's running mean once there is one; empty for all others."""
+        return {} if self.mean is None else {"mean": self.mean.detach().clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state; an empty one is a fresh start."""
+        self.mean = state.get("mean")
 
     def __call__(self, predicted_xyxy: Tensor, true_xyxy: Tensor, *, mask: Tensor, image_hw: tuple[float, float]) -> BoxFit:
         """Loss and similarity (...) of aligned boxes (..., 4) px.
@@ -65,11 +75,17 @@ class BoxLoss:
         pair = compare(predicted_xyxy, true_xyxy)
         loss = 1 - pair.iou
         with torch.no_grad():
-            mean = (loss * mask).sum() / mask.sum().clamp(min=1)
-            before = torch.ones_like(mean) if self.mean is None else self.mean
-            self.mean = torch.where(mask.any(), (1 - WISE_MOMENTUM) * before + WISE_MOMENTUM * mean, before)
-            scale = wise_focus(loss / self.mean, self.name)
+            mean = torch.ones_like(loss.sum()) if self.mean is None else self.mean.to(loss)
+            if predicted_xyxy.requires_grad:  # validation does not move what training rests on
+                mean = self.mean = _running_mean(mean, loss, mask)
+            scale = wise_focus(loss / mean, self.name)
         return BoxFit(scale * torch.exp(pair.distance2 / pair.diagonal2.detach()) * loss, pair.iou)
+
+
+def _running_mean(before: Tensor, loss: Tensor, mask: Tensor) -> Tensor:
+    """WIoU's mean after a batch, the same on all processes; unmoved by a batch without boxes."""
+    total, count = all_reduce_sum(torch.stack(((loss * mask).sum(), mask.sum().to(loss))))
+    return torch.where(count > 0, (1 - WISE_MOMENTUM) * before + WISE_MOMENTUM * total / count.clamp(min=1), before)
 
 
 def similarity(name: str, boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, image_hw: tuple[float, float] = (640.0, 640.0)) -> Tensor:

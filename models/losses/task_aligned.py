@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -83,6 +83,14 @@ class TaskAlignedLoss:
             for weight, branch in zip(self.branch_weights, output.branches):
                 totals = totals + weight * self._branch(branch, grid, targets, hw_px)
         return {name: self.gains[name] * total for name, total in zip(self.names, totals)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The regression loss's running mean, where it has one."""
+        return self.box_loss.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        self.box_loss.load_state_dict(state)
 
     def _branch(self, maps: Sequence[Tensor], grid: _Points, targets: PaddedTargets, hw_px: tuple[float, float]) -> Tensor:
         """Box, class and distribution loss (3,) of one branch before gains."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,6 +91,14 @@ class AnchorLoss:
             area = hw_px[0] * hw_px[1] / 640**2 if self.obj_by_area else 1.0
         gains = self.gains._replace(obj=self.gains.obj * area)
         return {name: getattr(gains, name) * part for name, part in zip(self.names, total)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The regression loss's running mean, where it has one."""
+        return self.box_loss.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        self.box_loss.load_state_dict(state)
 
     def _branch(
         self, maps: Sequence[Tensor], grid: AnchorGrid, targets: PaddedTargets, matches: Matches, hw_px: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Training asks the head to look at the boxes: anchors from another data set are replaced, suiting ones and --noautoanchor leave them."""
+"""Training asks the head to look at the boxes: anchors of another data set are replaced and mere counts filled in, suiting ones stay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from models.checkpoints import load_model
 from train import train
 from utils.config import TrainConfig
 
-ANCHORS = {"far": [[400, 410, 500, 520], [600, 620, 630, 610]], "near": [[8, 8, 16, 16], [28, 28, 60, 60]]}
+ANCHORS = {"far": [[400, 410, 500, 520], [600, 620, 630, 610]], "near": [[8, 8, 16, 16], [28, 28, 60, 60]], "counted": 2}
+GUESS = [[[24.0, 24.0], [24.0, 48.0]], [[48.0, 48.0], [48.0, 96.0]]]
 
 
 def config(tmp_path, small_data, kind, **flags) -> TrainConfig:
@@ -44,12 +45,34 @@ def small_data(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(("kind", "flags", "word"), [("far", {}, "replaced"), ("near", {}, "kept"), ("far", {"noautoanchor": True}, "")])
-def test_anchors_follow_the_data(tmp_path, small_data, capsys, kind, flags, word):
+OFF = {"noautoanchor": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "line"),
+    [
+        ("far", {}, "anchors: replaced (0.00 anchors a box, best possible recall 0.0000; now 1.0000) by "),
+        ("near", {}, "anchors: kept ("),
+        ("far", OFF, "anchors: kept, as --noautoanchor says (0.00 anchors a box"),
+        ("counted", {}, "anchors: fitted to the data ("),
+        ("counted", OFF, "anchors: the first guess, as --noautoanchor says ("),
+    ],
+)
+def test_anchors_follow_the_data(tmp_path, small_data, capsys, kind, flags, line):
     result = train(config(tmp_path, small_data, kind, **flags))
-    printed = capsys.readouterr().out
-    assert ("anchors: " in printed) == bool(word)
-    assert word in printed
+    lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("anchors: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(line)
     head = load_model(result.best_weights).head
-    given = torch.tensor(ANCHORS[kind], dtype=torch.float32).view(2, 2, 2)
-    assert torch.allclose(head.anchors_px, given) == (word != "replaced")
+    given = torch.tensor(GUESS if kind == "counted" else ANCHORS[kind], dtype=torch.float32).view(2, 2, 2)
+    assert torch.allclose(head.anchors_px, given) == ("replaced" not in line and "fitted" not in line)
+
+
+def test_fitted_anchors_stay_when_training_goes_on_from_a_checkpoint(tmp_path, small_data, capsys):
+    """The YAML still only counts them, but the checkpoint's are a choice, not a guess."""
+    first = train(config(tmp_path, small_data, "counted"))
+    fitted = load_model(first.best_weights).head.anchors_px
+    capsys.readouterr()
+    second = train(config(tmp_path, small_data, "counted").replace(weights=str(first.best_weights)))
+    assert "anchors: kept (" in capsys.readouterr().out
+    assert torch.equal(load_model(second.best_weights).head.anchors_px, fitted)

@@ -59,6 +59,7 @@ def test_wise_running_mean():
         true = torch.tensor([0.0, 0.0, 1.0, 100.0]).expand(len(losses), 4)
         predicted = true.clone()
         predicted[:, 3] = 100 * (1 - losses)  # IoU = 1 - loss
+        predicted.requires_grad_()
         counted = losses <= 1
         loss(predicted, true, mask=counted, image_hw=(1.0, 1.0))
         if counted.all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.assigners.autoanchor import anchor_fit, better_anchors, find_anchors, sizes_in_training
+from models.assigners.autoanchor import anchor_fit, better_anchors, find_anchors, guessed_anchors, sizes_in_training
 from models.heads.anchor_based import AnchorDetect, IDetect
 from tests import golden
 from utils.errors import UserError
@@ -50,6 +50,21 @@ def test_anchors_of_another_data_set_are_replaced_and_the_line_says_so():
 def test_mutation_improves_on_k_means():
     wh = tall_boxes()
     assert anchor_fit(wh, find_anchors(wh, 9, generations=300)).fitness > anchor_fit(wh, find_anchors(wh, 9, generations=0)).fitness
+
+
+def test_a_guess_is_replaced_even_where_it_would_do():
+    guess = guessed_anchors(3, (8, 16, 32))
+    sides = guess.prod(dim=-1).sqrt().flatten()
+    torch.testing.assert_close(sides, 24 * 2 ** (torch.arange(9) / 3))  # one geometric row over the levels
+    wh = guess.flatten(0, 1).repeat(5, 1) * 1.3
+    assert torch.equal(better_anchors(wh, guess)[0], guess)
+    anchors, line = better_anchors(wh, guess, guessed=True, generations=50)
+    assert line.startswith("anchors: fitted to the data (")
+    assert anchor_fit(wh, anchors).fitness > anchor_fit(wh, guess).fitness
+    kept, line = better_anchors(wh[:4], guess, guessed=True)
+    assert torch.equal(kept, guess)
+    assert line.startswith("anchors: the first guess is kept (")
+    assert "too few" in line
 
 
 def test_few_and_no_boxes_keep_the_anchors():

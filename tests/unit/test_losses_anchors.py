@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.assigners import anchor_ratio, simota
+from models.assigners import anchor_ratio, places, simota
 from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
 from models.heads.base import HeadOutput
 from models.losses.cells import places_and_plane
@@ -85,7 +85,9 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut_up(monkeypatch, cls, 
     output, batch = random_output(len(cls.branch_weights)), batch_of(n)
     wanted = built(cls).build_loss(HYP)(output, batch)
     assert all(v > 0 for v in wanted.values())
-    monkeypatch.setattr(simota, "MAX_PAIRS", 50)
+    monkeypatch.setattr(simota, "CACHED_PAIRS", 50)
+    monkeypatch.setattr(simota, "MAX_LOGITS", 100)
+    monkeypatch.setattr(places, "MAX_VALUES", 100)
     monkeypatch.setattr(anchor_ratio, "counting_is_free", lambda _: False)  # what a GPU does
     for name, part in built(cls).build_loss(HYP)(output, batch).items():
         # A place that is listed for two boxes costs a third one the same twice, which leaves topk a choice.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 import yaml
 
 from models import build_model
@@ -296,6 +297,21 @@ def test_a_rule_that_promises_the_wrong_width_is_named(tmp_path):
 
 
 def test_a_head_that_wants_anchors_is_not_quietly_given_none():
-    text = complaint(tiny(head=[[[2, 3], 1, "Detect", ["nc", "anchors"]]]))
+    without = {k: v for k, v in tiny(head=[[[2, 3], 1, "Detect", ["nc", "anchors"]]]).items() if k != "anchors"}
+    text = complaint(without)
     assert "row 4 [Detect]" in text
-    assert "does not list them" in text
+    assert "no anchors: key" in text
+    assert "wants anchors" in complaint(tiny(head=[[[2, 3], 1, "IDetect", ["nc"]]]))
+    assert "at least 1" in complaint(tiny(anchors=0))
+
+
+@pytest.mark.parametrize(("head", "branches"), [("Detect", 1), ("IDetect", 1), ("IAuxDetect", 2)])
+@pytest.mark.parametrize("args", [["nc", "anchors"], ["nc", 2]])
+def test_anchors_may_be_counted_instead_of_listed(head, branches, args):
+    """``anchors: 2``: the head begins with sizes made from its strides; the spec says so again when it is read back."""
+    model = build_model(tiny(anchors=2, head=[[[2, 3] * branches, 1, head, args]]), nc=5)
+    wanted = [[[3.0, 3.0], [3.0, 6.0]]] * 2  # strides: 3² and (3 √2)², the second half as wide as high
+    torch.testing.assert_close(model.head.anchors, torch.tensor(wanted))
+    assert model.head.only_counted
+    again = build_model(model.spec.to_dict())
+    assert torch.equal(again.head.anchors, model.head.anchors)
