@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 MAX_VALUES = 1 << 22  # values that are gathered together: bounds the memory of their indices
 
 

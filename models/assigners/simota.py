@@ -82,7 +82,7 @@ class SimOTA:
         return _Candidates(torch.cat(boxes, dim=1).permute(2, 0, 1).contiguous(), torch.cat(logits, dim=2), background, found.mask)
 
     def _cost(self, scene: Scene, candidates: _Candidates, images: slice, boxes: slice) -> tuple[Tensor, Tensor]:
-        """Cost (infinite where box or candidate is none) and overlap of some images' boxes with all their candidates, (images, boxes, C)."""
+        """Cost (infinite where box or candidate is none) and overlap of some boxes with all candidates, (images, boxes, C)."""
         targets = scene.targets
         real = targets.valid[images, boxes, None] & candidates.mask[images, None]
         sides = candidates.sides[:, images, None].movedim(0, -1)

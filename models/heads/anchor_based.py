@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ class AnchorDetect(DetectionHead):
     """YOLOv5's ``Detect``: one 1×1 convolution a level.
 
     Raw maps are (B, anchors · (5 + nc), H, W); a place's outputs are x, y, w, h, objectness, classes. The buffer ``anchors`` (levels,
-    anchors a cell, 2) is in strides, as in the published checkpoints.
+    anchors a cell, 2) is in strides, as in the published checkpoints. YOLOv7's also hold the same in px as ``anchor_grid``, which this head
+    does not keep and leaves out when it loads them.
 
     Attributes:
         only_counted: whether the anchors were counted, not listed: they begin as :func:`guessed_anchors`, and training fits them.
@@ -72,6 +73,11 @@ class AnchorDetect(DetectionHead):
 
     def _add_grid(self) -> None:
         """Only YOLOv7's heads keep a second copy of the anchors."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if "anchor_grid" not in self._buffers:
+            state_dict.pop(f"{prefix}anchor_grid", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         """Feature maps (B, C_i, H_i, W_i) to raw maps (B, anchors · (5 + nc), H_i, W_i)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from models.checkpoints import load_model
+from tests.pictures import write_pictures
 from train import train
 from utils.config import TrainConfig
 
@@ -29,20 +31,9 @@ def config(tmp_path, small_data, kind, **flags) -> TrainConfig:
 @pytest.fixture
 def small_data(tmp_path):
     """Eight grey pictures with two boxes of 8 to 40 px each."""
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (tmp_path / "data" / kind / split).mkdir(parents=True)
-        for i in range(8):
-            cv2.imwrite(str(tmp_path / f"data/images/{split}/{i}.png"), rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
-            rows = [f"0 0.5 0.5 {w:.3f} {h:.3f}" for w, h in rng.uniform(8 / 64, 40 / 64, (2, 2))]
-            (tmp_path / f"data/labels/{split}/{i}.txt").write_text("\n".join(rows))
-    path = tmp_path / "data" / "small.yaml"
-    path.write_text("train: images/train\nval: images/val\nnames: [thing]\n")
-    return path
+    sizes = np.random.default_rng(0).uniform(8 / 64, 40 / 64, (2, 8, 2, 2))
+    labels = {split: [[(0, 0.5, 0.5, w, h) for w, h in picture] for picture in part] for split, part in zip(("train", "val"), sizes)}
+    return write_pictures(tmp_path / "data", labels)
 
 
 OFF = {"noautoanchor": True}

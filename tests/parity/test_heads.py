@@ -99,3 +99,16 @@ def test_folding_the_implicit_layers():
     x = [case.tensor(f"input_{i}") for i in range(3)]
     for got, raw in zip(lean(x).main, head(x).main):
         golden.assert_close(got, raw, 1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in ANCHORED if n in golden.all_names("heads")])
+def test_published_state_dicts_load_with_or_without_the_anchors_in_px(name):
+    """YOLOv7 also stores ``anchor_grid``; a plain head takes such a file, and keeps only ``anchors``."""
+    case, head = built_with_anchors(name)
+    published = {key: torch.full(shape, 7.0) for key, shape in case.meta["keys"]}
+    with_copy = {**published, "anchor_grid": torch.full((3, 1, 3, 1, 1, 2), 7.0)}
+    for state in (published, with_copy)[: 1 if "anchor_grid" in published else 2]:
+        head.load_state_dict(state)  # strict
+        assert all((value == 7).all() for value in head.state_dict().values())
+        assert len(state) == len(case.meta["keys"]) + (state is with_copy)
+    assert ("anchor_grid" in head.state_dict()) == name.startswith("v7_I")

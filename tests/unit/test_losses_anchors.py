@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models.assigners import anchor_ratio, places, simota
+from models.assigners.targets import pad_targets
 from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
 from models.heads.base import HeadOutput
 from models.losses.cells import places_and_plane
@@ -92,6 +100,72 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut_up(monkeypatch, cls, 
     for name, part in built(cls).build_loss(HYP)(output, batch).items():
         # A place that is listed for two boxes costs a third one the same twice, which leaves topk a choice.
         torch.testing.assert_close(part, wanted[name], rtol=1e-3 if cls is IAuxDetect else 1e-5, atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation's result had."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() >= tensor.numel():  # no expanded view
+                self.most = max(self.most, tensor.numel())
+        return result
+
+
+def test_no_tensor_of_ota_grows_with_the_square_of_the_boxes(monkeypatch):
+    monkeypatch.setattr(simota, "CACHED_PAIRS", 1 << 10)
+    loss, output, largest = built(IAuxDetect).build_loss(HYP), random_output(2), {}
+    for n in (50, 200):
+        batch = batch_of(n)
+        grid = anchor_ratio.anchor_grid(output.main, loss.anchors(), STRIDES)
+        targets = pad_targets(batch.targets, n, batch_size=2, hw_px=(128, 128))
+        scene = anchor_ratio.Scene(output.main, grid, loss.anchors(), STRIDES, targets, True)
+        with LargestTensor() as seen:
+            matches = loss.assign(scene)
+        largest[n] = seen.most
+        assert seen.most < 40 * matches.place.numel()  # the pairs would be n a place
+    assert largest[200] < 5 * largest[50]
+
+
+PEAK = """
+import resource, sys, torch
+from models.heads.anchor_based import IAuxDetect
+from models.assigners.anchor_ratio import Scene, anchor_grid
+from models.assigners.targets import pad_targets
+from utils.config import Hyperparameters
+
+torch.set_num_threads(1)
+head = IAuxDetect(80, {anchors}, [8] * 6)
+head.set_strides((8, 16, 32))
+loss, g = head.build_loss(Hyperparameters(anchor_t=4.0)), torch.Generator().manual_seed(0)
+maps = [torch.empty(16, 255, 640 // s, 640 // s).normal_(generator=g) for s in (8, 16, 32)]
+grid = anchor_grid(maps, head.anchors, head.strides)
+
+def peak_mib(boxes):
+    image = torch.arange(16).repeat_interleave(boxes)[:, None]
+    label = torch.randint(80, (16 * boxes, 1), generator=g)
+    centre, size = torch.rand(2, 16 * boxes, 2, generator=g)
+    rows = torch.cat((image, label, centre, 0.01 + 0.4 * size**2), 1)
+    targets = pad_targets(rows, boxes, batch_size=16, hw_px=(640, 640))
+    assert int(loss.assign(Scene(maps, grid, head.anchors, head.strides, targets, {auxiliary})).mask.sum()) > 2 * boxes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak_mib(1)
+print(peak_mib(500) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
+@pytest.mark.parametrize("auxiliary", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ota_takes_little_memory_for_500_boxes_an_image(auxiliary):
+    """Batch 16, 640 px, 80 classes: over 50 million pairs, and more with the wide candidates of an auxiliary branch."""
+    code = PEAK.format(anchors=ANCHORS, auxiliary=auxiliary)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True, timeout=300)
+    assert float(done.stdout) < 256, done.stdout
 
 
 @pytest.mark.parametrize("cls", [AnchorDetect, IDetect])
