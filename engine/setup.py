@@ -18,7 +18,7 @@ from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, sav
 from models.detector import Detector, build_model
 from models.edit import Edited, edit
 from models.graph_table import write_spec
-from models.parser import load_spec
+from models.parser import load_spec, plan_layers
 from models.published import provide
 from models.registry import load_plugin
 from utils import distributed
@@ -170,6 +170,7 @@ def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec)
 def edited(config: TrainConfig, cfg: str | Mapping[str, Any], spec: DatasetSpec) -> Edited:
     """The rows of ``cfg`` with what --attention inserts."""
     base = load_spec(cfg, nc=spec.nc, ch=spec.ch)
+    plan_layers(base)  # a file that is wrong by itself is not --attention's doing
     try:
         change = edit(base, insert=config.attention, init=config.attention_init)
     except UserError as error:

@@ -51,7 +51,7 @@ def build_model(
     if names is not None and nc is None:
         nc = len(names)
     spec = load_spec(cfg, nc=nc, ch=ch)
-    if attention:
+    if attention or attention_init:
         from models.edit import insert
 
         spec = insert(spec, attention, init=attention_init).spec

@@ -84,7 +84,7 @@ def edit(
         insert: such as ``"FocalModulation@9"``, ``"EMA@4,6,9"``, ``"EMA@detect"`` (after each row that the head's main branch reads),
             ``"EMA@backbone.last"``, ``"BiLevelRoutingAttention@9(n_win=8,topk=4)"``. Two at one row stand there in the order given.
         replace: such as ``"C2f=C2f_EMA@6,8"``. The row's arguments are kept where the new module has parameters of these names;
-            positional arguments in brackets take the place of all of them, options are added.
+            positional arguments in brackets, or empty brackets, take the place of all of them; options are added.
         remove: row numbers; readers of a removed row read what it read.
         init: ``"identity"`` starts every inserted module as an exact no-op.
 
@@ -93,6 +93,8 @@ def edit(
     """
     if init not in INITS:
         raise UserError(f"init {init!r} is unknown; 'identity' is, or nothing for the module as it is")
+    if init and not insert:
+        raise UserError(f"init {init!r} is about inserted modules, and none is inserted")
     graph = _Graph.of(spec)
     removed = read_rows(_several(remove))
     replacements = [read_replacement(text) for text in _several(replace)]
@@ -332,10 +334,9 @@ def _replace(graph: _Graph, request: Replacement, removed: Sequence[int]) -> Non
 def _kept_args(graph: _Graph, index: int, block: BlockSpec, request: Replacement) -> tuple[Any, ...]:
     """The arguments of the replaced row: those given, or the row's own where the new module has parameters of these names."""
     row, where = graph.spec.rows[index], f"{graph.spec.origin}: {request.text}: row {index}"
-    given = [a for a in request.args if not isinstance(a, Mapping)]
-    options = {k: v for a in request.args if isinstance(a, Mapping) for k, v in a.items()}
-    if given:
-        return (*given, options) if options else tuple(given)
+    options = {k: v for a in request.args or () if isinstance(a, Mapping) for k, v in a.items()}
+    if request.args is not None and (not options or len(request.args) > 1):
+        return request.args
     old = BLOCKS[row.module]
     positional = [a for a in row.args if not isinstance(a, Mapping)]
     kept_options = {k: v for a in row.args if isinstance(a, Mapping) for k, v in a.items()} | options

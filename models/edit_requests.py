@@ -35,13 +35,13 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Replacement:
-    """``old=new@rows(args)``; no rows means every row of the old module."""
+    """``old=new@rows(args)``; no rows means every row of the old module, no brackets (None) the row's own arguments."""
 
     text: str
     old: str
     new: str
     rows: tuple[int, ...]
-    args: tuple[Any, ...]
+    args: tuple[Any, ...] | None
 
 
 def read_insertion(text: str) -> Insertion:
@@ -63,7 +63,8 @@ def read_replacement(text: str) -> Replacement:
     if match is None:
         raise UserError(f"{text!r}: should be OLD=NEW@ROWS such as C2f=C2f_EMA@6,8; without rows every row of the old module is meant")
     rows = read_rows([match["rows"]]) if match["rows"] else ()
-    return Replacement(text, match["old"], match["new"], rows, _arguments(match["args"], text))
+    args = None if match["args"] is None else _arguments(match["args"], text)
+    return Replacement(text, match["old"], match["new"], rows, args)
 
 
 def read_rows(texts: Iterable[str | int]) -> tuple[int, ...]:

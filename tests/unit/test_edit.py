@@ -76,6 +76,10 @@ def test_detect_gives_the_variants_with_a_block_before_each_input(name):
 
 def test_replacing_gives_the_variants_with_blocks_inside():
     assert graph(edit(load_spec("yolov8n"), replace="C2f=C2f_EMA@2,4,6,8").spec) == graph(load_spec("yolov8n-C2f_EMA"))
+    spec = load_spec("yolov8n")
+    assert edit(spec, replace="SPPF=EMA@9()").spec.rows[9].args == ()
+    assert edit(spec, replace="SPPF=SPPELAN@9(1024, 512, k=3)").spec.rows[9].args == (1024, 512, {"k": 3})
+    assert edit(spec, replace="C2f=C2f_SE@2(reduction=8)").spec.rows[2].args == (128, True, {"reduction": 8})
     everywhere = edit(load_spec("yolov8n"), replace="C2f=C2f_EMA(factor=4)")
     assert [p.kwargs for p in plan_layers(everywhere.spec) if p.name == "C2f_EMA"] == [{"factor": 4}] * 8
     assert everywhere.replaced == (2, 4, 6, 8, 12, 15, 18, 21)
@@ -103,6 +107,16 @@ def test_readers_of_the_main_branch_follow_and_auxiliary_ones_stay():
     assert sources(insert(spec, "SE@3+aux").spec)[-1] == (4, 5, 7, 4, 5, 8)
     assert sources(insert(spec, "SE@detect").spec)[-1] == (3, 5, 8, 4, 6, 10)
     assert sources(insert(spec, "SE@detect+aux").spec)[-1] == (4, 6, 9, 4, 6, 11)
+
+
+def test_an_auxiliary_branch_whose_inputs_stand_last_is_left_alone_too():
+    """IAuxDetect of YOLOv7 reads its main branch first."""
+    before = plan_layers(load_spec("yolov7-w6"))
+    edited = insert(load_spec("yolov7-w6"), "SE@detect")
+    after = plan_layers(edited.spec)
+    assert edited.inserted == after[-1].sources[:4]
+    assert after[-1].sources[4:] == tuple(edited.rows[s] for s in before[-1].sources[4:])
+    assert [p.sources[0] for p in after if p.index in edited.inserted] == [edited.rows[s] for s in before[-1].sources[:4]]
 
 
 def test_what_only_the_auxiliary_branch_reads_is_followed_there():
@@ -173,6 +187,7 @@ def test_requests_are_read_as_literals(text, module, positions, args):
         ({"insert": "EMA@3(8"}, "should be MODULE@ROW"),
         ({"insert": "EMA@3(8))"}, "the arguments cannot be read"),
         ({"insert": "SE@3", "init": "zero"}, "init 'zero' is unknown"),
+        ({"init": "identity"}, "none is inserted"),
         ({"insert": "SE@3", "remove": 3}, "row 3 is to be removed"),
         ({"replace": "C2f=C2f_EMA@2"}, "row 2 is RepNCSPELAN4, not C2f, which stands at no row"),
         ({"replace": "C2f=C2f_EMA"}, "no row is C2f"),
