@@ -108,15 +108,13 @@ def _paired(source: Structure, target: Structure, pair: tuple[int, int], before:
     if worth is None:
         return []
     worth -= TIE * (i + j)
-    known = source.known and target.known
-    return [
-        Partners(
-            c.score + worth + (EDGES * _agreement(*_read(Alignment(source, target, c.of_source, c.of_target), theirs, ours)) if known else 0.0),
-            (*c.of_source, j),
-            (*c.of_target, i),
-        )
-        for c in before
-    ]
+    pairs = []
+    for c in before:
+        edges = 0.0
+        if source.known and target.known:
+            edges = EDGES * _agreement(*_read(Alignment(source, target, c.of_source, c.of_target), theirs, ours))
+        pairs.append(Partners(c.score + worth + edges, (*c.of_source, j), (*c.of_target, i)))
+    return pairs
 
 
 def _best(options: list[Partners]) -> list[Partners]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.backbones import biformer, cloformer, focalnet
 from models.checkpoints import load_checkpoint
 from models.detector import Detector
-from models.transfer import Source, fill_rows
+from models.transfer import fill_rows
 from models.transfer_report import TransferReport
 from utils.errors import UserError
 
@@ -66,8 +66,8 @@ def fill_backbone(model: Detector, weights: Mapping[str, Tensor], *, origin: str
             + (f" (it has {own})" if own else f"; give a --cfg with such a backbone, as yolov8-{family}-*.yaml")
         )
     placed = _placed(published.to_rows(weights, 0), places)
-    taken = sum(value.numel() for value in placed.values())
-    return fill_rows(model, placed, origin=origin, rows=places, left_out={"classifier and what has no row": sum(v.numel() for v in weights.values()) - taken})
+    rest = sum(value.numel() for value in weights.values()) - sum(value.numel() for value in placed.values())
+    return fill_rows(model, placed, origin=origin, rows=places, left_out={"the classifier and stages without a row": rest})
 
 
 def family_of(names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ convolutions belong to classes: they go by class name where both sides know name
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,12 +75,11 @@ def head_moves(alignment: Alignment, classes: Classes, *, keep_anchors: bool) ->
         keep_anchors: the target's anchors stay as they are.
     """
     source, target = alignment.source.rows[-1], alignment.target.rows[-1]
-    theirs = {part: name for name, part in _parts(source).items()}
-    levels: dict[int, dict[int, int]] = {}
+    theirs, ours = {part: name for name, part in _parts(source).items()}, _parts(target)
+    branches = {part.branch for part in ours.values()}
+    levels = {b: alignment.levels(b, (_levels(theirs, b), _levels(ours.values(), b))) for b in branches}
     moves = []
-    for name, part in _parts(target).items():
-        if part.branch not in levels:
-            levels[part.branch] = alignment.levels(part.branch, (_levels(theirs, part.branch), _levels(_parts(target).values(), part.branch)))
+    for name, part in ours.items():
         partner = theirs.get(part._replace(level=levels[part.branch].get(part.level, -2) if part.level >= 0 else -1))
         if partner is None:
             continue
@@ -112,7 +111,10 @@ def _by_anchor(move: Move, tensors: tuple[Mapping[str, Shape], Mapping[str, Shap
     outputs = theirs[move.dim] // per_cell, ours[move.dim] // per_cell
     pairs = classes.pairs((outputs[0] - BOX_VALUES, outputs[1] - BOX_VALUES))
     mine, other = ((*range(BOX_VALUES), *(BOX_VALUES + i for i in side)) for side in pairs)
-    rows = tuple(a * outputs[1] + i for a in range(per_cell) for i in mine), tuple(a * outputs[0] + i for a in range(per_cell) for i in other)
+    rows = (
+        tuple(anchor * outputs[1] + i for anchor in range(per_cell) for i in mine),
+        tuple(anchor * outputs[0] + i for anchor in range(per_cell) for i in other),
+    )
     return _by_rows(move._replace(rows=rows, note=_note(pairs, outputs[1] - BOX_VALUES)), (theirs, ours))
 
 
@@ -152,8 +154,8 @@ def _branch(number: str) -> int:
     return int(number) // 2 - 1
 
 
-def _levels(parts: object, branch: int) -> int:
-    return 1 + max((p.level for p in parts if p.branch == branch), default=-1)  # type: ignore[attr-defined]
+def _levels(parts: Iterable[Part], branch: int) -> int:
+    return 1 + max((part.level for part in parts if part.branch == branch), default=-1)
 
 
 def _anchors_a_cell(tensors: Mapping[str, Shape]) -> int | None:

@@ -109,7 +109,8 @@ class TransferReport:
         """The rows as a text table."""
         cells = [COLUMNS, *(row.cells() for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-        return "\n".join("  ".join(_aligned(i, value, width) for i, (value, width) in enumerate(zip(line, widths))).rstrip() for line in cells)
+        padded = [[_aligned(i, value, width) for i, (value, width) in enumerate(zip(line, widths))] for line in cells]
+        return "\n".join("  ".join(line).rstrip() for line in padded)
 
     def write(self, path: str | Path) -> None:
         """Writes the report as Markdown, CSV or JSON, as the file's ending says.
