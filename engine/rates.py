@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 from models import channel_rules as rules
 from models.channel_rules import LayerPlan
@@ -22,24 +23,29 @@ def multipliers(model: Detector, text: str) -> dict[str, float]:
         UserError: a row is not there, or nothing trainable is in a part.
     """
     factors = read_multipliers(text)
-    found: dict[str, tuple[str, float]] = {}
-    for part, factor in sorted(factors.items(), key=lambda item: bool(rows_of(item[0]))):  # rows last, so that they win
+    return {name: factors[part] for name, part in _assigned(model, factors).items()}
+
+
+def rates_line(model: Detector, text: str) -> str:
+    """What the multipliers do, for the recipe."""
+    factors = read_multipliers(text)
+    assigned = Counter(_assigned(model, factors).values())
+    rest = sum(1 for _ in _trainable(model)) - sum(assigned.values())
+    return ", ".join(f"{part} x {factor:g} ({assigned[part]} tensors)" for part, factor in factors.items()) + f", x 1 ({rest} tensors)"
+
+
+def _assigned(model: Detector, factors: Mapping[str, float]) -> dict[str, str]:
+    """Name of a parameter -> the part, of those asked for, whose factor it gets."""
+    assigned: dict[str, str] = {}
+    for part in sorted(factors, key=lambda part: bool(rows_of(part))):  # rows last, so that they win
         rows = rows_of(part)
         if rows and rows[-1] >= len(model.plans):
             raise UserError(f"--lr-mult {part}: row {rows[-1]} is not there, the model has rows 0 to {len(model.plans) - 1}")
         named = [name for name, row, own in _trainable(model) if row in rows or part == own]
         if not named:
             raise UserError(f"--lr-mult {part}: nothing that is trained belongs to it in {model.spec.origin}")
-        found |= dict.fromkeys(named, (part, factor))
-    return {name: factor for name, (_, factor) in found.items()}
-
-
-def rates_line(model: Detector, text: str) -> str:
-    """What the multipliers do, for the recipe."""
-    found = multipliers(model, text)
-    asked = ", ".join(f"{part} x {factor:g}" for part, factor in read_multipliers(text).items())
-    rest = sum(1 for name, _, _ in _trainable(model) if name not in found)
-    return f"{asked}: {len(found)} tensors; x 1: {rest} tensors"
+        assigned |= dict.fromkeys(named, part)
+    return assigned
 
 
 def _trainable(model: Detector) -> Iterator[tuple[str, int, str]]:
@@ -53,14 +59,14 @@ def _trainable(model: Detector) -> Iterator[tuple[str, int, str]]:
 def _part(plan: LayerPlan, name: str) -> str:
     """Attention rows (inserted ones always are), attention inside blocks, and else where the row stands."""
     inside = isinstance(plan.cls, Embedded)
-    if (is_attention(plan) and not inside) or (inside and ".attention." in name):
+    if (_is_attention(plan) and not inside) or (inside and ".attention." in name):
         return "attention"
     if plan.section == "backbone":
         return "backbone"
     return "neck" if plan.out_channels else "head"
 
 
-def is_attention(plan: LayerPlan) -> bool:
+def _is_attention(plan: LayerPlan) -> bool:
     """Whether a row is a same-width module, or another block of the attention shelf."""
     block = BLOCKS[plan.name]
     home = getattr(block.cls, "__module__", "")

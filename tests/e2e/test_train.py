@@ -284,7 +284,7 @@ def test_attention_put_into_trained_weights_starts_as_a_no_op_and_trains(world, 
     result = train(given)
     said = capsys.readouterr().out
     assert "--attention: SE inserted behind what was row 3, as row 5" in said
-    assert "rates     attention x 2, backbone x 0.5: " in said
+    assert "rates     attention x 2 (" in said
     trained = load_model(result.best_weights)
     assert [plan.name for plan in trained.plans if plan.identity_start] == ["EMA", "SE"]
     assert all(layer.gamma.item() != 0 for layer, plan in zip(trained.model, trained.plans) if plan.identity_start)

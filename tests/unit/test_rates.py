@@ -96,7 +96,7 @@ def test_a_state_loads_into_an_optimizer_of_the_same_parts_only(model):
 def test_the_recipe_says_it(model):
     inside = sum(1 for n, _ in model.named_parameters() if n.startswith(("model.7.", "model.8.")) or ".attention." in n)
     rest = sum(p.requires_grad for p in model.parameters()) - inside
-    assert rates_line(model, "attention=2") == f"attention x 2: {inside} tensors; x 1: {rest} tensors"
+    assert rates_line(model, "attention=2") == f"attention x 2 ({inside} tensors), x 1 ({rest} tensors)"
 
 
 def test_text_and_mappings_mean_the_same():
