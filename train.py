@@ -181,7 +181,7 @@ def save(run: Run, epochs_done: int, metrics: Metrics | None, *, is_best: bool) 
 def set_training_mode(run: Run) -> None:
     """Frozen layers keep their running statistics too."""
     run.network.train()
-    for index in run.config.frozen_layers:
+    for index in run.frozen.rows:
         run.model.model[index].eval()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from engine.pretrained import Frozen
 from models.checkpoints import Checkpoint, plugin_records
 from models.detector import Detector
 from models.heads.base import DetectionLoss
@@ -35,6 +36,7 @@ class Run:
     device: torch.device
     save_dir: Path
     model: Detector
+    frozen: Frozen
     network: nn.Module  # the model, compiled or distributed if so asked
     loss: DetectionLoss
     ema: ModelEMA
@@ -75,6 +77,7 @@ def snapshot(run: Run, epochs_done: int, metrics: Metrics | None) -> Checkpoint:
             "ema_updates": run.ema.updates,
             "best_epoch": stop.best_epoch,
             "random": random_state(),
+            "frozen": run.frozen.to_dict(),
             "loss": run.loss.state_dict(),
         },
     )

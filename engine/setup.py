@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
 from engine.run import Run, restore, snapshot
 from models.assigners.autoanchor import sizes_in_training
-from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, save_checkpoint, transfer_weights
+from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, save_checkpoint
 from models.detector import Detector, build_model
 from models.edit import Edited, edit
 from models.graph_table import write_spec
@@ -71,6 +72,7 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
     if not config.data:
         print(f"warning: no --data, so the embedded data set {EMBEDDED_DATA} is used", file=sys.stderr)
         config = config.replace(data=EMBEDDED_DATA)
+    check_flags(config)
     provide(config.weights, download=config.download)
     return config, load_checkpoint(config.weights) if config.weights else None
 
@@ -100,9 +102,9 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
 
     precision = precision_of(config.amp, device)
     spec = load_dataset_spec(config.data, single_cls=config.single_cls)
-    model = build(config, checkpoint, spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, frozen = build(config, checkpoint, spec)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     hyp = recipe(config, checkpoint, model)
-    freeze(model, config.frozen_layers)
     save_dir = run_folder(config)
     train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
     if not config.resume:
@@ -116,6 +118,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         device=device,
         save_dir=save_dir,
         model=model,
+        frozen=frozen,
         network=network_of(model, config, device),
         loss=model.head.build_loss(hyp),
         ema=ModelEMA(model),
@@ -143,28 +146,37 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     return run
 
 
-def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> Detector:
-    """The network for the data's classes: from --cfg, or from the checkpoint, with what --attention inserts; weights are transferred."""
-    if checkpoint is None:
-        for path in config.plugins:
-            load_plugin(path)
-        return Detector(edited(config, config.cfg, spec).spec, names=spec.names)
-    require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
-    if not (checkpoint.cfg or config.cfg):
-        raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
-    stored = {**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}
+def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Detector, Frozen]:
+    """The network for the data's classes, and what of it is not trained: from --cfg, or from the checkpoint, with what --attention
+    inserts; weights are carried over by structure."""
+    for path in config.plugins:
+        load_plugin(path)
+    if checkpoint is not None:
+        require_plugins(checkpoint, (), source=config.resume or config.weights)
     if config.resume:
-        assert checkpoint.training is not None
-        model = build_model(stored, nc=spec.nc, ch=spec.ch, names=spec.names)  # with what was inserted
-        model.load_state_dict(checkpoint.training["model"])
-        return model
-    change = edited(config, config.cfg or stored, spec)
-    model = Detector(change.spec, names=spec.names)
-    stored_rows = [row[2] for part in ("backbone", "head") for row in checkpoint.cfg.get(part, ())]
-    same_rows = not stored_rows or stored_rows == [row.module for row in change.original.rows]
-    result = transfer_weights(model, change.renamed(checkpoint.weights) if same_rows else checkpoint.weights)
-    print(f"{config.weights}: {result}")
-    return model
+        return stopped(config, checkpoint, spec)
+    if checkpoint is not None and not (checkpoint.cfg or config.cfg):
+        raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
+    model = Detector(edited(config, config.cfg or as_stored(checkpoint), spec).spec, names=spec.names)
+    return model, freeze(model, config, carry_over(model, config, checkpoint))
+
+
+def stopped(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Detector, Frozen]:
+    """The network of a run that goes on, as it was."""
+    assert checkpoint is not None
+    assert checkpoint.training is not None
+    model = build_model(as_stored(checkpoint), nc=spec.nc, ch=spec.ch, names=spec.names)  # with what was inserted
+    model.load_state_dict(checkpoint.training["model"])
+    if "frozen" not in checkpoint.training:  # a file from before there was "pretrained"
+        return model, freeze(model, config, ())
+    frozen = Frozen.from_dict(checkpoint.training["frozen"])
+    apply(model, frozen)
+    return model, frozen
+
+
+def as_stored(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The YAML in a checkpoint."""
+    return {**checkpoint.cfg, "yaml_file": checkpoint.cfg_name} if checkpoint else {}
 
 
 def edited(config: TrainConfig, cfg: str | Mapping[str, Any], spec: DatasetSpec) -> Edited:
@@ -200,14 +212,6 @@ def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Detector) 
         hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
     flags = {"label_smoothing": config.label_smoothing, "close_mosaic": config.close_mosaic}
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
-
-
-def freeze(model: Detector, layers: Sequence[int]) -> None:
-    """Layers that get no gradient. Raises UserError for one that the model has not."""
-    for index in layers:
-        if index >= len(model.model):
-            raise UserError(f"--freeze: layer {index} is not there, the model has layers 0 to {len(model.model) - 1}")
-        model.model[index].requires_grad_(False)
 
 
 def run_folder(config: TrainConfig) -> Path:

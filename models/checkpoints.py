@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.detector import Detector, build_model
 from models.foreign_modules import Layer, differences
@@ -79,17 +79,6 @@ class ForeignCheckpoint(Checkpoint):
 
     strides: tuple[float, ...] = ()
     layers: dict[str, Layer] = field(default_factory=dict)
-
-
-class Transfer(NamedTuple):
-    """How much of a model was filled from other weights."""
-
-    matched: int
-    total: int
-    missing: tuple[str, ...]  # names of the model without a partner of the same shape
-
-    def __str__(self) -> str:
-        return f"transferred {self.matched} of {self.total} tensors"
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -208,16 +197,6 @@ def require_plugins(checkpoint: Checkpoint, plugins: Sequence[str | Path], *, so
 def plugin_records() -> tuple[dict[str, str], ...]:
     """The plugins of this process as a checkpoint stores them."""
     return tuple(asdict(plugin) for plugin in loaded_plugins())
-
-
-@torch.no_grad()
-def transfer_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Transfer:
-    """Copies into ``model``, in place, every tensor that has the same name and shape in ``weights``."""
-    own = model.state_dict()
-    fitting = [name for name, value in own.items() if name in weights and weights[name].shape == value.shape]
-    for name in fitting:
-        own[name].copy_(weights[name])
-    return Transfer(len(fitting), len(own), tuple(sorted(set(own) - set(fitting))))
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

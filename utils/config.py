@@ -27,6 +27,8 @@ OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION")
 PRECISIONS = ("auto", "off", "fp16", "bf16")
 LEAST = {"epochs": 1, "batch_size": 1, "imgsz": 32, "workers": 0, "patience": 0, "min_items": 0, "seed": 0}
 CACHES = ("", "ram", "disk")
+TEXTS = ("weights", "backbone_weights", "weights_report", "cfg", "data", "resume", "project", "name", "cache")  # paths are understood
+PRETRAINED = "pretrained"  # of --freeze
 ATTENTION_INITS = ("", "identity")
 
 INF = math.inf
@@ -151,6 +153,8 @@ class TrainConfig:
     """The flags of train.py. ``hyp`` may also be Hyperparameters; empty means the recipe of the model's family."""
 
     weights: str = ""
+    backbone_weights: str = ""  # a published classifier's, for the backbone alone
+    weights_report: str = ""  # .md, .csv or .json: what became of the weights
     cfg: str = ""
     data: str = ""
     hyp: str | Hyperparameters = ""
@@ -173,7 +177,7 @@ class TrainConfig:
     attention: tuple[str, ...] = ()  # modules to insert, such as FocalModulation@9
     attention_init: str = ""  # "identity": inserted modules start as exact no-ops
     lr_mult: str = ""  # factors of the learning rate by part, such as attention=2,backbone=0.1; a mapping is understood
-    freeze: tuple[int, ...] = (0,)  # one number: the first n layers; several: these layers
+    freeze: tuple[int | str, ...] = (0,)  # one number: the first n layers; several: these layers; "pretrained": what was carried over
     rect: bool = False
     multi_scale: bool = False
     single_cls: bool = False
@@ -211,8 +215,8 @@ class TrainConfig:
             raise UserError(f"--label-smoothing {self.label_smoothing}: a number in 0-1 is needed")
         if self.attention_init and not (self.attention or self.resume):
             raise UserError("--attention-init is about inserted modules: give them with --attention, such as --attention FocalModulation@9")
-        if any(i < 0 for i in self.freeze):
-            raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0")
+        if not self.freeze_pretrained and any(not isinstance(i, int) or i < 0 for i in self.freeze):
+            raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0; or {PRETRAINED!r} alone")
 
     def _normalise(self) -> None:
         """Accepts what Python users naturally pass: paths, lists, an int where one of several is meant, lower-case optimizer names."""
@@ -220,13 +224,13 @@ class TrainConfig:
         freeze = self.freeze if isinstance(self.freeze, (tuple, list)) else (self.freeze,)
         plugins = (self.plugins,) if isinstance(self.plugins, (str, Path)) else self.plugins
         changes: dict[str, Any] = {
-            **{k: str(getattr(self, k) or "") for k in ("weights", "cfg", "data", "resume", "project", "name", "cache")},
+            **{k: str(getattr(self, k) or "") for k in TEXTS},
             "hyp": self.hyp if isinstance(self.hyp, Hyperparameters) else str(self.hyp or ""),
             "device": "" if self.device is None else str(self.device),
             "attention": (self.attention,) if isinstance(self.attention, str) else tuple(self.attention),
             "attention_init": str(self.attention_init or ""),
             "lr_mult": multipliers_text(self.lr_mult),
-            "freeze": tuple(int(i) for i in freeze) or (0,),
+            "freeze": tuple(int(i) if str(i).lstrip("-").isdecimal() else str(i) for i in freeze) or (0,),
             "plugins": tuple(str(p) for p in plugins),
             "optimizer": by_lower.get(str(self.optimizer).lower(), self.optimizer),
         }
@@ -236,7 +240,13 @@ class TrainConfig:
     @property
     def frozen_layers(self) -> tuple[int, ...]:
         """Indices of the layers that are not trained: ``--freeze 10`` means the first ten, ``--freeze 0 1 2`` these three."""
-        return tuple(range(self.freeze[0])) if len(self.freeze) == 1 else self.freeze
+        numbers = tuple(i for i in self.freeze if isinstance(i, int))
+        return tuple(range(numbers[0])) if len(numbers) == 1 else numbers
+
+    @property
+    def freeze_pretrained(self) -> bool:
+        """Whether all that was carried over stays as it is."""
+        return self.freeze == (PRETRAINED,)
 
     @property
     def schedule(self) -> str:

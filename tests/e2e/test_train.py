@@ -169,11 +169,47 @@ def test_weights_are_transferred_and_counted(world, tmp_path, capsys):
     capsys.readouterr()
     train(config(world, tmp_path, weights=first.best_weights, epochs=1))
     total = len(load_checkpoint(first.best_weights).weights)
-    assert f"transferred {total} of {total} tensors" in capsys.readouterr().out
-    train(config(world, tmp_path, weights=first.best_weights, epochs=1, single_cls=True))
+    assert f"transferred {total} of {total} tensors; 100 % of its parameters landed" in capsys.readouterr().out
+    report = tmp_path / "report.md"
+    train(config(world, tmp_path, weights=first.best_weights, epochs=1, single_cls=True, weights_report=report))
     said = capsys.readouterr().out
-    assert "transferred " in said
-    assert f"transferred {total} of" not in said
+    assert f"transferred {total - 4} of {total} tensors" in said
+    assert f"Report of the weights: {report}" in said
+    assert "| 5 | 5 | DDetect |" in report.read_text(encoding="utf-8")
+
+
+def test_what_was_carried_over_stays_as_it_is(world, tmp_path, capsys):
+    first = train(config(world, tmp_path, epochs=1))
+    given = {"cfg": "", "weights": first.best_weights, "freeze": "pretrained", "attention": "SE@3", "attention_init": "identity"}
+    before = load_checkpoint(first.best_weights).weights
+    with pytest.raises(KeyboardInterrupt):
+        train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
+    resumed = train(TrainConfig(resume=tmp_path / "cut" / "exp" / "weights" / "last.pt"))
+    after = load_checkpoint(resumed.last_weights).weights
+    kept = {k: v for k, v in after.items() if not k.startswith("model.4.")}
+    assert len(kept) == len(before)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), kept.values()))  # running statistics too
+    assert after["model.4.gamma"].item() != 0
+    assert "--freeze pretrained: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"freeze": "pretrained"}, "--freeze pretrained: is about weights that are carried over; give them with --weights"),
+        ({"weights_report": "x.md"}, "--weights-report: is about weights"),
+        ({"weights_report": "x.txt", "backbone_weights": "x.pth"}, r"a file that ends in \.md, \.csv, \.json"),
+    ],
+)
+def test_flags_about_weights_that_are_not_there(world, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        train(config(world, tmp_path, **changes))
+
+
+def test_nothing_left_to_train_is_said(world, tmp_path):
+    first = train(config(world, tmp_path, epochs=1))
+    with pytest.raises(UserError, match="so nothing is left to train"):
+        train(config(world, tmp_path, cfg="", weights=first.best_weights, freeze="pretrained"))
 
 
 def test_nothing_is_saved_or_validated_before_the_end_if_so_asked(world, tmp_path):
@@ -277,7 +313,7 @@ def test_attention_put_into_trained_weights_starts_as_a_no_op_and_trains(world, 
     given = config(world, tmp_path, cfg="", weights=first.best_weights, name="attended", **ATTENDED)
     spec = load_dataset_spec(str(world / "data.yaml"))
     for changed in (given, given.replace(cfg=str(world / "tiny-v9.yaml"))):  # with --weights alone, and with both
-        start = build(changed, load_checkpoint(first.best_weights), spec).eval()
+        start = build(changed, load_checkpoint(first.best_weights), spec)[0].eval()
         images = torch.rand(2, 3, 64, 64)
         assert all(torch.equal(a, b) for a, b in zip(start(images).main, source(images).main, strict=True))
     capsys.readouterr()

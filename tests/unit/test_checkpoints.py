@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoints import Checkpoint, load_checkpoint, load_model, require_plugins, save_checkpoint, transfer_weights
+from models.checkpoints import Checkpoint, load_checkpoint, load_model, require_plugins, save_checkpoint
 from utils.errors import UserError
 
 
@@ -161,15 +161,6 @@ def test_bare_weights_and_newer_formats_and_missing_files(tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
     with pytest.raises(UserError, match="a folder"):
         load_checkpoint(tmp_path)
-
-
-def test_transfer_says_how_much_fits():
-    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
-    weights = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "1.weight": torch.ones(7, 2), "other": torch.ones(1)}
-    result = transfer_weights(model, weights)
-    assert str(result) == "transferred 2 of 4 tensors"
-    assert result.missing == ("1.bias", "1.weight")
-    assert torch.equal(model[0].weight, torch.ones(2, 3))
 
 
 def test_a_missing_plugin_is_asked_for():

@@ -63,6 +63,9 @@ def test_freeze_means_a_count_or_a_list():
     assert TrainConfig().frozen_layers == ()
     assert TrainConfig(freeze=3).frozen_layers == (0, 1, 2)
     assert TrainConfig(freeze=[0, 4]).frozen_layers == (0, 4)
+    assert TrainConfig(freeze=["0", "4"]).frozen_layers == (0, 4)
+    assert TrainConfig(freeze="pretrained").freeze_pretrained
+    assert TrainConfig(freeze="pretrained").frozen_layers == ()
 
 
 def test_schedule_flags():
@@ -88,6 +91,8 @@ def test_schedule_flags():
         ({"accumulate": 0}, "--accumulate 0"),
         ({"label_smoothing": 1.0}, "--label-smoothing"),
         ({"freeze": (-1,)}, "--freeze -1"),
+        ({"freeze": ("pretrained", 3)}, "--freeze pretrained 3: layer indices count from 0; or 'pretrained' alone"),
+        ({"freeze": "backbone"}, "--freeze backbone"),
     ],
 )
 def test_flags_that_are_refused(flags, says):

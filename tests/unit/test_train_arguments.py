@@ -28,6 +28,8 @@ def test_nothing_given_is_nothing_set():
         ("--notest --adam", {"noval": True, "optimizer": "Adam"}),
         ("--adam --optimizer SGD", {"optimizer": "SGD"}),
         ("--freeze 10", {"freeze": (10,)}),
+        ("--freeze pretrained", {"freeze": ("pretrained",)}),
+        ("--backbone-weights f.pth --weights-report r.csv", {"backbone_weights": "f.pth", "weights_report": "r.csv"}),
         ("--freeze 0 1 2", {"freeze": (0, 1, 2)}),
         ("--attention FocalModulation@9 EMA@4,6 --attention-init identity --lr-mult attention=2,backbone=0.1", {
             "attention": ("FocalModulation@9", "EMA@4,6"), "attention_init": "identity", "lr_mult": "attention=2,backbone=0.1",
