@@ -108,7 +108,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--linear-lr"], on, hidden),
             (["--label-smoothing"], {"type": float, "metavar": "X"}, "takes the place of the hyp file's"),
             (["--close-mosaic"], number, "last epochs without mosaic and mixup; takes the place of the hyp file's"),
-            (["--freeze"], {"nargs": "+", "metavar": "N"}, "the first N layers, these layers, or what came in (pretrained), stays"),
+            (["--freeze"], {"nargs": "+", "metavar": "N"}, "the first N layers, these, or what came in (pretrained) stay fixed"),
             (["--lr-mult"], {"metavar": "PART=X,..."}, "learning rates by part: attention=2,backbone=0.1 (also neck, head, rows)"),
             (["--amp"], {"metavar": "TYPE"}, "auto, off, fp16 or bf16"),
             (["--compile"], on, "torch.compile"),
