@@ -1,9 +1,10 @@
-"""Seconds of CPU per loss call, forward and backward, beside ultralytics' v8 loss in the same run.
+"""Seconds of processor per loss call, forward and backward, beside ultralytics' v8 loss in the same run.
 
     python benchmarks/bench_loss.py --peer-python /path/to/python-with-ultralytics
 
-Batch 16, maps of a 640 px image, 80 classes, boxes of log-uniform size between 1 and 40 % of the image; one thread; CPU time of the
-process (so that other work on the machine counts little), the least of the repetitions.
+Maps of a 640 px image, 80 classes, boxes of log-uniform size between 1 and 40 % of the image; boxes an image vary at batch 16, the batch
+at 20 boxes an image. Each side is a process of its own with one thread that stays; calls alternate between them round by round, so that
+a drift of the machine's speed falls on both. The figure is the least processor time of the rounds.
 """
 
 from __future__ import annotations
@@ -15,48 +16,90 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-BATCH, CLASSES, SIZE, STRIDES = 16, 80, 640, (8, 16, 32)
-BOXES = (1, 10, 20, 100, 500)
+CLASSES, SIZE, STRIDES = 80, 640, (8, 16, 32)
+BATCH, BOXES, BATCHES, USUAL = 16, (1, 10, 20, 100, 500), (4, 8, 16, 32), 20
+LONG = 100  # boxes an image from which a call needs no warm-up
 V5_ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+OURS = ("v8", "v9 dual", "v5", "v7 OTA", "v7 aux OTA")
+PEER = "ultralytics v8"
+
+
+class Case(NamedTuple):
+    """One cell of the tables."""
+
+    loss: str
+    batch: int
+    boxes: int
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", default="", help="a Python that has ultralytics; without it the table has no peer")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.peer:
-        print(json.dumps(measure_peer(options.repeat)))
+    if options.worker:
+        serve()
         return
-    rows = measure_ours(options.repeat)
-    if options.peer_python:
-        command = [options.peer_python, str(Path(__file__).resolve()), "--peer", "--repeat", str(options.repeat)]
-        rows["ultralytics v8"] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    print_table(rows)
+    workers = {"ours": Worker(sys.executable)} | ({"peer": Worker(options.peer_python)} if options.peer_python else {})
+    sizes = [(BATCH, n) for n in BOXES] + [(b, USUAL) for b in BATCHES if b != BATCH]
+    names = (*OURS, PEER) if options.peer_python else OURS
+    least = {Case(name, *size): float("inf") for size in sizes for name in names}
+    for number in range(options.rounds):
+        for case in least:
+            least[case] = min(least[case], workers["peer" if case.loss == PEER else "ours"].seconds(case))
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    print_table("boxes an image, batch 16", {name: [least[Case(name, BATCH, n)] for n in BOXES] for name in names}, BOXES)
+    print_table("images, 20 boxes each", {name: [least[Case(name, b, USUAL)] for b in BATCHES] for name in names}, BATCHES)
 
 
-def print_table(rows: dict[str, list[float]]) -> None:
-    """One row a loss, then its ratio to the peer's."""
-    print(f"{'CPU seconds, boxes an image:':30}" + "".join(f"{n:>9}" for n in BOXES))
-    for name, seconds in rows.items():
-        print(f"{name:30}" + "".join(f"{s:9.3f}" for s in seconds))
-    peer = rows.get("ultralytics v8")
-    for name, seconds in rows.items():
-        if peer and seconds is not peer:
-            print(f"{name + ' / ultralytics v8':30}" + "".join(f"{s / p:9.2f}" for s, p in zip(seconds, peer)))
+class Worker:
+    """A process that measures what it is told."""
+
+    def __init__(self, python: str) -> None:
+        command = [python, str(Path(__file__).resolve()), "--worker"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def seconds(self, case: Case) -> float:
+        """Processor seconds of one call."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(case), file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        sys.exit(f"the process of {case.loss} ended")
 
 
-def measure_ours(repeat: int) -> dict[str, list[float]]:
-    """Seconds for each of ``BOXES`` by loss."""
+def serve() -> None:
+    """The worker's side: a case a line comes in, its seconds go out; a warm-up call comes before each that is short."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        case = Case(*json.loads(line))
+        call, leaves = (peer_call if case.loss == PEER else our_call)(case)
+        if case.boxes <= LONG:
+            timed(call, leaves)
+        print(f"seconds {timed(call, leaves)}", flush=True)
+
+
+def timed(call: Callable[[], Any], leaves: list[torch.Tensor]) -> float:
+    """Processor seconds of a call and its backward pass."""
+    for leaf in leaves:
+        leaf.grad = None
+    start = time.process_time()
+    call().backward()
+    return time.process_time() - start
+
+
+def our_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
+    """A loss of this project on random maps, and the maps."""
     from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
     from models.heads.anchor_free import Detect
     from models.heads.base import HeadOutput
@@ -64,28 +107,21 @@ def measure_ours(repeat: int) -> dict[str, list[float]]:
     from utils.config import Hyperparameters
     from utils.types import Batch, Letterbox
 
-    hyps = {True: Hyperparameters(box=0.05, cls=0.3, obj=0.7, anchor_t=4.0), False: Hyperparameters()}
-    results = {}
-    heads = {"v8": Detect, "v9 dual": DualDDetect, "v5": AnchorDetect, "v7 OTA": IDetect, "v7 auxiliary OTA": IAuxDetect}
-    for name, cls in heads.items():
-        branches, based = len(cls.branch_weights), cls.anchor_based
-        channels = [16] * 3 * branches
-        head = cls(CLASSES, V5_ANCHORS, channels) if based else cls(CLASSES, channels)
-        head.set_strides(STRIDES)
-        loss = head.build_loss(hyps[based])
-        results[name] = []
-        for n in BOXES:
-            maps, targets = make_maps(3 * (5 + CLASSES) if based else 64 + CLASSES, branches, based), make_targets(n)
-            none = Letterbox(torch.zeros(BATCH, 2), torch.ones(BATCH, 2), torch.zeros(BATCH, 2))
-            batch = Batch(torch.zeros(BATCH, 3, 1, 1), targets, ("",) * BATCH, none, n)
-            leaves = [m for branch in maps for m in branch]
-            output = HeadOutput(tuple(map(tuple, maps)))
-            results[name].append(seconds_of(lambda: sum(loss(output, batch).values()), leaves, repeat))  # noqa: B023
-    return results
+    cls = dict(zip(OURS, (Detect, DualDDetect, AnchorDetect, IDetect, IAuxDetect)))[case.loss]
+    branches, based = len(cls.branch_weights), cls.anchor_based
+    channels = [16] * 3 * branches
+    head = cls(CLASSES, V5_ANCHORS, channels) if based else cls(CLASSES, channels)
+    head.set_strides(STRIDES)
+    loss = head.build_loss(Hyperparameters(box=0.05, cls=0.3, obj=0.7, anchor_t=4.0) if based else Hyperparameters())
+    maps = make_maps(case.batch, 3 * (5 + CLASSES) if based else 64 + CLASSES, branches, based)
+    none = Letterbox(torch.zeros(case.batch, 2), torch.ones(case.batch, 2), torch.zeros(case.batch, 2))
+    batch = Batch(torch.zeros(case.batch, 3, 1, 1), make_targets(case), ("",) * case.batch, none, case.boxes)
+    output = HeadOutput(tuple(map(tuple, maps)))
+    return lambda: sum(loss(output, batch).values()), [m for branch in maps for m in branch]
 
 
-def measure_peer(repeat: int) -> list[float]:
-    """Seconds for each of ``BOXES`` of ultralytics' v8 loss; runs in the peer's Python."""
+def peer_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
+    """Ultralytics' v8 loss on the same maps; runs in the peer's Python."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils.loss import v8DetectionLoss
@@ -93,31 +129,15 @@ def measure_peer(repeat: int) -> list[float]:
     model = DetectionModel("yolov8n.yaml", nc=CLASSES, verbose=False)
     model.args = get_cfg()
     loss = v8DetectionLoss(model.train())
-    maps = make_maps(64 + CLASSES, 1, False)[0]
+    maps = make_maps(case.batch, 64 + CLASSES, 1, False)[0]
     flat = torch.cat([m.detach().flatten(2) for m in maps], dim=2)
     boxes, scores = (t.clone().requires_grad_() for t in flat.split((64, CLASSES), dim=1))
-    raw = {"boxes": boxes, "scores": scores, "feats": maps}
-    results = []
-    for n in BOXES:
-        targets = make_targets(n)
-        batch = {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
-        results.append(seconds_of(lambda: loss(raw, batch)[0].sum(), [boxes, scores], repeat))  # noqa: B023
-    return results
+    targets = make_targets(case)
+    batch = {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
+    return lambda: loss({"boxes": boxes, "scores": scores, "feats": maps}, batch)[0].sum(), [boxes, scores]
 
 
-def seconds_of(call: Callable[[], Any], leaves: list[torch.Tensor], repeat: int) -> float:
-    """The least CPU seconds of a call and its backward pass, after one to warm up."""
-    least = float("inf")
-    for _ in range(repeat + 1):
-        for leaf in leaves:
-            leaf.grad = None
-        start = time.process_time()
-        call().backward()
-        least = min(least, time.process_time() - start)
-    return least
-
-
-def make_maps(width: int, branches: int, anchor_based: bool) -> list[list[torch.Tensor]]:
+def make_maps(batch: int, width: int, branches: int, anchor_based: bool) -> list[list[torch.Tensor]]:
     """Maps as early in training: scores near zero."""
     g = torch.Generator().manual_seed(0)
     offset = torch.zeros(width)
@@ -125,17 +145,27 @@ def make_maps(width: int, branches: int, anchor_based: bool) -> list[list[torch.
         offset.view(3, -1)[:, 4:] = -5
     else:
         offset[64:] = -5
-    shapes = [(BATCH, width, SIZE // s, SIZE // s) for s in STRIDES]
+    shapes = [(batch, width, SIZE // s, SIZE // s) for s in STRIDES]
     return [[(torch.randn(shape, generator=g) + offset.view(1, -1, 1, 1)).requires_grad_() for shape in shapes] for _ in range(branches)]
 
 
-def make_targets(n: int) -> torch.Tensor:
-    """(BATCH * n, 6) image, class, normalised boxes."""
-    g = torch.Generator().manual_seed(1)
-    centre = 0.1 + 0.8 * torch.rand(BATCH * n, 2, generator=g)
-    size = 0.01 * 40 ** torch.rand(BATCH * n, 2, generator=g)
-    image = torch.arange(BATCH).repeat_interleave(n)[:, None].float()
-    return torch.cat((image, torch.randint(CLASSES, (BATCH * n, 1), generator=g).float(), centre, size), dim=1)
+def make_targets(case: Case) -> torch.Tensor:
+    """(batch * boxes, 6) image, class, normalised boxes."""
+    g, count = torch.Generator().manual_seed(1), case.batch * case.boxes
+    centre = 0.1 + 0.8 * torch.rand(count, 2, generator=g)
+    size = 0.01 * 40 ** torch.rand(count, 2, generator=g)
+    image = torch.arange(case.batch).repeat_interleave(case.boxes)[:, None].float()
+    return torch.cat((image, torch.randint(CLASSES, (count, 1), generator=g).float(), centre, size), dim=1)
+
+
+def print_table(title: str, rows: dict[str, list[float]], columns: tuple[int, ...]) -> None:
+    """One row a loss, then its ratio to the peer's."""
+    print(f"\n{title:30}" + "".join(f"{n:>9}" for n in columns))
+    for name, seconds in rows.items():
+        print(f"{name:30}" + "".join(f"{s:9.3f}" for s in seconds))
+    for name, seconds in rows.items():
+        if PEER in rows and name != PEER:
+            print(f"{name + ' / ' + PEER:30}" + "".join(f"{s / p:9.2f}" for s, p in zip(seconds, rows[PEER])))
 
 
 if __name__ == "__main__":

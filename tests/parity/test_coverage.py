@@ -1,0 +1,105 @@
+"""No published vector is left out: each is a case of a parity test, or stands in a table with the reason.
+
+Attention has a table of its own (``test_attention_shelf.py``). The test counts what lies in tests/goldens, and where the reference folder
+lies beside the project, everything in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests import golden
+from tests.parity import (
+    test_blocks,
+    test_heads,
+    test_heads_in_models,
+    test_losses,
+    test_model_keys,
+    test_models,
+    test_ops_nms,
+    test_ops_schedule,
+    test_train_step,
+)
+
+# vector or prefix -> why no test compares it
+LEFT_OUT = {
+    "models/baseline-": "networks of earlier papers, for information: this project has no config of them",
+    "blocks/ul_CBAM": "a variant without the paper's shared perceptron and max pooling; CBAM here is compared in attention/",
+    "blocks/ul_ChannelAttention": "a part of that variant",
+    "blocks/ul_SpatialAttention": "a part of that variant",
+}
+# single vectors of ops/ -> the test file that names them
+OPS = {
+    "anchors_dist_v9": "parity/test_ops_grid.py",
+    "autoanchor_metric": "unit/test_assigners_autoanchor.py",
+    "bbox_iou_": "parity/test_ops_iou.py",
+    "box_iou_matrix_v9": "parity/test_ops_boxes.py",
+    "boxes_v9": "parity/test_ops_boxes.py",
+    "build_targets_v5": "parity/test_losses_candidates.py",
+    "ema": "parity/test_ops_ema.py",
+    "fitness_v9": "parity/test_ops_map.py",
+    "letterbox": "parity/test_letterbox.py",
+    "make_divisible": "parity/test_ops_grid.py",
+    "map_synth": "parity/test_ops_map.py",
+    "map_synth_ultralytics": "parity/test_ops_map.py",
+    "map_synth_v5": "parity/test_ops_map.py",
+    "optimizer_groups": "parity/test_ops_optimizer.py",
+    "smooth_v9": "parity/test_ops_map.py",
+    "wiou_scale_v9": "parity/test_ops_iou.py",
+}
+
+
+def compared(folder: str) -> set[str]:
+    """Names of the vectors that are cases of a test, or parts of one."""
+    if folder == "blocks":
+        return set(test_blocks.CASES)
+    if folder == "heads":
+        return {*test_heads.CASES, *test_heads.ANCHORED, "v7_IDetect_nc4_fused_weights"}
+    if folder == "losses":
+        return {*test_losses.ALIGNED, *test_losses.ANCHORED}
+    if folder == "models":
+        return {*plain(test_model_keys.CASES), *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
+    ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}
+    return ops | set(test_ops_nms.NAMES) | {case for case, _ in test_ops_schedule.PUBLISHED}
+
+
+def plain(cases: Iterable) -> list[str]:
+    """Names without pytest's marks."""
+    return [getattr(case, "values", (case,))[0] for case in cases]
+
+
+@pytest.mark.parametrize("folder", ["blocks", "heads", "losses", "models", "ops"])
+def test_every_vector_is_compared_or_excused(folder):
+    found, done = set(golden.all_names(folder)), compared(folder)
+    excused = {n for n in found for prefix in LEFT_OUT if f"{folder}/{n}".startswith(prefix)}
+    assert found
+    assert not found - done - excused, "neither compared nor excused"
+    assert not done & excused, "excused, but compared"
+    index = golden.REFERENCE / folder / "INDEX.json"
+    if index.is_file():
+        assert {case["name"] for case in json.loads(index.read_text())["cases"]} <= found
+
+
+def test_every_network_with_an_output_has_it_compared_once():
+    anchored, free = set(plain(test_heads_in_models.cases())), set(test_models.WITH_OUTPUT)
+    trained = set(test_train_step.CASES)
+    with_maps = {n for n in golden.all_names("models") if any(k.startswith("raw_") for k in golden.find("models", n).arrays)}
+    assert not anchored & free
+    assert anchored | free | trained == with_maps
+
+
+@pytest.mark.parametrize(("name", "file"), OPS.items())
+def test_the_named_file_reads_the_vector(name, file):
+    assert f'"{name}"' in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+
+
+def test_no_parity_test_skips_while_it_runs():
+    """A skip would hide a vector from the lists above; only what needs the reference folder may."""
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "pytest.skip(" in line and path.name != Path(__file__).name:
+                assert "needs the deploy maps" in line or "reference folder is not at hand" in line, f"{path.name}: {line.strip()}"
