@@ -167,9 +167,13 @@ def _aspect_term(pair: Pair) -> Tensor:
     """CIoU's αv."""
     angles = [torch.atan(w / (h + EPS)) for w, h in (pair.size1, pair.size2)]
     v = (4 / math.pi**2) * (angles[1] - angles[0]) ** 2
-    with torch.no_grad():
-        weight = v / (v - pair.iou + (1 + EPS))
-    return v * weight
+    return v * _aspect_weight(v, pair.iou)
+
+
+@torch.no_grad()
+def _aspect_weight(v: Tensor, overlap: Tensor) -> Tensor:
+    """CIoU's α, a constant for the gradient."""
+    return v / (v - overlap + (1 + EPS))
 
 
 def _power(term: Tensor, exponent: float) -> Tensor:

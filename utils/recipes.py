@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-FAMILIES = (("v5", "scratch-low"), ("v7", "scratch.p5"), ("v8", "v8"), ("v9", "scratch-high"), ("gelan", "scratch-high"))
+
+class Family(NamedTuple):
+    """Recipes of the models whose YAML's name holds ``part``: gains of the two kinds of head differ a hundredfold, so each has its own."""
+
+    part: str
+    anchors: str
+    no_anchors: str
+
+
+# Published pairings; the first that fits counts. YOLOv5u is trained as YOLOv8, YOLOv7-AF as YOLOv9.
+FAMILIES = (
+    Family("v5", "scratch-low", "v8"),
+    Family("v7-tiny", "scratch.tiny", "scratch-high"),
+    *(Family(f"v7-{size}", "scratch.p6", "scratch-high") for size in ("w6", "e6", "d6")),
+    Family("v7", "scratch.p5", "scratch-high"),
+    Family("v8", "scratch-low", "v8"),
+    Family("v9", "scratch-low", "scratch-high"),
+    Family("gelan", "scratch-low", "scratch-high"),
+)
 
 
 def family_hyp(cfg_name: str, dialect: str, anchor_based: bool) -> str:
     """The hyp file of the family that a model YAML's name tells, or else its dialect and head."""
-    for part, recipe in FAMILIES:
-        if part in cfg_name.lower():
-            return f"hyp.{recipe}.yaml"
-    return "hyp.v8.yaml" if dialect == "v8" else "hyp.scratch-low.yaml" if anchor_based else "hyp.scratch-high.yaml"
+    other = Family("", "scratch-low", "v8" if dialect == "v8" else "scratch-high")
+    family = next((f for f in FAMILIES if f.part in cfg_name.lower()), other)
+    return f"hyp.{family.anchors if anchor_based else family.no_anchors}.yaml"
 
 
 def find_hyp(name: str | Path, folder: Path) -> Path:

@@ -7,14 +7,27 @@ import math
 import pytest
 import torch
 
-from models.losses.box import NAMES, WISE, BoxLoss, scaled, similarity
+from models.losses.box import NAMES, WISE, BoxLoss, scaled, similarity, wise_focus
 from models.losses.classification import NAMES as CLASS_LOSSES
 from utils import config
-from utils.iou import SIMILARITIES, nwd
+from utils import iou as iou_module
+from utils.iou import SIMILARITIES, compare, nwd
 
 A = torch.tensor([[0.0, 0.0, 4.0, 4.0]], dtype=torch.float64)
 B = torch.tensor([[2.0, 2.0, 6.0, 8.0]], dtype=torch.float64)
 IOU = 4 / (16 + 24 - 4)
+
+
+# predicted and true box, xyxy px: equal points, a line, wrong way round, far apart, very small, very large, one inside the other
+DEGENERATE = [
+    [[3.0, 3.0, 3.0, 3.0], [3.0, 3.0, 3.0, 3.0]],
+    [[3.0, 3.0, 3.0, 9.0], [3.0, 3.0, 8.0, 9.0]],
+    [[3.0, 3.0, 2.0, 2.0], [0.0, 0.0, 9.0, 9.0]],
+    [[0.0, 0.0, 1.0, 1.0], [6000.0, 6000.0, 6001.0, 6001.0]],
+    [[5.0, 5.0, 5.0 + 1e-6, 5.0 + 1e-6], [5.0, 5.0, 5.0 + 1e-6, 5.0 + 1e-6]],
+    [[-1e6, -1e6, 1e6, 1e6], [0.0, 0.0, 64.0, 64.0]],
+    [[2.0, 2.0, 4.0, 4.0], [0.0, 0.0, 64.0, 64.0]],
+]
 
 
 def random_boxes(n: int, seed: int) -> torch.Tensor:
@@ -66,18 +79,61 @@ def test_empty_and_degenerate(name):
     none = torch.zeros(0, 4, requires_grad=True)
     fit = loss(none, none.detach(), mask=torch.zeros(0, dtype=torch.bool), image_hw=(64.0, 64.0))
     assert fit.loss.shape == fit.similarity.shape == (0,)
-    points = torch.tensor([[3.0, 3.0, 3.0, 3.0], [3.0, 3.0, 2.0, 2.0]], requires_grad=True)
-    fit = loss(points, torch.tensor([[3.0, 3.0, 3.0, 3.0], [0.0, 0.0, 9.0, 9.0]]), mask=torch.tensor([True, True]), image_hw=(64.0, 64.0))
+    predicted, true = torch.tensor(DEGENERATE).unbind(1)
+    predicted.requires_grad_()
+    fit = loss(predicted, true, mask=torch.ones(len(true), dtype=torch.bool), image_hw=(64.0, 64.0))
     fit.loss.sum().backward()
     assert torch.isfinite(fit.loss).all()
-    assert torch.isfinite(points.grad).all()
+    assert torch.isfinite(fit.similarity).all()
+    assert torch.isfinite(predicted.grad).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(SIMILARITIES) - {"CIoU"}) + ["NWD", "Inner-DIoU", "Focaler-GIoU", "alpha-EIoU"])
-def test_gradient(name):
-    """CIoU is left out: its aspect weight is constant for the gradient on purpose (see the parity tests)."""
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in WISE])
+def test_gradient(monkeypatch, name):
+    """Against finite differences in float64. CIoU's α is a constant for the gradient, so it is held while the boxes move."""
+    weights = []
+
+    def held(v, overlap):
+        weights.append(aspect_weight(v, overlap))
+        return weights[0]
+
+    aspect_weight = iou_module._aspect_weight
+    monkeypatch.setattr(iou_module, "_aspect_weight", held)
     predicted, true = random_boxes(12, 1).requires_grad_(), random_boxes(12, 2)
     assert torch.autograd.gradcheck(lambda b: similarity(name, b, true), predicted)
+    assert bool(weights) == ("CIoU" in name)
+
+
+@pytest.mark.parametrize("name", WISE)
+def test_gradient_of_wise_iou(name):
+    """R · (1 − IoU) with the focusing weight and the enclosing diagonal held, which are constants for the gradient."""
+    predicted, true = random_boxes(12, 1).requires_grad_(), random_boxes(12, 2)
+    loss = BoxLoss(name)
+    fit = loss(predicted, true, mask=torch.ones(12, dtype=torch.bool), image_hw=(64.0, 64.0))
+    (got,) = torch.autograd.grad(fit.loss.sum(), predicted)
+    with torch.no_grad():
+        diagonal2 = compare(predicted, true).diagonal2
+        weight = wise_focus((1 - iou_module.iou(predicted, true)) / loss.mean, name)
+
+    def held(boxes):
+        pair = compare(boxes, true)
+        return weight * torch.exp(pair.distance2 / diagonal2) * (1 - pair.iou)
+
+    assert torch.autograd.gradcheck(held, predicted)
+    torch.testing.assert_close(held(predicted), fit.loss)
+    torch.testing.assert_close(torch.autograd.grad(held(predicted).sum(), predicted)[0], got)
+
+
+def test_validation_does_not_move_the_running_mean():
+    loss, mask = BoxLoss("WIoU-v3"), torch.ones(12, dtype=torch.bool)
+    loss(random_boxes(12, 1).requires_grad_(), random_boxes(12, 2), mask=mask, image_hw=(64.0, 64.0))
+    saved = loss.state_dict()
+    loss(random_boxes(12, 3), random_boxes(12, 2), mask=mask, image_hw=(64.0, 64.0))
+    assert loss.state_dict() == saved
+    other = BoxLoss("WIoU-v3")
+    assert other.state_dict() == {}
+    other.load_state_dict(saved)
+    assert other.state_dict() == saved
 
 
 def test_shapes_broadcast():
@@ -94,8 +150,6 @@ def test_nwd_sees_boxes_that_do_not_touch():
 
 def test_wise_iou_prefers_ordinary_boxes():
     """v3 gives less weight to hopeless boxes than to ordinary ones, v2 more; both divide by the running mean."""
-    from models.losses.box import wise_focus
-
     beta = torch.tensor([0.1, 1.0, 8.0])
     assert wise_focus(beta, "WIoU-v3").argmax() == 1
     assert wise_focus(beta, "WIoU-v2").argmax() == 2

@@ -66,7 +66,11 @@ def test_precision_on_a_cpu():
     ("name", "dialect", "anchors", "recipe"),
     [
         ("yolov5s.yaml", "v5", True, "scratch-low"),
-        ("yolov7-tiny.yaml", "v5", True, "scratch.p5"),
+        ("yolov5nu.yaml", "v8", False, "v8"),
+        ("yolov7.yaml", "v5", True, "scratch.p5"),
+        ("yolov7-tiny.yaml", "v5", True, "scratch.tiny"),
+        ("yolov7-e6e.yaml", "v5", True, "scratch.p6"),
+        ("yolov7-af.yaml", "v5", False, "scratch-high"),
         ("yolov8.yaml", "v8", False, "v8"),
         ("gelan-c.yaml", "v5", False, "scratch-high"),
         ("YOLOv9-c-FocalModulation.yaml", "v5", False, "scratch-high"),
