@@ -31,7 +31,7 @@ from utils.errors import UserError
 from utils.loggers import CsvLogger, PlotLogger, TensorBoardLogger
 from utils.optim import GROUPS, build_optimizer, parameter_groups
 from utils.precision import gradient_scaler, precision_of
-from utils.recipes import family_hyp, find_hyp
+from utils.recipes import family_hyp, find_hyp, gains_warning
 from utils.runs import new_run_dir, newest_weights
 from utils.schedule import Schedule
 from utils.shared_flags import multiple_of_stride
@@ -287,6 +287,8 @@ def print_recipe(run: Run) -> None:
     print(f"warm-up   {warmup} of {total} iterations ({warmup / schedule.iterations:.1f} epochs of {schedule.iterations})")
     if 2 * warmup > total:
         print("warning: warm-up is more than half of the training: lower warmup_epochs and warmup_min_iters in --hyp", file=sys.stderr)
+    if warning := gains_warning(hyp.box, run.model.head.anchor_based):
+        print(warning, file=sys.stderr)
     amp = str(run.precision).removeprefix("torch.") if run.precision else "off"
     print(f"device    {run.device}, {distributed.world_size()} process(es), amp {amp}, seed {config.seed}")
     print(f"results   {run.save_dir}")

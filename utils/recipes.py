@@ -14,6 +14,7 @@ class Family(NamedTuple):
     no_anchors: str
 
 
+SEVERAL = 1.0  # box gains of heads with anchors lie far below it, those of the others far above
 # Published pairings; the first that fits counts. YOLOv5u is trained as YOLOv8, YOLOv7-AF as YOLOv9.
 FAMILIES = (
     Family("v5", "scratch-low", "v8"),
@@ -31,6 +32,15 @@ def family_hyp(cfg_name: str, dialect: str, anchor_based: bool) -> str:
     other = Family("", "scratch-low", "v8" if dialect == "v8" else "scratch-high")
     family = next((f for f in FAMILIES if f.part in cfg_name.lower()), other)
     return f"hyp.{family.anchors if anchor_based else family.no_anchors}.yaml"
+
+
+def gains_warning(box: float, anchor_based: bool) -> str:
+    """A line where a recipe's box gain is the other kind of head's (published ones are 0.05 with anchors and 7.5 without), or nothing."""
+    if anchor_based != (box > SEVERAL):
+        return ""
+    kind, other = ("anchors", "no anchors") if anchor_based else ("no anchors", "anchors")
+    usual = "0.05" if anchor_based else "7.5"
+    return f"warning: box gain {box:g} is that of heads with {other}; this head has {kind}, for which {usual} is usual (--hyp)"
 
 
 def find_hyp(name: str | Path, folder: Path) -> Path:

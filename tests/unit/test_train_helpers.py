@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from engine.setup import HYPS
+from utils.config import Hyperparameters
 from utils.distributed import select_device
 from utils.early_stop import EarlyStop
 from utils.errors import UserError
 from utils.multi_scale import rescaled
 from utils.precision import autocast, gradient_scaler, precision_of
 from utils.progress import LossMeter, finite
-from utils.recipes import family_hyp, find_hyp
+from utils.recipes import family_hyp, find_hyp, gains_warning
 from utils.reproducibility import random_state, set_random_state
 
 
@@ -81,6 +83,33 @@ def test_precision_on_a_cpu():
 )
 def test_a_family_has_its_recipe(name, dialect, anchors, recipe):
     assert family_hyp(name, dialect, anchors) == f"hyp.{recipe}.yaml"
+
+
+# gains, and what else the families' published files differ in
+PUBLISHED = {
+    "scratch-low": {"box": 0.05, "cls": 0.5, "obj": 1.0, "lrf": 0.01, "warmup_min_iters": 100, "scale": 0.5, "mixup": 0.0},
+    "scratch-med": {"box": 0.05, "cls": 0.3, "obj": 0.7, "lrf": 0.1, "warmup_min_iters": 100, "scale": 0.9, "mixup": 0.1},
+    "scratch.p5": {"box": 0.05, "cls": 0.3, "obj": 0.7, "lrf": 0.1, "warmup_min_iters": 1000, "translate": 0.2, "mixup": 0.15},
+    "scratch.p6": {"box": 0.05, "cls": 0.3, "obj": 0.7, "lrf": 0.2, "warmup_min_iters": 1000, "translate": 0.2, "mixup": 0.15},
+    "scratch.tiny": {"box": 0.05, "cls": 0.5, "obj": 1.0, "lrf": 0.01, "warmup_min_iters": 1000, "translate": 0.1, "mixup": 0.05},
+    "v8": {"box": 7.5, "cls": 0.5, "dfl": 1.5, "lrf": 0.01, "warmup_min_iters": 0, "scale": 0.5, "close_mosaic": 10},
+    "scratch-high": {"box": 7.5, "cls": 0.5, "dfl": 1.5, "lrf": 0.01, "warmup_min_iters": 100, "scale": 0.9, "copy_paste": 0.3},
+}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_recipes_have_the_published_values(recipe):
+    hyp = Hyperparameters.from_yaml(HYPS / f"hyp.{recipe}.yaml")
+    shared = {"lr0": 0.01, "momentum": 0.937, "weight_decay": 0.0005, "warmup_epochs": 3, "warmup_bias_lr": 0.1, "nbs": 64, "hsv_s": 0.7}
+    assert {k: getattr(hyp, k) for k in PUBLISHED[recipe] | shared} == PUBLISHED[recipe] | shared
+    anchors = hyp.box < 1
+    assert hyp.anchor_t == (4 if anchors else 5)
+    assert gains_warning(hyp.box, anchors) == ""
+    assert f"box gain {hyp.box:g}" in gains_warning(hyp.box, not anchors)
+
+
+def test_every_recipe_on_the_shelf_is_one_of_them_or_for_small_sets():
+    assert {p.stem.removeprefix("hyp.") for p in HYPS.glob("*.yaml")} == {*PUBLISHED, "demo", "small", "small-anchors"}
 
 
 def test_a_recipe_is_found_by_its_last_part(tmp_path):
