@@ -76,6 +76,7 @@ def detect(config: DetectConfig) -> Report:
 
     from models.augmented import AugmentedModel
     from utils.distributed import select_device
+    from utils.draw import viewable
     from utils.nms import non_max_suppression
     from utils.precision import autocast
     from utils.runs import new_run_dir
@@ -95,7 +96,7 @@ def detect(config: DetectConfig) -> Report:
     with ResultWriter(report.folder or Path(), model.names, options, written=report.written) as writer:
         for frame in clocked_frames(source, report, device):
             with clocked(report, "to device", device):
-                images, letterbox = as_batch(frame, device)  # (1, 3, H, W) in 0-1
+                images, letterbox = as_batch(frame, device)  # (1, C, H, W) in 0-1
             with clocked(report, "model", device), autocast(device, torch.float16 if config.half else None):
                 predictions = looker.predict(images)
             with clocked(report, "suppression", device):
@@ -109,9 +110,10 @@ def detect(config: DetectConfig) -> Report:
                 )[0]
                 found = in_original_px(found, letterbox)
             with clocked(report, "drawing and saving", device):
-                drawn = drawn_on(frame.image, found, model.names, config)
+                seen = viewable(frame.image)
+                drawn = drawn_on(seen, found, model.names, config)
                 number, fps = video_position(frame, config)
-                writer.write(frame.path, frame.image, found, drawn=drawn, frame=number, fps=fps)
+                writer.write(frame.path, seen, found, drawn=drawn, frame=number, fps=fps)
             report.frames += 1
             report.detections += len(found.boxes)
             print(f"{frame_line(frame, images, found, model.names)}, {1000 * report.seconds['model'][-1]:.1f} ms")
@@ -150,8 +152,6 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> D
 
         provide(weights, download=config.download)
         model = load_model(weights, plugins=config.plugins).deploy().to(device)
-    if model.ch != 3:
-        raise UserError(f"{weights}: takes pictures of {model.ch} channels; detect.py reads pictures of 3")
     for wanted in config.classes or ():
         if not 0 <= wanted < model.nc:
             raise UserError(f"--classes {wanted}: {weights} knows the classes 0 to {model.nc - 1}")
@@ -172,6 +172,7 @@ def open_frames(config: DetectConfig, weights: Path, model: Detector | ExportedM
         "vid_stride": config.vid_stride,
         "auto_letterbox": getattr(model, "dynamic", True),
         "report": skip,
+        "channels": model.ch,
     }
     if config.source:
         return open_source(config.source, **settings)
@@ -211,7 +212,7 @@ def as_batch(frame: Frame, device: torch.device) -> tuple[Tensor, Letterbox]:
 
     from utils.types import Letterbox, to_unit_range
 
-    image = torch.from_numpy(frame.boxed.image).to(device).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W)
+    image = torch.from_numpy(frame.boxed.image).to(device).permute(2, 0, 1)[None].contiguous()  # (1, C, H, W)
     letterbox = Letterbox(
         original_hw=torch.tensor([frame.image.shape[:2]]),
         scale_xy=torch.tensor([frame.boxed.scale_xy], dtype=torch.float32),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.channels import spec_for
 from utils import distributed
 from utils.boxes import cxcywh_to_xyxy, denormalised, to_original, xyxy_to_ltwh
 from utils.errors import UserError
@@ -251,6 +252,7 @@ def open_data(config: ValConfig, model: Detector | ExportedModel) -> tuple[Datas
     spec = load_dataset_spec(config.data, single_cls=config.single_cls, need=(config.task,))
     if spec.nc != model.nc:
         raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
+    spec = spec_for(spec, model, weights=config.weights)
     takes_any_shape = getattr(model, "dynamic", True)
     loader = build_loader(
         spec,

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from data.instances import Instances, clip_boxes, clipped_polygon_boxes, concatenate
+from data.pixels import blended, brightened, by_fours, fill_of, resized
 
-FILL = 114  # grey of the border
 MIN_SIDE_PX, MAX_ASPECT, MIN_AREA, MIN_AREA_POLYGON = 2.0, 100.0, 0.1, 0.01
 
 
@@ -61,7 +61,7 @@ def letterbox(
     image: np.ndarray,
     new_shape: int | tuple[int, int],
     *,
-    color: tuple[int, int, int] = (FILL, FILL, FILL),
+    color: tuple[int, int, int] | None = None,
     auto: bool = True,
     scale_fill: bool = False,
     scaleup: bool = True,
@@ -73,7 +73,7 @@ def letterbox(
     Args:
         image: (h, w, C).
         new_shape: Height and width in px, or one number for both.
-        color: Of the border.
+        color: Of the border of an RGB picture, in its own depth; grey 114 of 255 if not given, as for all others.
         auto: Pad only to the next multiple of ``stride`` in each direction.
         scale_fill: Stretch instead of padding (ignored with ``auto``).
         scaleup: Whether small pictures are enlarged.
@@ -91,12 +91,11 @@ def letterbox(
     elif scale_fill:
         inner_w, inner_h, dw, dh = new_w, new_h, 0, 0
     if (w, h) != (inner_w, inner_h):
-        image = as_hwc(cv2.resize(image, (inner_w, inner_h), interpolation=interpolation))
+        image = resized(image, (inner_w, inner_h), interpolation=interpolation)
     left, top = dw // 2, dh // 2
     if dw or dh:
-        fill = color if image.shape[2] == 3 else color[0]
         padded = np.empty((inner_h + dh, inner_w + dw, image.shape[2]), image.dtype)
-        padded[:] = fill
+        padded[:] = color if color is not None and image.shape[2] == 3 else fill_of(image.dtype)
         padded[top : top + inner_h, left : left + inner_w] = image
         image = padded
     return Boxed(image, (inner_w / w, inner_h / h), (left, top))
@@ -129,10 +128,10 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int]) -
     half = np.array(((1, 0, 0.5), (0, 1, 0.5), (0, 0, 1)))
     m = np.linalg.inv(half) @ matrix @ half
     h, w = out_hw
-    fill = (FILL,) * 4
+    fill = (fill_of(image.dtype),) * 4
     if m[2, 0] or m[2, 1]:
-        return as_hwc(cv2.warpPerspective(image, m, (w, h), borderValue=fill))
-    return as_hwc(cv2.warpAffine(image, m[:2], (w, h), borderValue=fill))
+        return by_fours(lambda part: cv2.warpPerspective(part, m, (w, h), borderValue=fill), image)
+    return by_fours(lambda part: cv2.warpAffine(part, m[:2], (w, h), borderValue=fill), image)
 
 
 def warp_instances(instances: Instances, matrix: np.ndarray, out_hw: tuple[int, int]) -> Instances:
@@ -172,11 +171,17 @@ def still_visible(before_xyxy: np.ndarray, after_xyxy: np.ndarray, *, min_area: 
 
 
 def hsv(image: np.ndarray, hyp: AugmentHyp, rng: np.random.Generator) -> np.ndarray:
-    """Hue, saturation and value each multiplied by 1 ± its gain at most; RGB uint8 only, other pictures come back unchanged."""
+    """Hue, saturation and value each multiplied by 1 ± its gain at most.
+
+    Hue and saturation are those of 8-bit RGB. All values of other pictures (one channel, more than three, 16 bits) are multiplied by
+    value's factor, which is what it does to a grey RGB picture.
+    """
     gains = np.array((hyp.hsv_h, hyp.hsv_s, hyp.hsv_v))
     factors = rng.uniform(-1, 1, 3) * gains + 1
-    if not gains.any() or image.shape[2] != 3 or image.dtype != np.uint8:
+    if not gains.any():
         return image
+    if image.shape[2] != 3 or image.dtype != np.uint8:
+        return brightened(image, float(factors[2])) if hyp.hsv_v else image
     levels = np.arange(256) * factors[:, None]
     levels[0] %= 180
     tables = np.clip(levels, 0, 255).astype(np.uint8)
@@ -196,7 +201,8 @@ def flip(image: np.ndarray, instances: Instances, hyp: AugmentHyp, rng: np.rando
         boxes[:, [1, 3]] = h - boxes[:, [3, 1]]
     if mirrored:
         boxes[:, [0, 2]] = w - boxes[:, [2, 0]]
-    image = as_hwc(cv2.flip(image, -1 if upside_down and mirrored else int(mirrored)))
+    axes = -1 if upside_down and mirrored else int(mirrored)
+    image = by_fours(lambda part: cv2.flip(part, axes), image)
     return image, Instances(instances.classes, boxes, np.zeros((0, 2), np.float32), np.zeros_like(instances.counts))
 
 
@@ -233,13 +239,7 @@ def mixup(
 ) -> tuple[np.ndarray, Instances]:
     """Two pictures of one size blended, the objects of both (Zhang et al., arXiv 1710.09412), with a weight from Beta(32, 32)."""
     ratio = rng.beta(32.0, 32.0)
-    image = as_hwc(cv2.addWeighted(first[0], ratio, second[0], 1 - ratio, 0))
-    return image, concatenate((first[1], second[1]))
-
-
-def as_hwc(image: np.ndarray) -> np.ndarray:
-    """Gives back the channel axis that OpenCV drops from pictures with one channel."""
-    return image if image.ndim == 3 else image[:, :, None]
+    return blended(first[0], second[0], ratio), concatenate((first[1], second[1]))
 
 
 def _warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

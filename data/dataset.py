@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
-from data.augment import FILL, AugmentHyp, flip, hsv, letterbox, mixup
+from data.augment import AugmentHyp, flip, hsv, letterbox, mixup
 from data.image_store import RECENT_BYTES, ImageStore
 from data.images import ImageError
 from data.instances import Instances
 from data.labels import LabelTable
 from data.mosaic import mosaic_scene, single_scene, view
+from data.pixels import fill_of, split_into
 from utils.types import Batch, Letterbox
 
 SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random numbers with the order of an epoch
@@ -54,6 +54,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         augment: Whether to augment at all.
         seed: Of the run.
         channels: Of the pictures.
+        dtype: Of the pictures, ``np.uint8`` or ``np.uint16``.
         recent_bytes: Of decoded pictures that each process keeps.
     """
 
@@ -67,14 +68,18 @@ class DetectionDataset(torch.utils.data.Dataset):
         augment: bool,
         seed: int = 0,
         channels: int = 3,
+        dtype: type[np.generic] = np.uint8,
         recent_bytes: int = RECENT_BYTES,
     ) -> None:
         if len(image_files) != len(table):
             raise ValueError(f"{len(image_files)} images but labels of {len(table)}")
         self.image_files = tuple(image_files)
         self.table = table
-        self.imgsz, self.hyp, self.augment, self.seed, self.channels = imgsz, hyp, augment, seed, channels
-        self.store = ImageStore(image_files, imgsz=imgsz, channels=channels, smooth=not augment, recent_bytes=recent_bytes)
+        self.imgsz, self.hyp, self.augment, self.seed = imgsz, hyp, augment, seed
+        self.channels, self.dtype = channels, dtype
+        self.store = ImageStore(
+            image_files, imgsz=imgsz, channels=channels, dtype=dtype, smooth=not augment, recent_bytes=recent_bytes
+        )  # fmt: skip
         self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
@@ -115,11 +120,11 @@ class DetectionDataset(torch.utils.data.Dataset):
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         """A batch; pictures are split into planes directly in its tensor."""
         h, w = keys[0].hw
-        images = np.empty((len(keys), self.channels, h, w), np.uint8)
+        images = np.empty((len(keys), self.channels, h, w), self.dtype)
         samples = []
         for planes, key in zip(images, keys):
             sample = self[key]
-            cv2.split(sample.image, list(planes))
+            split_into(sample.image, planes)
             samples.append(sample._replace(image=sample.image[:0]))
         counts = [len(s.targets) for s in samples]
         owners = np.repeat(np.arange(len(keys), dtype=np.float32), counts)
@@ -162,7 +167,8 @@ class DetectionDataset(torch.utils.data.Dataset):
                 warnings.warn(f"{error}; a grey image takes its place", stacklevel=2)
             h, w = self.table.shapes_hw[index]
             ratio = self.imgsz / max(h, w)
-            return np.full((max(round(h * ratio), 1), max(round(w * ratio), 1), self.channels), FILL, np.uint8), Instances.empty()
+            shape = (max(round(h * ratio), 1), max(round(w * ratio), 1), self.channels)
+            return np.full(shape, fill_of(self.dtype), self.dtype), Instances.empty()
         return image, self.table.instances(index, hw=image.shape[:2])
 
 

@@ -31,6 +31,8 @@ class DatasetSpec:
         label_nc: Number of classes in the label files; differs from ``nc`` only with ``single_cls``.
         train: Image folders, image files or .txt lists of the training images; ``val`` and ``test`` likewise, empty if the file has none.
         ch: Image channels.
+        ch_given: Whether the file names them; else a model that names others decides.
+        bits: 8 or 16 a value; None where the pictures decide.
         download: The file's ``download:`` entry as text, for messages only.
         single_cls: Whether all classes count as one.
     """
@@ -44,6 +46,8 @@ class DatasetSpec:
     val: tuple[Path, ...]
     test: tuple[Path, ...]
     ch: int = 3
+    ch_given: bool = False
+    bits: int | None = None
     download: str | None = None
     single_cls: bool = False
 
@@ -116,7 +120,7 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     root = next((r for r in roots if r.is_dir()), roots[0])
     return DatasetSpec(
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
-        download=download, single_cls=single_cls, **resolved,
+        ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls, **resolved,
     )  # fmt: skip
 
 
@@ -230,3 +234,10 @@ def _read_ch(yaml_path: Path, raw: dict[str, Any]) -> int:
     if isinstance(ch, bool) or not isinstance(ch, int) or ch < 1:
         raise UserError(f"{yaml_path}: ch: {ch!r}, the number of image channels is expected")
     return ch
+
+
+def _read_bits(yaml_path: Path, raw: dict[str, Any]) -> int | None:
+    bits = raw.get("bits")
+    if bits not in (None, 8, 16):
+        raise UserError(f"{yaml_path}: bits: {bits!r}, 8 or 16 is expected (or leave it out: the pictures tell)")
+    return bits

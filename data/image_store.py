@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.augment import as_hwc
 from data.images import ImageError, read_image
+from data.pixels import resized
 
 RECENT_BYTES = 256 * 2**20  # of decoded pictures that a process keeps
 
@@ -79,7 +79,7 @@ class ImageStore:
         if size == (w, h):
             return image
         interpolation = cv2.INTER_AREA if self.smooth and ratio < 1 else cv2.INTER_LINEAR
-        return as_hwc(cv2.resize(image, size, interpolation=interpolation))
+        return resized(image, size, interpolation=interpolation)
 
     def keep_in_ram(self, *, processes: int = 1, prefix: str = "", progress: bool = True) -> str:
         """Decodes all pictures at once if they fit in half of the free memory; returns one line for the user where they do not.
@@ -119,8 +119,8 @@ class ImageStore:
             return None  # said when it is drawn
 
     def _disk_path(self, i: int) -> Path:
-        kind = "a" if self.smooth else "l"
-        return Path(f"{self.files[i]}.{self.imgsz}{kind}{self.channels}.npy")
+        kind, depth = "a" if self.smooth else "l", "" if self.dtype == np.uint8 else "w"
+        return Path(f"{self.files[i]}.{self.imgsz}{kind}{self.channels}{depth}.npy")  # data/bands.py knows these names
 
     def _to_disk(self, i: int) -> None:
         path = self._disk_path(i)

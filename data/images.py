@@ -1,6 +1,7 @@
 """Any picture that OpenCV or Pillow can open as an array of the wanted channels and depth, and a cheap check of one that decodes nothing.
 
-Files are read with numpy and decoded from memory, so paths may hold any character. EXIF orientation is applied everywhere.
+Files are read with numpy and decoded from memory, so paths may hold any character. Grey and RGB are made of whatever the file has, and
+EXIF orientation is applied to them; any other number of channels is what the file must hold (data/bands.py), taken as it lies there.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
+from data.pixels import TO_16_BITS, as_hwc
+from data.tiff import TiffError, only_read_here, read_pages
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png")
-    + (".pnm", ".ppm", ".tif", ".tiff", ".webp")
+    + (".pnm", ".ppm", ".tif", ".tiff", ".webp", ARRAY_SUFFIX)
 )
+CONVERTED = (1, 3)  # channels that any picture can be given
 MIN_SIDE_PX = 10
+JPEG_START = b"\xff\xd8"
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _EXIF_ORIENTATION = 0x0112
 
@@ -25,19 +31,19 @@ class ImageError(UserError):
     """A picture that cannot be used; the message names the file and what is wrong with it."""
 
 
-def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] = np.uint8) -> np.ndarray:
+def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
     """Decodes a picture of any mode.
 
     Args:
         path: The file.
         channels: 1 (grey), 3 (RGB) or more (the file must hold that many; the first three in RGB order).
-        dtype: ``np.uint8`` or ``np.uint16``; other depths are converted.
+        dtype: ``np.uint8`` or ``np.uint16``; other depths are converted. None: the file's own, 16 bits for all that is not 8.
 
     Returns:
         (H, W, channels) contiguous array.
 
     Raises:
-        ImageError: Missing, empty or undecodable.
+        ImageError: Missing, empty, undecodable, or of another number of channels.
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -45,24 +51,25 @@ def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] =
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not data.size:
         raise ImageError(f"{path}: the file is empty")
-    image = _decode_opencv(data, channels, dtype)
-    if image is None:
-        image = _decode_pillow(Path(path), channels)
-    if image.ndim == 2:
-        image = image[:, :, None]
+    try:
+        image = _decode(Path(path), data, channels, dtype)
+    except (BandsError, TiffError) as error:
+        raise ImageError(f"{path}: {error}") from error
     if image.shape[2] != channels:
         raise ImageError(f"{path}: {image.shape[2]} channels, {channels} are expected")
+    if dtype is None:
+        dtype = np.uint8 if image.dtype == np.uint8 else np.uint16
     return np.ascontiguousarray(_to_depth(image, dtype))
 
 
-def probe_image(path: str | Path) -> tuple[int, int]:
+def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
     """Height and width of a picture as displayed, without decoding it where its format allows a check of completeness.
 
     JPEG must end with its end marker (files with bytes behind it are decoded to find out), PNG chunks must have right checksums; all
-    other formats are decoded.
+    other formats are decoded, and so are all files that must hold a number of channels of their own.
 
     Raises:
-        ImageError: Missing, empty, cut short, not a picture, or smaller than 10 px.
+        ImageError: Missing, empty, cut short, not a picture, smaller than 10 px, or without the ``channels``.
     """
     from PIL import Image
 
@@ -70,6 +77,8 @@ def probe_image(path: str | Path) -> tuple[int, int]:
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
+        if path.suffix.lower() == ARRAY_SUFFIX:
+            return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)
         with Image.open(path) as picture:
             width, height = picture.size
             if picture.format in ("JPEG", "MPO"):
@@ -85,32 +94,53 @@ def probe_image(path: str | Path) -> tuple[int, int]:
             else:
                 picture.load()
                 height, width = read_image(path).shape[:2]
+        if channels not in CONVERTED:
+            height, width = read_image(path, channels=channels, dtype=None).shape[:2]
     except ImageError:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        height, width = _probe_opencv(path, error)
-    if min(height, width) < MIN_SIDE_PX:
-        raise ImageError(f"{path}: {width}x{height} px, at least {MIN_SIDE_PX} px a side are needed")
-    return height, width
+        height, width = _probe_without_pillow(path, channels, error)
+    return _large_enough(path, (height, width))
 
 
 def is_image(path: str | Path) -> bool:
     """Whether the file name looks like a picture's (``._name``, which macOS leaves on other disks, does not)."""
     path = Path(path)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._") and not IMAGE_CACHE.search(path.name)
 
 
-def _probe_opencv(path: Path, error: Exception) -> tuple[int, int]:
+def holds_more_than_8_bits(path: str | Path, *, channels: int) -> bool:
+    """Whether a picture has 16 bits, or floats; decodes it only where its format can and its first bytes do not tell.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".bmp", ".webp"):
+        return False
+    if suffix == ".png":
+        with open(path, "rb") as file:
+            head = file.read(25)
+        if head[:4] == b"\x89PNG" and len(head) == 25:
+            return head[24] > 8  # bit depth in the header chunk, which comes first
+    return read_image(path, channels=channels, dtype=None).dtype != np.uint8
+
+
+def _large_enough(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    height, width = shape[:2]
+    if min(height, width) < MIN_SIDE_PX:
+        raise ImageError(f"{path}: {width}x{height} px, at least {MIN_SIDE_PX} px a side are needed")
+    return height, width
+
+
+def _probe_without_pillow(path: Path, channels: int, error: Exception) -> tuple[int, int]:
     """Size of a picture that Pillow refuses: OpenCV decides, except about files that are cut short, which it fills with grey."""
     text = " ".join(str(error).split())
     if "truncated" in text.lower() or "broken" in text.lower():
         raise ImageError(f"{path}: the file is cut short or damaged ({text})") from error
-    image = _decode_opencv(np.fromfile(path, dtype=np.uint8), 3, np.uint8)
-    if image is None:
-        raise ImageError(f"{path}: not a picture that can be read") from error
-    return image.shape[0], image.shape[1]
+    return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)
 
 
 def _has_jpeg_end(path: Path) -> bool:
@@ -119,43 +149,48 @@ def _has_jpeg_end(path: Path) -> bool:
         return file.read(2) == b"\xff\xd9"
 
 
-def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic]) -> np.ndarray | None:
-    """(H, W) or (H, W, C) in RGB order, or None where OpenCV cannot."""
-    if channels == 1:
-        flag = cv2.IMREAD_GRAYSCALE
-    elif channels == 3:
-        flag = cv2.IMREAD_COLOR
-    else:
-        flag = cv2.IMREAD_UNCHANGED
-    if dtype == np.uint16 and channels in (1, 3):
+def _decode(path: Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
+    """(H, W, C) in RGB order, in a depth of the file's; grey or RGB where one or three channels are wanted."""
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return as_grey_or_rgb(read_array(data, channels), channels)
+    if channels not in CONVERTED:
+        return read_bands(data, channels)
+    if only_read_here(data):
+        return as_grey_or_rgb(read_pages(data)[0], channels)
+    image = _decode_opencv(data, channels, dtype)
+    return as_hwc(_decode_pillow(path, channels, dtype) if image is None else image)
+
+
+def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray | None:
+    """(H, W) or RGB (H, W, 3), or None where OpenCV cannot."""
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    eight_bits = dtype == np.uint8 or data[:2].tobytes() == JPEG_START
+    if not eight_bits:
         flag |= cv2.IMREAD_ANYDEPTH
     rgb_flag = getattr(cv2, "IMREAD_COLOR_RGB", None)  # newer OpenCV decodes to RGB at no cost
-    direct = channels == 3 and dtype == np.uint8 and rgb_flag is not None
+    direct = channels == 3 and eight_bits and rgb_flag is not None  # of 16-bit TIFFs it makes BGR
     try:
         image = cv2.imdecode(data, rgb_flag if direct else flag)
     except cv2.error:
         return None
     if image is None or image.dtype not in (np.uint8, np.uint16):
         return None
-    if image.ndim == 3 and not direct:
-        code = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(image.shape[2])
-        image = image if code is None else cv2.cvtColor(image, code)
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 and not direct else image
 
 
-def _decode_pillow(path: Path, channels: int) -> np.ndarray:
+def _decode_pillow(path: Path, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
     """The same with Pillow, for the formats and modes that OpenCV leaves out."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
             if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
                 grey = np.asarray(picture)
-                return np.repeat(_to_depth(grey, np.uint8)[:, :, None], channels, axis=2)
-            if channels in (1, 3):
-                picture = picture.convert("RGB" if channels == 3 else "L")
-            return np.array(picture)
+                return np.repeat(_to_depth(grey, dtype or np.uint16)[:, :, None], channels, axis=2)
+            return np.array(picture.convert("RGB" if channels == 3 else "L"))
+    except UnidentifiedImageError as error:  # which only repeats the path
+        raise ImageError(f"{path}: not a picture that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: not a picture that can be read ({' '.join(str(error).split())})") from error
 
@@ -166,7 +201,7 @@ def _to_depth(image: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
         return image
     top = float(np.iinfo(dtype).max)
     if image.dtype == np.uint8:
-        return image.astype(np.uint16) * np.uint16(257)
+        return image.astype(np.uint16) * np.uint16(TO_16_BITS)
     if image.dtype == np.uint16:
         return (image >> 8).astype(np.uint8)
     values = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.images import CONVERTED
 from data.labels import LabelTable, Problem, label_path, read_labels
 
 FORMAT_VERSION = 1
@@ -23,13 +24,14 @@ ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "r
 
 
 def cached_labels(
-    image_files: Sequence[str], *, source: Path, workers: int = 8, prefix: str = "", progress: bool = True
+    image_files: Sequence[str], *, source: Path, channels: int = 3, workers: int = 8, prefix: str = "", progress: bool = True
 ) -> tuple[LabelTable, str]:
     """The labels of all pictures, from the cache if it is valid, else read and then cached.
 
     Args:
         image_files: N pictures.
         source: The folder or list they come from; names the cache file.
+        channels: That the pictures should have.
         workers: Most parallel readers.
         prefix: Words before the progress bar.
         progress: Whether to show it.
@@ -38,11 +40,11 @@ def cached_labels(
         The table, and one line about the cache for the user (empty: nothing to say).
     """
     path = cache_path(image_files[0], source)
-    key = content_key(image_files)
+    key = content_key(image_files, channels=channels)
     table = load(path, key)
     if table is not None:
         return table, ""
-    table = read_labels(image_files, workers=workers, prefix=prefix, progress=progress)
+    table = read_labels(image_files, channels=channels, workers=workers, prefix=prefix, progress=progress)
     try:
         save(path, key, table)
     except OSError as error:
@@ -57,9 +59,12 @@ def cache_path(image_file: str, source: Path) -> Path:
     return folder.parent / f"{name}.cache.npz"
 
 
-def content_key(image_files: Sequence[str]) -> str:
-    """Hash over path, size and modification time of every picture and label file, and the format's version."""
-    digest = hashlib.sha256(f"labels {FORMAT_VERSION}\n".encode())
+def content_key(image_files: Sequence[str], *, channels: int = 3) -> str:
+    """Hash over path, size and modification time of every picture and label file, the channels they should have, and the format's version.
+
+    One and three channels are had from the same pictures, so they share a key.
+    """
+    digest = hashlib.sha256(f"labels {FORMAT_VERSION}{'' if channels in CONVERTED else f' channels {channels}'}\n".encode())
     for image in image_files:
         for path in (image, label_path(image)):
             try:

@@ -11,12 +11,14 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from data.bands import without_stored_arrays
 from data.images import ImageError, is_image, probe_image
 from data.instances import Instances
 from utils.errors import UserError
@@ -127,7 +129,7 @@ def list_images(sources: Sequence[Path]) -> list[str]:
     for source in sources:
         if source.is_dir():
             tree = os.walk(source, followlinks=True)
-            files += sorted(str(Path(top) / name) for top, _, names in tree for name in names if is_image(name))
+            files += without_stored_arrays(sorted(str(Path(top) / name) for top, _, names in tree for name in names if is_image(name)))
         elif source.suffix == ".txt":
             files += read_list(source)
         else:
@@ -155,11 +157,14 @@ def label_path(image_path: str) -> str:
     return str(Path(path).with_suffix(".txt"))
 
 
-def read_labels(image_files: Sequence[str], *, workers: int = 8, prefix: str = "", progress: bool = True) -> LabelTable:
+def read_labels(
+    image_files: Sequence[str], *, channels: int = 3, workers: int = 8, prefix: str = "", progress: bool = True
+) -> LabelTable:
     """Reads and checks the labels of all pictures in parallel, with a progress bar.
 
     Args:
         image_files: N pictures.
+        channels: That the pictures should have.
         workers: Most parallel readers. Up to 1000 pictures are read by threads, more by processes.
         prefix: Words before the progress bar.
         progress: Whether to show it.
@@ -171,7 +176,7 @@ def read_labels(image_files: Sequence[str], *, workers: int = 8, prefix: str = "
     else:
         pool, chunk = ThreadPoolExecutor(workers), 1
     with pool:
-        results = pool.map(read_file_labels, image_files, chunksize=chunk)
+        results = pool.map(partial(read_file_labels, channels=channels), image_files, chunksize=chunk)
         bar = tqdm(results, total=len(image_files), desc=f"{prefix}reading labels", unit="image", disable=not progress, leave=False)
         return build_table(list(bar))
 
@@ -195,11 +200,11 @@ def build_table(files: Sequence[FileLabels]) -> LabelTable:
     )
 
 
-def read_file_labels(image_file: str) -> FileLabels:
+def read_file_labels(image_file: str, *, channels: int = 3) -> FileLabels:
     """Checks one picture and reads its label file. Nothing wrong with either raises: it is in ``problems``."""
     path = label_path(image_file)
     try:
-        hw = probe_image(image_file)
+        hw = probe_image(image_file, channels=channels)
     except ImageError as error:
         message = str(error).removeprefix(f"{image_file}: ")
         return _no_labels((0, 0), os.path.isfile(path), (Problem(image_file, 0, message, True),))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from data.augment import AugmentHyp
 from data.dataset import ORDER_STREAM, DetectionDataset, SampleKey
 from data.dataset_spec import DatasetSpec
+from data.depth import colour_note, depth_of
 from data.image_store import RECENT_BYTES
 from data.label_cache import cached_labels
 from data.labels import LabelTable, check_classes, label_path, list_images, summarise
@@ -77,7 +78,7 @@ def build_loader(
     sources = spec.sources(split)
     files = list_images(sources)
     talks = rank == 0
-    table, remark = cached_labels(files, source=sources[0], workers=workers or 1, prefix=prefix, progress=talks)
+    table, remark = cached_labels(files, source=sources[0], channels=spec.ch, workers=workers or 1, prefix=prefix, progress=talks)
     if talks:
         print("\n".join(filter(None, (remark, summarise(table, prefix=prefix)))))
     check_classes(table, files, spec.names if spec.label_nc == spec.nc else range(spec.label_nc), spec.yaml_path)
@@ -85,8 +86,11 @@ def build_loader(
     if single_cls or spec.single_cls:
         table = table.as_one_class()
     recent_bytes = (RECENT_BYTES * 4 if augment else RECENT_BYTES) // max(workers, 4)  # a gigabyte, however many share it
+    dtype = depth_of(files, channels=spec.ch, bits=spec.bits)
+    if talks and augment and (note := colour_note(spec.ch, dtype, hyp)):
+        print(f"{prefix}{note}")
     dataset = DetectionDataset(
-        files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch, recent_bytes=recent_bytes
+        files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch, dtype=dtype, recent_bytes=recent_bytes
     )  # fmt: skip
     remark = _fill_cache(dataset, cache, processes=world_size, prefix=prefix, progress=talks)
     if talks and remark:

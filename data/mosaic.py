@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from data.augment import (
-    FILL,
     MIN_AREA,
     MIN_AREA_POLYGON,
     AugmentHyp,
     Transform,
-    as_hwc,
     copy_paste,
     random_transform,
     still_visible,
@@ -27,6 +24,7 @@ from data.augment import (
     warp_instances,
 )
 from data.instances import Instances, clip_boxes, concatenate
+from data.pixels import fill_of, resized
 
 
 class Tile(NamedTuple):
@@ -108,7 +106,7 @@ def resize_tiles(scene: Scene, transform: Transform, out_hw: tuple[int, int]) ->
         y = _Span.of(tile.y, h, scene.hw[0], m[1, 1], m[1, 2], out_hw[0])
         if x.target > 0 and y.target > 0:
             part = tile.image[y.start : y.start + y.length, x.start : x.start + x.length]
-            _paste(image, as_hwc(cv2.resize(part, (x.target, y.target))), x.place, y.place)
+            _paste(image, resized(part, (x.target, y.target)), x.place, y.place)
         kept = _cut(tile, scene.hw)
         after.append(kept.shifted(-x.start, -y.start).scaled(x.scale, y.scale).shifted(x.place, y.place))
     return image, _on_canvas(scene), tightened(concatenate(after), out_hw)
@@ -137,7 +135,7 @@ class _Span(NamedTuple):
 
 def _blank(scene: Scene, hw: tuple[int, int]) -> np.ndarray:
     first = scene.tiles[0].image
-    return np.full((*hw, first.shape[2]), FILL, first.dtype)
+    return np.full((*hw, first.shape[2]), fill_of(first.dtype), first.dtype)
 
 
 def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:

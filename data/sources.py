@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 
 from data.augment import Boxed, letterbox
-from data.images import IMAGE_SUFFIXES, ImageError, is_image, read_image
+from data.bands import without_stored_arrays
+from data.images import CONVERTED, IMAGE_SUFFIXES, ImageError, is_image, read_image
 from data.labels import read_list
+from data.pixels import as_hwc
 from utils.errors import UserError
 
 VIDEO_SUFFIXES = frozenset((".asf", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"))
@@ -35,7 +37,7 @@ class Frame(NamedTuple):
     """One picture to look at."""
 
     path: str  # of the picture or video; ``webcam0`` for a webcam
-    image: np.ndarray  # (H, W, 3) uint8 RGB, the original
+    image: np.ndarray  # (H, W, C) uint8 or uint16, the original; RGB where C is 3
     boxed: Boxed  # the same, letterboxed for the network
     index: int  # of the file among all, from 0
     total: int  # number of files; 0 for a webcam
@@ -60,8 +62,9 @@ class Source:
         vid_stride: int,
         auto_letterbox: bool,
         report: Callable[[str], None],
+        channels: int = 3,
     ) -> None:
-        self.files, self.webcam, self.vid_stride, self.report = files, webcam, vid_stride, report
+        self.files, self.webcam, self.vid_stride, self.report, self.channels = files, webcam, vid_stride, report, channels
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
         self.hw = tuple(math.ceil(side / stride) * stride for side in (height, width))
         self.stride, self.auto = stride, auto_letterbox
@@ -94,10 +97,12 @@ class Source:
         if is_video(path):
             yield from self._video(path, path, index)
         else:
-            image = read_image(path)
+            image = read_image(path, channels=self.channels, dtype=None)
             yield Frame(path, image, self._boxed(image), index, len(self.files), None)
 
     def _video(self, name: str, target: str | int, index: int) -> Iterator[Frame]:
+        if self.channels not in CONVERTED:
+            raise ImageError(f"{name}: a video has 3 channels, {self.channels} are expected; give pictures")
         capture = cv2.VideoCapture(target)
         try:
             if not capture.isOpened():
@@ -111,7 +116,7 @@ class Source:
                     ok, bgr = capture.retrieve()
                     if not ok:
                         break
-                    image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+                    image = as_hwc(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB if self.channels == 3 else cv2.COLOR_BGR2GRAY))
                     info = VideoInfo(fps, image.shape[1], image.shape[0], kept, math.ceil(count / self.vid_stride))
                     yield Frame(name, image, self._boxed(image), index, len(self.files), info)
                     kept += 1
@@ -133,6 +138,7 @@ def open_source(
     vid_stride: int = 1,
     auto_letterbox: bool = True,
     report: Callable[[str], None] = print,
+    channels: int = 3,
 ) -> Source:
     """The frames of a source.
 
@@ -143,6 +149,7 @@ def open_source(
         vid_stride: Of a video, look at one frame in so many.
         auto_letterbox: Pad only to the next multiple of the stride, not to the whole shape.
         report: Takes one line for each file that is skipped.
+        channels: Of the pictures; grey (1) and RGB (3) are made of any, other numbers are what the files must hold.
 
     Raises:
         UserError: Not there, empty, or a kind that is not built yet (streams, screen).
@@ -157,7 +164,8 @@ def open_source(
     webcam = int(text) if text.isdecimal() and not Path(text).exists() else None
     files = () if webcam is not None else tuple(_files(text))
     return Source(
-        files, webcam=webcam, imgsz=imgsz, stride=stride, vid_stride=vid_stride, auto_letterbox=auto_letterbox, report=report
+        files, webcam=webcam, imgsz=imgsz, stride=stride, vid_stride=vid_stride, auto_letterbox=auto_letterbox, report=report,
+        channels=channels,
     )  # fmt: skip
 
 
@@ -169,14 +177,15 @@ def is_video(path: str | Path) -> bool:
 def _files(source: str) -> list[str]:
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(str(p) for p in path.iterdir() if is_image(p) or is_video(p))
+        found = without_stored_arrays(sorted(str(p) for p in path.iterdir() if is_image(p) or is_video(p)))
         if not found:
             raise UserError(f"--source {source}: no picture and no video in this folder (its sub-folders are reached by '{source}/**/*')")
         return found
     if path.is_file():
         return _listed(path) if path.suffix.lower() == ".txt" else _single(path)
     if glob.has_magic(source):
-        found = sorted(f for f in glob.glob(os.path.expanduser(source), recursive=True) if is_image(f) or is_video(f))
+        matching = sorted(glob.glob(os.path.expanduser(source), recursive=True))
+        found = without_stored_arrays(f for f in matching if is_image(f) or is_video(f))
         if found:
             return found
         raise UserError(f"--source {source}: no picture and no video matches")

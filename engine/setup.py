@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from engine.channels import with_channels
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
 from engine.run import Run, restore, snapshot
@@ -101,7 +102,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     from data.dataset_spec import load_dataset_spec
 
     precision = precision_of(config.amp, device)
-    spec = load_dataset_spec(config.data, single_cls=config.single_cls)
+    spec = with_channels(load_dataset_spec(config.data, single_cls=config.single_cls), config, checkpoint)
     model, frozen = build(config, checkpoint, spec)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     hyp = recipe(config, checkpoint, model)

@@ -64,6 +64,11 @@ class Checkpoint:
     def nc(self) -> int:
         return len(self.names)
 
+    @property
+    def ch(self) -> int:
+        """Channels of the pictures that the network takes."""
+        return int(self.cfg.get("ch", 3))
+
     def without_training_state(self) -> Checkpoint:
         return replace(self, training=None)
 

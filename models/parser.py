@@ -106,8 +106,20 @@ def load_spec(
     Raises:
         UserError: no such file, two files of one name, not YAML, or a key or row that is wrong.
     """
+    data, origin = _read_yaml(cfg, scale=scale)
+    return read_spec(data, origin=origin, nc=nc, ch=ch)
+
+
+def named_channels(cfg: str | Path | Mapping[str, Any]) -> int | None:
+    """The input channels that a model YAML names (``ch``); None where it leaves them open. Raises UserError as :func:`load_spec` does."""
+    data, origin = _read_yaml(cfg)
+    return _whole(origin, "ch", data["ch"], least=1) if "ch" in data else None
+
+
+def _read_yaml(cfg: str | Path | Mapping[str, Any], *, scale: str | None = None) -> tuple[Mapping[str, Any], str]:
+    """The mapping of a model YAML, with the scale of its name, and what messages call it."""
     if isinstance(cfg, Mapping):
-        return read_spec(cfg, origin=str(cfg.get("yaml_file", "model dictionary")), nc=nc, ch=ch)
+        return cfg, str(cfg.get("yaml_file", "model dictionary"))
     path, letter = find_config(cfg)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -120,7 +132,7 @@ def load_spec(
     if scale or letter:
         data = {**data, "scale": scale or letter}
     family = data.get("yaml_file")  # a run's model.yaml says what it was made from, which tells the recipe
-    return read_spec(data, origin=f"{path.name} ({family})" if family else path.name, nc=nc, ch=ch)
+    return data, f"{path.name} ({family})" if family else path.name
 
 
 def find_config(name: str | Path) -> tuple[Path, str]:

@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height and width, px")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--nc", type=int, help="number of classes, the YAML's if not given")
+    parser.add_argument("--ch", type=int, help="number of input channels, the YAML's if not given")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--deploy", action="store_true", help="without auxiliary branches, fused")
     parser.add_argument("--sort", choices=SORT_KEYS, default="row", help="largest first, rows in order")
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plugins", nargs="*", default=[], help="Python files with blocks of your own")
     args = parser.parse_args(argv)
     try:
-        model = build_model(args.cfg, nc=args.nc, plugins=args.plugins).to(args.device)
+        model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(args.device)
     except UserError as error:
         sys.exit(f"error: {error}")
     costs = profile(model.deploy() if args.deploy else model, imgsz=(args.imgsz[0], args.imgsz[-1]), batch=args.batch_size)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.alignment import NONE, Alignment, align
 from models.detector import Detector
+from models.first_convolution import adapted_tensor, first_convolutions
 from models.head_transfer import Classes, Move, head_moves
 from models.parser import ModelSpec, load_spec
 from models.structure import Place, Row, Shape, Structure, counts, rows_of, structure_of, structure_of_weights
@@ -40,6 +42,11 @@ class Source:
     names: Sequence[str] | None = None
     origin: str = "weights"
 
+    @property
+    def ch(self) -> int:
+        """Channels of the pictures that the weights were trained on."""
+        return int(str(self.cfg.get("ch", 3))) if self.cfg else 3
+
     def spec(self) -> ModelSpec | None:
         """The network's rows, or None where there is no YAML or none that can be read here."""
         if not self.cfg:
@@ -59,6 +66,7 @@ class _Filled:
     elements: int
     whole: bool
     note: str = ""
+    adapted: bool = False
 
 
 def transfer(model: Detector, source: Source) -> TransferReport:
@@ -97,7 +105,7 @@ def fill_rows(
 def _fill(model: Detector, source: Source, alignment: Alignment, *, keep_anchors: bool = True) -> dict[int, list[_Filled]]:
     """Copies what belongs together; gives what was filled by position of the target's rows."""
     own = model.state_dict()
-    filled = {}
+    own_channels, filled = _Channels((source.ch, model.ch), first_convolutions(model)), {}
     for position, row in enumerate(alignment.target.rows):
         partner = alignment.of_target[position]
         if partner == NONE:
@@ -107,7 +115,7 @@ def _fill(model: Detector, source: Source, alignment: Alignment, *, keep_anchors
             moves = head_moves(alignment, Classes(source.names, model.names), keep_anchors=keep_anchors)
         else:
             moves = [Move(row.places[p], theirs.places[p]) for p in row.places if p in theirs.places]
-        filled[position] = _copy_row(own, source.weights, row, theirs, moves)
+        filled[position] = _copy_row(own, source.weights, row, theirs, moves, own_channels)
     return filled
 
 
@@ -118,11 +126,21 @@ def _structure(shapes: Mapping[str, Shape], spec: ModelSpec | None) -> Structure
         return structure_of_weights(shapes, None)
 
 
-def _copy_row(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], row: Row, partner: Row, moves: Sequence[Move]) -> list[_Filled]:
-    """Copies the tensors of one row."""
+class _Channels(NamedTuple):
+    """Channels of the pictures of source and target, and the target's weights that read them."""
+
+    numbers: tuple[int, int]
+    read_by: frozenset[str]
+
+
+def _copy_row(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], row: Row, partner: Row, moves: Sequence[Move], channels: _Channels
+) -> list[_Filled]:
+    """Copies the tensors of one row; a first convolution is adapted to the channels of the pictures."""
     filled = []
     for move in moves:
-        mine, theirs = own[f"model.{row.index}.{move.target}"], weights[f"model.{partner.index}.{move.source}"]
+        name = f"model.{row.index}.{move.target}"
+        mine, theirs = own[name], weights[f"model.{partner.index}.{move.source}"]
         if move.rows is not None:
             index, other = (torch.tensor(i, device=mine.device) for i in move.rows)
             mine.index_copy_(move.dim, index, theirs.to(mine).index_select(move.dim, other))
@@ -131,6 +149,12 @@ def _copy_row(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], row: Row
         elif mine.shape == theirs.shape:
             mine.copy_(theirs)
             filled.append(_Filled(move.target, move.source, mine.numel(), True))
+        elif name in channels.read_by:
+            adapted = adapted_tensor(theirs, tuple(mine.shape), channels=channels.numbers)
+            if adapted is not None:
+                mine.copy_(adapted)
+                note = "first convolution adapted from {} to {} input channels".format(*channels.numbers)
+                filled.append(_Filled(move.target, move.source, mine.numel(), True, note, adapted=True))
     if filled and row.wrapped and not partner.wrapped:
         filled += _switched_on(own, row, partner)
     return filled
@@ -170,7 +194,7 @@ def _row_report(row: Row, partner: Row | None, filled: Sequence[_Filled]) -> Row
     notes |= {f"{left} tensors of the source have no place": None} if left and landed == row.size else {}
     if landed < row.size:
         notes |= {f"{100 * landed / row.size:.1f} % filled".replace("100.0", ">99.9"): None}
-    if len(notes) > 1 and landed < row.size:
+    if (len(notes) > 1 and landed < row.size) or any(f.adapted for f in parts):
         outcome = ADAPTED
     elif landed < row.size:
         outcome = PARTIAL

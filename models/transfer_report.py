@@ -42,7 +42,7 @@ class RowReport:
     note: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        shares = [f"{_percent(self.landed, size)}" if size else "" for size in (self.source_size, self.target_size)]
+        shares = [f"{_percent(min(self.landed, size), size)}" if size else "" for size in (self.source_size, self.target_size)]
         numbers = ["" if i is None else str(i) for i in (self.source, self.target)]
         return (*numbers, self.module, self.outcome, str(self.landed), *shares, self.note)
 
@@ -71,7 +71,7 @@ class TransferReport:
     @property
     def of_source(self) -> float:
         """Share of the checkpoint's parameters (with running statistics) that landed, 0-1."""
-        return self.landed / max(sum(row.source_size for row in self.rows), 1)
+        return min(self.landed / max(sum(row.source_size for row in self.rows), 1), 1.0)  # what is adapted may become more
 
     @property
     def of_target(self) -> float:

@@ -20,6 +20,26 @@ GOLDEN_ANGLE = 0.381966  # of the hue circle: any number of neighbours stay apar
 FIRST_HUE = 0.58
 
 
+def viewable(image: NDArray, *, ignored: int | None = None) -> Image:
+    """A picture (H, W, C) of any depth and channels as 8-bit RGB (H, W, 3): the first three channels, or the first as grey.
+
+    Sixteen bits are stretched so that the darkest and brightest hundredth of the shown values end at black and white: sensors seldom
+    use the whole range. An 8-bit RGB picture comes back itself.
+
+    Args:
+        ignored: A value that does not count for the range, such as that of a border.
+    """
+    shown = image if image.shape[2] == 3 else image[:, :, :3] if image.shape[2] > 3 else np.repeat(image[:, :, :1], 3, axis=2)
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(shown)
+    sample = shown[:: max(len(shown) // 256, 1), :: max(shown.shape[1] // 256, 1)]
+    counted = sample[sample != ignored] if ignored is not None else sample
+    low, high = np.percentile(counted, (1, 99)) if counted.size else (0.0, 0.0)
+    low, high = (low, high) if high > low else (0.0, 65535.0)  # of one value: as bright as it is
+    scaled = (shown.astype(np.float32) - low) * (255 / (high - low))
+    return np.ascontiguousarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
 def draw_detections(
     image_rgb: Image,
     found: Detections,

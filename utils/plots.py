@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.boxes import cxcywh_to_xyxy, denormalised
-from utils.draw import colour_of, draw_boxes, draw_text, text_width
+from utils.draw import colour_of, draw_boxes, draw_text, text_width, viewable
 from utils.errors import UserError
 from utils.metrics import Metrics
 from utils.types import Detections
@@ -23,6 +23,7 @@ from utils.types import Detections
 MAX_IMAGES = 16
 TILE_PX = (320, 640)  # the longer side of a tile is brought into this range
 MOSAIC_PX = 1920
+BORDER_16_BITS = 114 * 257  # what pictures are padded with; it says nothing about their range
 LEGEND_CLASSES = 20  # more would not be legible
 
 
@@ -38,7 +39,7 @@ def plot_batch(
     """A mosaic of a batch with its boxes, as a picture file.
 
     Args:
-        images: (B, C, H, W) uint8 or uint16, RGB; other numbers of channels are shown in grey.
+        images: (B, C, H, W) uint8 or uint16; the first three channels are shown, or the first in grey.
         boxes: Targets (M, 6) [image, class, cx, cy, w, h] normalised, or one ``Detections`` per image in px.
         names: Of the classes.
         path: File to write.
@@ -169,12 +170,9 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
 def as_rgb(image: Tensor) -> NDArray[np.uint8]:
     """One image (C, H, W) of a batch as (H, W, 3) uint8, ready to draw on."""
     array = image.cpu().numpy()
-    if array.dtype == np.uint16:
-        array = (array // 257).astype(np.uint8)
-    elif array.dtype != np.uint8:
+    if array.dtype not in (np.uint8, np.uint16):
         array = (array * 255).round().clip(0, 255).astype(np.uint8)
-    shown = array if array.shape[0] == 3 else np.repeat(array[:1], 3, axis=0)
-    return np.ascontiguousarray(shown.transpose(1, 2, 0))
+    return viewable(array.transpose(1, 2, 0), ignored=BORDER_16_BITS)
 
 
 def write_image(path: str | Path, image_rgb: NDArray[np.uint8]) -> None:

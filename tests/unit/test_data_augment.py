@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from data.augment import (
-    FILL,
     copy_paste,
     flip,
     hsv,
@@ -19,6 +18,7 @@ from data.augment import (
 )
 from data.instances import Instances
 from data.mosaic import Scene, Tile, mosaic_scene, resize_tiles, single_scene, view, warp_canvas
+from data.pixels import FILL
 
 KEYS = "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste"
 OFF = dict.fromkeys(KEYS.split(), 0.0)
@@ -249,8 +249,8 @@ class TestColour:
         assert wrapped > 3
 
     def test_other_modes_pass(self):
-        deep = np.zeros((4, 4, 3), np.uint16)
-        assert hsv(deep, hyp(hsv_v=0.4), rng()) is deep
+        deep = np.full((4, 4, 3), 30000, np.uint16)
+        assert hsv(deep, hyp(hsv_h=0.4, hsv_s=0.4), rng()) is deep
 
 
 class TestFlip:

@@ -1,0 +1,58 @@
+"""Picture operations for any number of channels and both depths: OpenCV's own functions take four channels and 8-bit colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+FILL = 114  # grey of the border, in 8 bits
+TO_16_BITS = 257  # 255 becomes 65535
+OPENCV_CHANNELS = 4  # all of its functions take as many
+
+
+def fill_of(dtype: np.dtype | type[np.generic]) -> int:
+    """The grey of the border at a depth; as a part of the full range it is the same."""
+    return FILL * TO_16_BITS if np.dtype(dtype) == np.uint16 else FILL
+
+
+def by_fours(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """What an OpenCV function that treats all channels alike makes of a picture (H, W, C), four channels at a time."""
+    channels = image.shape[2]
+    if channels <= OPENCV_CHANNELS:
+        return as_hwc(function(image))
+    starts = range(0, channels, OPENCV_CHANNELS)
+    return np.concatenate([as_hwc(function(np.ascontiguousarray(image[:, :, i : i + OPENCV_CHANNELS]))) for i in starts], axis=2)
+
+
+def resized(image: np.ndarray, size_wh: tuple[int, int], *, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """The picture (h, w, C) at another size, width and height in px."""
+    return by_fours(lambda part: cv2.resize(part, size_wh, interpolation=interpolation), image)
+
+
+def blended(first: np.ndarray, second: np.ndarray, ratio: float) -> np.ndarray:
+    """``ratio`` of one picture (H, W, C) and the rest of another of its size."""
+    h, w, channels = first.shape
+    return cv2.addWeighted(first.reshape(h, -1), ratio, second.reshape(h, -1), 1 - ratio, 0).reshape(h, w, channels)
+
+
+def brightened(image: np.ndarray, factor: float) -> np.ndarray:
+    """Every value multiplied by one factor, cut at the full range."""
+    flat = image.reshape(len(image), -1)
+    if image.dtype == np.uint8:
+        return cv2.LUT(flat, np.clip(np.arange(256) * factor, 0, 255).astype(np.uint8)).reshape(image.shape)
+    return cv2.addWeighted(flat, factor, flat, 0, 0).reshape(image.shape)
+
+
+def split_into(image: np.ndarray, planes: np.ndarray) -> None:
+    """Writes the channels of a picture (H, W, C) into planes (C, H, W)."""
+    if image.shape[2] <= OPENCV_CHANNELS:
+        cv2.split(image, list(planes))
+    else:
+        np.copyto(planes, image.transpose(2, 0, 1))
+
+
+def as_hwc(image: np.ndarray) -> np.ndarray:
+    """Gives back the channel axis that OpenCV drops from pictures with one channel."""
+    return image if image.ndim == 3 else image[:, :, None]
