@@ -93,8 +93,8 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
                     height, width = read_image(path).shape[:2]
             else:
                 picture.load()
-                height, width = read_image(path).shape[:2]
-        if channels not in CONVERTED:
+            checked = picture.format in ("JPEG", "MPO", "PNG") and channels in CONVERTED
+        if not checked:
             height, width = read_image(path, channels=channels, dtype=None).shape[:2]
     except ImageError:
         raise

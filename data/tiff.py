@@ -116,32 +116,31 @@ def _read_page(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -
 
 
 def _read_plane(data: np.ndarray, layout: _Layout, plane: int, samples: int, order: str) -> np.ndarray:
-    """One plane (H, W, samples): its strips or tiles as a grey picture that is ``samples`` times as wide."""
+    """One plane (H, W, samples): its strips, or tiles one below the other, as a grey picture that is ``samples`` times as wide."""
     share = len(layout.offsets) // layout.planes
     part = slice(plane * share, (plane + 1) * share)
     tile_w, tile_h = layout.tile_wh or (layout.width, layout.strip_rows)
     across, down = -(-layout.width // max(tile_w, 1)), -(-layout.height // max(tile_h, 1))
     if share != across * down or not share:
         raise TiffError("the file is damaged (strips or tiles are missing)")
+    rows = share * tile_h if layout.tile_wh else layout.height  # tiles are always whole, the last strip need not be
     tags: dict[int, tuple[int, ...]] = {
-        WIDTH: (across * tile_w * samples,), HEIGHT: (layout.height,), BITS: (8 * layout.dtype.itemsize,),
-        COMPRESSION: (layout.compression,), PHOTOMETRIC: (1,), SAMPLES: (1,), FORMAT: (3 if layout.dtype.kind == "f" else 1,),
+        WIDTH: (tile_w * samples,), HEIGHT: (rows,), STRIP_ROWS: (tile_h,), BITS: (8 * layout.dtype.itemsize,), PHOTOMETRIC: (1,),
+        SAMPLES: (1,), FORMAT: (3 if layout.dtype.kind == "f" else 1,), COMPRESSION: (layout.compression,),
+        OFFSETS: layout.offsets[part], COUNTS: layout.counts[part],
     }  # fmt: skip
-    offsets, counts = layout.offsets[part], layout.counts[part]
-    if layout.tile_wh:
-        tags |= {TILE_WIDTH: (tile_w * samples,), TILE_HEIGHT: (tile_h,), TILE_OFFSETS: offsets, TILE_COUNTS: counts}
-    else:
-        tags |= {STRIP_ROWS: (tile_h,), OFFSETS: offsets, COUNTS: counts}
     try:
         grey = cv2.imdecode(_with_directory(data, tags, order), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # larger than it accepts
         raise TiffError(f"OpenCV cannot read a TIFF of {layout.width}x{layout.height} px with {layout.samples} channels") from error
-    if grey is None or grey.dtype.itemsize != layout.dtype.itemsize or grey.ndim != 2:
-        raise TiffError(f"the file is damaged ({COMPRESSIONS[layout.compression]} compression cannot be undone)")
-    values = grey.reshape(layout.height, across, tile_w, samples)
+    if grey is None or grey.shape != (rows, tile_w * samples) or grey.dtype.itemsize != layout.dtype.itemsize:
+        raise TiffError(f"the file is damaged ({COMPRESSIONS[layout.compression]} compression: it cannot be unpacked)")
+    values = grey.reshape(rows, tile_w, samples)
     if layout.predictor == HORIZONTAL:
-        values = np.cumsum(values, axis=2, dtype=values.dtype)  # overflows on purpose: so do the differences
-    return values.reshape(layout.height, across * tile_w, samples)[:, : layout.width].view(layout.dtype)
+        values = np.cumsum(values, axis=1, dtype=values.dtype)  # overflows on purpose: so do the differences
+    if layout.tile_wh:
+        values = values.reshape(down, across, tile_h, tile_w, samples).swapaxes(1, 2).reshape(down * tile_h, across * tile_w, samples)
+    return values[: layout.height, : layout.width].view(layout.dtype)
 
 
 def _with_directory(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -> np.ndarray:

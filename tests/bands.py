@@ -1,0 +1,103 @@
+"""Small data sets of pictures with any number of channels and both depths: one bright square each, drawn for the tests."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def write_tiff(
+    path: Path, pages: Sequence[np.ndarray], *, planar: bool = False, alpha: bool = False, tile: int = 0, order: str = "<"
+) -> Path:
+    """An uncompressed TIFF of pages (H, W, C), uint8 or uint16, as no library at hand writes it.
+
+    Args:
+        planar: Each channel in a plane of its own.
+        alpha: Call extra channels alpha, which makes readers multiply colours by it.
+        tile: Side of square tiles in px, a multiple of 16; 0 for one strip.
+        order: ``<`` or ``>``.
+    """
+    out = bytearray((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
+    link = 4  # where the offset of the next directory belongs
+    for page in pages:
+        h, w, c = page.shape
+        planes = page.transpose(2, 0, 1)[..., None] if planar else page[None]  # (planes, H, W, samples)
+        chunks = [chunk for plane in planes for chunk in _chunks(plane, tile)]
+        offsets = []
+        for chunk in chunks:
+            offsets.append(len(out))
+            out += chunk.astype(page.dtype.newbyteorder(order)).tobytes()
+            out += bytes(len(out) % 2)
+        extra = max(c - (3 if c >= 3 else 1), 0)
+        tags: dict[int, tuple[str, Sequence[int]]] = {
+            256: ("I", [w]), 257: ("I", [h]), 258: ("H", [8 * page.dtype.itemsize] * c), 259: ("H", [1]), 262: ("H", [2 if c >= 3 else 1]),
+            277: ("H", [c]), 284: ("H", [1 + planar]),
+        }  # fmt: skip
+        sizes = [chunk.nbytes for chunk in chunks]
+        tags |= {322: ("I", [tile]), 323: ("I", [tile]), 324: ("I", offsets), 325: ("I", sizes)} if tile else {}
+        tags |= {} if tile else {273: ("I", offsets), 278: ("I", [h]), 279: ("I", sizes)}
+        tags |= {338: ("H", [2 if alpha else 0] * extra)} if extra else {}
+        values = {tag: struct.pack(f"{order}{len(numbers)}{kind}", *numbers) for tag, (kind, numbers) in tags.items()}
+        for tag, packed in values.items():
+            if len(packed) > 4:
+                values[tag] = struct.pack(f"{order}I", len(out))
+                out += packed + bytes(len(packed) % 2)
+        struct.pack_into(f"{order}I", out, link, len(out))
+        out += struct.pack(f"{order}H", len(tags))
+        for tag in sorted(tags):
+            kind, numbers = tags[tag]
+            out += struct.pack(f"{order}HHI", tag, 3 if kind == "H" else 4, len(numbers)) + values[tag].ljust(4, b"\0")
+        link = len(out)
+        out += bytes(4)
+    path.write_bytes(out)
+    return path
+
+
+def _chunks(plane: np.ndarray, tile: int) -> list[np.ndarray]:
+    if not tile:
+        return [plane]
+    h, w = plane.shape[:2]
+    padded = np.pad(plane, ((0, -h % tile), (0, -w % tile), (0, 0)))
+    return [padded[y : y + tile, x : x + tile] for y in range(0, h, tile) for x in range(0, w, tile)]
+
+
+def write_picture(path: Path, image: np.ndarray) -> Path:
+    """A picture (H, W, C): .png of 1, 3 or 4 channels (RGB order), multi-page .tif (a page a channel), .npy."""
+    if path.suffix == ".tif":
+        return write_tiff(path, [image[:, :, i : i + 1] for i in range(image.shape[2])])
+    if path.suffix == ".npy":
+        np.save(path, image)
+        return path
+    code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(image.shape[2])
+    path.write_bytes(cv2.imencode(path.suffix, image if code is None else cv2.cvtColor(image, code))[1].tobytes())
+    return path
+
+
+def square_picture(rng: np.random.Generator, channels: int, dtype: type[np.generic], label: int) -> tuple[np.ndarray, str]:
+    """A noisy picture (64, 64, C) with a square, bright or dark, that every channel shows differently; and its label row."""
+    x, y = rng.integers(4, 36, 2)  # first, so that it does not hang on the channels
+    image = rng.uniform(0.25, 0.45, (64, 64, channels))
+    image[y : y + 24, x : x + 24] = np.linspace(0.9, 0.75, channels) if label else np.linspace(0.0, 0.1, channels)
+    top = np.iinfo(dtype).max
+    return (image * top).astype(dtype), f"{label} {(x + 12) / 64} {(y + 12) / 64} {24 / 64} {24 / 64}\n"
+
+
+def write_squares(
+    root: Path, *, channels: int, dtype: type[np.generic], suffix: str, train: int = 12, val: int = 4, ch: bool = True
+) -> Path:
+    """A data set of such pictures; returns its YAML, which names the channels if ``ch``."""
+    for split, count in (("train", train), ("val", val)):
+        for folder in ("images", "labels"):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(count):
+            image, row = square_picture(np.random.default_rng((count, i)), channels, dtype, i % 2)
+            write_picture(root / "images" / split / f"{i}{suffix}", image)
+            (root / "labels" / split / f"{i}.txt").write_text(row)
+    named = f"ch: {channels}\n" if ch else ""
+    path = root / "data.yaml"
+    path.write_text(f"path: .\ntrain: images/train\nval: images/val\nnames: [dark, bright]\n{named}")
+    return path
