@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from models import build_model
-from models.checkpoints import transfer_weights
-from models.first_convolution import adapted_to_channels, adapted_weights
+from models.first_convolution import adapted_tensor, adapted_to_channels, first_convolutions
+from models.transfer import Source, transfer
+from models.transfer_report import ADAPTED
 from tests.golden import fill_
 
 CONV, HEAD = [[-1, 1, "Conv", [16, 3, 2]]], [[-1, 1, "DDetect", ["nc"]]]
@@ -53,26 +54,32 @@ class TestWeight:
 def test_grey_pictures_give_the_same(stem, ch):
     rgb = network(stem, 3)
     other = build_model({**rgb.spec.to_dict(), "ch": ch})
-    result = transfer_weights(other, rgb.state_dict())
-    assert result.matched == result.total
-    assert result.missing == ()
-    expected_names = 2 if stem == "several branches" else 1
-    assert len(result.adapted) == expected_names
-    said = f"transferred {result.total} of {result.total} tensors; {', '.join(result.adapted)} adapted from 3 to {ch} input channels"
-    assert str(result) == said
+    report = transfer(other, Source(rgb.state_dict(), rgb.spec.to_dict()))
+    assert len(report.filled) == report.tensors
+    (row,) = report.having(ADAPTED)
+    assert row.note == f"first convolution adapted from 3 to {ch} input channels"
+    assert row.note in str(report)
+    assert report.of_target == 1.0
+    assert report.of_source <= 1.0
     grey = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     expected, found = rgb.predict(grey.expand(-1, 3, -1, -1)), other.eval().predict(grey.expand(-1, ch, -1, -1))
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-4)
 
 
-def test_same_channels_and_foreign_shapes_are_left_alone():
-    model, weights = network("convolution", 4), network("convolution", 3).state_dict()
-    assert adapted_weights(model, weights, in_channels=4) == {}
-    assert list(adapted_weights(model, weights)) == ["model.0.conv.weight"]
-    wider = {**weights, "model.0.conv.weight": torch.zeros(9, 3, 3, 3)}
-    assert adapted_weights(model, wider) == {}
-    assert "adapted" not in str(transfer_weights(network("convolution", 3), weights))
+def test_every_branch_that_reads_the_picture_is_adapted():
+    assert first_convolutions(network("convolution", 3)) == {"model.0.conv.weight"}
+    assert first_convolutions(network("space into channels", 3)) == {"model.1.conv.weight"}
+    assert len(first_convolutions(network("several branches", 3))) == 2
+
+
+def test_other_differences_are_no_matter_of_channels():
+    weight = torch.ones(8, 3, 3, 3)
+    assert adapted_tensor(weight, (8, 4, 3, 3), channels=(3, 4)).shape == (8, 4, 3, 3)
+    for shape, channels in (((9, 4, 3, 3), (3, 4)), ((8, 4, 5, 5), (3, 4)), ((8, 6, 3, 3), (3, 4)), ((8, 4, 3, 3), (1, 4)), ((8,), (3, 4))):
+        assert adapted_tensor(weight, shape, channels=channels) is None
+    same = network("convolution", 4)
+    assert "adapted" not in str(transfer(network("convolution", 4), Source(same.state_dict(), same.spec.to_dict())))
 
 
 @pytest.mark.slow
@@ -80,7 +87,7 @@ def test_same_channels_and_foreign_shapes_are_left_alone():
     "cfg", ["yolov5n.yaml", "yolov5n6.yaml", "yolov7-tiny.yaml", "yolov7-w6.yaml", "yolov8n.yaml", "yolov9-t.yaml", "yolov9-e.yaml"]
 )
 def test_every_family(cfg):
-    weights, model = build_model(cfg).state_dict(), build_model(cfg, ch=4)
-    unlike = {name for name, value in model.state_dict().items() if value.shape != weights[name].shape}
-    assert unlike
-    assert set(adapted_weights(model, weights)) == unlike
+    rgb, model = build_model(cfg), build_model(cfg, ch=4)
+    report = transfer(model, Source(rgb.state_dict(), rgb.spec.to_dict()))
+    assert report.having(ADAPTED)
+    assert len(report.filled) == report.tensors
