@@ -154,7 +154,7 @@ def _copy_row(
             if adapted is not None:
                 mine.copy_(adapted)
                 note = "first convolution adapted from {} to {} input channels".format(*channels.numbers)
-                filled.append(_Filled(move.target, move.source, mine.numel(), True, note, adapted=True))
+                filled.append(_Filled(move.target, move.source, mine.numel(), False, note, adapted=True))  # to be trained on
     if filled and row.wrapped and not partner.wrapped:
         filled += _switched_on(own, row, partner)
     return filled

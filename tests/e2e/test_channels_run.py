@@ -14,7 +14,8 @@ import yaml
 
 import detect
 import val
-from engine.channels import channels_to_build, spec_for
+from data.dataset_spec import load_dataset_spec
+from engine.channels import spec_for, with_channels
 from export import ExportConfig, export
 from models import build_model, load_model
 from models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -106,7 +107,8 @@ class TestTransfer:
         data = write_squares(tmp_path, channels=channels, dtype=np.uint8, suffix=suffix, train=4, val=2)
         result = train(settings(tmp_path, data, cfg="", weights=weights, epochs=1))
         said = capsys.readouterr().out
-        assert re.search(rf"transferred (\d+) of \1 tensors; model\.0\.conv\.weight adapted from 3 to {channels} input channels", said)
+        assert f"row 0 Conv (first convolution adapted from 3 to {channels} input channels" in said
+        assert "100 % of the network's are filled" in said
         assert f"channels  {channels}, as {data} says (ch), which decides; {weights} says 3" in said
         assert load_checkpoint(result.best_weights).ch == channels
 
@@ -125,20 +127,18 @@ class TestTransfer:
         assert f"{data}: ch: 3, but {resumed} takes 1 channels; give the data set of its own" in capsys.readouterr().err
 
     def test_data_decide_over_a_model_yaml(self, tmp_path, capsys):
-        class Spec:
-            ch, ch_given, yaml_path = 4, True, "data.yaml"
-
-        assert channels_to_build(Spec(), {"ch": 3}, said_by="m.yaml") == 4
-        assert capsys.readouterr().out == "channels  4, as data.yaml says (ch), which decides; m.yaml says 3\n"
-        assert channels_to_build(Spec(), {}, said_by="m.yaml") == 4
+        data = write_squares(tmp_path, channels=4, dtype=np.uint8, suffix=".png", train=1, val=1)
+        config, spec = settings(tmp_path, data), load_dataset_spec(data)
+        assert with_channels(spec, config, None) is spec
         assert capsys.readouterr().out == ""
+        (tmp_path / "tiny-v9.yaml").write_text(TINY + "ch: 1\n")
+        assert with_channels(spec, config, None).ch == 4
+        assert capsys.readouterr().out == f"channels  4, as {data} says (ch), which decides; {config.cfg} says 1\n"
 
     def test_a_resumed_run_keeps_its_channels(self, tmp_path, capsys):
         data = write_squares(tmp_path, channels=4, dtype=np.uint8, suffix=".png", train=4, val=2)
         config = settings(tmp_path, data, epochs=1)
         assert train(config).epochs == 1
-        from data.dataset_spec import load_dataset_spec
-
         checkpoint = load_checkpoint(tmp_path / "runs" / "exp" / "weights" / "last.pt")
         assert spec_for(load_dataset_spec(data), checkpoint, weights="last.pt").ch == 4
         data.write_text(data.read_text().replace("ch: 4", ""))
