@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.detect_arguments import DetectConfig, parse_arguments
 from utils.errors import UserError
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.sources import Frame, Source
+    from engine.sliced import SlicedLook
     from models.detector import Detector
     from models.exported import ExportedModel
-    from utils.types import Detections, Letterbox
+    from utils.types import Detections, Letterbox, Predictions
 
 EMBEDDED_DATA = "shapes.yaml"
 __all__ = ["DetectConfig", "Report", "detect", "main"]
@@ -89,6 +91,15 @@ def detect(config: DetectConfig) -> Report:
     looker = AugmentedModel(model) if config.augment else model
     report = Report()
     source = open_frames(config, weights, model, report)
+    suppress = partial(
+        non_max_suppression,
+        conf=config.conf_thres,
+        iou=config.iou_thres,
+        max_det=config.max_det,
+        classes=config.classes,
+        agnostic=config.agnostic_nms,
+    )
+    sliced = sliced_look(config, source, looker.predict, suppress, device) if config.slice else None
     options = SaveOptions(
         pictures=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
     )
@@ -100,15 +111,10 @@ def detect(config: DetectConfig) -> Report:
             with clocked(report, "model", device), autocast(device, torch.float16 if config.half else None):
                 predictions = looker.predict(images)
             with clocked(report, "suppression", device):
-                found = non_max_suppression(
-                    predictions,
-                    conf=config.conf_thres,
-                    iou=config.iou_thres,
-                    max_det=config.max_det,
-                    classes=config.classes,
-                    agnostic=config.agnostic_nms,
-                )[0]
-                found = in_original_px(found, letterbox)
+                found = in_original_px(suppress(predictions)[0], letterbox)
+            if sliced:
+                with clocked(report, "windows", device), autocast(device, torch.float16 if config.half else None):
+                    found = sliced(frame.image, found)
             with clocked(report, "drawing and saving", device):
                 seen = viewable(frame.image)
                 drawn = drawn_on(seen, found, model.names, config)
@@ -116,7 +122,9 @@ def detect(config: DetectConfig) -> Report:
                 writer.write(frame.path, seen, found, drawn=drawn, frame=number, fps=fps)
             report.frames += 1
             report.detections += len(found.boxes)
-            print(f"{frame_line(frame, images, found, model.names)}, {1000 * report.seconds['model'][-1]:.1f} ms")
+            windows = len(sliced.windows(frame.image.shape[:2])) if sliced else 0
+            seconds = report.seconds["model"][-1] + (report.seconds["windows"][-1] if sliced else 0.0)
+            print(f"{frame_line(frame, images, found, model.names, windows=windows)}, {1000 * seconds:.1f} ms")
             if config.visualize and (number or 1) == 1:  # of a video the first frame
                 visualize(model, images, writer.folder / "features" / writer.stem(frame.path), report)
             if config.view_img and not show(drawn, frame):
@@ -190,6 +198,28 @@ def input_size(config: DetectConfig, model: Detector | ExportedModel) -> tuple[i
     return model.imgsz
 
 
+def sliced_look(
+    config: DetectConfig, source: Source, predict: Callable[[Tensor], Predictions], suppress: Callable[..., Any], device: torch.device
+) -> SlicedLook:
+    """What looks at the pictures through windows, which are letterboxed as the whole pictures are."""
+    from engine.sliced import SlicedLook
+
+    assert config.slice is not None
+    return SlicedLook(
+        predict=predict,
+        suppress=suppress,
+        size_hw=(config.slice[0], config.slice[1]),
+        overlap=config.slice_overlap,
+        input_hw=source.hw,
+        stride=source.stride,
+        fixed=not source.auto,
+        device=device,
+        iou=config.iou_thres,
+        max_det=config.max_det,
+        agnostic=config.agnostic_nms,
+    )
+
+
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:
     """The pictures that are looked at when no source is given."""
     from data.dataset_spec import load_dataset_spec
@@ -249,13 +279,14 @@ def video_position(frame: Frame, config: DetectConfig) -> tuple[int | None, floa
     return frame.video.number + 1, frame.video.fps / config.vid_stride
 
 
-def frame_line(frame: Frame, images: Tensor, found: Detections, names: Sequence[str]) -> str:
+def frame_line(frame: Frame, images: Tensor, found: Detections, names: Sequence[str], *, windows: int = 0) -> str:
     """Such as ``image 2/3 bus.jpg: 640x480 4 person, 1 bus``: height and width of the network's input, and what was found."""
     height, width = images.shape[2:]
     of = f"/{frame.total}" if frame.total else ""
     kind = "image" if frame.video is None else f"video frame {frame.video.number + 1}/{frame.video.frames or '?'} of"
     counts = ", ".join(f"{int(n)} {names[label]}" for label, n in enumerate(found.classes.bincount()) if n)
-    return f"{kind} {frame.index + 1}{of} {frame.path}: {height}x{width} {counts or 'nothing found'}"
+    looks = f" and {windows} windows" if windows else ""
+    return f"{kind} {frame.index + 1}{of} {frame.path}: {height}x{width}{looks} {counts or 'nothing found'}"
 
 
 def visualize(model: Detector, images: Tensor, folder: Path, report: Report) -> None:

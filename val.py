@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from engine.channels import spec_for
 from utils import distributed
-from utils.boxes import cxcywh_to_xyxy, denormalised, to_original, xyxy_to_ltwh
+from utils.boxes import cxcywh_to_xyxy, denormalised, to_batch, to_original, xyxy_to_ltwh
 from utils.errors import UserError
 from utils.evaluation import EvaluatedBatch, EvaluationObserver, PictureSaver, TextSaver, save_plots
 from utils.metrics import GroundTruth, MetricAccumulator, Metrics
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from models.heads.base import DetectionLoss
     from utils.coco_eval import CocoAnnotations
 
+CloserLook = Callable[[Batch, Sequence[Detections]], list[Detections]]
 STAGES = ("pre-process", "inference", "NMS")
 
 
@@ -84,6 +86,7 @@ def validate(config: ValConfig) -> Metrics:
             iou=config.iou_thres,
             max_det=config.max_det,
             precision=torch.float16 if config.half else None,
+            closer=sliced_look(config, model, loader, device) if config.slice else None,
             observers=observers,
         )
         if distributed.is_main():
@@ -107,6 +110,7 @@ def evaluate(
     iou: float = 0.7,
     max_det: int = 300,
     precision: torch.dtype | None = None,
+    closer: CloserLook | None = None,
     save_dir: Path | None = None,
     plots: bool = False,
     observers: Sequence[EvaluationObserver] = (),
@@ -127,6 +131,7 @@ def evaluate(
         iou: Overlap above which suppression drops the weaker of two boxes.
         max_det: Most detections of an image.
         precision: Type of the network's forward pass; float32 if not given.
+        closer: Looks at the original pictures too; from a batch and what was found on it, both in px of the originals, makes what counts.
         save_dir: Where plots go.
         plots: Whether to save pictures, curves and confusion matrix in ``save_dir``.
         observers: Told of every batch, on the main process.
@@ -150,6 +155,10 @@ def evaluate(
                 found = non_max_suppression(predictions, conf=conf, iou=iou, max_det=max_det, multi_label=True)
             found = _on_host(found)
             detections = in_original_px(found, batch.letterbox)
+            if closer is not None:
+                with stopwatch.stage("inference"):  # with the suppression of what its windows show
+                    detections = closer(batch, detections)
+                found = moved(detections, partial(to_batch, letterbox=batch.letterbox))
             truth = annotations.truth_of(batch.paths) if annotations else truth_of_labels(batch)
             accumulator.update(detections, truth, images=annotations.ids_of(batch.paths) if annotations else batch.paths)
             if distributed.is_main():
@@ -182,10 +191,15 @@ def truth_of_labels(batch: Batch) -> GroundTruth:
 
 
 def in_original_px(found: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
-    """Detections of a batch in px of the original pictures; all boxes are moved at once."""
+    """Detections of a batch in px of the original pictures."""
+    return moved(found, partial(to_original, letterbox=letterbox))
+
+
+def moved(found: Sequence[Detections], move: Callable[..., Tensor]) -> list[Detections]:
+    """Detections of a batch in other coordinates; ``move`` takes all boxes at once, and which image each is on."""
     counts = [len(d.scores) for d in found]
     image = torch.arange(len(found)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
-    boxes = to_original(torch.cat([d.boxes for d in found]), letterbox, image=image)
+    boxes = move(torch.cat([d.boxes for d in found]), image=image)
     return [d._replace(boxes=b) for d, b in zip(found, boxes.split(counts))]
 
 
@@ -271,6 +285,30 @@ def open_data(config: ValConfig, model: Detector | ExportedModel) -> tuple[Datas
         world_size=distributed.world_size(),
     )
     return spec, loader
+
+
+def sliced_look(config: ValConfig, model: Detector | ExportedModel, loader: DetectionLoader, device: torch.device) -> CloserLook:
+    """Looks at the originals of a batch through windows, which become input of the size that whole pictures have."""
+    from engine.sliced import SlicedLook, closer_look
+
+    assert config.slice is not None
+    precision = torch.float16 if config.half else None
+    side = loader.dataset.imgsz
+    suppress = partial(non_max_suppression, conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det, multi_label=True)
+    look = SlicedLook(
+        predict=lambda images: forward(model, images, device=device, precision=precision)[1],
+        suppress=suppress,
+        size_hw=(config.slice[0], config.slice[1]),
+        overlap=config.slice_overlap,
+        input_hw=(side, side),
+        stride=model.stride,
+        fixed=not getattr(model, "dynamic", True),
+        device=device,
+        iou=config.iou_thres,
+        max_det=config.max_det,
+        batch=config.batch_size,
+    )
+    return closer_look(look, loader.dataset)
 
 
 def read_annotations(config: ValConfig, spec: DatasetSpec) -> CocoAnnotations | None:

@@ -101,6 +101,10 @@ class DetectionDataset(torch.utils.data.Dataset):
         wh = np.concatenate([np.zeros((0, 2), np.float32), *(rows[:, 3:] for rows in self.labels)])
         return torch.from_numpy(wh), torch.from_numpy(self.shapes_hw[:, ::-1].copy()).float().repeat_interleave(counts, dim=0)
 
+    def original(self, path: str) -> np.ndarray:
+        """(H, W, C) a picture at its own size. Raises ImageError if its file has become unreadable since."""
+        return self.store.original(path)
+
     @property
     def problems(self) -> tuple:
         """Everything wrong that was found when reading, also about pictures that were left out."""

@@ -72,7 +72,7 @@ class ImageStore:
 
     def decode(self, i: int) -> np.ndarray:
         """Picture i from its file."""
-        image = read_image(self.files[i], channels=self.channels, dtype=self.dtype)
+        image = self.original(self.files[i])
         h, w = image.shape[:2]
         ratio = self.imgsz / max(h, w)
         size = (max(round(w * ratio), 1), max(round(h * ratio), 1))
@@ -80,6 +80,10 @@ class ImageStore:
             return image
         interpolation = cv2.INTER_AREA if self.smooth and ratio < 1 else cv2.INTER_LINEAR
         return resized(image, size, interpolation=interpolation)
+
+    def original(self, path: str) -> np.ndarray:
+        """(H, W, C) a picture at its own size, as the network is to see it; nothing is kept."""
+        return read_image(path, channels=self.channels, dtype=self.dtype)
 
     def keep_in_ram(self, *, processes: int = 1, prefix: str = "", progress: bool = True) -> str:
         """Decodes all pictures at once if they fit in half of the free memory; returns one line for the user where they do not.

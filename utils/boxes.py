@@ -80,6 +80,12 @@ def to_original(boxes_xyxy: Tensor, letterbox: Letterbox, *, image: Tensor, clip
     return clip_boxes(boxes, hw) if clip else boxes
 
 
+def to_batch(boxes_xyxy: Tensor, letterbox: Letterbox, *, image: Tensor) -> Tensor:
+    """The way there: boxes (n, 4) in px of the original pictures, to px of the batch image; ``image`` (n,) says on which each is."""
+    scale, pad = (t.to(boxes_xyxy.device)[image] for t in (letterbox.scale_xy, letterbox.pad_xy))  # (n, 2)
+    return boxes_xyxy * scale.repeat(1, 2) + pad.repeat(1, 2)
+
+
 def box_area(boxes_xyxy: Tensor) -> Tensor:
     """Area (...) in px², zero for a box whose corners are the wrong way round."""
     return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(dim=-1)

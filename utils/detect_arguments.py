@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.shared_flags import add_noted_flags, height_and_width
+from utils.shared_flags import SLICE_OVERLAP_TEXT, SLICE_TEXT, add_noted_flags, check_slice_flags, height_and_width, slice_size
 
 # Flags of other YOLOs' detect scripts that are refused: what to write instead.
 REFUSED = {
@@ -41,6 +41,8 @@ class DetectConfig:
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
     augment: bool = False
+    slice: tuple[int, ...] | None = None  # px of the picture, one side or height and width; None means the whole picture only
+    slice_overlap: float = 0.2
     visualize: bool = False
     project: str = "runs/detect"
     name: str = "exp"
@@ -56,6 +58,7 @@ class DetectConfig:
     def __post_init__(self) -> None:
         if self.imgsz is not None:
             object.__setattr__(self, "imgsz", height_and_width(self.imgsz))
+        object.__setattr__(self, "slice", slice_size(self.slice, self.slice_overlap))
         if self.save_conf and not self.save_txt:  # it says how label files look
             object.__setattr__(self, "save_txt", True)
         plugins = (self.plugins,) if isinstance(self.plugins, (str, Path)) else self.plugins
@@ -79,6 +82,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> DetectConfig:
     given = vars(build_parser().parse_args(argv))
     for flag in given.pop("refused", ()):
         raise UserError(f"{flag}: {REFUSED[flag]}")
+    check_slice_flags(given)
     weights = given.pop("weights", [])
     if len(weights) > 1:
         raise UserError(f"--weights {' '.join(weights)}: several models at once are not built; give one file")
@@ -122,6 +126,8 @@ def _flags() -> dict[str, list[tuple[list[str], dict, str]]]:
             (["--classes"], {"type": int, "nargs": "+", "metavar": "N"}, "keep only these classes"),
             (["--agnostic-nms"], on, "boxes of different classes also suppress one another"),
             (["--augment"], on, "also look at smaller and mirrored versions of each picture"),
+            (["--slice"], {**number, "nargs": "+"}, SLICE_TEXT),
+            (["--slice-overlap"], fraction, SLICE_OVERLAP_TEXT),
             (["--vid-stride"], number, "look at every so many frames of a video"),
             (["--device"], {"metavar": "D"}, "cpu, 0 ...; a GPU where there is one"),
             (["--half"], on, "float16, on a GPU"),

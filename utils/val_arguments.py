@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 from utils.average_precision import Rule
 from utils.errors import UserError
+from utils.shared_flags import SLICE_OVERLAP_TEXT, SLICE_TEXT, check_slice_flags, slice_size
 
 TASKS = ("train", "val", "test")
 # Flags of other YOLOs that this project does not have (yet), and what to write instead.
 REFUSED = {
     "--augment": "--augment is not built yet: leave it out",
     "--dnn": "--dnn is not here: .onnx files run with onnxruntime, leave it out",
-    "--slice": "--slice is not built yet: give a larger --imgsz",
     "--v5-metric": "--v5-metric is not here: write --ap-rule yolov5",
     "--no-trace": "--no-trace is not here: nothing is traced, leave it out",
 }
@@ -33,6 +33,8 @@ class ValConfig:
     conf_thres: float = 0.001
     iou_thres: float = 0.7
     max_det: int = 300
+    slice: tuple[int, ...] | None = None  # px of the picture, one side or height and width; None means the whole picture only
+    slice_overlap: float = 0.2
     task: str = "val"
     device: str = ""
     workers: int = 8
@@ -63,6 +65,7 @@ class ValConfig:
         for name, choices in (("task", TASKS), ("ap_rule", get_args(Rule))):
             if getattr(self, name) not in choices:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: one of {', '.join(choices)} is needed")
+        object.__setattr__(self, "slice", slice_size(self.slice, self.slice_overlap))
         if (self.save_conf or self.save_hybrid) and not self.save_txt:  # both say how label files look
             object.__setattr__(self, "save_txt", True)
         plugins = (self.plugins,) if isinstance(self.plugins, (str, Path)) else self.plugins
@@ -78,6 +81,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ValConfig:
     given = vars(build_parser().parse_args(argv))
     for reason in given.pop("refused", ()):
         raise UserError(reason)
+    check_slice_flags(given)
     weights = given.pop("weights", [])
     if len(weights) > 1:
         raise UserError(f"--weights {' '.join(weights)}: ensembles are not built; give one file")
@@ -101,6 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
         (["--conf-thres"], {"type": float, "metavar": "X"}, "least score"),
         (["--iou-thres"], {"type": float, "metavar": "X"}, "overlap above which the weaker box is dropped"),
         (["--max-det"], {"type": int, "metavar": "N"}, "most detections of an image"),
+        (["--slice"], {"type": int, "nargs": "+", "metavar": "PX"}, SLICE_TEXT),
+        (["--slice-overlap"], {"type": float, "metavar": "X"}, SLICE_OVERLAP_TEXT),
         (["--ap-rule"], {"metavar": "RULE"}, "coco (equal to pycocotools), yolov5 (as YOLOv5, v7 and v9 print it) or ultralytics"),
         (["--device"], {"metavar": "D"}, "cpu, 0 ...; a GPU where there is one"),
         (["--workers"], {"type": int, "metavar": "N"}, "loader processes"),
@@ -120,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="val.py", argument_default=argparse.SUPPRESS, description="Validates a detector.")
     for names, options, text in flags:
         default = getattr(defaults, names[0].lstrip("-").replace("-", "_"))
-        parser.add_argument(*names, help=text + ("" if default in ("", False, ()) else f" (default {default})"), **options)
+        parser.add_argument(*names, help=text + ("" if default in (None, "", False, ()) else f" (default {default})"), **options)
     for flag in REFUSED:
         parser.add_argument(flag, dest="refused", action=_Refuse, nargs="*", help=argparse.SUPPRESS)
     return parser
