@@ -4,12 +4,15 @@ A look is one window, or the whole picture. A box is *cut* where it touches a bo
 shows may go on there. Two looks at the same object are recognised by what both could see:
 
 * whole and whole: the boxes agree (IoU);
-* cut and whole: most of the cut box lies in the whole one (intersection over the cut box, IoS as long as it is the smaller one);
-* cut and cut: the boxes agree in the part of the picture that both windows show. Then each has a piece, and the object is their union.
+* cut and whole: most of the cut box lies in the whole one (intersection over the cut box);
+* cut and cut: the boxes agree in the part of the picture that both windows show. Then each has a piece, and the object is their union;
+* any two: most of the smaller box lies in the other (intersection over the smaller, IoS), and the scores are not comparable.
 
-Of the first two the better look stays, where a cut box counts for half of its score. Boxes of one look do not compete, as they have passed
-suppression together, so a small object in front of a large one stays. All of it is done on pairs of overlapping boxes at once; which of
-them stay is the fixed point that greedy suppression also ends in (Cluster-NMS, arXiv 2005.03572).
+Save for pieces, the better look stays, where a cut box counts for half of its score. Intersection over the smaller alone, as the paper
+merges, would drop every small object in front of a large one of its class. Boxes of one look do not compete: they have passed suppression
+together.
+All of it is done on pairs of overlapping boxes at once; which of them stay is the fixed point that greedy suppression also ends in
+(Cluster-NMS, arXiv 2005.03572).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from utils.boxes import box_area
 from utils.types import Detections
 
 SAME = 0.5  # agreement above which two looks show the same object, unless suppression is stricter
-CUT_COUNTS = 0.5  # a cut box loses against whole ones of at least so much of its score; pieces are joined down to this ratio of scores
+COMPARABLE = 0.5  # ratio of scores: a cut box loses against whole ones down to it, and pieces are joined down to it
 BORDER = 0.01  # of a window's side: boxes that end so close to its border touch it
 MAX_CANDIDATES = 30000  # best scores of a picture that are merged
 ROWS = 512  # boxes that are compared with others at once
@@ -93,12 +96,14 @@ def _starts(length: int, size: int, overlap: float) -> Tensor:
 def _best_looks(seen: Seen, hw: tuple[int, int], same: float, *, agnostic: bool, pieces_compete: bool) -> Seen:
     """Without the boxes that a better look at the same object has beaten."""
     cut = _cut_sides(seen, hw).any(dim=1)
-    order = (seen.scores * torch.where(cut, CUT_COUNTS, 1.0)).argsort(descending=True, stable=True)
+    order = (seen.scores * torch.where(cut, COMPARABLE, 1.0)).argsort(descending=True, stable=True)
     seen, cut = seen.take(order), cut[order]
     better, worse = _pairs(seen.boxes, seen, agnostic=agnostic)
     common, area = box_area(_common(seen.boxes[better], seen.boxes[worse])), box_area(seen.boxes)
     agreement = common / (area[better] + area[worse] - common).clamp(min=1e-7)
+    inside = common / torch.minimum(area[better], area[worse]).clamp(min=1e-7)
     beats = torch.where(cut[worse], common / area[worse].clamp(min=1e-7), agreement) > same
+    beats |= (inside > same) & (seen.scores[worse] < COMPARABLE * seen.scores[better])
     if not pieces_compete:
         beats &= ~(cut[better] & cut[worse])
     return seen.take(_greedy(better[beats], worse[beats], len(order)))
@@ -113,7 +118,7 @@ def _join_pieces(seen: Seen, hw: tuple[int, int], *, agnostic: bool) -> Seen:
         outwards = margin * margin.new_tensor((-1, -1, 1, 1))
         reach = torch.where(sides, seen.windows + outwards, seen.boxes)  # so that pieces of windows that only touch overlap too
         better, worse = _pairs(reach, seen, agnostic=agnostic)
-        both = sides.any(dim=1)[better] & sides.any(dim=1)[worse] & (seen.scores[worse] >= CUT_COUNTS * seen.scores[better])
+        both = sides.any(dim=1)[better] & sides.any(dim=1)[worse] & (seen.scores[worse] >= COMPARABLE * seen.scores[better])
         better, worse = better[both], worse[both]
         view = _common((seen.windows + outwards)[better], (seen.windows + outwards)[worse])
         first, second = _common(reach[better], view), _common(reach[worse], view)
