@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.run import Run, snapshot
+from engine.run import Run
+from engine.saving import accounted_for, finish_weights, save_epoch, save_midway
 from engine.setup import prepare, settle
-from models.checkpoints import load_checkpoint, save_checkpoint
+from models.checkpoints import load_checkpoint
 from utils import distributed
 from utils.callbacks import Callback
 from utils.config import TrainConfig
@@ -28,7 +29,7 @@ from utils.loggers import csv_row
 from utils.multi_scale import rescaled
 from utils.optim import apply_settings, learning_rates, optimizer_step
 from utils.precision import autocast
-from utils.progress import EpochBar, LossMeter, finite
+from utils.progress import EpochBar
 from utils.reproducibility import seed_everything
 from utils.train_arguments import parse_arguments
 from utils.types import to_unit_range
@@ -86,53 +87,51 @@ def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainRe
     with distributed.process_group(device):
         seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
         run = prepare(config, checkpoint, device, observers)
-        try:
+        with accounted_for(run):
             return fit(run)
-        except KeyboardInterrupt:
-            last = run.save_dir / "weights" / "last.pt"
-            kept = f"{last} holds the last whole epoch, go on with --resume {last}" if last.exists() else "nothing was saved yet"
-            raise KeyboardInterrupt(kept) from None
 
 
 def fit(run: Run) -> TrainResult:
     """The epochs, and what comes after the last one."""
     config, stop = run.config, run.early_stop
-    started, epoch, metrics = time.perf_counter(), run.start_epoch - 1, None
+    started, metrics = time.perf_counter(), None
     run.callbacks.on_train_start(run.info)
-    for epoch in range(run.start_epoch, config.epochs):
-        losses = train_one_epoch(run, epoch)
-        is_last = epoch + 1 == config.epochs
-        if not config.noval or is_last:
-            metrics = validate(run)
-        is_best = stop.update(epoch, metrics.fitness if metrics else 0.0)
-        is_last = distributed.broadcast_object(is_last or stop.is_due(epoch))
-        if distributed.is_main() and (not config.nosave or is_last):
-            save(run, epoch + 1, metrics, is_best=is_best)
-        run.callbacks.on_epoch_end(run.info, csv_row(epoch, losses, metrics, learning_rates(run.optimizer)))
-        if is_last:
-            break
-    ran = epoch + 1 - run.start_epoch
-    if epoch + 1 < config.epochs:
+    with run.signals:
+        for epoch in run.epochs_left():
+            losses = train_one_epoch(run, epoch)
+            is_last = epoch + 1 == config.epochs
+            if not config.noval or is_last:
+                metrics = validate(run)
+            stop.update(epoch, metrics.fitness if metrics else 0.0)
+            is_last = distributed.broadcast_object(is_last or stop.is_due(epoch))
+            run.end_epoch(csv_row(epoch, losses, metrics, learning_rates(run.optimizer)))
+            if distributed.is_main() and (not config.nosave or is_last):
+                save_epoch(run, metrics)
+            run.callbacks.on_epoch_end(run.info, run.rows[-1])
+            if is_last:
+                break
+    if run.epoch < config.epochs:
         print(f"No better epoch than {stop.best_epoch + 1} in {config.patience}, so training stops early (--patience)")
-    print(f"{ran} epochs in {time.perf_counter() - started:.0f} s")
+    print(f"{run.epoch - run.start_epoch} epochs in {time.perf_counter() - started:.0f} s")
     best = finish(run)
     run.callbacks.on_train_end(run.info)
-    return TrainResult(run.save_dir, best, metrics, stop.best_epoch, epoch + 1)
+    finish_weights(run)  # from here on there is nothing to resume
+    return TrainResult(run.save_dir, best, metrics, stop.best_epoch, run.epoch)
 
 
 def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Forward, loss, backward, step. Returns the means of the loss parts.
 
     Raises:
-        UserError: the loss is not a number.
+        UserError: too many losses in a row are no numbers.
     """
-    config, loader, world = run.config, run.train_loader, distributed.world_size()
-    loader.set_epoch(epoch)
+    config, loader, meter, guard, world = run.config, run.train_loader, run.meter, run.guard, distributed.world_size()
+    loader.set_epoch(epoch, start_batch=run.batch)
     set_training_mode(run)
-    meter = LossMeter(run.loss.names)
-    bar = EpochBar(loader, total=len(loader), names=meter.names, epoch=epoch, epochs=config.epochs, shown=distributed.is_main())
+    shown = distributed.is_main()
+    bar = EpochBar(loader, total=len(loader), done=run.batch, names=meter.names, epoch=epoch, epochs=config.epochs, shown=shown)
     waiting = 0  # iterations whose gradients are not stepped yet
-    for i, batch in enumerate(bar):
+    for i, batch in enumerate(bar, run.batch):
         settings = run.schedule.at(epoch, i)
         apply_settings(run.optimizer, settings)
         batch = batch.to(run.device)
@@ -143,39 +142,35 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         with autocast(run.device, run.precision):
             output = run.network(images)
         parts = run.loss(output, batch)
-        total = sum(parts.values()) * (len(images) * world)
+        total = guard.checked(parts, epoch=epoch, iteration=i, paths=batch.paths) * (len(images) * world)
         run.scaler.scale(total).backward()
 
         waiting += 1
-        if waiting >= settings.accumulate or i + 1 == len(loader):  # the last step takes the rest, so that an epoch ends with none waiting
-            optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm)
-            run.ema.update()
+        is_last = i + 1 == len(loader)
+        if waiting >= settings.accumulate or is_last:  # the last step takes the rest, so that an epoch ends with none waiting
+            taken = optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm)  # unless the gradient is no number
+            guard.after_step(taken)
+            run.ema.update(taken)
             waiting = 0
 
         meter.update(parts)
-        if i % LOG_EVERY == 0 or i + 1 == len(loader):
-            losses = finite(meter.means(), f"epoch {epoch + 1}, iteration {i + 1}")
-            bar.show(losses, device=run.device, boxes=len(batch.targets), side=images.shape[-1])
+        if i % LOG_EVERY == 0 or is_last:
+            guard.look()
+            bar.show(meter.means(), device=run.device, boxes=len(batch.targets), side=images.shape[-1])
         run.callbacks.on_batch(run.info, epoch, i, batch)
-    return losses
+        if not waiting:
+            run.batch = i + 1
+            save_midway(run)
+    guard.report(epoch)
+    return meter.means()
 
 
 def validate(run: Run) -> Metrics:
     """The moving average on the validation images."""
     from val import evaluate
 
-    return evaluate(run.ema.model, run.val_loader, loss=run.loss, precision=run.precision)
-
-
-def save(run: Run, epochs_done: int, metrics: Metrics | None, *, is_best: bool) -> None:
-    """last.pt with all that a resume needs, best.pt where this is the best, and every --save-period epochs one more."""
-    weights = run.save_dir / "weights"
-    last = snapshot(run, epochs_done, metrics)
-    save_checkpoint(weights / "last.pt", last)
-    if is_best or not (weights / "best.pt").exists():
-        save_checkpoint(weights / "best.pt", last.without_training_state())
-    if run.config.save_period > 0 and epochs_done % run.config.save_period == 0:
-        save_checkpoint(weights / f"epoch{epochs_done}.pt", last.without_training_state())
+    with run.unchanged():
+        return evaluate(run.ema.model, run.val_loader, loss=run.loss, precision=run.precision)
 
 
 def set_training_mode(run: Run) -> None:
@@ -186,13 +181,11 @@ def set_training_mode(run: Run) -> None:
 
 
 def finish(run: Run) -> Metrics:
-    """Takes the training state out of last.pt, validates best.pt with all pictures, and says where everything lies."""
+    """Validates best.pt with all pictures, and says where everything lies."""
     from val import evaluate
 
     best, last = (run.save_dir / "weights" / name for name in ("best.pt", "last.pt"))
-    if distributed.is_main():
-        save_checkpoint(last, load_checkpoint(last).without_training_state())
-    distributed.barrier()
+    distributed.barrier()  # both are written
     run.ema.model.load_state_dict(load_checkpoint(best).weights)
     metrics = evaluate(run.ema.model.deploy(), run.val_loader, save_dir=run.save_dir, plots=not run.config.noplots)
     if distributed.is_main():

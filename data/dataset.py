@@ -5,7 +5,6 @@ Workers hold no state that matters: any of them, in any process, gives the same 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -80,7 +79,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.store = ImageStore(
             image_files, imgsz=imgsz, channels=channels, dtype=dtype, smooth=not augment, recent_bytes=recent_bytes
         )  # fmt: skip
-        self._unreadable: set[int] = set()
+        self._unreadable: dict[int, str] = {}  # of the batch that is drawn
 
     def __len__(self) -> int:
         return len(self.image_files)
@@ -124,6 +123,7 @@ class DetectionDataset(torch.utils.data.Dataset):
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         """A batch; pictures are split into planes directly in its tensor."""
         h, w = keys[0].hw
+        self._unreadable = {}
         images = np.empty((len(keys), self.channels, h, w), self.dtype)
         samples = []
         for planes, key in zip(images, keys):
@@ -139,7 +139,8 @@ class DetectionDataset(torch.utils.data.Dataset):
             torch.tensor([s.pad_xy for s in samples], dtype=torch.float32),
         )
         paths = tuple(self.image_files[k.index] for k in keys)
-        return Batch(torch.from_numpy(images), torch.from_numpy(targets), paths, places, max(counts))
+        unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
+        return Batch(torch.from_numpy(images), torch.from_numpy(targets), paths, places, max(counts), unreadable)
 
     def _augmented(self, key: SampleKey, rng: np.random.Generator) -> Sample:
         use_mosaic = key.mosaic and rng.random() < self.hyp.mosaic
@@ -166,9 +167,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         try:
             image = self.store.get(index)
         except ImageError as error:
-            if index not in self._unreadable:
-                self._unreadable.add(index)
-                warnings.warn(f"{error}; a grey image takes its place", stacklevel=2)
+            self._unreadable[index] = str(error)
             h, w = self.table.shapes_hw[index]
             ratio = self.imgsz / max(h, w)
             shape = (max(round(h * ratio), 1), max(round(w * ratio), 1), self.channels)

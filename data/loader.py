@@ -7,6 +7,7 @@ workers, for any number of processes, and after a resume.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -21,8 +22,11 @@ from data.depth import colour_note, depth_of
 from data.image_store import RECENT_BYTES
 from data.label_cache import cached_labels
 from data.labels import LabelTable, check_classes, label_path, list_images, summarise
+from data.unreadable import UnreadablePictures
 from utils.errors import UserError
 from utils.types import Batch
+
+GRACE_S = 30  # that a worker lives on after a SIGTERM
 
 
 def build_loader(
@@ -100,7 +104,7 @@ def build_loader(
         rank=rank, world_size=world_size, drop_last=drop_last, equal_shares=augment, mosaic_until=0 if rect else mosaic_until,
         rect_shapes=_rect_shapes(table.shapes_hw, batch_size * world_size, imgsz, stride, pad) if rect else None,
     )  # fmt: skip
-    return DetectionLoader(dataset, sampler, workers=workers, seed=seed)
+    return DetectionLoader(dataset, sampler, workers=workers, seed=seed, prefix=prefix)
 
 
 class DetectionLoader:
@@ -111,8 +115,9 @@ class DetectionLoader:
         sampler: Decides order and shapes.
     """
 
-    def __init__(self, dataset: DetectionDataset, sampler: EpochSampler, *, workers: int, seed: int) -> None:
+    def __init__(self, dataset: DetectionDataset, sampler: EpochSampler, *, workers: int, seed: int, prefix: str = "") -> None:
         self.dataset, self.sampler = dataset, sampler
+        self.unreadable = UnreadablePictures(len(dataset), prefix=prefix)
         self.batch_size = sampler.batch_size
         workers = max(0, min(workers, os.cpu_count() or 1, len(sampler)))
         self._loader = DataLoader(
@@ -127,7 +132,16 @@ class DetectionLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        """The batches; at the end, pictures that could not be read are named.
+
+        Raises:
+            UserError: too many could not.
+        """
+        for batch in self._loader:
+            if batch.unreadable:
+                self.unreadable.add(batch.unreadable)
+            yield batch
+        self.unreadable.report()
 
     def __len__(self) -> int:
         """Batches of a whole epoch, of this process."""
@@ -256,6 +270,13 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _start_worker(worker: int) -> None:
-    """Workers are the parallelism; threads inside them would only get in each other's way."""
+    """Workers are the parallelism; threads inside them would only get in each other's way.
+
+    A stop that reaches the whole process group is for the main process to hear: workers go on until it has finished its step.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from engine.pretrained import Frozen
+from engine.step_guard import StepGuard
+from engine.stopping import StopSignals
 from models.checkpoints import Checkpoint, plugin_records
 from models.detector import Detector
 from models.heads.base import DetectionLoss
@@ -19,6 +24,7 @@ from utils.config import Hyperparameters, TrainConfig
 from utils.early_stop import EarlyStop
 from utils.ema import ModelEMA
 from utils.loggers import metric_columns
+from utils.progress import LossMeter
 from utils.reproducibility import random_state, set_random_state
 from utils.schedule import Schedule
 
@@ -48,14 +54,40 @@ class Run:
     val_loader: DetectionLoader
     early_stop: EarlyStop
     callbacks: Callbacks
+    guard: StepGuard
+    meter: LossMeter  # of the epoch that runs
+    signals: StopSignals = field(default_factory=StopSignals)
     start_epoch: int = 0
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches of the next epoch that are done; their gradients are stepped
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of results.csv
 
     @property
     def info(self) -> RunInfo:
-        return RunInfo(self.save_dir, self.model.names, self.loss.names, self.start_epoch)
+        return RunInfo(self.save_dir, self.model.names, self.loss.names, self.start_epoch, tuple(self.rows))
+
+    def epochs_left(self) -> Sequence[int]:
+        """None for a run that was stopped while it ended."""
+        return () if self.early_stop.is_due(self.epoch - 1) else range(self.epoch, self.config.epochs)
+
+    def end_epoch(self, row: Mapping[str, float]) -> None:
+        """Counts the epoch as done."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.meter.reset()
+        self.rows.append(dict(row))
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Validation leaves no trace in the training that goes on after it, nor in the one that is resumed from within it."""
+        random = random_state()
+        with self.signals.at_once():
+            try:
+                yield
+            finally:
+                set_random_state(random)
 
 
-def snapshot(run: Run, epochs_done: int, metrics: Metrics | None) -> Checkpoint:
+def snapshot(run: Run, metrics: Metrics | None = None) -> Checkpoint:
     """The checkpoint of this moment; the tensors are shared with the run, not copied."""
     stop = run.early_stop
     return Checkpoint(
@@ -66,7 +98,7 @@ def snapshot(run: Run, epochs_done: int, metrics: Metrics | None) -> Checkpoint:
         plugins=plugin_records(),
         hyp=run.hyp.to_dict(),
         config=run.config.to_dict(),
-        epoch=epochs_done,
+        epoch=run.epoch,
         fitness=float(metrics.fitness) if metrics else 0.0,
         best_fitness=stop.best_fitness,
         metrics=metric_columns(metrics),
@@ -79,6 +111,12 @@ def snapshot(run: Run, epochs_done: int, metrics: Metrics | None) -> Checkpoint:
             "random": random_state(),
             "frozen": run.frozen.to_dict(),
             "loss": run.loss.state_dict(),
+            "batch": run.batch,
+            "iterations": len(run.train_loader),
+            "images": len(run.train_loader.dataset),
+            "meter": run.meter.state_dict(),
+            "guard": run.guard.state_dict(),
+            "rows": list(run.rows),
         },
     )
 
@@ -92,5 +130,21 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.ema.load_state_dict({"weights": checkpoint.weights, "updates": state["ema_updates"]})
     run.early_stop.best_fitness, run.early_stop.best_epoch = checkpoint.best_fitness, state["best_epoch"]
     run.loss.load_state_dict(state.get("loss", {}))
-    run.start_epoch = checkpoint.epoch
+    run.start_epoch = run.epoch = checkpoint.epoch
+    run.rows = [dict(row) for row in state.get("rows", ())]
+    run.guard.load_state_dict(state.get("guard", {}))
+    run.guard.keep_statistics()
+    if state.get("batch"):
+        restore_position(run, state)
     set_random_state(state["random"])
+
+
+def restore_position(run: Run, state: Mapping[str, Any]) -> None:
+    """Goes on within the epoch, if the data are those that it began with."""
+    here = (len(run.train_loader.dataset), len(run.train_loader))
+    if here == (state["images"], state["iterations"]):
+        run.batch = state["batch"]
+        run.meter.load_state_dict(state["meter"], device=run.device)
+    else:
+        before, now = (f"{images} images in {iterations} batches" for images, iterations in ((state["images"], state["iterations"]), here))
+        print(f"warning: the data have changed, {before} then, {now} now: epoch {run.epoch + 1} begins anew", file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,9 +13,12 @@ from torch import nn
 from engine.channels import with_channels
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
+from engine.resume import resumed, tidy
 from engine.run import Run, restore, snapshot
+from engine.saving import save_last
+from engine.step_guard import StepGuard
 from models.assigners.autoanchor import sizes_in_training
-from models.checkpoints import Checkpoint, load_checkpoint, require_plugins, save_checkpoint
+from models.checkpoints import Checkpoint, load_checkpoint, require_plugins
 from models.detector import Detector, build_model
 from models.edit import Edited, edit
 from models.graph_table import write_spec
@@ -32,11 +34,11 @@ from utils.errors import UserError
 from utils.loggers import CsvLogger, PlotLogger, TensorBoardLogger
 from utils.optim import GROUPS, build_optimizer, parameter_groups
 from utils.precision import gradient_scaler, precision_of
+from utils.progress import LossMeter
 from utils.recipes import family_hyp, find_hyp, gains_warning
-from utils.runs import new_run_dir, newest_weights
+from utils.runs import new_run_dir
 from utils.schedule import Schedule
 from utils.shared_flags import multiple_of_stride
-from utils.train_arguments import NEWEST
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
@@ -55,8 +57,6 @@ DEMO: dict[str, Any] = {
     "optimizer": "AdamW",
     "workers": 1,
 }
-# Flags that may be given anew with --resume; any other would make the run another one.
-RESUMABLE = frozenset(["resume", "device", "workers", "cache", "patience", "save_period", "nosave", "noplots", "plugins"])
 
 
 def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
@@ -78,25 +78,6 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
     return config, load_checkpoint(config.weights) if config.weights else None
 
 
-def resumed(config: TrainConfig) -> tuple[TrainConfig, Checkpoint]:
-    """The flags of the run that goes on, with those of RESUMABLE that were given anew."""
-    path = newest_weights(config.project, "last.pt") if config.resume == NEWEST else Path(config.resume)
-    defaults = TrainConfig()
-    changes = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != getattr(defaults, f.name)}
-    for name in changes:
-        if name not in RESUMABLE | {"project"}:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} with --resume: would make it another run; leave it out, or train on with --weights")
-    checkpoint = load_checkpoint(path)
-    if checkpoint.training is None:
-        raise UserError(f"{path}: holds no training state (the run was finished, or this is a best.pt); train on with --weights {path}")
-    changes.pop("project", None)
-    changes.update(resume=str(path), plugins=config.plugins)  # a path that is stored in a file is never imported
-    config = TrainConfig.from_dict(checkpoint.config).replace(**changes)
-    print(f"Going on with {path} after epoch {checkpoint.epoch} of {config.epochs}")
-    return config, checkpoint
-
-
 def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
     """Builds everything a run works with, restores it after a resume, and prints the recipe."""
     from data.dataset_spec import load_dataset_spec
@@ -112,6 +93,8 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
         adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)  # empty for heads without anchors
         print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
+    loss, scaler = model.head.build_loss(hyp), gradient_scaler(device, precision)
+    patience = 0 if config.skip_nan else config.nan_patience
     schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
     run = Run(
         config=config,
@@ -121,30 +104,47 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         model=model,
         frozen=frozen,
         network=network_of(model, config, device),
-        loss=model.head.build_loss(hyp),
+        loss=loss,
         ema=ModelEMA(model),
         optimizer=build_optimizer(
             model, hyp, name=config.optimizer, batch_size=config.batch_size, accumulate=schedule.full_accumulate,
             multipliers=multipliers(model, config.lr_mult),
         ),
-        scaler=gradient_scaler(device, precision),
+        scaler=scaler,
         precision=precision,
         schedule=schedule,
         train_loader=train_loader,
         val_loader=val_loader,
         early_stop=EarlyStop(config.patience),
         callbacks=Callbacks([*own_observers(config, train_loader), *observers], is_main=distributed.is_main()),
+        guard=StepGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled()),
+        meter=LossMeter(loss.names, finite_only=True),
     )
     if config.resume and checkpoint is not None:
         restore(run, checkpoint)
     if distributed.is_main():
-        config.to_yaml(save_dir / "opt.yaml")
-        hyp.to_yaml(save_dir / "hyp.yaml")
-        write_spec(save_dir / "model.yaml", model.spec, notes=model_notes(config))
+        leave_traces(run, checkpoint)
         print_recipe(run)
-        if not run.start_epoch and not config.nosave:  # at once: a full disk shows before the first epoch, and a Ctrl-C in it finds a file
-            save_checkpoint(save_dir / "weights" / "last.pt", snapshot(run, 0, None))
     return run
+
+
+def leave_traces(run: Run, checkpoint: Checkpoint | None) -> None:
+    """What stands in the run's folder before the first step.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    config, folder = run.config, run.save_dir
+    try:
+        config.to_yaml(folder / "opt.yaml")
+        run.hyp.to_yaml(folder / "hyp.yaml")
+        write_spec(folder / "model.yaml", run.model.spec, notes=model_notes(config))
+        if config.resume and checkpoint is not None:
+            tidy(folder / "weights", Path(config.resume), checkpoint)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    if not (config.resume or config.nosave):  # at once: a full disk shows before the first epoch, and a kill in it leaves a file
+        save_last(run, snapshot(run))
 
 
 def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Detector, Frozen]:
@@ -224,7 +224,10 @@ def run_folder(config: TrainConfig) -> Path:
             folder = last.parent.parent
         else:
             folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-        (folder / "weights").mkdir(exist_ok=True)
+        try:
+            (folder / "weights").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --project or --name") from None
     return cast("Path", distributed.broadcast_object(folder))
 
 

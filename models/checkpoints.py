@@ -1,12 +1,14 @@
 """The project's own checkpoints: tensors and plain values only, so that reading one can never run anything; and the door for others' files.
 
-A file is written beside its final name, flushed to the disk and renamed: whatever happens while saving, the previous one is whole.
+A file is written beside its final name, flushed to the disk and renamed: whatever happens while saving, the previous one is whole. Every
+part of a file carries a checksum that is looked at when it is read: a torn file is never taken for a checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -86,8 +88,11 @@ class ForeignCheckpoint(Checkpoint):
     layers: dict[str, Layer] = field(default_factory=dict)
 
 
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, keep_previous: bool = False) -> None:
     """Writes the file so that ``path`` is at every moment either the previous checkpoint or the new one, whole.
+
+    Args:
+        keep_previous: the previous one stays beside it, as ``previous_of(path)``.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the previous file is still there.
@@ -98,6 +103,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         _write(partial, {"format": FORMAT, "format_version": FORMAT_VERSION, **content})
+        if keep_previous:
+            _keep_previous(path)
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -106,6 +113,11 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def previous_of(path: Path) -> Path:
+    """Where the save before this one lies: ``last.prev.pt`` for ``last.pt``."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
@@ -128,6 +140,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception:  # torch's reader lets through whatever damaged bytes make its parser raise
         raise UserError(f"{path}: a damaged checkpoint (cut short, or partly overwritten)") from None
+    _require_whole(path)
     known = {f.name for f in fields(Checkpoint)}
     try:
         return Checkpoint(**{k: v for k, v in content.items() if k in known})
@@ -204,6 +217,18 @@ def plugin_records() -> tuple[dict[str, str], ...]:
     return tuple(asdict(plugin) for plugin in loaded_plugins())
 
 
+def _keep_previous(path: Path) -> None:
+    """Gives the present file a second name, so that it outlives the one that takes its place."""
+    previous = previous_of(path)
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except FileNotFoundError:
+        return  # the first save
+    except OSError:  # a file system without second names
+        os.replace(path, previous)
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     with open(path, "wb") as file:
         try:
@@ -214,6 +239,17 @@ def _write(path: Path, content: dict[str, Any]) -> None:
             raise
         file.flush()
         os.fsync(file.fileno())
+
+
+def _require_whole(path: Path) -> None:
+    """Compares every record with its checksum, which torch's reader does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError):
+        damaged = path.name
+    if damaged:
+        raise UserError(f"{path}: a damaged checkpoint ({damaged} is not what was written)")
 
 
 def _sync_folder(folder: Path) -> None:

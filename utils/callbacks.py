@@ -21,6 +21,7 @@ class RunInfo:
     names: tuple[str, ...]  # classes
     parts: tuple[str, ...]  # of the loss
     start_epoch: int = 0  # above 0 after a resume
+    rows: tuple[Mapping[str, float], ...] = ()  # of results.csv, of all epochs that are done
 
 
 class Callback:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -25,7 +25,12 @@ IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + 
 NAMES = {"iou_loss": IOU_LOSSES, "cls_loss": ("BCE", "focal", "QFL", "VFL")}  # keys whose values are names
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION")
 PRECISIONS = ("auto", "off", "fp16", "bf16")
-LEAST = {"epochs": 1, "batch_size": 1, "imgsz": 32, "workers": 0, "patience": 0, "min_items": 0, "seed": 0}
+LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "imgsz": 32,
+    **dict.fromkeys(("workers", "patience", "min_items", "seed", "save_steps", "nan_patience"), 0),
+}
 CACHES = ("", "ram", "disk")
 TEXTS = ("weights", "backbone_weights", "weights_report", "cfg", "data", "resume", "project", "name", "cache")  # paths are understood
 PRETRAINED = "pretrained"  # of --freeze
@@ -104,10 +109,9 @@ class Hyperparameters:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for field in fields(self):
-            if field.name != "source":
-                value = _checked(field.name, getattr(self, field.name), hints[field.name], self.source or "hyper-parameters")
-                object.__setattr__(self, field.name, value)
+        for key in (f.name for f in fields(self) if f.name != "source"):
+            value = _checked(key, getattr(self, key), hints[key], self.source or "hyper-parameters")
+            object.__setattr__(self, key, value)
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -187,6 +191,7 @@ class TrainConfig:
     resume: str = ""  # a checkpoint, or "newest"
     cache: str = ""  # "", "ram" or "disk"
     save_period: int = -1
+    save_steps: int = 0  # optimizer steps between saves within an epoch; 0 = none
     nosave: bool = False
     noval: bool = False
     noplots: bool = False
@@ -195,7 +200,10 @@ class TrainConfig:
     accumulate: int | None = None  # None = nominal batch / batch size
     deterministic: bool = False
     download: bool = False
+    nan_patience: int = 5  # steps in a row whose loss or gradient is no number; 0 = never stop
+    skip_nan: bool = False
     plugins: tuple[str, ...] = ()
+    given: tuple[str, ...] = field(default=(), compare=False)  # names that the command line set, also to their defaults; not saved
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -217,6 +225,10 @@ class TrainConfig:
             raise UserError("--attention-init is about inserted modules: give them with --attention, such as --attention FocalModulation@9")
         if not self.freeze_pretrained and any(not isinstance(i, int) or i < 0 for i in self.freeze):
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0; or {PRETRAINED!r} alone")
+        if self.save_steps and self.nosave:
+            raise UserError("--save-steps with --nosave: they exclude one another")
+        if any(i < 0 for i in self.freeze):
+            raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0")
 
     def _normalise(self) -> None:
         """Accepts what Python users naturally pass: paths, lists, an int where one of several is meant, lower-case optimizer names."""
@@ -255,12 +267,12 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """The config as a checkpoint or opt.yaml holds it; keys of other versions are left out."""
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"given"}
         return cls(**{k: v for k, v in values.items() if k in known})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only; hyper-parameters given as an object are saved on their own and leave their source here."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "given"}
         if isinstance(self.hyp, Hyperparameters):
             values["hyp"] = self.hyp.source
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -31,14 +31,24 @@ class ModelEMA:
         return self.decay_limit * (1 - math.exp(-update / self.tau))
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One step towards the model; a handful of fused kernels whatever the number of tensors."""
+    def update(self, taken: Tensor | None = None) -> None:
+        """One step towards the model; a handful of fused kernels whatever the number of tensors.
+
+        Args:
+            taken: () bool on the device; where it is false the average stays as it is. Nothing waits for it.
+        """
         self.updates += 1
+        part = 1 - self.decay(self.updates)
         if any(mine.dtype != other.dtype for mine, other in zip(self._own, self._theirs)):
             theirs = [other.to(mine.dtype) for mine, other in zip(self._own, self._theirs)]
         else:
             theirs = self._theirs
-        torch._foreach_lerp_(self._own, theirs, 1 - self.decay(self.updates))
+        if taken is None:
+            torch._foreach_lerp_(self._own, theirs, part)
+        else:
+            change = torch._foreach_sub(theirs, self._own)
+            torch._foreach_mul_(change, taken.float() * part)
+            torch._foreach_add_(self._own, change)
 
     def state_dict(self) -> dict[str, object]:
         return {"weights": self.model.state_dict(), "updates": self.updates}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -42,21 +41,19 @@ def metric_columns(metrics: Metrics | None) -> dict[str, float]:
 class CsvLogger(Callback):
     """Appends one row an epoch to results.csv; a value that was not measured is left empty.
 
-    After a resume, rows of epochs that are run again are dropped first.
+    A resumed run brings its rows along, so that none is missing, torn or there twice, whenever it was stopped.
     """
 
     def on_train_start(self, run: RunInfo) -> None:
-        path = run.save_dir / "results.csv"
-        kept = _rows_before(path, run.start_epoch) if run.start_epoch and path.is_file() else []
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with open(run.save_dir / "results.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns(run.parts), extrasaction="ignore", restval="")
             writer.writeheader()
-            writer.writerows(kept)
+            writer.writerows(map(_formatted, run.rows))
 
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
         with open(run.save_dir / "results.csv", "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns(run.parts), extrasaction="ignore", restval="")
-            writer.writerow({k: v if k == "epoch" else f"{v:.6g}" for k, v in row.items()})
+            writer.writerow(_formatted(row))
 
 
 class TensorBoardLogger(Callback):
@@ -68,7 +65,10 @@ class TensorBoardLogger(Callback):
     def on_train_start(self, run: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run.save_dir), purge_step=run.start_epoch or None)
+        last = run.rows[-1:]  # of a resumed run; it may have been stopped before that was written
+        self.writer = SummaryWriter(str(run.save_dir), purge_step=int(last[0]["epoch"]) if last else None)
+        for row in last:
+            self.on_epoch_end(run, row)
 
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
         for name, value in row.items():
@@ -109,7 +109,5 @@ class PlotLogger(Callback):
         plot_results(run.save_dir / "results.csv", run.save_dir / "results.png")
 
 
-def _rows_before(path: Path, epoch: int) -> list[dict[str, str]]:
-    """The rows of epochs before ``epoch``."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if (row["epoch"] or "").isdecimal() and int(row["epoch"]) < epoch]
+def _formatted(row: Mapping[str, float]) -> dict[str, Any]:
+    return {k: v if k == "epoch" else f"{v:.6g}" for k, v in row.items()}

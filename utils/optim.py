@@ -65,7 +65,7 @@ def build_optimizer(
     ]
     fused = {"fused": True} if _can_fuse(model) else {"foreach": True}
     if name == "SGD":
-        return torch.optim.SGD(described, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, **fused)
+        return with_momentum(torch.optim.SGD(described, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, **fused))
     betas = (hyp.momentum, 0.999)
     if name == "Adam":
         return torch.optim.Adam(described, lr=hyp.lr0, betas=betas, **fused)
@@ -74,6 +74,14 @@ def build_optimizer(
     if name == "LION":
         return Lion(described, lr=hyp.lr0, betas=(hyp.momentum, 0.99))
     raise UserError(f"--optimizer {name!r} is unknown, one of SGD, Adam, AdamW, LION is needed")
+
+
+def with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Momenta that begin at zero: torch makes them in the first step, and leaves them unset where that one is skipped."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return optimizer
 
 
 def apply_settings(optimizer: Optimizer, settings: StepSettings) -> None:
@@ -89,15 +97,29 @@ def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(group["lr"] for group in optimizer.param_groups[: len(GROUPS)])
 
 
-def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float) -> None:
-    """Unscales, clips, steps and clears the gradients, without asking the device for anything."""
+def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float) -> Tensor:
+    """Unscales, clips, steps and clears the gradients; gradients that are no numbers change nothing.
+
+    Fused optimizers are told so on the device. The others (LION, and all on devices without fused kernels) wait for it once a step.
+
+    Returns:
+        () bool on the device, whether the step was taken.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if clip_norm > 0:
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm, foreach=True)
-    scaler.step(optimizer)
-    scaler.update()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or torch.inf, foreach=True)
+    taken = torch.isfinite(norm)
+    if scaler.is_enabled():  # looks for itself
+        scaler.step(optimizer)
+        scaler.update()
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif taken:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return taken
 
 
 class Lion(Optimizer):

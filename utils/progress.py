@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
-
 BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {elapsed} {rate_fmt}"
 
 
 class LossMeter:
-    """Means of the loss parts, added up on the device; only ``means`` waits for it."""
+    """Means of the loss parts, added up on the device; only ``means`` waits for it.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self.count = 0
-        self._sum: Tensor | None = None
+    Args:
+        names: of the parts.
+        finite_only: leave out batches with a part that is no number, as no step is taken for them.
+    """
+
+    def __init__(self, names: Sequence[str], *, finite_only: bool = False) -> None:
+        self.names, self.finite_only = tuple(names), finite_only
+        self.count = 0  # updates
+        self._sum: Tensor | None = None  # (parts + 1,), the last is the number of batches that were added
 
     def update(self, parts: dict[str, Tensor]) -> None:
         values = torch.stack([parts[name].detach().float() for name in self.names])
+        values = torch.cat((values, values.new_ones(1)))
+        if self.finite_only:
+            values = torch.where(torch.isfinite(values).all(), values, 0.0)
         self._sum = values if self._sum is None else self._sum + values
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """One transfer from the device; NaN before the first update."""
-        values = [float("nan")] * len(self.names) if self._sum is None else (self._sum / self.count).tolist()
+        """One transfer from the device; NaN where nothing was added."""
+        values = [float("nan")] * len(self.names) if self._sum is None else (self._sum[:-1] / self._sum[-1]).tolist()
         return dict(zip(self.names, values))
+
+    def reset(self) -> None:
+        self._sum, self.count = None, 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self._sum is None else {"sum": self._sum, "count": torch.tensor(self.count)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *, device: torch.device | str) -> None:
+        self.reset()
+        if state:
+            self._sum, self.count = state["sum"].to(device), int(state["count"])
 
 
 class EpochBar:
-    """A tqdm bar over the batches of an epoch whose description carries epoch, memory, losses and sizes."""
+    """A tqdm bar over the batches of an epoch whose description carries epoch, memory, losses and sizes; ``done`` of them ran before."""
 
-    def __init__(self, batches: Iterable[Any], *, total: int, names: Sequence[str], epoch: int, epochs: int, shown: bool = True) -> None:
+    def __init__(
+        self, batches: Iterable[Any], *, total: int, names: Sequence[str], epoch: int, epochs: int, done: int = 0, shown: bool = True
+    ) -> None:
         from tqdm import tqdm
 
         if shown:
             print("".join(f"{title:>10}" for title in ("epoch", "memory", *names, "boxes", "px")))
         self.place = f"{epoch + 1}/{epochs}"
-        self.bar = tqdm(batches, total=total, disable=not shown, bar_format=BAR)
+        self.bar = tqdm(batches, total=total, initial=done, disable=not shown, bar_format=BAR)
 
     def __iter__(self) -> Iterator[Any]:
         with self.bar:
@@ -52,19 +70,6 @@ class EpochBar:
     def show(self, losses: dict[str, float], *, device: torch.device, boxes: int, side: int) -> None:
         columns = (self.place, memory_used(device), *(f"{v:.4g}" for v in losses.values()), str(boxes), str(side))
         self.bar.set_description_str("".join(f"{column:>10}" for column in columns), refresh=False)
-
-
-def finite(losses: dict[str, float], where: str) -> dict[str, float]:
-    """The losses, if they are numbers.
-
-    Raises:
-        UserError: one is NaN or infinite; the message says where, and what to try.
-    """
-    for name, value in losses.items():
-        if not math.isfinite(value):
-            hint = "lower lr0 in --hyp, or train with --amp off"
-            raise UserError(f"{where}: the {name} loss became {value}; {hint} (weights/last.pt holds the epoch before)")
-    return losses
 
 
 def memory_used(device: torch.device) -> str:

@@ -49,7 +49,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     if sides:
         given["imgsz"] = sides[0]
         given["val_imgsz"] = sides[1] if len(sides) == 2 and sides[1] != sides[0] else None
-    return TrainConfig(**given)
+    return TrainConfig(**given, given=tuple(given))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,6 +113,8 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--amp"], {"metavar": "TYPE"}, "auto, off, fp16 or bf16"),
             (["--compile"], on, "torch.compile"),
             (["--deterministic"], on, "deterministic kernels"),
+            (["--nan-patience"], number, "stop after N steps in a row whose loss is no number (no such step changes a weight); 0 = never"),
+            (["--skip-nan"], on, "skip any number of such steps"),
             (["--seed"], number, "seed"),
         ],
         "data": [
@@ -128,6 +130,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--name"], {}, "run folder in it"),
             (["--exist-ok"], on, "write into an existing run folder"),
             (["--save-period", "--save_period"], number, "keep a checkpoint every N epochs"),
+            (["--save-steps"], number, "save within epochs too, every N optimizer steps; 0 = only at their ends"),
             (["--nosave"], on, "save only at the end"),
             (["--noval"], on, "validate only at the end"),
             (["--notest"], on, hidden),

@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     paths: tuple[str, ...]  # B file paths
     letterbox: Letterbox
     max_boxes: int  # the most boxes in one image, known on the host so that the loss never asks the device
+    unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of pictures that grey had to take the place of
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The batch with images and targets on ``device``; what only reports need stays on the host."""

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -23,68 +21,16 @@ from data.dataset_spec import load_dataset_spec
 from engine.setup import build, settle
 from models import build_model, load_model
 from models.checkpoints import load_checkpoint
+from tests.tiny_training import HYP, config, make_world
 from train import TrainResult, main, train
 from utils.callbacks import Callback
-from utils.config import Hyperparameters, TrainConfig
+from utils.config import TrainConfig
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-TINY = """
-nc: 80
-depth_multiple: 1.0
-width_multiple: 1.0
-anchors: 3
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, {block}]
-  - [-1, 1, Conv, [32, 3, 2]]
-head:
-  - [[3, 4], 1, DDetect, [nc]]
-"""
-# A block that draws from torch's global generator, as dropout does.
-NOISY = """
-import torch
-from torch import nn
-from models import channel_rules as rules
-from models.registry import register
-
-@register("NoisyForTests", channels=rules.preserves)
-class NoisyForTests(nn.Module):
-    def forward(self, x):
-        return x + 0.1 * torch.rand_like(x) if self.training else x
-"""
-HYP = Hyperparameters(warmup_epochs=1, warmup_min_iters=0, nbs=8, mixup=0.5, close_mosaic=1)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with 12 + 4 pictures of bright and dark squares, a tiny model and a plugin."""
-    root = tmp_path_factory.mktemp("wörld with space")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4)):
-        (root / "images" / split).mkdir(parents=True)
-        (root / "labels" / split).mkdir(parents=True)
-        for i in range(count):
-            image = rng.integers(60, 120, (64, 64, 3)).astype(np.uint8)
-            label, x, y = i % 2, *rng.integers(4, 30, 2)
-            image[y : y + 24, x : x + 24] = 250 * label
-            (root / "images" / split / f"{i}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
-            (root / "labels" / split / f"{i}.txt").write_text(f"{label} {(x + 12) / 64} {(y + 12) / 64} {24 / 64} {24 / 64}\n")
-    (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [dark, bright]\n")
-    (root / "tiny-v9.yaml").write_text(TINY.format(block="Conv, [16, 1, 1]"))
-    (root / "noisy-v9.yaml").write_text(TINY.format(block="NoisyForTests, []"))
-    (root / "noisy.py").write_text(NOISY)
-    return root
-
-
-def config(world: Path, folder: Path, **changes) -> TrainConfig:
-    given = {
-        "cfg": world / "tiny-v9.yaml", "data": world / "data.yaml", "hyp": HYP, "imgsz": 64, "epochs": 3, "batch_size": 4, "workers": 0,
-        "device": "cpu", "project": folder, "noplots": True, "seed": 3,
-    }  # fmt: skip
-    return TrainConfig(**{**given, **changes})
+    return make_world(tmp_path_factory.mktemp("wörld with space"))
 
 
 class Interrupt(Callback):
@@ -124,7 +70,7 @@ def test_a_run_leaves_what_users_expect(world, tmp_path):
 def test_a_resumed_run_equals_one_that_never_stopped(world, tmp_path, optimizer):
     given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "optimizer": optimizer, "multi_scale": True, "cos_lr": True}
     whole = train(config(world, tmp_path / "whole", **given))
-    with pytest.raises(KeyboardInterrupt, match="holds the last whole epoch"):
+    with pytest.raises(KeyboardInterrupt, match="holds 1 of 3 epochs, go on with --resume"):
         train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
     last = tmp_path / "cut" / "exp" / "weights" / "last.pt"
     assert load_checkpoint(last).epoch == 1
@@ -236,8 +182,8 @@ def test_training_stops_early_without_progress(world, tmp_path, monkeypatch, cap
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(world, tmp_path):
-    with pytest.raises(UserError, match=r"epoch 1, iteration .*lower lr0"):
-        train(config(world, tmp_path, hyp=HYP.replace(lr0=10.0, warmup_epochs=0, clip_norm=0.0, box=1e38, cls=1e38)))
+    with pytest.raises(UserError, match=r"epoch 1, iteration 2: the loss became inf for 2 steps in a row; lower lr0.* holds 0 of 3"):
+        train(config(world, tmp_path, hyp=HYP.replace(box=1e38, cls=1e38), nan_patience=2))
     assert load_checkpoint(tmp_path / "exp" / "weights" / "last.pt").epoch == 0
 
 

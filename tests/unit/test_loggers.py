@@ -23,12 +23,15 @@ def test_columns_are_those_of_yolo():
     )
 
 
-def test_a_resume_drops_the_rows_it_will_write_again(tmp_path):
-    logger = CsvLogger()
+def test_a_resumed_run_writes_the_rows_that_it_brings_along(tmp_path):
+    logger, rows = CsvLogger(), []
     logger.on_train_start(RunInfo(tmp_path, ("a",), PARTS))
     for epoch in range(3):
-        logger.on_epoch_end(RunInfo(tmp_path, ("a",), PARTS), {"epoch": epoch, "train/box_loss": 1 / 3, "x/lr0": 0.01})
-    resumed = RunInfo(tmp_path, ("a",), PARTS, start_epoch=2)
+        rows.append({"epoch": epoch, "train/box_loss": 1 / 3, "x/lr0": 0.01})
+        logger.on_epoch_end(RunInfo(tmp_path, ("a",), PARTS), rows[-1])
+    with open(tmp_path / "results.csv", "a") as file:
+        file.write("3,0.12")  # torn
+    resumed = RunInfo(tmp_path, ("a",), PARTS, start_epoch=2, rows=tuple(rows[:2]))
     logger.on_train_start(resumed)
     logger.on_epoch_end(resumed, {"epoch": 2, "train/box_loss": 0.5})
     rows = rows_of(tmp_path)

@@ -1,0 +1,56 @@
+"""Pictures that cannot be read any more while an epoch runs: a few are named once, many end it.
+
+Workers put a grey picture without objects in place of each, which hangs on nothing but the file; the main process keeps the account.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils.errors import UserError
+
+TOLERATED, TOLERATED_PART = 3, 0.1  # pictures, whichever is more
+SHOWN = 10
+
+
+class UnreadablePictures:
+    """Files of a data set that could not be read.
+
+    Args:
+        count: pictures in the data set.
+        prefix: words before messages.
+    """
+
+    def __init__(self, count: int, *, prefix: str = "") -> None:
+        self.count, self.prefix = count, prefix
+        self.reasons: dict[str, str] = {}  # path -> what is wrong
+        self._new: list[str] = []
+
+    def add(self, found: Iterable[tuple[str, str]]) -> None:
+        """Takes (path, message) pairs.
+
+        Raises:
+            UserError: the folder is gone, or so many are that this is no data set to train on.
+        """
+        for path, reason in found:
+            if path in self.reasons:
+                continue
+            folder = Path(path).parent
+            if not folder.is_dir():
+                raise UserError(f"{folder}: the folder of {Path(path).name} and others is gone; is its disk still mounted?")
+            self.reasons[path] = reason
+            self._new.append(reason)
+        limit = max(TOLERATED, int(self.count * TOLERATED_PART))
+        if len(self.reasons) > limit:
+            first = next(iter(self.reasons.values()))
+            raise UserError(f"{len(self.reasons)} of {self.count} images cannot be read any more (at most {limit} may), first: {first}")
+
+    def report(self) -> None:
+        """Names those that are new since the last report."""
+        if self._new:
+            more = f" and {len(self._new) - SHOWN} more" if len(self._new) > SHOWN else ""
+            named = "; ".join(self._new[:SHOWN])
+            print(f"warning: {self.prefix}{len(self._new)} image(s) replaced by grey: {named}{more}", file=sys.stderr)
+        self._new = []
