@@ -1,0 +1,231 @@
+"""A training that was stopped, killed or torn, and went on, ends with the very weights of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as script
+from engine.resume import find_save
+from models.checkpoints import load_checkpoint, previous_of
+from tests.tiny_training import HYP, config, make_world
+from train import train
+from utils.callbacks import Callback
+from utils.config import TrainConfig
+from utils.errors import UserError
+from utils.train_arguments import parse_arguments
+
+ROOT = Path(__file__).parents[2]
+# Several steps an epoch, two batches a step, sizes that change, a schedule in motion.
+GIVEN = {"batch_size": 2, "multi_scale": True, "cos_lr": True, "optimizer": "AdamW", "hyp": HYP.replace(nbs=4, iou_loss="WIoU-v3")}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory) -> Path:
+    """The folder of a run that was left alone."""
+    return train(config(world, tmp_path_factory.mktemp("whole"), **GIVEN)).save_dir
+
+
+class Signal(Callback):
+    """A signal to this process at a given step."""
+
+    def __init__(self, epoch: int, iteration: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        self.when, self.number, self.times = (epoch, iteration), number, times
+
+    def on_batch(self, run, epoch, iteration, batch) -> None:
+        if (epoch, iteration) == self.when:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        first, second = (load_checkpoint(folder / "weights" / name) for folder in (a, b))
+        assert first.weights.keys() == second.weights.keys()
+        assert all(torch.equal(first.weights[k], second.weights[k]) for k in first.weights), name
+        for key in ("epoch", "fitness", "best_fitness", "metrics"):
+            assert getattr(first, key) == getattr(second, key), (name, key)
+    assert (a / "results.csv").read_text() == (b / "results.csv").read_text()
+    assert {p.name for p in (b / "weights").iterdir()} == {"last.pt", "best.pt"}
+
+
+def stopped(world: Path, folder: Path, *observers: Callback, **changes) -> Path:
+    """last.pt of a run that observers stop."""
+    with pytest.raises(KeyboardInterrupt, match="go on with --resume"):
+        train(config(world, folder, **{**GIVEN, **changes}), observers=observers)
+    return folder / "exp" / "weights" / "last.pt"
+
+
+@pytest.mark.parametrize(("number", "place"), [(signal.SIGINT, (1, 2)), (signal.SIGTERM, (0, 3)), (signal.SIGINT, (1, 5))])
+def test_a_stop_is_saved_after_its_step_and_the_run_goes_on_from_there(world, whole, tmp_path, number, place):
+    last = stopped(world, tmp_path, Signal(*place, number))
+    saved = load_checkpoint(last)
+    assert saved.epoch == place[0]
+    assert place[1] < saved.training["batch"] <= place[1] + 2  # at most two batches a step
+    torch.manual_seed(99)
+    assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
+
+
+def test_the_number_of_workers_changes_nothing_even_within_an_epoch(world, whole, tmp_path):
+    for workers in (1, 3):
+        last = stopped(world, tmp_path / str(workers), Signal(1, 2), workers=workers)
+        result = train(TrainConfig(resume=last, workers=4 - workers))
+        assert_equal_runs(whole, result.save_dir)
+
+
+def test_a_second_signal_stops_at_once(world, whole, tmp_path):
+    last = stopped(world, tmp_path, Signal(1, 2, times=2))
+    assert (load_checkpoint(last).epoch, load_checkpoint(last).training["batch"]) == (1, 0)
+    assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
+
+
+def test_a_stop_during_validation_does_not_wait_for_its_end(world, whole, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(torch.rand(3))  # draws that a resume must not miss
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    import val
+
+    evaluate = val.evaluate
+    monkeypatch.setattr(val, "evaluate", interrupted)
+    last = stopped(world, tmp_path)
+    assert (load_checkpoint(last).epoch, load_checkpoint(last).training["batch"]) == (1, 6)
+    assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
+
+
+def test_saves_within_epochs_and_nothing_is_lost_but_the_steps_since(world, whole, tmp_path):
+    seen = []
+
+    class Crash(Callback):
+        def on_batch(self, run, epoch, iteration, batch) -> None:
+            saved = load_checkpoint(run.save_dir / "weights" / "last.pt")
+            seen.append((saved.epoch, saved.training["batch"]))
+            if (epoch, iteration) == (1, 4):
+                raise KeyboardInterrupt
+
+    last = stopped(world, tmp_path, Crash(), save_steps=2)
+    assert seen[-1][0] == 1
+    assert seen[-1][1] > 0
+    assert len({batch for _, batch in seen}) > 2
+    assert_equal_runs(whole, train(TrainConfig(resume=last, save_steps=1)).save_dir)
+
+
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: bytes(len(content)),
+        lambda content: content[:-5000] + bytes(5000),
+        lambda content: content[: len(content) // 2] + bytes(100) + content[len(content) // 2 + 100 :],
+    ],
+    ids=["empty", "half", "zeros", "end", "middle"],
+)
+def test_a_torn_file_is_never_taken_for_a_checkpoint(world, whole, tmp_path, capsys, damage):
+    last = stopped(world, tmp_path, Signal(1, 3), save_steps=1)
+    previous = load_checkpoint(previous_of(last))
+    last.write_bytes(damage(last.read_bytes()))
+    (last.parent / ".last.pt.123.partial").write_bytes(b"left by a killed save")
+    with pytest.raises(UserError, match=r"last\.pt: "):
+        load_checkpoint(last)
+    result = train(TrainConfig(resume=last))
+    said = capsys.readouterr()
+    assert f"the save before it is whole: {previous_of(last)}" in said.err
+    assert f"after {previous.epoch} of 3 epochs" in said.out
+    assert_equal_runs(whole, result.save_dir)
+
+
+def test_a_run_that_was_killed_while_it_ended_is_completed(world, whole, tmp_path, monkeypatch):
+    def killed(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="holds 3 of 3 epochs, go on with"):
+        patch.setattr(script, "finish_weights", killed)
+        train(config(world, tmp_path, **GIVEN))
+    last = tmp_path / "exp" / "weights" / "last.pt"
+    (last.parent / "best.pt").unlink()  # killed between the two: best.pt follows from last.pt
+    shutil.copy(last, last.parent / "best.pt") if load_checkpoint(last).training["best_epoch"] != 2 else None
+    result = train(TrainConfig(resume=last))
+    assert (result.last, result.epochs) == (None, 3)
+    if load_checkpoint(whole / "weights" / "best.pt").epoch == 3:
+        assert_equal_runs(whole, result.save_dir)
+    assert load_checkpoint(last).training is None
+
+
+def test_an_early_stopped_run_is_not_trained_on(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.early_stop.EarlyStop.is_due", lambda self, epoch: epoch >= 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, "finish_weights", lambda run: os.kill(os.getpid(), signal.SIGINT))
+        train(config(world, tmp_path, **GIVEN))
+    assert train(TrainConfig(resume=tmp_path / "exp")).epochs == 2
+
+
+def test_what_may_be_given_to_resume(world, tmp_path, monkeypatch):
+    weights = tmp_path / "runs" / "exp" / "weights"
+    with pytest.raises(UserError, match=r"no run in .*; start one without --resume"):
+        find_save("newest", str(tmp_path / "runs"))
+    weights.mkdir(parents=True)
+    for given in ("newest", str(weights), str(weights.parent)):
+        with pytest.raises(UserError, match="exp was stopped before its first save; start it again"):
+            find_save(given, str(tmp_path / "runs"))
+    previous_of(weights / "last.pt").touch()
+    assert find_save("newest", str(tmp_path / "runs")) == weights / "last.pt"
+    newer = tmp_path / "runs" / "exp2" / "weights"
+    newer.mkdir(parents=True)
+    os.utime(newer, (2**31, 2**31))
+    with pytest.raises(UserError, match="exp2 was stopped before"):
+        find_save("newest", str(tmp_path / "runs"))
+
+
+def test_flags_given_anew_count_even_where_they_are_the_defaults(world, tmp_path):
+    from engine.resume import resumed
+
+    last = stopped(world, tmp_path, Signal(0, 1), patience=7, workers=0)
+    config_anew, _ = resumed(parse_arguments(["--resume", str(last), "--patience", "100", "--workers", "8"]))
+    assert (config_anew.patience, config_anew.workers, config_anew.epochs) == (100, 8, 3)
+    with pytest.raises(UserError, match="--epochs with --resume: would make it another run"):
+        resumed(parse_arguments(["--resume", str(last), "--epochs", "100"]))
+
+
+def test_other_data_begin_the_epoch_anew_and_say_so(world, tmp_path, capsys):
+    mine = make_world(tmp_path / "mine")
+    last = stopped(mine, tmp_path, Signal(1, 2))
+    (mine / "images" / "train" / "3.png").unlink()
+    assert train(TrainConfig(resume=last)).epochs == 3
+    assert "warning: the data have changed, 12 images in 6 batches then, 11 images in 6 batches now: epoch 2 begins anew" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+@pytest.mark.parametrize("kills", [pytest.param(4, id="4"), pytest.param(20, id="20", marks=pytest.mark.slow)])
+def test_kill_at_random_moments(world, tmp_path, kills):
+    hyp = HYP.replace(nbs=4).to_dict()
+    flags = {"cfg": str(world / "tiny-v9.yaml"), "data": str(world / "data.yaml"), "project": str(tmp_path), "device": "cpu", "noplots": True}
+    size = {"imgsz": 64, "epochs": 2 + kills // 3, "batch_size": 2, "workers": 2, "save_steps": 1, "multi_scale": True, "seed": 3}
+    plan = {"config": {**flags, **size, "hyp": hyp}, "kills": kills, "seed": int(os.environ.get("KILL_SEED", "0"))}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    command = [sys.executable, "-m", "tests.killing", str(tmp_path / "plan.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    print(found)
+    assert (found["kills"], found["corrupt"], found["ended"], found["orphans"]) == (kills, [], 0, []), done.stderr[-2000:]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
