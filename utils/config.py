@@ -227,8 +227,6 @@ class TrainConfig:
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0; or {PRETRAINED!r} alone")
         if self.save_steps and self.nosave:
             raise UserError("--save-steps with --nosave: they exclude one another")
-        if any(i < 0 for i in self.freeze):
-            raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0")
 
     def _normalise(self) -> None:
         """Accepts what Python users naturally pass: paths, lists, an int where one of several is meant, lower-case optimizer names."""
