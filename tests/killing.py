@@ -46,11 +46,11 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     steps = attempt(TrainConfig(**{**flags, "name": "whole"}))[1]
     whole_s = time.monotonic() - started
     last = Path(flags["project"]) / "cut" / "weights" / "last.pt"
-    share = steps / (plan["kills"] + 1)  # so that the run does not end before the last kill
+    most = max(steps // plan["kills"] - 3, 1)  # batches before a kill, so that the run does not end before the last one
     found: dict[str, Any] = {"kills": 0, "steps": steps, "corrupt": [], "moments": [], "partials": 0}
     while found["kills"] < plan["kills"]:
         config = TrainConfig(resume=last) if last.exists() else TrainConfig(**{**flags, "name": "cut", "exist_ok": True})
-        moment = rng.randint(0, int(2 * share) - 1), rng.uniform(0.0, whole_s / steps)
+        moment = rng.randint(0, most), rng.uniform(0.0, whole_s / steps)
         status, _ = attempt(config, kill_after=moment, start_s=rng.uniform(0.0, 1.0) if rng.random() < 0.2 else None)
         if status != -signal.SIGKILL:
             found["ended"] = status

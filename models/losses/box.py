@@ -85,7 +85,8 @@ class BoxLoss:
 def _running_mean(before: Tensor, loss: Tensor, mask: Tensor) -> Tensor:
     """WIoU's mean after a batch, the same on all processes; unmoved by a batch without boxes, or whose loss is no number."""
     total, count = all_reduce_sum(torch.stack(((loss * mask).sum(), mask.sum().to(loss))))
-    return torch.where((count > 0) & torch.isfinite(total), (1 - WISE_MOMENTUM) * before + WISE_MOMENTUM * total / count.clamp(min=1), before)
+    moved = (1 - WISE_MOMENTUM) * before + WISE_MOMENTUM * total / count.clamp(min=1)
+    return torch.where((count > 0) & torch.isfinite(total), moved, before)
 
 
 def similarity(name: str, boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, image_hw: tuple[float, float] = (640.0, 640.0)) -> Tensor:
