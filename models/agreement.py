@@ -63,12 +63,12 @@ def compare(deployed: Detector, path: Path, facts: ExportFacts) -> Agreement:
 def _rounding_px(deployed: Detector, inputs: list[Tensor]) -> float:
     """The largest difference of a coordinate between torch in float32 and in float64, px."""
     exact = copy.deepcopy(deployed).double()
-    return max(_of_predictions(exact.predict(images.double()), deployed.predict(images))[0] for images in inputs)
+    return max(largest_differences(exact.predict(images.double()), deployed.predict(images))[0] for images in inputs)
 
 
 def _plain_differences(deployed: Detector, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
     exported = load_exported(path)
-    return [_of_predictions(deployed.predict(images), exported.predict(images)) for images in inputs]
+    return [largest_differences(deployed.predict(images), exported.predict(images)) for images in inputs]
 
 
 def _end2end_differences(deployed: Detector, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
@@ -85,12 +85,12 @@ def _end2end_differences(deployed: Detector, path: Path, facts: ExportFacts, inp
         for images in inputs:
             *detections, boxes, scores = exported.network(images)
             expected = decode_detections(suppress(boxes, scores), len(facts.names))
-            found.append(_of_predictions(deployed.predict(images), Predictions(boxes, scores)))
+            found.append(largest_differences(deployed.predict(images), Predictions(boxes, scores)))
             found.append(_of_detections(expected, decode_detections(detections, len(facts.names))))
     return found
 
 
-def _of_predictions(expected: Predictions, got: Predictions) -> tuple[float, float]:
+def largest_differences(expected: Predictions, got: Predictions) -> tuple[float, float]:
     """The largest difference of a coordinate in px, and of a score."""
     if expected.boxes.shape != got.boxes.shape or expected.scores.shape != got.scores.shape:
         return math.inf, math.inf

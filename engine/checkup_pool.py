@@ -1,0 +1,157 @@
+"""Many check-ups at once: a process each, so that memory comes back, none can spoil another, and one that dies is a line of the table."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from engine.checkup import CHECKS, Case, Evaluate, Report, examine
+from models.registry import BLOCKS, load_plugin
+
+GIB = 2**30
+SHARE = 0.8  # of the memory that is free
+# imported once, before processes are split off: an optimizer, an export and a session bring them in otherwise, each time anew
+SHARED_IMPORTS = ("torch._dynamo", "torch.onnx.utils", "onnx", "onnxruntime")
+# Linux splits off a copy of this process, which runs no threads of torch's yet; elsewhere that is not safe
+_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process is told besides its case.
+
+    Attributes:
+        evaluate: ``val.evaluate``.
+        side: of the images, px.
+        plugins: files with blocks of the user's own.
+    """
+
+    evaluate: Evaluate
+    side: int
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of the machine is used."""
+
+    jobs: int
+    memory: int  # bytes for all processes together; 0 where the system does not say what it has
+
+    @classmethod
+    def of(cls, *, jobs: int, memory_gib: float) -> Limits:
+        """From flags; 0 means the number of cores, and a share of the free memory."""
+        return cls(max(jobs, 0) or os.cpu_count() or 1, int(memory_gib * GIB) or int(SHARE * _free_memory()))
+
+    def __str__(self) -> str:
+        return f"{self.jobs} at a time{f', with {self.memory / GIB:.1f} GiB' if self.memory else ''}"
+
+
+def examine_all(cases: Sequence[Case], job: Job, limits: Limits) -> Iterator[Report]:
+    """Reports as they come; what runs out of its share of the memory is examined again, alone and with all of it."""
+    again = []
+    for report in _examine(cases, job, processes=limits.jobs, memory=limits.memory // limits.jobs):
+        if report.out_of_memory and limits.jobs > 1:
+            again.append(report.case)
+        else:
+            yield report
+    yield from _examine(again, job, processes=1, memory=limits.memory)
+
+
+def _examine(cases: Sequence[Case], job: Job, *, processes: int, memory: int) -> Iterator[Report]:
+    _prepare()
+    waiting, running = list(reversed(cases)), dict[Connection, tuple[BaseProcess, Case]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                case = waiting.pop()
+                connection, process = _start(case, job, memory)
+                running[connection] = process, case
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                yield _result(ready, *running.pop(ready))
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+
+
+def _prepare() -> None:
+    """Loads what every process needs; onnx may be missing, which the check that needs it says."""
+    len(BLOCKS)
+    for name in SHARED_IMPORTS:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+
+
+def _start(case: Case, job: Job, memory: int) -> tuple[Connection, BaseProcess]:
+    here, there = _CONTEXT.Pipe(duplex=False)
+    process: BaseProcess = _CONTEXT.Process(target=_work, args=(there, case, job, memory), daemon=True)
+    process.start()
+    there.close()  # the other process holds it too; while it is open here, that one's death would not be seen
+    return here, process
+
+
+def _result(connection: Connection, process: BaseProcess, case: Case) -> Report:
+    try:
+        report: Report = connection.recv()
+    except EOFError:  # it died; a system that ran out of memory kills the largest
+        process.join()
+        return Report(case, {CHECKS[0]: f"the process died with status {process.exitcode}"}, out_of_memory=True)
+    finally:
+        connection.close()
+    process.join()
+    return report
+
+
+def _work(connection: Connection, case: Case, job: Job, memory: int) -> None:
+    """What a process does: one case."""
+    torch.set_num_threads(1)
+    for path in job.plugins:
+        load_plugin(path)
+    _limit_memory(memory)
+    started = time.process_time()
+    report = examine(case, job.evaluate, side=job.side)
+    report.seconds, report.peak_mib = time.process_time() - started, _peak_mib()
+    connection.send(report)
+
+
+def _limit_memory(size: int) -> None:
+    """Lets allocations beyond ``size`` bytes fail in this process, where the system can do that."""
+    try:
+        import resource
+    except ImportError:
+        return
+    if size and sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+
+
+def _peak_mib() -> float:
+    """The most memory that this process had in use; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _free_memory() -> int:
+    """Bytes that new processes can have; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
