@@ -1,9 +1,9 @@
-# `make demo` and `make test` each go from a fresh clone to done; both make .venv by themselves.
+# `make demo`, `make test` and `make doctor` each go from a fresh clone to done; they make .venv by themselves.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test doctor doctor-full lint clean
 
 $(VENV)/.run: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +21,14 @@ demo: $(VENV)/.run
 # one process a core, one thread a process: the tests are many and small
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# every model YAML, the smallest scale of each: a training step, validation, fusing, deployment, ONNX; table in runs/doctor
+doctor: $(VENV)/.run
+	OMP_NUM_THREADS=1 $(BIN)/python doctor.py
+
+# every scale; may take hours, and goes on where it was stopped
+doctor-full: $(VENV)/.run
+	OMP_NUM_THREADS=1 $(BIN)/python doctor.py --all-scales --resume --out runs/doctor-full
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

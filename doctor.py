@@ -41,12 +41,12 @@ def parser() -> argparse.ArgumentParser:
     """The flags."""
     flags = argparse.ArgumentParser(prog="doctor.py", description="puts model YAMLs through training, validation, deployment and export")
     flags.add_argument("cfg", nargs="*", help="model YAMLs, paths or bare names; all under models/configs if none is given")
-    flags.add_argument("--only", nargs="+", metavar="PATTERN", default=[], help="those whose name fits one of the patterns, such as 'yolov8-*'")
+    flags.add_argument("--only", nargs="+", metavar="PATTERN", default=[], help="only YAMLs of these names, such as 'yolov8-*'")
     flags.add_argument("--all-scales", action="store_true", help="every scale of a YAML with scales, not only its smallest")
     flags.add_argument("--imgsz", type=int, default=64, help="side of the images, px; rounded up to the stride of each network")
     flags.add_argument("--jobs", type=int, default=0, help="processes, one thread each; the number of cores if not given")
     flags.add_argument("--memory", type=float, default=0.0, help="GiB for all processes together; four fifths of what is free if not given")
-    flags.add_argument("--resume", action="store_true", help="leave out what the table in --out shows as passed, if no source has changed since")
+    flags.add_argument("--resume", action="store_true", help="leave out what passed before, by the table in --out, if nothing has changed")
     flags.add_argument("--out", type=Path, default=Path("runs/doctor"), help="folder of the tables, doctor.csv and doctor.md")
     flags.add_argument("--plugins", nargs="*", default=[], help="Python files with blocks of your own")
     return flags

@@ -33,7 +33,9 @@ BATCH, BOXES = 2, 3  # images, and boxes in each
 # between a network and its folded form, both in float32: folding multiplies weights in another order
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
 STATISTICS_SHARE = 0.9  # of a batch in the running statistics; with all of it, rounding would grow from norm to norm
-OUT_OF_MEMORY = ("can't allocate memory", "bad allocation", "bad_alloc", "Failed to allocate memory")
+# how torch, its convolutions and onnxruntime say it
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory", "bad allocation", "bad_alloc",
+                 "Failed to allocate memory")  # fmt: skip
 
 Evaluate = Callable[..., Any]  # val.evaluate, which stands above this file
 

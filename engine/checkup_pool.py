@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ SHARE = 0.8  # of the memory that is free
 # imported once, before processes are split off: an optimizer, an export and a session bring them in otherwise, each time anew
 SHARED_IMPORTS = ("torch._dynamo", "torch.onnx.utils", "onnx", "onnxruntime")
 # Linux splits off a copy of this process, which runs no threads of torch's yet; elsewhere that is not safe
-_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+_CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """What a network costs, by layer: parameters, multiply-adds counted at operator level, memory that training keeps, and time.
 
-    python -m models.profiling yolov9-c-FocalModulation.yaml --imgsz 640 --sort time
+    python -m models.profiling yolov9-c-FocalModulation.yaml --imgsz 640 --sort time --csv cost.csv
 
-Multiply-adds come from torch's FlopCounterMode, which sees every convolution and matrix product, attention included; element-wise work
-(activations, norms, pooling, prefix sums) is not counted, as in every published figure.
+models/operations.py says what counts as a multiply-add: convolutions and matrix products, attention included, as in published figures.
 """
 
 from __future__ import annotations
@@ -19,13 +18,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.channel_rules import LayerPlan
 from models.detector import Detector, build_model
+from models.operations import OperationCounter, multiply_adds
 from utils.errors import UserError
+from utils.shared_flags import height_and_width, multiple_of_stride
 
-SORT_KEYS = ("row", "parameters", "multiply_adds", "activation_bytes", "seconds")
+__all__ = ["LayerCost", "multiply_adds", "profile"]
+# what --sort takes: the name in the table's head, and the column that it means
+SORT_KEYS = {"row": "row", "parameters": "parameters", "mult-adds": "multiply_adds", "memory": "activation_bytes", "time": "seconds"}
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,17 @@ class LayerCost:
 
 def profile(model: Detector, *, imgsz: int | tuple[int, int] = 640, batch: int = 1, repeats: int = 3) -> list[LayerCost]:
     """Costs of every row for ``batch`` images of ``imgsz`` (H, W) px, measured on the model's device."""
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     device = next(model.parameters()).device
-    images = torch.zeros(batch, model.ch, height, width, device=device)
+    images = torch.zeros(batch, model.ch, *height_and_width(imgsz), device=device)
+    kept = KeptForBackward()
     costs: list[LayerCost] = []
 
     def call(plan: LayerPlan, layer: nn.Module, inputs: Any) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        with OperationCounter() as counter:
             out = layer(inputs)
         parameters = sum(p.numel() for p in layer.parameters())
-        kept = _kept_for_backward(layer, inputs)
-        seconds = _median_seconds(layer, inputs, repeats)
-        adds = counter.get_total_flops() // 2
-        costs.append(LayerCost(plan.index, plan.name, plan.sources, _shapes(out), parameters, adds, kept, seconds))
+        size, seconds = kept.by(plan, layer, inputs), _median_seconds(layer, inputs, repeats)
+        costs.append(LayerCost(plan.index, plan.name, plan.sources, _shapes(out), parameters, counter.total, size, seconds))
         return out
 
     was_training = model.training
@@ -67,34 +67,42 @@ def profile(model: Detector, *, imgsz: int | tuple[int, int] = 640, batch: int =
     return costs
 
 
-def multiply_adds(model: nn.Module, images: Tensor) -> int:
-    """Multiply-adds of one forward pass, matrix products and attention included."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(images)
-    return counter.get_total_flops() // 2
+class KeptForBackward:
+    """Bytes that autograd keeps of a forward pass, row by row; a map that several rows keep counts where it is kept first."""
+
+    def __init__(self) -> None:
+        self._maps: set[int] = {-1}  # rows whose output is counted; the image is there anyway
+
+    def by(self, plan: LayerPlan, layer: nn.Module, inputs: Any) -> int:
+        """Runs the layer once more, with gradients."""
+        given = [_leaf(value) for value in inputs] if isinstance(inputs, list) else [_leaf(inputs)]
+        row_of = {_address(t): s for value, s in zip(given, plan.sources) for t in _tensors(value)}
+        free = {_address(t) for t in (*layer.parameters(), *layer.buffers())}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            if _address(tensor) not in free:
+                kept[_address(tensor)] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = layer(given if isinstance(inputs, list) else given[0])  # held while counting, so that no address is used again
+        row_of = {_address(t): plan.index for t in _tensors(out)} | row_of
+        size = sum(count for address, count in kept.items() if row_of.get(address) not in self._maps)
+        self._maps |= {row_of[address] for address in kept if address in row_of}
+        return size
 
 
-def _kept_for_backward(layer: nn.Module, inputs: Any) -> int:
-    """Bytes of distinct tensors that autograd saves in one forward pass, parameters and buffers left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*layer.parameters(), *layer.buffers())}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    saved = []  # holds the outputs, so that no storage is freed and its address used again while counting
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        leaves = [_leaf(i) for i in inputs] if isinstance(inputs, list) else _leaf(inputs)
-        saved.append(layer(leaves))
-    return sum(kept.values())
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _leaf(value: Any) -> Any:
     return tuple(_leaf(v) for v in value) if isinstance(value, tuple) else value.detach().requires_grad_()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [t for part in value for t in _tensors(part)]
 
 
 def _median_seconds(layer: nn.Module, inputs: Any, repeats: int) -> float:
@@ -128,15 +136,32 @@ def _table(costs: Sequence[LayerCost]) -> str:
             f"{c.row:>4} {c.module:<28} {source:<16} {shape:<24} {c.parameters:>12,} {c.multiply_adds / 1e6:>12.1f} "
             f"{c.activation_bytes / 2**20:>9.1f} {c.seconds * 1e3:>8.2f}"
         )
-    total = [sum(getattr(c, key) for c in costs) for key in SORT_KEYS[1:]]
+    total = [sum(getattr(c, key) for c in costs) for key in list(SORT_KEYS.values())[1:]]
     lines.append(
         f"{'':>4} {'total':<28} {'':<16} {'':<24} {total[0]:>12,} {total[1] / 1e6:>12.1f} {total[2] / 2**20:>9.1f} {total[3] * 1e3:>8.2f}"
     )
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: prints the table of one network."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: prints the table of one network; returns the exit status."""
+    args = _arguments(argv)
+    try:
+        model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(args.device)
+        model = model.deploy() if args.deploy else model
+        height, width = (multiple_of_stride(side, model.stride) for side in height_and_width(args.imgsz))
+        costs = profile(model, imgsz=(height, width), batch=args.batch_size)
+        costs.sort(key=lambda c: c.row if args.sort == "row" else -getattr(c, SORT_KEYS[args.sort]))
+        print(_table(costs))
+        if args.csv:
+            _write_csv(args.csv, costs)
+    except UserError as error:
+        print(f"models.profiling: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.profiling", description="the cost of a network, a row a layer")
     parser.add_argument("cfg", help="model YAML, path or bare name")
     parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height and width, px")
@@ -148,20 +173,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sort", choices=SORT_KEYS, default="row", help="largest first, rows in order")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to a file")
     parser.add_argument("--plugins", nargs="*", default=[], help="Python files with blocks of your own")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _write_csv(path: Path, costs: Sequence[LayerCost]) -> None:
     try:
-        model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(args.device)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    costs = profile(model.deploy() if args.deploy else model, imgsz=(args.imgsz[0], args.imgsz[-1]), batch=args.batch_size)
-    costs.sort(key=lambda c: c.row if args.sort == "row" else -getattr(c, args.sort))
-    print(_table(costs))
-    if args.csv:
-        with args.csv.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(LayerCost)])
             writer.writeheader()
             writer.writerows(asdict(c) for c in costs)
+    except OSError as error:
+        raise UserError(f"--csv {path}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = {"train", "val", "detect", "export", "demo", "hubconf"}
+SCRIPTS = {"train", "val", "detect", "export", "demo", "doctor", "hubconf"}
 MAY_IMPORT = {"engine": {"engine", "models", "data", "utils"}, "models": {"models", "utils"}, "data": {"data", "utils"}, "utils": {"utils"}}
 NOT_ABOVE = {
     "models/layers": ("models.heads", "models.losses", "models.assigners", "models.detector", "models.parser"),
@@ -45,7 +45,10 @@ def test_imports_point_down(path):
     assert not wrong, f"{name} imports {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("path", [*FILES, *(ROOT / f"{s}.py" for s in ("train", "val", "detect", "export"))], ids=lambda p: p.stem)
+SCRIPT_FILES = [ROOT / f"{name}.py" for name in ("train", "val", "detect", "export", "doctor")]
+
+
+@pytest.mark.parametrize("path", [*FILES, *SCRIPT_FILES], ids=lambda p: p.stem)
 def test_optional_packages_are_imported_where_they_are_used(path):
     heavy = {i for i in imported(path, top_level_only=True) if i.split(".")[0] in HEAVY}
     assert not heavy, f"{path.name} imports {sorted(heavy)} at import"

@@ -66,14 +66,14 @@ class _Axis(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, (key, value) = self.fn["to_q"](x), self.fn["to_kv"](x).chunk(2, 1)
         out = F.scaled_dot_product_attention(*(self._lines(part) for part in (query, key, value)))
-        return self.fn["to_out"](self._map(out, batch=x.shape[0]))
+        return self.fn["to_out"](self._map(out, like=x))
 
     def _lines(self, x: Tensor) -> Tensor:
         """(B, heads d, H, W) -> (B lines, heads, pixels, d)."""
         order = (0, 4, 1, 3, 2) if self.axis == 2 else (0, 3, 1, 4, 2)
         return x.unflatten(1, (self.heads, -1)).permute(order).flatten(0, 1).contiguous()
 
-    def _map(self, lines: Tensor, *, batch: int) -> Tensor:
-        """The inverse of _lines."""
+    def _map(self, lines: Tensor, *, like: Tensor) -> Tensor:
+        """The inverse of _lines, for a map as high and wide as ``like``."""
         order = (0, 2, 4, 3, 1) if self.axis == 2 else (0, 2, 4, 1, 3)  # from (B, lines, heads, pixels, d)
-        return lines.unflatten(0, (batch, -1)).permute(order).flatten(1, 2)
+        return lines.unflatten(0, (like.shape[0], -1)).permute(order).reshape(like.shape[0], -1, *like.shape[2:])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import channel_rules as rules
+from models.layers.attention.common import weighted_sum
 from models.layers.attention.shared import PooledBatchNorm2d, conv_bn_relu, divisor_up_to, global_mean, taps
 from models.registry import register
 
@@ -59,4 +60,4 @@ class CoTAttention(nn.Module):
         views = taps(F.pad(value, [self.kernel // 2] * 4), self.kernel, height=height, width=width)
         weights = matrices.unflatten(1, (self.heads, self.kernel**2)).unsqueeze(3).unbind(2)  # each (B, heads, 1, H, W)
         split = (self.heads, value.shape[1] // self.heads)
-        return sum(view.unflatten(1, split) * weight for view, weight in zip(views, weights)).flatten(1, 2)
+        return weighted_sum([view.unflatten(1, split) for view in views], weights).flatten(1, 2)

@@ -115,7 +115,7 @@ class DATAttention(nn.Module):
         q, k, v = (self._heads_first(part) for part in (query, self.proj_k(sampled), self.proj_v(sampled)))
         drop = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)  # (B, heads, N, d)
-        out = out.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[-2:])
+        out = out.transpose(2, 3).reshape(query.shape)
         if self.pe == "dwc":
             out = out + self.rpe_table(query)
         return self.proj_drop(self.proj_out(out))

@@ -52,7 +52,7 @@ class DeformableDepthwise(nn.Module):
     """A depth-wise convolution whose taps move by offsets that an ordinary convolution of the same shape predicts.
 
     Sampling is bilinear in float32, zero outside. ONNX before opset 19 has no such operator, and the fast kernel's gradient on CUDA
-    adds in any order; for export and for deterministic training four gathers a tap take its place.
+    adds in any order; for export and for deterministic training four gathers a row of taps take its place.
     """
 
     def __init__(self, channels: int, kernel: int, *, dilation: int = 1) -> None:
@@ -72,14 +72,16 @@ class DeformableDepthwise(nn.Module):
             return deform_conv2d(wide, offset, weight, padding=margin, dilation=dilation).to(x.dtype)
 
     def _by_gathers(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-        """The same sum, tap by tap; offsets are (B, 2 taps, H, W), rows before columns."""
+        """The same sum, one row of taps after the other; offsets are (B, 2 taps, H, W), each tap's row before its column."""
         height, width = x.shape[-2:]
-        rows = torch.arange(height, device=x.device, dtype=x.dtype)[:, None]
-        columns = torch.arange(width, device=x.device, dtype=x.dtype)
         (margin, _), (dilation, _), (kernel, _) = self.deform_conv.padding, self.deform_conv.dilation, self.deform_conv.kernel_size
+        rows = torch.arange(height, device=x.device, dtype=x.dtype)[:, None] - margin
+        columns = torch.arange(width, device=x.device, dtype=x.dtype) - margin
+        across = dilation * torch.arange(kernel, device=x.device, dtype=x.dtype)[:, None, None]
         total = torch.zeros_like(x)
-        for tap in range(kernel**2):
-            row = rows + (tap // kernel * dilation - margin) + offset[:, 2 * tap]
-            column = columns + (tap % kernel * dilation - margin) + offset[:, 2 * tap + 1]
-            total = total + gather_bilinear(x, row, column) * weight[:, 0, tap // kernel, tap % kernel].view(1, -1, 1, 1)
+        for tap_row, moved in enumerate(offset.chunk(kernel, dim=1)):
+            row = rows + tap_row * dilation + moved[:, 0::2]  # (B, kernel, H, W)
+            column = columns + across + moved[:, 1::2]
+            taken = gather_bilinear(x, row.flatten(1, 2), column.flatten(1, 2)).unflatten(2, row.shape[1:3])  # (B, C, kernel, H, W)
+            total = total + (taken * weight[:, 0, tap_row].view(1, -1, kernel, 1, 1)).sum(2)
         return total

@@ -33,4 +33,4 @@ class ExternalAttention(nn.Module):
         with full_precision(x):
             weights = logits.float().flatten(2).softmax(2)  # (B, S, N)
             weights = weights / (weights.sum(1, keepdim=True) + 1e-9)
-        return self.mv(weights.to(logits.dtype).unflatten(2, x.shape[-2:]))
+        return self.mv(weights.to(logits.dtype).reshape(logits.shape))

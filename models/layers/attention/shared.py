@@ -71,17 +71,17 @@ def channel_extremes(x: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleaves ``groups`` contiguous groups of channels: (B, C, H, W) -> (B, C, H, W)."""
-    return x.unflatten(1, (groups, x.shape[1] // groups)).transpose(1, 2).flatten(1, 2)
+    return x.unflatten(1, (groups, x.shape[1] // groups)).transpose(1, 2).reshape(x.shape)
 
 
 def fold_groups(x: Tensor, groups: int) -> Tensor:
     """Groups of channels as images of their own: (B, G * c, H, W) -> (B * G, c, H, W)."""
-    return x.unflatten(1, (groups, x.shape[1] // groups)).flatten(0, 1)
+    return x.reshape(-1, x.shape[1] // groups, *x.shape[2:])  # sizes by name, so that an ONNX graph follows them
 
 
 def unfold_groups(x: Tensor, groups: int) -> Tensor:
     """The inverse of fold_groups: (B * G, c, H, W) -> (B, G * c, H, W)."""
-    return x.unflatten(0, (-1, groups)).flatten(1, 2)
+    return x.reshape(-1, groups * x.shape[1], *x.shape[2:])
 
 
 def divisor_up_to(number: int, limit: int) -> int:
@@ -134,14 +134,14 @@ def neighbourhood_attention(query: Tensor, keys: list[Tensor], values: list[Tens
     Returns:
         (B, heads * d, H, W).
     """
-    split = (heads, query.shape[1] // heads)
+    shape, split = query.shape, (heads, query.shape[1] // heads)
     query = (query * scale).unflatten(1, split)
     logits = torch.stack([(query * key.unflatten(1, split)).sum(2) for key in keys])  # (neighbours, B, heads, H, W)
     weights = logits.softmax(0).to(query.dtype).unsqueeze(3).unbind(0)
     total = weights[0] * values[0].unflatten(1, split)
     for weight, value in zip(weights[1:], values[1:]):
         total = torch.addcmul(total, weight, value.unflatten(1, split))
-    return total.flatten(1, 2)
+    return total.reshape(shape)
 
 
 def sample_bilinear(x: Tensor, grid: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""doctor.py: sound networks pass, each kind of defect is one line that names file and check, a stopped run goes on, memory has a limit."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import yaml
+
+import doctor
+from engine.checkup import CHECKS, Case, examine
+from engine.checkup_pool import Job, Limits, examine_all
+from models.parser import CONFIGS
+from tests.tiny import tiny_cfg
+from val import evaluate
+
+PLUGIN = """
+import torch
+from torch import nn
+from models import channel_rules as rules
+from models.registry import register
+
+class Scale(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.unused = nn.Parameter(torch.ones(1)) if self.spare else None
+        self.norm = nn.BatchNorm2d(channels)
+
+    spare = False
+
+    def forward(self, x):
+        return self.norm(x * self.weight)
+
+@register("DoctorSpare", channels=rules.attends)
+class Spare(Scale):
+    spare = True
+
+@register("DoctorWrongFold", channels=rules.attends)
+class WrongFold(Scale):
+    def fused(self):
+        return nn.Identity()
+
+@register("DoctorFixedSize", channels=rules.attends)
+class FixedSize(Scale):
+    def forward(self, x):
+        return super().forward(x) + (torch.zeros(1, 1, 2, 2) if x.shape[2:] == (2, 2) else torch.zeros(1, 1, 8, 8))
+"""
+
+
+def write(folder, name, **cfg):
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tiny_cfg(**cfg)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plugin") / "doctor_blocks.py"
+    path.write_text(PLUGIN, encoding="utf-8")
+    return str(path)
+
+
+def test_sound_networks_pass_and_a_stopped_run_goes_on(tmp_path, capsys):
+    plain, attending = write(tmp_path, "plain", attention=("Silence", [])), write(tmp_path, "focal")
+    out = ["--out", str(tmp_path / "out"), "--jobs", "1"]
+    assert doctor.main([plain, *out]) == 0
+    assert "1 of 1 pass" in capsys.readouterr().out
+    assert doctor.main([plain, attending, "--resume", *out]) == 0
+    assert "2 networks, 1 passed before" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "out" / "doctor.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["result"] for row in rows] == ["pass", "pass"]
+    assert all(row[check] == "pass" for row in rows for check in CHECKS)
+    assert all(int(row["width"]) > int(row["height"]) for row in rows)
+    assert (tmp_path / "out" / "doctor.md").read_text(encoding="utf-8").startswith("2 of 2 pass")
+    write(tmp_path, "plain", attention=("SE", []))
+    assert doctor.main([plain, "--resume", *out]) == 0
+    assert "1 networks, 0 passed before" in capsys.readouterr().out
+
+
+def test_failures_are_lines_with_file_and_reason(tmp_path, plugin, capsys):
+    names = [write(tmp_path, "unknown", attention=("Atention", [])), write(tmp_path, "spare", attention=("DoctorSpare", []))]
+    assert doctor.main([*names, "--plugins", plugin, "--jobs", "2", "--out", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert f"FAILED {names[0]}: build:" in out
+    assert "'Atention'" in out
+    assert f"FAILED {names[1]}: train: no gradient reaches model.7.unused" in out
+    assert "0 of 2 pass" in out
+
+
+@pytest.mark.parametrize(("block", "failing"), [
+    ("DoctorWrongFold", ["fuse", "deploy"]),
+    ("DoctorFixedSize", ["val", "fuse", "deploy", "onnx"]),  # takes the sizes of the dry run and of training, but no rectangle
+])  # fmt: skip
+def test_each_check_can_fail(block, failing, tmp_path, plugin):
+    from models.registry import load_plugin
+
+    load_plugin(plugin)
+    write(tmp_path, block, attention=(block, []))
+    report = examine(Case(tmp_path / f"{block}.yaml"), evaluate)
+    assert [check for check, reason in report.reasons.items() if reason] == failing, report.reasons
+
+
+def test_a_process_that_runs_out_of_memory_is_a_line(tmp_path):
+    write(tmp_path, "plain")
+    (report,) = examine_all([Case(tmp_path / "plain.yaml")], Job(evaluate, 64), Limits(jobs=2, memory=2**27))
+    assert not report.passed
+    assert report.out_of_memory
+    assert report.complaint
+
+
+def test_every_yaml_of_the_repository_is_examined_at_its_smallest_scale():
+    cases = doctor.cases_of([], only=[], all_scales=False)
+    assert len(cases) == len(list(CONFIGS.rglob("*.yaml"))) > 200
+    assert {case.scale for case in cases if case.cfg.name == "yolov8.yaml"} == {"n"}
+    every = doctor.cases_of([], only=["yolov8"], all_scales=True)
+    assert [case.scale for case in every] == ["n", "s", "m", "l", "x"]
+
+
+def test_a_pattern_that_fits_nothing_is_refused(capsys):
+    assert doctor.main(["--only", "yolov99*"]) == 1
+    assert "--only yolov99*" in capsys.readouterr().err
