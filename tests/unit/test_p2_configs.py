@@ -51,4 +51,4 @@ def test_one_training_step(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
     before = [p.detach().clone() for p in trained]
     torch.optim.SGD(trained, lr=0.01).step()
-    assert sum(not torch.equal(p, was) for p, was in zip(trained, before)) > 0.95 * len(trained)
+    assert sum(not torch.equal(p, was) for p, was in zip(trained, before)) > 0.8 * len(trained)  # a level that no box is assigned to learns its scores only
