@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.deployed import leave_deployed
 from engine.run import Run
 from engine.saving import accounted_for, finish_weights, save_epoch, save_midway
 from engine.setup import prepare, settle
@@ -67,6 +68,11 @@ class TrainResult:
     @property
     def best_weights(self) -> Path:
         return self.save_dir / "weights" / "best.pt"
+
+    @property
+    def deployed_weights(self) -> Path:
+        """Of best.pt: folded, without auxiliary branches."""
+        return self.save_dir / "weights" / "best-deploy.pt"
 
     @property
     def last_weights(self) -> Path:
@@ -181,7 +187,7 @@ def set_training_mode(run: Run) -> None:
 
 
 def finish(run: Run) -> Metrics:
-    """Validates best.pt with all pictures, and says where everything lies."""
+    """Validates best.pt with all pictures, leaves its deployed form beside it, and says where everything lies."""
     from val import evaluate
 
     best, last = (run.save_dir / "weights" / name for name in ("best.pt", "last.pt"))
@@ -190,6 +196,7 @@ def finish(run: Run) -> Metrics:
     metrics = evaluate(run.ema.model.deploy(), run.val_loader, save_dir=run.save_dir, plots=not run.config.noplots)
     if distributed.is_main():
         print(metrics.table())
+        leave_deployed(run, best)
         print(f"Best epoch {run.early_stop.best_epoch + 1}: {best}; last {last}; pictures, curves and results.csv in {run.save_dir}")
     return metrics
 

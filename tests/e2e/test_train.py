@@ -53,6 +53,7 @@ def test_a_run_leaves_what_users_expect(world, tmp_path):
     result = train(config(world, tmp_path, noplots=False, save_period=2, epochs=2))
     left = {p.relative_to(result.save_dir).as_posix() for p in result.save_dir.rglob("*") if p.is_file()}
     expected = {"weights/best.pt", "weights/last.pt", "weights/epoch2.pt", "opt.yaml", "hyp.yaml", "results.csv", "results.png"}
+    expected |= {"weights/best-deploy.pt"}
     expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"labels.jpg", "confusion_matrix.png", "model.yaml"}
     expected |= {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
     expected |= {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")}
@@ -137,6 +138,26 @@ def test_what_was_carried_over_stays_as_it_is(world, tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(before.values(), kept.values()))  # running statistics too
     assert after["model.4.gamma"].item() != 0
     assert "--freeze pretrained: " in capsys.readouterr().out
+
+
+def test_deployed_weights_go_on_everywhere(world, tmp_path, capsys):
+    import detect
+    import val
+
+    dual = TINY.replace("[[3, 4], 1, DDetect", "[[3, 4, 3, 4], 1, DualDDetect")
+    (tmp_path / "dual-v9.yaml").write_text(dual.format(block="Conv, [16, 1, 1]"))
+    first = train(config(world, tmp_path, cfg=tmp_path / "dual-v9.yaml", epochs=1))
+    deployed = first.deployed_weights
+    assert load_model(deployed).head.branch_weights == (1.0,)
+    there = ["--weights", str(deployed), "--imgsz", "64", "--project", str(tmp_path), "--device", "cpu"]
+    assert val.main([*there, "--data", str(world / "data.yaml"), "--workers", "0"]) == 0
+    assert detect.main([*there, "--source", str(world / "images" / "val")]) == 0
+    capsys.readouterr()
+    for cfg in ("", tmp_path / "dual-v9.yaml"):
+        train(config(world, tmp_path, cfg=cfg, weights=deployed, epochs=1))
+    said = capsys.readouterr().out
+    assert "100 % of the network's are filled" in said  # by itself: the folded network
+    assert "in part" in said  # in the network before folding: the convolutions
 
 
 @pytest.mark.parametrize(
