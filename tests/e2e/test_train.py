@@ -28,6 +28,8 @@ from utils.config import TrainConfig
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     return make_world(tmp_path_factory.mktemp("wörld with space"))
@@ -141,11 +143,8 @@ def test_what_was_carried_over_stays_as_it_is(world, tmp_path, capsys):
 
 
 def test_deployed_weights_go_on_everywhere(world, tmp_path, capsys):
-    import detect
-    import val
-
-    dual = TINY.replace("[[3, 4], 1, DDetect", "[[3, 4, 3, 4], 1, DualDDetect")
-    (tmp_path / "dual-v9.yaml").write_text(dual.format(block="Conv, [16, 1, 1]"))
+    dual = (world / "tiny-v9.yaml").read_text().replace("[[3, 4], 1, DDetect", "[[3, 4, 3, 4], 1, DualDDetect")
+    (tmp_path / "dual-v9.yaml").write_text(dual)
     first = train(config(world, tmp_path, cfg=tmp_path / "dual-v9.yaml", epochs=1))
     deployed = first.deployed_weights
     assert load_model(deployed).head.branch_weights == (1.0,)
