@@ -1,0 +1,152 @@
+"""Checkpoints in the pickle layouts of other programs, made without them: empty classes under their paths hold this project's tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from models import build_model
+from models.detector import Detector
+from models.parser import find_config
+
+# Program -> where its classes lie; the blocks that are not listed lie under "*".
+LAYOUTS = {
+    "yolov5": {"*": "models.common", "Detect": "models.yolo", "Model": "models.yolo.DetectionModel"},
+    "yolov5-old": {"*": "models.common", "GhostConv": "models.experimental", "GhostBottleneck": "models.experimental"}
+    | {"CrossConv": "models.experimental", "Detect": "models.yolo", "Model": "models.yolo.Model"},
+    "yolov7": {"*": "models.common", "IDetect": "models.yolo", "IAuxDetect": "models.yolo", "Detect": "models.yolo"}
+    | {"Model": "models.yolo.Model"},
+    "yolov9": {"*": "models.common", "DDetect": "models.yolo", "DualDDetect": "models.yolo", "Model": "models.yolo.DetectionModel"},
+    "ultralytics": {"*": "ultralytics.nn.modules.block", "Detect": "ultralytics.nn.modules.head"}
+    | dict.fromkeys(("Conv", "Concat", "DWConv", "RepConv"), "ultralytics.nn.modules.conv")
+    | {"Model": "ultralytics.nn.tasks.DetectionModel"},
+}
+RENAMED = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks that a program calls otherwise
+CALLED = {"AnchorDetect": "Detect", "DetectV9": "Detect", "FusedConv": "Conv"}  # folding leaves the class as it is
+ATTRIBUTES = ("add", "c", "nc")
+
+
+class Layout:
+    """The classes of one program, made when they are asked for, and taken away at the end."""
+
+    def __init__(self, program: str) -> None:
+        self.program, self.made = program, {}
+
+    def of(self, name: str) -> type[nn.Module]:
+        """The empty class of this name, importable under the program's path for pickle's sake."""
+        table = LAYOUTS[self.program]
+        if name == "Model":
+            module, _, name = table[name].rpartition(".")
+        else:
+            name = RENAMED.get(self.program, {}).get(name, name)
+            module = table.get(name, table["*"])
+        if (module, name) not in self.made:
+            self.made[module, name] = type(name, (nn.Module,), {"__module__": module})
+            parts = module.split(".")
+            for depth in range(1, len(parts) + 1):
+                if (path := ".".join(parts[:depth])) not in sys.modules:
+                    sys.modules[path] = types.ModuleType(path)
+                    self.added.append(path)
+            setattr(sys.modules[module], name, self.made[module, name])
+        return self.made[module, name]
+
+    added: list[str]
+
+
+@contextlib.contextmanager
+def layout(program: str) -> Iterator[Layout]:
+    """The program's classes as long as the context lasts."""
+    made = Layout(program)
+    made.added = []
+    try:
+        yield made
+    finally:
+        for path in made.added:
+            del sys.modules[path]
+
+
+def foreign_model(config: str, classes: Layout, *, nc: int = 80, names: Any = None, raw: dict[str, Any] | None = None) -> nn.Module:
+    """The network of a config, filled, as the program would hold it: same names, its classes, its attributes."""
+    names = names if names is not None else {i: f"thing {i}" for i in range(nc)}
+    own = build_model(config, nc=nc)
+    scramble_(own)
+    return dressed(own, classes, names=names, raw=raw if raw is not None else raw_yaml(config, nc))
+
+
+@torch.no_grad()
+def scramble_(model: nn.Module) -> nn.Module:
+    """Fills a network with numbers of which no two tensors have the same."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not name.endswith(("anchors", "anchor_grid")) and ".dfl" not in name:
+            low, high = (0.5, 1.5) if name.endswith("running_var") else (-0.2, 0.2)
+            value.uniform_(low, high, generator=generator)
+    return model
+
+
+def dressed(own: Detector, classes: Layout, *, names: Any, raw: dict[str, Any]) -> nn.Module:
+    """A Detector in the program's classes, with what its model object carries besides tensors."""
+    model = _empty(classes.of("Model"))
+    model.model = _converted(own.model, classes)
+    model.yaml, model.names, model.save, model.inplace = raw, names, [4, 6, 9], True
+    model.stride = torch.tensor(own.strides)
+    for plan, layer in zip(own.plans, model.model):
+        layer.i, layer.f, layer.np = plan.index, list(plan.sources), 0
+        layer.type = f"{type(layer).__module__}.{type(layer).__name__}"
+    head = model.model[-1]
+    head.stride = torch.tensor(own.strides)
+    head.nc, head.no, head.nl = own.nc, own.nc + 64, len(own.strides)
+    if own.head.anchor_based:  # what inference leaves behind: grids, one of them a view with steps of 0
+        head.na, head.grid = 3, [torch.zeros(1)] * 3
+        if not hasattr(own.head, "anchor_grid"):
+            head.anchor_grid = [torch.ones(1, 3, 1, 1, 2).expand(1, 3, 4, 4, 2)] * 3
+    return model.eval()
+
+
+def raw_yaml(config: str, nc: int) -> dict[str, Any]:
+    """The YAML as programs keep it: a mapping with rows as written, its classes and channels set."""
+    path, scale = find_config(config)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {**raw, **({"scale": scale} if scale else {}), "nc": nc, "ch": 3, "yaml_file": Path(config).name}
+
+
+def strip_and_save(model: nn.Module, path: Path, *, ema: bool = False, zipped: bool = True, **entries: Any) -> dict[str, torch.Tensor]:
+    """Writes the file as the programs' training ends: in half precision, without optimizer. Returns what should come out."""
+    kept = copy.deepcopy(model).half()
+    empty = {"epoch": -1, "best_fitness": None, "optimizer": None, "updates": None, "date": "2024-01-01"}
+    content = {**empty, "model": None if ema else kept, "ema": kept if ema else None, **entries}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return {k: v.float() if v.is_floating_point() else v for k, v in kept.state_dict().items()}
+
+
+def _converted(module: nn.Module, classes: Layout) -> nn.Module:
+    """The same module in the program's class; the framework's own stay what they are."""
+    kind = type(module)
+    plain = next((c for c in kind.__mro__ if c.__module__.startswith("torch.nn.modules")), nn.Module)
+    out = _empty(kind if kind is plain else plain if plain is not nn.Module else classes.of(CALLED.get(kind.__name__, kind.__name__)))
+    if plain is not nn.Module:
+        out.__dict__.update({k: v for k, v in module.__dict__.items() if not k.startswith("_")})
+    for name in ATTRIBUTES:
+        if isinstance(getattr(module, name, None), (bool, int)):
+            setattr(out, name, getattr(module, name))
+    out._parameters, out._buffers = dict(module._parameters), dict(module._buffers)
+    out._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
+    for name, child in module._modules.items():
+        out._modules[name] = None if child is None else _converted(child, classes)
+    out.training = module.training
+    return out
+
+
+def _empty(cls: type[nn.Module]) -> nn.Module:
+    made = cls.__new__(cls)
+    nn.Module.__init__(made)
+    return made
