@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.sliced import SlicedLook
     from models.detector import Detector
     from models.exported import ExportedModel
-    from utils.types import Detections, Letterbox, Predictions
+    from utils.types import Detections, Predictions
 
 EMBEDDED_DATA = "shapes.yaml"
 __all__ = ["DetectConfig", "Report", "detect", "main"]
@@ -76,6 +76,7 @@ def detect(config: DetectConfig) -> Report:
     """
     import torch
 
+    from engine.inference import as_batch, in_original_px
     from models.augmented import AugmentedModel
     from utils.distributed import select_device
     from utils.draw import viewable
@@ -234,31 +235,6 @@ def validation_images(config: DetectConfig, weights: Path) -> list[str]:
     images = list_images(spec.sources("val"))
     print(f"no --source: taking the {len(images)} validation images of {spec.yaml_path}")
     return images
-
-
-def as_batch(frame: Frame, device: torch.device) -> tuple[Tensor, Letterbox]:
-    """The letterboxed picture as a batch of one, 0-1, and how it came from the original."""
-    import torch
-
-    from utils.types import Letterbox, to_unit_range
-
-    image = torch.from_numpy(frame.boxed.image).to(device).permute(2, 0, 1)[None].contiguous()  # (1, C, H, W)
-    letterbox = Letterbox(
-        original_hw=torch.tensor([frame.image.shape[:2]]),
-        scale_xy=torch.tensor([frame.boxed.scale_xy], dtype=torch.float32),
-        pad_xy=torch.tensor([frame.boxed.pad_xy], dtype=torch.float32),
-    )
-    return to_unit_range(image), letterbox
-
-
-def in_original_px(found: Detections, letterbox: Letterbox) -> Detections:
-    """Detections of a batch of one in px of the original picture, on the host."""
-    import torch
-
-    from utils.boxes import to_original
-
-    boxes = to_original(found.boxes.float(), letterbox, image=torch.zeros_like(found.classes))
-    return found._replace(boxes=boxes.cpu(), scores=found.scores.float().cpu(), classes=found.classes.cpu())
 
 
 def drawn_on(image: np.ndarray, found: Detections, names: Sequence[str], config: DetectConfig) -> np.ndarray:

@@ -2,67 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from models.parser import CONFIGS, load_spec, plan_layers
+from models.channel_rules import LayerPlan
+from models.parser import CONFIGS, ModelSpec, find_config, load_spec, plan_layers
 from utils.errors import UserError
 
 FAMILIES = ("v5", "v7", "v8", "v9")
+SCALES = "nsmlx"  # letters in the names of YOLOv8's files
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def recognised(path: Path, shapes: Shapes) -> tuple[dict[str, Any], str]:
-    """The YAML (as a mapping) whose network has exactly these tensors, and its file name; nothing where there is none.
-
-    The config that is called like the file is tried first, then all published ones.
+    """The YAML (as a mapping) whose network has exactly these tensors, and its name; nothing where there is none, or where several
+    that compute different things have them and the file is not called like one.
     """
     last = _last_row(shapes)
     nc = _classes(shapes, last)
     if nc is None:
         return {}, ""
-    for name in dict.fromkeys((f"{path.stem}.yaml", *published_names())):
-        try:
-            spec = load_spec(name, nc=nc)
-            plans = plan_layers(spec)
-        except UserError:
-            continue
-        if len(plans) == last + 1 and _fits(name, nc, shapes):
-            return spec.to_dict(), spec.origin if spec.dialect == "v5" else name
-    return {}, ""
+    own = f"{path.stem}.yaml"
+    if _is_shelved(own) and (spec := _fitting(own, nc, shapes, last)):
+        return spec.to_dict(), own
+    fits = {name: spec for name in published_names() if (spec := _fitting(name, nc, shapes, last))}
+    different = list({str(spec.to_dict()): name for name, spec in reversed(fits.items())}.values())[::-1]
+    if len(different) > 1:
+        print(f"{path}: its tensors fit {' as well as '.join(different)}; give --cfg, or call the file like the one it is")
+    return (fits[different[0]].to_dict(), different[0]) if len(different) == 1 else ({}, "")
 
 
 @cache
 def published_names() -> tuple[str, ...]:
     """Names under which the published networks are built, one a scale."""
-    return tuple(_names())
+    stems = sorted(p.stem for family in FAMILIES for p in (CONFIGS / family).glob("*.yaml"))
+    scaled = [f"yolov8{letter}{stem.removeprefix('yolov8')}" for stem in stems if re.match(r"yolov8(-|$)", stem) for letter in SCALES]
+    return tuple(f"{stem}.yaml" for stem in [*(s for s in stems if not re.match(r"yolov8(-|$)", s)), *scaled])
 
 
-def _names() -> Iterator[str]:
-    for path in sorted(p for family in FAMILIES for p in (CONFIGS / family).glob("*.yaml")):
-        scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
-        if len(scales) < 2:
-            yield path.name
-        else:
-            head, digit, rest = path.stem.partition("8")
-            yield from (f"{head}{digit}{scale}{rest}.yaml" for scale in scales)
+def _fitting(name: str, nc: int, shapes: Shapes, last: int) -> ModelSpec | None:
+    """The spec of this name if its network has these tensors, each of this shape; it is built without memory."""
+    from models.detector import Detector
 
-
-def _fits(name: str, nc: int, shapes: Shapes) -> bool:
-    """Whether the network of this name has these tensors, each of this shape; built without memory."""
-    from models.detector import build_model
-
+    spec = _spec(name)
+    if len(spec.rows) != last + 1:
+        return None
+    spec = replace(spec, nc=nc)
     try:
+        if not _widths_fit(plan_layers(spec), shapes):
+            return None
         with torch.device("meta"):
-            own = build_model(name, nc=nc).state_dict()
+            own = Detector(spec).state_dict()
+    except UserError:
+        return None
+    return spec if {key: tuple(value.shape) for key, value in own.items()} == dict(shapes) else None
+
+
+def _widths_fit(plans: Sequence[LayerPlan], shapes: Shapes) -> bool:
+    """A first look that builds nothing: the output widths of rows that are one convolution."""
+    found = ((shapes.get(f"model.{plan.index}.conv.weight"), plan) for plan in plans)
+    return all(plan.name != "Conv" or (shape is not None and shape[0] == plan.out_channels) for shape, plan in found)
+
+
+@cache
+def _spec(name: str) -> ModelSpec:
+    return load_spec(name)
+
+
+def _is_shelved(name: str) -> bool:
+    try:
+        return CONFIGS in find_config(Path(name).name)[0].parents
     except UserError:
         return False
-    return {key: tuple(value.shape) for key, value in own.items()} == dict(shapes)
 
 
 def _last_row(shapes: Shapes) -> int:

@@ -158,13 +158,9 @@ class ResultWriter:
         self._table.flush()
 
     def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
-        height, width = image.shape[:2]
-        for (x1, y1, x2, y2), label in zip(found.boxes.tolist(), found.classes.tolist()):
-            half_w, half_h = ((b - a) * CROP_GAIN / 2 + CROP_PAD_PX / 2 for a, b in ((x1, x2), (y1, y2)))
-            left, top = max(int((x1 + x2) / 2 - half_w), 0), max(int((y1 + y2) / 2 - half_h), 0)
-            right, bottom = min(int((x1 + x2) / 2 + half_w), width), min(int((y1 + y2) / 2 + half_h), height)
+        for box, label in zip(found.boxes.tolist(), found.classes.tolist()):
             folder = self.folder / "crops" / _as_file_name(self.names[label])
-            self._picture(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", image[top:bottom, left:right], "crops")
+            self._picture(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", crop_of(image, box), "crops")
 
     def _unique(self, key: str, name: str) -> str:
         number = 1
@@ -175,6 +171,16 @@ class ResultWriter:
 
     def _count(self, kind: str) -> None:
         self.written[kind] = self.written.get(kind, 0) + 1
+
+
+def crop_of(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
+    """The part of a picture (H, W, C) that a box in px shows, with a margin."""
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = box_xyxy
+    half_w, half_h = ((b - a) * CROP_GAIN / 2 + CROP_PAD_PX / 2 for a, b in ((x1, x2), (y1, y2)))
+    left, top = max(int((x1 + x2) / 2 - half_w), 0), max(int((y1 + y2) / 2 - half_h), 0)
+    right, bottom = min(int((x1 + x2) / 2 + half_w), width), min(int((y1 + y2) / 2 + half_h), height)
+    return image[top:bottom, left:right]
 
 
 def _as_file_name(name: str) -> str:

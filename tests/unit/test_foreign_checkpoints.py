@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import build_model, load_model
+from models import build_model, load_model, recognition
 from models.checkpoints import ForeignCheckpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.detector import Detector
+from models.parser import load_spec
 from tests.golden import find
 from tests.standins import dressed, foreign_model, layout, raw_yaml, scramble_, strip_and_save
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_model
@@ -223,10 +224,9 @@ def test_other_tasks_are_named(folder, head, says):
 
 
 def plain_files(folder: Path) -> dict[str, Path]:
-    """The weights of a published network in the ways people keep bare weights."""
-    weights = {k: v.clone() for k, v in scramble_(build_model("gelan-t.yaml", nc=5)).state_dict().items()}
+    """Weights in the ways people keep them without an architecture."""
+    weights = {k: v.clone() for k, v in plain_model().state_dict().items()}
     contents = {
-        "bare": weights,
         "state_dict": {"state_dict": {f"module.{k}": v for k, v in weights.items()}, "epoch": 3},
         "model": {"model": {f"_orig_mod.{k}": v for k, v in weights.items()}, "optimizer": {"state": {}}},
         "rows": {k.removeprefix("model."): v for k, v in weights.items()},
@@ -235,19 +235,29 @@ def plain_files(folder: Path) -> dict[str, Path]:
     }
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")
-    save_file(weights, folder / "gelan-t.safetensors")
-    return {**{name: folder / f"{name}.pt" for name in contents}, "safetensors": folder / "gelan-t.safetensors"}
+    save_file(weights, folder / "plain.safetensors")
+    return {**{name: folder / f"{name}.pt" for name in contents}, "safetensors": folder / "plain.safetensors"}
+
+
+def test_bare_weights_are_found_in_whatever_holds_them(folder, monkeypatch):
+    monkeypatch.setattr(recognition, "published_names", lambda: ("plain.yaml",))
+    monkeypatch.setattr(recognition, "_spec", lambda name: load_spec(PLAIN))
+    wanted = plain_model().state_dict()
+    for kind, path in plain_files(folder).items():
+        checkpoint = load_checkpoint(path)
+        assert (checkpoint.cfg_name, checkpoint.nc) == ("plain.yaml", 3), kind
+        assert set(checkpoint.weights) == set(wanted), kind
+        for name, value in wanted.items():
+            assert torch.equal(checkpoint.weights[name], value.half().float() if kind == "half" and value.is_floating_point() else value)
+    assert torch.equal(load_model(path).predict(images()).boxes, plain_model().predict(images()).boxes)
 
 
 def test_bare_weights_of_a_published_network_are_recognised(folder):
-    wanted = scramble_(build_model("gelan-t.yaml", nc=5)).state_dict()
-    for kind, path in plain_files(folder).items():
-        checkpoint = load_checkpoint(path)
-        assert checkpoint.cfg_name == "gelan-t.yaml", kind
-        assert checkpoint.nc == 5
-        assert set(model_from_checkpoint(checkpoint, source=path).state_dict()) == set(wanted), kind
-        for name, value in wanted.items():
-            assert torch.equal(checkpoint.weights[name], value.half().float() if kind == "half" and value.is_floating_point() else value)
+    weights = scramble_(build_model("gelan-t.yaml", nc=5)).state_dict()
+    torch.save(weights, folder / "anything.pt")
+    checkpoint = load_checkpoint(folder / "anything.pt")
+    assert (checkpoint.cfg_name, checkpoint.nc) == ("gelan-t.yaml", 5)
+    assert list(checkpoint.weights) == list(weights)
 
 
 def test_safetensors_may_carry_their_architecture(folder):
@@ -258,6 +268,18 @@ def test_safetensors_may_carry_their_architecture(folder):
     model = load_model(folder / "tiny.safetensors")
     assert model.names == NAMES
     assert torch.equal(model.predict(images()).scores, plain_model().predict(images()).scores)
+
+
+def test_weights_that_fit_two_networks_are_not_guessed(folder, capsys, monkeypatch):
+    rows = tiny_cfg(attention=("ECA", []))
+    specs = {f"{name}.yaml": load_spec(rows | {"activation": act}) for name, act in (("a", "nn.SiLU()"), ("b", "nn.ReLU()"))}
+    monkeypatch.setattr(recognition, "published_names", lambda: ("a.yaml", "b.yaml"))
+    monkeypatch.setattr(recognition, "_spec", specs.__getitem__)
+    torch.save(plain_model().state_dict(), folder / "mine.pt")
+    assert not load_checkpoint(folder / "mine.pt").cfg
+    assert "mine.pt: its tensors fit a.yaml as well as b.yaml; give --cfg" in capsys.readouterr().out
+    monkeypatch.setattr(recognition, "published_names", lambda: ("b.yaml",))
+    assert load_checkpoint(folder / "mine.pt").cfg["activation"] == "nn.ReLU()"
 
 
 def safetensors_bytes(table: bytes, data: bytes = b"", length: int | None = None) -> bytes:

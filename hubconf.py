@@ -1,0 +1,80 @@
+"""Models through torch.hub: ``custom`` for a checkpoint, and one entry for every model YAML under its name (``yolov9_c_FocalModulation``).
+
+Example:
+    model = torch.hub.load("path/to/this/folder", "custom", "best.pt", source="local")
+    results = model(["bus.jpg", array])
+    results.print(); results.xyxy[0]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]
+SCALES = "nsmlx"  # letters of YOLOv8's files
+
+
+def custom(
+    path: str, autoshape: bool = True, device: str = "", plugins: Sequence[str] = (), download: bool = False, _verbose: bool = True
+) -> Any:
+    """The model of a checkpoint: this project's, YOLOv5's, v7's, v9's or ultralytics', or bare weights.
+
+    Args:
+        path: a ``.pt`` or ``.safetensors`` file.
+        autoshape: whether the model takes pictures of any kind and returns results; otherwise the Detector itself.
+        device: ``cpu``, ``0`` …; a GPU where there is one.
+        plugins: Python files of yours whose modules the model uses.
+        download: fetch published weights that are not on disk.
+        _verbose: whether to say what was loaded.
+    """
+    from engine.hub import load_hub_model
+
+    hub = load_hub_model(path, device=device, plugins=plugins, download=download)
+    if _verbose:
+        print(f"{path}: {len(hub.names)} classes, {sum(p.numel() for p in hub.parameters()) / 1e6:.1f} M parameters, on {hub.device}")
+    return hub if autoshape else hub.model
+
+
+def __dir__() -> list[str]:
+    """Entry points, for torch.hub.list and torch.hub.load."""
+    return [*globals(), *_configs()]
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    configs = _configs()
+    if name not in configs:
+        raise AttributeError(f"hubconf has no entry {name!r}")
+    return _entry(name, configs[name])
+
+
+def _entry(name: str, config: str) -> Callable[..., Any]:
+    """The entry point of one model YAML."""
+
+    def entry(
+        pretrained: bool = False, classes: int = 80, autoshape: bool = True, device: str = "", download: bool = False, _verbose: bool = True
+    ) -> Any:
+        from engine.hub import HubModel
+        from models import build_model
+        from utils.distributed import select_device
+        from utils.errors import UserError
+
+        if pretrained:
+            if classes != 80:
+                raise UserError(f"{name}: published weights know 80 classes; train with --weights for others, or leave pretrained out")
+            return custom(f"{Path(config).stem}.pt", autoshape, device=device, download=download, _verbose=_verbose)
+        model = build_model(config, nc=classes).eval()
+        return (HubModel(model.deploy()) if autoshape else model).to(select_device(device))
+
+    entry.__name__ = name
+    entry.__doc__ = f"{config}, freshly initialised; with pretrained the published {Path(config).stem}.pt, which download fetches."
+    return entry
+
+
+def _configs() -> dict[str, str]:
+    """Entry name -> model YAML; YOLOv8's have one a scale, too."""
+    stems = sorted(p.stem for p in (Path(__file__).parent / "models" / "configs").rglob("*.yaml"))
+    scaled = [f"yolov8{letter}{stem.removeprefix('yolov8')}" for stem in stems if re.match(r"yolov8(-|$)", stem) for letter in SCALES]
+    return {re.sub(r"\W", "_", stem): f"{stem}.yaml" for stem in [*stems, *scaled]}
