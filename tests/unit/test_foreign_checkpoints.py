@@ -347,7 +347,7 @@ def test_files_of_the_real_ultralytics_package_give_its_outputs(tmp_path):
     )
     for config in ("yolov8n", "yolov9t", "yolov5n"):
         expected = torch.load(tmp_path / f"{config}.yaml-expected.pt", weights_only=True)
-        out = expected["out"].transpose(1, 2)  # (B, N, 4 + nc), xywh px
+        out = expected["out"].detach().transpose(1, 2)  # (B, N, 4 + nc), xywh px
         corners = torch.cat((out[..., :2] - out[..., 2:4] / 2, out[..., :2] + out[..., 2:4] / 2), dim=2)
         for kind in ("zip", "stream"):
             checkpoint = load_checkpoint(tmp_path / f"{config}.yaml-{kind}.pt")
