@@ -23,6 +23,7 @@ from models.checkpoints import load_model
 from models.detector import Detector
 from models.published import provide
 from utils.distributed import select_device
+from utils.draw import viewable
 from utils.errors import UserError
 from utils.nms import non_max_suppression
 from utils.shared_flags import height_and_width
@@ -61,13 +62,8 @@ class HubModel(nn.Module):
         """
         Args:
             model: as ``deploy()`` gives it.
-
-        Raises:
-            UserError: it takes pictures of other than three channels.
         """
         super().__init__()
-        if model.ch != 3:
-            raise UserError(f"the model takes pictures of {model.ch} channels; torch.hub's takes those of 3")
         self.model, self.names, self.stride = model.eval(), model.names, model.stride
 
     @property
@@ -79,8 +75,9 @@ class HubModel(nn.Module):
         """Finds objects.
 
         Args:
-            source: a path, an array (H, W, 3) or (H, W) uint8 in RGB order, a PIL image, a tensor (3, H, W) or (B, 3, H, W) in 0-1 or
-                uint8, or a list of these. Tensors go into the network as they are, padded to the stride; everything else is letterboxed.
+            source: a path, an array (H, W, C) or (H, W) uint8 or uint16, in RGB order where C is 3, a PIL image, a tensor (C, H, W) or
+                (B, C, H, W) in 0-1 or uint8, or a list of these. Tensors go into the network as they are, padded to the stride;
+                everything else is letterboxed.
             size: side, or height and width, of the letterboxed picture in px.
             augment: look also at smaller and mirrored versions.
 
@@ -89,7 +86,7 @@ class HubModel(nn.Module):
         """
         looker = AugmentedModel(self.model) if augment else self.model
         pictures = list(source) if isinstance(source, (list, tuple)) else [source]
-        pictures = [p for picture in pictures for p in _one_by_one(picture)]
+        pictures = [p for picture in pictures for p in _one_by_one(picture, self.model.ch)]
         sides = height_and_width(size if isinstance(size, int) else tuple(size))
         hw = tuple(-(-side // self.stride) * self.stride for side in sides)
         images, found, files, seconds = [], [], [], [0.0, 0.0, 0.0]
@@ -111,12 +108,12 @@ class HubModel(nn.Module):
         return Results(images, found, self.names, files, tuple(1000 * s / max(len(pictures), 1) for s in seconds))
 
     def _prepared(self, picture: Picture, hw: tuple[int, ...]) -> tuple[np.ndarray, Tensor, Letterbox]:
-        """The picture as (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
+        """The picture to look at (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
         if isinstance(picture, Tensor):
             return self._as_it_is(picture)
-        image = _as_array(picture)
+        image = _as_array(picture, self.model.ch)
         frame = Frame("", image, letterbox(image, (hw[0], hw[1]), auto=True, stride=self.stride), 0, 1, None)
-        return image, *as_batch(frame, self.device)
+        return viewable(image), *as_batch(frame, self.device)
 
     def _as_it_is(self, picture: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:
         height, width = picture.shape[1:]
@@ -124,39 +121,44 @@ class HubModel(nn.Module):
         batch = F.pad(batch, (0, -width % self.stride, 0, -height % self.stride), value=GREY)
         image = (to_unit_range(picture.cpu(), torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
         unmoved = Letterbox(torch.tensor([[height, width]]), torch.ones(1, 2), torch.zeros(1, 2))
-        return np.ascontiguousarray(image.numpy()), batch, unmoved
+        return viewable(image.numpy()), batch, unmoved
 
 
-def _one_by_one(picture: Picture) -> list[Picture]:
+def _one_by_one(picture: Picture, channels: int) -> list[Picture]:
     """A batch of tensors as its pictures; anything else alone. Raises UserError for a tensor of another shape."""
     if not isinstance(picture, Tensor):
         return [picture]
     if picture.dim() == 3:
         picture = picture[None]
-    if picture.dim() != 4 or picture.shape[1] != 3 or min(picture.shape[2:], default=0) < 1:
-        raise UserError(f"a tensor should be (3, H, W) or (B, 3, H, W), not {tuple(picture.shape)}; arrays are (H, W, 3)")
+    if picture.dim() != 4 or picture.shape[1] != channels or min(picture.shape[2:], default=0) < 1:
+        raise UserError(
+            f"a tensor should be ({channels}, H, W), or a batch of these, not {tuple(picture.shape)}; arrays are (H, W, {channels})"
+        )
     if picture.dtype != torch.uint8 and not picture.is_floating_point():
         raise UserError(f"a tensor should hold floats in 0-1 or uint8, not {picture.dtype}")
     return list(picture)
 
 
-def _as_array(picture: Picture) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a path, an array or a PIL image."""
+def _as_array(picture: Picture, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8 or uint16 of a path, an array or a PIL image."""
     if isinstance(picture, (str, Path)):
         if "://" in str(picture):
             raise UserError(f"{picture}: URLs are not fetched; save the picture and give its path")
-        return read_image(picture)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8:
-            raise UserError(f"an array should be uint8, not {picture.dtype}")
-        grey = picture if picture.ndim == 2 else picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else None
-        picture = picture if grey is None else np.repeat(grey[:, :, None], 3, axis=2)
-        if picture.ndim != 3 or picture.shape[2] not in (3, 4) or not picture.size:
-            raise UserError(f"an array should be (H, W, 3) in RGB order, not {picture.shape}")
-        return np.ascontiguousarray(picture[:, :, :3])
+        return read_image(picture, channels=channels, dtype=None)
     if isinstance(picture, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    raise UserError(f"a picture should be a path, an array, a PIL image or a tensor, not {type(picture).__name__}")
+        if channels not in (1, 3):
+            raise UserError(f"a PIL image has no {channels} channels; give an array (H, W, {channels})")
+        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L"))
+    if not isinstance(picture, np.ndarray):
+        raise UserError(f"a picture should be a path, an array, a PIL image or a tensor, not {type(picture).__name__}")
+    if picture.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"an array should be uint8 or uint16, not {picture.dtype}")
+    array = picture[:, :, None] if picture.ndim == 2 else picture
+    if array.ndim == 3 and channels == 3 and array.shape[2] in (1, 4):  # grey, or with transparency
+        array = array[:, :, :3] if array.shape[2] == 4 else np.repeat(array, 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != channels or not array.size:
+        raise UserError(f"an array should be (H, W, {channels}){' in RGB order' if channels == 3 else ''}, not {picture.shape}")
+    return np.ascontiguousarray(array)
 
 
 def _file_name(picture: Picture, index: int) -> str:

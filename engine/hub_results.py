@@ -38,7 +38,7 @@ class Results:
     """Detections of some pictures.
 
     Attributes:
-        ims: the pictures, (H, W, 3) RGB.
+        ims: the pictures to look at, (H, W, 3) uint8 RGB.
         found: boxes xyxy px, scores and classes of each.
         names: class names.
         files: a path, or ``image0.jpg`` … for pictures that came from memory.

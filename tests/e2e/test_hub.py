@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 import detect
-from tests.tiny import DUAL_HEAD, NAMES, tiny_checkpoint
+from engine.hub import HubModel
+from models import build_model
+from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint
 from utils.errors import UserError
 from utils.savers import ResultWriter
 from utils.types import Detections
@@ -147,6 +149,18 @@ def test_tables_need_pandas(model, paths, monkeypatch):
     assert "xcenter" in tables.xywhn[2][0]
 
 
+def test_pictures_of_other_channels(tmp_path):
+    deployed = build_model(tiny_cfg() | {"ch": 1, "nc": 3}, names=NAMES).deploy()
+    grey = HubModel(deployed)
+    grey.conf = 0.0
+    array = np.random.default_rng(0).integers(0, 65535, (50, 70), dtype=np.uint16)
+    results = grey([array, array[:, :, None], Image.fromarray(np.zeros((40, 40, 3), np.uint8)), torch.zeros(1, 32, 32)], size=64)
+    assert [im.shape for im in results.ims] == [(50, 70, 3)] * 2 + [(40, 40, 3), (32, 32, 3)]
+    assert torch.equal(results.xyxy[0], results.xyxy[1])
+    with pytest.raises(UserError, match=r"should be \(H, W, 1\), not \(50, 70, 3\)"):
+        grey(np.zeros((50, 70, 3), np.uint8))
+
+
 def test_nothing_found_is_ordinary(model, paths):
     model.conf = 0.9999
     try:
@@ -164,8 +178,8 @@ def test_nothing_found_is_ordinary(model, paths):
         ("https://example.org/bus.jpg", "URLs are not fetched"),
         ("nowhere.jpg", "nowhere.jpg"),
         (np.zeros((3, 64, 64), np.uint8), r"should be \(H, W, 3\) in RGB order, not \(3, 64, 64\)"),
-        (np.zeros((64, 64, 3)), "uint8, not float64"),
-        (torch.zeros(1, 64, 64, 3), r"should be \(3, H, W\)"),
+        (np.zeros((64, 64, 3)), "uint8 or uint16, not float64"),
+        (torch.zeros(1, 64, 64, 3), r"should be \(3, H, W\), or a batch"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "not torch.int64"),
         (7, "not int"),
     ],
