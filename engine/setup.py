@@ -85,7 +85,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     precision = precision_of(config.amp, device)
     spec = with_channels(load_dataset_spec(config.data, single_cls=config.single_cls), config, checkpoint)
     model, frozen = build(config, checkpoint, spec)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = channels_last(model.to(device))
     hyp = recipe(config, checkpoint, model)
     save_dir = run_folder(config)
     train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
@@ -258,6 +258,14 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
     if distributed.is_main():
         distributed.barrier()
     return pair
+
+
+def channels_last(model: Detector) -> Detector:
+    """The model, changed in place: what has four dimensions lies channels last (``Module.to`` refuses the five of a position table)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:

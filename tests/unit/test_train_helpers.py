@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.setup import HYPS
+from engine.setup import HYPS, channels_last
+from models import build_model
 from utils.config import Hyperparameters
 from utils.distributed import select_device
 from utils.early_stop import EarlyStop
@@ -150,3 +151,11 @@ def test_devices_that_are_not_here(monkeypatch):
     assert select_device("0,1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match="no more processes than GPUs"):
         select_device("0")
+
+
+def test_position_tables_of_five_dimensions_stay_and_the_rest_lies_channels_last():
+    model = channels_last(build_model("yolov8n-BoT3.yaml", nc=3))
+    dims = {p.dim() for p in model.parameters()}
+    assert 5 in dims  # MHSA's tables, which Module.to(memory_format=channels_last) refuses
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.dim() == 4)
+    model.eval()(torch.rand(1, 3, 64, 96))
