@@ -155,8 +155,8 @@ def test_metrics_of_validation_are_those_of_the_merged_boxes(
     capsys.readouterr()
     sliced = val.validate(ValConfig(**common, batch_size=2, name="sliced", slice=(320, 320), save_txt=True, save_json=True, save_conf=True))
     assert plain.images == sliced.images == 3
-    assert plain.map_by_size[0] < 0.1
-    assert sliced.map_by_size[0] > plain.map_by_size[0] + 0.1
+    assert plain.map_by_size[0] < 0.15
+    assert sliced.map_by_size[0] > plain.map_by_size[0] + 0.15
     text = capsys.readouterr().out
     print(f"mAP by size: plain {plain.map_by_size}, sliced {sliced.map_by_size}")
     assert f"pycocotools: AP {sliced.map:.3f}, AP50 {sliced.map50:.3f}, " in text
