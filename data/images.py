@@ -6,6 +6,7 @@ EXIF orientation is applied to them; any other number of channels is what the fi
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import cv2
@@ -75,7 +76,10 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
 
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise ImageError(f"{path}: not a file{', but a folder' if stat.S_ISDIR(found.st_mode) else ''}")
+        if found.st_size == 0:
             raise ImageError(f"{path}: the file is empty")
         if path.suffix.lower() == ARRAY_SUFFIX:
             return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)

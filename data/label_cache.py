@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from data.images import CONVERTED
-from data.labels import LabelTable, Problem, label_path, read_labels
+from data.labels import LabelTable, label_path, read_labels
+from data.problems import Problem
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "rows", "point_starts", "points")
 
 

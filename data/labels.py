@@ -1,19 +1,20 @@
 """Label files read, checked and put into flat arrays: one line for every problem, with file and row, and a summary at the end.
 
 What a problem costs: a picture that cannot be decoded, or whose label file has a faulty row, is left out (half-labelled pictures would
-teach the model that objects are background); duplicate rows and boxes without area are dropped. A class that the dataset file has no
-name for stops the run, because then the dataset file is wrong.
+teach the model that objects are background); duplicate rows and boxes without area are dropped. Classes that the dataset file has no
+name for stop the run where they are many, because then the dataset file is wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -21,23 +22,28 @@ from tqdm import tqdm
 from data.bands import without_stored_arrays
 from data.images import ImageError, is_image, probe_image
 from data.instances import Instances
+from data.problems import (
+    COLUMNS,
+    CORRUPT,
+    DUPLICATE_ROWS,
+    LABEL_FILE,
+    MISSING,
+    NO_AREA,
+    NOT_A_NUMBER,
+    NOT_FINITE,
+    OUT_OF_RANGE,
+    WRONG_CLASS,
+    Problem,
+)
 from utils.errors import UserError
 
 ROUNDING = 1e-3  # how far outside 0-1 a coordinate may lie and still be clipped: labels are written with few digits
 PROCESSES_FROM = 1000  # pictures; below, starting processes takes longer than they save
+HIGHEST_CLASS = 1_000_000
+WRONG_CLASSES_PART = 0.1  # of the pictures with objects; more of them with nameless classes mean that the dataset file is wrong
 EXPECTED = "expected: class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
 
-
-class Problem(NamedTuple):
-    """One thing wrong with the data."""
-
-    path: str
-    row: int  # from 1; 0 when it is about the whole file
-    message: str
-    skips: bool  # whether the picture was left out
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.row}: {self.message}" if self.row else f"{self.path}: {self.message}"
+Result = TypeVar("Result")
 
 
 class FileLabels(NamedTuple):
@@ -104,13 +110,24 @@ class LabelTable:
 
     def take(self, keep: np.ndarray) -> LabelTable:
         """The table of the pictures where ``keep`` (N,) is true."""
+        kept = self._with_objects_of(keep)
+        return dataclasses.replace(
+            kept, shapes_hw=self.shapes_hw[keep], has_label_file=self.has_label_file[keep], starts=_starts(np.diff(self.starts)[keep])
+        )
+
+    def leave_out(self, out: np.ndarray, problems: Sequence[Problem]) -> LabelTable:
+        """The table with the pictures where ``out`` (N,) is true marked as unusable, and why."""
+        return dataclasses.replace(
+            self._with_objects_of(~out), shapes_hw=np.where(out[:, None], 0, self.shapes_hw),
+            starts=_starts(np.where(out, 0, np.diff(self.starts))), problems=(*self.problems, *problems),
+        )  # fmt: skip
+
+    def _with_objects_of(self, keep: np.ndarray) -> LabelTable:
+        """Only the objects of some pictures; ``starts`` is for the caller to mend."""
         objects = np.repeat(keep, np.diff(self.starts))
         points = np.repeat(objects, np.diff(self.point_starts))
         return dataclasses.replace(
             self,
-            shapes_hw=self.shapes_hw[keep],
-            has_label_file=self.has_label_file[keep],
-            starts=_starts(np.diff(self.starts)[keep]),
             classes=self.classes[objects],
             boxes_cxcywh=self.boxes_cxcywh[objects],
             rows=self.rows[objects],
@@ -125,19 +142,20 @@ def list_images(sources: Sequence[Path]) -> list[str]:
     Raises:
         UserError: Nothing found.
     """
-    files: list[str] = []
+    found: list[str] = []
     for source in sources:
         if source.is_dir():
-            tree = os.walk(source, followlinks=True)
-            files += without_stored_arrays(sorted(str(Path(top) / name) for top, _, names in tree for name in names if is_image(name)))
+            tree = os.walk(source, followlinks=True)  # folders that are named like pictures are listed too, to be found unusable
+            names = (os.path.join(top, name) for top, folders, files in tree for name in (*files, *folders) if is_image(name))
+            found += without_stored_arrays(sorted(names))
         elif source.suffix == ".txt":
-            files += read_list(source)
+            found += read_list(source)
         else:
-            files.append(str(source))
-    files = list(dict.fromkeys(files))
-    if not files:
+            found.append(str(source))
+    found = list(dict.fromkeys(found))
+    if not found:
         raise UserError(f"no images in {', '.join(map(str, sources))}; a folder of pictures or a .txt list of their paths is expected")
-    return files
+    return found
 
 
 def read_list(path: Path) -> list[str]:
@@ -169,6 +187,14 @@ def read_labels(
         prefix: Words before the progress bar.
         progress: Whether to show it.
     """
+    read = partial(read_file_labels, channels=channels)
+    return build_table(map_pictures(read, image_files, workers=workers, what=f"{prefix}reading labels", progress=progress))
+
+
+def map_pictures(
+    function: Callable[[str], Result], image_files: Sequence[str], *, workers: int, what: str, progress: bool = True
+) -> list[Result]:
+    """``function`` of every picture, in parallel and in order. It must be picklable."""
     workers = max(1, min(workers, os.cpu_count() or 1))
     pool: Executor
     if len(image_files) >= PROCESSES_FROM and workers > 1:
@@ -176,9 +202,8 @@ def read_labels(
     else:
         pool, chunk = ThreadPoolExecutor(workers), 1
     with pool:
-        results = pool.map(partial(read_file_labels, channels=channels), image_files, chunksize=chunk)
-        bar = tqdm(results, total=len(image_files), desc=f"{prefix}reading labels", unit="image", disable=not progress, leave=False)
-        return build_table(list(bar))
+        results = pool.map(function, image_files, chunksize=chunk)
+        return list(tqdm(results, total=len(image_files), desc=what, unit="image", disable=not progress, leave=False))
 
 
 def build_table(files: Sequence[FileLabels]) -> LabelTable:
@@ -203,19 +228,28 @@ def build_table(files: Sequence[FileLabels]) -> LabelTable:
 def read_file_labels(image_file: str, *, channels: int = 3) -> FileLabels:
     """Checks one picture and reads its label file. Nothing wrong with either raises: it is in ``problems``."""
     path = label_path(image_file)
+    probed = probe_file(image_file, channels=channels)
+    if probed.problems:
+        return probed._replace(has_label_file=os.path.isfile(path))
     try:
-        hw = probe_image(image_file, channels=channels)
-    except ImageError as error:
-        message = str(error).removeprefix(f"{image_file}: ")
-        return _no_labels((0, 0), os.path.isfile(path), (Problem(image_file, 0, message, True),))
-    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return no_labels((0, 0), True, (Problem(path, 0, "label file cannot be read: not a file", True, LABEL_FILE),))
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return _no_labels(hw, False)
+        return probed
     except (OSError, UnicodeDecodeError) as error:
-        reason = "not a text file" if isinstance(error, UnicodeDecodeError) else error.strerror
-        return _no_labels((0, 0), True, (Problem(path, 0, f"label file cannot be read: {reason}", True),))
-    return parse_labels(text, path, hw)
+        reason = "not a text file in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        return no_labels((0, 0), True, (Problem(path, 0, f"label file cannot be read: {reason}", True, LABEL_FILE),))
+    return parse_labels(text, path, probed.hw)
+
+
+def probe_file(image_file: str, *, channels: int = 3) -> FileLabels:
+    """Checks one picture: its size and no objects, or what is wrong with it."""
+    try:
+        return no_labels(probe_image(image_file, channels=channels), False)
+    except ImageError as error:
+        kind = CORRUPT if os.path.lexists(image_file) else MISSING
+        return no_labels((0, 0), False, (Problem(image_file, 0, str(error).removeprefix(f"{image_file}: "), True, kind),))
 
 
 def parse_labels(text: str, path: str, hw: tuple[int, int]) -> FileLabels:
@@ -233,42 +267,46 @@ def parse_labels(text: str, path: str, hw: tuple[int, int]) -> FileLabels:
             continue
         values, fault = _parse_row(fields)
         if fault:
-            problems.append(Problem(path, number, fault, True))
+            problems.append(Problem(path, number, fault.message, True, fault.kind))
             continue
         polygon = values[1:].reshape(-1, 2) if len(values) > 5 else np.zeros((0, 2))
         low_high = np.concatenate((polygon.min(0), polygon.max(0))) if len(polygon) else np.zeros(4)
         box = np.concatenate(((low_high[:2] + low_high[2:]) / 2, low_high[2:] - low_high[:2])) if len(polygon) else values[1:]
-        if not (box[2:] > 0).all():
-            problems.append(Problem(path, number, "a box without area, dropped", False))
+        if not (box[2:] > 0).all() or (len(polygon) and len(np.unique(polygon, axis=0)) < 3):
+            problems.append(Problem(path, number, f"a {'polygon' if len(polygon) else 'box'} without area, dropped", False, NO_AREA))
             continue
         classes.append(int(values[0]))
         boxes.append(box)
         rows.append(number)
         points.append(polygon)
     if any(p.skips for p in problems):
-        return _no_labels((0, 0), True, tuple(problems))
+        return no_labels((0, 0), True, tuple(problems))
     found = FileLabels(
         hw, True, np.array(classes, np.int64), np.array(boxes, np.float32).reshape(-1, 4), np.array(rows, np.int64),
         np.concatenate([np.zeros((0, 2)), *points]).astype(np.float32), np.array([len(p) for p in points], np.int64), tuple(problems),
     )  # fmt: skip
-    return _without_duplicates(found, path)
+    return without_duplicates(found, path)
 
 
-def check_classes(table: LabelTable, image_files: Sequence[str], names: Sequence[str], yaml_path: Path) -> None:
-    """Refuses labels of classes that have no name.
+def check_classes(table: LabelTable, image_files: Sequence[str], names: Sequence[str], yaml_path: Path) -> LabelTable:
+    """Leaves out the pictures with objects of classes that have no name.
 
     Raises:
-        UserError: Names the file and row of the first one, and how many there are.
+        UserError: They are more than a tenth of the pictures with objects; names the file and row of the first one.
     """
     bad = np.flatnonzero(table.classes >= len(names))
     if not len(bad):
-        return
-    i = int(np.searchsorted(table.starts, bad[0], side="right")) - 1
-    more = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
-    raise UserError(
-        f"{label_path(image_files[i])}:{table.rows[bad[0]]}: class {table.classes[bad[0]]}, but {yaml_path} has {len(names)} classes "
-        f"(0 to {len(names) - 1}){more}; add its name there or correct the label"
-    )
+        return table
+    pictures, first = np.unique(np.searchsorted(table.starts, bad, side="right") - 1, return_index=True)
+    problems = [
+        Problem(label_path(image_files[i]), int(table.rows[j]), f"class {table.classes[j]}, but {yaml_path} has {len(names)} classes "
+                f"(0 to {len(names) - 1})", True, WRONG_CLASS)
+        for i, j in zip(pictures, bad[first])
+    ]  # fmt: skip
+    if len(pictures) > WRONG_CLASSES_PART * np.count_nonzero(np.diff(table.starts)):
+        more = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
+        raise UserError(f"{problems[0]}{more}; add its name there or correct the label")
+    return table.leave_out(np.isin(np.arange(len(table)), pictures), problems)
 
 
 def summarise(table: LabelTable, *, prefix: str = "", shown: int = 20) -> str:
@@ -278,34 +316,42 @@ def summarise(table: LabelTable, *, prefix: str = "", shown: int = 20) -> str:
     objects = np.diff(table.starts)
     background = int(((objects == 0) & (table.shapes_hw[:, 0] > 0)).sum())
     lines = [f"{prefix}{used} images, {len(table.classes)} objects, {background} images without objects, {skipped} images left out"]
-    lines += [f"  {'left out: ' if p.skips else ''}{p}" for p in table.problems[:shown]]
+    lines += [f"  {p.line()}" for p in table.problems[:shown]]
     if len(table.problems) > shown:
         lines.append(f"  … and {len(table.problems) - shown} more problems")
     return "\n".join(lines)
 
 
-def _parse_row(fields: list[str]) -> tuple[np.ndarray, str]:
-    """The numbers of a row, clipped to 0-1, and what is wrong with them (empty: nothing)."""
+class Fault(NamedTuple):
+    """What is wrong with a row."""
+
+    message: str
+    kind: str
+
+
+def _parse_row(fields: list[str]) -> tuple[np.ndarray, Fault | None]:
+    """The numbers of a row, clipped to 0-1, and what is wrong with them."""
     nothing = np.zeros(0)
     count = len(fields)
     if count != 5 and (count < 7 or count % 2 == 0):
-        return nothing, f"{count} columns, {EXPECTED}"
+        return nothing, Fault(f"{count} columns, {EXPECTED}", COLUMNS)
     try:
         values = np.array(fields, np.float64)
     except ValueError:
-        return nothing, f"not a number in {' '.join(fields)[:60]!r}, {EXPECTED}"
+        return nothing, Fault(f"not a number in {' '.join(fields)[:60]!r}, {EXPECTED}", NOT_A_NUMBER)
     if not np.isfinite(values).all():
-        return nothing, "NaN or infinity, finite numbers are expected"
-    if values[0] < 0 or values[0] != int(values[0]):
-        return nothing, f"class {fields[0]}, a whole number from 0 is expected"
+        return nothing, Fault("NaN or infinity, finite numbers are expected", NOT_FINITE)
+    if not 0 <= values[0] <= HIGHEST_CLASS or values[0] != int(values[0]):
+        return nothing, Fault(f"class {fields[0]}, a whole number from 0 is expected", WRONG_CLASS)
     out = np.flatnonzero((values[1:] < -ROUNDING) | (values[1:] > 1 + ROUNDING))
     if len(out):
-        return nothing, f"coordinate {fields[1 + out[0]]} in column {out[0] + 2}, values normalised to 0-1 are expected"
+        message = f"coordinate {fields[1 + out[0]]} in column {out[0] + 2}, values normalised to 0-1 are expected"
+        return nothing, Fault(message, OUT_OF_RANGE)
     values[1:] = values[1:].clip(0, 1)
-    return values, ""
+    return values, None
 
 
-def _without_duplicates(labels: FileLabels, path: str) -> FileLabels:
+def without_duplicates(labels: FileLabels, path: str) -> FileLabels:
     if len(labels.classes) < 2:
         return labels
     keyed = np.concatenate((labels.classes[:, None], labels.boxes_cxcywh), 1)
@@ -314,14 +360,14 @@ def _without_duplicates(labels: FileLabels, path: str) -> FileLabels:
     keep[first] = True
     if keep.all():
         return labels
-    dropped = Problem(path, int(labels.rows[~keep][0]), f"{int((~keep).sum())} duplicate rows, dropped", False)
+    dropped = Problem(path, int(labels.rows[~keep][0]), f"{int((~keep).sum())} duplicate rows, dropped", False, DUPLICATE_ROWS)
     return labels._replace(
         classes=labels.classes[keep], boxes_cxcywh=labels.boxes_cxcywh[keep], rows=labels.rows[keep], counts=labels.counts[keep],
         points=labels.points[np.repeat(keep, labels.counts)], problems=(*labels.problems, dropped),
     )  # fmt: skip
 
 
-def _no_labels(hw: tuple[int, int], has_label_file: bool, problems: tuple[Problem, ...] = ()) -> FileLabels:
+def no_labels(hw: tuple[int, int], has_label_file: bool, problems: tuple[Problem, ...] = ()) -> FileLabels:
     none = np.zeros(0, np.int64)
     return FileLabels(hw, has_label_file, none, np.zeros((0, 4), np.float32), none, np.zeros((0, 2), np.float32), none, problems)
 

@@ -83,9 +83,9 @@ def build_loader(
     files = list_images(sources)
     talks = rank == 0
     table, remark = cached_labels(files, source=sources[0], channels=spec.ch, workers=workers or 1, prefix=prefix, progress=talks)
+    table = check_classes(table, files, spec.names if spec.label_nc == spec.nc else range(spec.label_nc), spec.yaml_path)
     if talks:
         print("\n".join(filter(None, (remark, summarise(table, prefix=prefix)))))
-    check_classes(table, files, spec.names if spec.label_nc == spec.nc else range(spec.label_nc), spec.yaml_path)
     files, table = _usable(files, table, min_items, spec, split)
     if single_cls or spec.single_cls:
         table = table.as_one_class()
