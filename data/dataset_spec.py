@@ -6,7 +6,7 @@ Nothing in the file is ever run: a ``download:`` entry is shown to the user when
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class DatasetSpec:
         bits: 8 or 16 a value; None where the pictures decide.
         download: The file's ``download:`` entry as text, for messages only.
         single_cls: Whether all classes count as one.
+        annotations: By split, the COCO JSON that the file says to take labels from.
     """
 
     yaml_path: Path
@@ -50,6 +51,7 @@ class DatasetSpec:
     bits: int | None = None
     download: str | None = None
     single_cls: bool = False
+    annotations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """The sources of ``train``, ``val`` or ``test``.
@@ -68,14 +70,18 @@ class DatasetSpec:
         return sources
 
     def annotations_json(self, split: str) -> Path | None:
-        """The COCO file of a split (``annotations/instances_<split>.json`` below the root), or None where there is none."""
-        sources = getattr(self, split)
-        stems = [p.stem for p in sources[:1] if p.stem != "images"] + [p.parent.name for p in sources[:1]] + [split]
-        for stem in stems:
-            path = self.root / "annotations" / f"instances_{stem}.json"
-            if path.is_file():
-                return path
-        return None
+        """The COCO file of a split: the one that the dataset file names, else ``annotations/instances_<split>.json`` below the root or
+        beside the pictures' folder, or ``_annotations.coco.json`` in it; None where there is none."""
+        if split in self.annotations:
+            return self.annotations[split]
+        source = next(iter(getattr(self, split)), None)
+        if source is None:
+            return None
+        stems = [source.stem] * (source.stem != "images") + [source.parent.name, split]
+        folders = dict.fromkeys((self.root, source.parent, source.parent.parent))
+        found = [folder / "annotations" / f"instances_{stem}.json" for folder in folders for stem in stems]
+        found += [source / "_annotations.coco.json"]
+        return next((path for path in found if path.is_file()), None)
 
 
 def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, need: Iterable[str] | None = None) -> DatasetSpec:
@@ -120,7 +126,8 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     root = next((r for r in roots if r.is_dir()), roots[0])
     return DatasetSpec(
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
-        ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls, **resolved,
+        ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls,
+        annotations=_read_annotations(yaml_path, raw, roots), **resolved,
     )  # fmt: skip
 
 
@@ -190,14 +197,32 @@ def _resolve_split(yaml_path: Path, split: str, value: object, roots: list[Path]
 
 
 def _candidates(entry: Path, roots: list[Path]) -> list[Path]:
-    """Where a source may lie: below each root, and without leading dots (a Roboflow export names ``../train/images``)."""
+    """Where a source may lie: below each root, and without leading dots (a Roboflow export names ``../train/images``); in place of a
+    list, the folder of its name (COCO's archives have no ``train2017.txt``)."""
     if entry.is_absolute():
         return [entry]
     parts = list(entry.parts)
     while parts and parts[0] in ("..", "."):
         parts.pop(0)
     forms = [entry] + ([Path(*parts)] if parts and entry.parts[0] == ".." else [])
+    if entry.suffix == ".txt":
+        forms += [entry.parent / "images" / entry.stem, entry.with_suffix("")]
     return list(dict.fromkeys((root / form).resolve() for form in forms for root in roots))
+
+
+def _read_annotations(yaml_path: Path, raw: dict[str, Any], roots: list[Path]) -> dict[str, Path]:
+    """The COCO files that ``annotations:`` names, by split."""
+    given = raw.get("annotations") or {}
+    if not isinstance(given, dict) or not all(k in SPLITS and isinstance(v, str) for k, v in given.items()):
+        raise UserError(f"{yaml_path}: annotations: {given!r}, a COCO file for a split is expected: {{train: FILE.json, val: FILE.json}}")
+    found = {}
+    for split, name in given.items():
+        tried = _candidates(Path(name).expanduser(), roots)
+        hit = next((p for p in tried if p.is_file()), None)
+        if hit is None:
+            raise UserError(f"{yaml_path}: annotations: {split}: not found, tried {', '.join(map(str, tried))}")
+        found[split] = hit
+    return found
 
 
 def _read_names(yaml_path: Path, raw: dict[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Labels read once and kept: an .npz beside the label folder, valid as long as no picture and no label file has changed.
+"""Labels read once and kept: an .npz beside the label folder (or the COCO JSON), valid as long as no picture and no label has changed.
 
 The key is a hash of every path, size and modification time together with the format's version; there is nothing in the file but arrays
 of numbers and one JSON text, so it can run no code. A stale, foreign or torn file is read anew, never trusted.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.coco_labels import read_coco_labels
 from data.images import CONVERTED
 from data.labels import LabelTable, label_path, read_labels
 from data.problems import Problem
@@ -25,8 +26,9 @@ ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "r
 
 
 def cached_labels(
-    image_files: Sequence[str], *, source: Path, channels: int = 3, workers: int = 8, prefix: str = "", progress: bool = True
-) -> tuple[LabelTable, str]:
+    image_files: Sequence[str], *, source: Path, channels: int = 3, workers: int = 8, prefix: str = "", progress: bool = True,
+    annotations: Path | None = None, names: Sequence[str] | None = None,
+) -> tuple[LabelTable, str]:  # fmt: skip
     """The labels of all pictures, from the cache if it is valid, else read and then cached.
 
     Args:
@@ -36,16 +38,23 @@ def cached_labels(
         workers: Most parallel readers.
         prefix: Words before the progress bar.
         progress: Whether to show it.
+        annotations: A COCO JSON to take the labels from, in place of label files.
+        names: Of the classes, for that; None makes all objects class 0.
 
     Returns:
         The table, and one line about the cache for the user (empty: nothing to say).
     """
-    path = cache_path(image_files[0], source)
-    key = content_key(image_files, channels=channels)
+    path = annotations.with_suffix(".cache.npz") if annotations else cache_path(image_files[0], source)
+    key = content_key(image_files, channels=channels, annotations=annotations, names=names)
     table = load(path, key)
     if table is not None:
         return table, ""
-    table = read_labels(image_files, channels=channels, workers=workers, prefix=prefix, progress=progress)
+    if annotations:
+        table = read_coco_labels(
+            annotations, image_files, names, channels=channels, workers=workers, prefix=prefix, progress=progress
+        )  # fmt: skip
+    else:
+        table = read_labels(image_files, channels=channels, workers=workers, prefix=prefix, progress=progress)
     try:
         save(path, key, table)
     except OSError as error:
@@ -60,21 +69,30 @@ def cache_path(image_file: str, source: Path) -> Path:
     return folder.parent / f"{name}.cache.npz"
 
 
-def content_key(image_files: Sequence[str], *, channels: int = 3) -> str:
-    """Hash over path, size and modification time of every picture and label file, the channels they should have, and the format's version.
+def content_key(
+    image_files: Sequence[str], *, channels: int = 3, annotations: Path | None = None, names: Sequence[str] | None = None
+) -> str:
+    """Hash over path, size and modification time of every picture and label file (or of the JSON in their place, with the names that
+    choose its classes), the channels the pictures should have, and the format's version.
 
     One and three channels are had from the same pictures, so they share a key.
     """
-    digest = hashlib.sha256(f"labels {FORMAT_VERSION}{'' if channels in CONVERTED else f' channels {channels}'}\n".encode())
+    head = f"labels {FORMAT_VERSION}{'' if channels in CONVERTED else f' channels {channels}'}\n"
+    if annotations:
+        head += f"{_state(str(annotations))}{json.dumps(names)}\n"
+    digest = hashlib.sha256(head.encode(errors="surrogateescape"))
     for image in image_files:
-        for path in (image, label_path(image)):
-            try:
-                stat = os.stat(path)
-                entry = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            except OSError:
-                entry = f"{path}\0missing\n"
-            digest.update(entry.encode(errors="surrogateescape"))
+        entry = _state(image) if annotations else _state(image) + _state(label_path(image))
+        digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _state(path: str) -> str:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return f"{path}\0missing\n"
+    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
 
 
 def load(path: Path, key: str) -> LabelTable | None:

@@ -20,7 +20,7 @@ from data.dataset import ORDER_STREAM, DetectionDataset, SampleKey
 from data.dataset_spec import DatasetSpec
 from data.depth import colour_note, depth_of
 from data.image_store import RECENT_BYTES
-from data.label_cache import cached_labels
+from data.label_source import split_labels
 from data.labels import LabelTable, check_classes, label_path, list_images, summarise
 from data.unreadable import UnreadablePictures
 from utils.errors import UserError
@@ -79,13 +79,12 @@ def build_loader(
     Raises:
         UserError: Images missing, none usable, none labelled, or a class without a name.
     """
-    sources = spec.sources(split)
-    files = list_images(sources)
+    files = list_images(spec.sources(split))
     talks = rank == 0
-    table, remark = cached_labels(files, source=sources[0], channels=spec.ch, workers=workers or 1, prefix=prefix, progress=talks)
+    table, remarks = split_labels(spec, split, files, workers=workers or 1, prefix=prefix, progress=talks)
     table = check_classes(table, files, spec.names if spec.label_nc == spec.nc else range(spec.label_nc), spec.yaml_path)
     if talks:
-        print("\n".join(filter(None, (remark, summarise(table, prefix=prefix)))))
+        print("\n".join((*remarks, summarise(table, prefix=prefix))))
     files, table = _usable(files, table, min_items, spec, split)
     if single_cls or spec.single_cls:
         table = table.as_one_class()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class CocoAnnotations:
     path: Path
     category_ids: tuple[int, ...]  # per class
     single_class: bool  # whether all categories count as one
-    image_ids: dict[str, int]  # by file name
+    image_ids: dict[str, int]  # by file name, see find_image_id
     starts: dict[int, tuple[int, int]]  # image id: rows
     classes: NDArray[np.int64]  # (M,)
     boxes_ltwh: NDArray[np.float64]  # (M, 4) px
@@ -37,11 +38,10 @@ class CocoAnnotations:
 
     def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
         """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
-        names = [Path(p).name for p in paths]
-        unknown = next((n for n in names if n not in self.image_ids), None)
-        if unknown is not None:
-            raise UserError(f"{self.path}: no image with the file name {unknown!r}")
-        return [self.image_ids[n] for n in names]
+        ids = [find_image_id(self.image_ids, p) for p in paths]
+        if None in ids:
+            raise UserError(f"{self.path}: no image with the file name {Path(paths[ids.index(None)]).name!r}")
+        return [i for i in ids if i is not None]
 
     def truth_of(self, paths: Sequence[str | Path]) -> GroundTruth:
         """The objects of a batch of files."""
@@ -66,7 +66,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        image_ids = {Path(i["file_name"]).name: int(i["id"]) for i in content["images"]}
+        image_ids = image_ids_by_name({int(i["id"]): str(i["file_name"]) for i in content["images"]})
         categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         annotations = sorted(content["annotations"], key=lambda a: a["image_id"])
         image = np.array([a["image_id"] for a in annotations], dtype=np.int64)
@@ -76,7 +76,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path}: not a COCO instances JSON ({type(error).__name__}: {error})") from error
-    category_ids = tuple(sorted(categories)[:1]) if single_class else _match_categories(path, categories, names)
+    category_ids = tuple(sorted(categories)[:1]) if single_class else match_categories(path, categories, names)
     class_of = {i: 0 if single_class else category_ids.index(i) for i in categories if single_class or i in category_ids}
     known = np.array([c in class_of for c in category], dtype=bool)
     classes = np.array([class_of[c] for c in category if c in class_of], dtype=np.int64)
@@ -84,6 +84,38 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     ids, first = np.unique(image, return_index=True)
     starts = {int(i): (int(a), int(b)) for i, a, b in zip(ids, first, [*first[1:], len(image)])}
     return CocoAnnotations(path, category_ids, single_class, image_ids, starts, classes, boxes, area, crowd)
+
+
+def match_categories(path: Path, categories: dict[int, str], names: Sequence[str]) -> tuple[int, ...]:
+    """The category id of each class: by name, else in the order of ids if there are as many.
+
+    Raises:
+        UserError: Neither fits.
+    """
+    by_name = {name.lower(): i for i, name in categories.items()}
+    if all(n.lower() in by_name for n in names):
+        return tuple(by_name[n.lower()] for n in names)
+    if len(categories) == len(names):
+        return tuple(sorted(categories))
+    missing = next(n for n in names if n.lower() not in by_name)
+    raise UserError(f"{path}: no category named {missing!r}, and its {len(categories)} categories are not {len(names)} to go by order")
+
+
+def image_ids_by_name(files: Mapping[int, str]) -> dict[str, int]:
+    """Image ids by file name as the JSON has it, and by the name without folders where only one image is called so."""
+    count = Counter(PurePosixPath(name).name for name in files.values())
+    ids = {PurePosixPath(name).as_posix(): i for i, name in files.items()}
+    return ids | {base: i for i, name in files.items() if count[base := PurePosixPath(name).name] == 1}
+
+
+def find_image_id(image_ids: Mapping[str, int], path: str | Path) -> int | None:
+    """The id of a file: by its name, or by as much of its path as tells images of one name apart."""
+    parts = Path(path).parts
+    for depth in range(1, len(parts) + 1):
+        name = "/".join(parts[-depth:])
+        if name in image_ids:
+            return image_ids[name]
+    return None
 
 
 def category_ids_of(names: Sequence[str]) -> tuple[int, ...]:
@@ -190,13 +222,3 @@ def _indexed(coco: Any, content: dict[str, Any]) -> Any:
     coco.dataset = {"info": {}, **content, "annotations": annotations}
     coco.createIndex()
     return coco
-
-
-def _match_categories(path: Path, categories: dict[int, str], names: Sequence[str]) -> tuple[int, ...]:
-    by_name = {name.lower(): i for i, name in categories.items()}
-    if all(n.lower() in by_name for n in names):
-        return tuple(by_name[n.lower()] for n in names)
-    if len(categories) == len(names):
-        return tuple(sorted(categories))
-    missing = next(n for n in names if n.lower() not in by_name)
-    raise UserError(f"{path}: no category named {missing!r}, and its {len(categories)} categories are not {len(names)} to go by order")
