@@ -20,6 +20,7 @@ NONE = -2  # no partner; -1 is the image
 SAME_KIND, SAME_HOST = 0.5, 0.35  # C2f and C2f_EMA share their host
 SHARE, FULL, SIZE = 1.0, 2.0, 0.2  # worth of agreeing tensors; of agreeing in all; for every tenfold of parameters
 EDGES = 1.0  # worth of reading the same
+WRITTEN = 6.0  # worth of the same arguments in two scales of a YAML, where equal shapes stand at different depths
 LEAST_SHARE = 0.3  # of the tensors of two rows of different kind, for them to be partners
 OTHER_WRAPPING = 0.9  # factor where one row starts as the identity and the other does not
 TIE = 1e-6
@@ -68,10 +69,9 @@ def align(source: Structure, target: Structure) -> Alignment:
     if heads:
         candidates = [c._replace(score=c.score + _heads_agree(source, target, c)) for c in candidates]
     best = max(candidates, key=lambda c: c.score)
-    ends = (sizes[1],), (sizes[0],)
-    if not heads:
-        ends = (NONE,) * source.has_head, (NONE,) * target.has_head
-    return Alignment(source, target, best.of_source + ends[0], best.of_target + ends[1])
+    of_source = (*best.of_source, *([sizes[1] if heads else NONE] * source.has_head))
+    of_target = (*best.of_target, *([sizes[0] if heads else NONE] * target.has_head))
+    return Alignment(source, target, of_source, of_target)
 
 
 def agreeing(source: Row, target: Row) -> list[Place]:
@@ -107,6 +107,8 @@ def _paired(source: Structure, target: Structure, pair: tuple[int, int], before:
     worth = _likeness(theirs, ours)
     if worth is None:
         return []
+    if source.known and target.known and source.scale != target.scale and theirs.kind == ours.kind and theirs.written == ours.written:
+        worth += WRITTEN
     worth -= TIE * (i + j)
     pairs = []
     for c in before:

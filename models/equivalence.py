@@ -65,11 +65,11 @@ def difference(before: Detector, after: Detector, *, pictures: Sequence[Tensor],
     Args:
         pictures: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
     """
-    exact = [copy.deepcopy(model).cpu().double().eval() for model in (before, after)]
+    a, b = (copy.deepcopy(model).cpu().double().eval() for model in (before, after))
     random = list(_random_pictures(before))
-    found = [_of(*exact, images.double(), mean=allowed.mean) for images in (*random, *pictures)]
+    found = [_of(a, b, images.double(), mean=allowed.mean) for images in (*random, *pictures)]
     maps, boxes, scores = (max(values) for values in zip(*found))
-    return Difference(maps, boxes, scores, len(random), len(pictures), allowed)
+    return Difference(maps, boxes, scores, sum(map(len, random)), len(pictures), allowed)
 
 
 def _of(before: Detector, after: Detector, images: Tensor, *, mean: bool) -> tuple[float, float, float]:

@@ -39,5 +39,5 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], notes: Ma
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         file.flush()

@@ -48,6 +48,7 @@ class Row:
         index: its number in the names, ``model.<index>.``.
         kind: registered name; empty where unknown.
         args: constructor arguments, for layers without tensors.
+        written: its arguments in the YAML, before any scaling.
         tensors: name within the row -> shape.
         sources: positions of the rows that it reads, -1 for the image; None where unknown.
         is_head: the detection head.
@@ -61,6 +62,7 @@ class Row:
     sources: tuple[int, ...] | None = None
     is_head: bool = False
     branches: tuple[tuple[int, ...], ...] = ()
+    written: tuple[Any, ...] = ()
 
     @cached_property
     def wrapped(self) -> bool:
@@ -93,10 +95,16 @@ class Row:
 
 
 class Structure(NamedTuple):
-    """Rows in order; positions in it are what ``Row.sources`` means. ``known`` is whether kinds and edges are known."""
+    """Rows in order; positions in it are what ``Row.sources`` means.
+
+    Attributes:
+        known: whether kinds and edges are known.
+        scale: depth, width and cap of the channels that the YAML is read with.
+    """
 
     rows: tuple[Row, ...]
     known: bool
+    scale: tuple[float, float, int | None] | None = None
 
     @property
     def has_head(self) -> bool:
@@ -105,7 +113,7 @@ class Structure(NamedTuple):
 
 def structure_of(model: Detector) -> Structure:
     """The structure of a network."""
-    return _from_plans(model.plans, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    return _from_plans(model.spec, model.plans, {name: tuple(value.shape) for name, value in model.state_dict().items()})
 
 
 def structure_of_weights(shapes: Mapping[str, Shape], spec: ModelSpec | None) -> Structure:
@@ -117,18 +125,19 @@ def structure_of_weights(shapes: Mapping[str, Shape], spec: ModelSpec | None) ->
     Raises:
         UserError: the YAML is wrong.
     """
-    return _from_names(shapes) if spec is None else _from_plans(plan_layers(spec), shapes)
+    return _from_names(shapes) if spec is None else _from_plans(spec, plan_layers(spec), shapes)
 
 
-def _from_plans(plans: Sequence[LayerPlan], shapes: Mapping[str, Shape]) -> Structure:
+def _from_plans(spec: ModelSpec, plans: Sequence[LayerPlan], shapes: Mapping[str, Shape]) -> Structure:
     tensors = rows_of(shapes)
-    return Structure(tuple(_planned_row(plan, tensors.get(plan.index, {})) for plan in plans), True)
+    rows = (_planned_row(plan, row.args, tensors.get(plan.index, {})) for plan, row in zip(plans, spec.rows))
+    return Structure(tuple(rows), True, (spec.depth, spec.width, spec.max_channels))
 
 
-def _planned_row(plan: LayerPlan, tensors: Mapping[str, Shape]) -> Row:
+def _planned_row(plan: LayerPlan, written: tuple[Any, ...], tensors: Mapping[str, Shape]) -> Row:
     is_head = plan.out_channels == 0
     branches = branch_inputs(plan.cls, len(plan.sources)) if is_head else ()
-    return Row(plan.index, plan.name, plan.args, tensors, plan.sources, is_head, branches)
+    return Row(plan.index, plan.name, plan.args, tensors, plan.sources, is_head, branches, written)
 
 
 def _from_names(shapes: Mapping[str, Shape]) -> Structure:
@@ -141,7 +150,7 @@ def branch_inputs(head: Callable[..., Any] | None, count: int) -> tuple[tuple[in
     """Positions of each branch's inputs among a head's ``count``, auxiliary branches first."""
     levels = count // len(getattr(head, "branch_weights", (1.0,)))
     groups = [tuple(range(first, first + levels)) for first in range(0, count, levels)]
-    main = tuple(head.main_inputs(count)) if hasattr(head, "main_inputs") else groups[-1]
+    main = tuple(head.main_inputs(count)) if head is not None and hasattr(head, "main_inputs") else groups[-1]
     return (*(group for group in groups if group != main), main)
 
 

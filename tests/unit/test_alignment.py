@@ -37,13 +37,13 @@ def inserted(known: Structure, after: int, row: Row, *, for_all: bool) -> tuple[
         rows.append(replace(old, index=number[i], sources=sources))
         if i == after:
             rows.append(replace(row, index=after + 1, sources=(after,)))
-    return Structure(tuple(rows), True), number
+    return known._replace(rows=tuple(rows)), number
 
 
 def removed(known: Structure, at: int) -> tuple[Structure, dict[int, int]]:
     number = {i: i if i < at else i - 1 for i in range(-1, len(known.rows))} | {at: known.rows[at].sources[0]}
     rows = [replace(r, index=number[i], sources=tuple(number[s] for s in r.sources)) for i, r in enumerate(known.rows) if i != at]
-    return Structure(tuple(rows), True), {**number, at: NONE}
+    return known._replace(rows=tuple(rows)), {**number, at: NONE}
 
 
 def misplaced(source: Structure, target: Structure, truth: dict[int, int]) -> list[tuple[int, int, int]]:
@@ -104,6 +104,11 @@ def test_dual_and_single_networks_are_matched_as_published(scale):
 def test_a_graph_that_is_the_same_is_matched_row_by_row_whatever_the_widths():
     small, large = structure("yolov8n"), structure("yolov8s")
     assert align(small, large).of_source == tuple(range(len(small.rows)))
+
+
+def test_another_scale_is_matched_by_what_is_written():
+    small, large = structure("yolov8n"), structure("yolov8s-CBAM")
+    assert align(small, large).of_source == tuple(i if i < 9 else i + 1 for i in range(len(small.rows)))
 
 
 def test_levels_go_by_what_they_read():

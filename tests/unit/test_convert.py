@@ -49,7 +49,7 @@ def test_deployed_weights_are_smaller_and_compute_the_same(dual, capsys):
     assert loaded.cfg["head"][-1][2] == "DDetect"
     assert not any(".bn." in name or ".conv1." in name for name in loaded.weights)
     assert "M parameters to" in str(done)
-    assert "on 2 random and 1 real pictures" in str(done)
+    assert "on 3 random and 1 real pictures" in str(done)
 
 
 def test_deployed_weights_deploy_and_convert_again(dual):
