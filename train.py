@@ -88,6 +88,12 @@ def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainRe
     Raises:
         UserError: whatever a user can cause, in one line.
     """
+    with distributed.company():
+        return train_together(config, observers)
+
+
+def train_together(config: TrainConfig, observers: Sequence[Callback]) -> TrainResult:
+    """What each of the processes does."""
     config, checkpoint = settle(config)
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
@@ -131,7 +137,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     Raises:
         UserError: too many losses in a row are no numbers.
     """
-    config, loader, meter, guard, world = run.config, run.train_loader, run.meter, run.guard, distributed.world_size()
+    config, loader, meter, guard = run.config, run.train_loader, run.meter, run.guard
     loader.set_epoch(epoch, start_batch=run.batch)
     set_training_mode(run)
     shown = distributed.is_main()
@@ -145,21 +151,23 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         if config.multi_scale:
             images = rescaled(images, base_px=config.imgsz, stride=run.model.stride, key=(config.seed, epoch, i))
 
-        with autocast(run.device, run.precision):
-            output = run.network(images)
-        parts = run.loss(output, batch)
-        total = guard.checked(parts, epoch=epoch, iteration=i, paths=batch.paths) * (len(images) * world)
-        run.scaler.scale(total).backward()
-
         waiting += 1
         is_last = i + 1 == len(loader)
-        if waiting >= settings.accumulate or is_last:  # the last step takes the rest, so that an epoch ends with none waiting
+        is_step = waiting >= settings.accumulate or is_last  # the last step takes the rest, so that an epoch ends with none waiting
+        with distributed.averaging(run.network, now=is_step):
+            with autocast(run.device, run.precision):
+                output = run.network(images)
+            parts = run.loss(output, batch)
+            total = guard.checked(parts, epoch=epoch, iteration=i, paths=batch.paths) * batch.images_of_step
+            run.scaler.scale(total).backward()
+
+        if is_step:
             taken = optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm)  # unless the gradient is no number
             guard.after_step(taken)
             run.ema.update(taken)
             waiting = 0
 
-        meter.update(parts)
+        meter.update(parts, counts=batch.images_of_step > 0)
         if i % LOG_EVERY == 0 or is_last:
             guard.look()
             bar.show(meter.means(), device=run.device, boxes=len(batch.targets), side=images.shape[-1])
@@ -175,6 +183,7 @@ def validate(run: Run) -> Metrics:
     """The moving average on the validation images."""
     from val import evaluate
 
+    distributed.take_from_main(run.ema.model.buffers())  # each process has running statistics of its own
     with run.unchanged():
         return evaluate(run.ema.model, run.val_loader, loss=run.loss, precision=run.precision)
 
@@ -191,8 +200,9 @@ def finish(run: Run) -> Metrics:
     from val import evaluate
 
     best, last = (run.save_dir / "weights" / name for name in ("best.pt", "last.pt"))
-    distributed.barrier()  # both are written
-    run.ema.model.load_state_dict(load_checkpoint(best).weights)
+    if distributed.is_main():
+        run.ema.model.load_state_dict(load_checkpoint(best).weights)
+    distributed.take_from_main(run.ema.model.state_dict().values())  # other machines may not see the file
     metrics = evaluate(run.ema.model.deploy(), run.val_loader, save_dir=run.save_dir, plots=not run.config.noplots)
     if distributed.is_main():
         print(metrics.table())

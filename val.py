@@ -64,6 +64,12 @@ def validate(config: ValConfig) -> Metrics:
     Raises:
         UserError: whatever a user can cause, in one line.
     """
+    with distributed.company():
+        return validate_together(config)
+
+
+def validate_together(config: ValConfig) -> Metrics:
+    """The same on each of several processes."""
     device = distributed.select_device(config.device)
     if config.half and device.type != "cuda":
         raise UserError(f"--half: needs a GPU, this is {device.type}; leave it out")
@@ -134,7 +140,7 @@ def evaluate(
         closer: Looks at the original pictures too; from a batch and what was found on it, both in px of the originals, makes what counts.
         save_dir: Where plots go.
         plots: Whether to save pictures, curves and confusion matrix in ``save_dir``.
-        observers: Told of every batch, on the main process.
+        observers: Told of every batch, on the main process unless they say otherwise.
         progress: Whether to show a progress bar.
     """
     device = device or _device_of(model)
@@ -142,15 +148,15 @@ def evaluate(
     if plots and save_dir is not None:
         observers = [*observers, PictureSaver(save_dir, accumulator.names)]
     stopwatch, meter = Stopwatch(device), LossMeter(loss.names if loss else ())
-    with_loss = min(distributed.gather_objects(len(loader))) if loss else 0  # a loss may wait for the other processes' batches
+    told = [o for o in observers if distributed.is_main() or getattr(o, "everywhere", False)]
     with _evaluation_mode(model):
         for index, batch in enumerate(_with_progress(loader, shown=progress and distributed.is_main())):
             with stopwatch.stage("pre-process"):
                 images = to_unit_range(batch.images.to(device, non_blocking=True))
             with stopwatch.stage("inference"):
                 output, predictions = forward(model, images, device=device, precision=precision)
-            if loss is not None and index < with_loss:
-                meter.update(loss(output, batch.to(device)))
+            if loss is not None:
+                meter.update(loss(output, batch.to(device)), counts=batch.images_of_step > 0)
             with stopwatch.stage("NMS"):
                 found = non_max_suppression(predictions, conf=conf, iou=iou, max_det=max_det, multi_label=True)
             found = _on_host(found)
@@ -160,11 +166,10 @@ def evaluate(
                     detections = closer(batch, detections)
                 found = moved(detections, partial(to_batch, letterbox=batch.letterbox))
             truth = annotations.truth_of(batch.paths) if annotations else truth_of_labels(batch)
-            accumulator.update(detections, truth, images=annotations.ids_of(batch.paths) if annotations else batch.paths)
-            if distributed.is_main():
-                seen = EvaluatedBatch(index, batch, found, detections, truth)
-                for observer in observers:
-                    observer.on_batch(seen)
+            if batch.images_of_step:
+                accumulator.update(detections, truth, images=annotations.ids_of(batch.paths) if annotations else batch.paths)
+            for observer in told:
+                observer.on_batch(EvaluatedBatch(index, batch, found, detections, truth))
     metrics = _metrics_of_all(accumulator, stopwatch, meter)
     if plots and save_dir is not None and distributed.is_main():
         save_plots(metrics, save_dir)
@@ -228,7 +233,6 @@ class Share(NamedTuple):
 
     state: dict[str, Any]
     seconds: dict[str, float]
-    losses: dict[str, float]
     images: int
 
 
@@ -268,22 +272,24 @@ def open_data(config: ValConfig, model: Detector | ExportedModel) -> tuple[Datas
         raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
     spec = spec_for(spec, model, weights=config.weights)
     takes_any_shape = getattr(model, "dynamic", True)
-    loader = build_loader(
-        spec,
-        config.task,
-        imgsz=_image_size(config, model),
-        batch_size=config.batch_size,
-        hyp=Hyperparameters(),
-        augment=False,
-        rect=takes_any_shape,
-        pad=0.5 if takes_any_shape else 0.0,
-        stride=model.stride,
-        workers=config.workers,
-        single_cls=config.single_cls,
-        min_items=config.min_items,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    with distributed.first_on_each_machine():
+        loader = build_loader(
+            spec,
+            config.task,
+            imgsz=_image_size(config, model),
+            batch_size=config.batch_size,
+            hyp=Hyperparameters(),
+            augment=False,
+            rect=takes_any_shape,
+            pad=0.5 if takes_any_shape else 0.0,
+            stride=model.stride,
+            workers=config.workers,
+            single_cls=config.single_cls,
+            min_items=config.min_items,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            whole_batches=True,
+        )
     return spec, loader
 
 
@@ -377,15 +383,14 @@ def _image_size(config: ValConfig, model: Detector | ExportedModel) -> int:
 def _metrics_of_all(accumulator: MetricAccumulator, stopwatch: Stopwatch, meter: LossMeter) -> Metrics:
     """The metrics of what all processes have seen; alone, of what this one has."""
     state = accumulator.state()
-    losses = meter.means() if meter.count else {}
-    shares: list[Share] = distributed.gather_objects(Share(state, stopwatch.seconds, losses, len(state["images"])))
+    shares: list[Share] = distributed.gather_objects(Share(state, stopwatch.seconds, len(state["images"])))
     if len(shares) > 1:
         for share in shares:
             accumulator.merge(share.state)  # its own images are known already
     images = sum(s.images for s in shares)
-    mean = {name: sum(s.losses[name] * s.images for s in shares) / max(images, 1) for name in losses}
+    losses = meter.means() if meter.count else {}
     speed = {stage: 1000 * sum(s.seconds[stage] for s in shares) / max(images, 1) for stage in STAGES}
-    return replace(accumulator.compute(), losses=mean, speed_ms=speed)
+    return replace(accumulator.compute(), losses=losses, speed_ms=speed)
 
 
 def _on_host(found: Sequence[Detections]) -> list[Detections]:

@@ -23,6 +23,7 @@ from data.image_store import RECENT_BYTES
 from data.label_source import split_labels
 from data.labels import LabelTable, check_classes, label_path, list_images, summarise
 from data.unreadable import UnreadablePictures
+from utils.distributed import local_world_size
 from utils.errors import UserError
 from utils.types import Batch
 
@@ -50,6 +51,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     drop_last: bool = False,
+    whole_batches: bool = False,
     prefix: str = "",
 ) -> DetectionLoader:
     """Reads the labels of a split (or their cache), says what is wrong with them, and returns its loader.
@@ -58,7 +60,7 @@ def build_loader(
         spec: From ``load_dataset_spec``.
         split: ``train``, ``val`` or ``test``.
         imgsz: Side of the network's input in px.
-        batch_size: Pictures a batch, of each process.
+        batch_size: Pictures a batch, over all processes.
         hyp: Hyper-parameters of the augmentation.
         augment: Mosaic, mixup, warp, colour and flips; else letterbox only.
         rect: Batches of similar aspect ratio in the least shape that holds them; no mosaic then.
@@ -72,8 +74,9 @@ def build_loader(
         mosaic_until: The first epoch without mosaic, mixup and copy-paste (None: never).
         shuffle: Default: as ``augment``.
         rank: Of this process.
-        world_size: Number of processes; each gets its part of every global batch.
+        world_size: Number of processes; each gets its part of every batch.
         drop_last: Leave out the last incomplete batch.
+        whole_batches: Processes take whole batches in turn, not a part of each: to the last bit what one process computes.
         prefix: Words before messages and progress bars.
 
     Raises:
@@ -95,13 +98,13 @@ def build_loader(
     dataset = DetectionDataset(
         files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch, dtype=dtype, recent_bytes=recent_bytes
     )  # fmt: skip
-    remark = _fill_cache(dataset, cache, processes=world_size, prefix=prefix, progress=talks)
+    remark = _fill_cache(dataset, cache, processes=min(world_size, local_world_size()), prefix=prefix, progress=talks)
     if talks and remark:
         print(remark)
     sampler = EpochSampler(
         len(dataset), batch_size=batch_size, hw=(imgsz, imgsz), shuffle=augment if shuffle is None else shuffle, seed=seed,
-        rank=rank, world_size=world_size, drop_last=drop_last, equal_shares=augment, mosaic_until=0 if rect else mosaic_until,
-        rect_shapes=_rect_shapes(table.shapes_hw, batch_size * world_size, imgsz, stride, pad) if rect else None,
+        rank=rank, world_size=world_size, drop_last=drop_last, whole_batches=whole_batches, mosaic_until=0 if rect else mosaic_until,
+        rect_shapes=_rect_shapes(table.shapes_hw, batch_size, imgsz, stride, pad) if rect else None,
     )  # fmt: skip
     return DetectionLoader(dataset, sampler, workers=workers, seed=seed, prefix=prefix)
 
@@ -162,18 +165,22 @@ class DetectionLoader:
 class EpochSampler(Sampler):
     """Lists of sample keys, batch by batch, for one process.
 
+    The batches, and with them their shapes, are the same for any number of processes; each takes its part of every batch, as even as can
+    be, or whole batches in turn. A process for which the last ones leave no picture repeats one that counts nowhere, so that all do as
+    many steps.
+
     Args:
         count: Pictures.
-        batch_size: Of each process.
+        batch_size: Over all processes.
         hw: Shape of a batch in px.
         shuffle: Draw a new order every epoch.
         seed: Of the run.
         rank: Of this process.
         world_size: Number of processes.
         drop_last: Leave out the last incomplete batch.
-        equal_shares: Repeat pictures of the last batch so that all processes get as many; else some may get less.
+        whole_batches: Processes take whole batches in turn.
         mosaic_until: First epoch without mosaic (None: never).
-        rect_shapes: Order by aspect ratio (N,), and a shape (h, w) for each global batch of it.
+        rect_shapes: Order by aspect ratio (N,), and a shape (h, w) for each batch of it.
     """
 
     def __init__(
@@ -187,44 +194,51 @@ class EpochSampler(Sampler):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
-        equal_shares: bool = True,
+        whole_batches: bool = False,
         mosaic_until: int | None = None,
         rect_shapes: tuple[np.ndarray, list[tuple[int, int]]] | None = None,
     ) -> None:
         self.count, self.batch_size, self.hw, self.shuffle, self.seed = count, batch_size, hw, shuffle, seed
-        self.rank, self.world_size, self.drop_last, self.equal_shares = rank, world_size, drop_last, equal_shares
+        self.rank, self.world_size, self.drop_last, self.whole_batches = rank, world_size, drop_last, whole_batches
         self.mosaic_until, self.rect_shapes = mosaic_until, rect_shapes
         self.epoch, self.start_batch = 0, 0
 
     def __len__(self) -> int:
-        return len(self._shares(np.arange(self.count)))
+        batches = len(self._batches(np.arange(self.count)))
+        return -(-batches // self.world_size) if self.whole_batches else batches
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         mosaic = self.mosaic_until is None or self.epoch < self.mosaic_until
         rng = np.random.default_rng((self.seed, self.epoch, 0, ORDER_STREAM))
         if self.rect_shapes is None:
             order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
-            batches = [(share, self.hw) for share in self._shares(order)]
+            batches = [(whole, self.hw) for whole in self._batches(order)]
         else:
             order, shapes = self.rect_shapes
-            batches = list(zip(self._shares(order), shapes))
+            batches = list(zip(self._batches(order), shapes))
             batches = [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
-        for indices, hw in batches[self.start_batch :]:
-            yield [SampleKey(int(i), self.epoch, hw, mosaic) for i in indices]
+        for indices, of_step, hw in list(self._share(batches))[self.start_batch :]:
+            yield [SampleKey(int(i), self.epoch, hw, mosaic, of_step) for i in indices]
 
-    def _shares(self, order: np.ndarray) -> list[np.ndarray]:
-        """This process's part of every global batch."""
-        whole = self.batch_size * self.world_size
-        full = len(order) // whole * whole
-        shares = [order[i + self.rank * self.batch_size :][: self.batch_size] for i in range(0, full, whole)]
-        rest = order[full:]
-        if len(rest) and (not self.drop_last or not shares):
-            each = -(-len(rest) // self.world_size)
-            if self.equal_shares:
-                rest = np.resize(rest, each * self.world_size)
-            rest = rest[self.rank * each : (self.rank + 1) * each]
-            shares += [rest] if len(rest) else []
-        return shares
+    def _batches(self, order: np.ndarray) -> list[np.ndarray]:
+        """The batches of all processes."""
+        size = self.batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        return batches[:-1] if self.drop_last and len(batches) > 1 and len(batches[-1]) < size else batches
+
+    def _share(self, batches: list[tuple[np.ndarray, tuple[int, int]]]) -> Iterator[tuple[np.ndarray, int, tuple[int, int]]]:
+        """This process's pictures of every step, how many all processes have (0: this one has none that count), and their shape."""
+        if self.whole_batches:
+            for start in range(0, len(batches), self.world_size):
+                step = batches[start : start + self.world_size]
+                if self.rank < len(step):
+                    yield step[self.rank][0], sum(len(whole) for whole, _ in step), step[self.rank][1]
+                else:
+                    yield step[0][0][:1], 0, step[0][1]
+            return
+        for whole, hw in batches:
+            mine = np.array_split(whole, self.world_size)[self.rank]
+            yield (mine, len(whole), hw) if len(mine) else (whole[:1], 0, hw)
 
 
 def _usable(files: Sequence[str], table: LabelTable, min_items: int, spec: DatasetSpec, split: str) -> tuple[list[str], LabelTable]:

@@ -19,6 +19,7 @@ from engine.stopping import StopSignals
 from models.checkpoints import Checkpoint, plugin_records
 from models.detector import Detector
 from models.heads.base import DetectionLoss
+from utils import distributed
 from utils.callbacks import Callbacks, RunInfo
 from utils.config import Hyperparameters, TrainConfig
 from utils.early_stop import EarlyStop
@@ -61,6 +62,7 @@ class Run:
     epoch: int = 0  # epochs done
     batch: int = 0  # batches of the next epoch that are done; their gradients are stepped
     rows: list[dict[str, Any]] = field(default_factory=list)  # of results.csv
+    ranks: list[dict[str, Any]] = field(default_factory=list)  # what each of several processes has of its own, as agreed on last
 
     @property
     def info(self) -> RunInfo:
@@ -75,10 +77,18 @@ class Run:
         self.epoch, self.batch = self.epoch + 1, 0
         self.meter.reset()
         self.rows.append(dict(row))
+        self.agree()
+
+    def agree(self) -> None:
+        """Tells the main process, which saves, what each process has of its own. Called by all of them at the same moment."""
+        if distributed.is_distributed():
+            meter = {name: value.cpu() for name, value in self.meter.state_dict().items()}
+            self.ranks = distributed.gather_objects({"random": random_state(), "meter": meter})
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Validation leaves no trace in the training that goes on after it, nor in the one that is resumed from within it."""
+        self.agree()
         random = random_state()
         with self.signals.at_once():
             try:
@@ -117,6 +127,7 @@ def snapshot(run: Run, metrics: Metrics | None = None) -> Checkpoint:
             "meter": run.meter.state_dict(),
             "guard": run.guard.state_dict(),
             "rows": list(run.rows),
+            "ranks": list(run.ranks),
         },
     )
 
@@ -134,9 +145,16 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.rows = [dict(row) for row in state.get("rows", ())]
     run.guard.load_state_dict(state.get("guard", {}))
     run.guard.keep_statistics()
+    ranks = state.get("ranks") or [state]
+    as_many = len(ranks) == distributed.world_size()
+    own = ranks[distributed.rank()] if as_many else state
+    if not as_many and distributed.is_main():
+        before, now = len(ranks), distributed.world_size()
+        print(f"warning: {before} process(es) then, {now} now: the run goes on, but not bit for bit", file=sys.stderr)
     if state.get("batch"):
-        restore_position(run, state)
-    set_random_state(state["random"])
+        restore_position(run, {**state, "meter": own.get("meter", {})})
+    if as_many or distributed.is_main():  # else seeded as in a new run
+        set_random_state(own["random"])
 
 
 def restore_position(run: Run, state: Mapping[str, Any]) -> None:

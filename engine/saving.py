@@ -53,9 +53,11 @@ def save_midway(run: Run) -> None:
     """
     config, steps = run.config, run.ema.updates
     if _stop_is_due(run, steps):
+        run.agree()
         raise Stopped
     if config.save_steps > 0 and steps % config.save_steps == 0:
         run.guard.look()
+        run.agree()
         if distributed.is_main():
             save_last(run, snapshot(run))
 
@@ -83,6 +85,8 @@ def accounted_for(run: Run) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{error}; {kept(run)}") from error
     except RuntimeError as error:
+        if loss := distributed.loss_of_another():
+            raise UserError(f"{loss}; {kept(run)}") from error
         if "DataLoader worker" not in str(error) or "Traceback" in str(error):
             raise  # not a worker that died
         advice = "most likely for lack of memory: give fewer --workers, or leave out --cache ram"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.channels import with_channels
+from engine.elastic import continued, mark
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
 from engine.resume import resumed, tidy
@@ -61,6 +62,7 @@ DEMO: dict[str, Any] = {
 
 def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
     """Fills what was not given: a resumed run's own flags, the demo's preset, the embedded data set."""
+    config = continued(config)
     if config.resume:
         return resumed(config)
     if not (config.cfg or config.weights):
@@ -93,6 +95,8 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
         adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)  # empty for heads without anchors
         print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
+    distributed.take_from_main(model.state_dict().values())
+    ema = ModelEMA(model)  # of the model before --sync-bn changes its layers
     loss, scaler = model.head.build_loss(hyp), gradient_scaler(device, precision)
     patience = 0 if config.skip_nan else config.nan_patience
     schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
@@ -105,7 +109,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         frozen=frozen,
         network=network_of(model, config, device),
         loss=loss,
-        ema=ModelEMA(model),
+        ema=ema,
         optimizer=build_optimizer(
             model, hyp, name=config.optimizer, batch_size=config.batch_size, accumulate=schedule.full_accumulate,
             multipliers=multipliers(model, config.lr_mult),
@@ -122,6 +126,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     )
     if config.resume and checkpoint is not None:
         restore(run, checkpoint)
+    run.agree()
     if distributed.is_main():
         leave_traces(run, checkpoint)
         print_recipe(run)
@@ -226,13 +231,14 @@ def run_folder(config: TrainConfig) -> Path:
             folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         try:
             (folder / "weights").mkdir(exist_ok=True)
+            mark(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --project or --name") from None
     return cast("Path", distributed.broadcast_object(folder))
 
 
 def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DetectionLoader, DetectionLoader]:
-    """Training and validation batches; the main process reads the labels first, so that the others find its cache."""
+    """Training and validation batches; a process of each machine reads the labels first, so that the others find its cache."""
     from data.loader import build_loader
 
     world = distributed.world_size()
@@ -243,21 +249,17 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
         "hyp": hyp, "stride": stride, "workers": config.workers, "seed": config.seed, "cache": config.cache or None,
         "rank": distributed.rank(), "world_size": world,
     }  # fmt: skip
-    if not distributed.is_main():
-        distributed.barrier()
-    pair = (
-        build_loader(
-            spec, "train", imgsz=train_px, batch_size=config.batch_size // world, augment=True, rect=config.rect,
-            min_items=config.min_items, mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
-        ),
-        build_loader(
-            spec, "val", imgsz=val_px, batch_size=config.batch_size // world * 2, augment=False,
-            rect=True, pad=0.5, prefix="val: ", **shared,
-        ),
-    )  # fmt: skip
-    if distributed.is_main():
-        distributed.barrier()
-    return pair
+    with distributed.first_on_each_machine():
+        return (
+            build_loader(
+                spec, "train", imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect,
+                min_items=config.min_items, mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
+            ),
+            build_loader(
+                spec, "val", imgsz=val_px, batch_size=config.batch_size * 2, augment=False,
+                rect=True, pad=0.5, prefix="val: ", **shared,
+            ),
+        )  # fmt: skip
 
 
 def channels_last(model: Detector) -> Detector:
@@ -271,7 +273,9 @@ def channels_last(model: Detector) -> Detector:
 def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:
     """The model as it is called in training: averaging gradients over processes, compiled if so asked. Parameters are the model's own."""
     network: nn.Module = model
-    if distributed.world_size() > 1:
+    if config.sync_bn:
+        distributed.synchronise_statistics(model, device)
+    if distributed.is_distributed():
         network = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     if config.compile:
         network.compile()

@@ -38,10 +38,10 @@ class NoisyForTests(nn.Module):
 HYP = Hyperparameters(warmup_epochs=1, warmup_min_iters=0, nbs=8, mixup=0.5, close_mosaic=1)
 
 
-def make_world(root: Path) -> Path:
+def make_world(root: Path, *, train: int = 12, val: int = 4) -> Path:
     """Fills a folder with 12 + 4 pictures of bright and dark squares, a tiny model and a plugin."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 4)):
+    for split, count in (("train", train), ("val", val)):
         (root / "images" / split).mkdir(parents=True)
         (root / "labels" / split).mkdir(parents=True)
         for i in range(count):

@@ -197,6 +197,7 @@ class TrainConfig:
     noplots: bool = False
     amp: str = "auto"
     compile: bool = False
+    sync_bn: bool = False  # batch statistics over all processes
     accumulate: int | None = None  # None = nominal batch / batch size
     deterministic: bool = False
     download: bool = False

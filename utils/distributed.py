@@ -1,32 +1,103 @@
-"""The only place that reads RANK and WORLD_SIZE: which process this is, and sums over all of them. Alone, everything is a no-op."""
+"""The only place that reads RANK and WORLD_SIZE: which process this is, and sums over all of them. Alone, everything is a no-op.
+
+``company`` brings the processes of torchrun together, sees to it that all end when one does, and that one of them says why;
+``process_group`` inside it is what tensors are summed over, NCCL between GPUs and Gloo between CPUs.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.lifeline import CONNECT_S, Lifeline
+
+TIMEOUT = timedelta(minutes=30)  # of a collective: the longest that processes may wait for the slowest; a dead one is noticed at once
+MEETING = timedelta(minutes=10)  # until all processes are there
+NEWS_S = 8  # between a failed collective and the news why: loader processes hold a dead one's connections for up to 5 s
+POLL_S = 0.05
+LINGER_S = 3  # that the main process stays after a failure, for the others to end in order
+
+
+class _Company:
+    """What the processes share beside the process group."""
+
+    def __init__(self, store: dist.Store, lifeline: Lifeline) -> None:
+        self.store, self.lifeline = store, lifeline
+        self.count = itertools.count()  # of what was agreed on, the same on all
+
+    def key(self) -> str:
+        return f"agreed/{next(self.count)}"
+
+    def wait_for(self, key: str) -> None:
+        """Without end: the lifeline ends the waiting when the process that is waited for dies."""
+        while not self.store.check([key]):
+            if self.lifeline.news is not None:
+                raise _Told
+            time.sleep(POLL_S)
+
+    def is_first(self) -> bool:
+        """Whether no other process has had something to say before."""
+        if self.lifeline.wait(2 * POLL_S):
+            return False
+        try:
+            return self.store.add("speakers", 1) == 1
+        except RuntimeError:  # whoever kept the store has gone, and spoken
+            return False
+
+
+class _Told(RuntimeError):
+    """Another process has ended."""
+
+
+_company: _Company | None = None
 
 
 def rank() -> int:
     """Number of this process among all, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def local_rank() -> int:
     """Number of this process on this machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
     """Number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return _number("LOCAL_WORLD_SIZE", world_size())
+
+
+def restarts() -> int:
+    """How often torchrun (``--max-restarts``) or SLURM (a requeued job) has started this job again."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0) + _number("SLURM_RESTART_COUNT", 0)
+
+
+def job_id() -> str:
+    """What tells this job from others and stays the same when it is restarted; empty where nobody restarts it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return f"slurm {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    given = os.environ["TORCHELASTIC_RUN_ID"]
+    if "SLURM_JOB_ID" in os.environ:
+        return f"slurm {os.environ['SLURM_JOB_ID']} {given}"
+    return given if given not in ("", "none") else f"{socket.gethostname()} {os.getppid()}"
 
 
 def is_main() -> bool:
@@ -67,18 +138,124 @@ def select_device(name: str = "") -> torch.device:
 
 
 @contextmanager
+def company() -> Iterator[None]:
+    """Meets the other processes of torchrun. Only the main one prints; when one ends early all do, and one of them says why.
+
+    Raises:
+        UserError: the environment is incomplete, another process was lost, or what was raised inside.
+        SystemExit: another process says why all end.
+    """
+    global _company
+    if world_size() == 1 or _company is not None:
+        yield
+        return
+    with _quiet():
+        _company = _meet()
+        word = "failed"
+        try:
+            yield
+            word = "bye"
+        except KeyboardInterrupt:
+            word = "stopped"
+            if not _company.is_first():
+                raise SystemExit(130) from None
+            raise
+        except UserError:
+            news = _company.lifeline.news
+            if _company.lifeline.speaks() if news and news.kind == "lost" else _company.is_first():
+                raise
+            raise SystemExit(1) from None
+        except RuntimeError as error:
+            _end_with_others(error)
+        finally:
+            _company.lifeline.close(word, linger_s=LINGER_S if is_main() and word != "bye" else 0)  # it may keep the store
+            _company = None
+
+
+@contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the other processes of torchrun, and leaves them whatever happens inside."""
-    if world_size() == 1 or is_distributed():
+    """Joins the other processes to sum tensors on ``device``, and leaves them whatever happens inside."""
+    if _company is None or is_distributed():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", _company.store),
+        rank=rank(),
+        world_size=world_size(),
+        timeout=TIMEOUT,
+    )
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def loss_of_another() -> str:
+    """What a failed collective was due to: a sentence if another process was lost, else empty. Waits some seconds for the news."""
+    news = _company.lifeline.wait(NEWS_S) if _company else None
+    return _company.lifeline.text() if _company and news and news.kind == "lost" else ""
+
+
+def decided(decide: Callable[[], str]) -> str:
+    """What the main process decides, on every process. Needs no process group."""
+    if _company is None:
+        return decide()
+    key = _company.key()
+    if is_main():
+        _company.store.set(key, "=" + decide())
+    else:
+        _company.wait_for(key)
+    return _company.store.get(key).decode()[1:]
+
+
+@contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """The first process of each machine goes through alone, then the others: it leaves caches that they find. Waits without limit."""
+    if _company is None:
+        yield
+        return
+    key = f"{_company.key()}/{rank() - local_rank()}"
+    if local_rank():
+        _company.wait_for(key)
+    yield
+    if not local_rank():
+        _company.store.set(key, "done")
+
+
+def averaging(network: nn.Module, *, now: bool) -> AbstractContextManager[Any]:
+    """Around forward and backward: ``now`` decides whether gradients are averaged over processes, or only added up for a later step."""
+    return nullcontext() if now or not isinstance(network, nn.parallel.DistributedDataParallel) else network.no_sync()
+
+
+def synchronise_statistics(model: nn.Module, device: torch.device) -> None:
+    """Turns batch norms, in place, into ones whose statistics are of the images of all processes (``--sync-bn``); says so where it cannot.
+
+    Kinds of batch norm with a rule of their own stay as they are.
+
+    Raises:
+        UserError: processes on CPUs, for which torch has no such batch norm.
+    """
+    if world_size() == 1:
+        print("--sync-bn: one process, so its batch statistics are those of all images anyway")
+        return
+    if device.type != "cuda":
+        raise UserError(f"--sync-bn: torch synchronises batch norms between GPUs only, this is {device.type}; leave it out")
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) in plain:
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
+@torch.no_grad()
+def take_from_main(tensors: Iterable[Tensor]) -> None:
+    """Gives the tensors the main process's values."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
@@ -112,3 +289,50 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, "").strip()
+    if value and not value.isdecimal():
+        raise UserError(f"{name}={value} in the environment: a number is needed; start several processes with torchrun")
+    return int(value) if value else default
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Processes other than the main one print nothing; errors and warnings go their own way."""
+    if is_main():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _meet() -> _Company:
+    """Waits for all processes."""
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE={world_size()} but no {', '.join(missing)} in the environment: start several processes with torchrun")
+    try:
+        store = next(dist.rendezvous("env://", timeout=MEETING))[0]
+        lifeline = Lifeline(store, rank(), world_size(), host=os.environ["MASTER_ADDR"], name=Path(sys.argv[0]).name)
+    except (RuntimeError, OSError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"the {world_size()} processes do not meet at {place} ({' '.join(str(error).split())[:200]})") from error
+    absent = lifeline.absent(CONNECT_S) if is_main() else []
+    if absent:
+        lifeline.close("failed")
+        raise UserError(f"process(es) {', '.join(map(str, absent))} of {world_size()} cannot reach the main one, or have ended")
+    return _Company(store, lifeline)
+
+
+def _end_with_others(error: RuntimeError) -> NoReturn:
+    """What a failed collective was due to, if another process has ended; else the error itself."""
+    assert _company is not None
+    lifeline = _company.lifeline
+    news = lifeline.wait(NEWS_S)
+    if news is None:
+        raise error
+    if lifeline.speaks():
+        raise UserError(lifeline.text()) from error
+    raise SystemExit(1) from None

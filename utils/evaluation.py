@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from utils import distributed
 from utils.boxes import box_iou, ltwh_to_xyxy
 from utils.metrics import GroundTruth, Metrics
 from utils.savers import ResultWriter, SaveOptions
@@ -33,7 +34,7 @@ class EvaluationObserver(Protocol):
     """Sees every batch of an evaluation; what it does with it is its own."""
 
     def on_batch(self, seen: EvaluatedBatch) -> None:
-        """After each batch, on the main process."""
+        """After each batch, on the main process; where it has a true attribute ``everywhere``, on every process."""
 
 
 class PictureSaver:
@@ -54,7 +55,7 @@ class PictureSaver:
 
 
 class TextSaver:
-    """A label file for every picture with detections.
+    """A label file for every picture with detections; the main process writes those of all.
 
     Args:
         folder: Run folder; the files go into its ``labels``.
@@ -62,15 +63,20 @@ class TextSaver:
         with_truth: Whether the objects themselves are written too, with score 1, and detections of the same objects left out.
     """
 
+    everywhere = True
+
     def __init__(self, folder: Path, names: Sequence[str], *, with_confidence: bool = False, with_truth: bool = False) -> None:
         self.with_truth = with_truth
         self.writer = ResultWriter(folder, names, SaveOptions(pictures=False, txt=True, conf=with_confidence))
 
     def on_batch(self, seen: EvaluatedBatch) -> None:
+        rows = []
         for i, (path, detections) in enumerate(zip(seen.batch.paths, seen.detections)):
-            height, width = seen.batch.letterbox.original_hw[i].tolist()
-            blank = np.broadcast_to(np.uint8(0), (height, width, 3))  # only its shape is asked for
             found = with_objects(detections, seen.truth, image=i) if self.with_truth else detections
+            rows.append((path, seen.batch.letterbox.original_hw[i].tolist(), found))
+        shares = distributed.gather_objects(rows if seen.batch.images_of_step else [])
+        for path, (height, width), found in (row for share in shares for row in share) if distributed.is_main() else ():
+            blank = np.broadcast_to(np.uint8(0), (height, width, 3))  # only its shape is asked for
             self.writer.write(path, blank, found, drawn=blank)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.distributed import all_reduce_sum
+
 BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {elapsed} {rate_fmt}"
 
 
 class LossMeter:
-    """Means of the loss parts, added up on the device; only ``means`` waits for it.
+    """Means of the loss parts over all processes, added up on the device; only ``means`` waits for it, and for the other processes.
 
     Args:
         names: of the parts.
@@ -25,8 +27,10 @@ class LossMeter:
         self.count = 0  # updates
         self._sum: Tensor | None = None  # (parts + 1,), the last is the number of batches that were added
 
-    def update(self, parts: dict[str, Tensor]) -> None:
+    def update(self, parts: dict[str, Tensor], *, counts: bool = True) -> None:
+        """Adds a batch; one that does not count is of no picture, but of a step of the others."""
         values = torch.stack([parts[name].detach().float() for name in self.names])
+        values = values if counts else torch.zeros_like(values)
         values = torch.cat((values, values.new_ones(1)))
         if self.finite_only:
             values = torch.where(torch.isfinite(values).all(), values, 0.0)
@@ -35,7 +39,10 @@ class LossMeter:
 
     def means(self) -> dict[str, float]:
         """One transfer from the device; NaN where nothing was added."""
-        values = [float("nan")] * len(self.names) if self._sum is None else (self._sum[:-1] / self._sum[-1]).tolist()
+        values = [float("nan")] * len(self.names)
+        if self._sum is not None:
+            total = all_reduce_sum(self._sum)
+            values = (total[:-1] / total[-1]).tolist()
         return dict(zip(self.names, values))
 
     def reset(self) -> None:

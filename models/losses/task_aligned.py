@@ -100,7 +100,7 @@ class TaskAlignedLoss:
             distances = torch.cat([expected_distances(s.flatten(2), self._projection(s)) for s in sides], dim=2)  # (B, 4, N)
             boxes = _boxes(distances, grid)
             assigned = self.assigner(boxes, logits, self.strides, targets)
-            normaliser = (all_reduce_sum(assigned.score.sum()) / world_size()).clamp(min=1)
+            normaliser = all_reduce_sum(assigned.score.sum()).clamp(min=1) / world_size()
         picked, background = cells_and_background(maps, assigned.cell, sides=4 * self.bins, gamma=self.class_loss.gamma)
         sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)
         here = _Points(*(t[:, assigned.cell].transpose(0, 1) for t in grid))

@@ -83,11 +83,12 @@ class AnchorLoss:
             grid = anchor_grid(main, anchors, self.strides)
             targets = pad_targets(batch.targets.to(main[0].device), batch.max_boxes, batch_size=len(main[0]), hw_px=hw_px)
             total = torch.zeros(3, device=main[0].device)
+            images = max(batch.images_of_step, 1) / world_size()
             for number, (weight, maps) in enumerate(zip(self.branch_weights, output.branches)):
                 auxiliary = number < len(output.branches) - 1
                 scene = Scene([m.detach() for m in main], grid, anchors, self.strides, targets, auxiliary)
                 matches = self.assign(scene).compact()
-                total = total + weight * self._branch([m.float() for m in maps], grid, targets, matches, hw_px)
+                total = total + weight * self._branch([m.float() for m in maps], grid, targets, matches, hw_px, images)
             area = hw_px[0] * hw_px[1] / 640**2 if self.obj_by_area else 1.0
         gains = self.gains._replace(obj=self.gains.obj * area)
         return {name: getattr(gains, name) * part for name, part in zip(self.names, total)}
@@ -101,16 +102,22 @@ class AnchorLoss:
         self.box_loss.load_state_dict(state)
 
     def _branch(
-        self, maps: Sequence[Tensor], grid: AnchorGrid, targets: PaddedTargets, matches: Matches, hw_px: tuple[float, float]
+        self,
+        maps: Sequence[Tensor],
+        grid: AnchorGrid,
+        targets: PaddedTargets,
+        matches: Matches,
+        hw_px: tuple[float, float],
+        images: float,
     ) -> Tensor:
-        """Box, objectness and class loss (3,) of one branch before gains."""
+        """Box, objectness and class loss (3,) of one branch before gains; ``images`` is the mean batch of the processes."""
         picked, objectness = places_and_plane(maps, matches.place, outputs=self.outputs, channel=OBJECTNESS)  # (B, outputs, R), (B, A)
         predicted = decode_places(picked[:, :4], grid, matches.place)
         fit = self.box_loss(predicted, boxes_at(targets.boxes_xyxy, matches.box), mask=matches.mask, image_hw=hw_px)
         per_match = self._mean_weights(grid, matches)  # (B, R)
         box = (fit.loss * per_match).sum()
         target = _at_places(fit.similarity.detach().clamp(min=0), matches, len(grid.level))
-        per_place = self._place_weights(grid, len(target))
+        per_place = self._place_weights(grid, images)
         obj = (self.object_loss(objectness, target) * per_place).sum()
         cls = torch.zeros_like(obj)
         if self.nc > 1:
@@ -123,13 +130,13 @@ class AnchorLoss:
         level = grid.level[matches.place]
         counts = matches.mask.new_zeros(len(self.strides), dtype=torch.float32)
         counts = counts.scatter_add_(0, level.flatten(), matches.mask.float().flatten())
-        counts = (all_reduce_sum(counts) / world_size()).clamp(min=1)
+        counts = all_reduce_sum(counts).clamp(min=1) / world_size()
         return matches.mask / counts[level]
 
-    def _place_weights(self, grid: AnchorGrid, batch: int) -> Tensor:
+    def _place_weights(self, grid: AnchorGrid, images: float) -> Tensor:
         """Weights (A,) that make a sum over places the balanced sum of each level's mean."""
         per_cell = len(grid.level) // sum(h * w for h, w in grid.sizes)
-        weights = [balance / (batch * per_cell * h * w) for balance, (h, w) in zip(self.balance, grid.sizes)]
+        weights = [balance / (images * per_cell * h * w) for balance, (h, w) in zip(self.balance, grid.sizes)]
         return torch.tensor(weights, device=grid.level.device)[grid.level]
 
     def _class_targets(self, labels: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class TestDeterminism:
 
     def test_any_number_of_processes(self, root):
         alone = samples(loader(root), 3)
-        parts = [samples(loader(root, batch_size=2, rank=r, world_size=2), 3) for r in (0, 1)]
+        parts = [samples(loader(root, rank=r, world_size=2), 3) for r in (0, 1)]
         assert_same(alone, {**parts[0], **parts[1]})
 
     def test_any_batch_size(self, root):
@@ -245,19 +245,33 @@ class TestSampler:
     def make(self, count, **options):
         return EpochSampler(count, **{"batch_size": 4, "hw": (32, 32), "shuffle": True, **options})
 
-    @pytest.mark.parametrize("world_size", [1, 2, 3])
-    @pytest.mark.parametrize("count", [1, 5, 12, 13])
-    def test_training_gives_every_process_as_much(self, count, world_size):
-        shares = [list(self.make(count, rank=r, world_size=world_size)) for r in range(world_size)]
-        assert len({tuple(len(b) for b in s) for s in shares}) == 1
-        assert {k.index for s in shares for b in s for k in b} == set(range(count))
-        assert all(len(s) == len(self.make(count, rank=0, world_size=world_size)) for s in shares)
+    @pytest.mark.parametrize("shuffle", [True, False])
+    @pytest.mark.parametrize("world_size", [2, 3])
+    @pytest.mark.parametrize("count", [1, 5, 12, 13, 14])
+    def test_processes_share_the_batches_of_one(self, count, world_size, shuffle):
+        alone = list(self.make(count, shuffle=shuffle))
+        shares = [list(self.make(count, rank=r, world_size=world_size, shuffle=shuffle)) for r in range(world_size)]
+        assert {len(s) for s in shares} == {len(alone)} == {len(self.make(count, rank=1, world_size=world_size))}
+        for whole, *parts in zip(alone, *shares):
+            counted = [keys for keys in parts if keys[0].of_step]
+            assert [k.index for keys in counted for k in keys] == [k.index for k in whole]
+            assert {k.of_step for keys in counted for k in keys} == {len(whole)}
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+            assert all(parts)
 
-    @pytest.mark.parametrize("world_size", [1, 2, 3])
+    @pytest.mark.parametrize("world_size", [2, 3])
     @pytest.mark.parametrize("count", [1, 5, 12, 13])
-    def test_validation_gives_every_picture_once(self, count, world_size):
-        shares = [list(self.make(count, rank=r, world_size=world_size, equal_shares=False, shuffle=False)) for r in range(world_size)]
-        assert sorted(k.index for s in shares for b in s for k in b) == list(range(count))
+    def test_processes_take_the_batches_of_one_in_turn(self, count, world_size):
+        alone = [[k.index for k in keys] for keys in self.make(count)]
+        runs = [self.make(count, rank=r, world_size=world_size, whole_batches=True) for r in range(world_size)]
+        shares = [list(run) for run in runs]
+        assert {len(s) for s in shares} == {len(run) for run in runs} == {-(-len(alone) // world_size)}
+        assert [[k.index for k in keys] for step in zip(*shares) for keys in step if keys[0].of_step] == alone
+
+    def test_a_batch_that_only_keeps_company_has_no_objects(self, tmp_path):
+        TestBadData().make(tmp_path)
+        batch = list(loader(tmp_path, augment=False, batch_size=2, rank=1, world_size=2, hyp=types.SimpleNamespace(**OFF)))[1]
+        assert (len(batch.images), len(batch.targets), batch.max_boxes, batch.images_of_step) == (1, 0, 0, 0)
 
     def test_drop_last(self):
         assert [len(b) for b in self.make(13, drop_last=True)] == [4, 4, 4]

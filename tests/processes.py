@@ -1,0 +1,164 @@
+"""Runs jobs in several processes, forked from one that has everything imported: ``python -m tests.processes JOBS.json``.
+
+A job is ``{"name", "kind", "world", …}``; what came of each is printed as JSON: exit codes, seconds from the first exit to the last, and
+what the processes wrote to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import train
+import val
+from utils import distributed
+from utils.callbacks import Callback
+from utils.config import Hyperparameters, TrainConfig
+from utils.errors import UserError
+from utils.progress import LossMeter
+
+LIMIT_S = 120
+
+
+def main(jobs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return {job["name"]: launch(job, folder / job["name"]) for job in jobs}
+
+
+def launch(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Starts the processes of a job and waits for all."""
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    children: dict[int, int] = {}
+    for rank in range(job["world"]):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(in_child(job, rank, port, folder))
+        children[pid] = rank
+    codes, ends, limit = {}, [], time.monotonic() + LIMIT_S
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            codes[children.pop(pid)] = os.waitstatus_to_exitcode(status)
+            ends.append(time.monotonic())
+        elif time.monotonic() > limit:
+            for late in children:
+                os.kill(late, signal.SIGKILL)
+            limit += LIMIT_S
+        else:
+            time.sleep(0.01)
+    said = [(folder / f"{rank}.err").read_text() for rank in range(job["world"])]
+    return {"codes": [codes[r] for r in sorted(codes)], "seconds": round(ends[-1] - ends[0], 2), "stderr": said}
+
+
+def in_child(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
+    """One process; returns its exit code."""
+    for number, suffix in ((1, "out"), (2, "err")):
+        file = os.open(folder / f"{rank}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["world"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({k: str(v) for k, v in names.items()} if job["world"] > 1 else {})
+    try:
+        return KINDS[job["kind"]](job, folder)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 70
+
+
+def train_job(job: dict[str, Any], folder: Path) -> int:
+    """A training whose batch norms keep their statistics, if so asked; leaves the losses of every step, averaged over processes."""
+    steps: list[list[float]] = []
+    update = LossMeter.update
+
+    def recorded(self: LossMeter, parts: dict[str, torch.Tensor], *, counts: bool = True) -> None:
+        if torch.is_grad_enabled():
+            values = torch.stack([p.detach() * counts for p in parts.values()])
+            steps.append((distributed.all_reduce_sum(values) / distributed.world_size()).tolist())
+        update(self, parts, counts=counts)
+
+    def frozen(run: train.Run) -> None:
+        run.network.train()
+        for module in run.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+    LossMeter.update = recorded  # type: ignore[method-assign]
+    if job.get("frozen"):
+        train.set_training_mode = frozen
+    at_end = AtEnd(folder) if "states" in job else None
+    code = run_main(job, [at_end] if at_end else [])
+    (folder / f"steps{distributed.rank()}.json").write_text(json.dumps(steps))
+    return code
+
+
+def failing_job(job: dict[str, Any], folder: Path) -> int:
+    """A training in which one process ends in mid-epoch."""
+
+    def fail(run: train.Run) -> None:
+        before(run)
+        loader, when = run.train_loader, job["at"]
+        draw = type(loader).__iter__
+
+        class Failing(type(loader)):  # type: ignore[misc]
+            def __iter__(self) -> Any:
+                for i, batch in enumerate(draw(self)):
+                    if i == when and distributed.rank() == job["rank"]:
+                        if job["how"] == "kill":
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        raise UserError("the disk of this one is gone") if job["how"] == "error" else KeyError("a bug")
+                    yield batch
+
+        loader.__class__ = Failing
+
+    before, train.set_training_mode = train.set_training_mode, fail
+    return run_main(job, [])
+
+
+def run_main(job: dict[str, Any], observers: list[Callback]) -> int:
+    """train.py with a config in place of flags."""
+    flags = dict(job["config"])
+    flags["hyp"] = Hyperparameters(**flags["hyp"]) if isinstance(flags.get("hyp"), dict) else flags.get("hyp", "")
+    train.parse_arguments = lambda _: TrainConfig(**flags)
+    fit = train.train
+    train.train = lambda config: fit(config, observers=observers)
+    return train.main([])
+
+
+def val_job(job: dict[str, Any], folder: Path) -> int:
+    """val.py; leaves its metrics."""
+    measured = val.validate
+
+    def kept(config: Any) -> Any:
+        metrics = measured(config)
+        torch.save({k: v for k, v in vars(metrics).items() if k not in ("speed_ms", "names")}, folder / f"metrics{distributed.rank()}.pt")
+        return metrics
+
+    val.validate = kept
+    return val.main(job["flags"])
+
+
+class AtEnd(Callback):
+    """Keeps the moving average's and the model's values of every process after every epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+
+KINDS: dict[str, Callable[[dict[str, Any], Path], int]] = {"train": train_job, "failing": failing_job, "val": val_job}
+
+if __name__ == "__main__":
+    given = Path(sys.argv[1])
+    print(json.dumps(main(json.loads(given.read_text()), given.parent)))
