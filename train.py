@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(f"train.py: interrupted; {interrupt or 'nothing was trained yet'}", file=sys.stderr)
+        print(f"train.py: interrupted; {str(interrupt) or 'nothing was trained yet'}", file=sys.stderr)
         return 130
     return 0
 

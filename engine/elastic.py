@@ -28,14 +28,14 @@ def continued(config: TrainConfig) -> TrainConfig:
     Raises:
         SystemExit: the run was finished before the restart.
     """
-    if not distributed.restarts() or config.resume:
+    if config.resume or not distributed.restarted():
         return config
     found = distributed.decided(lambda: begun(config.project))
     if not found:
         return config
     folder, last = Path(found), Path(found) / "weights" / "last.pt"
     state = distributed.decided(lambda: _state(last))
-    print(f"This job was restarted ({distributed.restarts()} times so far); its run is {folder}")
+    print(f"This job was started again; its run is {folder}")
     if state == FINISHED:
         print("It was finished before, so there is nothing to do")
         raise SystemExit(0)

@@ -48,6 +48,14 @@ class _Company:
                 raise _Told
             time.sleep(POLL_S)
 
+    def any(self, mine: bool) -> bool:
+        """Whether it holds for one of the processes."""
+        key = self.key()
+        self.store.set(f"{key}/{rank()}", str(mine))
+        for other in range(world_size()):
+            self.wait_for(f"{key}/{other}")
+        return any(self.store.get(f"{key}/{other}") == b"True" for other in range(world_size()))
+
     def is_first(self) -> bool:
         """Whether no other process has had something to say before."""
         if self.lifeline.wait(2 * POLL_S):
@@ -85,9 +93,10 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", world_size())
 
 
-def restarts() -> int:
-    """How often torchrun (``--max-restarts``) or SLURM (a requeued job) has started this job again."""
-    return _number("TORCHELASTIC_RESTART_COUNT", 0) + _number("SLURM_RESTART_COUNT", 0)
+def restarted() -> bool:
+    """Whether torchrun (``--max-restarts``) or SLURM (a requeued job) has started this job again; each torchrun counts its own."""
+    count = _number("TORCHELASTIC_RESTART_COUNT", 0) + _number("SLURM_RESTART_COUNT", 0)
+    return count > 0 if _company is None else _company.any(count > 0)
 
 
 def job_id() -> str:
@@ -323,7 +332,7 @@ def _meet() -> _Company:
     if absent:
         lifeline.close("failed")
         raise UserError(f"process(es) {', '.join(map(str, absent))} of {world_size()} cannot reach the main one, or have ended")
-    return _Company(store, lifeline)
+    return _Company(dist.PrefixStore(lifeline.token, store), lifeline)  # the store may outlive a restart, and what stands in it
 
 
 def _end_with_others(error: RuntimeError) -> NoReturn:

@@ -69,15 +69,16 @@ class Lifeline:
             self._token = secrets.token_hex(16)
             store.set(KEY, f"{self._listener.getsockname()[1]} {self._token}")
         else:
-            store.wait([KEY], timedelta(seconds=CONNECT_S))
-            port, self._token = store.get(KEY).decode().split()
-            main = socket.create_connection((host, int(port)), timeout=CONNECT_S)
-            main.settimeout(None)
-            main.sendall(f"{self._token} {rank}\n".encode())
+            main, self._token = _call(store, rank, host)
             self._peers[_kept_alive(main)] = 0
         reference = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(reference()))
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
+
+    @property
+    def token(self) -> str:
+        """The same on all processes, and never again."""
+        return self._token
 
     def close(self, word: str = "bye", *, linger_s: float = 0) -> None:
         """Leaves; ``word`` tells the others how: ``bye``, ``failed`` or ``stopped``. Stays as long as others do, if so asked."""
@@ -173,6 +174,7 @@ class Lifeline:
                 if known:
                     self._peers[connection] = number
                     self._called.add(number)
+                    self._send(connection, self._token)
                 return known
         if word in GRACE_S:
             self._tell(word, number)
@@ -207,6 +209,39 @@ class Lifeline:
     def _send(self, peer: socket.socket, line: str) -> None:
         with contextlib.suppress(OSError):  # it is gone too
             peer.sendall(f"{line}\n".encode())
+
+
+def _call(store: Store, rank: int, host: str) -> tuple[socket.socket, str]:
+    """Reaches the main process; what a former one has left in the store, before a restart, leads nowhere and is tried again.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    end = time.monotonic() + CONNECT_S
+    while True:
+        store.wait([KEY], timedelta(seconds=CONNECT_S))
+        port, token = store.get(KEY).decode().split()
+        try:
+            main = socket.create_connection((host, int(port)), timeout=CONNECT_S)
+            main.sendall(f"{token} {rank}\n".encode())
+            if _line(main) == token:
+                main.settimeout(None)
+                return main, token
+            main.close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        if time.monotonic() > end:
+            raise ConnectionError(f"{host}:{port} is not the main process")
+        time.sleep(0.2)
+
+
+def _line(connection: socket.socket) -> str:
+    """One line, read byte by byte so that the next stays unread; what came before the end if there is none."""
+    data = b""
+    while len(data) < 100 and (byte := connection.recv(1)) not in (b"", b"\n"):
+        data += byte
+    return data.decode(errors="replace")
 
 
 def _kept_alive(connection: socket.socket) -> socket.socket:
