@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from utils.detect_arguments import DetectConfig, parse_arguments
 from utils.errors import UserError
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from data.sources import Frame, Source
     from engine.sliced import SlicedLook
     from models.detector import Detector
+    from models.ensemble import Ensemble
     from models.exported import ExportedModel
     from utils.types import Detections, Predictions
+
+    AnyModel = Detector | ExportedModel | Ensemble
 
 EMBEDDED_DATA = "shapes.yaml"
 __all__ = ["DetectConfig", "Report", "detect", "main"]
@@ -88,7 +91,7 @@ def detect(config: DetectConfig) -> Report:
     device = select_device(config.device)
     _check_surroundings(config, device)
     weights = chosen_weights(config)
-    model = load_network(weights, device, config)
+    model = load_model(weights, device, config)
     looker = AugmentedModel(model) if config.augment else model
     report = Report()
     source = open_frames(config, weights, model, report)
@@ -127,7 +130,7 @@ def detect(config: DetectConfig) -> Report:
             seconds = report.seconds["model"][-1] + (report.seconds["windows"][-1] if sliced else 0.0)
             print(f"{frame_line(frame, images, found, model.names, windows=windows)}, {1000 * seconds:.1f} ms")
             if config.visualize and (number or 1) == 1:  # of a video the first frame
-                visualize(model, images, writer.folder / "features" / writer.stem(frame.path), report)
+                visualize(cast("Detector", model), images, writer.folder / "features" / writer.stem(frame.path), report)
             if config.view_img and not show(drawn, frame):
                 break
     print_report(report)
@@ -145,29 +148,22 @@ def chosen_weights(config: DetectConfig) -> Path:
     return weights
 
 
-def load_network(weights: Path, device: torch.device, config: DetectConfig) -> Detector | ExportedModel:
-    """The network ready for inference: a checkpoint's without auxiliary branches and fused, or an exported file."""
-    from models.exported import SUFFIXES, load_exported
+def load_model(weights: Path, device: torch.device, config: DetectConfig) -> AnyModel:
+    """What looks at pictures: the network of the weights, or several as one."""
+    from engine.networks import is_exported, load_networks
 
-    if weights.suffix.lower() in SUFFIXES:
-        if config.half:
-            raise UserError(f"--half: {weights} is run in the precision it was exported in; leave --half out")
-        if config.visualize:
-            raise UserError(f"--visualize: {weights} shows nothing of its layers; give the .pt it was made from")
-        model = load_exported(weights, device=device)
-    else:
-        from models import load_model
-        from models.published import provide
-
-        provide(weights, download=config.download)
-        model = load_model(weights, plugins=config.plugins).deploy().to(device)
+    files = (weights, *config.others)
+    if config.visualize and (config.others or is_exported(weights)):
+        reason = "several models have no common layers" if config.others else f"{weights} shows nothing of its layers"
+        raise UserError(f"--visualize: {reason}; give one .pt file")
+    model = load_networks(files, device=device, plugins=config.plugins, download=config.download, half=config.half)
     for wanted in config.classes or ():
         if not 0 <= wanted < model.nc:
             raise UserError(f"--classes {wanted}: {weights} knows the classes 0 to {model.nc - 1}")
     return model
 
 
-def open_frames(config: DetectConfig, weights: Path, model: Detector | ExportedModel, report: Report) -> Source:
+def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Report) -> Source:
     """The frames of ``--source``, or the validation images; a file that cannot be read is one line."""
     from data.sources import Source, open_source
 
@@ -188,7 +184,7 @@ def open_frames(config: DetectConfig, weights: Path, model: Detector | ExportedM
     return Source(tuple(validation_images(config, weights)), webcam=None, **settings)
 
 
-def input_size(config: DetectConfig, model: Detector | ExportedModel) -> tuple[int, int]:
+def input_size(config: DetectConfig, model: AnyModel) -> tuple[int, int]:
     """Height and width of the letterboxed picture; without ``--imgsz`` those that a file of fixed size was made for."""
     if getattr(model, "dynamic", True):
         return config.imgsz or (640, 640)

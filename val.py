@@ -31,15 +31,19 @@ from utils.precision import autocast
 from utils.progress import LossMeter
 from utils.shared_flags import multiple_of_stride
 from utils.types import Batch, Detections, Letterbox, Predictions, to_unit_range
-from utils.val_arguments import ValConfig, parse_arguments
+from utils.val_arguments import STUDIES, ValConfig, parse_arguments
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
     from data.loader import DetectionLoader
+    from models.augmented import AugmentedModel
     from models.detector import Detector
+    from models.ensemble import Ensemble
     from models.exported import ExportedModel
     from models.heads.base import DetectionLoss
     from utils.coco_eval import CocoAnnotations
+
+    AnyModel = Detector | ExportedModel | Ensemble | AugmentedModel
 
 CloserLook = Callable[[Batch, Sequence[Detections]], list[Detections]]
 STAGES = ("pre-process", "inference", "NMS")
@@ -48,7 +52,7 @@ STAGES = ("pre-process", "inference", "NMS")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     try:
-        validate(parse_arguments(argv))
+        run(parse_arguments(argv))
     except UserError as error:
         print(f"val.py: {error}", file=sys.stderr)
         return 1
@@ -56,6 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("val.py: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def run(config: ValConfig) -> None:
+    """One validation, or the study that ``--task`` names."""
+    if config.task in STUDIES:
+        from engine import studies
+
+        {"speed": studies.speed, "study": studies.study}[config.task](config, validate)
+    else:
+        validate(config)
 
 
 def validate(config: ValConfig) -> Metrics:
@@ -105,7 +119,7 @@ def validate_together(config: ValConfig) -> Metrics:
 
 @torch.no_grad()
 def evaluate(
-    model: Detector | ExportedModel,
+    model: AnyModel,
     loader: DetectionLoader,
     *,
     accumulator: MetricAccumulator | None = None,
@@ -127,7 +141,7 @@ def evaluate(
     With several processes each takes its loader's share, and every one returns the metrics of the whole.
 
     Args:
-        model: A Detector or an exported file; left in the mode it came in.
+        model: A Detector, an exported file, several as one, or either with test-time augmentation; left in the mode it came in.
         loader: Yields batches.
         accumulator: Collects detections and objects; a new one with the model's class names and COCO's rule if not given.
         device: Where to run; the model's own if not given.
@@ -177,12 +191,12 @@ def evaluate(
 
 
 def forward(
-    model: Detector | ExportedModel, images: Tensor, *, device: torch.device, precision: torch.dtype | None
+    model: AnyModel, images: Tensor, *, device: torch.device, precision: torch.dtype | None
 ) -> tuple[Any, Predictions]:
-    """Raw maps (None for an exported file) and decoded predictions of images (B, C, H, W) in 0-1."""
-    if not isinstance(model, torch.nn.Module):
-        return None, model.predict(images)
+    """Raw maps (None where the model is no single network) and decoded predictions of images (B, C, H, W) in 0-1."""
     with autocast(device, precision):
+        if not isinstance(model, torch.nn.Module):
+            return None, model.predict(images)
         output = model(images)
     return output, model.head.decode(output)
 
@@ -236,32 +250,28 @@ class Share(NamedTuple):
     images: int
 
 
-def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Detector | ExportedModel]:
+def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, AnyModel]:
     """The model, ready for inference, and the configuration with weights and data filled in where they were left out."""
-    from models.checkpoints import load_checkpoint, model_from_checkpoint
-    from models.exported import SUFFIXES, load_exported
-    from models.published import provide
+    from engine.networks import is_exported, load_networks
+    from models.augmented import AugmentedModel
+    from models.checkpoints import load_checkpoint
     from utils.runs import newest_weights
 
     if not config.weights:
         config = replace(config, weights=str(newest_weights()))
         print(f"No --weights given: validating the newest run, {config.weights}")
-    if Path(config.weights).suffix.lower() in SUFFIXES:
-        if not config.data:
-            raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
-        return config, load_exported(config.weights, device=device)
-    provide(config.weights, download=config.download)
-    checkpoint = load_checkpoint(config.weights)
+    if is_exported(config.weights) and not config.data:
+        raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
+    model = load_networks(config.all_weights, device=device, plugins=config.plugins, download=config.download, half=config.half)
     if not config.data:
-        config = replace(config, data=str(checkpoint.config.get("data") or ""))
+        config = replace(config, data=str(load_checkpoint(config.weights).config.get("data") or ""))
         if not config.data:
             raise UserError(f"--data: {config.weights} does not say what it was trained on; give the data set")
         print(f"No --data given: {config.data}, as the checkpoint says")
-    model = model_from_checkpoint(checkpoint, plugins=config.plugins, source=config.weights)
-    return config, model.deploy().to(device)
+    return config, AugmentedModel(model) if config.augment else model
 
 
-def open_data(config: ValConfig, model: Detector | ExportedModel) -> tuple[DatasetSpec, DetectionLoader]:
+def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, DetectionLoader]:
     """The data set and the loader of its split: batches of similar shape for models that take any, square ones for the others."""
     from data.dataset_spec import load_dataset_spec
     from data.loader import build_loader
@@ -293,7 +303,7 @@ def open_data(config: ValConfig, model: Detector | ExportedModel) -> tuple[Datas
     return spec, loader
 
 
-def sliced_look(config: ValConfig, model: Detector | ExportedModel, loader: DetectionLoader, device: torch.device) -> CloserLook:
+def sliced_look(config: ValConfig, model: AnyModel, loader: DetectionLoader, device: torch.device) -> CloserLook:
     """Looks at the originals of a batch through windows, which become input of the size that whole pictures have."""
     from engine.sliced import SlicedLook, closer_look
 
@@ -368,7 +378,7 @@ def save_json(
     return stats
 
 
-def _image_size(config: ValConfig, model: Detector | ExportedModel) -> int:
+def _image_size(config: ValConfig, model: AnyModel) -> int:
     """The side of the input in px, as the model can take it."""
     if not getattr(model, "dynamic", True):
         height, width = model.imgsz  # type: ignore[misc]

@@ -13,6 +13,7 @@ from utils.types import Predictions
 
 if TYPE_CHECKING:
     from models.detector import Detector
+    from models.ensemble import Ensemble
     from models.exported import ExportedModel
 
 VERSIONS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored: those of YOLOv5 and later
@@ -29,7 +30,7 @@ class AugmentedModel:
         UserError: an exported file of fixed size.
     """
 
-    def __init__(self, model: Detector | ExportedModel) -> None:
+    def __init__(self, model: Detector | Ensemble | ExportedModel) -> None:
         if not getattr(model, "dynamic", True):
             raise UserError(f"--augment: {getattr(model, 'path', 'the model')} takes one size only; leave it out, or export with --dynamic")
         self.model = model

@@ -25,6 +25,7 @@ class DetectConfig:
     """The flags of detect.py."""
 
     weights: str = ""  # .pt, .onnx or .torchscript; empty means the newest run's best.pt
+    others: tuple[str, ...] = ()  # more weights, whose predictions join those of the first: an ensemble
     source: str = ""  # file, folder, glob, .txt list, video, camera number; empty means the data set's validation images
     data: str = ""  # data set for a missing source; empty means the one in the checkpoint, or the embedded one
     imgsz: tuple[int, ...] | None = None  # px, one side or height and width; None means 640, or what an exported file was made for
@@ -84,10 +85,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> DetectConfig:
         raise UserError(f"{flag}: {REFUSED[flag]}")
     check_slice_flags(given)
     weights = given.pop("weights", [])
-    if len(weights) > 1:
-        raise UserError(f"--weights {' '.join(weights)}: several models at once are not built; give one file")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return DetectConfig(**values, weights="".join(weights))
+    return DetectConfig(**values, weights="".join(weights[:1]), others=tuple(weights[1:]))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -112,7 +111,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict, str]]]:
     fraction: dict = {"type": float, "metavar": "X"}
     return {
         "what": [
-            (["--weights"], {"nargs": "*", "metavar": "FILE"}, ".pt, .onnx or .torchscript (default: the newest run's best.pt)"),
+            (["--weights"], {"nargs": "*", "metavar": "FILE"}, ".pt or exported; several: an ensemble (default: newest best.pt)"),
             (["--download"], on, "fetch published weights that are not on disk"),
             (["--source"], {"metavar": "WHAT"}, "file, folder, glob, .txt list, video, or 0 for a webcam (default: the validation images)"),
             (["--data"], {"metavar": "YAML"}, "data set whose validation images are taken without --source"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,21 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
             axes.axis("off")
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
+    _save(figure, path)
+
+
+def plot_trade_off(curves: Mapping[str, Sequence[tuple[float, float, str]]], path: str | Path, *, x: str, y: str) -> None:
+    """One line a name through its points (x, y, what to write beside it)."""
+    figure = _figure(8, 6)
+    axes = figure.add_subplot()
+    for i, (name, points) in enumerate(curves.items()):
+        xs, ys, texts = zip(*points)
+        axes.plot(xs, ys, marker="o", linewidth=1.5, color=_unit(colour_of(i)), label=name)
+        for at_x, at_y, text in zip(xs, ys, texts):
+            axes.annotate(text, (at_x, at_y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
 

@@ -12,10 +12,11 @@ from utils.average_precision import Rule
 from utils.errors import UserError
 from utils.shared_flags import SLICE_OVERLAP_TEXT, SLICE_TEXT, check_slice_flags, slice_size
 
-TASKS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
+STUDIES = ("speed", "study")
+STUDY_SIZES = tuple(range(256, 1536 + 1, 128))  # px, as YOLOv5 takes them
 # Flags of other YOLOs that this project does not have (yet), and what to write instead.
 REFUSED = {
-    "--augment": "--augment is not built yet: leave it out",
     "--dnn": "--dnn is not here: .onnx files run with onnxruntime, leave it out",
     "--v5-metric": "--v5-metric is not here: write --ap-rule yolov5",
     "--no-trace": "--no-trace is not here: nothing is traced, leave it out",
@@ -27,6 +28,7 @@ class ValConfig:
     """The flags of val.py. ``weights`` empty means the newest run's best.pt, ``data`` empty what the checkpoint says."""
 
     weights: str = ""
+    others: tuple[str, ...] = ()  # more weights, whose predictions join those of the first: an ensemble
     data: str = ""
     batch_size: int = 32
     imgsz: int = 640  # px
@@ -35,7 +37,9 @@ class ValConfig:
     max_det: int = 300
     slice: tuple[int, ...] | None = None  # px of the picture, one side or height and width; None means the whole picture only
     slice_overlap: float = 0.2
+    augment: bool = False
     task: str = "val"
+    study_sizes: tuple[int, ...] = STUDY_SIZES  # px
     device: str = ""
     workers: int = 8
     single_cls: bool = False
@@ -60,9 +64,7 @@ class ValConfig:
         for name in ("conf_thres", "iou_thres"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: a number in 0-1 is needed")
-        if self.task in ("speed", "study"):
-            raise UserError(f"--task {self.task} is not built yet: give {', '.join(TASKS)}")
-        for name, choices in (("task", TASKS), ("ap_rule", get_args(Rule))):
+        for name, choices in (("task", (*SPLITS, *STUDIES)), ("ap_rule", get_args(Rule))):
             if getattr(self, name) not in choices:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: one of {', '.join(choices)} is needed")
         object.__setattr__(self, "slice", slice_size(self.slice, self.slice_overlap))
@@ -70,6 +72,13 @@ class ValConfig:
             object.__setattr__(self, "save_txt", True)
         plugins = (self.plugins,) if isinstance(self.plugins, (str, Path)) else self.plugins
         object.__setattr__(self, "plugins", tuple(map(str, plugins)))
+        if min(self.study_sizes, default=0) < 32:
+            raise UserError(f"--study-sizes {' '.join(map(str, self.study_sizes))}: sides of at least 32 px are needed")
+
+    @property
+    def all_weights(self) -> tuple[str, ...]:
+        """Every file of weights, the first one first; empty where none was given."""
+        return (self.weights, *self.others) if self.weights else ()
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> ValConfig:
@@ -83,12 +92,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ValConfig:
         raise UserError(reason)
     check_slice_flags(given)
     weights = given.pop("weights", [])
-    if len(weights) > 1:
-        raise UserError(f"--weights {' '.join(weights)}: ensembles are not built; give one file")
     sides = given.pop("imgsz", [])
     if len(set(sides)) > 1:
         raise UserError(f"--imgsz {' '.join(map(str, sides))}: validation takes one side; rectangular batches follow the pictures")
-    return ValConfig(**given, **({"weights": weights[0]} if weights else {}), **({"imgsz": sides[0]} if sides else {}))
+    if "study_sizes" in given:
+        given["study_sizes"] = tuple(given["study_sizes"])
+    files = {"weights": weights[0], "others": tuple(weights[1:])} if weights else {}
+    return ValConfig(**given, **files, **({"imgsz": sides[0]} if sides else {}))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,10 +106,12 @@ def build_parser() -> argparse.ArgumentParser:
     defaults = ValConfig()
     on: dict[str, Any] = {"action": "store_true"}
     flags: list[tuple[list[str], dict[str, Any], str]] = [
-        (["--weights"], {"nargs": "+", "metavar": "FILE"}, ".pt, .onnx or .torchscript; the newest run's best.pt if left out"),
+        (["--weights"], {"nargs": "+", "metavar": "FILE"}, ".pt or exported; several: an ensemble; the newest best.pt if left out"),
         (["--download"], on, "fetch published weights that are not on disk"),
         (["--data"], {"metavar": "YAML"}, "data set; what the checkpoint says if left out"),
-        (["--task"], {"metavar": "SPLIT"}, "train, val or test"),
+        (["--task"], {"metavar": "TASK"}, "train, val or test: the split; speed: milliseconds an image; study: mAP and speed over sizes"),
+        (["--study-sizes"], {"type": int, "nargs": "+", "metavar": "PX"}, "sizes of --task study"),
+        (["--augment"], on, "also look at smaller and mirrored versions of each picture"),
         (["--batch-size"], {"type": int, "metavar": "N"}, "images a batch"),
         (["--imgsz", "--img", "--img-size"], {"type": int, "nargs": "+", "metavar": "PX"}, "longer side of the input"),
         (["--conf-thres"], {"type": float, "metavar": "X"}, "least score"),

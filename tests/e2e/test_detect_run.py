@@ -38,7 +38,7 @@ class BrightRectangle:
 
 @pytest.fixture
 def finder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "load_network", lambda weights, device, config: BrightRectangle())
+    monkeypatch.setattr(detect, "load_model", lambda weights, device, config: BrightRectangle())
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_exported_forms_find_what_the_checkpoint_finds(run: Callable[..., int], 
 
 
 def test_checkpoint_is_deployed(weights: dict[str, Path]) -> None:
-    model = detect.load_network(weights["pt"], torch.device("cpu"), detect.DetectConfig())
+    model = detect.load_model(weights["pt"], torch.device("cpu"), detect.DetectConfig())
     assert model.head.branch_weights == (1.0,)
     assert model.spec.fused
     assert model.names == NAMES

@@ -226,9 +226,8 @@ def test_exported_file_of_one_size(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--task", "study"], "--task study is not built yet"),
-        (["--task", "speed"], "--task speed is not built yet"),
-        (["--augment"], "--augment is not built yet"),
+        (["--task", "study", "--study-sizes", "16"], "--study-sizes 16"),
+        (["--task", "fast"], "--task fast: one of train, val, test, speed, study"),
         (["--dnn"], "--dnn"),
         (["--slice", "20"], "--slice 20 20: windows of at least 32 px"),
         (["--slice", "640", "480", "320"], "--slice 640 480 320"),
@@ -239,7 +238,7 @@ def test_exported_file_of_one_size(folder: Path, capsys: pytest.CaptureFixture[s
         (["--batch", "0"], "--batch-size 0"),
         (["--ap-rule", "voc"], "coco, yolov5, ultralytics"),
         (["--img", "64", "96"], "--imgsz 64 96"),
-        (["--weights", "a.pt", "b.pt"], "ensembles"),
+        (["--weights", "a.pt", "b.pt"], "a.pt"),
         (["--weights", "nowhere.pt"], "nowhere.pt"),
         (["--weights", "nowhere.onnx", "--data", "shapes.yaml"], "nowhere.onnx"),
         (["--weights", "nowhere.onnx"], "--data"),
