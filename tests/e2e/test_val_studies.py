@@ -13,10 +13,12 @@ import torch
 
 import detect
 import val
-from models import load_model
+from models import build_model, load_model
 from models.augmented import AugmentedModel
+from models.checkpoints import Checkpoint, save_checkpoint
 from models.ensemble import Ensemble
-from tests.tiny import NAMES, tiny_checkpoint, tiny_model
+from tests.golden import fill_
+from tests.tiny import NAMES, tiny_cfg, tiny_checkpoint, tiny_model
 from utils.detect_arguments import DetectConfig
 from utils.errors import UserError
 from utils.val_arguments import ValConfig
@@ -34,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ", ".join(f'"{n}"' for n in NAMES)
     (root / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames: [{names}]\n", encoding="utf-8")
     tiny_checkpoint(root / "a.pt", config={"data": str(root / "data.yaml")})
-    tiny_checkpoint(root / "b.pt", attention=("EMA", []))
+    second = fill_(build_model(tiny_cfg(), names=NAMES), 1.0)
+    save_checkpoint(root / "b.pt", Checkpoint(cfg=tiny_cfg(), cfg_name="tiny.yaml", names=NAMES, weights=second.state_dict()))
     tiny_checkpoint(root / "other.pt", names=("x", "y", "z"))
     flags = ["--img", "96", "--conf", "0.3", "--save-txt", "--nosave", "--project", str(root), "--name", "f"]
     assert detect.main(["--weights", str(root / "a.pt"), "--source", str(root / "images"), *flags]) == 0
@@ -77,8 +80,8 @@ def test_a_model_beside_itself_changes_nothing_and_another_does(folder: Path, ca
 def test_detect_takes_several_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def labels(*weights: str) -> str:
         name = "-".join(w[0] for w in weights)
-        flags = ["--source", str(folder / "images/0.png"), "--img", "96", "--conf", "0.1", "--iou", "0.9", "--save-txt", "--project", str(folder / "found")]
-        assert detect.main(["--weights", *(str(folder / w) for w in weights), *flags, "--name", name]) == 0
+        flags = ["--img", "96", "--conf", "0.1", "--iou", "0.9", "--save-txt", "--project", str(folder / "found"), "--name", name]
+        assert detect.main(["--weights", *(str(folder / w) for w in weights), "--source", str(folder / "images/0.png"), *flags]) == 0
         return (folder / "found" / name / "labels/0.txt").read_text()
 
     alone = labels("a.pt")
