@@ -352,6 +352,7 @@ def _parse_row(fields: list[str]) -> tuple[np.ndarray, Fault | None]:
 
 
 def without_duplicates(labels: FileLabels, path: str) -> FileLabels:
+    """Without rows that say what an earlier one does; their number is told as a problem of the file ``path``."""
     if len(labels.classes) < 2:
         return labels
     keyed = np.concatenate((labels.classes[:, None], labels.boxes_cxcywh), 1)
@@ -368,6 +369,7 @@ def without_duplicates(labels: FileLabels, path: str) -> FileLabels:
 
 
 def no_labels(hw: tuple[int, int], has_label_file: bool, problems: tuple[Problem, ...] = ()) -> FileLabels:
+    """A picture without objects; one that is left out has the size (0, 0)."""
     none = np.zeros(0, np.int64)
     return FileLabels(hw, has_label_file, none, np.zeros((0, 4), np.float32), none, np.zeros((0, 2), np.float32), none, problems)
 
