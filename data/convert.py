@@ -26,7 +26,7 @@ from data.label_source import split_labels
 from data.labels import FileLabels, build_table, check_classes, list_images, probe_file
 from data.problems import MISSING, Problem
 from data.voc import read_voc, voc_files
-from data.writing import dataset_yaml, label_text, place_image, refuse_existing, write_text
+from data.writing import dataset_yaml, label_text, place_image, refuse_existing, same_file, write_text
 from utils.coco_eval import category_ids_of
 from utils.errors import UserError
 
@@ -209,7 +209,8 @@ def write_yolo(
     keys = {"train": next((s for s in splits if "val" not in s and "test" not in s), None)}
     keys |= {key: next((s for s in splits if key in s), None) for key in ("val", "test")}
     yaml_text = dataset_yaml({k: f"images/{s}" for k, s in keys.items() if s}, names)
-    refuse_existing([*texts, *(out / "images" / n for n in sources), out / "data.yaml"], exist_ok=exist_ok)
+    new = [out / "images" / n for n, source in sources.items() if not same_file(source, out / "images" / n)]
+    refuse_existing([*texts, *new, out / "data.yaml"], exist_ok=exist_ok)
     for path, text in texts.items():
         write_text(path, text)
     for name, source in sources.items():

@@ -294,19 +294,26 @@ def check_classes(table: LabelTable, image_files: Sequence[str], names: Sequence
     Raises:
         UserError: They are more than a tenth of the pictures with objects; names the file and row of the first one.
     """
-    bad = np.flatnonzero(table.classes >= len(names))
-    if not len(bad):
-        return table
-    pictures, first = np.unique(np.searchsorted(table.starts, bad, side="right") - 1, return_index=True)
-    problems = [
-        Problem(label_path(image_files[i]), int(table.rows[j]), f"class {table.classes[j]}, but {yaml_path} has {len(names)} classes "
-                f"(0 to {len(names) - 1})", True, WRONG_CLASS)
-        for i, j in zip(pictures, bad[first])
-    ]  # fmt: skip
-    if len(pictures) > WRONG_CLASSES_PART * np.count_nonzero(np.diff(table.starts)):
-        more = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
+    out, problems = nameless_objects(table, image_files, names, yaml_path)
+    if len(problems) > WRONG_CLASSES_PART * np.count_nonzero(np.diff(table.starts)):
+        count = int((table.classes >= len(names)).sum())
+        more = f" ({count} such rows)" if count > 1 else ""
         raise UserError(f"{problems[0]}{more}; add its name there or correct the label")
-    return table.leave_out(np.isin(np.arange(len(table)), pictures), problems)
+    return table.leave_out(out, problems) if problems else table
+
+
+def nameless_objects(
+    table: LabelTable, image_files: Sequence[str], names: Sequence[str], yaml_path: Path
+) -> tuple[np.ndarray, list[Problem]]:
+    """Which pictures (N,) have objects of classes without a name, and a line for each."""
+    bad = np.flatnonzero(table.classes >= len(names))
+    pictures, first = np.unique(np.searchsorted(table.starts, bad, side="right") - 1, return_index=True)
+    known = f"but {yaml_path} has {len(names)} classes (0 to {len(names) - 1})"
+    problems = [
+        Problem(label_path(image_files[i]), int(table.rows[j]), f"class {table.classes[j]}, {known}", True, WRONG_CLASS)
+        for i, j in zip(pictures, bad[first])
+    ]
+    return np.isin(np.arange(len(table)), pictures), problems
 
 
 def summarise(table: LabelTable, *, prefix: str = "", shown: int = 20) -> str:

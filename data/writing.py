@@ -57,12 +57,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def place_image(source: str | Path, target: Path) -> None:
-    """A hard link to a picture, or a copy where links cannot be.
+    """A hard link to a picture, or a copy where links cannot be; nothing where it lies there already.
 
     Raises:
         UserError: Neither works.
     """
     try:
+        if same_file(source, target):
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         try:
@@ -71,6 +73,11 @@ def place_image(source: str | Path, target: Path) -> None:
             shutil.copy2(source, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to one file."""
+    return os.path.exists(other) and os.path.samefile(one, other)
 
 
 def dataset_yaml(splits: Mapping[str, str], names: Sequence[str], *, more: Mapping[str, Any] | None = None) -> str:

@@ -91,6 +91,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     hyp = recipe(config, checkpoint, model)
     save_dir = run_folder(config)
     train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
+    tell_about_data(train_loader, val_loader, spec, save_dir)
     if not config.resume:
         sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
         adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)  # empty for heads without anchors
@@ -268,6 +269,24 @@ def channels_last(model: Detector) -> Detector:
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def tell_about_data(train_loader: DetectionLoader, val_loader: DetectionLoader, spec: DatasetSpec, folder: Path) -> None:
+    """What the labels, read by now, say about the data as a whole, in a few lines; every problem goes into a file of the run's folder."""
+    from data.brief import brief_check
+    from data.problems import write_problems
+
+    if not distributed.is_main():
+        return
+    train, val = train_loader.dataset, val_loader.dataset
+    print("\n".join(brief_check((train.image_files, train.table), (val.image_files, val.table), spec.names)))
+    problems = list(dict.fromkeys((*train.problems, *val.problems)))
+    if problems:
+        try:
+            write_problems(folder / "data_problems.txt", problems)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        print(f"data      {len(problems)} problems, all in {folder / 'data_problems.txt'}; python -m data.check looks closer")
 
 
 def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:

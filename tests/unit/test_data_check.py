@@ -1,0 +1,156 @@
+"""python -m data.check: what it finds, what it says, what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import check
+from data.brief import brief_check
+from data.dataset_spec import load_dataset_spec
+from data.labels import list_images, read_labels
+from data.survey import size_counts, survey
+from tests.coco_layout import write_coco_layout
+from tests.damage import FINE, LEFT_OUT, picture, write_damaged
+from tests.pictures import write_pictures
+
+
+@pytest.fixture
+def clean(tmp_path):
+    path = write_pictures(tmp_path / "set", {"train": [], "val": []}, names=("a", "b"))
+    for number, (split, rows) in enumerate((("train", "0 .5 .5 .25 .25\n1 .2 .2 .1 .1\n"), ("train", ""), ("val", "1 0.5 0.5 0.5 0.5\n"))):
+        (tmp_path / f"set/images/{split}/{number}.png").write_bytes(picture(number))
+        (tmp_path / f"set/labels/{split}/{number}.txt").write_text(rows)
+    return path
+
+
+def run(yaml_path, tmp_path, *more) -> int:
+    return check.main([str(yaml_path), "--project", str(tmp_path / "runs"), "--name", "check", "--workers", "1", *map(str, more)])
+
+
+def snapshot(folder: Path) -> dict[str, tuple]:
+    """Everything below a folder but caches: contents and times."""
+    files = [p for p in sorted(folder.rglob("*")) if not p.name.endswith(".cache.npz")]
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in files if p.is_file()}
+
+
+def row_of(out: str, title: str) -> list[int]:
+    (line,) = [text for text in out.splitlines() if text.strip().startswith(title)]
+    return [int(v) for v in re.findall(r"\s(\d+)", line[line.index(title) + len(title) :])]
+
+
+def test_a_clean_set(clean, tmp_path, capsys):
+    assert run(clean, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert row_of(out, "images") == [2, 1]
+    assert row_of(out, "without objects") == [1, 0]
+    assert row_of(out, "objects    ") == [2, 1]
+    assert row_of(out, "small (COCO's area)") == [2, 0]
+    assert row_of(out, "medium (COCO's area)") == [0, 1]  # 32 px a side: from 32² on
+    assert row_of(out, "1 b") == [1, 1]
+    assert (tmp_path / "runs/check/check.png").stat().st_size > 5000
+    assert (tmp_path / "runs/check/problems.txt").read_text() == ""
+
+
+def test_sizes_are_cocos():
+    assert size_counts(np.array([1023.9, 1024, 9216, 9216.1])) == {"small": 1, "medium": 2, "large": 1}
+
+
+def test_duplicates_leaks_and_orphans(clean, tmp_path, capsys):
+    root = clean.parent
+    (root / "images/train/again.png").write_bytes(picture(0))
+    (root / "images/train/held_out.png").write_bytes(picture(2))
+    (root / "labels/train/nobody.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (root / "labels/train/classes.txt").write_text("a\nb\n")
+    assert run(clean, tmp_path) == 1
+    out = capsys.readouterr().out
+    assert row_of(out, "duplicate image") == [1, 0]
+    assert row_of(out, "in two splits") == [1, 0]
+    assert row_of(out, "labels without image") == [1, 0]
+    assert "again.png: the same content as" in out
+    assert re.search(r"held_out\.png: in train, and in val as .*val/2\.png", out)
+    assert "classes.txt" not in out
+
+
+def test_every_kind_of_damage_is_found_and_the_copy_is_clean(tmp_path, capsys):
+    yaml_path, kinds = write_damaged(tmp_path / "set", each=1, good=20)
+    (tmp_path / "set/images/train/twin.png").write_bytes(picture(20_000))  # of val
+    before = snapshot(tmp_path / "set")
+    assert run(yaml_path, tmp_path, "--fix", "--out", tmp_path / "fixed") == 1
+    capsys.readouterr()
+    assert snapshot(tmp_path / "set") == before
+    problems = (tmp_path / "runs/check/problems.txt").read_text()
+    for stem, kind in kinds.items():
+        lines = [line for line in problems.splitlines() if f"/{stem}." in line and "same content" not in line]
+        assert len(lines) == (0 if kind in FINE else 1), (kind, lines)
+    assert run(tmp_path / "fixed/data.yaml", tmp_path) == 0
+    kept = {p.stem for p in (tmp_path / "fixed/images/train").iterdir()}
+    assert {s for s, k in kinds.items() if k in LEFT_OUT}.isdisjoint(kept)
+    assert {f"good_{i}" for i in range(20)} <= kept
+    assert "twin" not in kept
+    assert len(os.listdir(tmp_path / "fixed/images/val")) == 4
+    files = list_images([tmp_path / "fixed/images/train"])
+    assert read_labels(files, progress=False).problems == ()
+    assert run(yaml_path, tmp_path, "--fix", "--out", tmp_path / "fixed") == 2
+    assert "there already" in capsys.readouterr().err
+    assert run(yaml_path, tmp_path, "--fix", "--out", tmp_path / "fixed", "--exist-ok") == 1
+    assert snapshot(tmp_path / "set") == before
+
+
+def test_the_original_is_never_written_over(clean, tmp_path, capsys):
+    before = snapshot(clean.parent)
+    assert run(clean, tmp_path, "--fix", "--out", clean.parent, "--exist-ok") == 2
+    assert "belongs to the original" in capsys.readouterr().err
+    assert snapshot(clean.parent) == before
+
+
+def test_pictures_of_one_name_stay_apart_in_the_copy(clean, tmp_path):
+    other = clean.parent / "more/images"
+    other.mkdir(parents=True)
+    (other / "0.jpg").write_bytes(picture(77, ".jpg"))
+    clean.write_text(clean.read_text().replace("train: images/train", "train: [images/train, more/images]"))
+    assert run(clean, tmp_path, "--fix", "--out", tmp_path / "fixed") == 0
+    assert sorted(os.listdir(tmp_path / "fixed/images/train")) == ["0.png", "0_2.jpg", "1.png"]
+    assert sorted(os.listdir(tmp_path / "fixed/labels/train")) == ["0.txt", "1.txt"]
+
+
+def test_what_cannot_be_checked(tmp_path, clean, capsys):
+    assert run(tmp_path / "nowhere.yaml", tmp_path) == 2
+    assert "nowhere.yaml not found" in capsys.readouterr().err
+    assert run(clean, tmp_path, "--fix") == 2
+    assert "--out" in capsys.readouterr().err
+    for file in (clean.parent / "images/val").iterdir():
+        file.unlink()
+    assert run(clean, tmp_path) == 2
+    assert "no images in" in capsys.readouterr().err
+
+
+def test_coco_layout_is_checked_too(tmp_path, capsys):
+    assert run(write_coco_layout(tmp_path / "coco"), tmp_path) == 0
+    assert row_of(capsys.readouterr().out, "objects    ") == [10, 6]
+
+
+def test_a_damaged_middle_is_found_where_only_decoding_can(clean):
+    (found, _) = survey(load_dataset_spec(clean), workers=1, progress=False)
+    assert found.problems == ()
+    data = picture(5, ".bmp")
+    path = clean.parent / "images/train/half.bmp"
+    path.write_bytes(data[: len(data) // 2])
+    (found, _) = survey(load_dataset_spec(clean), workers=1, progress=False)
+    assert [Path(p.path).name for p in found.problems] == ["half.bmp"]
+
+
+def test_brief_check_names_likely_mistakes(clean):
+    train, val = (
+        (files := list_images([clean.parent / f"images/{s}"]), read_labels(files, progress=False)) for s in ("train", "val")
+    )
+    assert brief_check(train, val, ("a", "b")) == [
+        "data      2 objects of 2 classes to train on: 100% small, 0% medium, 0% large (COCO's areas, in the original pictures)"
+    ]
+    lines = brief_check(val, train, ("a", "b"))
+    assert lines[1:] == ["warning: no object to train on for a", "warning: val has objects of classes that are never trained: a"]
+    assert "1 images are in both train and val" in brief_check(val, val, ("a", "b"))[-1]
