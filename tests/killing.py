@@ -46,7 +46,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     steps = attempt(TrainConfig(**{**flags, "name": "whole"}))[1]
     whole_s = time.monotonic() - started
     last = Path(flags["project"]) / "cut" / "weights" / "last.pt"
-    most = max(steps // plan["kills"] - 3, 1)  # batches before a kill, so that the run does not end before the last one
+    most = max(steps // plan["kills"] - 2, 1)  # batches before a kill, so that the run does not end before the last one
     found: dict[str, Any] = {"kills": 0, "steps": steps, "corrupt": [], "moments": [], "partials": 0}
     while found["kills"] < plan["kills"]:
         config = TrainConfig(resume=last) if last.exists() else TrainConfig(**{**flags, "name": "cut", "exist_ok": True})
@@ -93,8 +93,8 @@ def attempt(config: TrainConfig, *, kill_after: tuple[int, float] | None = None,
             break
         if select.select([read], [], [], 0.005)[0]:
             beats += len(os.read(read, 1))
-        if kill_after is not None and beats > kill_after[0]:
-            end, kill_after = min(end, time.monotonic() + kill_after[1]), None
+        if kill_after is not None and beats > kill_after[0]:  # but not many batches later, should the machine have become faster
+            end = min(end, time.monotonic() + (kill_after[1] if beats == kill_after[0] + 1 else 0.0))
     os.set_blocking(read, False)
     with contextlib.suppress(BlockingIOError):
         beats += len(os.read(read, 65536))

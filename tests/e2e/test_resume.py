@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -83,6 +84,23 @@ def test_the_number_of_workers_changes_nothing_even_within_an_epoch(world, whole
         last = stopped(world, tmp_path / str(workers), Signal(1, 2), workers=workers)
         result = train(TrainConfig(resume=last, workers=4 - workers))
         assert_equal_runs(whole, result.save_dir)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="workers cannot tell who sends a signal")
+def test_a_stop_that_reaches_the_workers_too_is_the_main_process_to_hear(world, whole, tmp_path):
+    class Group(Callback):
+        """What a batch system does: a SIGTERM to every process of the job."""
+
+        def on_batch(self, run, epoch, iteration, batch) -> None:
+            if (epoch, iteration) == (1, 0):
+                pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children())]
+                assert len(pids) > 2
+                subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
+                subprocess.run(["kill", "-INT", *map(str, pids[1:])], check=True)
+
+    last = stopped(world, tmp_path, Group(), workers=2)
+    assert load_checkpoint(last).training["batch"] == 2  # one more batch was drawn for the step
+    assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
 
 
 def test_a_second_signal_stops_at_once(world, whole, tmp_path):
@@ -232,7 +250,7 @@ def test_other_data_begin_the_epoch_anew_and_say_so(world, tmp_path, capsys):
 def test_kill_at_random_moments(world, tmp_path, kills):
     hyp = HYP.replace(nbs=4).to_dict()
     where = {"cfg": str(world / "tiny-v9.yaml"), "data": str(world / "data.yaml"), "project": str(tmp_path), "hyp": hyp}
-    size = {"imgsz": 64, "epochs": kills, "batch_size": 2, "workers": 2, "save_steps": 1, "multi_scale": True}
+    size = {"imgsz": 64, "epochs": 2 + kills // 2, "batch_size": 2, "workers": 2, "save_steps": 1, "multi_scale": True}
     flags = {**where, **size, "device": "cpu", "noplots": True, "seed": 3}
     plan = {"config": flags, "kills": kills, "seed": int(os.environ.get("KILL_SEED", "0"))}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
