@@ -59,7 +59,7 @@ def assert_equal_runs(a: Path, b: Path) -> None:
         for key in ("epoch", "fitness", "best_fitness", "metrics"):
             assert getattr(first, key) == getattr(second, key), (name, key)
     assert (a / "results.csv").read_text() == (b / "results.csv").read_text()
-    assert {p.name for p in (b / "weights").iterdir()} == {"last.pt", "best.pt"}
+    assert {p.name for p in (b / "weights").iterdir()} == {"last.pt", "best.pt", "best-deploy.pt"}
 
 
 def stopped(world: Path, folder: Path, *observers: Callback, **changes) -> Path:
