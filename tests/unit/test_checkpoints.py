@@ -139,12 +139,36 @@ def test_objects_are_never_built(tmp_path):
     assert not Marker.ran
 
 
-def test_a_torn_file_is_called_damaged(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+        lambda whole: whole[:-5000] + bytes(5000),
+        lambda whole: whole[: len(whole) // 2] + bytes(100) + whole[len(whole) // 2 + 100 :],  # only the checksum shows it
+    ],
+    ids=["half", "one byte", "end", "middle"],
+)
+def test_a_torn_file_is_called_damaged(tmp_path, damage):
     save_checkpoint(tmp_path / "last.pt", example())
-    whole = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "torn.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "torn.pt").write_bytes(damage((tmp_path / "last.pt").read_bytes()))
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(tmp_path / "torn.pt")
+
+
+def test_the_save_before_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    for epoch in range(3):
+        save_checkpoint(path, example(epoch=epoch), keep_previous=True)
+        assert load_checkpoint(path).epoch == epoch
+    assert load_checkpoint(previous_of(path)).epoch == 1
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    save_checkpoint(path, example(epoch=3), keep_previous=True)
+    assert [load_checkpoint(p).epoch for p in (path, previous_of(path))] == [3, 2]
 
 
 def test_bare_weights_and_newer_formats_and_missing_files(tmp_path):
