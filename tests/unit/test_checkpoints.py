@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoints import Checkpoint, load_checkpoint, load_model, require_plugins, save_checkpoint
+from models.checkpoints import Checkpoint, load_checkpoint, load_model, previous_of, require_plugins, save_checkpoint
 from utils.errors import UserError
 
 
