@@ -35,7 +35,7 @@ class Startup(NamedTuple):
 
     uncached: float
     cached: float
-    whole: float  # cached, with finding the pictures and everything else that build_loader does
+    whole: float  # cached, with reading the dataset file, finding the pictures and building the loader
 
 
 def main() -> None:
