@@ -22,7 +22,6 @@ from torch import nn
 import train
 import val
 from utils import distributed
-from utils.callbacks import Callback
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.progress import LossMeter
@@ -79,7 +78,10 @@ def in_child(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
 
 
 def train_job(job: dict[str, Any], folder: Path) -> int:
-    """A training whose batch norms keep their statistics, if so asked; leaves the losses of every step, averaged over processes."""
+    """A training whose batch norms keep their statistics, if so asked.
+
+    Leaves the losses of every step, averaged over processes, and whether all had the same moving average at every validation.
+    """
     steps: list[list[float]] = []
     update = LossMeter.update
 
@@ -98,9 +100,19 @@ def train_job(job: dict[str, Any], folder: Path) -> int:
     LossMeter.update = recorded  # type: ignore[method-assign]
     if job.get("frozen"):
         train.set_training_mode = frozen
-    at_end = AtEnd(folder) if "states" in job else None
-    code = run_main(job, [at_end] if at_end else [])
+    same: list[bool] = []
+    measure = train.validate
+
+    def compared(run: train.Run) -> Any:
+        metrics = measure(run)
+        averages = distributed.gather_objects([float(v.double().sum()) for v in run.ema.model.state_dict().values()])
+        same.append(all(a == averages[0] for a in averages))
+        return metrics
+
+    train.validate = compared
+    code = run_main(job)
     (folder / f"steps{distributed.rank()}.json").write_text(json.dumps(steps))
+    (folder / f"same{distributed.rank()}.json").write_text(json.dumps(same))
     return code
 
 
@@ -124,16 +136,14 @@ def failing_job(job: dict[str, Any], folder: Path) -> int:
         loader.__class__ = Failing
 
     before, train.set_training_mode = train.set_training_mode, fail
-    return run_main(job, [])
+    return run_main(job)
 
 
-def run_main(job: dict[str, Any], observers: list[Callback]) -> int:
+def run_main(job: dict[str, Any]) -> int:
     """train.py with a config in place of flags."""
     flags = dict(job["config"])
     flags["hyp"] = Hyperparameters(**flags["hyp"]) if isinstance(flags.get("hyp"), dict) else flags.get("hyp", "")
     train.parse_arguments = lambda _: TrainConfig(**flags)
-    fit = train.train
-    train.train = lambda config: fit(config, observers=observers)
     return train.main([])
 
 
@@ -148,13 +158,6 @@ def val_job(job: dict[str, Any], folder: Path) -> int:
 
     val.validate = kept
     return val.main(job["flags"])
-
-
-class AtEnd(Callback):
-    """Keeps the moving average's and the model's values of every process after every epoch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
 
 KINDS: dict[str, Callable[[dict[str, Any], Path], int]] = {"train": train_job, "failing": failing_job, "val": val_job}
