@@ -43,12 +43,15 @@ class ModelEMA:
             theirs = [other.to(mine.dtype) for mine, other in zip(self._own, self._theirs)]
         else:
             theirs = self._theirs
-        if taken is None:
+        if taken is None or (taken.device.type == "cpu" and taken):  # where asking costs nothing
             torch._foreach_lerp_(self._own, theirs, part)
-        else:
-            change = torch._foreach_sub(theirs, self._own)
-            torch._foreach_mul_(change, taken.float() * part)
-            torch._foreach_add_(self._own, change)
+        elif taken.device.type != "cpu":
+            self._blend_where(taken, theirs, part)
+
+    def _blend_where(self, taken: Tensor, theirs: list[Tensor], part: float) -> None:
+        change = torch._foreach_sub(theirs, self._own)
+        torch._foreach_mul_(change, taken.float() * part)
+        torch._foreach_add_(self._own, change)
 
     def state_dict(self) -> dict[str, object]:
         return {"weights": self.model.state_dict(), "updates": self.updates}

@@ -42,3 +42,19 @@ def test_it_resumes_where_it_was():
     other.update()
     assert other.updates == 6
     assert torch.equal(ema.model.weight, other.model.weight)
+
+
+def test_a_step_that_was_not_taken_leaves_the_average():
+    model = nn.Linear(3, 2)
+    ema, gated = ModelEMA(model, tau=1.0), ModelEMA(model, tau=1.0)
+    with torch.no_grad():
+        model.weight += 1
+    before = ema.model.weight.clone()
+    ema.update(torch.tensor(False))
+    assert torch.equal(ema.model.weight, before)
+    gated._blend_where(torch.tensor(False), gated._theirs, 0.3)  # what a GPU does
+    assert torch.equal(gated.model.weight, before)
+    gated._blend_where(torch.tensor(True), gated._theirs, 1 - ema.decay(2))
+    ema.update(torch.tensor(True))
+    assert torch.allclose(ema.model.weight, gated.model.weight, rtol=1e-6, atol=0)
+    assert not torch.equal(ema.model.weight, before)
