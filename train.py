@@ -116,7 +116,7 @@ def fit(run: Run) -> TrainResult:
                 metrics = validate(run)
             stop.update(epoch, metrics.fitness if metrics else 0.0)
             is_last = distributed.broadcast_object(is_last or stop.is_due(epoch))
-            run.end_epoch(csv_row(epoch, losses, metrics, learning_rates(run.optimizer)))
+            run.end_epoch(csv_row(epoch, losses, metrics, learning_rates(run.optimizer)), metrics)
             if distributed.is_main() and (not config.nosave or is_last):
                 save_epoch(run, metrics)
             run.callbacks.on_epoch_end(run.info, run.rows[-1])
@@ -138,7 +138,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         UserError: too many losses in a row are no numbers.
     """
     config, loader, meter, guard = run.config, run.train_loader, run.meter, run.guard
-    loader.set_epoch(epoch, start_batch=run.batch)
+    loader.set_epoch(epoch, start_batch=run.batch, class_ap=run.class_ap)
     set_training_mode(run)
     shown = distributed.is_main()
     bar = EpochBar(loader, total=len(loader), done=run.batch, names=meter.names, epoch=epoch, epochs=config.epochs, shown=shown)

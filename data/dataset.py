@@ -32,6 +32,7 @@ class SampleKey(NamedTuple):
     hw: tuple[int, int]  # of the batch, px
     mosaic: bool  # whether mosaic (and with it mixup) may happen
     of_step: int | None = None  # pictures of its batch over all processes; 0: it stands for none, and has no objects
+    repeat: int = 0  # times that the epoch has shown the picture before
 
 
 class Sample(NamedTuple):
@@ -111,7 +112,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         return self.table.problems
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        rng = np.random.default_rng((self.seed, key.epoch, key.index, SAMPLE_STREAM))
+        repeat = (key.repeat,) if key.repeat else ()
+        rng = np.random.default_rng((self.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
         if self.augment:
             return self._augmented(key, rng)
         image, instances = self._picture(key.index)

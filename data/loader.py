@@ -21,6 +21,7 @@ from data.dataset import ORDER_STREAM, DetectionDataset, SampleKey
 from data.dataset_spec import DatasetSpec
 from data.depth import colour_note, depth_of
 from data.image_store import RECENT_BYTES
+from data.image_weights import draw, image_weights
 from data.label_source import split_labels
 from data.labels import LabelTable, check_classes, label_path, list_images, summarise
 from data.unreadable import UnreadablePictures
@@ -148,9 +149,14 @@ class DetectionLoader:
         """Batches of a whole epoch, of this process."""
         return len(self.sampler)
 
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Chooses what the next iteration yields: this epoch, from this batch on. Survives a resume, as nothing else decides."""
+    def set_epoch(self, epoch: int, start_batch: int = 0, *, class_ap: Sequence[float] | None = None) -> None:
+        """Chooses what the next iteration yields: this epoch, from this batch on. Survives a resume, as nothing else decides.
+
+        Args:
+            class_ap: How well each class is found; pictures are drawn accordingly (``image_weights``). None: each is shown once.
+        """
         self.sampler.epoch, self.sampler.start_batch = epoch, start_batch
+        self.sampler.weights = None if class_ap is None else image_weights(self.dataset.table, class_ap)
 
     def close_mosaic(self) -> None:
         """No mosaic, mixup and copy-paste from the epoch that is set on; a run that knows its end passes ``mosaic_until`` instead."""
@@ -201,6 +207,7 @@ class EpochSampler(Sampler):
         self.rank, self.world_size, self.drop_last, self.whole_batches = rank, world_size, drop_last, whole_batches
         self.mosaic_until, self.rect_shapes = mosaic_until, rect_shapes
         self.epoch, self.start_batch = 0, 0
+        self.weights: np.ndarray | None = None  # (N,) share of the draws of each picture; None: each is shown once
 
     def __len__(self) -> int:
         batches = len(self._batches(np.arange(self.count)))
@@ -209,7 +216,9 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         mosaic = self.mosaic_until is None or self.epoch < self.mosaic_until
         rng = np.random.default_rng((self.seed, self.epoch, 0, ORDER_STREAM))
-        if self.rect_shapes is None:
+        if self.weights is not None:
+            batches = [(whole, self.hw) for whole in self._batches(draw(self.weights, rng))]
+        elif self.rect_shapes is None:
             order = rng.permutation(self.count) if self.shuffle else np.arange(self.count)
             batches = [(whole, self.hw) for whole in self._batches(order)]
         else:
@@ -217,7 +226,7 @@ class EpochSampler(Sampler):
             batches = list(zip(self._batches(order), shapes))
             batches = [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
         for indices, of_step, hw in list(self._share(batches))[self.start_batch :]:
-            yield [SampleKey(int(i), self.epoch, hw, mosaic, of_step) for i in indices]
+            yield [SampleKey(int(i) % self.count, self.epoch, hw, mosaic, of_step, int(i) // self.count) for i in indices]
 
     def _batches(self, order: np.ndarray) -> list[np.ndarray]:
         """The batches of all processes."""

@@ -63,6 +63,7 @@ class Run:
     batch: int = 0  # batches of the next epoch that are done; their gradients are stepped
     rows: list[dict[str, Any]] = field(default_factory=list)  # of results.csv
     ranks: list[dict[str, Any]] = field(default_factory=list)  # what each of several processes has of its own, as agreed on last
+    class_ap: tuple[float, ...] | None = None  # as measured last, by which --image-weights draws pictures; None without it
 
     @property
     def info(self) -> RunInfo:
@@ -72,9 +73,11 @@ class Run:
         """None for a run that was stopped while it ended."""
         return () if self.early_stop.is_due(self.epoch - 1) else range(self.epoch, self.config.epochs)
 
-    def end_epoch(self, row: Mapping[str, float]) -> None:
+    def end_epoch(self, row: Mapping[str, float], metrics: Metrics | None = None) -> None:
         """Counts the epoch as done."""
         self.epoch, self.batch = self.epoch + 1, 0
+        if self.class_ap is not None and metrics is not None:
+            self.class_ap = distributed.broadcast_object(tuple(metrics.ap.mean(axis=1).tolist()))
         self.meter.reset()
         self.rows.append(dict(row))
         self.agree()
@@ -128,6 +131,7 @@ def snapshot(run: Run, metrics: Metrics | None = None) -> Checkpoint:
             "guard": run.guard.state_dict(),
             "rows": list(run.rows),
             "ranks": list(run.ranks),
+            "class_ap": run.class_ap and list(run.class_ap),
         },
     )
 
@@ -143,6 +147,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     run.loss.load_state_dict(state.get("loss", {}))
     run.start_epoch = run.epoch = checkpoint.epoch
     run.rows = [dict(row) for row in state.get("rows", ())]
+    if run.class_ap is not None:
+        run.class_ap = tuple(state["class_ap"])
     run.guard.load_state_dict(state.get("guard", {}))
     run.guard.keep_statistics()
     ranks = state.get("ranks") or [state]

@@ -124,6 +124,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         callbacks=Callbacks([*own_observers(config, train_loader), *observers], is_main=distributed.is_main()),
         guard=StepGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled()),
         meter=LossMeter(loss.names, finite_only=True),
+        class_ap=(0.0,) * model.nc if config.image_weights else None,
     )
     if config.resume and checkpoint is not None:
         restore(run, checkpoint)

@@ -182,6 +182,7 @@ class TrainConfig:
     attention_init: str = ""  # "identity": inserted modules start as exact no-ops
     lr_mult: str = ""  # factors of the learning rate by part, such as attention=2,backbone=0.1; a mapping is understood
     freeze: tuple[int | str, ...] = (0,)  # one number: the first n layers; several: these layers; "pretrained": what was carried over
+    image_weights: bool = False  # draw pictures of rare and badly found classes more often
     rect: bool = False
     multi_scale: bool = False
     single_cls: bool = False
@@ -226,6 +227,8 @@ class TrainConfig:
             raise UserError("--attention-init is about inserted modules: give them with --attention, such as --attention FocalModulation@9")
         if not self.freeze_pretrained and any(not isinstance(i, int) or i < 0 for i in self.freeze):
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0; or {PRETRAINED!r} alone")
+        if self.image_weights and self.rect:
+            raise UserError("--image-weights with --rect: they exclude one another, as drawn pictures come in any shape; give one of them")
         if self.save_steps and self.nosave:
             raise UserError("--save-steps with --nosave: they exclude one another")
 

@@ -14,8 +14,6 @@ from utils.shared_flags import add_noted_flags
 REFUSED = {
     "--quad": "is not here: give a larger --imgsz or --batch-size",
     "--evolve": "is not built yet: give a recipe with --hyp (data/hyps/)",
-    "--image-weights": "is not built yet: repeat rare images in the training list (a .txt file) instead",
-    "--image_weights": "is not built yet: repeat rare images in the training list (a .txt file) instead",
     "--bucket": "is not here: copy the run folder afterwards",
     "--upload_dataset": "is not here: nothing is uploaded",
     "--bbox_interval": "is not here: pictures are train_batch*.jpg and val_batch*.jpg",
@@ -121,6 +119,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--workers"], number, "loader processes"),
             (["--cache", "--cache-images"], {"nargs": "?", "const": "ram", "metavar": "WHERE"}, "keep images in ram or on disk"),
             (["--single-cls"], on, "all classes are one"),
+            (["--image-weights", "--image_weights"], on, "draw images of rare and badly found classes more often"),
             (["--min-items"], number, "leave out images with fewer objects"),
             (["--noautoanchor"], on, "keep the YAML's anchors"),
         ],
