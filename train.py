@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.deployed import leave_deployed
+from engine.evolve import evolve
 from engine.run import Run
 from engine.saving import accounted_for, finish_weights, save_epoch, save_midway
 from engine.setup import prepare, settle
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     try:
-        train(parse_arguments(argv))
+        config = parse_arguments(argv)
+        evolve(config, train) if config.evolve else train(config)
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

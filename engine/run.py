@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -77,7 +77,8 @@ class Run:
         """Counts the epoch as done."""
         self.epoch, self.batch = self.epoch + 1, 0
         if self.class_ap is not None and metrics is not None:
-            self.class_ap = distributed.broadcast_object(tuple(metrics.ap.mean(axis=1).tolist()))
+            measured = distributed.broadcast_object(metrics.ap.mean(axis=1).tolist())
+            self.class_ap = tuple(cast("list[float]", measured))
         self.meter.reset()
         self.rows.append(dict(row))
         self.agree()

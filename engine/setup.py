@@ -62,6 +62,8 @@ DEMO: dict[str, Any] = {
 
 def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
     """Fills what was not given: a resumed run's own flags, the demo's preset, the embedded data set."""
+    if config.evolve:
+        raise UserError("evolve: is many trainings, not one; call engine.evolve.evolve(config, train)")
     config = continued(config)
     if config.resume:
         return resumed(config)

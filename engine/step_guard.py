@@ -22,6 +22,10 @@ LISTED = 200  # batches that are written down, of one run
 FILE = "nan_batches.txt"
 
 
+class Diverged(UserError):
+    """Too many losses in a row were no numbers."""
+
+
 class SeenBatch(NamedTuple):
     """A batch that waits for its verdict."""
 
@@ -117,7 +121,7 @@ class StepGuard:
             parts = (f"the {name} became {value}" for name, value in zip(self.names, values) if not math.isfinite(value))
             part = next(parts, "the gradient is no number")
             times = f" for {self.in_row} steps in a row" if self.in_row > 1 else ""
-            raise UserError(
+            raise Diverged(
                 f"{batch.place()}: {part}{times}; lower lr0 in --hyp, train with --amp off, or look at the files named in "
                 f"{self.folder / FILE}; --skip-nan skips any number of such steps"
             )

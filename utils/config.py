@@ -29,12 +29,13 @@ LEAST = {
     "epochs": 1,
     "batch_size": 1,
     "imgsz": 32,
-    **dict.fromkeys(("workers", "patience", "min_items", "seed", "save_steps", "nan_patience"), 0),
+    **dict.fromkeys(("workers", "patience", "min_items", "seed", "save_steps", "nan_patience", "evolve"), 0),
 }
 CACHES = ("", "ram", "disk")
 TEXTS = ("weights", "backbone_weights", "weights_report", "cfg", "data", "resume", "project", "name", "cache")  # paths are understood
 PRETRAINED = "pretrained"  # of --freeze
 ATTENTION_INITS = ("", "identity")
+FIND = -1  # of --batch-size: the largest that fits
 
 INF = math.inf
 # key -> (least, greatest) allowed value, both inclusive; a key that is not here may be any finite number from 0 on.
@@ -163,7 +164,7 @@ class TrainConfig:
     data: str = ""
     hyp: str | Hyperparameters = ""
     epochs: int = 100
-    batch_size: int = 16
+    batch_size: int = 16  # over all processes; -1 = the largest that fits
     imgsz: int = 640  # px, square
     val_imgsz: int | None = None  # px; None = imgsz
     device: str = ""
@@ -182,6 +183,7 @@ class TrainConfig:
     attention_init: str = ""  # "identity": inserted modules start as exact no-ops
     lr_mult: str = ""  # factors of the learning rate by part, such as attention=2,backbone=0.1; a mapping is understood
     freeze: tuple[int | str, ...] = (0,)  # one number: the first n layers; several: these layers; "pretrained": what was carried over
+    evolve: int = 0  # generations of a search for hyper-parameters, each a whole training; 0 = none, just train
     image_weights: bool = False  # draw pictures of rare and badly found classes more often
     rect: bool = False
     multi_scale: bool = False
@@ -211,7 +213,8 @@ class TrainConfig:
         self._normalise()
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            found_later = name == "batch_size" and value == FIND
+            if isinstance(value, bool) or not isinstance(value, int) or (value < least and not found_later):
                 raise UserError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least} is needed")
         for name, choices in (("optimizer", OPTIMIZERS), ("amp", PRECISIONS), ("cache", CACHES), ("attention_init", ATTENTION_INITS)):
             value = getattr(self, name)
@@ -229,6 +232,8 @@ class TrainConfig:
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0; or {PRETRAINED!r} alone")
         if self.image_weights and self.rect:
             raise UserError("--image-weights with --rect: they exclude one another, as drawn pictures come in any shape; give one of them")
+        if self.evolve and self.resume:
+            raise UserError("--evolve with --resume: leave --resume out, the same command goes on with a search by itself")
         if self.save_steps and self.nosave:
             raise UserError("--save-steps with --nosave: they exclude one another")
 

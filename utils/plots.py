@@ -182,6 +182,21 @@ def plot_trade_off(curves: Mapping[str, Sequence[tuple[float, float, str]]], pat
     _save(figure, path)
 
 
+def plot_evolution(rows: Sequence[Mapping[str, float]], keys: Sequence[str], path: str | Path) -> None:
+    """Fitness over every hyper-parameter, a point a generation, later ones darker, the best one marked."""
+    fitnesses = np.array([row["fitness"] for row in rows])
+    best, columns = int(fitnesses.argmax()), 6
+    figure = _figure(2.4 * columns, 2.1 * -(-len(keys) // columns))
+    for axes, key in zip(figure.subplots(-(-len(keys) // columns), columns).flat, keys):
+        values = np.array([row[key] for row in rows])
+        axes.scatter(values, fitnesses, c=np.arange(len(rows)), cmap="Blues", vmin=-len(rows) / 2, s=12)
+        axes.plot(values[best], fitnesses[best], "+", color="#d62728", markersize=12)
+        axes.set_title(f"{key} = {values[best]:.4g}", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    _save(figure, path, dpi=100)
+
+
 def as_rgb(image: Tensor) -> NDArray[np.uint8]:
     """One image (C, H, W) of a batch as (H, W, 3) uint8, ready to draw on."""
     array = image.cpu().numpy()

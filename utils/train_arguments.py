@@ -13,7 +13,6 @@ from utils.shared_flags import add_noted_flags
 # Flags of other YOLOs that this project does not have, and what to write instead.
 REFUSED = {
     "--quad": "is not here: give a larger --imgsz or --batch-size",
-    "--evolve": "is not built yet: give a recipe with --hyp (data/hyps/)",
     "--bucket": "is not here: copy the run folder afterwards",
     "--upload_dataset": "is not here: nothing is uploaded",
     "--bbox_interval": "is not here: pictures are train_batch*.jpg and val_batch*.jpg",
@@ -21,6 +20,7 @@ REFUSED = {
     "--v5-metric": "is no flag of training: use val.py --ap-rule yolov5",
 }
 NEWEST = "newest"
+GENERATIONS = 300  # of --evolve without a number
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -94,6 +94,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--imgsz", "--img", "--img-size"], side, "side of the square input; a second one is for validation"),
             (["--multi-scale"], on, "vary the input's side by half around --imgsz"),
             (["--rect"], on, "rectangular batches, no mosaic"),
+            (["--evolve"], {**number, "nargs": "?", "const": GENERATIONS}, f"search hyper-parameters by N ({GENERATIONS}) trainings"),
             (["--patience"], number, "stop after so many epochs without progress; 0 = never"),
         ],
         "optimisation": [

@@ -315,3 +315,30 @@ def test_a_model_yaml_of_a_run_trains_detects_and_exports(world, tmp_path, capsy
     assert val.main([*shared, "--data", str(world / "data.yaml"), "--workers", "0"]) == 0
     assert detect.main([*shared, "--source", str(world / "images" / "val")]) == 0
     assert export.main(["--weights", str(second.best_weights), "--imgsz", "64", "--include", "onnx", "--dynamic"]) == 0
+
+
+def test_images_are_drawn_by_weight_and_a_resume_draws_the_same(world, tmp_path):
+    given = {"image_weights": True, "epochs": 3}
+    whole = train(config(world, tmp_path / "whole", **given))
+    with pytest.raises(KeyboardInterrupt):
+        train(config(world, tmp_path / "cut", **given, save_steps=1), observers=[Interrupt(2, 1)])
+    last = tmp_path / "cut" / "exp" / "weights" / "last.pt"
+    kept = load_checkpoint(last).training
+    assert kept is not None
+    assert len(kept["class_ap"]) == 2
+    resumed = train(TrainConfig(resume=last))
+    first, second = (load_checkpoint(r.last_weights).weights for r in (whole, resumed))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    plain = load_checkpoint(train(config(world, tmp_path / "plain")).last_weights).weights
+    assert any(not torch.equal(first[k], plain[k]) for k in first)
+
+
+def test_a_search_for_hyper_parameters(world, tmp_path):
+    given = ["--cfg", world / "tiny-v9.yaml", "--data", world / "data.yaml", "--imgsz", 64, "--epochs", 1, "--workers", 0]
+    argv = [str(a) for a in (*given, "--batch-size", 4, "--device", "cpu", "--project", tmp_path, "--name", "search", "--evolve", 2)]
+    assert main(argv) == 0
+    folder = tmp_path / "search"
+    lines = (folder / "evolve.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[1].split(",")[6:] != lines[2].split(",")[6:]
+    assert {"hyp_evolve.yaml", "evolve.png", "opt.yaml"} <= {p.name for p in folder.iterdir()}
