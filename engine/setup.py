@@ -40,6 +40,7 @@ from utils.recipes import family_hyp, find_hyp, gains_warning
 from utils.runs import new_run_dir
 from utils.schedule import Schedule
 from utils.shared_flags import multiple_of_stride
+from utils.trackers import trackers
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
@@ -123,7 +124,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         train_loader=train_loader,
         val_loader=val_loader,
         early_stop=EarlyStop(config.patience),
-        callbacks=Callbacks([*own_observers(config, train_loader), *observers], is_main=distributed.is_main()),
+        callbacks=Callbacks([*own_observers(config, hyp, train_loader), *observers], is_main=distributed.is_main()),
         guard=StepGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled()),
         meter=LossMeter(loss.names, finite_only=True),
         class_ap=(0.0,) * model.nc if config.image_weights else None,
@@ -304,9 +305,10 @@ def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn
     return network
 
 
-def own_observers(config: TrainConfig, loader: DetectionLoader) -> list[Callback]:
-    """What writes results.csv, TensorBoard events and pictures."""
-    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loader.dataset.labels)])]
+def own_observers(config: TrainConfig, hyp: Hyperparameters, loader: DetectionLoader) -> list[Callback]:
+    """What writes results.csv, TensorBoard events and pictures, and what --logger asks for."""
+    asked = trackers(config.logger if distributed.is_main() else (), config.project, {**config.to_dict(), **hyp.to_dict()})
+    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loader.dataset.labels)]), *asked]
 
 
 def print_recipe(run: Run) -> None:

@@ -35,6 +35,7 @@ CACHES = ("", "ram", "disk")
 TEXTS = ("weights", "backbone_weights", "weights_report", "cfg", "data", "resume", "project", "name", "cache")  # paths are understood
 PRETRAINED = "pretrained"  # of --freeze
 ATTENTION_INITS = ("", "identity")
+LOGGERS = ("mlflow", "wandb")
 FIND = -1  # of --batch-size: the largest that fits
 
 INF = math.inf
@@ -198,6 +199,7 @@ class TrainConfig:
     nosave: bool = False
     noval: bool = False
     noplots: bool = False
+    logger: tuple[str, ...] = ()  # beside results.csv and TensorBoard: mlflow, wandb
     amp: str = "auto"
     compile: bool = False
     sync_bn: bool = False  # batch statistics over all processes
@@ -230,6 +232,8 @@ class TrainConfig:
             raise UserError("--attention-init is about inserted modules: give them with --attention, such as --attention FocalModulation@9")
         if not self.freeze_pretrained and any(not isinstance(i, int) or i < 0 for i in self.freeze):
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0; or {PRETRAINED!r} alone")
+        for name in (n for n in self.logger if n not in LOGGERS):
+            raise UserError(f"--logger {name}: {', '.join(LOGGERS)} are known; results.csv and TensorBoard are always written")
         if self.image_weights and self.rect:
             raise UserError("--image-weights with --rect: they exclude one another, as drawn pictures come in any shape; give one of them")
         if self.evolve and self.resume:
@@ -251,6 +255,7 @@ class TrainConfig:
             "lr_mult": multipliers_text(self.lr_mult),
             "freeze": tuple(int(i) if str(i).lstrip("-").isdecimal() else str(i) for i in freeze) or (0,),
             "plugins": tuple(str(p) for p in plugins),
+            "logger": tuple(dict.fromkeys(name.lower() for name in ((self.logger,) if isinstance(self.logger, str) else self.logger))),
             "optimizer": by_lower.get(str(self.optimizer).lower(), self.optimizer),
         }
         for name, value in changes.items():

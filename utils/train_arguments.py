@@ -16,7 +16,7 @@ REFUSED = {
     "--bucket": "is not here: copy the run folder afterwards",
     "--upload_dataset": "is not here: nothing is uploaded",
     "--bbox_interval": "is not here: pictures are train_batch*.jpg and val_batch*.jpg",
-    "--entity": "is not here: runs are logged to results.csv and TensorBoard",
+    "--entity": "is not here: --logger wandb goes where the variable WANDB_ENTITY says",
     "--v5-metric": "is no flag of training: use val.py --ap-rule yolov5",
 }
 NEWEST = "newest"
@@ -135,6 +135,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--noval"], on, "validate only at the end"),
             (["--notest"], on, hidden),
             (["--noplots"], on, "no pictures"),
+            (["--logger"], {"nargs": "+", "metavar": "NAME"}, "mlflow, wandb or both, beside results.csv and TensorBoard"),
             (["--local_rank", "--local-rank"], number, hidden),
         ],
     }  # fmt: skip
