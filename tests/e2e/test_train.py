@@ -333,7 +333,8 @@ def test_images_are_drawn_by_weight_and_a_resume_draws_the_same(world, tmp_path)
     assert any(not torch.equal(first[k], plain[k]) for k in first)
 
 
-def test_a_search_for_hyper_parameters(world, tmp_path):
+def test_a_search_for_hyper_parameters(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.plots.plot_evolution", lambda rows, keys, path: path.touch())  # thirty diagrams take seconds
     given = ["--cfg", world / "tiny-v9.yaml", "--data", world / "data.yaml", "--imgsz", 64, "--epochs", 1, "--workers", 0]
     argv = [str(a) for a in (*given, "--batch-size", 4, "--device", "cpu", "--project", tmp_path, "--name", "search", "--evolve", 2)]
     assert main(argv) == 0
