@@ -18,7 +18,7 @@ import yaml
 
 from engine.step_guard import Diverged
 from utils import distributed
-from utils.config import FIND, Hyperparameters, TrainConfig, read_yaml_mapping
+from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
 from utils.errors import UserError
 from utils.loggers import METRICS, metric_columns
 
@@ -177,8 +177,6 @@ def leave(folder: Path, rows: Sequence[Row]) -> None:
 def _check(config: TrainConfig) -> None:
     if distributed.world_size() > 1:
         raise UserError("--evolve: trains in one process; start it without torchrun")
-    if config.batch_size == FIND:
-        raise UserError(f"--evolve with --batch-size {FIND}: every generation has to have the same; give a number")
 
 
 def _text(value: float) -> str:

@@ -36,7 +36,6 @@ TEXTS = ("weights", "backbone_weights", "weights_report", "cfg", "data", "resume
 PRETRAINED = "pretrained"  # of --freeze
 ATTENTION_INITS = ("", "identity")
 LOGGERS = ("mlflow", "wandb")
-FIND = -1  # of --batch-size: the largest that fits
 
 INF = math.inf
 # key -> (least, greatest) allowed value, both inclusive; a key that is not here may be any finite number from 0 on.
@@ -165,7 +164,7 @@ class TrainConfig:
     data: str = ""
     hyp: str | Hyperparameters = ""
     epochs: int = 100
-    batch_size: int = 16  # over all processes; -1 = the largest that fits
+    batch_size: int = 16  # over all processes
     imgsz: int = 640  # px, square
     val_imgsz: int | None = None  # px; None = imgsz
     device: str = ""
@@ -215,8 +214,7 @@ class TrainConfig:
         self._normalise()
         for name, least in LEAST.items():
             value = getattr(self, name)
-            found_later = name == "batch_size" and value == FIND
-            if isinstance(value, bool) or not isinstance(value, int) or (value < least and not found_later):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least} is needed")
         for name, choices in (("optimizer", OPTIMIZERS), ("amp", PRECISIONS), ("cache", CACHES), ("attention_init", ATTENTION_INITS)):
             value = getattr(self, name)

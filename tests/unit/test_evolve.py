@@ -128,8 +128,6 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
 def test_what_does_not_go_together(tmp_path, capsys):
     with pytest.raises(UserError, match="--evolve with --resume"):
         config(tmp_path, resume="last.pt")
-    with pytest.raises(UserError, match="--evolve with --batch-size -1"):
-        evolve(config(tmp_path, batch_size=-1), Trainer())
     with pytest.raises(UserError, match="many trainings"):
         settle(config(tmp_path))
     assert main(["--evolve", "2", "--cfg", "nowhere.yaml", "--data", "shapes.yaml", "--project", str(tmp_path), "--device", "cpu"]) == 1
