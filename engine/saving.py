@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from engine.run import Run, snapshot
 from engine.stopping import Stopped
 from models.checkpoints import Checkpoint, load_checkpoint, previous_of, save_checkpoint
@@ -84,6 +86,8 @@ def accounted_for(run: Run) -> Iterator[None]:
         raise KeyboardInterrupt(kept(run)) from None
     except UserError as error:
         raise UserError(f"{error}; {kept(run)}") from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory is full: train anew with a smaller --batch-size or --imgsz; {kept(run)}") from error
     except RuntimeError as error:
         if loss := distributed.loss_of_another():
             raise UserError(f"{loss}; {kept(run)}") from error
