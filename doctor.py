@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 0 where every YAML passes."""
     args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside ends the processes that were split off, too
     try:
         reports = doctor(args)
     except UserError as error:

@@ -120,9 +120,12 @@ def attends(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """A same-width module, built as ``cls(channels, *options)``.
 
     A leading integer is the width if, raw or scaled, it equals the input's; otherwise it is the module's first option, if that
-    option can take it; otherwise the row is wrong.
+    option can take it; otherwise the row is wrong. A class may say with ``published_row`` that a row of so many arguments, all integers,
+    holds no width, as its published files write it (AIFI).
     """
     channels = context.single
+    if args and all(map(_is_int, args)) and len(args) == getattr(context.cls, "published_row", 0):
+        return LayerPlan((channels, *args), channels, context.repeats)
     if args and _is_int(args[0]):
         if channels in (args[0], context.width(args[0])):
             args = args[1:]

@@ -18,19 +18,22 @@ TEMPERATURE = 10000.0  # of the sine positions
 class AIFI(nn.Module):
     """LN(x + MHSA(x + p, x + p, x)), then LN(x + FFN(x)) (section 4.2 of the paper), p two-dimensional sine positions of the map at hand.
 
-    Parameter names are those of the PyTorch transformer layer that RT-DETR ports use (``ma.in_proj_weight`` …).
+    Parameter names are those of the PyTorch transformer layer that RT-DETR ports use (``ma.in_proj_weight`` …). Their rows are
+    ``[cm, num_heads]`` (``AIFI, [1024, 8]``), with no width in front; both numbers have defaults.
 
     Args:
         c1: channels in and out, a multiple of 4.
-        num_heads: number of heads, or the next smaller one that divides.
         cm: hidden width of the feed-forward layer.
+        num_heads: number of heads, or the next smaller one that divides.
         dropout: after both branches and inside the feed-forward layer.
 
     Raises:
         ValueError: the channels do not divide by 4.
     """
 
-    def __init__(self, c1: int, num_heads: int = 8, cm: int = 2048, dropout: float = 0.0) -> None:
+    published_row = 2  # integers of a row that holds no width: [cm, num_heads]
+
+    def __init__(self, c1: int, cm: int = 2048, num_heads: int = 8, dropout: float = 0.0) -> None:
         super().__init__()
         if c1 % 4:
             raise ValueError(f"AIFI: {c1} channels do not divide by 4, for the sines and cosines of two coordinates")
