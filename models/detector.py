@@ -108,8 +108,12 @@ class Detector(nn.Module):
 
     @property
     def stride(self) -> int:
-        """The largest stride, px: sides of input images should be multiples of it."""
-        return int(max(self.strides))
+        """The largest stride of any row, px: sides of input images should be multiples of it, or maps that are joined differ in size.
+
+        A head may read finer levels only (yolov5-p34), while its network goes down further and up again.
+        """
+        sides = {side for shape in self.shapes[:-1] for side in _sides(shape)}
+        return int(max(*self.strides, *(DRY_RUN_SIZE / side for side in sides if side > 1 and DRY_RUN_SIZE % side == 0)))
 
     def forward(self, images: Tensor) -> HeadOutput:
         """Runs (B, ch, H, W) images in 0-1, sides multiples of :attr:`stride`, to the head's raw maps."""
@@ -257,6 +261,13 @@ def _shape(value: Any) -> Any:
     if isinstance(value, HeadOutput):
         return tuple(_shape(v) for v in value.main)
     return tuple(_shape(v) for v in value)
+
+
+def _sides(shape: Any) -> list[int]:
+    """Heights of the maps of one row; a pooled row of single pixels is no map."""
+    if shape and isinstance(shape[0], tuple):
+        return [side for part in shape for side in _sides(part)]
+    return [shape[-2]] if len(shape) == 4 else []
 
 
 def _class_names(names: Sequence[str] | None, nc: int) -> tuple[str, ...]:

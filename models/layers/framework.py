@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.registry import register
 
-for _name in ("Upsample", "MaxPool2d", "AvgPool2d", "ZeroPad2d", "ReflectionPad2d", "Dropout2d", "SiLU", "ReLU", "LeakyReLU"):
+for _name in ("Upsample", "MaxPool2d", "AvgPool2d", "ReflectionPad2d", "Dropout2d", "SiLU", "ReLU", "LeakyReLU"):
     register(f"nn.{_name}", channels=rules.preserves)(getattr(nn, _name))
 for _name in ("Conv2d", "ConvTranspose2d"):
     register(f"nn.{_name}", channels=rules.projects)(getattr(nn, _name))
 register("nn.BatchNorm2d", channels=rules.attends)(nn.BatchNorm2d)
 register("nn.PixelShuffle", channels=rules.folds(lambda c, factor: c // factor**2))(nn.PixelShuffle)
 register("nn.PixelUnshuffle", channels=rules.folds(lambda c, factor: c * factor**2))(nn.PixelUnshuffle)
+
+
+@register("nn.ZeroPad2d", channels=rules.preserves)
+class ZeroPad2d(nn.ZeroPad2d):
+    """Zeros around a map: (B, C, H, W) to (B, C, H + top + bottom, W + left + right).
+
+    In ONNX the zeros are joined on: onnxruntime (and onnx-simplifier) fold a padding operator into a max-pooling behind it, as yolov3-tiny
+    has one, whose own padding is minus infinity; where all values are negative that is another result.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(x)
+        left, right, top, bottom = self.padding
+        x = torch.cat([*[torch.zeros_like(x[..., :1])] * left, x, *[torch.zeros_like(x[..., :1])] * right], dim=3)
+        return torch.cat([*[torch.zeros_like(x[:, :, :1])] * top, x, *[torch.zeros_like(x[:, :, :1])] * bottom], dim=2)

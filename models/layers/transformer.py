@@ -9,6 +9,8 @@ from models.layers.conv import Conv
 from models.layers.csp import C3
 from models.registry import register
 
+PAPER = "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale, arXiv 2010.11929"
+
 
 class TransformerLayer(nn.Module):
     """Self-attention and a linear pair, each with a residual, no norms; (L, B, C) to the same."""
@@ -27,7 +29,7 @@ class TransformerLayer(nn.Module):
         return self.fc2(self.fc1(x)) + x
 
 
-@register("TransformerBlock", channels=rules.projects)
+@register("TransformerBlock", channels=rules.projects, paper=PAPER)
 class TransformerBlock(nn.Module):
     """A learned position (a linear layer of the pixel itself) and ``n`` transformer layers; (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -45,7 +47,7 @@ class TransformerBlock(nn.Module):
         return self.tr(pixels + self.linear(pixels)).permute(1, 2, 0).reshape(b, c, h, w)
 
 
-@register("C3TR", channels=rules.stacks)
+@register("C3TR", channels=rules.stacks, paper=PAPER)
 class C3TR(C3):
     """C3 with a transformer on the long path (YOLOv5); (B, c1, H, W) to (B, c2, H, W)."""
 

@@ -1,7 +1,7 @@
 """What every attention module promises, checked for every registered name: a new module is covered by being in the registry.
 
-``LIMITS`` is the one table of what a module cannot hold, with the reason; such a check is expected to fail, and a promise that holds after
-all must leave the table (strict xfail).
+models/limits.py is the one table of what a module cannot hold, with the reason; such a check is expected to fail, and a promise that holds
+after all must leave the table (strict xfail). ``--plugins my_blocks.py -k MyBlock`` checks a module of your own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import channel_rules as rules
+from models.catalogue import build_same_width, same_width_names
+from models.limits import LIMITS
 from models.registry import BLOCKS
 from tests.golden import assert_close, fill_
 
@@ -28,26 +30,11 @@ SIZES = ((7, 5), (13, 20), (20, 20), (1, 1))
 PART_A = ("FocalModulation", "FocalModulationBlock", "BiLevelRoutingAttention", "nchwBRA", "BiFormerBlock", "BiFormerBlockNCHW",
           "CloAttention", "ConvFFN", "CloBlock", "NLBlockND", "MHSA", "BottleneckTransformer", "BoT3", "BoTPaperAttention")  # fmt: skip
 
-# (module, check): the reason why the check cannot hold
-LIMITS: dict[tuple[str, str], str] = {}
-
-
-def attention_names() -> list[str]:
-    """Canonical names of all same-width modules, and of those in models/layers/attention that choose their output width."""
-    own = "models.layers.attention."
-    return [
-        name
-        for name, spec in BLOCKS.items()
-        if spec.channels is rules.attends or (spec.cls.__module__.startswith(own) and spec.channels in (rules.stacks, rules.projects))
-    ]
-
 
 def build(name: str, channels: int = CHANNELS) -> nn.Module:
     """The block as a YAML row with no arguments (or only its width) builds it, with filled weights."""
-    spec = BLOCKS[name]
     torch.manual_seed(0)
-    module = spec.cls(channels) if spec.channels is rules.attends else spec.cls(channels, channels)
-    return fill_(module).eval()
+    return fill_(build_same_width(name, channels)).eval()
 
 
 def sample(height: int, width: int, *, batch: int = 1, channels: int = CHANNELS, seed: int = 0) -> Tensor:
@@ -57,7 +44,7 @@ def sample(height: int, width: int, *, batch: int = 1, channels: int = CHANNELS,
 def each_block(check: str, only: Callable[[str], bool] = lambda name: True) -> pytest.MarkDecorator:
     """Runs a test over all names, with strict expected failures from LIMITS."""
     cases = []
-    for name in filter(only, attention_names()):
+    for name in filter(only, same_width_names()):
         reason = LIMITS.get((name, check))
         marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
         cases.append(pytest.param(name, marks=marks))
@@ -65,10 +52,14 @@ def each_block(check: str, only: Callable[[str], bool] = lambda name: True) -> p
 
 
 def compiled_cases(check: str) -> pytest.MarkDecorator:
-    """As each_block; outside part A the costly checks run with ``-m slow``."""
+    """As each_block; the costly checks run with ``-m slow``, except for part A and for blocks of the user's own."""
     mark = each_block(check)
-    cases = [c if c.values[0] in PART_A else pytest.param(*c.values, marks=[*c.marks, pytest.mark.slow]) for c in mark.args[1]]
+    cases = [c if _always(c.values[0]) else pytest.param(*c.values, marks=[*c.marks, pytest.mark.slow]) for c in mark.args[1]]
     return pytest.mark.parametrize("name", cases)
+
+
+def _always(name: str) -> bool:
+    return name in PART_A or BLOCKS[name].cls.__module__.startswith("yolo_plugin_")
 
 
 def step(module: nn.Module, x: Tensor) -> Tensor:
@@ -83,7 +74,7 @@ def step(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_the_registry_has_attention():
-    assert {"FocalModulation", "FocalModulationBlock"} <= set(attention_names())
+    assert {"FocalModulation", "FocalModulationBlock"} <= set(same_width_names())
 
 
 @each_block("size")
@@ -305,7 +296,7 @@ def test_cuda_agrees_and_trains_in_half_precision(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in attention_names() if name in PART_A])
+@pytest.mark.parametrize("name", [name for name in same_width_names() if name in PART_A])
 def test_inductor_agrees(name):
     torch._dynamo.reset()
     module = build(name)

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import build_model
+from models.catalogue import same_width_names
 from models.layers.attention.bilevel_routing import BiLevelRoutingAttention
 from models.layers.attention.identity import IdentityStart
 from models.registry import BLOCKS
-from tests.contract.test_attention_contract import attention_names, build, sample, step
+from tests.contract.test_attention_contract import build, sample, step
 from tests.golden import assert_close, fill_
 from tests.tiny import tiny_cfg
 
@@ -78,7 +79,7 @@ def test_rows_hold_what_differs_from_the_defaults(row, expected):
     assert build_model(tiny_cfg(attention=row)).model[7].state_dict()[key].shape[:2] == shape
 
 
-@pytest.mark.parametrize("name", attention_names())
+@pytest.mark.parametrize("name", same_width_names())
 def test_identity_start_is_an_exact_no_op_for_every_module(name):
     x = sample(13, 20, batch=2)
     started = IdentityStart(build(name))
@@ -91,7 +92,7 @@ def test_identity_start_is_an_exact_no_op_for_every_module(name):
     assert torch.isfinite(started.gamma.grad).all()
 
 
-@pytest.mark.parametrize("name", attention_names())
+@pytest.mark.parametrize("name", same_width_names())
 def test_any_memory_layout_gives_the_same(name):
     module, x = build(name), sample(13, 20, batch=2)
     with torch.no_grad():
@@ -120,7 +121,7 @@ def test_bilevel_routing_can_be_pickled_and_copied(name):
     module, x = build(name), sample(9, 12)
     with torch.no_grad():
         expected = module(x)
-        assert torch.equal(pickle.loads(pickle.dumps(module))(x), expected)  # noqa: S301 - its own bytes
+        assert torch.equal(pickle.loads(pickle.dumps(module))(x), expected)
         assert torch.equal(copy.deepcopy(module)(x), expected)
 
 

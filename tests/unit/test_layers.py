@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import io
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from models import build_model
 from models.channel_rules import RuleContext, make_divisible
 from models.layers.conv import DFL, Conv, ConvTranspose, DWConv, activation_scope, fuse_conv_bn, make_activation, parse_activation
 from models.layers.csp import RepNCSP
@@ -18,6 +22,7 @@ from models.layers.pooling import ADown
 from models.layers.reparam import RepConv, RepConvN
 from models.layers.routing import CBFuse, CBLinear, Concat, Contract, Expand, Focus, ReOrg, Shortcut, Silence
 from models.registry import BLOCKS
+from tests.tiny import tiny_cfg
 from utils.errors import UserError
 
 
@@ -284,3 +289,24 @@ def test_registered_layer_builds_by_its_rule_and_keeps_its_promise(name: str) ->
         total.backward()
         assert {k for k, p in layer.named_parameters() if p.grad is not None} == trained
     assert spec.cls.__doc__
+
+
+def test_zeros_before_a_max_pool_are_zeros_in_onnx_too() -> None:
+    """onnxruntime folds a padding operator into the pooling, whose own padding never wins; yolov3-tiny has this pair."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = nn.Sequential(BLOCKS["nn.ZeroPad2d"].cls([0, 1, 2, 0]), nn.MaxPool2d(2, 1)).eval()
+    x, file = -1 - torch.rand(1, 3, 4, 5), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (x,), file, opset_version=17, dynamo=False, input_names=["x"])
+    (got,) = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+    assert (network(x) == 0).any()
+    assert np.allclose(got, network(x))
+
+
+def test_images_are_multiples_of_the_deepest_stride() -> None:
+    """A head of P3 and P4 over a network that goes down to P5 and up again: a side of 48 px would not come back together."""
+    model = build_model("yolov5-p34.yaml")
+    assert max(model.strides) == 16
+    assert model.stride == model.deploy().stride == 32
+    assert build_model(tiny_cfg()).stride == 32

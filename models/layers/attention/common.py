@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +71,9 @@ def weighted_sum(maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """A context in which autocast leaves operators on ``x``'s device alone."""
-    return torch.autocast(x.device.type, enabled=False)
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """A context in which autocast leaves operators on ``x``'s device alone; on a tensor without values it does so anyway."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def pad_to_multiple(x: Tensor, rows: int, columns: int) -> Tensor:

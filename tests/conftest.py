@@ -1,0 +1,16 @@
+"""``--plugins my_blocks.py``: the contract's tests, which go by the registry, then cover a user's own blocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.registry import load_plugin
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plugins", dest="own_blocks", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for path in config.getoption("own_blocks"):
+        load_plugin(path)

@@ -1,0 +1,88 @@
+"""The catalogue's page: what is written is what the registry says, and each column means what it claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models import catalogue
+from models.catalogue import CHANNELS, HEADER, TIME, build_same_width, count, growth, page, same_width_names, sentence, stale_rows
+from models.limits import LIMITS
+from models.operations import multiply_adds
+from models.registry import BLOCKS
+
+PAGE = Path(__file__).parents[2] / "docs" / "attention.md"
+
+
+def table_rows(text: str) -> list[list[str]]:
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return [row for row in rows if len(row) == len(HEADER)]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> str:
+    return page(timed=False)
+
+
+def test_the_written_page_is_fresh(fresh):
+    stale = stale_rows(PAGE.read_text(encoding="utf-8"), fresh)
+    assert not stale, "python -m models.catalogue --write docs/attention.md\n" + "\n".join(stale)
+
+
+def test_a_changed_row_is_noticed_and_a_changed_time_is_not(fresh):
+    text = PAGE.read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| `SE`"))
+    cells = row.split(" | ")
+    other_time = " | ".join([*cells[:TIME], "99.9", *cells[TIME + 1 :]])
+    assert other_time != row
+    assert not stale_rows(text.replace(row, other_time), fresh)
+    other_count = row.replace(f" | {cells[3]} | ", " | 1 | ")
+    assert other_count != row
+    assert stale_rows(text.replace(row, other_count), fresh) == sorted(map(catalogue._without_time, (row, other_count)))
+
+
+def test_every_module_with_a_paper_has_a_row_with_a_time():
+    rows = table_rows(PAGE.read_text(encoding="utf-8"))
+    listed = {row[0].split(",")[0].strip("`") for row in rows}
+    layers = {n for n in same_width_names() if BLOCKS[n].cls.__module__.startswith("models.layers.")}
+    assert listed == {n for n in layers if BLOCKS[n].paper}
+    assert {n for n in layers if not BLOCKS[n].paper} == {"ImplicitA", "ImplicitM"}  # no attention: YOLOR's learned vectors
+    assert {"NLBlockND", "BoT3", "C3TR", "A2C2f", "iRMB", "SwinBlock"} <= listed
+    assert all(float(row[TIME]) > 0 for row in rows)
+    assert all(row[2] for row in rows)
+
+
+@pytest.mark.parametrize(("module", "expected"), [
+    (nn.Conv2d(CHANNELS, 8, 1), "N"),
+    (nn.AdaptiveAvgPool2d(1), "N"),
+    ("MHSA", "N²"),
+    ("AxialAttention", "N^1.5"),
+    ("MSDA", "N"),
+])  # fmt: skip
+def test_growth_is_the_power_of_the_largest_term(module, expected):
+    built = build_same_width(module, CHANNELS).eval() if isinstance(module, str) else module
+    assert growth(built) == expected
+
+
+@pytest.mark.parametrize("name", ["MSDA", "BoT3", "nchwBRA", "ACmix", "DeformableLKA", "CloAttention", "C3TR"])
+def test_counting_without_values_counts_the_same(name):
+    module = build_same_width(name, CHANNELS).eval()
+    assert count(module, 12) == multiply_adds(module, torch.zeros(1, CHANNELS, 12, 12))
+
+
+def test_what_cannot_hold_is_on_the_page(monkeypatch):
+    monkeypatch.setitem(LIMITS, ("SE", "onnx"), "because")
+    monkeypatch.setitem(LIMITS, ("SE", "deterministic"), "for a reason")
+    monkeypatch.setattr(catalogue, "same_width_names", lambda: ["ECA", "SE"])
+    text = page(timed=False)
+    assert "- `SE`, onnx: because" in text
+    assert [row[-2:] for row in table_rows(text)] == [["yes", "yes"], ["no", "no"]]
+
+
+def test_sentences_are_of_the_file_or_of_the_block():
+    assert sentence(BLOCKS["SE"]) == "Squeeze and excitation: a channel's weight from the means of all channels"
+    assert sentence(BLOCKS["FocalModulationBlock"]).startswith("FocalNet's block")
+    assert r"\|" not in sentence(BLOCKS["ECA"])
