@@ -237,8 +237,8 @@ def test_bad_input_is_one_line(world, tmp_path, changes, says):
 
 
 def test_the_command_line_refuses_by_name(capsys):
-    assert main(["--evolve", "300"]) == 1
-    assert capsys.readouterr().err.startswith("train.py: --evolve is not built yet")
+    assert main(["--quad"]) == 1
+    assert capsys.readouterr().err.startswith("train.py: --quad is not here: give a larger")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
