@@ -209,7 +209,10 @@ Costs are those of the defaults on one map of {CHANNELS} x {SIDE} x {SIDE}: mult
 ([what counts](models.md#what-a-network-costs)), and processor milliseconds of a forward pass on one thread of the machine that wrote the
 page, good for comparing rows only. *Grows as* is the power with which the multiply-adds grow with the number of pixels N when N is large,
 windows and options at their defaults. *Deterministic*: with `torch.use_deterministic_algorithms` on, two training steps agree bit for bit.
-*Exports*: TorchScript, and ONNX (opset 17) with free height and width, agree with torch."""
+*Exports*: TorchScript, and ONNX (opset 17) with free height and width, agree with torch.
+
+Time and memory of training, forward and backward, beside the papers' formulas written out:
+[benchmarks/README.md](../benchmarks/README.md#attention-bench_attentionpy)."""
 LIMITS_HEADING = """## What cannot hold
 
 The promises of every module: any size, no state between calls, a gradient for every parameter, finite in half precision, copies,
