@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from engine.setup import HYPS
+from engine.setup import HYPS, channels_last
 from models.agreement import largest_differences
 from models.detector import Detector, build_model
 from models.exporting import ExportOptions, export_model
@@ -34,8 +34,8 @@ BATCH, BOXES = 2, 3  # images, and boxes in each
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
 STATISTICS_SHARE = 0.9  # of a batch in the running statistics; with all of it, rounding would grow from norm to norm
 # how torch, its convolutions and onnxruntime say it
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "could not create a memory", "bad allocation", "bad_alloc",
-                 "Failed to allocate memory")  # fmt: skip
+OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "could not create a memory",
+                 "bad allocation", "bad_alloc", "Failed to allocate memory")  # fmt: skip
 
 Evaluate = Callable[..., Any]  # val.evaluate, which stands above this file
 
@@ -78,22 +78,27 @@ class Report:
         return next((f"{check}: {reason}" for check, reason in self.reasons.items() if reason), "")
 
 
-def examine(case: Case, evaluate: Evaluate, *, side: int = 64) -> Report:
+def examine(
+    case: Case, evaluate: Evaluate, *, side: int = 64, limit: str = "", begin: Callable[[str], object] = lambda name: None
+) -> Report:
     """Puts one case through all checks.
 
     Args:
         evaluate: ``val.evaluate``.
         side: of the training images, px; rounded up to the network's stride, and rectangles are one stride wider.
+        limit: what bounds the memory, such as ``--memory 2``, for the reason of what runs out of it.
+        begin: is told the name of each check before it.
     """
     report, subject = Report(case), Subject(case, evaluate, side)
     for check in CHECKS:
+        begin(check)
         try:
             getattr(subject, f"check_{check}")()
-        except MemoryError as error:
-            report.reasons[check], report.out_of_memory = f"out of memory: {error}", True
         except Exception as error:  # whatever a check meets becomes a line of the report
             report.reasons[check] = _in_a_line(error)
-            report.out_of_memory |= any(sign in str(error) for sign in OUT_OF_MEMORY)
+            if ran_out_of_memory(error):
+                report.reasons[check] = f"out of memory{f' ({limit})' if limit else ''}: {report.reasons[check]}"
+                report.out_of_memory = True
         else:
             report.reasons[check] = ""
         if check == "build" and report.reasons[check]:
@@ -139,7 +144,7 @@ class Subject:
 
     def check_train(self) -> None:
         """Forward, loss, backward and an optimizer's step, as train.py takes them; every parameter has a gradient."""
-        model, hyp = self.network.train(), self._hyp()
+        model, hyp = channels_last(self.network).train(), self._hyp()
         batch = noise_batch(model, self.side, self.side)
         optimizer = build_optimizer(model, hyp, name="SGD", batch_size=BATCH, accumulate=1)
         parts = model.head.build_loss(hyp)(model(to_unit_range(batch.images)), batch)
@@ -250,6 +255,15 @@ def require_finite(values: Mapping[str, Tensor], what: str) -> None:
     broken = next((name for name, value in values.items() if not torch.isfinite(value).all()), None)
     if broken is not None:
         raise UserError(f"{what} {broken} is not finite")
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that there is no memory left."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def first_lines(reports: Iterable[Report]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,11 @@ class Limits:
         """From flags; 0 means the number of cores, and a share of the free memory."""
         return cls(max(jobs, 0) or os.cpu_count() or 1, int(memory_gib * GIB) or int(SHARE * _free_memory()))
 
+    @property
+    def flag(self) -> str:
+        """How the user writes the memory; empty where it is not known."""
+        return f"--memory {self.memory / GIB:.3g}" if self.memory else ""
+
     def __str__(self) -> str:
         return f"{self.jobs} at a time{f', with {self.memory / GIB:.1f} GiB' if self.memory else ''}"
 
@@ -61,29 +67,38 @@ class Limits:
 def examine_all(cases: Sequence[Case], job: Job, limits: Limits) -> Iterator[Report]:
     """Reports as they come; what runs out of its share of the memory is examined again, alone and with all of it."""
     again = []
-    for report in _examine(cases, job, processes=limits.jobs, memory=limits.memory // limits.jobs):
+    for report in _examine(cases, job, limits, share=limits.memory // limits.jobs):
         if report.out_of_memory and limits.jobs > 1:
             again.append(report.case)
         else:
             yield report
-    yield from _examine(again, job, processes=1, memory=limits.memory)
+    yield from _examine(again, job, Limits(1, limits.memory), share=limits.memory)
 
 
-def _examine(cases: Sequence[Case], job: Job, *, processes: int, memory: int) -> Iterator[Report]:
+@dataclass(frozen=True)
+class _Running:
+    """A case and the process that examines it."""
+
+    case: Case
+    process: BaseProcess
+    check: Any  # the index in CHECKS of what the process is at, in memory that both see
+
+
+def _examine(cases: Sequence[Case], job: Job, limits: Limits, *, share: int) -> Iterator[Report]:
+    """Reports as they come, of processes that have ``share`` bytes each."""
     _prepare()
-    waiting, running = list(reversed(cases)), dict[Connection, tuple[BaseProcess, Case]]()
+    waiting, running = list(reversed(cases)), dict[Connection, _Running]()
     try:
         while waiting or running:
-            while waiting and len(running) < processes:
-                case = waiting.pop()
-                connection, process = _start(case, job, memory)
-                running[connection] = process, case
+            while waiting and len(running) < limits.jobs:
+                connection, one = _start(waiting.pop(), job, limits, share)
+                running[connection] = one
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                yield _result(ready, *running.pop(ready))
+                yield _result(ready, running.pop(ready))
     finally:
-        for process, _ in running.values():
-            process.terminate()
+        for one in running.values():
+            one.process.terminate()
 
 
 def _prepare() -> None:
@@ -96,34 +111,50 @@ def _prepare() -> None:
             continue
 
 
-def _start(case: Case, job: Job, memory: int) -> tuple[Connection, BaseProcess]:
+def _start(case: Case, job: Job, limits: Limits, share: int) -> tuple[Connection, _Running]:
     here, there = _CONTEXT.Pipe(duplex=False)
-    process: BaseProcess = _CONTEXT.Process(target=_work, args=(there, case, job, memory), daemon=True)
+    check = _CONTEXT.RawValue("i", 0)
+    process: BaseProcess = _CONTEXT.Process(target=_work, args=(there, case, job, limits, share, check), daemon=True)
     process.start()
     there.close()  # the other process holds it too; while it is open here, that one's death would not be seen
-    return here, process
+    return here, _Running(case, process, check)
 
 
-def _result(connection: Connection, process: BaseProcess, case: Case) -> Report:
+def _result(connection: Connection, one: _Running) -> Report:
     try:
         report: Report = connection.recv()
     except EOFError:  # it died; a system that ran out of memory kills the largest
-        process.join()
-        return Report(case, {CHECKS[0]: f"the process died with status {process.exitcode}"}, out_of_memory=True)
+        one.process.join()
+        return Report(one.case, {CHECKS[one.check.value]: _death(one.process.exitcode)}, out_of_memory=True)
     finally:
         connection.close()
-    process.join()
+    one.process.join()
     return report
 
 
-def _work(connection: Connection, case: Case, job: Job, memory: int) -> None:
+def _death(status: int | None) -> str:
+    """How a process ended that gave no report; who runs out of memory is killed by the system, or aborts in code that cannot go on."""
+    if status is None or status >= 0:
+        return f"the process ended with status {status} (out of memory?)"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"the process was killed by {name} (out of memory?)"
+
+
+def _work(connection: Connection, case: Case, job: Job, limits: Limits, share: int, check: Any) -> None:
     """What a process does: one case."""
+
+    def begin(name: str) -> None:
+        check.value = CHECKS.index(name)
+
     torch.set_num_threads(1)
     for path in job.plugins:
         load_plugin(path)
-    _limit_memory(memory)
+    _limit_memory(share)
     started = time.process_time()
-    report = examine(case, job.evaluate, side=job.side)
+    report = examine(case, job.evaluate, side=job.side, limit=limits.flag, begin=begin)
     report.seconds, report.peak_mib = time.process_time() - started, _peak_mib()
     connection.send(report)
 

@@ -8,13 +8,17 @@ import pytest
 import yaml
 
 import doctor
-from engine.checkup import CHECKS, Case, examine
+from engine.checkup import CHECKS, Case, examine, ran_out_of_memory
 from engine.checkup_pool import Job, Limits, examine_all
 from models.parser import CONFIGS
+from models.registry import load_plugin
 from tests.tiny import tiny_cfg
 from val import evaluate
 
 PLUGIN = """
+import os
+import signal
+
 import torch
 from torch import nn
 from models import channel_rules as rules
@@ -45,6 +49,25 @@ class WrongFold(Scale):
 class FixedSize(Scale):
     def forward(self, x):
         return super().forward(x) + (torch.zeros(1, 1, 2, 2) if x.shape[2:] == (2, 2) else torch.zeros(1, 1, 8, 8))
+
+@register("DoctorGreedy", channels=rules.attends)
+class Greedy(Scale):
+    def forward(self, x):
+        if len(x) == 2:  # as in training, not in the dry run
+            raise MemoryError("std::bad_alloc\\nin two lines")
+        return super().forward(x)
+
+@register("DoctorKilled", channels=rules.attends)
+class Killed(Scale):
+    def forward(self, x):
+        if len(x) == 2 and not self.training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+@register("DoctorContiguous", channels=rules.attends)
+class Contiguous(Scale):
+    def forward(self, x):
+        return super().forward(x.view(-1).view(x.shape))
 """
 
 
@@ -93,8 +116,6 @@ def test_failures_are_lines_with_file_and_reason(tmp_path, plugin, capsys):
     ("DoctorFixedSize", ["val", "fuse", "deploy", "onnx"]),  # takes the sizes of the dry run and of training, but no rectangle
 ])  # fmt: skip
 def test_each_check_can_fail(block, failing, tmp_path, plugin):
-    from models.registry import load_plugin
-
     load_plugin(plugin)
     write(tmp_path, block, attention=(block, []))
     report = examine(Case(tmp_path / f"{block}.yaml"), evaluate)
@@ -106,7 +127,31 @@ def test_a_process_that_runs_out_of_memory_is_a_line(tmp_path):
     (report,) = examine_all([Case(tmp_path / "plain.yaml")], Job(evaluate, 64), Limits(jobs=2, memory=2**27))
     assert not report.passed
     assert report.out_of_memory
-    assert report.complaint
+    assert report.complaint.startswith("build: out of memory (--memory 0.125): ") or "(out of memory?)" in report.complaint
+
+
+def test_running_out_of_memory_is_named_in_a_line_of_the_table(tmp_path, plugin, capsys):
+    greedy, killed = (write(tmp_path, name, attention=(f"Doctor{name}", [])) for name in ("Greedy", "Killed"))
+    assert doctor.main([greedy, killed, "--plugins", plugin, "--jobs", "2", "--memory", "2.5", "--out", str(tmp_path)]) == 1
+    rows = {row["cfg"]: row for row in csv.DictReader((tmp_path / "doctor.csv").read_text(encoding="utf-8").splitlines())}
+    assert rows[greedy]["reason"] == "train: out of memory (--memory 2.5): MemoryError: std::bad_alloc in two lines"
+    assert rows[killed]["reason"] == "val: the process was killed by SIGKILL (out of memory?)"
+    assert (rows[killed]["train"], rows[killed]["val"], rows[killed]["fuse"]) == ("-", "FAIL", "-")
+    assert f"FAILED {greedy}: {rows[greedy]['reason']}\n" in capsys.readouterr().out
+
+
+def test_an_error_for_want_of_memory_is_known_by_what_led_to_it():
+    error = ValueError("model.onnx: not written")
+    error.__cause__ = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    assert ran_out_of_memory(error)
+    assert not ran_out_of_memory(ValueError("model.onnx: not written"))
+
+
+def test_the_training_step_has_channels_last_as_training_has(tmp_path, plugin):
+    load_plugin(plugin)
+    write(tmp_path, "contiguous", attention=("DoctorContiguous", []))
+    report = examine(Case(tmp_path / "contiguous.yaml"), evaluate)
+    assert "view size is not compatible" in report.reasons["train"]
 
 
 def test_every_yaml_of_the_repository_is_examined_at_its_smallest_scale():
