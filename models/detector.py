@@ -191,8 +191,31 @@ class Detector(nn.Module):
         self.run_rows(torch.zeros(1, self.ch, DRY_RUN_SIZE, DRY_RUN_SIZE), call)
         self.train()
         self.shapes = tuple(shapes)
-        main = self.plans[-1].sources[-self.head.levels(self.plans[-1].sources) :]
-        return tuple(DRY_RUN_SIZE / self.shapes[s][-2] for s in main)
+        return self._branch_strides()
+
+    def _branch_strides(self) -> tuple[float, ...]:
+        """The strides of the main branch's levels, which auxiliary branches must share: one target is assigned to both.
+
+        Raises:
+            UserError: a branch differs; names the levels and the rows that they read.
+        """
+        plan, levels = self.plans[-1], self.head.levels(self.plans[-1].sources)
+        strides = [DRY_RUN_SIZE / self.shapes[s][-2] for s in plan.sources]
+        main = self.head.main_inputs(len(strides))
+        for start in range(0, len(strides), levels):
+            differing = [
+                f"level {level + 1} has stride {strides[start + level]:g} (row {plan.sources[start + level]}) beside {strides[i]:g} "
+                f"(row {plan.sources[i]})"
+                for level, i in enumerate(main)
+                if strides[start + level] != strides[i]
+            ]
+            if differing:
+                order = "auxiliary levels first" if main.start else "main levels first"
+                raise UserError(
+                    f"{self.spec.origin}: row {plan.index} [{plan.name}]: an auxiliary branch reads other strides than the main one: "
+                    f"{'; '.join(differing)}; list all levels of one branch, then of the next, {order}"
+                )
+        return tuple(strides[i] for i in main)
 
 
 def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:

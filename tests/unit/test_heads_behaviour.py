@@ -10,9 +10,11 @@ import torch
 
 from models.channel_rules import RuleContext
 from models.channel_rules import detects as detects_rule
+from models.detector import build_model
 from models.heads.anchor_free import DDetect, Detect, DetectV9
 from models.heads.multi_branch import DualDDetect, DualDetect, TripleDDetect, TripleDetect
 from tests import golden
+from tests.tiny import tiny_cfg
 from utils.errors import UserError
 
 HEADS = (Detect, DetectV9, DDetect, DualDetect, DualDDetect, TripleDetect, TripleDDetect)
@@ -87,6 +89,25 @@ def test_bad_arguments():
         DDetect(0, [16])
     with pytest.raises(UserError, match="2 group"):
         DualDDetect(3, [16, 24, 32])
+
+
+@pytest.mark.parametrize(("head", "anchors", "complaint"), [
+    ([[3, 4, 4, 3, 4, 7], 1, "DualDDetect", ["nc"]], 3,
+     "row 8 [DualDDetect]: an auxiliary branch reads other strides than the main one: level 3 has stride 16 (row 4) beside 32 (row 7); "
+     "list all levels of one branch, then of the next, auxiliary levels first"),
+    ([[3, 3, 4, 4, 7, 7], 1, "DualDetect", ["nc"]], 3,
+     "level 1 has stride 8 (row 3) beside 16 (row 4); level 2 has stride 8 (row 3) beside 32 (row 7); level 3 has stride 16 (row 4)"),
+    ([[3, 4, 4, 3, 3, 4], 1, "TripleDDetect", ["nc"]], 3, "level 1 has stride 16 (row 4) beside 8 (row 3); level 2 has stride 8 (row 3)"),
+    ([[3, 4, 5, 7], 1, "IAuxDetect", ["nc", "anchors"]], [[10, 13, 16, 30], [30, 61, 62, 45]],
+     "level 1 has stride 32 (row 5) beside 8 (row 3); level 2 has stride 32 (row 7) beside 16 (row 4); list all levels of one branch, then "
+     "of the next, main levels first"),
+])  # fmt: skip
+def test_branches_that_read_other_strides_are_refused_when_built(head, anchors, complaint):
+    cfg = {**tiny_cfg(attention=("Silence", []), head=head), "yaml_file": "mine.yaml", "anchors": anchors}
+    with pytest.raises(UserError, match=r"^mine\.yaml: row 8 ") as caught:
+        build_model(cfg)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("cls", [Detect, DualDDetect])
