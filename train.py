@@ -187,7 +187,7 @@ def validate(run: Run) -> Metrics:
 
     distributed.take_from_main(run.ema.model.buffers())  # each process has running statistics of its own
     with run.unchanged():
-        return evaluate(run.ema.model, run.val_loader, loss=run.loss, precision=run.precision)
+        return evaluate(run.ema.model, run.val_loader, loss=run.loss, annotations=run.truth, precision=run.precision)
 
 
 def set_training_mode(run: Run) -> None:
@@ -205,7 +205,8 @@ def finish(run: Run) -> Metrics:
     if distributed.is_main():
         run.ema.model.load_state_dict(load_checkpoint(best).weights)
     distributed.take_from_main(run.ema.model.state_dict().values())  # other machines may not see the file
-    metrics = evaluate(run.ema.model.deploy(), run.val_loader, save_dir=run.save_dir, plots=not run.config.noplots)
+    plots = not run.config.noplots
+    metrics = evaluate(run.ema.model.deploy(), run.val_loader, annotations=run.truth, save_dir=run.save_dir, plots=plots)
     if distributed.is_main():
         print(metrics.table())
         leave_deployed(run, best)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from engine.channels import spec_for
+from engine.ground_truth import split_truth
 from utils import distributed
 from utils.boxes import cxcywh_to_xyxy, denormalised, to_batch, to_original, xyxy_to_ltwh
 from utils.errors import UserError
@@ -90,7 +91,7 @@ def validate_together(config: ValConfig) -> Metrics:
     with distributed.process_group(device):
         config, model = load_weights(config, device)
         spec, loader = open_data(config, model)
-        annotations = read_annotations(config, spec)
+        annotations = split_truth(spec, config.task)
         save_dir = run_folder(config)
         observers: list[EvaluationObserver] = [PictureSaver(save_dir, spec.names)]
         if config.save_txt:
@@ -325,17 +326,6 @@ def sliced_look(config: ValConfig, model: AnyModel, loader: DetectionLoader, dev
         batch=config.batch_size,
     )
     return closer_look(look, loader.dataset)
-
-
-def read_annotations(config: ValConfig, spec: DatasetSpec) -> CocoAnnotations | None:
-    """The COCO file of the split where there is one: it knows area, crowd and exact boxes."""
-    from utils.coco_eval import read_instances
-
-    path = spec.annotations_json(config.task)
-    if path is None:
-        return None
-    print(f"Ground truth: {path}")
-    return read_instances(path, spec.names, single_class=spec.single_cls and spec.label_nc > 1)
 
 
 def run_folder(config: ValConfig) -> Path:

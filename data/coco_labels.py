@@ -7,34 +7,21 @@ found in them. A faulty annotation costs its picture, as a faulty row of a label
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from data.labels import ROUNDING, FileLabels, LabelTable, build_table, map_pictures, no_labels, probe_file, without_duplicates
 from data.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS, Problem
-from utils.coco_eval import find_image_id, image_ids_by_name, match_categories
-from utils.errors import UserError
+from utils.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
 
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
-UNKNOWN, NAMELESS = -1, -2  # classes of a category that the file's list lacks, and of one that the dataset file does not name
 POLYGON_PX = 2.0  # by which a polygon's extent may differ from its box
 SIZE_SLACK_PX = 1  # between the size in the file and the picture's
-
-
-class CocoObject(NamedTuple):
-    """An annotation."""
-
-    row: int  # place in the file, from 1
-    id: object
-    label: int  # class, UNKNOWN or NAMELESS
-    bbox: tuple[float, ...]  # left, top, width, height in px; NaN where it is broken
-    polygon: Sequence[float] | None  # x1 y1 x2 y2 … px, of objects in one piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +82,8 @@ class CocoFile:
             outside = ((low < -slack) | (high > np.array(hw[::-1]) + slack)).any(1)
             empty = finite & ~outside & (boxes_ltwh[:, 2:] <= 0).any(1)
         checks = (
-            (classes < 0, WRONG_CLASS, "its category is not in the file's list", True),
-            ((classes >= 0) & ~finite, NOT_FINITE, "bbox: four finite numbers left, top, width, height in px are expected", True),
+            (classes < 0, WRONG_CLASS, NO_CATEGORY, True),
+            ((classes >= 0) & ~finite, NOT_FINITE, BROKEN_BOX, True),
             ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the picture", True),
             ((classes >= 0) & empty, NO_AREA, "a box without area, dropped", False),
         )
@@ -146,70 +133,17 @@ def load_coco(path: Path, names: Sequence[str] | None = None, *, single: bool = 
     Raises:
         UserError: No JSON, or one without images, annotations and categories.
     """
-    content = _read(path)
-    images = {int(i["id"]): i for i in content["images"] if isinstance(i, dict) and "id" in i and "file_name" in i}
-    categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-    if names is None and not single:
-        names = [categories[i] for i in sorted(categories)]
-    class_of = dict.fromkeys(categories, 0) if names is None else {i: c for c, i in enumerate(match_categories(path, categories, names))}
+    content = read_coco_file(path, names, single=single)
     objects: defaultdict[int, list[CocoObject]] = defaultdict(list)
-    crowds, unnamed, lost = 0, 0, []
-    for row, entry in enumerate(content["annotations"], start=1):
-        found = _object(row, entry, class_of, categories)
-        if found is None or entry.get("image_id") not in images:
-            lost.append(row)
-        elif found.label == NAMELESS:
-            unnamed += 1
-        elif entry.get("iscrowd"):
-            crowds += 1
-        else:
-            objects[entry["image_id"]].append(found)
-    problems = []
-    if lost:
-        message = f"{len(lost)} annotations belong to no image of the file, first: number {lost[0]}"
-        problems.append(Problem(str(path), 0, message, False, ANNOTATIONS))
-    if unnamed:
-        others = ", ".join(sorted(n for i, n in categories.items() if i not in class_of)[:5])
-        message = f"{unnamed} objects of categories that the dataset file does not name ({others} …) are left out"
-        problems.append(Problem(str(path), 0, message, False, WRONG_CLASS))
-    files = {i: str(entry["file_name"]) for i, entry in images.items()}
-    sizes = {i: (int(e["height"]), int(e["width"])) for i, e in images.items() if _is_size(e)}
-    return CocoFile(path, tuple(names or ("item",)), files, sizes, image_ids_by_name(files), objects, crowds, tuple(problems))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({' '.join(str(error).split())[:100]})") from error
-    missing = [k for k in ("images", "annotations", "categories") if not isinstance(content, dict) or not isinstance(content.get(k), list)]
-    if missing:
-        raise UserError(f"{path}: not a COCO instances JSON, the list {missing[0]!r} is missing")
-    broken = next((c for c in content["categories"] if not (isinstance(c, dict) and isinstance(c.get("id"), int) and "name" in c)), None)
-    if broken is not None:
-        raise UserError(f"{path}: category {str(broken)[:60]}: a whole number 'id' and a 'name' are expected")
-    broken = next((i for i in content["images"] if not (isinstance(i, dict) and isinstance(i.get("id"), int) and i.get("file_name"))), None)
-    if broken is not None:
-        raise UserError(f"{path}: image {str(broken)[:60]}: a whole number 'id' and a 'file_name' are expected")
-    return content
-
-
-def _object(row: int, entry: Any, class_of: Mapping[int, int], categories: Mapping[int, str]) -> CocoObject | None:
-    """An annotation, whatever is in it; None where not even its picture can be told."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int):
-        return None
-    category = entry.get("category_id")
-    known = isinstance(category, int) and category in categories
-    label = class_of.get(category, NAMELESS) if known else UNKNOWN
-    try:
-        bbox = tuple(map(float, entry["bbox"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        bbox = ()
-    parts = entry.get("segmentation")
-    single = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list) and len(parts[0]) >= 6 and len(parts[0]) % 2 == 0
-    return CocoObject(row, entry.get("id", row), label, bbox if len(bbox) == 4 else (float("nan"),) * 4, parts[0] if single else None)
+    for found in content.objects:
+        if not found.crowd:
+            objects[found.image_id].append(found)
+    remarks = ((content.lost, ANNOTATIONS), (content.unnamed, WRONG_CLASS))
+    sizes = {i: (int(e["height"]), int(e["width"])) for i, e in content.images.items() if _is_size(e)}
+    return CocoFile(
+        path, content.names, content.files, sizes, image_ids_by_name(content.files), objects, sum(o.crowd for o in content.objects),
+        tuple(Problem(str(path), 0, text, False, kind) for text, kind in remarks if text),
+    )  # fmt: skip
 
 
 def _is_size(entry: Mapping[str, Any]) -> bool:

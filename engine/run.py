@@ -31,6 +31,7 @@ from utils.schedule import Schedule
 
 if TYPE_CHECKING:
     from data.loader import DetectionLoader
+    from utils.coco_eval import CocoAnnotations
     from utils.metrics import Metrics
 
 
@@ -63,6 +64,7 @@ class Run:
     batch: int = 0  # batches of the next epoch that are done; their gradients are stepped
     rows: list[dict[str, Any]] = field(default_factory=list)  # of results.csv
     ranks: list[dict[str, Any]] = field(default_factory=list)  # what each of several processes has of its own, as agreed on last
+    truth: CocoAnnotations | None = None  # of the validation images; None where label files have it
     class_ap: tuple[float, ...] | None = None  # as measured last, by which --image-weights draws pictures; None without it
 
     @property

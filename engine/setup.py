@@ -12,6 +12,7 @@ from torch import nn
 
 from engine.channels import with_channels
 from engine.elastic import continued, mark
+from engine.ground_truth import label_truth
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
 from engine.resume import resumed, tidy
@@ -127,6 +128,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         callbacks=Callbacks([*own_observers(config, hyp, train_loader), *observers], is_main=distributed.is_main()),
         guard=StepGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled()),
         meter=LossMeter(loss.names, finite_only=True),
+        truth=label_truth(spec, "val", val_loader.dataset.image_files),
         class_ap=(0.0,) * model.nc if config.image_weights else None,
     )
     if config.resume and checkpoint is not None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from utils.coco_file import find_image_id, image_ids_by_name, read_coco_file, read_json, sound_annotations
 from utils.errors import UserError
 from utils.metrics import COCO_STATS, GroundTruth, MetricAccumulator
 
 UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+MOST_REMARKS = 3  # faulty annotations that are told one by one
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in UNUSED_COCO_IDS)  # contiguous class 0 … 79 to COCO's id
 
 
@@ -35,6 +36,7 @@ class CocoAnnotations:
     boxes_ltwh: NDArray[np.float64]  # (M, 4) px
     area: NDArray[np.float64]  # (M,) px²
     crowd: NDArray[np.bool_]  # (M,)
+    remarks: tuple[str, ...] = ()  # what of the file is left out, for the user
 
     def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
         """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
@@ -53,7 +55,7 @@ class CocoAnnotations:
 
 
 def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False) -> CocoAnnotations:
-    """Reads an instances JSON.
+    """Reads an instances JSON as ground truth; what training would not read is left out, and said in the same words.
 
     Args:
         path: The file.
@@ -63,59 +65,27 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     Raises:
         UserError: If the file is no instances JSON or its categories do not fit ``names``.
     """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        image_ids = image_ids_by_name({int(i["id"]): str(i["file_name"]) for i in content["images"]})
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        annotations = sorted(content["annotations"], key=lambda a: a["image_id"])
-        image = np.array([a["image_id"] for a in annotations], dtype=np.int64)
-        category = [int(a["category_id"]) for a in annotations]
-        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-        area = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64)
-        crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: not a COCO instances JSON ({type(error).__name__}: {error})") from error
-    category_ids = tuple(sorted(categories)[:1]) if single_class else match_categories(path, categories, names)
-    class_of = {i: 0 if single_class else category_ids.index(i) for i in categories if single_class or i in category_ids}
-    known = np.array([c in class_of for c in category], dtype=bool)
-    classes = np.array([class_of[c] for c in category if c in class_of], dtype=np.int64)
-    image, boxes, area, crowd = image[known], boxes[known], area[known], crowd[known]
+    content = read_coco_file(Path(path), None if single_class else names)
+    sound = sorted((o for o in content.objects if not o.fault), key=lambda o: o.image_id)
+    image = np.array([o.image_id for o in sound], dtype=np.int64)
     ids, first = np.unique(image, return_index=True)
-    starts = {int(i): (int(a), int(b)) for i, a, b in zip(ids, first, [*first[1:], len(image)])}
-    return CocoAnnotations(path, category_ids, single_class, image_ids, starts, classes, boxes, area, crowd)
+    faults = [f"annotation {o.id} of {content.path.name}: {o.fault}" for o in content.objects if o.fault]
+    return CocoAnnotations(
+        path=content.path,
+        category_ids=content.category_ids[:1] if single_class else content.category_ids,
+        single_class=single_class,
+        image_ids=image_ids_by_name(content.files),
+        starts={int(i): (int(a), int(b)) for i, a, b in zip(ids, first, [*first[1:], len(image)])},
+        classes=np.array([o.label for o in sound], dtype=np.int64),
+        boxes_ltwh=np.array([o.bbox for o in sound], dtype=np.float64).reshape(-1, 4),
+        area=np.array([o.area for o in sound], dtype=np.float64),
+        crowd=np.array([o.crowd for o in sound], dtype=bool),
+        remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
+    )
 
 
-def match_categories(path: Path, categories: dict[int, str], names: Sequence[str]) -> tuple[int, ...]:
-    """The category id of each class: by name, else in the order of ids if there are as many.
-
-    Raises:
-        UserError: Neither fits.
-    """
-    by_name = {name.lower(): i for i, name in categories.items()}
-    if all(n.lower() in by_name for n in names):
-        return tuple(by_name[n.lower()] for n in names)
-    if len(categories) == len(names):
-        return tuple(sorted(categories))
-    missing = next(n for n in names if n.lower() not in by_name)
-    raise UserError(f"{path}: no category named {missing!r}, and its {len(categories)} categories are not {len(names)} to go by order")
-
-
-def image_ids_by_name(files: Mapping[int, str]) -> dict[str, int]:
-    """Image ids by file name as the JSON has it, and by the name without folders where only one image is called so."""
-    count = Counter(PurePosixPath(name).name for name in files.values())
-    ids = {PurePosixPath(name).as_posix(): i for i, name in files.items()}
-    return ids | {base: i for i, name in files.items() if count[base := PurePosixPath(name).name] == 1}
-
-
-def find_image_id(image_ids: Mapping[str, int], path: str | Path) -> int | None:
-    """The id of a file: by its name, or by as much of its path as tells images of one name apart."""
-    parts = Path(path).parts
-    for depth in range(1, len(parts) + 1):
-        name = "/".join(parts[-depth:])
-        if name in image_ids:
-            return image_ids[name]
-    return None
+def _and_more(faults: int) -> str:
+    return f"… and {faults - MOST_REMARKS} more like these" if faults > MOST_REMARKS else ""
 
 
 def category_ids_of(names: Sequence[str]) -> tuple[int, ...]:
@@ -177,7 +147,7 @@ def run_pycocotools(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    content = json.loads(Path(annotations).read_text(encoding="utf-8")) if isinstance(annotations, (str, Path)) else annotations
+    content = read_json(Path(annotations)) if isinstance(annotations, (str, Path)) else annotations
     found = json.loads(Path(results).read_text(encoding="utf-8")) if isinstance(results, (str, Path)) else results
     known = {i["id"] for i in content["images"]}
     unknown = next((r["image_id"] for r in found if r["image_id"] not in known), None)
@@ -217,8 +187,7 @@ def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], l
 
 
 def _indexed(coco: Any, content: dict[str, Any]) -> Any:
-    """A COCO object over the content; area and crowd, which pycocotools insists on, are filled in where a file leaves them out."""
-    annotations = [{"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a} for a in content["annotations"]]
-    coco.dataset = {"info": {}, **content, "annotations": annotations}
+    """A COCO object over what of the content is sound."""
+    coco.dataset = {"info": {}, **content, "annotations": sound_annotations(content)}
     coco.createIndex()
     return coco

@@ -191,7 +191,7 @@ class MetricAccumulator:
             precision_per_class=precision,
             recall_per_class=recall,
             curves=curves,
-            confusion=confusion_matrix(dets, counted, nc=nc),
+            confusion=confusion_matrix(dets, truth, nc=nc),
             coco_stats=stats,
         )
 

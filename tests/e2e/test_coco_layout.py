@@ -69,3 +69,34 @@ def test_detections_in_crowds_are_ignored(tmp_path, crowded):
     name = "000000000400.jpg"
     accumulator.update(found, annotations.truth_of([name]), images=annotations.ids_of([name]))
     assert accumulator.compute().map50 == pytest.approx(1.0 if crowded else 0.5, abs=5e-3)
+
+
+def test_validation_between_epochs_ignores_crowds_too(tmp_path, monkeypatch):
+    """A network that finds every object, and with more certainty things in the crowd region, is perfect."""
+    import torch
+
+    from engine.setup import prepare, settle
+    from utils.types import Detections
+
+    yaml_path = write_coco_layout(tmp_path / "coco")
+    (tmp_path / "tiny-v9.yaml").write_text(TINY.format(block="Conv, [16, 1, 1]"))
+    given = config(tmp_path, tmp_path / "runs", data=str(yaml_path), cfg=str(tmp_path / "tiny-v9.yaml"), batch_size=2)
+    run = prepare(*settle(given), torch.device("cpu"))
+    content = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())
+    shown = iter(run.val_loader)
+
+    def answers(predictions, **_):
+        batch, found = next(shown), []
+        for path, scale, pad in zip(batch.paths, batch.letterbox.scale_xy, batch.letterbox.pad_xy):
+            mine = [a for a in content["annotations"] if path.endswith(f"{a['image_id']:012d}.jpg")]
+            rows = [[*a["bbox"], COCO_CATEGORY_IDS.index(a["category_id"]), 0.8] for a in mine if not a["iscrowd"]]
+            rows = [[x, y, 9.0, 9.0, 0, 0.9] for a in mine if a["iscrowd"] for x, y in ((50, 1), (1, 50))] + rows
+            known = torch.tensor(rows).view(-1, 6)
+            corners = torch.cat((known[:, :2], known[:, :2] + known[:, 2:4]), 1) * scale.repeat(2) + pad.repeat(2)
+            found.append(Detections(corners, known[:, 5], known[:, 4].long()))
+        return found
+
+    monkeypatch.setattr(val, "non_max_suppression", answers)
+    metrics = train.validate(run)
+    assert metrics.map == pytest.approx(1.0, abs=1e-6)
+    assert metrics.confusion[:, -1].sum() == 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from data.coco_labels import read_coco_labels
 from utils.coco_eval import (
     COCO_CATEGORY_IDS,
     category_ids_of,
@@ -64,7 +66,7 @@ def test_classes_by_order_where_names_differ(tmp_path: Path, names: tuple[str, .
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [("no json", "not a COCO instances"), ("[]", "not a COCO instances"), ('{"images": []}', "categories"), (None, "FileNotFound")],
+    [("no json", "not valid JSON"), ("[]", "not a COCO"), ('{"images": []}', "list 'annotations' is missing"), (None, "No such file")],
 )
 def test_a_file_of_another_kind_is_named(tmp_path: Path, content: str | None, what: str) -> None:
     path = tmp_path / "x.json"
@@ -73,6 +75,73 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, content: str | None, wh
     with pytest.raises(UserError, match=what) as error:
         read_instances(path, NAMES)
     assert str(path) in str(error.value)
+
+
+FAULTY = (
+    {"id": 5, "image_id": 7, "category_id": 1, "bbox": [1, 2, 3]},
+    {"id": 6, "image_id": 7, "category_id": 1},
+    {"id": 7, "image_id": 3, "category_id": 1, "bbox": [1, 2, float("nan"), 4]},
+    {"id": 8, "image_id": 3, "category_id": 77, "bbox": [1, 2, 3, 4]},
+    {"id": 9, "image_id": 3, "category_id": None, "bbox": [1, 2, 3, 4]},
+    {"id": 10, "image_id": 1234, "category_id": 1, "bbox": [1, 2, 3, 4]},
+    {"id": 11, "category_id": 1, "bbox": [1, 2, 3, 4]},
+    "no annotation",
+)
+
+
+def test_faulty_annotations_are_left_out_as_in_training_and_in_the_same_words(tmp_path: Path) -> None:
+    whole = read_instances(instances(tmp_path), NAMES)
+    content = json.loads(whole.path.read_text())
+    content["annotations"][1].update(area=None)
+    path = tmp_path / "faulty.json"
+    path.write_text("\ufeff" + json.dumps({**content, "annotations": [*FAULTY, *content["annotations"]]}), encoding="utf-8")
+    found = read_instances(path, NAMES)
+    assert found.boxes_ltwh.tolist() == whole.boxes_ltwh.tolist()
+    assert sorted(found.area.tolist()) == [200, 700.5, 3000]
+    for name in ("b.jpg", "a.jpg", "empty.jpg"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((80, 80, 3), np.uint8))
+    table = read_coco_labels(path, [str(tmp_path / n) for n in ("b.jpg", "a.jpg", "empty.jpg")], NAMES, progress=False)
+    assert table.shapes_hw[:, 0].tolist() == [0, 0, 80]  # a picture with a faulty annotation is left out
+    told = {p.message for p in table.problems}
+    assert len(found.remarks) == 2 + 3 + 1
+    assert found.remarks[0] == "3 annotations belong to no image of the file, first: number 6"
+    assert found.remarks[-1] == "… and 2 more like these"
+    assert set(found.remarks[:-1]) <= told, (found.remarks, told)
+    hit = [{"image_id": 3, "category_id": 1, "bbox": [5, 5, 50, 60], "score": 0.5}]
+    assert run_pycocotools(path, hit, image_ids=[3], category_ids=(1, 4))["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_crowds_count_as_in_pycocotools(tmp_path: Path, seed: int) -> None:
+    """Detections beside, inside and across crowds, of their class and of another; the region's own overlap is by the detection's area."""
+    rng = np.random.default_rng(seed)
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(1, 25)]
+    annotations, paths, found = [], [], []
+    for image in images:
+        rows = []
+        for k in range(6):
+            box, label = np.r_[rng.uniform(0, 300, 2), rng.uniform(8, 200, 2)].round(1), int(rng.integers(2))
+            crowd = k == 0 and image["id"] % 3 > 0
+            box[2:] *= 1 + 2 * crowd
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image["id"], "category_id": (1, 4)[label], "bbox": box.tolist(),
+                 "area": float(box[2] * box[3] * 0.8), "iscrowd": int(crowd)}
+            )  # fmt: skip
+            for _ in range(4 if crowd else 1):
+                inner = np.r_[box[:2] + box[2:] * rng.uniform(-0.1, 0.6, 2), box[2:] * 0.4] if crowd else box * rng.uniform(0.93, 1.07, 4)
+                rows.append([*inner[:2], *(inner[:2] + inner[2:]), rng.uniform(), label if rng.uniform() < 0.9 else 1 - label])
+        dets = torch.tensor(sorted(rows, key=lambda r: -r[4]))
+        found.append(Detections(dets[:, :4], dets[:, 4], dets[:, 5].long()))
+        paths.append(str(image["file_name"]))
+    path = instances(tmp_path, images=images, annotations=annotations)
+    truth = read_instances(path, NAMES)
+    accumulator = MetricAccumulator(NAMES)
+    accumulator.update(found, truth.truth_of(paths), images=truth.ids_of(paths))
+    write_coco_json(tmp_path / "found.json", accumulator, category_ids=truth.category_ids)
+    expected = run_pycocotools(path, tmp_path / "found.json", category_ids=truth.category_ids)
+    assert accumulator.compute().coco_stats == pytest.approx(expected, abs=1e-3)
+    plain = instances(tmp_path, images=images, annotations=[{**a, "iscrowd": 0} for a in annotations])
+    assert run_pycocotools(plain, tmp_path / "found.json", category_ids=truth.category_ids)["AP"] < expected["AP"] - 0.01
 
 
 def test_unknown_class_and_unknown_image_are_named(tmp_path: Path) -> None:

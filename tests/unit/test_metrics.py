@@ -106,6 +106,7 @@ def test_a_crowd_is_never_missed_and_never_wrong() -> None:
     result = metrics.compute()
     assert result.map == pytest.approx(1)
     assert result.instances.tolist() == [1, 0, 0]
+    assert result.confusion.sum() == 1
 
 
 def test_older_rule_credits_recall_that_was_never_reached() -> None:

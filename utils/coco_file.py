@@ -1,0 +1,197 @@
+"""A COCO instances JSON, read with patience: a faulty annotation is a line for the user, only a file of another kind is refused.
+
+Training takes its labels from here, and validation its ground truth.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from utils.errors import UserError
+
+UNKNOWN = -1  # class of a category that the file's list lacks
+NO_CATEGORY = "its category is not in the file's list"
+BROKEN_BOX = "bbox: four finite numbers left, top, width, height in px are expected"
+
+
+class CocoObject(NamedTuple):
+    """An annotation."""
+
+    row: int  # place in the file, from 1
+    id: object
+    image_id: int
+    label: int  # class, or UNKNOWN
+    bbox: tuple[float, ...]  # left, top, width, height in px; NaN where it is broken
+    area: float  # px², the box's where none is given
+    crowd: bool
+    polygon: Sequence[float] | None  # x1 y1 x2 y2 … px, of objects in one piece
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it by itself; empty for a sound one."""
+        return NO_CATEGORY if self.label == UNKNOWN else "" if math.isfinite(sum(self.bbox)) else BROKEN_BOX
+
+
+@dataclass(frozen=True)
+class CocoContent:
+    """An instances JSON.
+
+    Attributes:
+        path: The file.
+        names: Of its classes, in order.
+        category_ids: Per class; all of them where they count as one.
+        images: By id, as they stand in the file.
+        objects: Annotations of its images and of categories that have a class.
+        lost: How many annotations belong to none of its images, in words; empty for none.
+        unnamed: How many objects are of categories without a class, in words; empty for none.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: Mapping[int, Mapping[str, Any]]
+    objects: Sequence[CocoObject]
+    lost: str
+    unnamed: str
+
+    @property
+    def files(self) -> dict[int, str]:
+        """Image id: file name."""
+        return {i: str(entry["file_name"]) for i, entry in self.images.items()}
+
+
+def read_coco_file(path: Path, names: Sequence[str] | None = None, *, single: bool = True) -> CocoContent:
+    """Reads an instances JSON.
+
+    Args:
+        path: The file.
+        names: Classes in order; matched to the file's categories by name, else by order if there are as many.
+        single: Without ``names``: make all objects class 0, rather than take the file's own categories in the order of their ids.
+
+    Raises:
+        UserError: No JSON, or one without images, annotations and categories, or with others than ``names``.
+    """
+    content = read_json(path)
+    images = {int(i["id"]): i for i in content["images"]}
+    categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+    if names is None and not single:
+        names = [categories[i] for i in sorted(categories)]
+    ids = tuple(sorted(categories)) if names is None else match_categories(path, categories, names)
+    class_of = dict.fromkeys(ids, 0) if names is None else {i: c for c, i in enumerate(ids)}
+    objects, lost, unnamed = list[CocoObject](), list[int](), 0
+    for row, entry in enumerate(content["annotations"], start=1):
+        if not isinstance(entry, dict) or not _is_id(entry.get("image_id")) or entry["image_id"] not in images:
+            lost.append(row)
+            continue
+        category: Any = entry.get("category_id")
+        is_known = _is_id(category) and category in categories
+        if is_known and category not in class_of:
+            unnamed += 1
+        else:
+            objects.append(_object(row, entry, class_of[category] if is_known else UNKNOWN))
+    others = ", ".join(sorted(n for i, n in categories.items() if i not in class_of)[:5])
+    return CocoContent(
+        path, tuple(names or ("item",)), ids, images, objects,
+        f"{len(lost)} annotations belong to no image of the file, first: number {lost[0]}" if lost else "",
+        f"{unnamed} objects of categories that the dataset file does not name ({others} …) are left out" if unnamed else "",
+    )  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of an instances JSON, whose images and categories are sound; its annotations may be anything.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({' '.join(str(error).split())[:100]})") from error
+    missing = [k for k in ("images", "annotations", "categories") if not isinstance(content, dict) or not isinstance(content.get(k), list)]
+    if missing:
+        raise UserError(f"{path}: not a COCO instances JSON, the list {missing[0]!r} is missing")
+    broken = next((c for c in content["categories"] if not (isinstance(c, dict) and _is_id(c.get("id")) and "name" in c)), None)
+    if broken is not None:
+        raise UserError(f"{path}: category {str(broken)[:60]}: a whole number 'id' and a 'name' are expected")
+    broken = next((i for i in content["images"] if not (isinstance(i, dict) and _is_id(i.get("id")) and i.get("file_name"))), None)
+    if broken is not None:
+        raise UserError(f"{path}: image {str(broken)[:60]}: a whole number 'id' and a 'file_name' are expected")
+    return content
+
+
+def sound_annotations(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of :func:`read_json`'s content that can be ground truth, with area and crowd filled in, numbered from 1.
+
+    A number 0, or one that comes twice, would be no match to pycocotools.
+    """
+    images, categories = ({entry["id"] for entry in content[key]} for key in ("images", "categories"))
+    found = list[dict[str, Any]]()
+    for entry in content["annotations"]:
+        if isinstance(entry, dict) and entry.get("image_id") in images and entry.get("category_id") in categories:
+            known = _object(0, entry, 0)
+            own = {"id": len(found) + 1, "bbox": list(known.bbox), "area": known.area, "iscrowd": int(known.crowd)}
+            found += [{**entry, **own}] if not known.fault else []
+    return found
+
+
+def match_categories(path: Path, categories: Mapping[int, str], names: Sequence[str]) -> tuple[int, ...]:
+    """The category id of each class: by name, else in the order of ids if there are as many.
+
+    Raises:
+        UserError: Neither fits.
+    """
+    by_name = {name.lower(): i for i, name in categories.items()}
+    if all(n.lower() in by_name for n in names):
+        return tuple(by_name[n.lower()] for n in names)
+    if len(categories) == len(names):
+        return tuple(sorted(categories))
+    missing = next(n for n in names if n.lower() not in by_name)
+    raise UserError(f"{path}: no category named {missing!r}, and its {len(categories)} categories are not {len(names)} to go by order")
+
+
+def image_ids_by_name(files: Mapping[int, str]) -> dict[str, int]:
+    """Image ids by file name as the JSON has it, and by the name without folders where only one image is called so."""
+    count = Counter(PurePosixPath(name).name for name in files.values())
+    ids = {PurePosixPath(name).as_posix(): i for i, name in files.items()}
+    return ids | {base: i for i, name in files.items() if count[base := PurePosixPath(name).name] == 1}
+
+
+def find_image_id(image_ids: Mapping[str, int], path: str | Path) -> int | None:
+    """The id of a file: by its name, or by as much of its path as tells images of one name apart."""
+    parts = Path(path).parts
+    for depth in range(1, len(parts) + 1):
+        name = "/".join(parts[-depth:])
+        if name in image_ids:
+            return image_ids[name]
+    return None
+
+
+def _object(row: int, entry: Mapping[str, Any], label: int) -> CocoObject:
+    """An annotation, whatever is in it."""
+    try:
+        bbox = tuple(map(float, entry["bbox"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        bbox = ()
+    bbox = bbox if len(bbox) == 4 else (math.nan,) * 4
+    try:
+        area = float(entry["area"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        area = math.nan
+    parts: Any = entry.get("segmentation")
+    whole = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list) and len(parts[0]) >= 6 and len(parts[0]) % 2 == 0
+    return CocoObject(
+        row, entry.get("id", row), entry["image_id"], label, bbox, area if math.isfinite(area) else bbox[2] * bbox[3],
+        bool(entry.get("iscrowd")), parts[0] if whole else None,
+    )  # fmt: skip
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
