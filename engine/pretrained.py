@@ -46,7 +46,7 @@ def carry_over(model: Detector, config: TrainConfig, checkpoint: Checkpoint | No
     reports = []
     if checkpoint is not None:
         source = Source(checkpoint.weights, checkpoint.cfg or None, checkpoint.names or None, str(config.weights))
-        reports.append(transfer(model, source))
+        reports.append(transfer(model, source, own_anchors=bool(config.cfg)))
     if config.backbone_weights:
         reports.append(load_backbone(model, config.backbone_weights))
     if distributed.is_main():

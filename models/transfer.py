@@ -24,6 +24,7 @@ from models.transfer_report import ADAPTED, DROPPED, FRESH, KEPT, MOVED, PARTIAL
 from utils.errors import UserError
 
 SCALE = "γ"  # of an identity start
+SAME_ANCHORS = 5e-3  # by which anchors may differ that were stored in half precision
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,32 @@ class _Filled:
     adapted: bool = False
 
 
-def transfer(model: Detector, source: Source) -> TransferReport:
-    """Copies into ``model``, in place, all that has a place there, and says what became of every row."""
+def transfer(model: Detector, source: Source, *, own_anchors: bool = False) -> TransferReport:
+    """Copies into ``model``, in place, all that has a place there, and says what became of every row.
+
+    Args:
+        own_anchors: anchors that the model's YAML lists stay, whatever the source has; else only where the source's YAML lists others.
+    """
     spec = source.spec()
     shapes = {name: tuple(value.shape) for name, value in source.weights.items()}
     alignment = align(_structure(shapes, spec), structure_of(model))
-    keep_anchors = spec is not None and spec.anchors != model.spec.anchors  # then the file means its own
+    others = _other_anchors(model, source, alignment)
+    keep_anchors = (own_anchors and others) or (spec is not None and spec.anchors != model.spec.anchors)  # then the file means its own
     filled = _fill(model, source, alignment, keep_anchors=keep_anchors)
     in_rows = {f"model.{i}.{name}" for i, inner in rows_of(shapes).items() for name in inner}
     loose = sum(prod(shape) for name, shape in shapes.items() if name not in in_rows and counts(name))
     rows = (*_row_reports(alignment, filled), *_left_out({"tensors of no row": loose}))
-    return TransferReport(source.origin, rows, _whole(alignment, filled), len(model.state_dict()))
+    remark = f"those that {model.spec.origin} lists stay; the checkpoint has others" if keep_anchors and others else ""
+    return TransferReport(source.origin, rows, _whole(alignment, filled), len(model.state_dict()), remark)
+
+
+def _other_anchors(model: Detector, source: Source, alignment: Alignment) -> bool:
+    """Whether the model's YAML lists anchors, and the source has others."""
+    ours = getattr(model.head, "anchors", None)
+    theirs = source.weights.get(f"model.{alignment.source.rows[-1].index}.anchors") if alignment.source.rows else None
+    if ours is None or theirs is None or getattr(model.head, "only_counted", False):
+        return False
+    return theirs.shape != ours.shape or not torch.allclose(theirs.to(ours), ours, rtol=SAME_ANCHORS)
 
 
 def fill_rows(

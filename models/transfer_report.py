@@ -56,12 +56,14 @@ class TransferReport:
         rows: of the network in order, then what was dropped.
         filled: names of the network's tensors that hold the checkpoint's values in whole.
         tensors: how many the network has.
+        anchors: which stay, where the checkpoint has others than the network's YAML lists.
     """
 
     origin: str
     rows: tuple[RowReport, ...]
     filled: frozenset[str]
     tensors: int
+    anchors: str = ""
 
     @property
     def landed(self) -> int:
@@ -103,6 +105,7 @@ class TransferReport:
             ("in part", ", ".join(text for _, text in noted)),
             (FRESH, _named((r.target, r.module) for r in self.having(FRESH))),
             (DROPPED, _named((r.source, r.module) for r in self.having(DROPPED))),
+            ("anchors", self.anchors),
         ]
 
     def table(self) -> str:
@@ -145,6 +148,7 @@ class TransferReport:
             "tensors_filled": len(self.filled),
             "of_source": self.of_source,
             "of_target": self.of_target,
+            "anchors": self.anchors,
             "rows": [asdict(row) for row in self.rows],
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -67,3 +67,15 @@ def test_fitted_anchors_stay_when_training_goes_on_from_a_checkpoint(tmp_path, s
     second = train(config(tmp_path, small_data, "counted").replace(weights=str(first.best_weights)))
     assert "anchors: kept (" in capsys.readouterr().out
     assert torch.equal(load_model(second.best_weights).head.anchors_px, fitted)
+
+
+def test_a_given_yaml_keeps_its_anchors_and_weights_alone_theirs(tmp_path, small_data, capsys):
+    weights = str(train(config(tmp_path, small_data, "far")).best_weights)
+    fitted = load_model(weights).head.anchors_px
+    capsys.readouterr()
+    given = train(config(tmp_path, small_data, "far", weights=weights, **OFF))
+    assert "  anchors        those that tiny.yaml lists stay; the checkpoint has others\n" in capsys.readouterr().out
+    assert load_model(given.best_weights).head.anchors_px.flatten().tolist() == [float(v) for level in ANCHORS["far"] for v in level]
+    alone = train(config(tmp_path, small_data, "far", weights=weights).replace(cfg=""))
+    assert "anchors: kept (" in capsys.readouterr().out
+    assert torch.equal(load_model(alone.best_weights).head.anchors_px, fitted)

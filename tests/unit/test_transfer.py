@@ -205,6 +205,25 @@ def test_anchors_come_along_unless_the_yaml_means_its_own():
     assert torch.equal(bare.head.anchors, old.head.anchors)
 
 
+@pytest.mark.parametrize("cfg", [True, False])
+def test_anchors_that_a_given_yaml_lists_stay_and_the_report_says_so(cfg):
+    old = filled(V5)
+    same = build_model(V5)
+    assert "anchors" not in str(transfer(same, source(old, cfg=cfg), own_anchors=True))
+    old.half().float()
+    assert "model.4.anchors" in transfer(same, source(old, cfg=cfg), own_anchors=True).filled  # only rounded: no others
+    old.head.anchors.mul_(1.5)  # as autoanchor leaves them
+    given = build_model(V5)
+    own = given.head.anchors.clone()
+    report = transfer(given, source(old, cfg=cfg), own_anchors=True)
+    assert torch.equal(given.head.anchors, own)
+    assert torch.equal(given.head.m[0].weight, old.head.m[0].weight)
+    assert str(report).splitlines()[-1] == f"  anchors        those that {given.spec.origin} lists stay; the checkpoint has others"
+    counted = build_model({**V5, "anchors": 2})
+    assert "anchors" not in str(transfer(counted, source(old, cfg=False), own_anchors=True))
+    assert torch.equal(counted.head.anchors, old.head.anchors)
+
+
 def test_another_number_of_anchors_keeps_the_rest():
     old, new = filled(V5), build_model({**V5, "anchors": [[8, 8], [32, 32]]})
     report = transfer(new, source(old))
