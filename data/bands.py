@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
+from data.orientation import orientation_of, upright
 from data.pixels import as_hwc
 from data.tiff import is_tiff, read_pages
 
@@ -21,7 +22,7 @@ class BandsError(ValueError):
 
 
 def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
-    """The picture of a file that should hold ``channels`` channels, as they lie in it.
+    """The picture of a file that should hold ``channels`` channels, as they lie in it, turned as its EXIF orientation says.
 
     Of a TIFF it is the first page that holds them all; else all pages, one after another.
 
@@ -50,7 +51,7 @@ def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
         image = other if other is not None and (image is None or other.shape[2] == channels) else image
     if image is None:
         raise BandsError("not a picture that can be read")
-    return image
+    return upright(image, orientation_of(data))
 
 
 def read_array(data: np.ndarray, channels: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Any picture that OpenCV or Pillow can open as an array of the wanted channels and depth, and a cheap check of one that decodes nothing.
 
-Files are read with numpy and decoded from memory, so paths may hold any character. Grey and RGB are made of whatever the file has, and
-EXIF orientation is applied to them; any other number of channels is what the file must hold (data/bands.py), taken as it lies there.
+Files are read with numpy and decoded from memory, so paths may hold any character. Grey and RGB are made of whatever the file has;
+any other number of channels is what the file must hold (data/bands.py), taken as it lies there. EXIF orientation is applied to all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data import orientation
 from data.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
 from data.pixels import TO_16_BITS, as_hwc
 from data.tiff import TiffError, only_read_here, read_pages
@@ -25,7 +26,6 @@ CONVERTED = (1, 3)  # channels that any picture can be given
 MIN_SIDE_PX = 10
 JPEG_START = b"\xff\xd8"
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_EXIF_ORIENTATION = 0x0112
 
 
 class ImageError(UserError):
@@ -86,12 +86,12 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
         with Image.open(path) as picture:
             width, height = picture.size
             if picture.format in ("JPEG", "MPO"):
-                if picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED:
+                if picture.getexif().get(orientation.TAG) in _TRANSPOSED:
                     width, height = height, width
                 if not _has_jpeg_end(path):
                     picture.load()
             elif picture.format == "PNG":
-                rotated = picture.info.get("exif") and picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+                rotated = picture.info.get("exif") and picture.getexif().get(orientation.TAG) in _TRANSPOSED
                 picture.verify()
                 if rotated:  # which not every OpenCV heeds in a PNG
                     height, width = read_image(path).shape[:2]

@@ -77,7 +77,7 @@ def content_key(
 
     One and three channels are had from the same pictures, so they share a key.
     """
-    head = f"labels {FORMAT_VERSION}{'' if channels in CONVERTED else f' channels {channels}'}\n"
+    head = f"labels {FORMAT_VERSION}{'' if channels in CONVERTED else f' upright channels {channels}'}\n"
     if annotations:
         head += f"{_state(str(annotations))}{json.dumps(names)}\n"
     digest = hashlib.sha256(head.encode(errors="surrogateescape"))

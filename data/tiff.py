@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from data.orientation import TAG as ORIENTATION
+from data.orientation import upright
+
 WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, SAMPLES, STRIP_ROWS, COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, FORMAT = 284, 317, 322, 323, 324, 325, 339
 KIND, PHOTOMETRIC = 254, 262
@@ -48,7 +51,7 @@ def only_read_here(data: np.ndarray) -> bool:
 
 
 def read_pages(data: np.ndarray) -> list[np.ndarray]:
-    """All pages, each (H, W, samples) of its own depth; smaller copies and masks of other pages are left out.
+    """All pages, each (H, W, samples) of its own depth and the right way up; smaller copies and masks of other pages are left out.
 
     Args:
         data: (n,) uint8, the whole file.
@@ -110,9 +113,10 @@ def _read_page(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -
     layout = _Layout.of(tags)
     if any(start + size > len(data) for start, size in zip(layout.offsets, layout.counts)):
         raise TiffError("the file is cut short or damaged (pixels are missing)")
-    if layout.planes == 1:
-        return _read_plane(data, layout, 0, layout.samples, order)
-    return np.concatenate([_read_plane(data, layout, plane, 1, order) for plane in range(layout.planes)], axis=2)
+    samples = layout.samples // layout.planes
+    planes = [_read_plane(data, layout, plane, samples, order) for plane in range(layout.planes)]
+    page = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+    return upright(page, tags.get(ORIENTATION, (1,))[0])
 
 
 def _read_plane(data: np.ndarray, layout: _Layout, plane: int, samples: int, order: str) -> np.ndarray:

@@ -11,8 +11,9 @@ import numpy as np
 
 
 def write_tiff(
-    path: Path, pages: Sequence[np.ndarray], *, planar: bool = False, alpha: bool = False, tile: int = 0, order: str = "<"
-) -> Path:
+    path: Path, pages: Sequence[np.ndarray], *, planar: bool = False, alpha: bool = False, tile: int = 0, order: str = "<",
+    orientation: int = 1,
+) -> Path:  # fmt: skip
     """An uncompressed TIFF of pages (H, W, C), uint8 or uint16, as no library at hand writes it.
 
     Args:
@@ -20,6 +21,7 @@ def write_tiff(
         alpha: Call extra channels alpha, which makes readers multiply colours by it.
         tile: Side of square tiles in px, a multiple of 16; 0 for one strip.
         order: ``<`` or ``>``.
+        orientation: Where the first pixel belongs, 1 to 8.
     """
     out = bytearray((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
     link = 4  # where the offset of the next directory belongs
@@ -40,6 +42,7 @@ def write_tiff(
         sizes = [chunk.nbytes for chunk in chunks]
         tags |= {322: ("I", [tile]), 323: ("I", [tile]), 324: ("I", offsets), 325: ("I", sizes)} if tile else {}
         tags |= {} if tile else {273: ("I", offsets), 278: ("I", [h]), 279: ("I", sizes)}
+        tags |= {274: ("H", [orientation])} if orientation > 1 else {}
         tags |= {338: ("H", [2 if alpha else 0] * extra)} if extra else {}
         values = {tag: struct.pack(f"{order}{len(numbers)}{kind}", *numbers) for tag, (kind, numbers) in tags.items()}
         for tag, packed in values.items():

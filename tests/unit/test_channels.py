@@ -117,6 +117,28 @@ class TestReading:
         Image.fromarray(image[:, :, :2], "LA").save(tmp_path / "c.png")
         np.testing.assert_array_equal(read_image(tmp_path / "c.png", channels=2), image[:, :, :2])
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_orientation_is_applied_as_to_rgb(self, tmp_path, orientation):
+        stored = noise(8, np.uint8)
+        flat = stored.swapaxes(0, 1)
+        mirrored = (stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1])
+        seen = (*mirrored, flat, flat[:, ::-1], flat[::-1, ::-1], flat[::-1])[orientation - 1]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for suffix, channels in ((".png", 3), (".png", 4), (".png", 2), (".webp", 3), (".webp", 4)):
+            path = tmp_path / f"{channels}{suffix}"
+            mode = {2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+            options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
+            Image.fromarray(stored[:, :, :channels], mode).save(path, exif=exif, **options)
+            np.testing.assert_array_equal(read_image(path, channels=channels), seen[:, :, :channels])
+            assert probe_image(path, channels=channels) == seen.shape[:2]
+        for i, how in enumerate(({}, {"planar": True, "order": ">"}, {"tile": 16})):
+            path = write_tiff(tmp_path / f"{i}.tif", [stored], orientation=orientation, **how)
+            np.testing.assert_array_equal(read_image(path, channels=8), seen)
+            assert probe_image(path, channels=8) == seen.shape[:2]
+        Image.fromarray(stored[:, :, :4], "CMYK").save(tmp_path / "a.jpg", exif=exif, quality=100, subsampling=0)
+        assert np.abs(read_image(tmp_path / "a.jpg", channels=4).astype(int) - seen[:, :, :4]).max() < 24
+
     @pytest.mark.parametrize("layout", [(0, 1, 2), (2, 0, 1)])
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
     def test_arrays(self, tmp_path, layout, dtype):
