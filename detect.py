@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from data.sources import Frame, Source
+    from data.frames import Frame, FrameSource
     from engine.sliced import SlicedLook
     from models.detector import Detector
     from models.ensemble import Ensemble
@@ -79,7 +79,6 @@ def detect(config: DetectConfig) -> Report:
     """
     import torch
 
-    from engine.inference import as_batch, in_original_px
     from models.augmented import AugmentedModel
     from utils.distributed import select_device
     from utils.draw import viewable
@@ -108,14 +107,9 @@ def detect(config: DetectConfig) -> Report:
         pictures=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
     )
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
-    with ResultWriter(report.folder or Path(), model.names, options, written=report.written) as writer:
-        for frame in clocked_frames(source, report, device):
-            with clocked(report, "to device", device):
-                images, letterbox = as_batch(frame, device)  # (1, C, H, W) in 0-1
-            with clocked(report, "model", device), autocast(device, torch.float16 if config.half else None):
-                predictions = looker.predict(images)
-            with clocked(report, "suppression", device):
-                found = in_original_px(suppress(predictions)[0], letterbox)
+    writer = ResultWriter(report.folder or Path(), model.names, options, written=report.written, videos_at_once=source.at_once)
+    with closing(source.batches()) as batches, writer:
+        for frame, images, found in looked_at(batches, looker.predict, suppress, device, report, half=config.half):
             if sliced:
                 with clocked(report, "windows", device), autocast(device, torch.float16 if config.half else None):
                     found = sliced(frame.image, found)
@@ -123,18 +117,46 @@ def detect(config: DetectConfig) -> Report:
                 seen = viewable(frame.image)
                 drawn = drawn_on(seen, found, model.names, config)
                 number, fps = video_position(frame, config)
-                writer.write(frame.path, seen, found, drawn=drawn, frame=number, fps=fps)
+                writer.write(frame.called, seen, found, drawn=drawn, frame=number, fps=fps)
             report.frames += 1
             report.detections += len(found.boxes)
             windows = len(sliced.windows(frame.image.shape[:2])) if sliced else 0
             seconds = report.seconds["model"][-1] + (report.seconds["windows"][-1] if sliced else 0.0)
             print(f"{frame_line(frame, images, found, model.names, windows=windows)}, {1000 * seconds:.1f} ms")
             if config.visualize and (number or 1) == 1:  # of a video the first frame
-                visualize(cast("Detector", model), images, writer.folder / "features" / writer.stem(frame.path), report)
+                visualize(cast("Detector", model), images, writer.folder / "features" / writer.stem(frame.called), report)
             if config.view_img and not show(drawn, frame):
                 break
     print_report(report)
     return report
+
+
+def looked_at(
+    batches: Iterator[Sequence[Frame]],
+    predict: Callable[[Tensor], Predictions],
+    suppress: Callable[[Predictions], list[Detections]],
+    device: torch.device,
+    report: Report,
+    *,
+    half: bool,
+) -> Iterator[tuple[Frame, Tensor, Detections]]:
+    """Each frame as the network sees it (1, C, H, W), 0-1, and what is found on it, in px of the original.
+
+    Files come one by one; the newest frames of several streams go through the network together where their shapes agree.
+    """
+    import torch
+
+    from engine.inference import as_batch, in_original_px
+    from utils.precision import autocast
+
+    for frames in clocked_batches(batches, report, device):
+        with clocked(report, "to device", device, frames=len(frames)):
+            images, letterbox = as_batch(frames, device)  # (B, C, H, W) in 0-1
+        with clocked(report, "model", device, frames=len(frames)), autocast(device, torch.float16 if half else None):
+            predictions = predict(images)
+        with clocked(report, "suppression", device, frames=len(frames)):
+            found = in_original_px(suppress(predictions), letterbox)
+        yield from zip(frames, images.split(1), found)
 
 
 def chosen_weights(config: DetectConfig) -> Path:
@@ -163,7 +185,7 @@ def load_model(weights: Path, device: torch.device, config: DetectConfig) -> Any
     return model
 
 
-def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Report) -> Source:
+def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Report) -> FrameSource:
     """The frames of ``--source``, or the validation images; a file that cannot be read is one line."""
     from data.sources import Source, open_source
 
@@ -181,7 +203,7 @@ def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Re
     }
     if config.source:
         return open_source(config.source, **settings)
-    return Source(tuple(validation_images(config, weights)), webcam=None, **settings)
+    return Source(tuple(validation_images(config, weights)), **settings)
 
 
 def input_size(config: DetectConfig, model: AnyModel) -> tuple[int, int]:
@@ -196,7 +218,7 @@ def input_size(config: DetectConfig, model: AnyModel) -> tuple[int, int]:
 
 
 def sliced_look(
-    config: DetectConfig, source: Source, predict: Callable[[Tensor], Predictions], suppress: Callable[..., Any], device: torch.device
+    config: DetectConfig, source: FrameSource, predict: Callable[[Tensor], Predictions], suppress: Callable[..., Any], device: torch.device
 ) -> SlicedLook:
     """What looks at the pictures through windows, which are letterboxed as the whole pictures are."""
     from engine.sliced import SlicedLook
@@ -273,7 +295,7 @@ def show(drawn: np.ndarray, frame: Frame) -> bool:
     """Shows a picture in a window; false when q or Esc was pressed."""
     import cv2
 
-    cv2.imshow("detect.py (q to stop)", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+    cv2.imshow(f"{frame.path if frame.video and frame.name else 'detect.py'} (q to stop)", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     return (cv2.waitKey(1 if frame.video else 0) & 0xFF) not in (ord("q"), 27)
 
 
@@ -289,23 +311,28 @@ def print_report(report: Report) -> None:
         print(f"Results in {report.folder}: {written or 'nothing'}")
 
 
-def clocked_frames(source: Source, report: Report, device: torch.device) -> Iterator[Frame]:
-    """The frames, with the time that reading each takes."""
-    frames = iter(source)
+def clocked_batches(batches: Iterator[Sequence[Frame]], report: Report, device: torch.device) -> Iterator[Sequence[Frame]]:
+    """The groups of frames, with the time that reading, or waiting for, each takes."""
     while True:
-        with clocked(report, "reading and letterbox", device):
-            frame = next(frames, None)
-        if frame is None:
+        start = _now(device)
+        frames = next(batches, None)
+        if frames is None:
             return
-        yield frame
+        note_time(report, "reading and letterbox", _now(device) - start, frames=len(frames))
+        yield frames
 
 
 @contextmanager
-def clocked(report: Report, stage: str, device: torch.device) -> Iterator[None]:
-    """Notes the seconds that a stage takes, its work on the device included."""
+def clocked(report: Report, stage: str, device: torch.device, *, frames: int = 1) -> Iterator[None]:
+    """Notes the seconds that a stage takes, its work on the device included, as equal shares of the frames."""
     start = _now(device)
     yield
-    report.seconds.setdefault(stage, []).append(_now(device) - start)
+    note_time(report, stage, _now(device) - start, frames=frames)
+
+
+def note_time(report: Report, stage: str, seconds: float, *, frames: int) -> None:
+    """Adds the share of every frame."""
+    report.seconds.setdefault(stage, []).extend([seconds / frames] * frames)
 
 
 def _now(device: torch.device) -> float:

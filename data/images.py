@@ -6,6 +6,7 @@ any other number of channels is what the file must hold (data/bands.py), taken a
 
 from __future__ import annotations
 
+import io
 import stat
 from pathlib import Path
 
@@ -50,10 +51,15 @@ def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] |
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return decode_image(data, path, channels=channels, dtype=dtype)
+
+
+def decode_image(data: np.ndarray, path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
+    """The same of the bytes (N,) uint8 of a picture; ``path`` is for its suffix and for messages only."""
     if not data.size:
         raise ImageError(f"{path}: the file is empty")
     try:
-        image = _decode(Path(path), data, channels, dtype)
+        image = _decode(path, data, channels, dtype)
     except (BandsError, TiffError) as error:
         raise ImageError(f"{path}: {error}") from error
     if image.shape[2] != channels:
@@ -153,16 +159,16 @@ def _has_jpeg_end(path: Path) -> bool:
         return file.read(2) == b"\xff\xd9"
 
 
-def _decode(path: Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
+def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
     """(H, W, C) in RGB order, in a depth of the file's; grey or RGB where one or three channels are wanted."""
-    if path.suffix.lower() == ARRAY_SUFFIX:
+    if Path(path).suffix.lower() == ARRAY_SUFFIX:
         return as_grey_or_rgb(read_array(data, channels), channels)
     if channels not in CONVERTED:
         return read_bands(data, channels)
     if only_read_here(data):
         return as_grey_or_rgb(read_pages(data)[0], channels)
     image = _decode_opencv(data, channels, dtype)
-    return as_hwc(_decode_pillow(path, channels, dtype) if image is None else image)
+    return as_hwc(_decode_pillow(path, data, channels, dtype) if image is None else image)
 
 
 def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray | None:
@@ -182,12 +188,12 @@ def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic] | No
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 and not direct else image
 
 
-def _decode_pillow(path: Path, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
+def _decode_pillow(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
     """The same with Pillow, for the formats and modes that OpenCV leaves out."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             picture = ImageOps.exif_transpose(picture)
             if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
                 grey = np.asarray(picture)

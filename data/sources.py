@@ -1,133 +1,100 @@
-"""What detect.py looks at: a picture, a folder, a glob, a list, a video or a webcam, as one stream of frames."""
+"""What detect.py looks at: a picture, a folder, a glob, a list or a video; and, elsewhere, streams, webcams and the screen."""
 
 from __future__ import annotations
 
 import glob
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 
-from data.augment import Boxed, letterbox
 from data.bands import without_stored_arrays
-from data.images import CONVERTED, IMAGE_SUFFIXES, ImageError, is_image, read_image
+from data.frames import VIDEO_SUFFIXES, Frame, FrameSource, VideoInfo
+from data.images import IMAGE_SUFFIXES, ImageError, is_image, read_image
 from data.labels import read_list
-from data.pixels import as_hwc
+from data.screen import ScreenSource, is_screen
+from data.streams import LIST_SUFFIX, StreamSource, listed_streams, stream_of
+from data.urls import is_url, read_remote_image, redacted
 from utils.errors import UserError
 
-VIDEO_SUFFIXES = frozenset((".asf", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"))
-_URL = ("rtsp://", "rtmp://", "rtp://", "udp://", "tcp://", "http://", "https://")
 
-
-class VideoInfo(NamedTuple):
-    """What is known about the video that a frame is from."""
-
-    fps: float  # of the file; 0 where unknown
-    width: int  # px
-    height: int  # px
-    number: int  # of the frame in its video, from 0
-    frames: int  # of the whole video at the given stride; 0 where unknown (a webcam)
-
-
-class Frame(NamedTuple):
-    """One picture to look at."""
-
-    path: str  # of the picture or video; ``webcam0`` for a webcam
-    image: np.ndarray  # (H, W, C) uint8 or uint16, the original; RGB where C is 3
-    boxed: Boxed  # the same, letterboxed for the network
-    index: int  # of the file among all, from 0
-    total: int  # number of files; 0 for a webcam
-    video: VideoInfo | None  # None for a picture
-
-
-class Source:
-    """Iterates over the frames of pictures and videos. Made by ``open_source``.
+class Source(FrameSource):
+    """The frames of pictures and videos, one after another. Made by ``open_source``.
 
     Attributes:
-        files: The pictures and videos, in order.
-        webcam: Number of the camera, or None.
+        files: The pictures and videos, in order; a picture may be a URL.
     """
 
-    def __init__(
-        self,
-        files: tuple[str, ...],
-        *,
-        webcam: int | None,
-        imgsz: int | tuple[int, int],
-        stride: int,
-        vid_stride: int,
-        auto_letterbox: bool,
-        report: Callable[[str], None],
-        channels: int = 3,
-    ) -> None:
-        self.files, self.webcam, self.vid_stride, self.report, self.channels = files, webcam, vid_stride, report, channels
-        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-        self.hw = tuple(math.ceil(side / stride) * stride for side in (height, width))
-        self.stride, self.auto = stride, auto_letterbox
+    def __init__(self, files: tuple[str, ...], **settings: Any) -> None:
+        """
+        Args:
+            files: At least one.
+            settings: As ``FrameSource`` takes them.
+        """
+        super().__init__(**settings)
+        self.files = files
 
     def __len__(self) -> int:
-        """Number of files; 0 for a webcam."""
+        """Number of files."""
         return len(self.files)
 
-    def __iter__(self) -> Iterator[Frame]:
-        """Frames in order. A file that cannot be read is reported once and skipped.
+    def batches(self) -> Generator[Sequence[Frame], None, None]:
+        """Frames in order, one at a time. A file that cannot be read is reported once and skipped.
 
         Raises:
             UserError: Not one could be read.
         """
-        if self.webcam is not None:
-            yield from self._video(f"webcam{self.webcam}", self.webcam, 0)
-            return
         read = 0
         for index, path in enumerate(self.files):
             try:
                 for frame in self._file(path, index):
                     read += 1
-                    yield frame
+                    yield [frame]
             except ImageError as error:
                 self.report(f"skipped: {error}")
         if not read:
-            raise UserError(f"nothing readable among the {len(self.files)} files of the source, first: {self.files[0]}")
+            raise UserError(f"nothing readable among the {len(self.files)} files of the source, first: {redacted(self.files[0])}")
 
     def _file(self, path: str, index: int) -> Iterator[Frame]:
         if is_video(path):
-            yield from self._video(path, path, index)
+            yield from self._video(path, index)
+        elif is_url(path):
+            shown = redacted(path)
+            yield self._picture(shown, read_remote_image(path, channels=self.channels), index)._replace(name=Path(unquote(shown)).name)
         else:
-            image = read_image(path, channels=self.channels, dtype=None)
-            yield Frame(path, image, self._boxed(image), index, len(self.files), None)
+            yield self._picture(path, read_image(path, channels=self.channels, dtype=None), index)
 
-    def _video(self, name: str, target: str | int, index: int) -> Iterator[Frame]:
-        if self.channels not in CONVERTED:
-            raise ImageError(f"{name}: a video has 3 channels, {self.channels} are expected; give pictures")
-        capture = cv2.VideoCapture(target)
+    def _picture(self, path: str, image: np.ndarray, index: int) -> Frame:
+        return Frame(path, image, self.boxed(image), index, len(self.files), None)
+
+    def _video(self, path: str, index: int) -> Iterator[Frame]:
+        self.check_channels(path)
+        capture = cv2.VideoCapture(path)
         try:
             if not capture.isOpened():
-                kind = "no such camera, or it is in use" if isinstance(target, int) else "not a video that can be opened"
-                raise ImageError(f"{name}: {kind}")
+                raise ImageError(f"{path}: not a video that can be opened")
             fps = float(capture.get(cv2.CAP_PROP_FPS))
-            count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) if isinstance(target, str) else 0
+            count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
             number, kept = 0, 0
             while capture.grab():
                 if number % self.vid_stride == 0:
                     ok, bgr = capture.retrieve()
                     if not ok:
                         break
-                    image = as_hwc(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB if self.channels == 3 else cv2.COLOR_BGR2GRAY))
+                    image = self.from_bgr(bgr)
                     info = VideoInfo(fps, image.shape[1], image.shape[0], kept, math.ceil(count / self.vid_stride))
-                    yield Frame(name, image, self._boxed(image), index, len(self.files), info)
+                    yield Frame(path, image, self.boxed(image), index, len(self.files), info)
                     kept += 1
                 number += 1
             if not kept:
-                raise ImageError(f"{name}: no frame can be decoded")
+                raise ImageError(f"{path}: no frame can be decoded")
         finally:
             capture.release()
-
-    def _boxed(self, image: np.ndarray) -> Boxed:
-        return letterbox(image, self.hw, auto=self.auto, stride=self.stride)
 
 
 def open_source(
@@ -139,34 +106,38 @@ def open_source(
     auto_letterbox: bool = True,
     report: Callable[[str], None] = print,
     channels: int = 3,
-) -> Source:
+) -> FrameSource:
     """The frames of a source.
 
     Args:
-        source: A picture, a video, a folder of them, a glob, a .txt list of paths, or a webcam's number.
+        source: A picture, a video, a folder of them, a glob, a .txt list of paths, a URL, a .streams list, a webcam's number, the screen.
         imgsz: Side, or height and width, of the letterboxed picture in px; rounded up to the stride.
         stride: Of the model in px.
-        vid_stride: Of a video, look at one frame in so many.
+        vid_stride: Of a video or stream, look at one frame in so many.
         auto_letterbox: Pad only to the next multiple of the stride, not to the whole shape.
-        report: Takes one line for each file that is skipped.
+        report: Takes one line for each file or stream that is skipped.
         channels: Of the pictures; grey (1) and RGB (3) are made of any, other numbers are what the files must hold.
 
     Raises:
-        UserError: Not there, empty, or a kind that is not built yet (streams, screen).
+        UserError: Not there, empty, or of a kind that is not read.
     """
     text = str(source)
-    if text.lower().startswith("screen"):
-        raise UserError(f"--source {text}: reading the screen is not built yet; give a file, folder, glob, list, video or webcam number")
-    if text.lower().startswith(_URL) or text.lower().endswith(".streams"):
-        raise UserError(f"--source {text}: streams and URLs are not built yet; save it to a file, or give a webcam number")
     if vid_stride < 1:
         raise UserError(f"--vid-stride {vid_stride}: a number of at least 1 is expected")
-    webcam = int(text) if text.isdecimal() and not Path(text).exists() else None
-    files = () if webcam is not None else tuple(_files(text))
-    return Source(
-        files, webcam=webcam, imgsz=imgsz, stride=stride, vid_stride=vid_stride, auto_letterbox=auto_letterbox, report=report,
-        channels=channels,
-    )  # fmt: skip
+    settings: dict[str, Any] = {"imgsz": imgsz, "stride": stride, "vid_stride": vid_stride, "report": report, "channels": channels}
+    settings["auto_letterbox"] = auto_letterbox
+    if is_url(text):
+        if text.lower().startswith("http") and is_image(redacted(text)):
+            return Source((text,), **settings)
+        return StreamSource([stream_of(text, whole=True)], **settings)
+    path = Path(text).expanduser()
+    if path.suffix.lower() == LIST_SUFFIX and path.is_file():
+        return StreamSource(listed_streams(path), **settings)
+    if is_screen(text) and not path.exists():
+        return ScreenSource(text, **settings)
+    if text.isdecimal() and not path.exists():
+        return StreamSource([stream_of(text)], **settings)
+    return Source(tuple(_files(text)), **settings)
 
 
 def is_video(path: str | Path) -> bool:
@@ -189,10 +160,13 @@ def _files(source: str) -> list[str]:
         if found:
             return found
         raise UserError(f"--source {source}: no picture and no video matches")
-    raise UserError(f"--source {source}: no such file or folder")
+    raise UserError(f"--source {redacted(source) if ':' in source else source}: no such file or folder")  # a URL, but for its scheme
 
 
 def _listed(path: Path) -> list[str]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines(), 1):
+        if is_url(line.strip()):
+            raise UserError(f"--source {path}, line {number}: a URL in a list of files; a list of streams is called *{LIST_SUFFIX}")
     entries = read_list(path)
     if not entries:
         raise UserError(f"--source {path}: the list is empty, one path a line is expected")

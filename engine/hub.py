@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.augment import letterbox
+from data.frames import Frame
 from data.images import read_image
-from data.sources import Frame
+from data.urls import is_url, read_remote_image, redacted
 from engine.hub_results import Results
 from engine.inference import as_batch, in_original_px
 from models.augmented import GREY, AugmentedModel
@@ -75,9 +76,9 @@ class HubModel(nn.Module):
         """Finds objects.
 
         Args:
-            source: a path, an array (H, W, C) or (H, W) uint8 or uint16, in RGB order where C is 3, a PIL image, a tensor (C, H, W) or
-                (B, C, H, W) in 0-1 or uint8, or a list of these. Tensors go into the network as they are, padded to the stride;
-                everything else is letterboxed.
+            source: a path or http(s) URL, an array (H, W, C) or (H, W) uint8 or uint16, in RGB order where C is 3, a PIL image, a tensor
+                (C, H, W) or (B, C, H, W) in 0-1 or uint8, or a list of these. Tensors go into the network as they are, padded to the
+                stride; everything else is letterboxed.
             size: side, or height and width, of the letterboxed picture in px.
             augment: look also at smaller and mirrored versions.
 
@@ -99,8 +100,8 @@ class HubModel(nn.Module):
             kept = non_max_suppression(
                 predictions, conf=self.conf, iou=self.iou, max_det=self.max_det, classes=self.classes, agnostic=self.agnostic,
                 multi_label=self.multi_label,
-            )[0]  # fmt: skip
-            found.append(in_original_px(kept, box))
+            )  # fmt: skip
+            found += in_original_px(kept, box)
             images.append(image)
             files.append(_file_name(picture, index))
             for stage, (a, b) in enumerate(((start, ready), (ready, seen), (seen, time.perf_counter()))):
@@ -113,7 +114,7 @@ class HubModel(nn.Module):
             return self._as_it_is(picture)
         image = _as_array(picture, self.model.ch)
         frame = Frame("", image, letterbox(image, (hw[0], hw[1]), auto=True, stride=self.stride), 0, 1, None)
-        return viewable(image), *as_batch(frame, self.device)
+        return viewable(image), *as_batch([frame], self.device)
 
     def _as_it_is(self, picture: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:
         height, width = picture.shape[1:]
@@ -142,8 +143,8 @@ def _one_by_one(picture: Picture, channels: int) -> list[Picture]:
 def _as_array(picture: Picture, channels: int) -> np.ndarray:
     """(H, W, channels) uint8 or uint16 of a path, an array or a PIL image."""
     if isinstance(picture, (str, Path)):
-        if "://" in str(picture):
-            raise UserError(f"{picture}: URLs are not fetched; save the picture and give its path")
+        if is_url(str(picture)):
+            return read_remote_image(str(picture), channels=channels)
         return read_image(picture, channels=channels, dtype=None)
     if isinstance(picture, Image.Image):
         if channels not in (1, 3):
@@ -163,4 +164,6 @@ def _as_array(picture: Picture, channels: int) -> np.ndarray:
 
 def _file_name(picture: Picture, index: int) -> str:
     given = picture if isinstance(picture, (str, Path)) else getattr(picture, "filename", "")
-    return str(given) if isinstance(given, (str, Path)) and str(given) else f"image{index}.jpg"
+    if not isinstance(given, (str, Path)) or not str(given):
+        return f"image{index}.jpg"
+    return redacted(str(given)) if is_url(str(given)) else str(given)

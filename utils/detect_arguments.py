@@ -19,6 +19,11 @@ REFUSED = {
     "--agnostic": "write --agnostic-nms",
 }
 
+SOURCE_TEXT = (
+    "file, folder, glob, .txt list, video, URL (rtsp, rtmp, http), .streams list, 0 for a webcam, "
+    "'screen [N] [LEFT TOP WIDTH HEIGHT]' (default: the validation images)"
+)
+
 
 @dataclass(frozen=True)
 class DetectConfig:
@@ -26,7 +31,7 @@ class DetectConfig:
 
     weights: str = ""  # .pt, .onnx or .torchscript; empty means the newest run's best.pt
     others: tuple[str, ...] = ()  # more weights, whose predictions join those of the first: an ensemble
-    source: str = ""  # file, folder, glob, .txt list, video, camera number; empty means the data set's validation images
+    source: str = ""  # file, folder, glob, list, video, URL, camera number, screen; empty means the data set's validation images
     data: str = ""  # data set for a missing source; empty means the one in the checkpoint, or the embedded one
     imgsz: tuple[int, ...] | None = None  # px, one side or height and width; None means 640, or what an exported file was made for
     conf_thres: float = 0.25
@@ -113,7 +118,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict, str]]]:
         "what": [
             (["--weights"], {"nargs": "*", "metavar": "FILE"}, ".pt or exported; several: an ensemble (default: newest best.pt)"),
             (["--download"], on, "fetch published weights that are not on disk"),
-            (["--source"], {"metavar": "WHAT"}, "file, folder, glob, .txt list, video, or 0 for a webcam (default: the validation images)"),
+            (["--source"], {"metavar": "WHAT"}, SOURCE_TEXT),
             (["--data"], {"metavar": "YAML"}, "data set whose validation images are taken without --source"),
             (["--plugins"], {"nargs": "+", "metavar": "FILE"}, "Python files of yours whose modules the model uses"),
         ],
@@ -127,7 +132,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict, str]]]:
             (["--augment"], on, "also look at smaller and mirrored versions of each picture"),
             (["--slice"], {**number, "nargs": "+"}, SLICE_TEXT),
             (["--slice-overlap"], fraction, SLICE_OVERLAP_TEXT),
-            (["--vid-stride"], number, "look at every so many frames of a video"),
+            (["--vid-stride"], number, "look at every so many frames of a video or stream"),
             (["--device"], {"metavar": "D"}, "cpu, 0 ...; a GPU where there is one"),
             (["--half"], on, "float16, on a GPU"),
         ],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import cv2
 import numpy as np
@@ -37,6 +37,13 @@ class SaveOptions:
         return self.pictures or self.txt or self.csv or self.crops
 
 
+class _Video(NamedTuple):
+    """One that is being written."""
+
+    writer: cv2.VideoWriter
+    size_wh: tuple[int, int]  # px
+
+
 @dataclass
 class ResultWriter:
     """Writes the results of one run into a folder; a context manager, since videos and the table stay open meanwhile.
@@ -44,6 +51,7 @@ class ResultWriter:
     Pictures of one name from several folders do not overwrite one another: the second is called ``name_2``.
 
     Attributes:
+        videos_at_once: how many videos are written side by side; a further one ends the one that was begun first.
         written: how many files or, of the table, rows there are by kind: ``pictures``, ``videos``, ``labels``, ``crops``, ``rows``.
     """
 
@@ -51,17 +59,19 @@ class ResultWriter:
     names: Sequence[str]
     options: SaveOptions
     written: dict[str, int] = field(default_factory=dict)
+    videos_at_once: int = 1
     _stems: dict[str, str] = field(default_factory=dict)  # source path -> unique stem
     _taken: set[str] = field(default_factory=set)
-    _video: cv2.VideoWriter | None = None
-    _video_source: str = ""
+    _videos: dict[str, _Video] = field(default_factory=dict)  # by source, in the order they were begun
     _table: TextIO | None = None
 
     def __enter__(self) -> ResultWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._close_video()
+        for video in self._videos.values():
+            video.writer.release()
+        self._videos.clear()
         if self._table is not None:
             self._table.close()
 
@@ -71,7 +81,7 @@ class ResultWriter:
         """Saves what is wanted of one picture or video frame.
 
         Args:
-            path: the file (or camera) it came from.
+            path: the file it came from, or what a stream is called.
             image: (H, W, 3) uint8 RGB, as it was read; crops are cut from it.
             found: boxes in px of ``image``.
             drawn: ``image`` with the boxes on it.
@@ -113,23 +123,25 @@ class ResultWriter:
         self._count(kind)
 
     def _video_frame(self, source: str, image_rgb: np.ndarray, fps: float) -> None:
-        if source != self._video_source:
-            self._close_video()
-            height, width = image_rgb.shape[:2]
-            path = self.folder / f"{self.stem(source)}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps or 30.0, (width, height))
-            if not self._video.isOpened():
-                raise UserError(f"{path}: OpenCV cannot write a video here; give --nosave, or another --project")
-            self._video_source = source
-            self._count("videos")
-        assert self._video is not None
-        self._video.write(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
+        height, width = image_rgb.shape[:2]
+        video = self._videos.get(source)
+        if video is not None and video.size_wh != (width, height):  # a camera that came back with another size
+            self._videos.pop(source).writer.release()
+            video = None
+        if video is None:
+            while len(self._videos) >= self.videos_at_once:
+                self._videos.pop(next(iter(self._videos))).writer.release()
+            video = self._videos[source] = self._begin_video(self.stem(source), (width, height), fps)
+        video.writer.write(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
 
-    def _close_video(self) -> None:
-        if self._video is not None:
-            self._video.release()
-        self._video, self._video_source = None, ""
+    def _begin_video(self, stem: str, size_wh: tuple[int, int], fps: float) -> _Video:
+        path = self.folder / f"{self._unique(f'/video/{stem}', stem)}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps or 30.0, size_wh)
+        if not writer.isOpened():
+            raise UserError(f"{path}: OpenCV cannot write a video here; give --nosave, or another --project")
+        self._count("videos")
+        return _Video(writer, size_wh)
 
     def _labels(self, path: Path, hw: tuple[int, ...], found: Detections) -> None:
         """Rows of class, centre, width, height as fractions of the picture, and the score if wanted; no file where nothing is."""

@@ -15,6 +15,7 @@ from PIL import Image
 import detect
 from engine.hub import HubModel
 from models import build_model
+from tests.streaming import camera
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint
 from utils.errors import UserError
 from utils.savers import ResultWriter
@@ -172,10 +173,18 @@ def test_nothing_found_is_ordinary(model, paths):
     assert results.crop(save=False) == []
 
 
+def test_a_picture_behind_a_url(model, paths):
+    with camera() as server:
+        server.files["/bus.png"] = paths[0].read_bytes()
+        results = model([server.with_password("/locked/bus.png"), paths[0]], size=SIZE)
+    torch.testing.assert_close(*results.xyxy)
+    assert results.files[0].startswith("http://***@127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("https://example.org/bus.jpg", "URLs are not fetched"),
+        ("rtsp://me:PW@host/bus.jpg", r"rtsp://\*\*\*@host/bus.jpg: only http:// and https:// are fetched"),
         ("nowhere.jpg", "nowhere.jpg"),
         (np.zeros((3, 64, 64), np.uint8), r"should be \(H, W, 3\) in RGB order, not \(3, 64, 64\)"),
         (np.zeros((64, 64, 3)), "uint8 or uint16, not float64"),

@@ -84,16 +84,18 @@ def test_nothing_readable(tmp_path):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("rtsp://host/stream", "not built yet"),
-        ("https://host/a.jpg", "not built yet"),
-        ("screen 0", "not built yet"),
+        ("file:///a/b.jpg", "give the path of a file without file://"),
+        ("sftp://me:PW@host/a.jpg", "sftp:// is not read; known are http"),
+        ("me:PW@host/a.jpg", r"\*\*\*@host/a.jpg: no such file"),
+        ("123456", "no camera has this number"),
         ("nowhere.jpg", "no such file"),
         ("none*.jpg", "matches"),
     ],
 )
 def test_refused_sources(source, said):
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as caught:
         open_source(source, imgsz=64)
+    assert "PW" not in str(caught.value)
 
 
 def test_refused_files(folder):
@@ -102,6 +104,9 @@ def test_refused_files(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="no picture and no video"):
         open_source(folder / "empty", imgsz=64)
+    (folder / "list.txt").write_text("a.jpg\nrtsp://me:PW@host/1\n")
+    with pytest.raises(UserError, match=r"list.txt, line 2: .* called \*.streams"):
+        open_source(folder / "list.txt", imgsz=64)
     (folder / "list.txt").write_text("\n")
     with pytest.raises(UserError, match="list is empty"):
         open_source(folder / "list.txt", imgsz=64)

@@ -1,0 +1,214 @@
+"""detect.py on streams, URLs and the screen: what it prints, what it leaves, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from torch import Tensor
+
+import detect
+from data.stream_reader import Patience
+from tests.streaming import SECRET, Given, Grabber, camera, picture, video
+from tests.tiny import tiny_checkpoint
+from utils.types import Predictions
+
+ROOT = Path(__file__).parents[2]
+
+
+class Finder:
+    """Finds one thing in the middle of every picture, and notes how many pictures come at once."""
+
+    names, nc, ch, stride = ("thing",), 1, 3, 32
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, ...]] = []
+
+    def predict(self, images: Tensor) -> Predictions:
+        self.batches.append(tuple(images.shape))
+        height, width = images.shape[2:]
+        box = torch.tensor([width * 0.4, height * 0.4, width * 0.6, height * 0.6])
+        return Predictions(box.expand(len(images), 1, 4), torch.full((len(images), 1, 1), 0.9))
+
+
+@pytest.fixture
+def finder(monkeypatch):
+    model = Finder()
+    monkeypatch.setattr(detect, "load_model", lambda weights, device, config: model)
+    monkeypatch.setattr("data.streams.Patience", partial(Patience, tries=1, pause_s=0.05))
+    return model
+
+
+@pytest.fixture
+def run(tmp_path):
+    def call(*arguments):
+        common = ("--weights", "x.pt", "--img", "64", "--project", tmp_path / "out", "--device", "cpu")
+        status = detect.main([*map(str, (*common, *arguments))])
+        assert not [t for t in threading.enumerate() if t.name.startswith("reader of")]
+        return status
+
+    return call
+
+
+@pytest.fixture
+def server():
+    with camera() as state:
+        yield state
+
+
+def frames_of(path):
+    capture = cv2.VideoCapture(str(path))
+    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+
+
+def test_a_list_of_streams(run, server, finder, tmp_path, capsys):
+    video(tmp_path / "wide.avi", 8, size_wh=(96, 32))
+    video(tmp_path / "clip.avi", 12)
+    server.deaths = [10, 0]
+    lines = (f"{server.with_password('/locked/cam')}?channel=1", "wide.avi", str(tmp_path / "clip.avi"), f"{server.url}/nothing")
+    (tmp_path / "cams.streams").write_text("# all kinds\n" + "\n".join(lines))
+    assert run("--source", tmp_path / "cams.streams", "--save-txt", "--save-csv", "--save-crop") == 0
+    out, said = tmp_path / "out/exp", capsys.readouterr().out
+    cam = server.url.partition("://")[2].replace(".", "-").replace(":", "_") + "_locked_cam"
+    for name, width in ((cam, 64), ("wide", 96), ("clip", 64)):
+        count, wide = frames_of(out / f"{name}.mp4")
+        assert wide == width
+        assert sorted(p.name for p in out.glob(f"labels/{name}_*")) == sorted(f"{name}_{i}.txt" for i in range(1, count + 1))
+        assert len(list(out.glob(f"crops/thing/{name}*.jpg"))) == count
+    with open(out / "predictions.csv", newline="", encoding="utf-8") as file:
+        assert {row["Image Name"] for row in csv.DictReader(file)} == {cam, "wide", "clip"}
+    assert any(shape[0] == 2 for shape in finder.batches)  # cam and clip together
+    assert {shape[2:] for shape in finder.batches} >= {(64, 64), (32, 64)}
+    assert "answers 404" in next(line for line in said.splitlines() if line.startswith("skipped: "))
+    assert "locked/cam: broke off after 10 frames; connecting again in 0.05 s (try 1 of 1)" in said
+    assert "wide.avi: ended after 8 frames" in said
+    assert "4/4" not in said
+    assert not any(part in said for part in (SECRET, "s3cret", "admin"))
+
+
+@pytest.mark.usefixtures("finder")
+def test_nothing_that_can_be_opened_is_one_line(run, server, tmp_path, capsys):
+    assert run("--source", f"{server.url}/nothing") == 1
+    assert capsys.readouterr().err == f"detect.py: {server.url}/nothing: the server answers 404 Not Found\n"
+    (tmp_path / "cams.streams").write_text(f"{server.url}/a\n{server.url}/b\n")
+    assert run("--source", tmp_path / "cams.streams") == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("skipped: ") == 2
+    assert captured.err.startswith("detect.py: none of the 2 streams can be read")
+    assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("finder")
+def test_pictures_and_videos_by_http(run, server, tmp_path, capsys):
+    server.files["/bus%20stop.png"] = cv2.imencode(".png", picture(80, 60))[1].tobytes()
+    server.files["/clip.avi"] = video(tmp_path / "clip.avi", 9).read_bytes()
+    assert run("--source", f"{server.with_password('/bus%20stop.png')}?key=1", "--save-txt") == 0
+    assert run("--source", f"{server.url}/clip.avi", "--save-txt", "--vid-stride", "2") == 0
+    left = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+    clips = {f"exp2/labels/clip_{i}.txt" for i in range(1, 6)}
+    assert left == {"exp/bus stop.png", "exp/labels/bus stop.txt", "exp2/clip.mp4"} | clips
+    assert frames_of(tmp_path / "out/exp2/clip.mp4") == (5, 64)
+    said = capsys.readouterr().out
+    assert "image 1/1 http://***@127.0.0.1:" in said
+    assert "video frame 5/5 of 1/1" in said
+
+
+@pytest.mark.usefixtures("finder")
+def test_a_camera_that_comes_back_with_another_size(run, tmp_path, monkeypatch):
+    captures = [Given(3, period_s=0.05), Given(4, size_wh=(96, 32), period_s=0.05), Given(0), Given(0)]
+    monkeypatch.setattr("data.stream_reader.open_capture", lambda target, patience: captures.pop(0))
+    assert run("--source", "0") == 0
+    assert [frames_of(tmp_path / "out/exp" / name) for name in ("webcam0.mp4", "webcam0_2.mp4")] == [(3, 64), (4, 96)]
+
+
+@pytest.mark.usefixtures("finder")
+def test_the_screen_until_q_is_pressed(run, tmp_path, monkeypatch):
+    class Module:
+        MSS, ScreenShotError = Grabber, OSError
+
+    shown = []
+    monkeypatch.setitem(sys.modules, "mss", Module)
+    monkeypatch.setattr(detect, "_check_surroundings", lambda config, device: None)
+    monkeypatch.setattr(cv2, "imshow", lambda title, image: shown.append((title, image.shape)))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: ord("q") if len(shown) == 3 else -1)
+    assert run("--source", "screen 2", "--view-img") == 0
+    assert shown == [("screen 2 (q to stop)", (100, 100, 3))] * 3
+    assert frames_of(tmp_path / "out/exp/screen2.mp4") == (3, 100)
+
+
+@pytest.mark.parametrize("display", [None, ":0"])
+def test_windows_are_refused_before_any_work(run, tmp_path, monkeypatch, capsys, display):
+    def work(*_):
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(detect, "load_model", work)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+        monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:                           NONE\n")
+    assert run("--source", "rtsp://camera/1", "--view-img") == 1
+    reason = "this OpenCV cannot open windows" if display else "there is no display here"
+    said = capsys.readouterr().err
+    assert said.startswith(f"detect.py: --view-img: {reason}") or not sys.platform.startswith("linux")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("finder")
+def test_feature_maps_of_the_first_frame_of_each_stream(run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(detect, "visualize", lambda model, images, folder, report: drawn.append((tuple(images.shape), folder.name)))
+    for name in ("a", "b"):
+        video(tmp_path / f"{name}.avi", 5)
+    (tmp_path / "two.streams").write_text("a.avi\nb.avi\n")
+    assert run("--source", tmp_path / "two.streams", "--nosave", "--visualize") == 0
+    assert sorted(drawn) == [((1, 3, 64, 64), "a"), ((1, 3, 64, 64), "b")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_ends_a_run_on_a_silent_camera_at_once(server, tmp_path):
+    """Its reader hangs in the network then; the video is closed whole, and nothing tells the password."""
+    server.deaths, server.stalls = [15], True
+    server.files["/live.m3u8"] = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nseg0.ts\n#EXT-X-ENDLIST\n"
+    # FFMPEG quotes the URL of a segment that is missing
+    (tmp_path / "cams.streams").write_text(f"{server.with_password('/locked/cam')}\n{server.with_password('/live.m3u8')}\n")
+    weights = tiny_checkpoint(tmp_path / "tiny.pt")
+    command = [sys.executable, str(ROOT / "detect.py"), "--weights", str(weights), "--img", "64", "--device", "cpu", "--save-txt"]
+    command += ["--source", str(tmp_path / "cams.streams"), "--project", str(tmp_path / "out"), "--conf", "0.01"]
+    log = tmp_path / "log.txt"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    try:
+        until = time.monotonic() + 60
+        while "video frame 3/" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(0.6)  # the camera is silent by now
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        while "detect.py: stopped" not in log.read_text():
+            assert time.monotonic() - start < 3, "1 s for the reader, some for a busy machine"
+            time.sleep(0.02)
+        assert process.wait(timeout=10) == 130  # the end of Python itself; the reader would hang for 15 s
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text()
+    assert said.splitlines()[-1] == "detect.py: stopped; what was saved so far is complete"
+    assert "Traceback" not in said
+    (written,) = (tmp_path / "out/exp").glob("*.mp4")
+    assert frames_of(written)[0] == said.count("video frame ") > 2
+    assert f"skipped: http://***@{server.url.partition('://')[2]}/live.m3u8: no video that can be opened" in said
+    assert not any(part in said + str(sorted(tmp_path.rglob("*"))) for part in (SECRET, "s3cret", "admin"))

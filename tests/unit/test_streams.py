@@ -1,0 +1,303 @@
+"""Streams: the newest frame of each, together; breaks, ends and passwords; nothing left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+
+import cv2
+import numpy as np
+import pytest
+
+from data import stream_reader
+from data.sources import open_source
+from data.stream_reader import Patience, Stream, open_capture, quiet_opencv
+from data.streams import StreamSource, listed_streams, stream_of
+from tests.streaming import SECRET, Given, camera, video
+from utils.errors import UserError
+
+QUICK = Patience(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
+
+
+@pytest.fixture
+def server():
+    with camera() as state:
+        yield state
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not [t for t in threading.enumerate() if t.name.startswith("reader of")]
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Captures by target; each further connection takes the next of a list."""
+    captures = {}
+
+    def opened(target, patience):
+        return captures[target].pop(0) if isinstance(captures[target], list) else captures[target]
+
+    monkeypatch.setattr(stream_reader, "open_capture", opened)
+    return captures
+
+
+def streams(*targets, **more):
+    return [Stream(t, f"webcam{t}", f"webcam{t}", **more) for t in targets]
+
+
+def first(source, count):
+    """The first frames, after which the source is closed."""
+    found = []
+    with closing(source.batches()) as batches:
+        for frames in batches:
+            found += frames
+            if len(found) >= count:
+                break
+    return found
+
+
+def test_a_camera_over_http(server):
+    source = open_source(f"{server.url}/cam?channel=1", imgsz=64)
+    frames = first(source, 5)
+    assert [f.video.number for f in frames] == [0, 1, 2, 3, 4]
+    assert frames[0].path == f"{server.url}/cam"
+    assert frames[0].name == server.url.partition("://")[2].replace(".", "-").replace(":", "_") + "_cam"
+    assert frames[0].image.shape == (48, 64, 3)
+    assert frames[0].boxed.image.shape == (64, 64, 3)
+    assert (frames[0].index, frames[0].total, frames[0].video.frames) == (0, 1, 0)
+    assert frames[0].image[13, 17].tolist() == pytest.approx([255] * 3, abs=12)  # px
+
+
+@pytest.mark.parametrize("vid_stride", [1, 5])
+def test_of_a_video_over_http_no_frame_is_left_out(server, tmp_path, vid_stride):
+    server.files["/clip.avi"] = video(tmp_path / "clip.avi", 12, fps=1000 / 3).read_bytes()
+    notes = []
+    clip = stream_of(f"{server.url}/clip.avi", whole=True)
+    source = StreamSource([clip], patience=QUICK, note=notes.append, imgsz=64, vid_stride=vid_stride)
+    seen = []
+    for frame in source:
+        time.sleep(0.02)  # slower than they come
+        seen.append(frame)
+    assert [round(int(f.image[0, 0, 0]) / 12) for f in seen] == list(range(0, 12, vid_stride))
+    assert {f.video.frames for f in seen} == {len(seen)}
+    assert (seen[0].name, notes) == ("clip", [])
+
+
+def test_a_video_that_breaks_off_is_said(server, tmp_path):
+    data = video(tmp_path / "clip.avi", 40).read_bytes()
+    server.files["/clip.avi"] = data[: len(data) // 2]
+    notes = []
+    seen = list(StreamSource([stream_of(f"{server.url}/clip.avi", whole=True)], patience=QUICK, note=notes.append, imgsz=64))
+    assert 0 < len(seen) < 30
+    assert notes == [f"{server.url}/clip.avi: broke off after {len(seen)} of 40 frames"]
+
+
+def test_a_password_reaches_the_camera_and_nothing_else(server):
+    url = server.with_password("/locked/cam")
+    (frame,) = first(open_source(url, imgsz=64), 1)
+    with pytest.raises(UserError, match="answers 404") as caught:
+        list(open_source(server.with_password("/locked/nothing"), imgsz=64))
+    with pytest.raises(UserError, match="answers 401"):
+        list(open_source(f"{server.url}/locked/cam", imgsz=64))
+    said = str(caught.value) + frame.path + frame.name
+    assert "***@" in said
+    assert not any(part in said for part in (SECRET, "s3cret", "admin"))
+
+
+def test_a_stream_that_dies_comes_back(server):
+    server.deaths = [5, 3]
+    notes, seen = [], []
+    source = StreamSource([stream_of(f"{server.url}/cam")], patience=QUICK, note=notes.append, imgsz=64)
+    with closing(source.batches()) as batches:
+        for frames in batches:
+            seen += frames
+            if len(server.requests) == 3 and len(notes) == 2 and len(seen) > 10:
+                break
+    assert notes == [
+        f"{server.url}/cam: broke off after {n} frames; connecting again in 0.05 s (try 1 of 3)" for n in (5, 3)
+    ]  # the counting of tries begins anew with every frame
+    assert [f.video.number for f in seen] == list(range(len(seen)))
+
+
+def test_a_stream_that_stays_away_is_given_up_and_the_other_goes_on(given):
+    given[0] = [Given(4), *(Given(0) for _ in range(3))]
+    given[1] = [Given(40, period_s=0.02), *(Given(0) for _ in range(3))]
+    notes = []
+    seen = list(StreamSource(streams(0, 1), patience=QUICK, note=notes.append, imgsz=64))
+    assert seen[-1].path == "webcam1"
+    mine = [line for line in notes if line.startswith("webcam0")]
+    assert mine == [
+        "webcam0: broke off after 4 frames; connecting again in 0.05 s (try 1 of 3)",
+        "webcam0: cannot be opened again; connecting again in 0.1 s (try 2 of 3)",
+        "webcam0: cannot be opened again; connecting again in 0.2 s (try 3 of 3)",
+        "webcam0: cannot be opened again; given up after 3 tries",
+    ]
+    assert sum(line.startswith("webcam1") for line in notes) == 4
+
+
+def test_the_newest_frame_wins_and_memory_is_bounded(given):
+    capture = given[0] = Given(period_s=0.001)
+    source = StreamSource(streams(0), patience=QUICK, imgsz=64)
+    numbers, held = [], 0
+    with closing(source.batches()) as batches:
+        for frames in batches:
+            time.sleep(0.1)
+            held = max(held, len(capture.alive))
+            numbers.append(int(frames[0].image[0, 0, 0]))
+            if len(numbers) == 4:
+                assert capture.grabbed > 20
+                break
+    assert min(np.diff(numbers) % 256) > 5  # those between are gone
+    assert held <= 3  # the newest, the one that is about to become it, and the one that is looked at
+    assert capture.released
+
+
+def test_frames_of_one_shape_are_looked_at_together(given):
+    for target, size in enumerate(((64, 48), (640, 480), (96, 32))):
+        given[target] = Given(size_wh=size, period_s=0.002)
+    source = StreamSource(streams(0, 1, 2), imgsz=64)
+    groups = []
+    with closing(source.batches()) as batches:
+        for frames in batches:
+            time.sleep(0.02)
+            groups.append(tuple(f.index for f in frames))
+            if len(groups) == 12:
+                break
+    assert {(0, 1), (2,)} == set(groups[4:])
+    assert len(source) == source.at_once == 3
+
+
+def test_a_file_that_stands_for_a_camera_comes_at_its_own_speed(tmp_path):
+    video(tmp_path / "a.avi", 11, fps=25)
+    video(tmp_path / "b.avi", 6, fps=25, size_wh=(96, 32))
+    (tmp_path / "cams.streams").write_text("# two\n\na.avi\n" + str(tmp_path / "b.avi") + "\n")
+    notes = []
+    source = StreamSource(listed_streams(tmp_path / "cams.streams"), note=notes.append, imgsz=64)
+    start = time.monotonic()
+    seen = list(source)
+    assert time.monotonic() - start >= 10 / 25
+    assert {f.path for f in seen} == {str(tmp_path / "a.avi"), str(tmp_path / "b.avi")}
+    assert sorted(notes) == [f"{tmp_path / 'a.avi'}: ended after 11 frames", f"{tmp_path / 'b.avi'}: ended after 6 frames"]
+    assert seen[-1].image[0, 0, 0] == pytest.approx(120, abs=3)  # the last frame is looked at
+
+
+def test_one_that_cannot_be_opened_is_skipped(given):
+    given[0], given[1] = Given(0), [Given(30, period_s=0.005), *(Given(0) for _ in range(9))]
+    skipped = []
+    seen = list(StreamSource(streams(0, 1), patience=QUICK, report=skipped.append, note=lambda line: None, imgsz=64))
+    assert {f.path for f in seen} == {"webcam1"}
+    assert skipped == ["skipped: webcam0: no such camera, or it is in use"]
+    given[1] = Given(0)
+    with pytest.raises(UserError, match="none of the 2 streams can be read, first: webcam0: no such camera"):
+        list(StreamSource(streams(0, 1), patience=QUICK, report=skipped.append, imgsz=64))
+    with pytest.raises(UserError, match=r"^webcam0: no such camera"):
+        list(StreamSource(streams(0), patience=QUICK, imgsz=64))
+
+
+def test_nobody_there():
+    for url, said in (("rtsp://admin:PW@127.0.0.1:1/x", "nobody answers there .Connection refused"), ("http://127.0.0.1:1/x", "refused")):
+        with pytest.raises(UserError, match=said) as caught:
+            list(open_source(url, imgsz=64))
+        assert "PW" not in str(caught.value)
+    with pytest.raises(UserError, match="not a URL that can be understood") as caught:
+        list(open_source("rtsp://admin:P/W@127.0.0.1/x", imgsz=64))
+    assert "P/W" not in str(caught.value)
+
+
+def test_webcams_are_read_by_number_with_stride(given):
+    given[7] = [Given(20, period_s=0.02, length=99), *(Given(0) for _ in range(3))]  # a camera's length is no end
+    source = StreamSource([stream_of("7")], patience=QUICK, note=lambda line: None, imgsz=64, vid_stride=4)
+    assert [int(f.image[0, 0, 0]) for f in source] == [1, 5, 9, 13, 17]
+
+
+def test_an_error_of_a_reader_comes_out(given):
+    class Broken(Given):
+        def grab(self):
+            raise RuntimeError("driver")
+
+    given[0] = Broken()
+    with pytest.raises(RuntimeError, match="driver"):
+        list(StreamSource(streams(0), imgsz=64))
+    assert given[0].released
+
+
+def test_a_stop_does_not_wait_for_pauses_and_slots(given):
+    for more, capture in (({}, [Given(3), Given(0)]), ({"whole": True}, Given(length=100))):
+        target = "http://x" if more else 0
+        given[target] = capture
+        source = StreamSource([Stream(target, "x", "x", **more)], patience=Patience(pause_s=60, longest_pause_s=60), note=print, imgsz=64)
+        batches = source.batches()
+        next(batches)
+        time.sleep(0.05)
+        start = time.monotonic()
+        batches.close()
+        assert time.monotonic() - start < 0.5
+
+
+def test_how_opencv_is_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: asked.append(arguments))
+    patience = Patience(open_s=3, read_s=4.5)
+    for target in ("RTSP://u:p@cam/Live", "clip.avi", 2):
+        open_capture(target, patience)
+    waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 3000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 4500]
+    assert asked == [("rtsp://u:p@cam/Live", cv2.CAP_FFMPEG, waits), ("clip.avi",), (2,)]
+
+
+def test_a_server_that_falls_silent_is_left_after_the_time_out(server):
+    server.deaths, server.stalls = [5], True
+    notes = []
+    source = StreamSource([stream_of(f"{server.url}/cam")], patience=QUICK, note=notes.append, imgsz=64)
+    start = time.monotonic()
+    with closing(source.batches()) as batches:
+        for _ in batches:
+            if notes:
+                break
+    assert 1 <= time.monotonic() - start < 3
+    assert "broke off after" in notes[0]
+
+
+def test_surroundings_are_left_as_they_were(monkeypatch):
+    level = cv2.utils.logging.getLogLevel()
+    monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL", raising=False)
+    with quiet_opencv():
+        assert stream_reader.os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "-8"
+    assert "OPENCV_FFMPEG_LOGLEVEL" not in stream_reader.os.environ
+    monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "24")
+    with quiet_opencv():
+        assert stream_reader.os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "24"
+    assert cv2.utils.logging.getLogLevel() == level
+
+
+def test_lists(tmp_path):
+    path = tmp_path / "cams.streams"
+    path.write_text("\ufeff# cameras\n\n rtsp://u:PW@a.local/x \n0\nrtsp://b.local/x\nrtsp://B.local/x?n=2\n", encoding="utf-8")
+    source = open_source(path, imgsz=64)
+    assert [s.name for s in source.streams] == ["a-local_x", "webcam0", "b-local_x", "B-local_x_2"]
+    assert [s.shown for s in source.streams][:2] == ["rtsp://***@a.local/x", "webcam0"]
+    assert source.streams[0].target == "rtsp://u:PW@a.local/x"
+    assert not any(s.whole for s in source.streams)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is no URL, no number"),
+        ("notes.md", "line 2: notes.md is no URL, no number of a camera and no video file that is there"),
+        ("http://u:PW@cam/now.jpg", "line 2: .* is a picture"),
+        ("file:///x/PW.mp4?", "without file://"),
+        ("gopher://u:PW@cam/", "gopher:// is not read; known are http"),
+        ("# nothing", "the list is empty"),
+        ("12345", "no camera has this number"),
+    ],
+)
+def test_lines_that_cannot_be_read(tmp_path, line, said):
+    (tmp_path / "notes.md").touch()
+    (tmp_path / "cams.streams").write_text(f"# cameras\n{line}\n")
+    with pytest.raises(UserError, match=said) as caught:
+        open_source(tmp_path / "cams.streams", imgsz=64)
+    assert ":PW" not in str(caught.value)
+    assert "\n" not in str(caught.value)
