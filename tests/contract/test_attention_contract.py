@@ -90,6 +90,22 @@ def test_any_size_gives_the_same_shape_dtype_and_finite_values(name):
         assert torch.isfinite(y).all(), f"{height}x{width}"
 
 
+@each_block("meta")
+def test_shapes_can_be_had_without_values(name):
+    """Built, run and differentiated on the meta device, as dry runs and counts of operations do."""
+    with torch.device("meta"):
+        module = build_same_width(name, CHANNELS)
+        for is_training in (True, False):
+            for height, width in SIZES[:3]:
+                x = torch.empty(2, CHANNELS, height, width, requires_grad=True)
+                y = module.train(is_training)(x)
+                assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
+                y.sum().backward()
+                assert x.grad is not None
+                assert x.grad.shape == x.shape
+                assert all(p.grad is not None for p in module.parameters())
+
+
 @each_block("state")
 def test_calls_leave_no_trace(name):
     module = build(name)
