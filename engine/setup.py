@@ -165,7 +165,7 @@ def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec)
     for path in config.plugins:
         load_plugin(path)
     if checkpoint is not None:
-        require_plugins(checkpoint, (), source=config.resume or config.weights)
+        require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
     if config.resume:
         return stopped(config, checkpoint, spec)
     if checkpoint is not None and not (checkpoint.cfg or config.cfg):

@@ -195,21 +195,26 @@ def _check_against_file(model: Detector, checkpoint: ForeignCheckpoint, source: 
 
 
 def require_plugins(checkpoint: Checkpoint, plugins: Sequence[str | Path], *, source: str | Path = "checkpoint") -> None:
-    """Loads the named plugins and checks that those the checkpoint was made with are among them.
+    """Loads the named plugins and checks that those the checkpoint was made with are there, or named ones of the same file names.
 
     Raises:
         UserError: one is missing.
     """
-    for path in plugins:
-        load_plugin(path)
-    at_hand = {p.sha256: p.name for p in loaded_plugins()}
+    given = [load_plugin(path) for path in plugins]
+    at_hand = {plugin.sha256 for plugin in loaded_plugins()}
+    exact = {needed["sha256"] for needed in checkpoint.plugins} & at_hand
+    substitutes = [plugin.name for plugin in given if plugin.sha256 not in exact]  # each for one: files in two folders may share a name
     for needed in checkpoint.plugins:
-        if needed["sha256"] in at_hand:
+        name, digest = needed["name"], needed["sha256"]
+        if digest in exact:
             continue
-        if needed["name"] in at_hand.values():
-            print(f"{source}: was made with another version of {needed['name']}; going on with the one given")
+        if name in substitutes:
+            substitutes.remove(name)
+            print(f"{source}: was made with another version of {name}; going on with the one given")
             continue
-        raise UserError(f"{source}: needs {needed['name']} again: add --plugins {needed['name']}")
+        if name in (plugin.name for plugin in given):
+            raise UserError(f"{source}: needs another {name}, too (its sha256 begins with {digest[:8]}): add its path to --plugins")
+        raise UserError(f"{source}: needs {name} again: add --plugins {name}")
 
 
 def plugin_records() -> tuple[dict[str, str], ...]:

@@ -6,13 +6,14 @@ import builtins
 import errno
 import pickle
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 
 from models.checkpoints import Checkpoint, load_checkpoint, load_model, previous_of, require_plugins, save_checkpoint
+from models.registry import load_plugin
 from utils.errors import UserError
 
 
@@ -185,6 +186,24 @@ def test_bare_weights_and_newer_formats_and_missing_files(tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
     with pytest.raises(UserError, match="a folder"):
         load_checkpoint(tmp_path)
+
+
+def test_another_plugin_of_the_same_name_is_no_substitute(tmp_path, capsys):
+    """Only a file that is given for this checkpoint may stand for one that it needs, and only for one."""
+    paths = [tmp_path / folder / "ours.py" for folder in "abc"]
+    for i, path in enumerate(paths):
+        path.parent.mkdir()
+        path.write_text(f"NUMBER = {i}\n")
+    first, second, _ = (asdict(load_plugin(path)) for path in paths)
+    require_plugins(example(plugins=(first, second)), ())  # the very files are loaded
+    unknown = {"name": "ours.py", "sha256": "1" * 64}
+    with pytest.raises(UserError, match=r"needs ours\.py again"):
+        require_plugins(example(plugins=(unknown,)), ())
+    with pytest.raises(UserError, match=r"needs another ours\.py, too \(its sha256 begins with 11111111\): add its path to --plugins"):
+        require_plugins(example(plugins=(first, unknown)), [paths[0]])
+    assert capsys.readouterr().out == ""
+    require_plugins(example(plugins=(unknown, first)), [paths[0], paths[2]])
+    assert "another version of ours.py" in capsys.readouterr().out
 
 
 def test_a_missing_plugin_is_asked_for():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -278,6 +279,16 @@ def test_a_plugin_adds_a_module(tmp_path):
     model = build_model(with_row([-1, 1, "Doubled_a", [3]]), plugins=[tmp_path / "mine.py"])
     assert model.model[3].factor == 3
     assert build_model(with_row([-1, 1, "Doubled_a", []]), plugins=[tmp_path / "mine.py"]).model[3].factor == 2
+
+
+def test_plugins_of_one_name_in_different_folders_are_two(tmp_path):
+    paths = [tmp_path / folder / "mine.py" for folder in ("one", "two")]
+    for path, tag in zip(paths, ("one", "two")):
+        path.parent.mkdir()
+        path.write_text(PLUGIN.format(tag=tag))
+    classes = [type(build_model(with_row([-1, 1, f"Doubled_{tag}", []]), plugins=paths).model[3]) for tag in ("one", "two")]
+    assert classes[0].__module__ != classes[1].__module__
+    assert all(sys.modules[c.__module__].Doubled is c for c in classes)
 
 
 @pytest.mark.parametrize(("text", "word"), [("raise OSError('no')", "OSError"), ("def (", "SyntaxError"), (None, "no such file")])
