@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.deployed import leave_deployed
 from engine.evolve import evolve
+from engine.portions import Pass
 from engine.run import Run
 from engine.saving import accounted_for, finish_weights, save_epoch, save_midway
 from engine.setup import prepare, settle
@@ -38,6 +40,7 @@ from utils.types import to_unit_range
 
 if TYPE_CHECKING:
     from utils.metrics import Metrics
+    from utils.types import Batch
 
 LOG_EVERY = 10  # iterations between looks at the losses; each look waits for the device
 
@@ -148,20 +151,12 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     for i, batch in enumerate(bar, run.batch):
         settings = run.schedule.at(epoch, i)
         apply_settings(run.optimizer, settings)
-        batch = batch.to(run.device)
-        images = to_unit_range(batch.images)  # (B, C, H, W) in 0-1
-        if config.multi_scale:
-            images = rescaled(images, base_px=config.imgsz, stride=run.model.stride, key=(config.seed, epoch, i))
-
         waiting += 1
         is_last = i + 1 == len(loader)
         is_step = waiting >= settings.accumulate or is_last  # the last step takes the rest, so that an epoch ends with none waiting
         with distributed.averaging(run.network, now=is_step):
-            with autocast(run.device, run.precision):
-                output = run.network(images)
-            parts = run.loss(output, batch)
-            total = guard.checked(parts, epoch=epoch, iteration=i, paths=batch.paths) * batch.images_of_step
-            run.scaler.scale(total).backward()
+            place = f"epoch {epoch + 1}, iteration {i + 1}"
+            parts, side_px = run.portions.passed(batch, partial(forward_backward, run, epoch, i), place=place)
 
         if is_step:
             taken = optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm)  # unless the gradient is no number
@@ -172,13 +167,28 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         meter.update(parts, counts=batch.images_of_step > 0)
         if i % LOG_EVERY == 0 or is_last:
             guard.look()
-            bar.show(meter.means(), device=run.device, boxes=len(batch.targets), side=images.shape[-1])
+            bar.show(meter.means(), device=run.device, boxes=len(batch.targets), side=side_px)
         run.callbacks.on_batch(run.info, epoch, i, batch)
         if not waiting:
             run.batch = i + 1
             save_midway(run)
     guard.report(epoch)
     return meter.means()
+
+
+def forward_backward(run: Run, epoch: int, iteration: int, batch: Batch) -> Pass:
+    """Adds the gradients of a batch, or of a portion of one, to those that wait."""
+    config = run.config
+    batch = batch.to(run.device)
+    images = to_unit_range(batch.images)  # (B, C, H, W) in 0-1
+    if config.multi_scale:
+        images = rescaled(images, base_px=config.imgsz, stride=run.model.stride, key=(config.seed, epoch, iteration))
+    with autocast(run.device, run.precision):
+        output = run.network(images)
+    parts = run.loss(output, batch)
+    total = run.guard.checked(parts, epoch=epoch, iteration=iteration, paths=batch.paths) * batch.images_of_step
+    run.scaler.scale(total).backward()
+    return Pass(parts, images.shape[-1])
 
 
 def validate(run: Run) -> Metrics:

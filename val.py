@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.channels import spec_for
 from engine.ground_truth import split_truth
+from engine.portions import Portions, mean_parts
 from utils import distributed
 from utils.boxes import cxcywh_to_xyxy, denormalised, to_batch, to_original, xyxy_to_ltwh
 from utils.errors import UserError
@@ -163,15 +164,21 @@ def evaluate(
     if plots and save_dir is not None:
         observers = [*observers, PictureSaver(save_dir, accumulator.names)]
     stopwatch, meter = Stopwatch(device), LossMeter(loss.names if loss else ())
+    portions = Portions(device)
+
+    def look(batch: Batch) -> Look:
+        with stopwatch.stage("pre-process"):
+            images = to_unit_range(batch.images.to(device, non_blocking=True))
+        with stopwatch.stage("inference"):
+            output, predictions = forward(model, images, device=device, precision=precision)
+        return Look(predictions, loss(output, batch.to(device)) if loss else {})
+
     told = [o for o in observers if distributed.is_main() or getattr(o, "everywhere", False)]
     with _evaluation_mode(model):
         for index, batch in enumerate(_with_progress(loader, shown=progress and distributed.is_main())):
-            with stopwatch.stage("pre-process"):
-                images = to_unit_range(batch.images.to(device, non_blocking=True))
-            with stopwatch.stage("inference"):
-                output, predictions = forward(model, images, device=device, precision=precision)
+            predictions, parts = joined(portions.results(batch, look, place="validation"))
             if loss is not None:
-                meter.update(loss(output, batch.to(device)), counts=batch.images_of_step > 0)
+                meter.update(parts, counts=batch.images_of_step > 0)
             with stopwatch.stage("NMS"):
                 found = non_max_suppression(predictions, conf=conf, iou=iou, max_det=max_det, multi_label=True)
             found = _on_host(found)
@@ -200,6 +207,21 @@ def forward(
             return None, model.predict(images)
         output = model(images)
     return output, model.head.decode(output)
+
+
+class Look(NamedTuple):
+    """What a network makes of a batch, or of a portion of one."""
+
+    predictions: Predictions
+    parts: dict[str, Tensor]  # of the loss, means over the images
+
+
+def joined(looks: Sequence[tuple[Batch, Look]]) -> Look:
+    """Portions as the batch that they are of."""
+    if len(looks) == 1:
+        return looks[0][1]
+    predictions = Predictions(*(torch.cat(field) for field in zip(*(look.predictions for _, look in looks))))
+    return Look(predictions, mean_parts([(look.parts, len(batch.images)) for batch, look in looks]))
 
 
 def truth_of_labels(batch: Batch) -> GroundTruth:

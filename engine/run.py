@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from engine.portions import TrainingPortions
 from engine.pretrained import Frozen
 from engine.step_guard import StepGuard
 from engine.stopping import StopSignals
@@ -57,6 +58,7 @@ class Run:
     early_stop: EarlyStop
     callbacks: Callbacks
     guard: StepGuard
+    portions: TrainingPortions
     meter: LossMeter  # of the epoch that runs
     signals: StopSignals = field(default_factory=StopSignals)
     start_epoch: int = 0
@@ -132,6 +134,7 @@ def snapshot(run: Run, metrics: Metrics | None = None) -> Checkpoint:
             "images": len(run.train_loader.dataset),
             "meter": run.meter.state_dict(),
             "guard": run.guard.state_dict(),
+            "portions": run.portions.portions.count,
             "rows": list(run.rows),
             "ranks": list(run.ranks),
             "class_ap": run.class_ap and list(run.class_ap),
@@ -154,6 +157,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         run.class_ap = tuple(state["class_ap"])
     run.guard.load_state_dict(state.get("guard", {}))
     run.guard.keep_statistics()
+    run.portions.portions.count = int(state.get("portions", 1))
     ranks = state.get("ranks") or [state]
     as_many = len(ranks) == distributed.world_size()
     own = ranks[distributed.rank()] if as_many else state

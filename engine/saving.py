@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from engine.run import Run, snapshot
 from engine.stopping import Stopped
 from models.checkpoints import Checkpoint, load_checkpoint, previous_of, save_checkpoint
 from utils import distributed
 from utils.errors import UserError
+from utils.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from utils.metrics import Metrics
@@ -86,9 +85,9 @@ def accounted_for(run: Run) -> Iterator[None]:
         raise KeyboardInterrupt(kept(run)) from None
     except UserError as error:
         raise UserError(f"{error}; {kept(run)}") from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"the GPU's memory is full: train anew with a smaller --batch-size or --imgsz; {kept(run)}") from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):  # of several processes, or outside the network
+            raise UserError(f"the memory is full: train anew with a smaller --batch-size or --imgsz; {kept(run)}") from error
         if loss := distributed.loss_of_another():
             raise UserError(f"{loss}; {kept(run)}") from error
         if "DataLoader worker" not in str(error) or "Traceback" in str(error):

@@ -13,6 +13,7 @@ from torch import nn
 from engine.channels import with_channels
 from engine.elastic import continued, mark
 from engine.ground_truth import label_truth
+from engine.portions import TrainingPortions
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
 from engine.resume import resumed, tidy
@@ -104,6 +105,8 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     ema = ModelEMA(model)  # of the model before --sync-bn changes its layers
     loss, scaler = model.head.build_loss(hyp), gradient_scaler(device, precision)
     patience = 0 if config.skip_nan else config.nan_patience
+    network = network_of(model, config, device)
+    guard = StepGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled())
     schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
     run = Run(
         config=config,
@@ -112,7 +115,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         save_dir=save_dir,
         model=model,
         frozen=frozen,
-        network=network_of(model, config, device),
+        network=network,
         loss=loss,
         ema=ema,
         optimizer=build_optimizer(
@@ -126,7 +129,8 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         val_loader=val_loader,
         early_stop=EarlyStop(config.patience),
         callbacks=Callbacks([*own_observers(config, hyp, train_loader), *observers], is_main=distributed.is_main()),
-        guard=StepGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled()),
+        guard=guard,
+        portions=TrainingPortions(model, loss, guard, device),
         meter=LossMeter(loss.names, finite_only=True),
         truth=label_truth(spec, "val", val_loader.dataset.image_files),
         class_ap=(0.0,) * model.nc if config.image_weights else None,

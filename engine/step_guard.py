@@ -73,6 +73,14 @@ class StepGuard:
         self._steps.append((self._waiting, taken))
         self._waiting = []
 
+    def mark(self) -> int:
+        """How many batches wait for their step, for :meth:`rewind`."""
+        return len(self._waiting)
+
+    def rewind(self, mark: int) -> None:
+        """Forgets the batches since the mark: their passes were not finished."""
+        del self._waiting[mark:]
+
     def look(self) -> None:
         """Waits for the device and counts the steps since the last look.
 
