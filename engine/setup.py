@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from engine.batch_size import largest_batch
 from engine.channels import with_channels
 from engine.elastic import continued, mark
 from engine.ground_truth import label_truth
@@ -30,7 +31,7 @@ from models.published import provide
 from models.registry import load_plugin
 from utils import distributed
 from utils.callbacks import Callback, Callbacks
-from utils.config import Hyperparameters, TrainConfig
+from utils.config import FIND_BATCH_SIZE, Hyperparameters, TrainConfig
 from utils.early_stop import EarlyStop
 from utils.ema import ModelEMA
 from utils.errors import UserError
@@ -88,6 +89,7 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
 def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
     """Builds everything a run works with, restores it after a resume, and prints the recipe."""
     from data.dataset_spec import load_dataset_spec
+    from data.labels import list_images
 
     precision = precision_of(config.amp, device)
     spec = with_channels(load_dataset_spec(config.data, single_cls=config.single_cls), config, checkpoint)
@@ -95,6 +97,8 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     model = channels_last(model.to(device))
     hyp = recipe(config, checkpoint, model)
     save_dir = run_folder(config)
+    if config.batch_size == FIND_BATCH_SIZE:
+        config = config.replace(batch_size=largest_batch(model, config, hyp, device, images=len(list_images(spec.sources("train")))))
     train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
     tell_about_data(train_loader, val_loader, spec, save_dir)
     if not config.resume:

@@ -31,6 +31,7 @@ LEAST = {
     "imgsz": 32,
     **dict.fromkeys(("workers", "patience", "min_items", "seed", "save_steps", "nan_patience", "evolve"), 0),
 }
+FIND_BATCH_SIZE = -1  # the largest that fits
 CACHES = ("", "ram", "disk")
 TEXTS = ("weights", "backbone_weights", "weights_report", "cfg", "data", "resume", "project", "name", "cache")  # paths are understood
 PRETRAINED = "pretrained"  # of --freeze
@@ -164,7 +165,7 @@ class TrainConfig:
     data: str = ""
     hyp: str | Hyperparameters = ""
     epochs: int = 100
-    batch_size: int = 16  # over all processes
+    batch_size: int = 16  # over all processes; -1 = the largest that fits
     imgsz: int = 640  # px, square
     val_imgsz: int | None = None  # px; None = imgsz
     device: str = ""
@@ -214,8 +215,11 @@ class TrainConfig:
         self._normalise()
         for name, least in LEAST.items():
             value = getattr(self, name)
+            if name == "batch_size" and value == FIND_BATCH_SIZE:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least} is needed")
+                other = f", or {FIND_BATCH_SIZE} for the largest that fits," if name == "batch_size" else ""
+                raise UserError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least}{other} is needed")
         for name, choices in (("optimizer", OPTIMIZERS), ("amp", PRECISIONS), ("cache", CACHES), ("attention_init", ATTENTION_INITS)):
             value = getattr(self, name)
             if value not in choices:

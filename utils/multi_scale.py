@@ -8,6 +8,7 @@ import random
 from torch import Tensor
 from torch.nn import functional
 
+LEAST, MOST = 0.5, 1.5  # of the base
 
 def rescaled(images: Tensor, *, base_px: int, stride: int, key: tuple[int, ...]) -> Tensor:
     """Images (B, C, H, W) at a longer side between half and one and a half of ``base_px``, in whole strides.
@@ -15,8 +16,16 @@ def rescaled(images: Tensor, *, base_px: int, stride: int, key: tuple[int, ...])
     Args:
         key: such as (seed, epoch, iteration); the same key gives the same side.
     """
-    low, high = (round(base_px * factor / stride) for factor in (0.5, 1.5))
-    side = random.Random(repr(key)).randint(max(low, 1), max(high, 1)) * stride
+    side = random.Random(repr(key)).randint(_strides(base_px, stride, LEAST), _strides(base_px, stride, MOST)) * stride
     factor = side / max(images.shape[2:])
     hw = [math.ceil(s * factor / stride - 1e-9) * stride for s in images.shape[2:]]
     return functional.interpolate(images, size=hw, mode="bilinear", align_corners=False)
+
+
+def longest_side(base_px: int, *, stride: int) -> int:
+    """The longest side in px that ``rescaled`` gives."""
+    return _strides(base_px, stride, MOST) * stride
+
+
+def _strides(base_px: int, stride: int, factor: float) -> int:
+    return max(round(base_px * factor / stride), 1)

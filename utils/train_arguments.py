@@ -32,8 +32,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
     given = vars(build_parser().parse_args(argv))
     for flag in given.pop("refused", ()):
         raise UserError(f"{flag} {REFUSED[flag]}")
-    if given.get("batch_size") == -1:
-        raise UserError("--batch-size -1: finding the batch size is not built yet; give a number, such as 16")
     if given.pop("notest", False):
         given["noval"] = True
     if given.pop("adam", False):
@@ -89,7 +87,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
         ],
         "how long, how large": [
             (["--epochs"], number, "epochs"),
-            (["--batch-size"], number, "images a step over all processes"),
+            (["--batch-size"], number, "images a step over all processes; -1 finds the largest that fits"),
             (["--accumulate"], number, "steps whose gradients are summed; nominal batch / batch size if left out"),
             (["--imgsz", "--img", "--img-size"], side, "side of the square input; a second one is for validation"),
             (["--multi-scale"], on, "vary the input's side by half around --imgsz"),

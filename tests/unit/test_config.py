@@ -81,7 +81,7 @@ def test_schedule_flags():
     ("flags", "says"),
     [
         ({"epochs": 0}, "--epochs 0: a whole number of at least 1"),
-        ({"batch_size": -1}, "--batch-size -1"),
+        ({"batch_size": -2}, "--batch-size -2"),
         ({"imgsz": 16}, "--imgsz 16"),
         ({"imgsz": 320.5}, "--imgsz 320.5"),
         ({"optimizer": "sgdd"}, "--optimizer 'sgdd': one of SGD, Adam, AdamW, LION"),

@@ -65,7 +65,7 @@ def test_what_is_not_here_is_refused_by_name(flag, value):
     [
         ("--attention-init identity", "--attention FocalModulation@9"),
         ("--attention EMA@9 --attention-init zero", "--attention-init 'zero': one of identity"),
-        ("--batch-size -1", "--batch-size -1: finding"),
+        ("--batch-size -2", r"--batch-size -2: a whole number of at least 1, or -1"),
         ("--img 1 2 3", "--imgsz 1 2 3"),
         ("--opt sgdm", "--optimizer 'sgdm'"),
     ],

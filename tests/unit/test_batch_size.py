@@ -1,0 +1,89 @@
+"""--batch-size -1: the search, and a run that uses what it found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine import batch_size
+from engine.batch_size import PeakMeter, search
+from models.checkpoints import load_checkpoint
+from tests.tiny_training import config, make_world
+from train import train
+from utils.errors import UserError
+from utils.multi_scale import longest_side, rescaled
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+class Memory:
+    """Bytes of a step: some, and so many an image; full above a limit."""
+
+    def __init__(self, base: int, per_image: int, *, full: int = 10**12) -> None:
+        self.base, self.per_image, self.full, self.tried = base, per_image, full, []
+
+    def __call__(self, images: int) -> int | None:
+        self.tried.append(images)
+        taken = self.base + self.per_image * images
+        return None if taken > self.full else taken
+
+
+@pytest.mark.parametrize(("base", "per_image"), [(0, 10), (500, 10), (100, 7), (0, 999), (999, 1), (0, 501)])
+def test_the_largest_that_fits(base, per_image):
+    memory = Memory(base, per_image)
+    assert search(memory, budget=1000, most=10_000) == (1000 - base) // per_image
+    assert memory.tried[-1] == max((1000 - base) // per_image, 1) or memory(memory.tried[-1]) > 1000
+    assert len(memory.tried) < 20
+
+
+def test_none_fits():
+    assert search(Memory(2000, 1), budget=1000, most=100) == 0
+
+
+def test_never_more_than_there_are():
+    memory = Memory(0, 1)
+    assert search(memory, budget=10**9, most=37) == 37
+    assert max(memory.tried) == 37
+
+
+def test_memory_that_is_full_before_the_budget_is_used():
+    memory = Memory(0, 10, full=600)
+    found = search(memory, budget=1000, most=1000)
+    assert 40 <= found <= 60
+    assert memory.tried.count(found) == 1
+
+
+def test_steps_that_cost_more_than_the_line_says():
+    assert 25 <= search(lambda n: n * n, budget=1000, most=1000) <= 31
+
+
+def test_a_run(world, tmp_path, capsys, monkeypatch):
+    result = train(config(world, tmp_path, batch_size=-1, epochs=1))
+    printed = capsys.readouterr()
+    assert "--batch-size -1: 12, as many as there are pictures" in printed.out
+    assert "warning: 1 batch(es) an epoch of 12 pictures" in printed.err
+    saved = load_checkpoint(result.last_weights)
+    assert saved.config["batch_size"] == 12
+    plain = train(config(world, tmp_path, batch_size=12, epochs=1, name="plain"))  # the search leaves no trace
+    weights = load_checkpoint(plain.last_weights).weights
+    assert all(torch.equal(value, weights[name]) for name, value in saved.weights.items())
+
+    monkeypatch.setattr(batch_size, "free_bytes", lambda device: 2)
+    monkeypatch.setattr(PeakMeter, "taken", lambda self: 100)
+    with pytest.raises(UserError, match=r"--batch-size -1: not even one image of 64 px fits into 0.00 GiB; lower --imgsz"):
+        train(config(world, tmp_path, batch_size=-1, epochs=1, name="none"))
+
+
+def test_the_meter_sees_what_was_freed_again():
+    meter = PeakMeter(torch.device("cpu"))
+    meter.begin()
+    torch.ones(2**26, dtype=torch.uint8)  # touched, and gone
+    assert 50 * 2**20 < meter.taken() < 200 * 2**20
+
+
+def test_longest_side():
+    sides = {rescaled(torch.zeros(1, 1, 64, 64), base_px=64, stride=8, key=(k,)).shape[-1] for k in range(200)}
+    assert max(sides) == longest_side(64, stride=8) == 96
