@@ -62,7 +62,7 @@ def check(arguments: argparse.Namespace) -> int:
     print(*(f"  {p}" for p in problems[:SHOWN]), sep="\n", end="\n" if problems else "")
     if len(problems) > SHOWN:
         print(f"  … and {len(problems) - SHOWN} more in {folder / 'problems.txt'}")
-    print(f"{len(problems)} problems; picture and list in {folder}")
+    print(f"{len(problems) or 'no'} problem{'s' * (len(problems) != 1)}; check.png and problems.txt in {folder}")
     if arguments.fix:
         for line in write_clean_copy(spec, found, Path(arguments.out), exist_ok=arguments.exist_ok):
             print(f"fixed: {line} in {arguments.out}")

@@ -81,9 +81,9 @@ def coco_to_yolo(
     problems = [p for f in files for p in f.problems] + [p for found in labels.values() for p in found.problems] + absent
     write_yolo(out, {n: f for n, f in labels.items() if f.hw != (0, 0)}, files[0].names, sources, segments=segments, exist_ok=exist_ok)
     objects, crowds = sum(len(f.classes) for f in labels.values()), sum(f.crowds for f in files)
-    print(f"{len(labels)} images, {objects} objects of {len(files[0].names)} classes; {crowds} crowd regions are no objects; in {out}")
-    if not images:
-        print(f"the pictures belong into {out / 'images'}/({'|'.join(splits)}); --images DIR puts them there")
+    print(f"{len(labels)} images, {objects} objects of {len(files[0].names)} classes in {out / 'data.yaml'}"
+          + (f"; {crowds} crowd regions left out, YOLO labels have none" if crowds else ""))  # fmt: skip
+    tell_where_pictures_belong(out, splits, have_images=bool(images))
     return problems
 
 
@@ -105,6 +105,8 @@ def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = F
     Raises:
         UserError: The data set cannot be read, or the file is there already or cannot be written.
     """
+    if out.is_dir() or out.suffix.lower() != ".json":
+        raise UserError(f"--out {out}: is the JSON file to write, such as {out.with_suffix('') / f'instances_{split}.json'}")
     spec = load_dataset_spec(data, need=(split,))
     files = list_images(spec.sources(split))
     table, _ = split_labels(spec, split, files, progress=sys.stderr.isatty())
@@ -175,9 +177,16 @@ def voc_to_yolo(
     labels = {stems.get(Path(name).stem, f"{split}/{name}"): f for name, f in found.items()}
     write_yolo(out, labels, names, sources, exist_ok=exist_ok)
     skipped = sum(f.difficult for f in read)
-    print(f"{len(labels)} images, {sum(len(f.classes) for f in labels.values())} objects of {len(names)} classes in {out}"
+    print(f"{len(labels)} images, {sum(len(f.classes) for f in labels.values())} objects of {len(names)} classes in {out / 'data.yaml'}"
           + (f"; {skipped} difficult objects left out (--difficult keeps them)" if skipped else ""))  # fmt: skip
+    tell_where_pictures_belong(out, [split], have_images=images is not None)
     return problems
+
+
+def tell_where_pictures_belong(out: Path, splits: Sequence[str], *, have_images: bool) -> None:
+    """What is left to do where only labels were written."""
+    if not have_images:
+        print(f"put the pictures into {', '.join(str(out / 'images' / s) for s in splits)}, or give their folders with --images")
 
 
 def write_yolo(
@@ -258,14 +267,14 @@ def _parser() -> argparse.ArgumentParser:
     coco.add_argument("--segments", action="store_true", help="write polygons of objects in one piece")
     coco.set_defaults(run=lambda a: coco_to_yolo(a.jsons, a.out, images=a.images, segments=a.segments, exist_ok=a.exist_ok))
     yolo = commands.add_parser("yolo-to-coco", help="a YOLO data set's split to a COCO instances JSON")
-    yolo.add_argument("data", metavar="DATA.yaml")
-    yolo.add_argument("--split", default="val", choices=("train", "val", "test"))
+    yolo.add_argument("data", metavar="DATA.yaml", help="dataset file, or its name under data/")
+    yolo.add_argument("--split", default="val", choices=("train", "val", "test"), help="which one to convert (default: val)")
     yolo.set_defaults(run=lambda a: yolo_to_coco(a.data, a.out, split=a.split, exist_ok=a.exist_ok))
     voc = commands.add_parser("voc-to-yolo", help="a folder of VOC XML files to YOLO label files")
-    voc.add_argument("annotations", type=Path, metavar="XML-DIR")
+    voc.add_argument("annotations", type=Path, metavar="XML-DIR", help="folder of XML files")
     voc.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures, linked or copied")
     voc.add_argument("--names", nargs="+", default=[], help="classes in order (default: all that occur, sorted)")
-    voc.add_argument("--split", default="train", help="name of the folders written")
+    voc.add_argument("--split", default="train", help="name of the folders written (default: train)")
     voc.add_argument("--one-based", action="store_true", help="px count from 1 and the last is included: the original VOC archives")
     voc.add_argument("--difficult", action="store_true", help="keep objects marked as difficult")
     voc.set_defaults(
@@ -274,8 +283,9 @@ def _parser() -> argparse.ArgumentParser:
             exist_ok=a.exist_ok,
         )
     )  # fmt: skip
-    for command in (coco, yolo, voc):
-        command.add_argument("--out", type=Path, required=True, help="what to write: a folder, or the JSON file")
+    folder = "folder to write: labels/, images/ and data.yaml, which train.py takes as --data"
+    for command, written in ((coco, folder), (yolo, "JSON file to write"), (voc, folder)):
+        command.add_argument("--out", type=Path, required=True, help=written)
         command.add_argument("--exist-ok", action="store_true", help="write over files that are there")
     return parser
 

@@ -165,3 +165,16 @@ def test_no_xml_and_entities(tmp_path):
         voc_to_yolo(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="DOCTYPE"):
         parse_xml(b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>')
+
+
+def test_what_is_said_tells_a_newcomer_where_to_go_on(tmp_path, capsys):
+    write_coco_layout(tmp_path / "coco")
+    path = tmp_path / "coco/annotations/instances_val2017.json"
+    assert convert.main(["coco-to-yolo", str(path), "--out", str(tmp_path / "labels")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(f"classes in {tmp_path / 'labels/data.yaml'}; 1 crowd regions left out, YOLO labels have none")
+    assert said[1] == f"put the pictures into {tmp_path / 'labels/images/val2017'}, or give their folders with --images"
+    data = str(tmp_path / "coco/coco.yaml")
+    for out in (tmp_path, tmp_path / "converted"):
+        assert convert.main(["yolo-to-coco", data, "--out", str(out)]) == 2
+        assert f"--out {out}: is the JSON file to write, such as {out / 'instances_val.json'}" in capsys.readouterr().err
