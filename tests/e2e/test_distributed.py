@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -224,3 +225,33 @@ def test_torchrun_restarts_what_a_kill_has_ended_in_the_same_folder(world, tmp_p
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["exp"]
     assert len(table.read_text().splitlines()) == 31
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
+
+
+@pytest.mark.slow
+def test_two_machines_train_what_one_does(world, tmp_path):
+    """Two agents that meet at a rendezvous, each in a folder that only it sees, and one agent with two processes."""
+    given = flags(world, Path("runs"), batch_size=8)
+    script = [str(ROOT / "train.py"), "--noplots", "--epochs", "1", "--batch-size", "8", "--workers", "0"]
+    for name in ("cfg", "data", "project", "imgsz", "device"):
+        script += [f"--{name}", str(given[name])]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, "--rdzv_id", tmp_path.name]
+    jobs = {"alone": ["--standalone", "--nproc_per_node", "2"], "first": meeting, "second": meeting}
+    agents = []
+    for name, launch in jobs.items():
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, *script]
+        agents.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path / name))
+    said = [agent.communicate(timeout=240)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0, 0], said
+    saved = [name for name in jobs if (tmp_path / name / "runs").exists()]
+    assert len(saved) == 2  # of the two machines only that of the main process has the run's folder, or any
+    assert saved[0] == "alone"
+    assert all([p.name for p in (tmp_path / name / "runs").iterdir()] == ["exp"] for name in saved)
+    talkers = [name for name, text in zip(jobs, said) if "Best epoch" in text]
+    assert talkers == saved
+    one, two = (tmp_path / name / "runs" / "exp" for name in saved)
+    assert (one / "results.csv").read_text() == (two / "results.csv").read_text()
+    a, b = (load_checkpoint(folder / "weights" / "last.pt").weights for folder in (one, two))
+    assert all(torch.equal(a[k], b[k]) for k in a)
