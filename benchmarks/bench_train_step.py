@@ -31,7 +31,8 @@ def main() -> None:
     for _ in range(args.rounds):
         for side, python, cfg in sides:
             command = [python, __file__, "--side", side, "--cfg", cfg, "--imgsz", str(args.imgsz), "--batch-size", str(args.batch_size)]
-            run = subprocess.run([*command, "--steps", str(args.steps), "--threads", str(args.threads)], capture_output=True, text=True)
+            command += ["--steps", str(args.steps), "--threads", str(args.threads), "--checkpoint-activations", args.checkpoint_activations]
+            run = subprocess.run(command, capture_output=True, text=True)
             if run.returncode:
                 sys.exit(f"{side}: {run.stderr.strip().splitlines()[-1]}")
             results.setdefault(side, []).append(json.loads(run.stdout.strip().splitlines()[-1]))
@@ -48,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpoint-activations", default="off", metavar="OF", help="of our side: off, attention or all")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -60,17 +62,19 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     step, parameters = (_our_step if args.side == "ours" else _peer_step)(args)
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
+    seconds, processor = [], []
     for _ in range(args.steps + 1):
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         step().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
+        processor.append(time.process_time() - processor_start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds": sorted(seconds[1:])[len(seconds[1:]) // 2],
+        "processor_seconds": min(processor[1:]),
         "peak_mib": peak / 1024,
         "step_mib": (peak - before) / 1024,
         "parameters": sum(p.numel() for p in parameters),
@@ -94,11 +98,14 @@ def _our_step(args: argparse.Namespace):
     import torch
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    from engine.recompute import checkpoint_activations
     from models import build_model
     from utils.config import Hyperparameters
     from utils.types import Batch, Letterbox, to_unit_range
 
     model = build_model(args.cfg, nc=80).train()
+    if args.checkpoint_activations != "off":
+        checkpoint_activations(model, args.checkpoint_activations)
     loss = model.head.build_loss(Hyperparameters())
     images = torch.randint(0, 256, (args.batch_size, 3, args.imgsz, args.imgsz), dtype=torch.uint8)
     sides = torch.full((args.batch_size, 2), args.imgsz)

@@ -9,11 +9,11 @@ from models import channel_rules as rules
 from models.channel_rules import LayerPlan
 from models.detector import Detector
 from models.layers.attention.embedded import Embedded
-from models.registry import BLOCKS
+from models.registry import BLOCKS, BlockSpec
 from utils.errors import UserError
 from utils.rates import read_multipliers, rows_of
 
-ATTENTION = "models.layers.attention."
+ATTENTION = ("models.layers.attention.", "models.layers.transformer")
 
 
 def multipliers(model: Detector, text: str) -> dict[str, float]:
@@ -59,15 +59,14 @@ def _trainable(model: Detector) -> Iterator[tuple[str, int, str]]:
 def _part(plan: LayerPlan, name: str) -> str:
     """Attention rows (inserted ones always are), attention inside blocks, and else where the row stands."""
     inside = isinstance(plan.cls, Embedded)
-    if (_is_attention(plan) and not inside) or (inside and ".attention." in name):
+    if (is_attention(BLOCKS[plan.name]) and not inside) or (inside and ".attention." in name):
         return "attention"
     if plan.section == "backbone":
         return "backbone"
     return "neck" if plan.out_channels else "head"
 
 
-def _is_attention(plan: LayerPlan) -> bool:
-    """Whether a row is a same-width module, or another block of the attention shelf."""
-    block = BLOCKS[plan.name]
+def is_attention(block: BlockSpec) -> bool:
+    """Whether a block is a same-width module, or another one of the attention shelf."""
     home = getattr(block.cls, "__module__", "")
     return home.startswith(ATTENTION) or (block.channels is rules.attends and not home.startswith("torch."))

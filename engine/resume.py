@@ -19,7 +19,7 @@ from utils.train_arguments import NEWEST
 # Flags that may be given anew with --resume; any other would make the run another one.
 RESUMABLE = frozenset(
     ("resume", "project", "device", "workers", "cache", "plugins", "patience", "save_period", "save_steps", "nosave", "noplots")
-    + ("nan_patience", "skip_nan", "logger")
+    + ("nan_patience", "skip_nan", "logger", "checkpoint_activations")
 )
 
 

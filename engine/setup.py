@@ -12,11 +12,13 @@ from torch import nn
 
 from engine.batch_size import largest_batch
 from engine.channels import with_channels
+from engine.compiling import compile_network
 from engine.elastic import continued, mark
 from engine.ground_truth import label_truth
 from engine.portions import TrainingPortions
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
+from engine.recompute import checkpoint_activations, recomputed_parts
 from engine.resume import resumed, tidy
 from engine.run import Run, restore, snapshot
 from engine.saving import save_last
@@ -96,6 +98,7 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     model, frozen = build(config, checkpoint, spec)
     model = channels_last(model.to(device))
     hyp = recipe(config, checkpoint, model)
+    recomputed_parts(model, config.checkpoint_activations)  # refuses before there is a folder
     save_dir = run_folder(config)
     if config.batch_size == FIND_BATCH_SIZE:
         config = config.replace(batch_size=largest_batch(model, config, hyp, device, images=len(list_images(spec.sources("train")))))
@@ -308,10 +311,13 @@ def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn
     network: nn.Module = model
     if config.sync_bn:
         distributed.synchronise_statistics(model, device)
+    if config.checkpoint_activations != "off":
+        print(f"memory    {checkpoint_activations(model, config.checkpoint_activations)}")
     if distributed.is_distributed():
         network = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     if config.compile:
-        network.compile()
+        varied, recomputed = config.multi_scale or config.rect, config.checkpoint_activations != "off"
+        compile_network(network if not recomputed else model, device, sizes_vary=varied)  # its splitting for processes knows no checkpoints
     return network
 
 

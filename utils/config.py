@@ -33,10 +33,14 @@ LEAST = {
 }
 FIND_BATCH_SIZE = -1  # the largest that fits
 CACHES = ("", "ram", "disk")
+RECOMPUTED = ("off", "attention", "all")
 TEXTS = ("weights", "backbone_weights", "weights_report", "cfg", "data", "resume", "project", "name", "cache")  # paths are understood
 PRETRAINED = "pretrained"  # of --freeze
 ATTENTION_INITS = ("", "identity")
 LOGGERS = ("mlflow", "wandb")
+CHOICES = {
+    "optimizer": OPTIMIZERS, "amp": PRECISIONS, "cache": CACHES, "attention_init": ATTENTION_INITS, "checkpoint_activations": RECOMPUTED,
+}  # fmt: skip
 
 INF = math.inf
 # key -> (least, greatest) allowed value, both inclusive; a key that is not here may be any finite number from 0 on.
@@ -202,6 +206,7 @@ class TrainConfig:
     logger: tuple[str, ...] = ()  # beside results.csv and TensorBoard: mlflow, wandb
     amp: str = "auto"
     compile: bool = False
+    checkpoint_activations: str = "off"  # or "attention", "all": what is computed again in the backward pass
     sync_bn: bool = False  # batch statistics over all processes
     accumulate: int | None = None  # None = nominal batch / batch size
     deterministic: bool = False
@@ -220,7 +225,7 @@ class TrainConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 other = f", or {FIND_BATCH_SIZE} for the largest that fits," if name == "batch_size" else ""
                 raise UserError(f"--{name.replace('_', '-')} {value!r}: a whole number of at least {least}{other} is needed")
-        for name, choices in (("optimizer", OPTIMIZERS), ("amp", PRECISIONS), ("cache", CACHES), ("attention_init", ATTENTION_INITS)):
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f"--{name.replace('_', '-')} {value!r}: one of {', '.join(c for c in choices if c)} is needed")

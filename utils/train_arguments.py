@@ -108,6 +108,8 @@ def _flags() -> dict[str, list[tuple[list[str], dict[str, Any], str]]]:
             (["--lr-mult"], {"metavar": "PART=X,..."}, "learning rates by part: attention=2,backbone=0.1 (also neck, head, rows)"),
             (["--amp"], {"metavar": "TYPE"}, "auto, off, fp16 or bf16"),
             (["--compile"], on, "torch.compile"),
+            (["--checkpoint-activations"], {"nargs": "?", "const": "attention", "metavar": "OF"},
+             "less memory, more time: attention (if nothing is said) or all rows are computed again in the backward pass"),
             (["--sync-bn"], on, "batch statistics over the images of all processes (GPUs)"),
             (["--deterministic"], on, "deterministic kernels"),
             (["--nan-patience"], number, "stop after N steps in a row whose loss is no number (no such step changes a weight); 0 = never"),
