@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from engine.rates import is_attention
 from models.detector import Detector
@@ -56,9 +56,9 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     plain = type(self).forward
     if not torch.is_grad_enabled() or torch.jit.is_tracing():
         return plain(self, *args, **kwargs)
-    # a compiler knows by itself what may run once only, and takes no context of ours
-    contexts = noop_context_fn if torch.compiler.is_compiling() else partial(_contexts, self)
-    return checkpoint(plain, self, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    if torch.compiler.is_compiling():  # a compiler knows by itself what may run once only, and takes no contexts of ours
+        return checkpoint(plain, self, *args, use_reentrant=False, **kwargs)
+    return checkpoint(plain, self, *args, use_reentrant=False, context_fn=partial(_contexts, self), **kwargs)
 
 
 class FirstBuffers:

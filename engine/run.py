@@ -26,6 +26,7 @@ from utils.config import Hyperparameters, TrainConfig
 from utils.early_stop import EarlyStop
 from utils.ema import ModelEMA
 from utils.loggers import metric_columns
+from utils.optim import load_state
 from utils.progress import LossMeter
 from utils.reproducibility import random_state, set_random_state
 from utils.schedule import Schedule
@@ -146,7 +147,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Puts a run back to where the checkpoint was written."""
     state = checkpoint.training
     assert state is not None
-    run.optimizer.load_state_dict(state["optimizer"])
+    load_state(run.optimizer, state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
     run.ema.load_state_dict({"weights": checkpoint.weights, "updates": state["ema_updates"]})
     run.early_stop.best_fitness, run.early_stop.best_epoch = checkpoint.best_fitness, state["best_epoch"]

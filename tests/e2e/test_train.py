@@ -69,7 +69,7 @@ def test_a_run_leaves_what_users_expect(world, tmp_path):
     assert result.best.map50 >= 0
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION"])
 def test_a_resumed_run_equals_one_that_never_stopped(world, tmp_path, optimizer):
     given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "optimizer": optimizer, "multi_scale": True, "cos_lr": True}
     whole = train(config(world, tmp_path / "whole", **given))
