@@ -17,7 +17,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from engine.setup import HYPS, channels_last
+from engine.layout import channels_last
+from engine.setup import HYPS
 from models.agreement import largest_differences
 from models.detector import Detector, build_model
 from models.exporting import ExportOptions, export_model

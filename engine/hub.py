@@ -19,6 +19,7 @@ from data.images import read_image
 from data.urls import is_url, read_remote_image, redacted
 from engine.hub_results import Results
 from engine.inference import as_batch, in_original_px
+from engine.layout import channels_last
 from models.augmented import GREY, AugmentedModel
 from models.checkpoints import load_model
 from models.detector import Detector
@@ -36,7 +37,7 @@ Picture: TypeAlias = "str | Path | np.ndarray | Tensor | Any"  # Any: a PIL imag
 def load_hub_model(path: str | Path, *, device: str = "", plugins: Sequence[str | Path] = (), download: bool = False) -> HubModel:
     """The model of a checkpoint, deployed. Raises UserError as ``load_model`` does."""
     provide(path, download=download)
-    return HubModel(load_model(path, plugins=plugins).deploy()).to(select_device(device))
+    return HubModel(channels_last(load_model(path, plugins=plugins).deploy())).to(select_device(device))
 
 
 class HubModel(nn.Module):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.layout import channels_last
 from models.ensemble import Ensemble
 from models.exported import SUFFIXES, ExportedModel, load_exported
 from utils.errors import UserError
@@ -40,7 +41,7 @@ def load_network(
     from models.published import provide
 
     provide(path, download=download)
-    return load_model(path, plugins=plugins).deploy().to(device)
+    return channels_last(load_model(path, plugins=plugins).deploy()).to(device)
 
 
 def is_exported(path: str | Path) -> bool:

@@ -16,6 +16,7 @@ from engine.compiling import compile_network
 from engine.elastic import continued, mark
 from engine.ground_truth import label_truth
 from engine.portions import TrainingPortions
+from engine.layout import channels_last
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
 from engine.recompute import checkpoint_activations, recomputed_parts
@@ -278,14 +279,6 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
                 rect=True, pad=0.5, prefix="val: ", **shared,
             ),
         )  # fmt: skip
-
-
-def channels_last(model: Detector) -> Detector:
-    """The model, changed in place: what has four dimensions lies channels last (``Module.to`` refuses the five of a position table)."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-    return model
 
 
 def tell_about_data(train_loader: DetectionLoader, val_loader: DetectionLoader, spec: DatasetSpec, folder: Path) -> None:

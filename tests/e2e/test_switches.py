@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from engine.checkup import noise_batch
+from engine.pretrained import Frozen
+from engine.run import Run
+from engine.setup import prepare, settle
 from models.checkpoints import load_checkpoint
-from tests.e2e.test_train import Interrupt
-from tests.tiny_training import config, make_world
-from train import TrainResult, train
+from tests.e2e.test_train import Interrupt, rows_of
+from tests.tiny_training import HYP, config, make_world
+from train import TrainResult, set_training_mode, train, train_one_epoch
 from utils.config import TrainConfig
 from utils.errors import UserError
+from utils.precision import autocast
+from utils.progress import LossMeter
+from utils.types import Batch, to_unit_range
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +55,113 @@ def test_without_attention_it_is_refused_before_there_is_a_folder(world, tmp_pat
     with pytest.raises(UserError, match="has no attention; give --checkpoint-activations all"):
         train(config(world, tmp_path, checkpoint_activations="attention"))
     assert not list(tmp_path.iterdir())
+
+
+class Fixed(list):
+    """Batches that are the same in every epoch."""
+
+    def set_epoch(self, *args, **options) -> None:
+        pass
+
+
+class MeanSquare:
+    """A loss that is a mean over images, and has no normaliser of a batch's objects."""
+
+    names = ("square",)
+
+    def __call__(self, output, batch: Batch) -> dict[str, Tensor]:
+        maps = torch.cat([part.flatten(1) for part in output.main], dim=1)
+        return {"square": (maps - batch.images.float().mean((1, 2, 3))[:, None] / 100).square().mean()}
+
+
+def prepared(world: Path, folder: Path, batches: list[Batch], *, accumulate: int, own_loss: bool) -> Run:
+    """A run over these batches, without warm-up and with the batch statistics that the network began with."""
+    given = config(world, folder, batch_size=len(batches[0].images), accumulate=accumulate, hyp=HYP.replace(warmup_epochs=0), nosave=True)
+    torch.manual_seed(0)
+    run = prepare(*settle(given), torch.device("cpu"))
+    run.train_loader = Fixed(batches)
+    run.frozen = Frozen(rows=tuple(range(len(run.model.model))))
+    if not own_loss:
+        run.loss, run.guard.parts, run.meter = MeanSquare(), MeanSquare.names, LossMeter(MeanSquare.names)
+    return run
+
+
+def halves(world: Path, *, alike: bool) -> tuple[list[Batch], list[Batch]]:
+    """Four batches of 8 pictures, and the same pictures in batches of 4."""
+    model = torch.nn.Module()
+    model.ch, model.nc = 3, 2
+    whole, parts = [], []
+    for i in range(4):
+        batch = noise_batch(model, 64, 64)
+        images = (batch.images.float() * (i + 1) / 4).to(torch.uint8)
+        targets = joined(batch.targets, batch.targets, 2)
+        first = batch._replace(images=torch.cat([images, images.flip(3)]), targets=targets, paths=("a",) * 4)
+        second = first if alike else first._replace(images=255 - first.images)
+        both = torch.cat([first.images, second.images])
+        whole.append(first._replace(images=both, targets=joined(first.targets, second.targets, 4), paths=("a",) * 8))
+        parts += [first, second]
+    return whole, parts
+
+
+def joined(first: Tensor, second: Tensor, images: int) -> Tensor:
+    """Targets (M, 6) of two batches as of one, the first of which has so many images."""
+    return torch.cat([first, second + torch.eye(1, 6) * images])
+
+
+@pytest.mark.parametrize(("own_loss", "alike"), [(True, True), (False, False)], ids=["own loss", "mean over images"])
+def test_batch_4_accumulated_twice_is_batch_8(world, tmp_path, own_loss, alike):
+    whole, parts = halves(world, alike=alike)
+    runs = [
+        prepared(world, tmp_path / name, batches, accumulate=n, own_loss=own_loss)
+        for name, batches, n in (("8", whole, 1), ("4", parts, 2))
+    ]
+    start = [p.detach().clone() for p in runs[0].model.parameters()]
+    for run in runs:
+        for epoch in range(2):
+            run.end_epoch(train_one_epoch(run, epoch))
+    assert [run.ema.updates for run in runs] == [8, 8]
+    assert max(float((p - q).detach().abs().max()) for p, q in zip(runs[0].model.parameters(), start)) > 1e-3
+    for (name, p), q in zip(runs[0].model.named_parameters(), runs[1].model.parameters()):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_last_step_of_an_epoch_takes_what_is_left(world, tmp_path):
+    parts = halves(world, alike=True)[1][:5]
+    run, steps = prepared(world, tmp_path, parts, accumulate=2, own_loss=True), []
+    take = run.optimizer.step
+    run.optimizer.step = lambda: (steps.append(run.optimizer.param_groups[0]["params"][0].grad.clone()), take())
+    for epoch in range(2):
+        run.end_epoch(train_one_epoch(run, epoch))
+        assert all(p.grad is None for p in run.model.parameters())
+    assert len(steps) == run.ema.updates == 2 * 3
+
+
+CALM = HYP.replace(
+    warmup_epochs=0, nbs=4, mosaic=0, mixup=0, copy_paste=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, lr0=0.01, lrf=0.1
+)  # fmt: skip
+
+
+def first_losses(world: Path, folder: Path, precision: torch.dtype | None) -> list[float]:
+    """Of the same batches on the same weights, which do not change."""
+    torch.manual_seed(0)
+    run = prepare(*settle(config(world, folder, hyp=CALM, attention="BRA@3")), torch.device("cpu"))
+    run.train_loader.set_epoch(0)
+    set_training_mode(run)
+    sums = []
+    for batch in run.train_loader:
+        with autocast(run.device, precision):
+            output = run.network(to_unit_range(batch.images))
+        sums.append(float(sum(run.loss(output, batch).values())))
+    return sums
+
+
+def test_bfloat16_on_a_cpu_trains_and_validates_as_float32_does(world, tmp_path):
+    full, half = (first_losses(world, tmp_path, precision) for precision in (None, torch.bfloat16))
+    assert half == pytest.approx(full, rel=0.03)
+    assert half != full
+    result = train(config(world, tmp_path, hyp=CALM, attention="BRA@3", amp="bf16", optimizer="AdamW", epochs=40, noval=True, nosave=True))
+    first, last = (sum(float(row[k]) for k in row if k.startswith("train/")) for row in (rows_of(result)[0], rows_of(result)[-1]))
+    assert last < first / 2
+    assert result.best.map50 > 0.9  # best.pt in float32
+    assert result.last.map50 == pytest.approx(result.best.map50, abs=0.05)  # the same weights in bfloat16, as in every epoch
+    assert result.last.map == pytest.approx(result.best.map, abs=0.1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.checkup import noise_batch
-from engine.setup import channels_last
+from engine.layout import channels_last
 from models import build_model
 from models.detector import Detector
 from tests.tiny import tiny_cfg
@@ -62,7 +62,7 @@ def test_fused_steps_are_plain_steps(name):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", (*FUSED, "LION"))
+@pytest.mark.parametrize("name", [*FUSED, "LION"])
 def test_a_saved_state_comes_back_in_the_layout_of_the_weights(name):
     """A state in another layout would make fused kernels on a CPU mix up the elements of a weight."""
     one, other = network(), network()
@@ -80,7 +80,7 @@ def test_a_saved_state_comes_back_in_the_layout_of_the_weights(name):
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters()))
 
 
-@pytest.mark.parametrize("name", (*FUSED, "LION"))
+@pytest.mark.parametrize("name", [*FUSED, "LION"])
 def test_a_scaler_skips_whole_steps(name):
     model = network()
     optimizer, scaler = optimizer_of(model, name), torch.amp.GradScaler("cpu", init_scale=4.0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.setup import HYPS, channels_last
+from engine.layout import channels_last
+from engine.setup import HYPS
 from models import build_model
 from utils.config import Hyperparameters
 from utils.distributed import select_device
