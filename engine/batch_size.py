@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from engine.recompute import checkpoint_activations
 from models.detector import Detector
 from utils import distributed
 from utils.config import FIND_BATCH_SIZE as FIND
@@ -102,6 +103,7 @@ def trial(model: Detector, config: TrainConfig, hyp: Hyperparameters, device: to
     The copy stands for the moving average that a run has beside its model. Of two steps, as the first one makes the optimizer's state.
     """
     copy = deepcopy(model).train()
+    checkpoint_activations(copy, config.checkpoint_activations)
     loss = copy.head.build_loss(hyp)
     optimizer = build_optimizer(copy, hyp, name=config.optimizer, batch_size=hyp.nbs, accumulate=1)
     precision = precision_of(config.amp, device)

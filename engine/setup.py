@@ -15,8 +15,8 @@ from engine.channels import with_channels
 from engine.compiling import compile_network
 from engine.elastic import continued, mark
 from engine.ground_truth import label_truth
-from engine.portions import TrainingPortions
 from engine.layout import channels_last
+from engine.portions import TrainingPortions
 from engine.pretrained import Frozen, apply, carry_over, check_flags, freeze
 from engine.rates import multipliers, rates_line
 from engine.recompute import checkpoint_activations, recomputed_parts

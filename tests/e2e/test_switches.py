@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.checkup import noise_batch
+from engine.portions import TrainingPortions
 from engine.pretrained import Frozen
 from engine.run import Run
 from engine.setup import prepare, settle
@@ -64,12 +65,12 @@ class Fixed(list):
         pass
 
 
-class MeanSquare:
+class MeanSquare(nn.Module):
     """A loss that is a mean over images, and has no normaliser of a batch's objects."""
 
     names = ("square",)
 
-    def __call__(self, output, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, output, batch: Batch) -> dict[str, Tensor]:
         maps = torch.cat([part.flatten(1) for part in output.main], dim=1)
         return {"square": (maps - batch.images.float().mean((1, 2, 3))[:, None] / 100).square().mean()}
 
@@ -83,12 +84,13 @@ def prepared(world: Path, folder: Path, batches: list[Batch], *, accumulate: int
     run.frozen = Frozen(rows=tuple(range(len(run.model.model))))
     if not own_loss:
         run.loss, run.guard.parts, run.meter = MeanSquare(), MeanSquare.names, LossMeter(MeanSquare.names)
+        run.portions = TrainingPortions(run.model, run.loss, run.guard, run.device)
     return run
 
 
 def halves(world: Path, *, alike: bool) -> tuple[list[Batch], list[Batch]]:
     """Four batches of 8 pictures, and the same pictures in batches of 4."""
-    model = torch.nn.Module()
+    model = nn.Module()
     model.ch, model.nc = 3, 2
     whole, parts = [], []
     for i in range(4):
@@ -165,3 +167,16 @@ def test_bfloat16_on_a_cpu_trains_and_validates_as_float32_does(world, tmp_path)
     assert result.best.map50 > 0.9  # best.pt in float32
     assert result.last.map50 == pytest.approx(result.best.map50, abs=0.05)  # the same weights in bfloat16, as in every epoch
     assert result.last.map == pytest.approx(result.best.map, abs=0.1)
+
+
+def test_the_search_for_a_batch_size_computes_activations_again_too(world, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("engine.batch_size.search", lambda peak_of, **limits: (peak_of(2), 4)[1])
+    plain = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (seen.append(self), plain(self, x))[1])
+    counts = []
+    for scope in ("off", "all"):
+        seen.clear()
+        prepare(*settle(config(world, tmp_path, batch_size=-1, checkpoint_activations=scope)), torch.device("cpu"))
+        counts.append(len(seen))
+    assert counts[1] > counts[0]
