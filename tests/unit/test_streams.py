@@ -14,7 +14,8 @@ from data import stream_reader
 from data.sources import open_source
 from data.stream_reader import Patience, Stream, open_capture, quiet_opencv
 from data.streams import StreamSource, listed_streams, stream_of
-from tests.streaming import SECRET, Given, camera, video
+from tests.rtsp_server import rtsp_camera
+from tests.streaming import SECRET, Given, camera, picture, video
 from utils.errors import UserError
 
 QUICK = Patience(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
@@ -105,6 +106,20 @@ def test_a_password_reaches_the_camera_and_nothing_else(server):
     said = str(caught.value) + frame.path + frame.name
     assert "***@" in said
     assert not any(part in said for part in (SECRET, "s3cret", "admin"))
+
+
+def test_a_camera_over_rtsp():
+    with rtsp_camera(picture(128, 96), user="admin:s3cret/w0rd", deaths=[8]) as place:
+        notes = []
+        source = StreamSource([stream_of(f"RTSP://admin:{SECRET}@{place}/live?channel=1")], patience=QUICK, note=notes.append, imgsz=64)
+        frames = first(source, 12)
+        shown = f"rtsp://***@{place}/live"
+        assert notes == [f"{shown}: broke off after 8 frames; connecting again in 0.05 s (try 1 of 3)"]
+        assert {(f.path, f.image.shape, f.video.frames) for f in frames} == {(shown, (96, 128, 3), 0)}
+        np.testing.assert_allclose(frames[-1].image[[12, 36], [16, 48]], [[60] * 3, [255] * 3], atol=8)
+        with pytest.raises(UserError, match="check path, user name and password") as caught:
+            list(open_source(f"rtsp://admin:wr0ng@{place}/live", imgsz=64))
+        assert "wr0ng" not in str(caught.value)
 
 
 def test_a_stream_that_dies_comes_back(server):
