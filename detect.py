@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from utils.detect_arguments import DetectConfig, parse_arguments
 from utils.errors import UserError
+from utils.leaving import leave
 
 if TYPE_CHECKING:
     import numpy as np
@@ -358,4 +359,4 @@ def _check_surroundings(config: DetectConfig, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

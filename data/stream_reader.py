@@ -19,6 +19,7 @@ import numpy as np
 
 from data.images import ImageError
 from data.urls import is_url, open_url
+from utils.leaving import HANGING
 
 MOST_FPS = 1000.0  # some cameras give the rate of their clock
 _PORTS = {"rtmp": 1935, "rtmps": 443, "rtsp": 554, "rtsps": 322}
@@ -69,7 +70,7 @@ class Reader(threading.Thread):
     """
 
     def __init__(self, stream: Stream, vid_stride: int, patience: Patience, changed: threading.Condition, stop: threading.Event) -> None:
-        super().__init__(name=f"reader of {stream.shown}", daemon=True)
+        super().__init__(name=f"{HANGING}reader of {stream.shown}", daemon=True)
         self.stream, self.vid_stride, self.patience, self._changed, self._stop_asked = stream, vid_stride, patience, changed, stop
         self.newest: Caught | None = None
         self.lines: list[str] = []

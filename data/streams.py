@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from utils.errors import UserError
 LIST_SUFFIX = ".streams"
 SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "tcp", "udp")
 MOST_CAMERAS = 1000  # a larger number is a mistake
-STOP_S = 1.0  # that a stop waits for readers; one that hangs in the network ends by itself at its time-out, or with the process
+STOP_S = 1.0  # that a stop waits for readers; one that hangs in the network ends by itself at its time-out
 
 
 class StreamSource(FrameSource):
@@ -56,13 +58,16 @@ class StreamSource(FrameSource):
         """
         changed, stop = threading.Condition(), threading.Event()
         readers = [Reader(stream, self.vid_stride, self.patience, changed, stop) for stream in self.streams]
+        at_exit = partial(_stop, readers, changed, stop, wait_s=None)
+        atexit.register(at_exit)  # Python must not end while one of them is in OpenCV
         with quiet_opencv():
             try:
                 for reader in readers:
                     reader.start()
                 yield from self._newest(readers, changed)
             finally:
-                _stop(readers, changed, stop)
+                if _stop(readers, changed, stop, wait_s=STOP_S):
+                    atexit.unregister(at_exit)
         if not any(reader.taken for reader in readers):
             reason = readers[0].failure
             raise UserError(reason if len(readers) == 1 else f"none of the {len(readers)} streams can be read, first: {reason}")
@@ -150,11 +155,13 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _stop(readers: Sequence[Reader], changed: threading.Condition, stop: threading.Event) -> None:
+def _stop(readers: Sequence[Reader], changed: threading.Condition, stop: threading.Event, *, wait_s: float | None) -> bool:
+    """Asks readers to end and waits for them, without limit if ``wait_s`` is None; tells whether all have ended."""
     stop.set()
     with changed:
         changed.notify_all()
-    deadline = time.monotonic() + STOP_S
+    deadline = time.monotonic() + wait_s if wait_s is not None else None
     for reader in readers:
-        if reader.ident is not None:
-            reader.join(max(deadline - time.monotonic(), 0.0))
+        if reader.ident is not None:  # it was started
+            reader.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+    return not any(reader.is_alive() for reader in readers)

@@ -21,6 +21,7 @@ import detect
 from data.stream_reader import Patience
 from tests.streaming import SECRET, Given, Grabber, camera, picture, video
 from tests.tiny import tiny_checkpoint
+from utils.leaving import HANGING
 from utils.types import Predictions
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def run(tmp_path):
     def call(*arguments):
         common = ("--weights", "x.pt", "--img", "64", "--project", tmp_path / "out", "--device", "cpu")
         status = detect.main([*map(str, (*common, *arguments))])
-        assert not [t for t in threading.enumerate() if t.name.startswith("reader of")]
+        assert not [t for t in threading.enumerate() if t.name.startswith(HANGING)]
         return status
 
     return call
@@ -179,7 +180,7 @@ def test_feature_maps_of_the_first_frame_of_each_stream(run, tmp_path, monkeypat
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_ends_a_run_on_a_silent_camera_at_once(server, tmp_path):
     """Its reader hangs in the network then; the video is closed whole, and nothing tells the password."""
-    server.deaths, server.stalls = [15], True
+    server.deaths, server.stalls = [40], True
     server.files["/live.m3u8"] = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nseg0.ts\n#EXT-X-ENDLIST\n"
     # FFMPEG quotes the URL of a segment that is missing
     (tmp_path / "cams.streams").write_text(f"{server.with_password('/locked/cam')}\n{server.with_password('/live.m3u8')}\n")
@@ -191,17 +192,17 @@ def test_ctrl_c_ends_a_run_on_a_silent_camera_at_once(server, tmp_path):
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         until = time.monotonic() + 60
-        while "video frame 3/" not in log.read_text():
+        while "video frame 2/" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until
             time.sleep(0.05)
-        time.sleep(0.6)  # the camera is silent by now
+        time.sleep(1)  # the camera is silent by now
         process.send_signal(signal.SIGINT)
         start = time.monotonic()
         while "detect.py: stopped" not in log.read_text():
-            assert time.monotonic() - start < 3, "1 s for the reader, some for a busy machine"
+            assert time.monotonic() - start < 5  # 1 s for the reader, the rest for a busy machine
             time.sleep(0.02)
-        assert process.wait(timeout=10) == 130  # the end of Python itself; the reader would hang for 15 s
+        assert process.wait(timeout=20) == 130  # the end of Python itself
     finally:
         process.kill()
         process.wait()
@@ -209,6 +210,6 @@ def test_ctrl_c_ends_a_run_on_a_silent_camera_at_once(server, tmp_path):
     assert said.splitlines()[-1] == "detect.py: stopped; what was saved so far is complete"
     assert "Traceback" not in said
     (written,) = (tmp_path / "out/exp").glob("*.mp4")
-    assert frames_of(written)[0] == said.count("video frame ") > 2
+    assert frames_of(written)[0] == said.count("video frame ") > 1
     assert f"skipped: http://***@{server.url.partition('://')[2]}/live.m3u8: no video that can be opened" in said
     assert not any(part in said + str(sorted(tmp_path.rglob("*"))) for part in (SECRET, "s3cret", "admin"))

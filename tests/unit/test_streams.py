@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +20,7 @@ from data.streams import StreamSource, listed_streams, stream_of
 from tests.rtsp_server import rtsp_camera
 from tests.streaming import SECRET, Given, camera, picture, video
 from utils.errors import UserError
+from utils.leaving import HANGING
 
 QUICK = Patience(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
 
@@ -30,7 +34,7 @@ def server():
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not [t for t in threading.enumerate() if t.name.startswith("reader of")]
+    assert not [t for t in threading.enumerate() if t.name.startswith(HANGING)]
 
 
 @pytest.fixture
@@ -273,6 +277,32 @@ def test_a_server_that_falls_silent_is_left_after_the_time_out(server):
                 break
     assert 1 <= time.monotonic() - start < 3
     assert "broke off after" in notes[0]
+
+
+HANGS_AT_THE_END = """
+import sys, time
+from contextlib import closing
+from data.stream_reader import Patience
+from data.streams import StreamSource, stream_of
+
+class LateEnd:
+    def __del__(self):
+        time.sleep(1.5)  # Python is taken to pieces meanwhile
+
+late = LateEnd()
+source = StreamSource([stream_of(sys.argv[1])], imgsz=64, patience=Patience(read_s=2.5))
+with closing(source.batches()) as batches:
+    next(batches)
+    time.sleep(0.5)  # the reader waits for a frame that does not come
+print("left")
+"""
+
+
+def test_the_end_of_python_waits_for_a_reader_that_hangs(server):
+    server.deaths, server.stalls = [3], True
+    command = [sys.executable, "-c", HANGS_AT_THE_END, f"{server.url}/cam"]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "left\n"), ended.stderr
 
 
 def test_surroundings_are_left_as_they_were(monkeypatch):
