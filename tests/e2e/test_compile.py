@@ -107,4 +107,4 @@ def test_inductor(world, tmp_path):
     given = {"cfg": world / "dual-v9.yaml", "batch_size": 5}
     compiled = train(config(world, tmp_path, compile=True, **given))
     assert 1 <= graphs() <= MOST_GRAPHS
-    assert furthest(weights_of(compiled), weights_of(train(config(world, tmp_path, **given)))) < 1e-3
+    assert furthest(weights_of(compiled), weights_of(train(config(world, tmp_path, **given)))) < 1e-4

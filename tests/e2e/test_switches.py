@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from engine.pretrained import Frozen
 from engine.run import Run
 from engine.setup import prepare, settle
 from models.checkpoints import load_checkpoint
-from tests.e2e.test_train import Interrupt, rows_of
+from tests.e2e.test_train import ROOT, Interrupt, rows_of
 from tests.tiny_training import HYP, config, make_world
 from train import TrainResult, set_training_mode, train, train_one_epoch
 from utils.config import TrainConfig
@@ -50,6 +52,21 @@ def test_a_run_that_computes_activations_again_is_the_same_run(world, tmp_path, 
     last = tmp_path / "cut" / "exp" / "weights" / "last.pt"  # a run that needs less memory goes on where the other ended
     resumed = train(TrainConfig(resume=last, plugins=world / "noisy.py", checkpoint_activations="attention"))
     assert_equal_weights(weights_of(resumed), plain)
+
+
+@pytest.mark.slow
+def test_two_processes_compute_activations_again_too(world, tmp_path):
+    flags = ["--imgsz", "64", "--batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu", "--noplots", "--attention", "CBAM@3"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py"), *flags]
+    given = ["--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), "--project", str(tmp_path)]
+    weights = []
+    for scope in ("off", "attention", "all"):
+        scoped = [*run, *given, "--name", scope, "--checkpoint-activations", scope]
+        done = subprocess.run(scoped, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        weights.append(load_checkpoint(tmp_path / scope / "weights" / "last.pt").weights)
+    assert_equal_weights(weights[1], weights[0])
+    assert_equal_weights(weights[2], weights[0])
 
 
 def test_without_attention_it_is_refused_before_there_is_a_folder(world, tmp_path):
