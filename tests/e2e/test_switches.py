@@ -170,7 +170,7 @@ def first_losses(world: Path, folder: Path, precision: torch.dtype | None) -> li
     for batch in run.train_loader:
         with autocast(run.device, precision):
             output = run.network(to_unit_range(batch.images))
-        sums.append(float(sum(run.loss(output, batch).values())))
+        sums.append(sum(part.item() for part in run.loss(output, batch).values()))
     return sums
 
 
