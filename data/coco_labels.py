@@ -123,16 +123,7 @@ def read_coco_labels(
 
 
 def load_coco(path: Path, names: Sequence[str] | None = None, *, single: bool = True) -> CocoFile:
-    """Reads an instances JSON and sorts it by picture.
-
-    Args:
-        path: The file.
-        names: Classes in order; matched to the file's categories by name, else by order if there are as many.
-        single: Without ``names``: make all objects class 0, rather than take the file's own categories in the order of their ids.
-
-    Raises:
-        UserError: No JSON, or one without images, annotations and categories.
-    """
+    """Reads an instances JSON as ``read_coco_file`` does, and sorts it by picture."""
     content = read_coco_file(path, names, single=single)
     objects: defaultdict[int, list[CocoObject]] = defaultdict(list)
     for found in content.objects:
