@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -174,8 +174,9 @@ def evaluate(
         return Look(predictions, loss(output, batch.to(device)) if loss else {})
 
     told = [o for o in observers if distributed.is_main() or getattr(o, "everywhere", False)]
-    with _evaluation_mode(model):
-        for index, batch in enumerate(_with_progress(loader, shown=progress and distributed.is_main())):
+    batches = _with_progress(loader, shown=progress and distributed.is_main())
+    with _evaluation_mode(model), closing(batches):  # an interruption clears the bar
+        for index, batch in enumerate(batches):
             predictions, parts = joined(portions.results(batch, look, place="validation"))
             if loss is not None:
                 meter.update(parts, counts=batch.images_of_step > 0)
@@ -438,7 +439,7 @@ def _device_of(model: Any) -> torch.device:
     return next(model.parameters()).device if isinstance(model, torch.nn.Module) else torch.device("cpu")
 
 
-def _with_progress(loader: DetectionLoader, *, shown: bool) -> Iterator[Batch]:
+def _with_progress(loader: DetectionLoader, *, shown: bool) -> Generator[Batch, None, None]:
     from tqdm import tqdm
 
     yield from tqdm(loader, total=len(loader), desc="validating", disable=not shown, leave=False)

@@ -24,6 +24,7 @@ from models.detector import Detector, build_model
 from models.exporting import ExportOptions, export_model
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.memory import is_out_of_memory
 from utils.optim import build_optimizer, optimizer_step
 from utils.precision import gradient_scaler
 from utils.recipes import family_hyp, find_hyp
@@ -34,9 +35,6 @@ BATCH, BOXES = 2, 3  # images, and boxes in each
 # between a network and its folded form, both in float32: folding multiplies weights in another order
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
 STATISTICS_SHARE = 0.9  # of a batch in the running statistics; with all of it, rounding would grow from norm to norm
-# how torch, its convolutions and onnxruntime say it
-OUT_OF_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "could not create a memory",
-                 "bad allocation", "bad_alloc", "Failed to allocate memory")  # fmt: skip
 
 Evaluate = Callable[..., Any]  # val.evaluate, which stands above this file
 
@@ -97,7 +95,7 @@ def examine(
             getattr(subject, f"check_{check}")()
         except Exception as error:  # whatever a check meets becomes a line of the report
             report.reasons[check] = _in_a_line(error)
-            if ran_out_of_memory(error):
+            if is_out_of_memory(error):
                 report.reasons[check] = f"out of memory{f' ({limit})' if limit else ''}: {report.reasons[check]}"
                 report.out_of_memory = True
         else:
@@ -256,15 +254,6 @@ def require_finite(values: Mapping[str, Tensor], what: str) -> None:
     broken = next((name for name, value in values.items() if not torch.isfinite(value).all()), None)
     if broken is not None:
         raise UserError(f"{what} {broken} is not finite")
-
-
-def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that there is no memory left."""
-    while error is not None:
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def first_lines(reports: Iterable[Report]) -> list[str]:

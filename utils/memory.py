@@ -9,17 +9,23 @@ import torch
 
 from utils.errors import UserError
 
-# What allocators and the libraries below torch say (the last is oneDNN); only some of it has a class of its own.
-SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc", "bad allocation", "could not create a primitive")
+# How torch, its convolutions, cuDNN, cuBLAS and onnxruntime say it; only some of it has a class of its own. In lower case.
+SIGNS = (
+    ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate memory", "alloc_failed", "bad_alloc")
+    + ("bad allocation", "could not create a primitive", "could not create a memory")
+)  # fmt: skip
 CGROUP = Path("/sys/fs/cgroup")
 UNLIMITED = 2**60  # bytes; version 1 of the control groups writes a number near 2^63 for none
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of the device or of the machine, was not there."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in SIGNS)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that there was no memory left, of the device or of the machine."""
+    while error is not None:
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or any(sign in text for sign in SIGNS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def give_back(device: torch.device) -> None:
