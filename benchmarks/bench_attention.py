@@ -155,6 +155,33 @@ def _cases() -> dict[str, Case]:
         "CloAttention": Case(CloAttention, _plain_clo),
         **{f"NLBlockND-{mode}": nonlocal_case(mode) for mode in ("gaussian", "embedded", "dot", "concatenate")},
         "MHSA": Case(lambda c: MHSA(c, 20, 20, pos_emb=True), _plain_mhsa, lambda n, c: 4 * n * n),
+        **_local_cases(),
+    }
+
+
+def _local_cases() -> dict[str, Case]:
+    """Attention to neighbours, windows, axes and stripes."""
+    import plain_local as plain  # beside this file
+
+    from models.layers.attention.acmix import ACmix
+    from models.layers.attention.axial import AxialAttention
+    from models.layers.attention.ccnet import CrissCross
+    from models.layers.attention.cotnet import CoTAttention
+    from models.layers.attention.dilateformer import MSDA
+    from models.layers.attention.emo import iRMB
+    from models.layers.attention.swin import SwinWindowAttention
+    from models.layers.attention.yolov12 import AreaAttention
+
+    return {
+        "MSDA": Case(MSDA, plain.msda),
+        "ACmix": Case(lambda c: ACmix(c, c), plain.acmix),
+        "AxialAttention": Case(AxialAttention, plain.axial),
+        "SwinWindowAttention": Case(SwinWindowAttention, plain.swin),
+        "SwinWindowAttention-shifted": Case(lambda c: SwinWindowAttention(c, shift_size=3), plain.swin),
+        "CrissCross": Case(CrissCross, plain.criss_cross),
+        "CoTAttention": Case(CoTAttention, plain.cot),
+        "iRMB": Case(lambda c: iRMB(c, c), plain.irmb),
+        "AreaAttention": Case(lambda c: AreaAttention(c, area=4), plain.area, lambda n, c: 2 * n * n),
     }
 
 

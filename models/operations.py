@@ -64,7 +64,7 @@ class OperationCounter:
 class _SummedProducts(TorchDispatchMode):
     """A product of two tensors that is summed, at once or term by term, is a matrix product: one multiply-add an entry.
 
-    That is ``(a * b).sum(dim)``, ``torch.addcmul(total, a, b)``, and the product that such a sum of terms begins with.
+    That is ``(a * b).sum(dim)``, ``torch.addcmul(total, a, b)``, and the product that such a sum of terms begins with, each also in place.
     """
 
     def __init__(self) -> None:
@@ -74,11 +74,11 @@ class _SummedProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is aten.mul.Tensor and all(isinstance(factor, Tensor) and factor.numel() > 1 for factor in args):
+        if func in (aten.mul.Tensor, aten.mul.out) and all(isinstance(factor, Tensor) and factor.numel() > 1 for factor in args):
             self._products[result] = True
-        elif func is aten.addcmul.default:
+        elif func in (aten.addcmul.default, aten.addcmul_.default):
             self.total += result.numel() + self._begun(args[0])
-        elif func is aten.sum.dim_IntList:
+        elif func in (aten.sum.dim_IntList, aten.sum.IntList_out):
             self.total += self._begun(args[0])
         return result
 

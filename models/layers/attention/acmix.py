@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models import channel_rules as rules
-from models.layers.attention.shared import neighbourhood_attention, reflect_pad, taps, unit_line
+from models.layers.attention.neighbourhood import Neighbourhood, neighbourhood_attention
+from models.layers.attention.shared import reflect_pad, unit_line
 from models.registry import register
 
 
@@ -63,13 +64,12 @@ class ACmix(nn.Module):
         return self.rate1 * self._attend(query, key, value) + self.rate2 * self._convolve(query, key, value)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        height, width = query.shape[-2:]
         margin = self.dilation * (self.kernel_att // 2)
         key = key - self.conv_p(_positions(key)).repeat(1, self.heads, 1, 1)
-        neighbours = {"dilation": self.dilation, "height": height, "width": width, "stride": self.stride}
-        keys, values = (taps(reflect_pad(part, margin), self.kernel_att, **neighbours) for part in (key, value))
         query = query[:, :, :: self.stride, :: self.stride]
-        return neighbourhood_attention(query, keys, values, heads=self.heads, scale=(query.shape[1] // self.heads) ** -0.5)
+        at = Neighbourhood(self.kernel_att, self.heads, self.dilation, self.stride)
+        scale = (query.shape[1] // self.heads) ** -0.5
+        return neighbourhood_attention(query, reflect_pad(key, margin), reflect_pad(value, margin), at, scale=scale)
 
     def _convolve(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         height = query.shape[2]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import channel_rules as rules
-from models.layers.attention.common import weighted_sum
-from models.layers.attention.shared import PooledBatchNorm2d, conv_bn_relu, divisor_up_to, global_mean, taps
+from models.layers.attention.neighbourhood import Neighbourhood, neighbourhood_sum
+from models.layers.attention.shared import PooledBatchNorm2d, conv_bn_relu, divisor_up_to, global_mean
 from models.registry import register
 
 KEY_GROUPS = 4  # of the static context's convolution
@@ -56,8 +56,6 @@ class CoTAttention(nn.Module):
 
     def _mix(self, value: Tensor, matrices: Tensor) -> Tensor:
         """Σ neighbours, each head's channels weighted alike: (B, C, H, W), (B, heads kernel², H, W) -> (B, C, H, W)."""
-        height, width = value.shape[-2:]
-        views = taps(F.pad(value, [self.kernel // 2] * 4), self.kernel, height=height, width=width)
-        weights = matrices.unflatten(1, (self.heads, self.kernel**2)).unsqueeze(3).unbind(2)  # each (B, heads, 1, H, W)
-        split = (self.heads, value.shape[1] // self.heads)
-        return weighted_sum([view.unflatten(1, split) for view in views], weights).flatten(1, 2)
+        weights = matrices.unflatten(1, (self.heads, self.kernel**2)).movedim(2, 0)  # (neighbours, B, heads, H, W)
+        padded = F.pad(value, [self.kernel // 2] * 4)
+        return neighbourhood_sum(weights, padded, Neighbourhood(self.kernel, self.heads))

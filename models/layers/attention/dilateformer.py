@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp
-from models.layers.attention.shared import depthwise, divisor_up_to, neighbourhood_attention, taps
+from models.layers.attention.neighbourhood import Neighbourhood, neighbourhood_attention
+from models.layers.attention.shared import depthwise, divisor_up_to
 from models.registry import register
 
 PAPER = "DilateFormer: Multi-Scale Dilated Transformer for Visual Recognition, arXiv 2302.01791"
@@ -70,12 +71,9 @@ class MSDA(nn.Module):
         return self.proj_drop(self.proj(torch.cat(out, 1)))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, dilation: int) -> Tensor:
-        height, width = query.shape[-2:]
         margin = [dilation * (self.kernel // 2)] * 4
-        keys, values = (
-            taps(F.pad(part, margin), self.kernel, dilation=dilation, height=height, width=width) for part in (key, value)
-        )  # each (B, C / groups, H, W)
-        return neighbourhood_attention(query, keys, values, heads=self.heads, scale=self.scale)
+        at = Neighbourhood(self.kernel, self.heads, dilation)
+        return neighbourhood_attention(query, F.pad(key, margin), F.pad(value, margin), at, scale=self.scale)
 
 
 @register("DilateBlock", channels=rules.attends, paper=PAPER)

@@ -1,4 +1,4 @@
-"""Small tools of the attention shelf: pooled gates, shuffles, neighbourhoods without unfold, bilinear sampling, pooling as a product."""
+"""Small tools of the attention shelf: pooled gates, shuffles, bilinear sampling, pooling as a product."""
 
 from __future__ import annotations
 
@@ -113,35 +113,6 @@ def reflect_pad(x: Tensor, margin: int) -> Tensor:
         position = torch.arange(-margin, size + margin, device=x.device).abs() % period
         x = x.index_select(dim, torch.minimum(torch.minimum(position, period - position), last))
     return x
-
-
-def taps(padded: Tensor, kernel: int, *, dilation: int = 1, height: int, width: int, stride: int = 1) -> list[Tensor]:
-    """The kernel² shifted views of a padded map, row-major: (B, C, H + margin, W + margin) -> each (B, C, H / stride, W / stride)."""
-    offsets = [dilation * i for i in range(kernel)]
-    return [padded[:, :, y : y + height : stride, x : x + width : stride] for y in offsets for x in offsets]
-
-
-def neighbourhood_attention(query: Tensor, keys: list[Tensor], values: list[Tensor], *, heads: int, scale: float) -> Tensor:
-    """Softmax attention of each pixel over its neighbours, given as one shifted view a neighbour: nothing is unfolded.
-
-    Args:
-        query: (B, heads * d, H, W).
-        keys: maps shaped like the query, one a neighbour.
-        values: the same, in the same order.
-        heads: contiguous groups of channels.
-        scale: factor of the logits.
-
-    Returns:
-        (B, heads * d, H, W).
-    """
-    shape, split = query.shape, (heads, query.shape[1] // heads)
-    query = (query * scale).unflatten(1, split)
-    logits = torch.stack([(query * key.unflatten(1, split)).sum(2) for key in keys])  # (neighbours, B, heads, H, W)
-    weights = logits.softmax(0).to(query.dtype).unsqueeze(3).unbind(0)
-    total = weights[0] * values[0].unflatten(1, split)
-    for weight, value in zip(weights[1:], values[1:]):
-        total = torch.addcmul(total, weight, value.unflatten(1, split))
-    return total.reshape(shape)
 
 
 def sample_bilinear(x: Tensor, grid: Tensor) -> Tensor:
