@@ -145,6 +145,20 @@ def test_every_parameter_and_the_input_get_a_gradient(name):
     assert x.grad.abs().max() > 0
 
 
+@each_block("gradient")
+def test_one_image_after_a_batch_norm_gives_the_gradients_of_two_alike(name):
+    """torch's batch norm on CPUs is silently wrong where one image's gradient has a stride of the batch that its view made up."""
+    net = nn.Sequential(fill_(nn.BatchNorm2d(CHANNELS)), build(name)).eval()
+    image, weight = sample(9, 7), sample(9, 7, seed=1)
+    grads = []
+    for batch in (1, 2):
+        x = image.repeat(batch, 1, 1, 1).requires_grad_()
+        of_x, *others = torch.autograd.grad((net(x) * weight).sum() / batch, [x, *net.parameters()])
+        grads.append([of_x.sum(0, keepdim=True), *others])
+    for one, two in zip(*grads):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3 * max(1.0, float(two.abs().max())))
+
+
 class RangeCheck(TorchDispatchMode):
     """Remembers the largest finite magnitude that any operator gave; -inf (a mask) fits every type."""
 

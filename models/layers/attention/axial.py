@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.layers.attention.common import ChannelLinear
 from models.layers.attention.shared import divisor_up_to
+from models.layers.attention.windows import Tiling, channels_last, project, window_attention
 from models.registry import register
 
 
@@ -46,6 +46,7 @@ class AxialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         down, across = self.axial_attentions
+        x = channels_last(x)
         return down(x) + across(x) if self.sum_axial_out else across(down(x))
 
 
@@ -64,16 +65,7 @@ class _Axis(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        query, (key, value) = self.fn["to_q"](x), self.fn["to_kv"](x).chunk(2, 1)
-        out = F.scaled_dot_product_attention(*(self._lines(part) for part in (query, key, value)))
-        return self.fn["to_out"](self._map(out, like=x))
-
-    def _lines(self, x: Tensor) -> Tensor:
-        """(B, heads d, H, W) -> (B lines, heads, pixels, d)."""
-        order = (0, 4, 1, 3, 2) if self.axis == 2 else (0, 3, 1, 4, 2)
-        return x.unflatten(1, (self.heads, -1)).permute(order).flatten(0, 1).contiguous()
-
-    def _map(self, lines: Tensor, *, like: Tensor) -> Tensor:
-        """The inverse of _lines, for a map as high and wide as ``like``."""
-        order = (0, 2, 4, 3, 1) if self.axis == 2 else (0, 2, 4, 1, 3)  # from (B, lines, heads, pixels, d)
-        return lines.unflatten(0, (like.shape[0], -1)).permute(order).reshape(like.shape[0], -1, *like.shape[2:])
+        query, (key, value) = project(x, self.fn["to_q"]), project(x, self.fn["to_kv"]).chunk(2, 1)
+        line = (x.shape[2], 1) if self.axis == 2 else (1, x.shape[3])
+        scale = (query.shape[1] // self.heads) ** -0.5
+        return self.fn["to_out"](window_attention(query, key, value, Tiling(*line, self.heads), scale=scale))

@@ -5,12 +5,12 @@ Rethinking Mobile Block for Efficient Attention-based Models (EMO), arXiv 2301.0
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import channel_rules as rules
 from models.layers.attention.common import DropPath, pad_to_multiple
 from models.layers.attention.shared import divisor_up_to
+from models.layers.attention.windows import Tiling, project, window_attention
 from models.registry import register
 
 NORMS = {"bn_2d": lambda c: nn.BatchNorm2d(c, eps=1e-6), "none": lambda c: nn.Identity()}
@@ -105,21 +105,9 @@ class iRMB(nn.Module):
         rows, columns = (self.window, self.window) if self.window > 0 else (height, width)
         x = pad_to_multiple(x, rows, columns)
         value = x if self.attn_pre else self.v(x)
-        query, key, value = (self._scatter(part, rows, columns) for part in (*self.qk(x).chunk(2, 1), value))
-        out = self._gather(F.scaled_dot_product_attention(query, key, value, scale=self.scale), x, rows, columns)
+        query, key = project(x, self.qk.conv).chunk(2, 1)
+        out = window_attention(query, key, value, Tiling(rows, columns, self.heads, spread=True), scale=self.scale)
         return (self.v(out) if self.attn_pre else out)[:, :, :height, :width]
-
-    def _scatter(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """Groups of pixels with equal remainders: (B, C, H, W) -> (B groups, heads, rows columns, C / heads)."""
-        grid = x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).unflatten(1, (self.heads, -1))  # (B, h, d, rows, n, columns, m)
-        return grid.permute(0, 4, 6, 1, 3, 5, 2).flatten(4, 5).flatten(0, 2).contiguous()
-
-    def _gather(self, groups: Tensor, like: Tensor, rows: int, columns: int) -> Tensor:
-        """The inverse of _scatter for a map as high and wide as ``like``."""
-        batch, _, height, width = like.shape
-        grid = groups.unflatten(2, (rows, columns)).unflatten(0, (batch, height // rows, width // columns))
-        grid = grid.permute(0, 3, 6, 4, 1, 5, 2)  # from (B, n, m, h, rows, columns, d) to (B, h, d, rows, n, columns, m)
-        return grid.reshape(batch, -1, height, width)
 
 
 def _projection(channels: int, out: int, *, bias: bool, act: nn.Module | None = None) -> nn.Sequential:

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, from_windows, pad_to_multiple, to_windows
+from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, pad_to_multiple
 from models.layers.attention.shared import divisor_up_to
+from models.layers.attention.windows import Tiling, project, window_attention
 from models.registry import register
 
 PAPER = "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, arXiv 2103.14030"
 HEAD_CHANNELS = 32  # the paper's
-MASKED = -100.0  # added to the logits between pixels that are no neighbours, as published
 
 
 @register("SwinWindowAttention", "WindowAttention", channels=rules.attends, paper=PAPER)
@@ -71,44 +70,28 @@ class SwinWindowAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[-2:]
         shift = self.shift * (height > self.window[0]) * (width > self.window[1]) if self.shift else 0
-        qkv = pad_to_multiple(self.qkv(x), *self.window)
-        mask = self._mask(x, qkv, shift)
-        out = self._roll(self._attend(self._roll(qkv, -shift), mask), shift)
-        return self.proj_drop(self.proj(out[:, :, :height, :width]))
-
-    def _attend(self, qkv: Tensor, mask: Tensor) -> Tensor:
-        """(B, 3 C, H', W') -> (B, C, H', W') in whole windows; ``mask`` (windows, 1, N, N)."""
-        query, key, value = (self._windows(part) for part in qkv.chunk(3, 1))
+        qkv = pad_to_multiple(project(x, self.qkv), *self.window)
+        query, key, value = self._roll(qkv, -shift).chunk(3, 1)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
-        mask = (mask + bias).to(query.dtype).flatten(0, 1)  # (windows heads, N, N), the same for all images
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.unsqueeze(0))
-        out = out.unflatten(1, (-1, self.heads)).transpose(2, 3)  # (B, windows, N, heads, d)
-        out = out.reshape(qkv.shape[0], -1, self.window[0] * self.window[1], qkv.shape[1] // 3)
-        return from_windows(out, *self.window, columns=qkv.shape[3] // self.window[1])
+        tiling = Tiling(*self.window, self.heads)
+        scale = (query.shape[1] // self.heads) ** -0.5
+        out = window_attention(query, key, value, tiling, scale=scale, bias=bias, regions=self._regions(x, qkv, shift))
+        return self.proj_drop(self.proj(self._roll(out, shift)[:, :, :height, :width]))
 
-    def _windows(self, x: Tensor) -> Tensor:
-        """(B, heads d, H', W') -> (B, windows heads, N, d)."""
-        return to_windows(x, *self.window).unflatten(3, (self.heads, -1)).transpose(2, 3).flatten(1, 2)
-
-    def _mask(self, x: Tensor, padded: Tensor, shift: int | Tensor) -> Tensor:
-        """0 between pixels of one region, MASKED otherwise: (windows, 1, N, N).
-
-        Regions are the padding and, after a shift, what came round the border.
-        """
+    def _regions(self, x: Tensor, padded: Tensor, shift: int | Tensor) -> Tensor:
+        """Numbers of regions that are no neighbours, the padding and, after a shift, what came round the border: (1, 1, H', W')."""
         regions = []
         for dim in (2, 3):
             place = torch.arange(padded.shape[dim], device=x.device)
             origin = (place + shift) % padded.shape[dim]  # where the pixel was before the shift
             wrapped = (origin < place).long()
             regions.append(wrapped + 2 * (origin >= x.shape[dim]).long())
-        region = (4 * regions[0][:, None] + regions[1]).to(torch.float32)[None, None]
-        region = to_windows(region, *self.window)[0]  # (windows, N, 1)
-        return (region != region.transpose(1, 2)).unsqueeze(1) * MASKED
+        return (4 * regions[0][:, None] + regions[1])[None, None]
 
     def _roll(self, x: Tensor, shift: int | Tensor) -> Tensor:
-        """Moves a map down and right, cyclically, by index, so that a traced graph may decide the shift; no shift costs nothing."""
-        if not isinstance(shift, Tensor) and shift == 0:
-            return x
+        """Moves a map down and right, cyclically; by index, where a traced graph decides the shift."""
+        if not isinstance(shift, Tensor):
+            return x.roll((shift, shift), (2, 3)) if shift else x
         for dim in (2, 3):
             place = (torch.arange(x.shape[dim], device=x.device) - shift) % x.shape[dim]
             x = x.index_select(dim, place)
