@@ -93,7 +93,7 @@ class _InChunks(torch.autograd.Function):
         query, key, value, bias, regions, tiling, scale = given
         ctx.save_for_backward(query, key, value, bias, regions)
         ctx.tiling, ctx.scale = tiling, scale
-        out = torch.empty_like(value)
+        out = torch.zeros_like(value)
         into = tiling.windows(out)
         for chunk, q, k, v, apart in _chunks(query, key, value, regions, tiling):
             _put(into[chunk], _weights(q, k, scale, bias, apart) @ v)
