@@ -31,8 +31,8 @@ SINGLE = sorted(
     and BLOCKS[path.stem.split("-")[-1]].channels is rules.attends
 )
 IN_THE_HEAD = {
-    "yolov8-BRA-head": ("yolov8", "BRA"), "yolov8-NLBlockND-head": ("yolov8", "NLBlockND"),
-    "yolov5-CloAttention-head": ("yolov5n", "CloAttention"),
+    "yolov8-BRA-head": ("yolov8", "BRA", "identity"), "yolov8-NLBlockND-head": ("yolov8", "NLBlockND", ""),
+    "yolov5-CloAttention-head": ("yolov5n", "CloAttention", "identity"),
 }  # fmt: skip
 NETWORKS = ("yolov5s", "yolov8n", "yolov9-t", "yolov9-c")
 
@@ -69,8 +69,8 @@ def test_insertion_gives_every_single_row_variant(name):
 
 @pytest.mark.parametrize("name", IN_THE_HEAD)
 def test_detect_gives_the_variants_with_a_block_before_each_input(name):
-    base, module = IN_THE_HEAD[name]
-    assert graph(insert(load_spec(base), f"{module}@detect").spec) == graph(load_spec(f"{name}.yaml"))
+    base, module, init = IN_THE_HEAD[name]
+    assert graph(edit(load_spec(base), insert=[f"{module}@detect"], init=init).spec) == graph(load_spec(f"{name}.yaml"))
 
 
 def test_replacing_gives_the_variants_with_blocks_inside():
