@@ -65,7 +65,7 @@ class WandbLogger(Callback):
     def on_train_start(self, run: RunInfo) -> None:
         self.wandb = importlib.import_module("wandb")
         self.run = self.wandb.init(
-            project=self.project, name=run.save_dir.name, dir=str(run.save_dir), config=dict(self.values), id=_read_id(run, "wandb"),
+            project=_project(self.project), name=run.save_dir.name, dir=str(run.save_dir), config=dict(self.values), id=_read_id(run, "wandb"),
             resume="allow",
         )  # fmt: skip
         _write_id(run, "wandb", self.run.id)
@@ -111,6 +111,11 @@ def _read_id(run: RunInfo, tracker: str) -> str | None:
 
 def _write_id(run: RunInfo, tracker: str, name: str) -> None:
     (run.save_dir / f".{tracker}_run").write_text(str(name), encoding="utf-8")
+
+
+def _project(name: str) -> str:
+    """Weights & Biases takes no slashes and five other signs in a project's name, and 128 characters."""
+    return re.sub(r"[/\\#?%:]+", "-", name).strip("-.")[-128:] or "train"
 
 
 def _allowed(name: str) -> str:
