@@ -65,8 +65,8 @@ class WandbLogger(Callback):
     def on_train_start(self, run: RunInfo) -> None:
         self.wandb = importlib.import_module("wandb")
         self.run = self.wandb.init(
-            project=_project(self.project), name=run.save_dir.name, dir=str(run.save_dir), config=dict(self.values), id=_read_id(run, "wandb"),
-            resume="allow",
+            project=_project(self.project), name=run.save_dir.name, dir=str(run.save_dir), config=dict(self.values),
+            id=_read_id(run, "wandb"), resume="allow",
         )  # fmt: skip
         _write_id(run, "wandb", self.run.id)
         for row in run.rows[-1:]:
