@@ -168,10 +168,11 @@ def evaluate(
 
     def look(batch: Batch) -> Look:
         with stopwatch.stage("pre-process"):
-            images = to_unit_range(batch.images.to(device, non_blocking=True))
+            batch = batch.to(device)
+            images = to_unit_range(batch.images)
         with stopwatch.stage("inference"):
             output, predictions = forward(model, images, device=device, precision=precision)
-        return Look(predictions, loss(output, batch.to(device)) if loss else {})
+        return Look(predictions, loss(output, batch) if loss else {})
 
     told = [o for o in observers if distributed.is_main() or getattr(o, "everywhere", False)]
     batches = _with_progress(loader, shown=progress and distributed.is_main())

@@ -77,14 +77,14 @@ class Portions:
         )
 
 
-class TrainingPortions:
+class TrainingPortions(Portions):
     """The portions of a training; a pass that was not finished leaves no trace.
 
     Several processes have none: collectives of a half-done pass cannot be taken back, so there the error stays one.
     """
 
     def __init__(self, model: nn.Module, loss: DetectionLoss, guard: StepGuard, device: torch.device) -> None:
-        self.portions = Portions(device)
+        super().__init__(device)
         self.loss, self.guard = loss, guard
         self.parameters = list(model.parameters())
         self.buffers = [b for b in model.buffers() if b.numel()]
@@ -96,7 +96,7 @@ class TrainingPortions:
             return one_pass(batch)
         waiting = self._set_aside()
         before = (self.loss.state_dict(), self.guard.mark())
-        results = self.portions.results(batch, one_pass, place=place, undo=partial(self._undo, *before))
+        results = self.results(batch, one_pass, place=place, undo=partial(self._undo, *before))
         self._add_back(waiting)
         if len(results) == 1:
             return results[0][1]

@@ -135,7 +135,7 @@ def snapshot(run: Run, metrics: Metrics | None = None) -> Checkpoint:
             "images": len(run.train_loader.dataset),
             "meter": run.meter.state_dict(),
             "guard": run.guard.state_dict(),
-            "portions": run.portions.portions.count,
+            "portions": run.portions.count,
             "rows": list(run.rows),
             "ranks": list(run.ranks),
             "class_ap": run.class_ap and list(run.class_ap),
@@ -158,7 +158,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         run.class_ap = tuple(state["class_ap"])
     run.guard.load_state_dict(state.get("guard", {}))
     run.guard.keep_statistics()
-    run.portions.portions.count = int(state.get("portions", 1))
+    run.portions.count = int(state.get("portions", 1))
     ranks = state.get("ranks") or [state]
     as_many = len(ranks) == distributed.world_size()
     own = ranks[distributed.rank()] if as_many else state

@@ -16,17 +16,22 @@ AT_ONCE = 50  # values in one request
 LEFT_BEHIND = ("results.csv", "opt.yaml", "hyp.yaml", "results.png", "confusion_matrix.png", "weights/best.pt")
 
 
-class MlflowLogger(Callback):
-    """Flags, hyper-parameters, every column of results.csv, and at the end files and best.pt, where MLFLOW_TRACKING_URI says.
+class _Tracker(Callback):
+    """Flags, hyper-parameters, every column of results.csv, and at the end files and best.pt.
 
     Args:
-        project: name of the experiment.
+        project: name of the experiment, or project.
         values: flags and hyper-parameters.
     """
 
     def __init__(self, project: str, values: Mapping[str, Any]) -> None:
         self.project, self.values = project, values
-        self.mlflow: Any = None
+
+
+class MlflowLogger(_Tracker):
+    """Goes where MLFLOW_TRACKING_URI says."""
+
+    mlflow: Any = None
 
     def on_train_start(self, run: RunInfo) -> None:
         self.mlflow = importlib.import_module("mlflow")
@@ -49,18 +54,11 @@ class MlflowLogger(Callback):
         self.mlflow.end_run()
 
 
-class WandbLogger(Callback):
-    """Flags, hyper-parameters, every column of results.csv, and at the end files and best.pt, as WANDB_ENTITY and WANDB_MODE say.
+class WandbLogger(_Tracker):
+    """Goes where WANDB_ENTITY and WANDB_MODE say."""
 
-    Args:
-        project: name of the project.
-        values: flags and hyper-parameters.
-    """
-
-    def __init__(self, project: str, values: Mapping[str, Any]) -> None:
-        self.project, self.values = project, values
-        self.wandb: Any = None
-        self.run: Any = None
+    wandb: Any = None
+    run: Any = None
 
     def on_train_start(self, run: RunInfo) -> None:
         self.wandb = importlib.import_module("wandb")

@@ -52,7 +52,7 @@ def portions_from_start(monkeypatch, count: int) -> None:
 
     def init(self, *args) -> None:
         made(self, *args)
-        self.portions.count = count
+        self.count = count
 
     monkeypatch.setattr(TrainingPortions, "__init__", init)
 
