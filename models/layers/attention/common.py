@@ -71,6 +71,11 @@ def weighted_sum(maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def recorded() -> bool:
+    """Whether an exporter or a compiler looks on: it wants plain operators, and plans memory by itself."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def full_precision(x: Tensor) -> AbstractContextManager:
     """A context in which autocast leaves operators on ``x``'s device alone; on a tensor without values it does so anyway."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.layers.attention.common import weighted_sum
+from models.layers.attention.common import recorded, weighted_sum
 
 
 class Neighbourhood(NamedTuple):
@@ -49,18 +49,13 @@ def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, at: Neigh
         (B, heads * d, H, W).
     """
     query = query * scale
-    logits = _products(query, key, at) if _recorded() else _Products.apply(query.contiguous(), key.contiguous(), at)
+    logits = _products(query, key, at) if recorded() else _Products.apply(query.contiguous(), key.contiguous(), at)
     return neighbourhood_sum(logits.softmax(0).to(value.dtype), value, at)
 
 
 def neighbourhood_sum(weights: Tensor, value: Tensor, at: Neighbourhood) -> Tensor:
     """Σ over the neighbours of weight · value: (neighbours, B, heads, H, W) and a padded map -> (B, heads * d, H, W)."""
-    return _sum(weights, value, at) if _recorded() else _Sum.apply(weights.contiguous(), value.contiguous(), at)
-
-
-def _recorded() -> bool:
-    """Whether an exporter or a compiler looks on: it wants plain operators, and plans memory by itself."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return _sum(weights, value, at) if recorded() else _Sum.apply(weights.contiguous(), value.contiguous(), at)
 
 
 def _products(query: Tensor, padded: Tensor, at: Neighbourhood) -> Tensor:

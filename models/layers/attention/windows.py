@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.attention.common import recorded
+
 CHUNK_FLOATS = 1 << 19  # of a chunk of windows with its logits: what a core's own cache holds
 MASKED = -100.0  # added to the logits between pixels of two regions
 
@@ -64,7 +66,7 @@ def window_attention(
     Returns:
         (B, heads * v, H, W).
     """
-    if query.is_cpu and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and _floats(query, value, tiling) <= CHUNK_FLOATS:
+    if query.is_cpu and not recorded() and _floats(query, value, tiling) <= CHUNK_FLOATS:
         return _InChunks.apply(query, key, value, bias, regions, tiling, scale)
     return _at_once(query, key, value, tiling, scale, bias, regions)
 
