@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from models import channel_rules as rules
+from models.arguments import what_it_takes
 from models.limits import LIMITS
 from models.operations import multiply_adds
 from models.registry import BLOCKS, BlockSpec
@@ -61,12 +62,15 @@ class Entry:
 def page(*, timed: bool = True) -> str:
     """The page as Markdown."""
     rows = [entry.cells() for entry in entries(timed=timed)]
+    options = [(f"`{name}`", f"`{text}`") for name in _catalogued() if (text := _options(BLOCKS[name]))]
     others = [(f"`{name}`", _linked(spec.paper), sentence(spec)) for name, spec in _published_parts()]
     limits = [f"- `{name}`, {check}: {reason}" for (name, check), reason in sorted(LIMITS.items())]
     return "\n\n".join(
         [
             INTRODUCTION,
             _table(HEADER, rows),
+            OPTIONS_HEADING,
+            _table(("module", "options and defaults"), options),
             LIMITS_HEADING,
             "\n".join(limits) or "Nothing is listed: every module of the table keeps every promise.",
             PARTS_HEADING,
@@ -77,8 +81,16 @@ def page(*, timed: bool = True) -> str:
 
 def entries(*, timed: bool) -> list[Entry]:
     """All attention modules of this project that have a paper, by name."""
-    specs = [BLOCKS[name] for name in same_width_names()]
-    return [_entry(spec, timed=timed) for spec in specs if spec.paper and spec.cls.__module__.startswith("models.layers.")]
+    return [_entry(BLOCKS[name], timed=timed) for name in _catalogued()]
+
+
+def _catalogued() -> list[str]:
+    return [name for name in same_width_names() if BLOCKS[name].paper and BLOCKS[name].cls.__module__.startswith("models.layers.")]
+
+
+def _options(spec: BlockSpec) -> str:
+    """What a row may say behind the width, in the order of the constructor."""
+    return what_it_takes(spec.cls, behind={rules.projects: 2, rules.stacks: 3}.get(spec.channels, 1))
 
 
 def same_width_names() -> list[str]:
@@ -202,8 +214,11 @@ This page is made from the registry by `python -m models.catalogue --write docs/
 the table.
 
 Every module takes (B, C, H, W) maps of any height and width and gives the same shape, so a row such as `[-1, 1, CBAM, []]` puts it anywhere
-([models.md](models.md)); `C2f_CBAM`, `C3_CBAM` and `RepNCSPELAN4_CBAM` put it inside a block. A module of your own:
-[own_modules.md](own_modules.md).
+([models.md](models.md#same-width-modules)); `C2f_CBAM`, `C3_CBAM` and `RepNCSPELAN4_CBAM` put it inside a block.
+
+- `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C3TR`, `TransformerBlock` and `iRMB` can also change the width, so
+  their rows name it: `[-1, 3, BoT3, [1024]]`. `C3TR` and `TransformerBlock` have no form inside a block.
+- What else a row may say: [options](#options). A module of your own: [own_modules.md](own_modules.md).
 
 Costs are those of the defaults on one map of {CHANNELS} x {SIDE} x {SIDE}: multiply-adds at operator level with attention counted
 ([what counts](models.md#what-a-network-costs)), and processor milliseconds of a forward pass on one thread of the machine that wrote the
@@ -213,6 +228,10 @@ windows and options at their defaults. *Deterministic*: with `torch.use_determin
 
 Time and memory of training, forward and backward, beside the papers' formulas written out:
 [benchmarks/README.md](../benchmarks/README.md#attention-bench_attentionpy)."""
+OPTIONS_HEADING = """## Options
+
+A row gives options by place, in this order, or better by name: `[-1, 1, EMA, [{factor: 16}]]`; in `C2f_EMA` and its like only by name. Only
+what differs from the default need be written. What an option means is said in the module's docstring, under `models/layers/attention/`."""
 LIMITS_HEADING = """## What cannot hold
 
 The promises of every module: any size, no state between calls, a gradient for every parameter, finite in half precision, copies,

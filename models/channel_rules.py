@@ -120,18 +120,19 @@ def attends(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """A same-width module, built as ``cls(channels, *options)``.
 
     A leading integer is the width if, raw or scaled, it equals the input's; otherwise it is the module's first option, if that
-    option can take it; otherwise the row is wrong. A class may say with ``published_row`` that a row of so many arguments, all integers,
-    holds no width, as its published files write it (AIFI).
+    option can take it; otherwise the row is wrong. The width may stand there twice, as input's and output's (``[1024, 1024]``). A class may
+    say with ``published_row`` that a row of so many arguments, all integers, holds no width, as its published files write it (AIFI).
     """
     channels = context.single
     if args and all(map(_is_int, args)) and len(args) == getattr(context.cls, "published_row", 0):
         return LayerPlan((channels, *args), channels, context.repeats)
     if args and _is_int(args[0]):
         if channels in (args[0], context.width(args[0])):
-            args = args[1:]
+            args = args[2:] if _width_twice(context.cls, args) else args[1:]
         elif not _first_option_takes(context.cls, args[0], channels):
             scaled = context.width(args[0])
-            raise UserError(f"width {args[0]} (scaled {scaled}) is not the input's {channels}, and the module keeps its input's width")
+            kept = "the module keeps its input's width, which need not be written"
+            raise UserError(f"width {args[0]} (scaled {scaled}) is not the input's {channels}; {kept}")
     return LayerPlan((channels, *args), channels, context.repeats)
 
 
@@ -208,17 +209,36 @@ def _is_int(value: Any) -> bool:
 
 def _first_option_takes(cls: Callable[..., Any], value: int, channels: int) -> bool:
     """Whether the parameter after the channels can be the integer ``value``: an int within reach, or a width of its own (int | None)."""
-    parameters = list(inspect.signature(cls, eval_str=False).parameters.values())[1:]
-    if not parameters or parameters[0].kind not in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD):
+    option = _first_option(cls)
+    if option is None:
         return False
-    option = parameters[0]
-    kinds = _kinds(option.annotation)
+    kinds = kinds_of(option.annotation)
     if "int" not in kinds:
-        return option.annotation is option.empty and _is_int(option.default) and 0 < value <= LARGEST_OPTION
+        return option.annotation is inspect.Parameter.empty and _is_int(option.default) and 0 < value <= LARGEST_OPTION
     return 0 < value <= (channels if "None" in kinds else LARGEST_OPTION)
 
 
-def _kinds(annotation: Any) -> set[str]:
+def _width_twice(cls: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Whether a row gives its width as the input's and the output's: the same number again, where the first option is no width itself."""
+    if len(args) < 2 or not _is_int(args[1]) or args[1] != args[0] or args[1] <= LARGEST_OPTION:
+        return False
+    option = _first_option(cls)
+    if option is None:
+        return True
+    wide = _is_int(option.default) and option.default > LARGEST_OPTION
+    return not wide and "None" not in kinds_of(option.annotation)
+
+
+def _first_option(cls: Callable[..., Any]) -> inspect.Parameter | None:
+    """The parameter behind the channels that a row can give by place."""
+    parameters = list(inspect.signature(cls, eval_str=False).parameters.values())[1:]
+    if not parameters or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+        return None
+    return parameters[0]
+
+
+def kinds_of(annotation: Any) -> set[str]:
+    """The names of the types that an annotation joins with ``|``: ``int | None`` gives int and None."""
     if isinstance(annotation, str):
         return {part.strip() for part in annotation.split("|")}
     if get_origin(annotation) is not None or get_args(annotation):

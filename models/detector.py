@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.arguments import what_it_takes
 from models.channel_rules import LayerPlan
 from models.heads.base import DetectionHead, HeadOutput
 from models.parser import ModelSpec, Row, load_spec, needed, plan_layers
@@ -181,8 +182,8 @@ class Detector(nn.Module):
                 out = layer(inputs)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
-            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-                raise UserError(f"{where}: fails on input {_shape(inputs)}: {' '.join(str(error).split())}") from error
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+                raise UserError(f"{where}: fails on input {_shape(inputs)}{_given(plan)}: {_said(error)}") from error
             shapes.append(_shape(out))
             _check_width(plan, out, where)
             return out
@@ -220,22 +221,36 @@ class Detector(nn.Module):
 
 def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
     """Constructs one row's layer within the file's default activation; a constructor's complaint names the row."""
+    from models.layers.attention.embedded import Embedded
     from models.layers.attention.identity import IdentityStart
     from models.layers.conv import activation_scope, parse_activation
 
     assert plan.cls is not None
+    cls, whole = plan.cls, plan.identity_start
+    if whole and isinstance(cls, Embedded):  # C2f_EMA: the EMA is what was put in, and the C2f stays at work
+        cls, whole = replace(cls, identity_start=True), False
 
     def build(args: tuple[Any, ...]) -> nn.Module:
-        layer = plan.cls(*args, **plan.kwargs)  # type: ignore[misc]
-        return IdentityStart(layer) if plan.identity_start else layer
+        layer = cls(*args, **plan.kwargs)
+        return IdentityStart(layer) if whole else layer
 
     try:
         with activation_scope(parse_activation(spec.activation or "nn.SiLU")):
             if plan.repeats == 1:
                 return build(plan.args)
             return nn.Sequential(build(plan.args), *(build(plan.repeat_args or plan.args) for _ in range(plan.repeats - 1)))
-    except (UserError, ValueError, TypeError, AssertionError, RuntimeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{spec.origin}: row {plan.index} [{plan.name}] with arguments {list(plan.args)}: {error}") from error
+    except (ValueError, TypeError, AssertionError, RuntimeError, IndexError, ZeroDivisionError) as error:
+        takes = "" if isinstance(error, ValueError) else f"; it takes {what_it_takes(plan.cls)}"  # a ValueError says itself what is wrong
+        raise UserError(f"{spec.origin}: row {plan.index} [{plan.name}]{_given(plan)}: {_said(error)}{takes}") from error
+
+
+def _said(error: Exception) -> str:
+    return "divides by an argument that is 0" if isinstance(error, ZeroDivisionError) else " ".join(str(error).split())
+
+
+def _given(plan: LayerPlan) -> str:
+    """The constructor's arguments, for messages."""
+    return f" with arguments {list(plan.args)}" + (f" and {dict(plan.kwargs)}" if plan.kwargs else "")
 
 
 def _fuse_children(module: nn.Module) -> None:

@@ -7,7 +7,6 @@ YAML is read as literals against an allow-list; nothing in it is ever run.
 from __future__ import annotations
 
 import ast
-import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from models.arguments import check_arguments
 from models.channel_rules import Channels, LayerPlan, RuleContext, make_divisible
 from models.registry import BLOCKS
 from utils.errors import UserError, nearest
@@ -145,6 +145,8 @@ def find_config(name: str | Path) -> tuple[Path, str]:
         UserError: nothing found (with the nearest name), or two files of that name.
     """
     path = Path(name)
+    if path.suffix in (".pt", ".pth", ".safetensors"):
+        raise UserError(f"{name}: holds weights, where a model YAML is asked for; a run's is the model.yaml in its folder")
     if path.suffix not in (".yaml", ".yml"):
         path = path.with_name(path.name + ".yaml")
     if path.is_file():
@@ -245,26 +247,10 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
         plan, cls=plan.cls or block.cls, kwargs={**plan.kwargs, **options}, index=index, sources=sources, name=block.name,
         section=row.section, identity_start=start == "identity",
     )  # fmt: skip
-    _check_signature(plan)
+    check_arguments(plan, block)
+    if plan.identity_start and in_channels != (plan.out_channels,):
+        raise UserError(f"init: identity is for modules that keep their input's width, and this one gives {plan.out_channels} channels")
     return plan
-
-
-def _check_signature(plan: LayerPlan) -> None:
-    """Refuses arguments that the constructor does not have, before it is called."""
-    assert plan.cls is not None
-    try:
-        signature = inspect.signature(plan.cls)
-    except ValueError:  # a built-in without a signature
-        return
-    for key in plan.kwargs:
-        kinds = {p.kind for p in signature.parameters.values()}
-        if key not in signature.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-            known = [name for name in signature.parameters if name != "self"]
-            raise UserError(f"has no option {key!r}; {nearest(key, known) or 'it takes ' + ', '.join(known)}")
-    try:
-        signature.bind(*plan.args, **plan.kwargs)
-    except TypeError as error:
-        raise UserError(f"{error}; the module takes {signature}") from error
 
 
 def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:

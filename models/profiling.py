@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models.channel_rules import LayerPlan
 from models.detector import Detector, build_model
 from models.operations import OperationCounter, multiply_adds
+from utils.distributed import select_device
 from utils.errors import UserError
 from utils.shared_flags import height_and_width, multiple_of_stride
 
@@ -147,10 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line: prints the table of one network; returns the exit status."""
     args = _arguments(argv)
     try:
-        model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(args.device)
+        if args.batch_size < 1:
+            raise UserError(f"--batch-size {args.batch_size}: at least one picture is needed")
+        model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(select_device(args.device))
         model = model.deploy() if args.deploy else model
-        height, width = (multiple_of_stride(side, model.stride) for side in height_and_width(args.imgsz))
-        costs = profile(model, imgsz=(height, width), batch=args.batch_size)
+        sides = height_and_width(args.imgsz)
+        rounded = {side: multiple_of_stride(side, model.stride) for side in dict.fromkeys(sides)}
+        costs = profile(model, imgsz=(rounded[sides[0]], rounded[sides[1]]), batch=args.batch_size)
         costs.sort(key=lambda c: c.row if args.sort == "row" else -getattr(c, SORT_KEYS[args.sort]))
         print(_table(costs))
         if args.csv:
@@ -165,10 +169,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.profiling", description="the cost of a network, a row a layer")
     parser.add_argument("cfg", help="model YAML, path or bare name")
     parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height and width, px")
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures that pass at once")
     parser.add_argument("--nc", type=int, help="number of classes, the YAML's if not given")
     parser.add_argument("--ch", type=int, help="number of input channels, the YAML's if not given")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, mps or a GPU's number")
     parser.add_argument("--deploy", action="store_true", help="without auxiliary branches, fused")
     parser.add_argument("--sort", choices=SORT_KEYS, default="row", help="largest first, rows in order")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to a file")

@@ -10,18 +10,20 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, closest
 
 if TYPE_CHECKING:
     from models.channel_rules import ChannelRule
 
 BUILTIN_PACKAGES = ("models.layers", "models.backbones", "models.necks", "models.heads")
+ADDED_WORD = re.compile(r"_?(attention|attn|block|module|layer)$")  # GAM_Attention, SE_Block: what other programs call GAM and SE
 Block = TypeVar("Block", bound=Callable[..., Any])
 
 
@@ -72,8 +74,9 @@ class Registry(Mapping[str, BlockSpec]):
     def __getitem__(self, name: str) -> BlockSpec:
         spec = self._find(name)
         if spec is None:
-            hint = nearest(name, self._names)
-            raise KeyError(f"unknown module {name!r}" + (f", {hint}" if hint else "; a module of your own joins with --plugins"))
+            meant = self._meant(name)
+            hint = f", did you mean {meant!r}?" if meant else ""
+            raise KeyError(f"unknown module {name!r}{hint}; a module of your own joins with --plugins")
         return spec
 
     def __contains__(self, name: object) -> bool:
@@ -84,6 +87,14 @@ class Registry(Mapping[str, BlockSpec]):
         if name in self._names:
             return self._specs[self._names[name]]
         return next((spec for resolve in self._resolvers if (spec := resolve(name)) is not None), None)
+
+    def _meant(self, name: str) -> str:
+        """The known name nearest to an unknown one: without an added word (``GAM_Attention``), inside its block, or by spelling."""
+        bare = ADDED_WORD.sub("", name.lower())
+        outer, _, inner = name.partition("_")
+        composed = [f"{outer}_{near}" for near in closest(inner, self._names)]
+        meant = [known for known in self._names if known.lower() == bare] + [c for c in composed if c in self]
+        return next(iter(meant or closest(name, self._names)), "")
 
     def __iter__(self) -> Iterator[str]:
         self._load_builtins()

@@ -20,6 +20,8 @@ from models.parser import ModelSpec, plan_layers
 Shape = tuple[int, ...]
 STATISTIC = "num_batches_tracked"
 REPEAT = re.compile(r"(\d+)\.(.+)")
+GAMMA, SCALE = "gamma", "γ"  # the scale of an identity start: among the tensors, and as a place
+WITHIN = "attention."  # the module in the bottlenecks of C2f_EMA and its like
 HEAD_TOWER = re.compile(r"((one2one_)?cv\d+|m2?)\.\d+\.")
 
 
@@ -33,7 +35,7 @@ class Place(NamedTuple):
 
     Attributes:
         repeat: which of the row's repeats.
-        name: name within the layer; ``γ`` for the scale of an identity start.
+        name: name within the layer, identity starts aside: their scale is ``γ``, and ``m.`` is left out.
     """
 
     repeat: int
@@ -64,11 +66,17 @@ class Row:
     branches: tuple[tuple[int, ...], ...] = ()
     written: tuple[Any, ...] = ()
 
-    @cached_property
+    @property
     def wrapped(self) -> bool:
-        """Starts as the identity: its layer is called ``m`` beside a ``gamma``."""
-        names = [m[2] if (m := REPEAT.fullmatch(n)) and self._repeats else n for n in self.tensors]
-        return "gamma" in names and all(n == "gamma" or n.startswith("m.") for n in names)
+        """Starts as the identity as a whole."""
+        return "" in self._identity_starts
+
+    @cached_property
+    def _identity_starts(self) -> frozenset[str]:
+        """Where in the layer a module is called ``m`` beside a ``gamma``: in all of it (empty), or in its ``….attention.`` (C2f_EMA)."""
+        names = {m[2] if (m := REPEAT.fullmatch(n)) and self._repeats else n for n in self.tensors}
+        starts = {n.removesuffix(GAMMA) for n in names if n == GAMMA or n.endswith(f"{WITHIN}{GAMMA}")}
+        return frozenset(s for s in starts if all(n == s + GAMMA or n.startswith(s + "m.") for n in names if n.startswith(s)))
 
     @cached_property
     def places(self) -> dict[Place, str]:
@@ -89,8 +97,10 @@ class Row:
         if self._repeats:
             number, name = REPEAT.fullmatch(name).groups()  # type: ignore[union-attr]
             repeat = int(number)
-        if self.wrapped:
-            name = "γ" if name == "gamma" else name.removeprefix("m.")
+        for start in self._identity_starts:
+            if name.startswith(start):
+                inner = name.removeprefix(start)
+                return Place(repeat, start + (SCALE if inner == GAMMA else inner.removeprefix("m.")))
         return Place(repeat, name)
 
 

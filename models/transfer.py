@@ -19,11 +19,10 @@ from models.detector import Detector
 from models.first_convolution import adapted_tensor, first_convolutions
 from models.head_transfer import Classes, Move, head_moves
 from models.parser import ModelSpec, load_spec
-from models.structure import Place, Row, Shape, Structure, counts, rows_of, structure_of, structure_of_weights
+from models.structure import GAMMA, SCALE, Row, Shape, Structure, counts, rows_of, structure_of, structure_of_weights
 from models.transfer_report import ADAPTED, DROPPED, FRESH, KEPT, MOVED, PARTIAL, RowReport, TransferReport
 from utils.errors import UserError
 
-SCALE = "γ"  # of an identity start
 SAME_ANCHORS = 5e-3  # by which anchors may differ that were stored in half precision
 
 
@@ -171,15 +170,13 @@ def _copy_row(
                 mine.copy_(adapted)
                 note = "first convolution adapted from {} to {} input channels".format(*channels.numbers)
                 filled.append(_Filled(move.target, move.source, mine.numel(), False, note, adapted=True))  # to be trained on
-    if filled and row.wrapped and not partner.wrapped:
-        filled += _switched_on(own, row, partner)
-    return filled
+    return filled + _switched_on(own, row, partner, filled)
 
 
-def _switched_on(own: Mapping[str, Tensor], row: Row, partner: Row) -> list[_Filled]:
-    """γ = 1 for a layer whose partner does not start as the identity: it was at work there, so it is here."""
-    repeats = {place.repeat for place in partner.places}
-    scales = [name for place, name in row.places.items() if place == Place(place.repeat, SCALE) and place.repeat in repeats]
+def _switched_on(own: Mapping[str, Tensor], row: Row, partner: Row, filled: Sequence[_Filled]) -> list[_Filled]:
+    """γ = 1 for a module whose partner does not start as the identity: it was at work there, so it is here."""
+    scales = [name for place, name in row.places.items() if place.name.endswith(SCALE) and place not in partner.places]
+    scales = [name for name in scales if any(f.target.startswith(name.removesuffix(GAMMA)) for f in filled)]
     for name in scales:
         own[f"model.{row.index}.{name}"].fill_(1.0)
     return [_Filled(name, None, 1, True, "γ set to 1") for name in scales]

@@ -12,6 +12,11 @@ class UserError(ValueError):
 
 def nearest(name: str, known: Iterable[str], *, count: int = 1) -> str:
     """The known names closest to ``name`` as a phrase such as ``did you mean 'CBAM'?``; empty if none is close."""
-    by_lower = {k.lower(): k for k in known}
-    close = [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.55)]
+    close = closest(name, known, count=count)
     return "did you mean " + " or ".join(repr(c) for c in close) + "?" if close else ""
+
+
+def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
+    """The known names closest to ``name``, letter case aside, best first."""
+    by_lower = {k.lower(): k for k in known}
+    return [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.55)]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models import catalogue
+from models import channel_rules as rules
 from models.catalogue import CHANNELS, HEADER, TIME, build_same_width, count, growth, page, same_width_names, sentence, stale_rows
 from models.limits import LIMITS
 from models.operations import multiply_adds
@@ -30,6 +31,13 @@ def fresh() -> str:
 def test_the_written_page_is_fresh(fresh):
     stale = stale_rows(PAGE.read_text(encoding="utf-8"), fresh)
     assert not stale, "python -m models.catalogue --write docs/attention.md\n" + "\n".join(stale)
+
+
+def test_the_page_says_whose_rows_name_a_width():
+    listed = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if "can also change the width" in line)
+    free = [name for name in same_width_names() if BLOCKS[name].channels is not rules.attends]
+    assert [part for part in listed.split("`") if part in BLOCKS] == free
+    assert [name for name in free if f"C2f_{name}" not in BLOCKS] == ["C3TR", "TransformerBlock"]
 
 
 def test_a_changed_row_is_noticed_and_a_changed_time_is_not(fresh):

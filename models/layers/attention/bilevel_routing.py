@@ -71,6 +71,8 @@ class BiLevelRoutingAttention(nn.Module):
         ValueError: widths that the heads do not divide, an unknown mode, or hard differentiable routing, which the paper does not define.
     """
 
+    below_one = ("side_dwconv",)  # options of which numbers below 1 mean something
+
     def __init__(
         self,
         dim: int,
@@ -175,6 +177,8 @@ class BiLevelRoutingAttentionNCHW(nn.Module):
         auto_pad: accepted because published calls pass it; maps are always padded where they need it.
     """
 
+    below_one = ("side_dwconv",)
+
     def __init__(
         self,
         dim: int,
@@ -240,6 +244,8 @@ class BiFormerBlock(nn.Module):
         routing: further options of BiLevelRoutingAttention.
     """
 
+    below_one = ("topk", "side_dwconv", "before_attn_dwconv")
+
     def __init__(
         self,
         dim: int,
@@ -304,6 +310,8 @@ class BiFormerBlockNCHW(nn.Module):
         drop_path: rate of stochastic depth.
         batch_norm: batch instead of layer normalisation, as in the released checkpoint.
     """
+
+    below_one = ("topk", "side_dwconv")
 
     def __init__(
         self,

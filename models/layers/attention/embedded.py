@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models import channel_rules as rules
+from models.layers.attention.identity import IdentityStart
 from models.layers.csp import Bottleneck, RepNBottleneck
 from models.registry import BLOCKS, BlockSpec
 
@@ -46,10 +47,20 @@ class Embedded:
     Attributes:
         outer: the plain block's class; positional arguments and options it knows are its own.
         inner: the module; it gets all other options of a row (``C2f_EMA, [128, True, {factor: 8}]``).
+        identity_start: each inner module begins as an exact no-op, so that the block begins as the plain one.
     """
 
     outer: Callable[..., nn.Module]
     inner: BlockSpec
+    identity_start: bool = False
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The plain block's parameters, and the module's options by name."""
+        own = inspect.signature(self.outer).parameters
+        options = list(inspect.signature(self.inner.cls).parameters.values())[1 if self.inner.channels is rules.attends else 2 :]
+        named = [p.replace(kind=p.KEYWORD_ONLY) for p in options if p.name not in own and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return inspect.Signature([*own.values(), *named])
 
     def __call__(self, *args: Any, **options: Any) -> nn.Module:
         own = inspect.signature(self.outer).parameters
@@ -64,7 +75,8 @@ class Embedded:
     def _attention(self, bottleneck: Bottleneck | RepNBottleneck, options: dict[str, Any]) -> nn.Module:
         width = bottleneck.cv2.conv.out_channels
         widths = (width,) if self.inner.channels is rules.attends else (width, width)
-        return self.inner.cls(*widths, **options)
+        module = self.inner.cls(*widths, **options)
+        return IdentityStart(module) if self.identity_start else module
 
 
 @BLOCKS.resolver

@@ -41,6 +41,8 @@ class FocalModulation(nn.Module):
         ValueError: a kernel would be even or not positive.
     """
 
+    below_one = ("focal_factor",)  # options of which numbers below 1 mean something
+
     def __init__(
         self,
         dim: int,

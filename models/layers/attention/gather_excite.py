@@ -27,6 +27,8 @@ class GE(nn.Module):
         ValueError: another extent.
     """
 
+    below_one = ("extent",)  # options of which numbers below 1 mean something
+
     def __init__(self, channels: int, extent: int = 8) -> None:
         super().__init__()
         if extent != 0 and (extent < 2 or extent & (extent - 1)):

@@ -1,0 +1,133 @@
+"""Rows of same-width modules as people write them: each builds what was meant, or one line says what the module takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import build_model
+from models.detector import Detector
+from models.edit import edit
+from models.parser import load_spec, plan_layers
+from models.registry import BLOCKS
+from models.transfer import Source, transfer
+from tests.tiny import tiny_cfg
+from utils.errors import UserError
+
+
+def complaint(row: tuple) -> str:
+    with pytest.raises(UserError) as caught:
+        build_model(tiny_cfg(attention=row))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def planned(module: str, args: list) -> tuple:
+    spec = load_spec({"nc": 2, "backbone": [[-1, 1, "Conv", [256, 3, 2]], [-1, 1, module, args]], "head": [[[0, 1], 1, "Detect", ["nc"]]]})
+    plan = plan_layers(spec)[1]
+    return plan.args, dict(plan.kwargs)
+
+
+@pytest.mark.parametrize(("module", "args", "built"), [
+    ("EMA", [256, 256], (256,)),  # widths in and out
+    ("CoordAtt", [256, 256, 16], (256, 16)),
+    ("GAM", [256, 256], (256,)),
+    ("SimAM", [256, 256], (256,)),
+    ("SimAM", [256, 1e-3], (256, 1e-3)),
+    ("EMA", [256, 8], (256, 8)),
+    ("NLBlockND", [256, 256, "dot"], (256, 256, "dot")),  # the second is the inner width
+    ("NLBlockND", [128], (256, 128)),
+    ("LSKA", [256, 11], (256, 11)),
+])  # fmt: skip
+def test_a_width_may_stand_twice(module, args, built):
+    assert planned(module, args) == (built, {})
+
+
+@pytest.mark.parametrize(("row", "words"), [
+    (("EMA", [{"factor": "abc"}]), ["[EMA]", "factor should be a whole number, not 'abc'", "factor=32"]),
+    (("EMA", [{"factor": 8.5}]), ["a whole number, not 8.5"]),
+    (("EMA", [{"factor": True}]), ["a whole number, not True"]),
+    (("EMA", [[8]]), ["a whole number, not [8]"]),
+    (("EMA", [{"factor": 0}]), ["factor should be at least 1, not 0"]),
+    (("EMA", [8, {"factor": 8}]), ["multiple values", "it takes channels, factor=32"]),
+    (("CBAM", [16, 7]), ["no_spatial should be True or False, not 7"]),  # published: ratio, kernel size
+    (("CloAttention", [{"group_split": 8}]), ["group_split should be None or a list of whole numbers, not 8"]),
+    (("NLBlockND", [{"mode": 3}]), ["mode should be a word, not 3"]),
+    (("BRA", [{"n_win": 0}]), ["n_win should be at least 1"]),
+    (("C2f_EMA", [16, True, {"facto": 8}]), ["no option 'facto'", "'factor'"]),
+    (("C2f_EMA", [16, True, {"factor": "abc"}]), ["factor should be a whole number"]),
+    (("C2f_EMA", [16, True, {"factor": 0}]), ["factor should be at least 1"]),
+    (("Conv", [16, 3, {"k": "abc"}]), ["multiple values", "c2, k=1"]),
+    (("Conv", [64, {"init": "identity"}]), ["init: identity", "keep their input's width"]),
+])  # fmt: skip
+def test_what_is_wrong_with_an_argument(row, words):
+    text = complaint(row)
+    for word in ["row ", *words]:
+        assert word in text
+
+
+@pytest.mark.parametrize("row", [("BRA", [{"num_heads": 2, "side_dwconv": 0}]), ("GE", [{"extent": 0}]), ("NLBlockND", [None, "dot"])])
+def test_numbers_below_one_and_none_stay_where_they_mean_something(row):
+    build_model(tiny_cfg(attention=row))
+
+
+@pytest.mark.parametrize(("written", "meant"), [
+    ("GAM_Attention", "GAM"), ("SKAttention", "SK"), ("SE_Block", "SE"), ("BAMBlock", "BAM"), ("C2f_EMMA", "C2f_EMA"), ("Konv", "Conv"),
+])  # fmt: skip
+def test_an_unknown_module_names_what_was_meant(written, meant):
+    with pytest.raises(KeyError, match=f"unknown module '{written}', did you mean '{meant}'.; a module of your own joins with --plugins"):
+        BLOCKS[written]
+
+
+def test_nothing_near_is_no_hint():
+    with pytest.raises(KeyError, match="unknown module 'Xyzzyq'; a module"):
+        BLOCKS["Xyzzyq"]
+
+
+def test_weights_are_no_model_yaml():
+    with pytest.raises(UserError, match=r"best\.pt: holds weights.*model\.yaml"):
+        load_spec("runs/exp/weights/best.pt")
+
+
+@pytest.fixture(scope="module")
+def trained() -> Detector:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(attention=("C2f", [32, True])))
+    for tensor in model.parameters():
+        tensor.data.add_(0.1 * torch.randn_like(tensor))
+    return model.eval()
+
+
+def into(trained: Detector, replace: str) -> Detector:
+    model = Detector(edit(trained.spec, replace=replace).spec, names=trained.names)
+    moved(trained, model)
+    return model.eval()
+
+
+def moved(source: Detector, target: Detector) -> None:
+    transfer(target, Source(source.state_dict(), source.spec.to_dict(), source.names))
+
+
+def test_a_module_inside_a_block_starts_as_a_no_op(trained):
+    """The identity start is the module's: the block around it keeps its trained weights and stays at work."""
+    x = torch.rand(1, 3, 64, 96)
+    plain, started = into(trained, "C2f=C2f_EMA@7"), into(trained, "C2f=C2f_EMA@7(init=identity)")
+    expected = trained.predict(x)
+    assert all(torch.equal(a, b) for a, b in zip(started.predict(x), expected))
+    assert not all(torch.equal(a, b) for a, b in zip(plain.predict(x), expected))
+
+
+def test_identity_starts_inside_blocks_exchange_weights_with_plain_ones(trained):
+    plain, started = into(trained, "C2f=C2f_EMA@7"), into(trained, "C2f=C2f_EMA@7(init=identity)")
+    x = torch.rand(1, 3, 64, 96)
+    moved(plain, started)  # its modules were at work
+    assert started.model[7].m[0].attention.gamma.item() == 1
+    for a, b in zip(started.predict(x), plain.predict(x)):
+        torch.testing.assert_close(a, b)
+    started.model[7].m[0].attention.gamma.data.fill_(0.5)
+    again = into(trained, "C2f=C2f_EMA@7(init=identity)")
+    moved(started, again)
+    assert again.model[7].m[0].attention.gamma.item() == 0.5
+    other = into(trained, "C2f=C2f_SE@7(init=identity)")
+    moved(plain, other)  # nothing of EMA fits into SE
+    assert other.model[7].m[0].attention.gamma.item() == 0
