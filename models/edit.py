@@ -94,7 +94,8 @@ def edit(
     if init not in INITS:
         raise UserError(f"init {init!r} is unknown; 'identity' is, or nothing for the module as it is")
     if init and not insert:
-        raise UserError(f"init {init!r} is about inserted modules, and none is inserted")
+        inside = "; the module inside a block that replaces another takes it by name: C2f=C2f_EMA@6(init=identity)"
+        raise UserError(f"init {init!r} is about inserted modules, and none is inserted{inside if replace else ''}")
     graph = _Graph.of(spec)
     removed = read_rows(_several(remove))
     replacements = [read_replacement(text) for text in _several(replace)]
@@ -136,6 +137,8 @@ def _show_and_write(edited: Edited, args: argparse.Namespace) -> None:
     from models.detector import Detector
     from models.graph_table import graph_table, spec_yaml, write_spec
 
+    if args.imgsz < 1:
+        raise UserError(f"--imgsz {args.imgsz}: a side in px is needed, such as 640")
     model = Detector(edited.spec)  # says whether it can be built before anything is written
     if args.show:
         print(graph_table(model, imgsz=-(-args.imgsz // model.stride) * model.stride))

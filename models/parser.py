@@ -248,7 +248,8 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
         section=row.section, identity_start=start == "identity",
     )  # fmt: skip
     check_arguments(plan, block)
-    if plan.identity_start and in_channels != (plan.out_channels,):
+    within = hasattr(block.cls, "inner")  # C2f_EMA: the module inside keeps the width, whatever its block does
+    if plan.identity_start and not within and in_channels != (plan.out_channels,):
         raise UserError(f"init: identity is for modules that keep their input's width, and this one gives {plan.out_channels} channels")
     return plan
 

@@ -187,6 +187,7 @@ def test_requests_are_read_as_literals(text, module, positions, args):
         ({"insert": "EMA@3(8))"}, "the arguments cannot be read"),
         ({"insert": "SE@3", "init": "zero"}, "init 'zero' is unknown"),
         ({"init": "identity"}, "none is inserted"),
+        ({"init": "identity", "replace": "ADown=AConv@3"}, "none is inserted; the module inside a block that replaces"),
         ({"insert": "SE@3", "remove": 3}, "row 3 is to be removed"),
         ({"replace": "C2f=C2f_EMA@2"}, "row 2 is RepNCSPELAN4, not C2f, which stands at no row"),
         ({"replace": "C2f=C2f_EMA"}, "no row is C2f"),
@@ -254,6 +255,8 @@ def test_a_written_file_builds_the_same_network(tmp_path, capsys):
     assert yaml.safe_load(spec_yaml(again))["yaml_file"] == "yolov8.yaml"
     with pytest.raises(SystemExit, match=r"error: .*cannot be written"):
         main(["yolov8n.yaml", "--insert", "SE@4", "--out", str(tmp_path / "no" / "folder.yaml")])
+    with pytest.raises(SystemExit, match="--imgsz 0: a side in px"):
+        main(["yolov8n.yaml", "--show", "--imgsz", "0"])
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)

@@ -117,6 +117,19 @@ def test_a_module_inside_a_block_starts_as_a_no_op(trained):
     assert not all(torch.equal(a, b) for a, b in zip(plain.predict(x), expected))
 
 
+@pytest.mark.parametrize("row", [("C2f_EMA", [64, True]), ("C3_SE", [64]), ("RepNCSPELAN4_CBAM", [64, 32, 16, 1])])
+def test_a_module_inside_a_block_that_widens_starts_as_a_no_op(row):
+    name, args = row
+    started = build_model(tiny_cfg(attention=(name, [*args, {"init": "identity"}]))).model[7].eval()
+    plain = build_model(tiny_cfg(attention=(name.split("_")[0], args))).model[7].eval()
+    own, rest = started.load_state_dict(plain.state_dict(), strict=False)
+    assert own
+    assert all(".attention." in key for key in own)
+    assert not rest
+    x = torch.rand(1, 32, 5, 7)
+    assert torch.equal(started(x), plain(x))
+
+
 def test_identity_starts_inside_blocks_exchange_weights_with_plain_ones(trained):
     plain, started = into(trained, "C2f=C2f_EMA@7"), into(trained, "C2f=C2f_EMA@7(init=identity)")
     x = torch.rand(1, 3, 64, 96)
