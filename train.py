@@ -159,8 +159,9 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
             parts, side_px = run.portions.passed(batch, partial(forward_backward, run, epoch, i), place=place)
 
         if is_step:
-            taken = optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm)  # unless the gradient is no number
-            guard.after_step(taken)
+            spoilt = guard.spoilt()  # its gradient is no number, and no such step is taken
+            taken = optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm, spoilt=spoilt)
+            guard.after_step(taken, spoilt)
             run.ema.update(taken)
             waiting = 0
 

@@ -148,7 +148,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     state = checkpoint.training
     assert state is not None
     load_state(run.optimizer, state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # empty where the run had none, as on a CPU
+        run.scaler.load_state_dict(state["scaler"])
     run.ema.load_state_dict({"weights": checkpoint.weights, "updates": state["ema_updates"]})
     run.early_stop.best_fitness, run.early_stop.best_epoch = checkpoint.best_fitness, state["best_epoch"]
     run.loss.load_state_dict(state.get("loss", {}))

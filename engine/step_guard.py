@@ -20,6 +20,7 @@ from utils.errors import UserError
 
 LISTED = 200  # batches that are written down, of one run
 FILE = "nan_batches.txt"
+HALVINGS = 24  # of a scaler's factor, one after another, that are its search for a factor; it begins at 2^16
 
 
 class Diverged(UserError):
@@ -45,16 +46,17 @@ class StepGuard:
         parts: names of the loss parts.
         patience: steps without a usable loss, one after another, that end the run; 0 never does.
         folder: where ``nan_batches.txt`` is written.
-        scaled: a gradient scaler is at work: it looks for gradients that overflow by itself, so only losses count.
+        scaled: a gradient scaler is at work: it deals with gradients that overflow by itself, so only losses count, and gradients that
+            are no numbers whatever its factor is.
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[str], *, patience: int, folder: Path, scaled: bool = False) -> None:
         self.parts, self.patience, self.folder, self.scaled = tuple(parts), patience, folder, scaled
         self.names = (*(f"{name} loss" for name in self.parts), "loss")
-        self.in_row = self.skipped = self.listed = 0
+        self.in_row = self.skipped = self.listed = self.overflows = 0
         self._statistics = KeptBuffers(model)
         self._waiting: list[SeenBatch] = []  # their gradients are not stepped yet
-        self._steps: list[tuple[list[SeenBatch], Tensor]] = []  # since the last look
+        self._steps: list[tuple[list[SeenBatch], Tensor]] = []  # since the last look, with (2,) bool: taken, spoilt
 
     def checked(self, parts: dict[str, Tensor], *, epoch: int, iteration: int, paths: tuple[str, ...]) -> Tensor:
         """The sum of the parts; its gradient is no number where the sum is none."""
@@ -63,14 +65,20 @@ class StepGuard:
         self._waiting.append(SeenBatch(epoch, iteration, paths, losses))
         return total * torch.where(torch.isfinite(total.detach()), 1.0, math.nan).to(total.dtype)
 
-    def after_step(self, taken: Tensor) -> None:
+    def spoilt(self) -> Tensor:
+        """() bool on the device: whether a loss that waits for its step is no number, on any process where a scaler wants to know."""
+        finite = torch.isfinite(torch.stack([batch.losses[-1] for batch in self._waiting])).all()
+        return distributed.all_reduce_sum((~finite).float()) > 0 if self.scaled else ~finite
+
+    def after_step(self, taken: Tensor, spoilt: Tensor) -> None:
         """Puts the running statistics back where the step was not taken.
 
         Args:
             taken: () bool, on the device.
+            spoilt: () bool, on the device, as before the step.
         """
         self._statistics.settle(taken)
-        self._steps.append((self._waiting, taken))
+        self._steps.append((self._waiting, torch.stack((taken, spoilt))))
         self._waiting = []
 
     def mark(self) -> int:
@@ -90,11 +98,12 @@ class StepGuard:
         if not self._steps:
             return
         steps, self._steps = self._steps, []
-        verdicts = torch.stack([taken for _, taken in steps]).tolist()
-        for (batches, _), taken in zip(steps, verdicts):
+        verdicts = torch.stack([verdict for _, verdict in steps]).tolist()
+        for (batches, _), (taken, spoilt) in zip(steps, verdicts):
+            self.overflows = 0 if taken or spoilt else self.overflows + 1
             if taken:
                 self.in_row = 0
-            else:
+            elif spoilt or not self.scaled or self.overflows > HALVINGS:  # else the scaler lowers its factor
                 self._count(batches)
 
     def report(self, epoch: int) -> None:
@@ -111,16 +120,14 @@ class StepGuard:
         self._statistics.keep()
 
     def state_dict(self) -> dict[str, int]:
-        return {"in_row": self.in_row, "skipped": self.skipped, "listed": self.listed}
+        return {"in_row": self.in_row, "skipped": self.skipped, "listed": self.listed, "overflows": self.overflows}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.in_row, self.skipped, self.listed = (int(state.get(key, 0)) for key in ("in_row", "skipped", "listed"))
+        self.in_row, self.skipped, self.listed, self.overflows = (int(state.get(key, 0)) for key in self.state_dict())
 
     def _count(self, batches: list[SeenBatch]) -> None:
         losses = [batch.losses.tolist() for batch in batches]
         wrong = [(b, values) for b, values in zip(batches, losses) if not all(map(math.isfinite, values))]
-        if self.scaled and not wrong:
-            return  # float16 overflowed in the gradient: the scaler lowers its factor
         self.skipped += 1
         self.in_row += 1
         self._list(wrong or list(zip(batches, losses)))
@@ -130,7 +137,7 @@ class StepGuard:
             part = next(parts, "the gradient is no number")
             times = f" for {self.in_row} steps in a row" if self.in_row > 1 else ""
             raise Diverged(
-                f"{batch.place()}: {part}{times}; lower lr0 in --hyp, train with --amp off, or look at the files named in "
+                f"{batch.place()}: {part}{times}; lower lr0 in --hyp, train with --amp bf16 or off, or look at the files named in "
                 f"{self.folder / FILE}; --skip-nan skips any number of such steps"
             )
 

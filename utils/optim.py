@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.precision import settle_factor
 from utils.schedule import StepSettings
 
 GROUPS = ("bias", "decay", "no_decay")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
@@ -108,10 +109,16 @@ def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(group["lr"] for group in optimizer.param_groups[: len(GROUPS)])
 
 
-def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float) -> Tensor:
+def optimizer_step(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, spoilt: Tensor | None = None
+) -> Tensor:
     """Unscales, clips, steps and clears the gradients; gradients that are no numbers change nothing.
 
     Fused optimizers are told so on the device. The others (LION, and all on devices without fused kernels) wait for it once a step.
+    With a scaler the norm decides as well, which ``scaler.step`` would not look at: gradients may be finite where their norm is not.
+
+    Args:
+        spoilt: () bool on the device, whether a loss of the step was no number; see :func:`settle_factor`.
 
     Returns:
         () bool on the device, whether the step was taken.
@@ -120,15 +127,13 @@ def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_n
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or torch.inf, foreach=True)
     taken = torch.isfinite(norm)
-    if scaler.is_enabled():  # looks for itself
-        scaler.step(optimizer)
-        scaler.update()
-    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
         optimizer.step()
         del optimizer.found_inf  # type: ignore[attr-defined]
     elif taken:
         optimizer.step()
+    settle_factor(scaler, spoilt=torch.zeros_like(taken) if spoilt is None else spoilt)
     optimizer.zero_grad(set_to_none=True)
     return taken
 

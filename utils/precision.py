@@ -5,8 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from utils.errors import UserError
+
+LEAST_FACTOR = 1.0  # of a scaler: gradients that are no numbers at this are not its doing
 
 
 def precision_of(choice: str, device: torch.device) -> torch.dtype | None:
@@ -36,3 +39,20 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 def gradient_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.amp.GradScaler:
     """A scaler that works for float16 and passes everything through otherwise."""
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+
+
+def settle_factor(scaler: torch.amp.GradScaler, *, spoilt: Tensor) -> None:
+    """The scaler's factor after a step: lower where the gradient overflowed, higher after many that did not. Nothing waits for it.
+
+    torch alone would let the factor run to zero on losses or gradients that are no numbers whatever it is. Here a spoilt loss leaves it
+    as it is, and it ends at ``LEAST_FACTOR``.
+
+    Args:
+        spoilt: () bool on the device, whether a loss of the step was no number.
+    """
+    if not scaler.is_enabled():
+        return
+    one = torch.ones((), device=spoilt.device)
+    before = scaler.scale(one)
+    scaler.update()
+    scaler.update(torch.where(spoilt, before, scaler.scale(one)).clamp(min=LEAST_FACTOR))

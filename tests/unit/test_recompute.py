@@ -180,7 +180,8 @@ def test_a_spoilt_step_changes_nothing(tmp_path):
     before = deepcopy(model.state_dict())
     total = guard.checked({"box": model.train()(torch.rand(2, 3, 64, 64)).main[0].sum() * float("nan")}, epoch=0, iteration=0, paths=("a",))
     total.backward()
-    guard.after_step(optimizer_step(optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_norm=10.0))
+    spoilt = guard.spoilt()
+    guard.after_step(optimizer_step(optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_norm=10.0), spoilt)
     after = model.state_dict()
     assert [k for k, v in before.items() if v.is_floating_point() and not torch.equal(v, after[k])] == []
 

@@ -47,8 +47,9 @@ class Training:
         if spoil == "gradient":
             total = total + (self.model[0].weight.sum() * 0).sqrt()  # 0, but its slope is infinite
         total.backward()
-        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=10.0)
-        self.guard.after_step(taken)
+        spoilt = self.guard.spoilt()
+        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=10.0, spoilt=spoilt)
+        self.guard.after_step(taken, spoilt)
         self.ema.update(taken)
         self.iteration += 1
 
@@ -117,7 +118,7 @@ def test_an_overflow_that_a_scaler_handles_is_not_counted(tmp_path):
 
 def test_a_guard_changes_no_step_that_is_taken(tmp_path):
     run, plain = Training(tmp_path, "SGD"), Training(tmp_path, "SGD")
-    plain.guard.after_step = lambda taken: None
+    plain.guard.after_step = lambda taken, spoilt: None
     for _ in range(3):
         run.step()
         plain.step()
