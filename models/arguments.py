@@ -2,7 +2,7 @@
 
 A type is checked only where the constructor says it in plain words (``int``, ``float | None``, ``Sequence[int]`` …). The integers of this
 project's same-width modules are counts and sizes (heads, windows, kernels, reductions), of which none can be below 1, unless the class
-lists the option under ``below_one``, where such a number means something.
+lists the option under ``below_one``, where such a number means something; and kernels that keep the map's size are odd.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from models.registry import BlockSpec
 from utils.errors import UserError, nearest
 
 SHELF = "models.layers.attention."
+ODD = ("kernel_size", "kernel_sizes", "k_size", "mlp_kernel_size", "side_dwconv", "before_attn_dwconv")
 WORDS = {
     "int": "a whole number", "float": "a number", "bool": "True or False", "str": "a word", "None": "None",
     "Sequence[int]": "a list of whole numbers",
@@ -41,7 +42,7 @@ def check_arguments(plan: LayerPlan, block: BlockSpec) -> None:
         parameter = signature.parameters[name]
         if wanted := _wanted(parameter, value):
             raise UserError(f"{name} should be {wanted}, not {value!r}; it takes {what_it_takes(plan.cls)}")
-        if wanted := _least(module, parameter, value):
+        if wanted := _in_reach(module, parameter, value):
             raise UserError(f"{name} should be {wanted}, not {value!r}")
 
 
@@ -76,14 +77,16 @@ def _wanted(parameter: inspect.Parameter, value: Any) -> str:
     return " or ".join(word for kind, word in WORDS.items() if kind in kinds)
 
 
-def _least(module: BlockSpec, parameter: inspect.Parameter, value: Any) -> str:
-    """What a count or size should be at least, in words; empty where it is that, or where the parameter is none."""
-    if module.channels is not attends or not module.cls.__module__.startswith(SHELF) or "int" not in kinds_of(parameter.annotation):
-        return ""
-    if parameter.name in getattr(module.cls, "below_one", ()):
+def _in_reach(module: BlockSpec, parameter: inspect.Parameter, value: Any) -> str:
+    """What a count or size, or each of a list, should be, in words; empty where it is that, or where the parameter is none."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    counted = kinds_of(parameter.annotation) & {"int", "Sequence[int]"} and all(_is(v, "int") for v in values)
+    if module.channels is not attends or not module.cls.__module__.startswith(SHELF) or not counted:
         return ""
     least = 0 if parameter.default == 0 else 1
-    return f"at least {least}" if _is(value, "int") and value < least else ""
+    if parameter.name not in getattr(module.cls, "below_one", ()) and any(v < least for v in values):
+        return f"at least {least}"
+    return "odd" if parameter.name in ODD and any(v > 0 and v % 2 == 0 for v in values) else ""
 
 
 def _is(value: Any, kind: str) -> bool:

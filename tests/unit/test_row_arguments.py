@@ -54,6 +54,12 @@ def test_a_width_may_stand_twice(module, args, built):
     (("CloAttention", [{"group_split": 8}]), ["group_split should be None or a list of whole numbers, not 8"]),
     (("NLBlockND", [{"mode": 3}]), ["mode should be a word, not 3"]),
     (("BRA", [{"n_win": 0}]), ["n_win should be at least 1"]),
+    (("BRA", [{"side_dwconv": 4}]), ["side_dwconv should be odd, not 4"]),
+    (("ECA", [4]), ["k_size should be odd, not 4"]),
+    (("CloAttention", [{"kernel_sizes": [4]}]), ["kernel_sizes should be odd, not [4]"]),
+    (("MSDA", [{"dilation": [1, 0]}]), ["dilation should be at least 1, not [1, 0]"]),
+    (("SK", [[1, 3]]), ["kernels [1, 3] should be odd, from 3 on"]),
+    (("NLBlockND", [{"dimension": 3}]), ["over 3 dimensions", "4 axes"]),
     (("C2f_EMA", [16, True, {"facto": 8}]), ["no option 'facto'", "'factor'"]),
     (("C2f_EMA", [16, True, {"factor": "abc"}]), ["factor should be a whole number"]),
     (("C2f_EMA", [16, True, {"factor": 0}]), ["factor should be at least 1"]),
@@ -66,7 +72,10 @@ def test_what_is_wrong_with_an_argument(row, words):
         assert word in text
 
 
-@pytest.mark.parametrize("row", [("BRA", [{"num_heads": 2, "side_dwconv": 0}]), ("GE", [{"extent": 0}]), ("NLBlockND", [None, "dot"])])
+@pytest.mark.parametrize("row", [
+    ("BRA", [{"num_heads": 2, "side_dwconv": 0}]), ("GE", [{"extent": 0}]), ("NLBlockND", [None, "dot"]), ("BiFormerBlock", [{"topk": -1}]),
+    ("CloAttention", [{"num_heads": 4, "group_split": [0, 4]}]),
+])  # fmt: skip
 def test_numbers_below_one_and_none_stay_where_they_mean_something(row):
     build_model(tiny_cfg(attention=row))
 

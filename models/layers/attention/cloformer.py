@@ -43,6 +43,8 @@ class CloAttention(nn.Module):
         ValueError: heads that do not divide ``dim``, or a split that does not fit heads or kernels.
     """
 
+    below_one = ("group_split",)  # a branch without heads
+
     def __init__(
         self,
         dim: int,
@@ -152,6 +154,8 @@ class CloBlock(nn.Module):
     Raises:
         ValueError: another width at stride 1, or a stride that is neither 1 nor 2.
     """
+
+    below_one = ("group_split",)
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class NLBlockND(nn.Module):
         bn_layer: a batch norm at the end, at zero; else W_z itself is zero at first.
 
     Raises:
-        ValueError: an unknown mode or dimension.
+        ValueError: an unknown mode or dimension; from ``forward``, an input of another dimension.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class NLBlockND(nn.Module):
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimension - 1]
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimension - 1]
         inter = inter_channels or max(in_channels // 2, 1)
-        self.mode = mode
+        self.mode, self.dimension = mode, dimension
         self.g = conv(in_channels, inter, 1)
         self.W_z = nn.Sequential(conv(inter, in_channels, 1), norm(in_channels)) if bn_layer else conv(inter, in_channels, 1)
         last = self.W_z[1] if bn_layer else self.W_z
@@ -75,6 +75,8 @@ class NLBlockND(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *space) -> (B, C, *space)."""
+        if x.dim() != self.dimension + 2:
+            raise ValueError(f"a non-local block over {self.dimension} dimensions takes {self.dimension + 2} axes, not {x.dim()} axes")
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), no copy
         value = project(tokens, self.g)
         if self.mode == "gaussian":

@@ -26,10 +26,15 @@ class SK(nn.Module):
         reduction: the fusing width is ``channel // reduction`` …
         group: groups of the branches; the largest divisor of the channels that is not above it.
         L: … but at least this.
+
+    Raises:
+        ValueError: a field that no dilated 3x3 has.
     """
 
     def __init__(self, channel: int, kernels: Sequence[int] = (3, 5), reduction: int = 16, group: int = 32, L: int = 32) -> None:
         super().__init__()
+        if not kernels or any(kernel < 3 or kernel % 2 == 0 for kernel in kernels):
+            raise ValueError(f"SK: kernels {list(kernels)} should be odd, from 3 on, since each is a dilated 3x3")
         groups = divisor_up_to(channel, group)
         hidden = max(L, channel // reduction)
         self.convs = nn.ModuleList(_branch(channel, kernel // 2, groups) for kernel in kernels)
