@@ -167,6 +167,7 @@ def _local_cases() -> dict[str, Case]:
     from models.layers.attention.axial import AxialAttention
     from models.layers.attention.ccnet import CrissCross
     from models.layers.attention.cotnet import CoTAttention
+    from models.layers.attention.danet import DANet
     from models.layers.attention.dilateformer import MSDA
     from models.layers.attention.emo import iRMB
     from models.layers.attention.swin import SwinWindowAttention
@@ -179,6 +180,7 @@ def _local_cases() -> dict[str, Case]:
         "SwinWindowAttention": Case(SwinWindowAttention, plain.swin),
         "SwinWindowAttention-shifted": Case(lambda c: SwinWindowAttention(c, shift_size=3), plain.swin),
         "CrissCross": Case(CrissCross, plain.criss_cross),
+        "DANet": Case(DANet, plain.dual, lambda n, c: n * n),
         "CoTAttention": Case(CoTAttention, plain.cot),
         "iRMB": Case(lambda c: iRMB(c, c), plain.irmb),
         "AreaAttention": Case(lambda c: AreaAttention(c, area=4), plain.area, lambda n, c: 2 * n * n),

@@ -143,3 +143,13 @@ def area(m: Any, x: Tensor) -> Tensor:
     weights = (query.transpose(3, 4) @ key * query.shape[3] ** -0.5).softmax(-1)
     out, value = ((t.flatten(2, 3).transpose(1, 2).reshape(x.shape)) for t in (value @ weights.transpose(3, 4), value))
     return m.proj(out + m.pe(value))
+
+
+def dual(m: Any, x: Tensor) -> Tensor:
+    """DANet: a matrix of logits between all pixels, another between all channels."""
+    query, key, value = (layer(x).flatten(2) for layer in (m.query_conv, m.key_conv, m.value_conv))
+    by_position = value @ (query.transpose(1, 2) @ key).softmax(2).transpose(1, 2)
+    pixels = x.flatten(2)
+    by_channel = (pixels @ -pixels.transpose(1, 2)).softmax(2) @ pixels
+    first, second = (part.reshape(x.shape) for part in (by_position, by_channel))
+    return m.position_out(x + m.alpha * first) + m.channel_out(x + m.beta * second)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.attention import rows
+
 
 class ChannelLinear(nn.Linear):
     """A linear layer over the channels of a map: ``weight`` is (out, in) as in ``nn.Linear``, the work is a 1x1 convolution."""
@@ -135,8 +137,10 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float, 
     """Scaled dot-product attention for a value that may be narrower or wider than query and key.
 
     (B, heads, N, d), (B, heads, M, d), (B, heads, M, v) -> (B, heads, N, v). The fused kernels want one width, so narrower tensors get
-    zeros: those add nothing to a product, and the value's are cut off again.
+    zeros: those add nothing to a product, and the value's are cut off again. Large maps on a CPU do without.
     """
+    if dropout == 0.0 and rows.suits(query, key, value):
+        return rows.attention_by_rows(query, key, value, scale=scale)
     narrow = value.shape[-1]
     width = max(query.shape[-1], narrow)
     query, key, value = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))

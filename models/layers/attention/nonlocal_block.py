@@ -80,7 +80,8 @@ class NLBlockND(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), no copy
         value = project(tokens, self.g)
         if self.mode == "gaussian":
-            y = _softmax_sum(tokens.contiguous(), tokens.contiguous(), value)
+            dense = tokens.contiguous()
+            y = _softmax_sum(dense, dense, value)
         else:
             pair = {"embedded": _softmax_sum, "dot": dot_sum, "concatenate": self._concatenate}[self.mode]
             y = pair(project(tokens, self.theta), project(tokens, self.phi), value)
@@ -111,7 +112,9 @@ def dot_sum(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
 
 def _softmax_sum(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
     """Softmax attention without a scale: (B, N, C), (B, N, C), (B, N, V) -> (B, N, V)."""
-    return fused_attention(theta.unsqueeze(1), phi.unsqueeze(1), value.unsqueeze(1), scale=1.0).squeeze(1)
+    query = theta.unsqueeze(1)
+    key = query if phi is theta else phi.unsqueeze(1)
+    return fused_attention(query, key, value.unsqueeze(1), scale=1.0).squeeze(1)
 
 
 def pairwise_relu_sum(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
