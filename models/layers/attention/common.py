@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.attention import rows
+from models.layers.attention.rows import attention_by_rows, better_by_rows
 
 
 class ChannelLinear(nn.Linear):
@@ -74,8 +74,8 @@ def weighted_sum(maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 def recorded() -> bool:
-    """Whether an exporter or a compiler looks on: it wants plain operators, and plans memory by itself."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    """Whether an exporter, a compiler or a transform of torch.func looks on: it wants plain operators, and plans memory by itself."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
@@ -139,8 +139,8 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float, 
     (B, heads, N, d), (B, heads, M, d), (B, heads, M, v) -> (B, heads, N, v). The fused kernels want one width, so narrower tensors get
     zeros: those add nothing to a product, and the value's are cut off again. Large maps on a CPU do without.
     """
-    if dropout == 0.0 and rows.suits(query, key, value):
-        return rows.attention_by_rows(query, key, value, scale=scale)
+    if dropout == 0.0 and not recorded() and better_by_rows(query, key, value):
+        return attention_by_rows(query, key, value, scale=scale)
     narrow = value.shape[-1]
     width = max(query.shape[-1], narrow)
     query, key, value = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))

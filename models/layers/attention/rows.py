@@ -6,24 +6,26 @@ of matrices, computed again for the backward pass, take no more memory and less 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BLOCK_FLOATS = 3 << 20  # of the two blocks of rows that exist at a time
+BLOCK_FLOATS = 2 << 20  # of the two blocks of rows that exist at a time
 SHARE_OF_ROWS = 12  # at least so many blocks of rows, where only those above the diagonal are computed
 NOTHING = -50.0  # the logarithm of a weight that no sum feels; below it exponentials get slow
 FEWEST_PAIRS = 1 << 18  # of positions, below which a loop costs more than it saves
+LEAST_WIDTH = 128  # of the wider side; below it exponentials take most of the time, and filling up costs little
 
 
-def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether attention_by_rows is the better form: on a CPU, in float32, for large maps and unequal widths, with nobody recording."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or query.shape[-1] == value.shape[-1]:
+def better_by_rows(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether attention_by_rows is the better form: on a CPU, in full precision, for large maps and unequal, large widths."""
+    narrow, wide = sorted((query.shape[-1], value.shape[-1]))
+    if not query.is_cpu or torch.is_autocast_enabled("cpu") or narrow == wide or wide < LEAST_WIDTH:
         return False
-    plain = query.is_cpu and query.dtype == key.dtype == value.dtype and query.dtype in (torch.float32, torch.float64)
-    return plain and query.shape[-2] * key.shape[-2] >= FEWEST_PAIRS
+    full = query.dtype == key.dtype == value.dtype and query.dtype in (torch.float32, torch.float64)
+    return full and query.shape[-2] * key.shape[-2] >= FEWEST_PAIRS
 
 
 def attention_by_rows(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
@@ -48,16 +50,23 @@ class _ByRows(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out = ctx.saved_tensors
-        of_query, of_key, of_value = (torch.zeros_like(part, memory_format=torch.contiguous_format) for part in (query, key, value))
+        if torch.is_grad_enabled():
+            return _differentiable(ctx, grad, lambda q, k, v: (q @ k.transpose(1, 2)).softmax(2) @ v)
+        of_query, of_key, of_value = _wanted(ctx, query, key, value)
         mean = (grad * out).sum(2, keepdim=True)  # (B, N, 1): each row's gradients, weighted
         for index, rows, weights, spare in _blocks(query, key):
             g = grad[index, rows]
-            of_value[index].addmm_(weights.t(), g)
+            if of_value is not None:
+                of_value[index].addmm_(weights.t(), g)
+            if of_query is None and of_key is None:
+                continue
             logits = torch.mm(g, value[index].t(), out=spare).sub_(mean[index, rows]).mul_(weights)
-            torch.mm(logits, key[index], out=of_query[index, rows])
-            of_key[index].addmm_(logits.t(), query[index, rows])
+            if of_query is not None:
+                torch.mm(logits, key[index], out=of_query[index, rows])
+            if of_key is not None:
+                of_key[index].addmm_(logits.t(), query[index, rows])
         return of_query, of_key, of_value
 
 
@@ -73,22 +82,28 @@ class _OfItself(torch.autograd.Function):
         out, norm = value.new_zeros(value.shape), x.new_zeros(x.shape[:2])
         for index, rows, weights, logits in _blocks(x, x):
             torch.mm(weights, value[index], out=out[index, rows])
-            norm[index, rows] = logits.amax(1) - weights.amax(1).log()  # the logarithm of what the exponentials were divided by
+            if any(ctx.needs_input_grad):  # the logarithm of what the exponentials were divided by
+                norm[index, rows] = logits.amax(1) - weights.amax(1).log()
         ctx.save_for_backward(x, value, out, norm)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, value, out, norm = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable(ctx, grad, lambda x, v: (x @ x.transpose(1, 2)).softmax(2) @ v)
         grad = grad.contiguous()
-        of_x, of_value = (torch.zeros_like(part, memory_format=torch.contiguous_format) for part in (x, value))
+        of_x, of_value = _wanted(ctx, x, value)
         mean = (grad * out).sum(2)  # (B, N)
         for index in range(x.shape[0]):
-            _add_gradients(x[index], value[index], grad[index], norm[index], mean[index], of_x[index], of_value[index])
+            into = (None if part is None else part[index] for part in (of_x, of_value))
+            _add_gradients(x[index], value[index], grad[index], norm[index], mean[index], *into)
         return of_x, of_value
 
 
-def _add_gradients(x: Tensor, value: Tensor, grad: Tensor, norm: Tensor, mean: Tensor, of_x: Tensor, of_value: Tensor) -> None:
+def _add_gradients(
+    x: Tensor, value: Tensor, grad: Tensor, norm: Tensor, mean: Tensor, of_x: Tensor | None, of_value: Tensor | None
+) -> None:
     """_OfItself's for one entry of the batch, into ``of_x`` and ``of_value``; all (N, …)."""
     count = x.shape[0]
     most = max(1, min(count // SHARE_OF_ROWS, BLOCK_FLOATS // (2 * count)))
@@ -99,20 +114,40 @@ def _add_gradients(x: Tensor, value: Tensor, grad: Tensor, norm: Tensor, mean: T
         all_logits, weights, gradient = (part[: high * size].view(high, size) for part in memory)
         torch.mm(x[start:end], x[start:].t(), out=all_logits)
         torch.sub(all_logits, norm[start:end, None], out=weights).clamp_(min=NOTHING).exp_()  # of rows I, looking at J
-        of_value[start:].addmm_(weights.t(), grad[start:end])
-        torch.mm(grad[start:end], value[start:].t(), out=gradient).sub_(mean[start:end, None]).mul_(weights)
+        if of_value is not None:
+            of_value[start:].addmm_(weights.t(), grad[start:end])
+        if of_x is not None:
+            torch.mm(grad[start:end], value[start:].t(), out=gradient).sub_(mean[start:end, None]).mul_(weights)
         if end < count:
             logits, weights = (part[: high * (count - end)].view(high, -1) for part in memory[:2])
             torch.sub(all_logits[:, high:], norm[end:], out=weights).clamp_(min=NOTHING).exp_()  # of rows J, looking at I
-            of_value[start:end].addmm_(weights, grad[end:])
-            other = torch.mm(value[start:end], grad[end:].t(), out=logits).sub_(mean[end:]).mul_(weights)
-            gradient[:, high:] += other
-        of_x[start:end].addmm_(gradient, x[start:])
-        of_x[start:].addmm_(gradient.t(), x[start:end])
+            if of_value is not None:
+                of_value[start:end].addmm_(weights, grad[end:])
+            if of_x is not None:
+                gradient[:, high:] += torch.mm(value[start:end], grad[end:].t(), out=logits).sub_(mean[end:]).mul_(weights)
+        if of_x is not None:
+            of_x[start:end].addmm_(gradient, x[start:])
+            of_x[start:].addmm_(gradient.t(), x[start:end])
+
+
+def _wanted(ctx: Any, *given: Tensor) -> list[Tensor | None]:
+    """Zeros for the gradients that somebody needs."""
+    return [torch.zeros_like(x, memory_format=torch.contiguous_format) if need else None for x, need in zip(given, ctx.needs_input_grad)]
+
+
+def _differentiable(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients where they may be differentiated themselves: torch's own, with a graph, of the formula written out.
+
+    Marking the loops as differentiable once would not do: torch.autograd.grad then leaves their share out, without a word.
+    """
+    needs = ctx.needs_input_grad
+    own = [x.view_as(x) for x in ctx.saved_tensors[: len(needs)]]  # so that no gradient also comes by way of what made the value
+    found = iter(torch.autograd.grad(plain(*own), [x for x, need in zip(own, needs) if need], grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needs)
 
 
 def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-    """Entry of the batch, rows, their weights (rows, M), and a tensor of that shape to write to; both are used again for the next."""
+    """Entry of the batch, rows, their weights (rows, M), and their logits, to write over; the memory of both serves the next block."""
     count, keys = query.shape[1], key.shape[1]
     most = min(count, max(1, BLOCK_FLOATS // (2 * keys)))
     memory = query.new_zeros(2, most, keys)
