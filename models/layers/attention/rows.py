@@ -141,7 +141,7 @@ def _differentiable(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> tup
     Marking the loops as differentiable once would not do: torch.autograd.grad then leaves their share out, without a word.
     """
     needs = ctx.needs_input_grad
-    own = [x.view_as(x) for x in ctx.saved_tensors[: len(needs)]]  # so that no gradient also comes by way of what made the value
+    own = ctx.saved_tensors[: len(needs)]  # views made for this call: none is reached by way of what made another
     found = iter(torch.autograd.grad(plain(*own), [x for x, need in zip(own, needs) if need], grad, create_graph=True))
     return tuple(next(found) if need else None for need in needs)
 
