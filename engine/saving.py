@@ -17,6 +17,7 @@ from models.checkpoints import Checkpoint, load_checkpoint, previous_of, save_ch
 from utils import distributed
 from utils.errors import UserError
 from utils.memory import is_out_of_memory
+from utils.reproducibility import refused_kernel
 
 if TYPE_CHECKING:
     from utils.metrics import Metrics
@@ -88,6 +89,9 @@ def accounted_for(run: Run) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):  # of several processes, or outside the network
             raise UserError(f"the memory is full: train anew with a smaller --batch-size or --imgsz; {kept(run)}") from error
+        if kernel := refused_kernel(error):
+            advice = "leave out --deterministic, or the layer that needs it (docs/own_modules.md says what stands in for which)"
+            raise UserError(f"{kernel} has no deterministic form on this device: {advice}; {kept(run)}") from error
         if loss := distributed.loss_of_another():
             raise UserError(f"{loss}; {kept(run)}") from error
         if "DataLoader worker" not in str(error) or "Traceback" in str(error):

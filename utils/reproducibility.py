@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,23 @@ import torch
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
-    """Seeds Python, numpy and torch. ``deterministic`` also refuses kernels whose result depends on the order of threads (slower)."""
+    """Seeds Python, numpy and torch. ``deterministic`` also refuses kernels whose result depends on the order of threads (slower).
+
+    Refused, not warned of: while torch is told to warn only, the fused attention kernels of CUDA stay with the order that is faster.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global state is what plugins and libraries draw from
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def refused_kernel(error: BaseException) -> str | None:
+    """The operation that torch refused because its result depends on the order of threads, if that is what an error says."""
+    found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+    return found[1] if found else None
 
 
 def random_state() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from models.catalogue import build_same_width, same_width_names
 from models.limits import LIMITS
 from models.registry import BLOCKS
 from tests.cuda_casts import CudaCasts
+from tests.elsewhere import Seen, pretended_gpu
 from tests.golden import assert_close, fill_
 
 CHANNELS = 32
@@ -245,6 +246,31 @@ def test_deterministic_algorithms(name):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+@each_block("cuda")
+def test_on_a_pretended_gpu(name, monkeypatch):
+    """Beside the CPU's numbers: nothing is left on the CPU, nothing waits for the device, and every kernel is deterministic there."""
+    module, far = build(name).train(), build(name).train()
+    x = sample(13, 20, batch=2).requires_grad_()
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.manual_seed(1)
+        expected = module(x)
+        expected.square().mean().backward()
+        with pretended_gpu(monkeypatch) as seen:
+            far, x_far = far.to("cuda"), x.detach().to("cuda").requires_grad_()
+            torch.manual_seed(1)
+            y = far(x_far)
+            y.square().mean().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == Seen()
+    assert_close(y.held, expected, 1e-5, name)
+    assert_close(x_far.grad.held, x.grad, 1e-4, name)
+    noise = 1e-6 * max((p.grad.abs().max() for p in module.parameters()), default=0.0)  # a bias before a softmax has no gradient
+    for (key, parameter), other in zip(module.named_parameters(), far.parameters()):
+        torch.testing.assert_close(other.grad.held, parameter.grad, rtol=1e-4, atol=float(noise), msg=key)
 
 
 @compiled_cases("compile")

@@ -18,6 +18,7 @@ from models.assigners.targets import pad_targets
 from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
 from models.heads.base import HeadOutput
 from models.losses.cells import places_and_plane
+from tests.elsewhere import Seen, pretended_gpu
 from utils.config import Hyperparameters
 from utils.types import Batch, Letterbox
 
@@ -64,6 +65,26 @@ def test_without_targets_only_the_objectness_counts(cls):
         assert (grad[:, :, 4] > 0).all()
         assert (grad[:, :, :4] == 0).all()
         assert (grad[:, :, 5:] == 0).all()
+
+
+@pytest.mark.parametrize("cls", [AnchorDetect, IDetect, IAuxDetect])
+def test_on_a_pretended_gpu_nothing_waits_and_numbers_stay(cls, monkeypatch):
+    """There the work takes another way, whose sizes are known beforehand.
+
+    Few boxes: where two want one place, equal costs may fall either way.
+    """
+    here, there = (random_output(len(cls.branch_weights)) for _ in range(2))
+    expected = built(cls).build_loss(HYP)(here, batch_of(3))
+    sum(expected.values()).backward()
+    with pretended_gpu(monkeypatch) as seen:
+        head, far = built(cls).to("cuda"), [m.detach().to("cuda").requires_grad_() for maps in there.branches for m in maps]
+        parts = head.build_loss(HYP)(HeadOutput(tuple(tuple(far[i : i + 3]) for i in range(0, len(far), 3))), batch_of(3).to("cuda"))
+        sum(parts.values()).backward()
+    assert seen == Seen()
+    for name, part in parts.items():
+        torch.testing.assert_close(part.held, expected[name], msg=name)
+    for mine, other in zip(far, (m for maps in here.branches for m in maps)):
+        torch.testing.assert_close(mine.grad.held, other.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_gains_follow_levels_classes_and_area():

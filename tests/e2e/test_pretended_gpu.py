@@ -1,0 +1,112 @@
+"""Training, validation and detection as they run on a GPU, on one that is not there: tests/elsewhere.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import detect
+import train
+import val
+from models.checkpoints import load_checkpoint
+from tests.elsewhere import GPU, Seen, pretended_gpu
+from tests.tiny import tiny_checkpoint
+from tests.tiny_training import TINY, config, make_world
+from utils import distributed, progress
+from utils.errors import UserError
+
+LOOKS = ("utils/progress.py", "engine/step_guard.py")  # at the losses, every so many iterations
+PUTS = """
+import torch
+from torch import nn
+from models import channel_rules as rules
+from models.registry import register
+
+class Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clone().put_(torch.tensor([0, 0]), torch.zeros(2))
+
+@register("PutsForTests", channels=rules.preserves)
+class PutsForTests(nn.Module):
+    def forward(self, x):
+        return Through.apply(x)
+"""
+DUAL, PLAIN = "[[3, 4, 3, 4], 1, DualDDetect, [nc]]", "[[3, 4], 1, Detect, [nc]]"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_kernels_afterwards():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def gpu() -> Iterator[Seen]:
+    """Everything that chooses its device by itself takes this one."""
+    with pytest.MonkeyPatch.context() as patch, pretended_gpu(patch) as seen:
+        patch.setattr(distributed, "select_device", lambda name="": GPU)
+        patch.setattr(progress, "memory_used", lambda device: "")
+        yield seen
+
+
+def waits_in_training(seen: Seen) -> set[str]:
+    return {wait for wait in seen.waits if "train.py" in wait and not any(look in wait for look in LOOKS)}
+
+
+def trained(world: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
+    result = train.train(config(world, folder, epochs=2, amp="off", **changes))
+    return load_checkpoint(result.save_dir / "weights" / "last.pt").weights
+
+
+@pytest.mark.parametrize(("block", "head"), [("FocalModulation, []", DUAL), ("BRA, []", PLAIN), ("NLBlockND, []", PLAIN)])
+def test_a_training_makes_the_weights_that_it_makes_on_the_cpu(world, tmp_path, block, head):
+    cfg = tmp_path / "tiny-v9.yaml"
+    cfg.write_text(TINY.format(block=block).replace("[[3, 4], 1, DDetect, [nc]]", head))
+    expected = trained(world, tmp_path / "cpu", cfg=cfg, deterministic=True)
+    with gpu() as seen:
+        got = trained(world, tmp_path / "gpu", cfg=cfg, deterministic=True)
+    assert max((got[k].double() - v.double()).abs().max() for k, v in expected.items()) < 1e-6
+    assert not waits_in_training(seen)
+    assert not seen.unordered
+
+
+def test_detection_and_validation_see_the_same(world, tmp_path, capsys):
+    weights = tiny_checkpoint(tmp_path / "tiny.pt", names=("dark", "bright"))
+    found = ["--weights", str(weights), "--source", str(world / "images" / "val"), "--imgsz", "64", "--conf-thres", "0.01", "--nosave"]
+    measured = ["--weights", str(weights), "--data", str(world / "data.yaml"), "--imgsz", "64", "--workers", "0"]
+
+    def lines() -> list[str]:
+        for look in ([], ["--augment"], ["--slice", "48"]):
+            assert detect.main([*found, *look]) == 0
+        assert val.main([*measured, "--project", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        return [line.rsplit(",", 1)[0] for line in shown if line.startswith("image ")] + [x for x in shown if x.split()[:1] == ["all"]]
+
+    expected = lines()
+    with gpu():
+        assert lines() == expected
+    assert len(expected) == 3 * 4 + 1
+
+
+def test_a_kernel_without_a_deterministic_form_ends_in_one_line(world, tmp_path):
+    (tmp_path / "puts.py").write_text(PUTS)
+    (tmp_path / "puts-v9.yaml").write_text((world / "tiny-v9.yaml").read_text().replace("Conv, [16, 1, 1]", "PutsForTests, []"))
+    given = {"cfg": tmp_path / "puts-v9.yaml", "plugins": (tmp_path / "puts.py",)}
+    with pytest.raises(UserError, match="put_ has no deterministic form on this device: leave out --deterministic") as caught:
+        trained(world, tmp_path, deterministic=True, **given)
+    assert "\n" not in str(caught.value)
+    assert trained(world, tmp_path, **given)

@@ -1,0 +1,116 @@
+"""The GPU that is not there refuses what a real one refuses, and sees what costs time or determinism on one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.elsewhere import GPU, Away, pretended_gpu
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    with pretended_gpu(monkeypatch) as seen:
+        yield seen
+
+
+def there(*size: int) -> torch.Tensor:
+    return torch.ones(size, device="cuda")
+
+
+def test_tensors_come_and_go(gpu):
+    x = torch.arange(6.0).to("cuda:0")
+    assert isinstance(x, Away)
+    assert (x.device, x.is_cuda, x.new_zeros(2).device, x.new_tensor([1]).device, (x + 1).device) == (GPU, True, GPU, GPU, GPU)
+    assert not isinstance(x.cpu(), Away)
+    assert x.tolist() == list(range(6))
+    assert len(gpu.waits) == 2
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda: there(2) + torch.ones(2),
+        lambda: torch.cat((there(2), torch.ones(2))),
+        lambda: there(2, 2) @ torch.ones(2, 2),
+        lambda: torch.ones(3)[torch.zeros(1, dtype=torch.long, device="cuda")],
+        lambda: there(3).index_put((torch.tensor([0]),), torch.ones(1)),
+        lambda: nn.Linear(2, 2)(there(1, 2)),
+    ],
+)
+def test_operands_on_two_devices_are_refused(gpu, mixed):
+    with pytest.raises(RuntimeError, match="on cuda:0 and on the CPU"):
+        mixed()
+
+
+def test_numbers_and_indices_may_come_from_the_cpu(gpu):
+    assert (there(3) * torch.tensor(2.0))[torch.tensor([1])].tolist() == [2.0]
+
+
+def test_numpy_is_refused(gpu):
+    with pytest.raises(TypeError, match="numpy"):
+        there(2).numpy()
+    with pytest.raises(TypeError, match="numpy"):
+        np.asarray(there(2))
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.cpu(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: bool((x > 0).all()),
+        lambda x: x.unique(),
+        lambda x: x.repeat_interleave(torch.ones(4, dtype=torch.long, device="cuda")),
+        lambda x: x.index_put_((x > 0,), there(4)),
+    ],
+)
+def test_waiting_is_seen(gpu, waiting):
+    x = there(4)
+    assert not gpu.waits
+    waiting(x)
+    assert len(gpu.waits) == 1
+    assert "test_elsewhere.py" in gpu.waits[0]
+
+
+def test_work_is_not_waiting(gpu):
+    x = there(4).requires_grad_()
+    y = torch.where(x > 0, x, 0.0).index_select(0, torch.arange(3, device="cuda"))
+    y[y > 5] = 0.0
+    y.sum().backward()
+    assert not gpu.waits
+
+
+@pytest.mark.parametrize(
+    "unordered",
+    [
+        lambda x: F.adaptive_avg_pool2d(x, 2),
+        lambda x: F.adaptive_max_pool2d(x, 2),
+        lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: F.grid_sample(x, torch.zeros(1, 2, 2, 2, device="cuda"), align_corners=False),
+    ],
+)
+def test_kernels_that_add_in_any_order_are_seen(gpu, unordered):
+    unordered(there(1, 1, 4, 4).requires_grad_()).sum().backward()
+    assert len(gpu.unordered) == 1
+
+
+def test_a_custom_function_is_heard_backwards_too(gpu):
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.full((2,), 2.0, device=grad.device)
+
+    x = there(2).requires_grad_()
+    Twice.apply(x).sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0]
