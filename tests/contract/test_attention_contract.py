@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import channel_rules as rules
 from models.catalogue import build_same_width, same_width_names
+from models.layers.attention.nonlocal_block import MODES, NLBlockND
 from models.limits import LIMITS
 from models.registry import BLOCKS
 from tests.cuda_casts import CudaCasts
@@ -199,6 +200,18 @@ def test_autocast_stays_finite(name, dtype):
     y.float().square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in module.parameters())
     assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_non_local_block_holds_features_in_the_hundreds(mode):
+    """Under float16, with the batch norm that follows the sum; as published, ``dot`` multiplies three features."""
+    module = fill_(NLBlockND(64, mode=mode)).train()
+    x = (200 * sample(16, 16, batch=2, channels=64)).requires_grad_()
+    with CudaCasts(), torch.autocast("cpu", dtype=torch.float16):
+        y = module(x.half())
+    y.float().square().mean().backward()
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
 
 
 @each_block("half")

@@ -83,10 +83,20 @@ class NLBlockND(nn.Module):
             dense = tokens.contiguous()
             y = _softmax_sum(dense, dense, value)
         else:
-            pair = {"embedded": _softmax_sum, "dot": dot_sum, "concatenate": self._concatenate}[self.mode]
+            pair = {"embedded": _softmax_sum, "dot": self._dot, "concatenate": self._concatenate}[self.mode]
             y = pair(project(tokens, self.theta), project(tokens, self.phi), value)
-        y = y.to(value.dtype).transpose(1, 2)  # (B, inter, N)
-        return self.W_z(y.reshape(x.shape[0], y.shape[1], *x.shape[2:])) + x
+        y = y.transpose(1, 2)  # (B, inter, N)
+        y = y.reshape(x.shape[0], y.shape[1], *x.shape[2:])
+        if self.mode != "dot":
+            return self.W_z(y.to(value.dtype)) + x
+        with full_precision(x):  # a product of three features, which float16 may not hold before the batch norm
+            return self.W_z(y.to(self.g.weight.dtype)).to(value.dtype) + x
+
+    def _dot(self, theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
+        """As ``dot_sum``, in float32 at least."""
+        wide = torch.promote_types(value.dtype, torch.float32)
+        with full_precision(value):
+            return dot_sum(theta.to(wide), phi.to(wide), value.to(wide))
 
     def _concatenate(self, theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
         """Σ_j ReLU(a_i + b_j) g_j / N with w [θ_i, φ_j] + b = a_i + b_j: three times (B, N, C) -> (B, N, C), in float32."""
