@@ -6,7 +6,6 @@ What is kept never changes what comes out, only how soon.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from data.images import ImageError, read_image
 from data.pixels import resized
+from utils.whole_files import written_whole
 
 RECENT_BYTES = 256 * 2**20  # of decoded pictures that a process keeps
 
@@ -133,14 +133,8 @@ class ImageStore:
         image = self._decode_or_none(i)
         if image is None:
             return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, image, allow_pickle=False)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with written_whole(path) as partial, open(partial, "wb") as file:
+            np.save(file, image, allow_pickle=False)
 
     def _from_disk(self, i: int) -> np.ndarray | None:
         path = self._disk_path(i)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from data.coco_labels import read_coco_labels
 from data.images import CONVERTED
 from data.labels import LabelTable, label_path, read_labels
 from data.problems import Problem
+from utils.whole_files import written_whole
 
 FORMAT_VERSION = 2
 ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "rows", "point_starts", "points")
@@ -108,18 +108,11 @@ def load(path: Path, key: str) -> LabelTable | None:
 
 
 def save(path: Path, key: str, table: LabelTable) -> None:
-    """Writes to a temporary file and renames it, so that a reader never sees half a cache.
+    """A reader never sees half a cache.
 
     Raises:
         OSError: The folder cannot be written.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            problems = np.frombuffer(json.dumps(table.problems).encode(), np.uint8)
-            np.savez(file, key=np.array(key), problems=problems, **{name: getattr(table, name) for name in ARRAYS})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as partial, open(partial, "wb") as file:
+        problems = np.frombuffer(json.dumps(table.problems).encode(), np.uint8)
+        np.savez(file, key=np.array(key), problems=problems, **{name: getattr(table, name) for name in ARRAYS})

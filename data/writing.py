@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from utils.errors import UserError
+from utils.whole_files import written_whole
 
 
 def label_text(classes: Sequence[int], boxes_cxcywh: np.ndarray, polygons: Sequence[np.ndarray] = ()) -> str:
@@ -49,9 +50,8 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -8,7 +8,6 @@ on the seed and on ``evolve.csv``, which is whole at every moment: the same comm
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from utils import distributed
 from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
 from utils.errors import UserError
 from utils.loggers import METRICS, metric_columns
+from utils.whole_files import written_whole
 
 if TYPE_CHECKING:
     from utils.metrics import Metrics
@@ -185,9 +185,8 @@ def _text(value: float) -> str:
 
 def _write(path: Path, text: str) -> None:
     """All of it or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be saved ({error.strerror or error})") from None

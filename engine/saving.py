@@ -18,6 +18,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.memory import is_out_of_memory
 from utils.reproducibility import refused_kernel
+from utils.whole_files import UNFINISHED
 
 if TYPE_CHECKING:
     from utils.metrics import Metrics
@@ -124,7 +125,7 @@ def position(checkpoint: Checkpoint) -> str:
 
 def clean(weights: Path) -> None:
     """Removes what killed saves have left."""
-    for partial in weights.glob(".*.partial"):
+    for partial in weights.glob(UNFINISHED):
         try:
             partial.unlink()
         except OSError as error:

@@ -25,6 +25,7 @@ from models.published import missing_weights
 from models.registry import load_plugin, loaded_plugins
 from models.torch_files import read_torch_file
 from utils.errors import UserError
+from utils.whole_files import written_whole
 
 FORMAT = "yolo-attention checkpoint"
 FORMAT_VERSION = 1
@@ -100,19 +101,15 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, keep_previous: 
     path = Path(path)
     content = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
     content["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        _write(partial, {"format": FORMAT, "format_version": FORMAT_VERSION, **content})
-        if keep_previous:
-            _keep_previous(path)
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            _write(partial, {"format": FORMAT, "format_version": FORMAT_VERSION, **content})
+            if keep_previous:
+                _keep_previous(path)
         _sync_folder(path.parent)
     except OSError as error:
         kept = "; the previous one is intact" if path.exists() else ""
         raise UserError(f"{path}: cannot be saved ({error.strerror or error}){kept}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def previous_of(path: Path) -> Path:

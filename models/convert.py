@@ -10,9 +10,7 @@ its name. Where the outputs do not agree, nothing is left.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -26,6 +24,7 @@ from models.detector import Detector
 from models.equivalence import FOLDED, HALVED, Difference, difference, read_pictures
 from models.safetensors_writer import write_safetensors
 from utils.errors import UserError
+from utils.whole_files import written_whole
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MOST_PICTURES = 8  # of a folder
@@ -93,20 +92,16 @@ def convert(
     model = model_from_checkpoint(checkpoint, plugins=plugins, source=source)
     pictures = read_pictures(model, _files(images))
     converted = _converted(checkpoint, model.deploy() if deploy else model, half=half, strip=deploy or half or strip_optimizer)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        _write(partial, converted, safetensors=to_safetensors)
-        after = model_from_checkpoint(load_checkpoint(partial), source=target)
-        found = difference(model, after, pictures=pictures, allowed=HALVED if half else FOLDED)
-        if not found.holds:
-            raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}")
-        sizes = source.stat().st_size, partial.stat().st_size
-        os.replace(partial, target)
+        with written_whole(target) as partial:
+            _write(partial, converted, safetensors=to_safetensors)
+            after = model_from_checkpoint(load_checkpoint(partial), source=target)
+            found = difference(model, after, pictures=pictures, allowed=HALVED if half else FOLDED)
+            if not found.holds:
+                raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}")
+            sizes = source.stat().st_size, partial.stat().st_size
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return Conversion(target, found, (_parameters(model), _parameters(after)), sizes)
 
 

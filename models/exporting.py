@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from models.end2end import DECODED, DETECTIONS, End2EndNetwork
 from models.exported import CONFIG_FILE, ExportFacts, torchscript_warnings
 from utils.boxes import xyxy_to_cxcywh
 from utils.errors import UserError, nearest
+from utils.whole_files import written_whole
 
 OPSETS = (11, 20)  # what torch's TorchScript-based exporter writes
 CONVERT = "export onnx and convert the file with"
@@ -77,19 +77,15 @@ def export_model(model: Detector, file_format: str, path: Path, options: ExportO
     exporter = exporter_for(file_format)
     _check(options, model)
     deployed = model.deploy()
-    # Not under the final name before it is known to be right, and with the suffix by which a reader knows what it is.
-    unverified = path.with_name(f".{path.stem}.{os.getpid()}.unverified{path.suffix}")
     try:
-        with _expected_warnings(), torch.no_grad():
-            facts = exporter(deployed, unverified, options)
-        agreement = compare(deployed, unverified, facts)
-        if not agreement.holds:
-            raise UserError(f"{path}: not written, because the {file_format} export {agreement}")
-        os.replace(unverified, path)
+        with written_whole(path) as unverified:
+            with _expected_warnings(), torch.no_grad():
+                facts = exporter(deployed, unverified, options)
+            agreement = compare(deployed, unverified, facts)
+            if not agreement.holds:
+                raise UserError(f"{path}: not written, because the {file_format} export {agreement}")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        unverified.unlink(missing_ok=True)
     return agreement
 
 

@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 from utils import distributed
 from utils.errors import UserError, nearest
+from utils.whole_files import written_whole
 
 LEAST_BYTES = 1 << 20  # the smallest published file is larger
 LONGEST_WAIT = 1800  # s that other processes wait for the one that downloads
@@ -81,20 +82,17 @@ def _fetch(release: Release, path: Path) -> None:
 
     url = f"{release.folder}/{path.name}"
     print(f"{path.name}: {release.project} publishes it under {release.licence}; fetching {url}")
-    partial = path.with_name(f".{path.name}.download")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(url, str(partial), progress=distributed.is_main())
-        _look_at(partial, url)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            download_url_to_file(url, str(partial), progress=distributed.is_main())
+            _look_at(partial, url)
     except URLError as error:  # no network, no such host, or an HTTP status
         raise UserError(f"--download: {url} cannot be fetched ({error.reason}); fetch it elsewhere and give its path") from None
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"--download: {url} cannot be fetched ({' '.join(str(error).split())[:150]})") from None
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
 
 

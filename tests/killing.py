@@ -24,6 +24,7 @@ from models.checkpoints import load_checkpoint
 from train import train
 from utils.callbacks import Callback
 from utils.config import Hyperparameters, TrainConfig
+from utils.whole_files import UNFINISHED
 
 LIMIT_S = 300
 
@@ -56,7 +57,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
             found["ended"] = status
             return found
         found["kills"] += 1
-        found["partials"] += len(list(last.parent.glob(".*.partial")))
+        found["partials"] += len(list(last.parent.glob(UNFINISHED)))
         for path in last.parent.glob("last*.pt"):
             try:
                 checkpoint = load_checkpoint(path)

@@ -159,7 +159,7 @@ def test_a_torn_file_is_never_taken_for_a_checkpoint(world, whole, tmp_path, cap
     last = stopped(world, tmp_path, Signal(1, 3), save_steps=1)
     previous = load_checkpoint(previous_of(last))
     last.write_bytes(damage(last.read_bytes()))
-    (last.parent / ".last.pt.123.partial").write_bytes(b"left by a killed save")
+    (last.parent / ".last.123-7f.partial.pt").write_bytes(b"left by a killed save")
     with pytest.raises(UserError, match=r"last\.pt: "):
         load_checkpoint(last)
     result = train(TrainConfig(resume=last))

@@ -227,7 +227,7 @@ class TestCache:
         def refuse(*args, **kwargs):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("tempfile.mkstemp", refuse)
+        monkeypatch.setattr("data.label_cache.written_whole", refuse)
         table, remark = self.get(tmp_path, files)
         assert len(table) == 3
         assert "not cached" in remark

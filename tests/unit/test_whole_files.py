@@ -1,0 +1,69 @@
+"""A file is there whole or not at all."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from utils.whole_files import UNFINISHED, written_whole
+
+
+def test_the_file_comes_at_the_end(tmp_path):
+    path = tmp_path / "a.b.txt"
+    path.write_text("old")
+    with written_whole(path) as partial:
+        assert (partial.parent, partial.suffix) == (tmp_path, ".txt")
+        partial.write_text("new")
+        assert list(tmp_path.glob(UNFINISHED)) == [partial]
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with written_whole(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "none" / "a.txt") as partial:
+        partial.write_text("x")
+
+
+def test_a_long_name_is_no_obstacle(tmp_path):
+    path = tmp_path / ("ä" * 125 + ".txt")
+    with written_whole(path) as partial:
+        partial.write_text("x")
+    assert path.read_text() == "x"
+
+
+def test_others_may_read_it(tmp_path):
+    """Data sets are shared, and so are the caches beside them."""
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    with written_whole(tmp_path / "a") as partial:
+        partial.write_text("x")
+    assert (tmp_path / "a").stat().st_mode == plain.stat().st_mode
+
+
+def test_threads_write_the_same_file(tmp_path):
+    def write(text: str) -> None:
+        with written_whole(tmp_path / "a") as partial:
+            partial.write_text(text * 10_000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, "abcdefgh" * 20))
+    assert len(set((tmp_path / "a").read_text())) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
