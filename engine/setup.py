@@ -333,7 +333,8 @@ def print_recipe(run: Run) -> None:
     if config.lr_mult:
         print(f"rates     {rates_line(run.model, config.lr_mult)}")
     print(f"batch     {config.batch_size} x {schedule.full_accumulate} accumulated = {schedule.effective_batch} (nominal {hyp.nbs})")
-    print(f"warm-up   {warmup} of {total} iterations ({warmup / schedule.iterations:.1f} epochs of {schedule.iterations})")
+    share = f"{warmup} of {total} iterations ({warmup / schedule.iterations:.1f} epochs of {schedule.iterations})"
+    print(f"warm-up   {share if warmup else 'none'}")
     if 2 * warmup > total:
         print("warning: warm-up is more than half of the training: lower warmup_epochs and warmup_min_iters in --hyp", file=sys.stderr)
     if warning := gains_warning(hyp.box, run.model.head.anchor_based):
