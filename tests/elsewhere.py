@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("data", "engine", "models", "tests", "utils")
+FOLDERS = {ROOT, *(p.parent for part in PARTS for p in (ROOT / part).rglob("*.py"))}  # a .venv may lie beside them
 aten = torch.ops.aten
 # Operations whose result's size, or the branch after it, is known only when the device has answered.
 WAITS = {
@@ -127,7 +129,7 @@ def is_torchs_own() -> bool:
 
 def caller() -> str:
     """The line of the project that asks, with the line that called it."""
-    own = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT)) and f.filename != __file__]
+    own = [f for f in traceback.extract_stack() if Path(f.filename).parent in FOLDERS and f.filename != __file__]
     return " < ".join(f"{Path(f.filename).relative_to(ROOT)}:{f.lineno}" for f in reversed(own[-2:]))
 
 
