@@ -34,8 +34,10 @@ class Finder:
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
+        self.takes_s = 0.0
 
     def predict(self, images: Tensor) -> Predictions:
+        time.sleep(self.takes_s)
         self.batches.append(tuple(images.shape))
         height, width = images.shape[2:]
         box = torch.tensor([width * 0.4, height * 0.4, width * 0.6, height * 0.6])
@@ -74,8 +76,9 @@ def frames_of(path):
 
 def test_a_list_of_streams(run, server, finder, tmp_path, capsys):
     video(tmp_path / "wide.avi", 8, size_wh=(96, 32))
-    video(tmp_path / "clip.avi", 50)  # long enough that a camera which opens late still meets it
+    video(tmp_path / "clip.avi", 30)  # long enough that a camera which opens late still meets it
     server.deaths = [40, 0]
+    finder.takes_s = 0.1  # longer than from frame to frame, so that streams wait for it together
     lines = (f"{server.with_password('/locked/cam')}?channel=1", "wide.avi", str(tmp_path / "clip.avi"), f"{server.url}/nothing")
     (tmp_path / "cams.streams").write_text("# all kinds\n" + "\n".join(lines))
     assert run("--source", tmp_path / "cams.streams", "--save-txt", "--save-csv", "--save-crop") == 0
