@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils import distributed
 
@@ -26,12 +26,16 @@ def compile_network(network: nn.Module, device: torch.device, *, sizes_vary: boo
 
 
 def why_not(device: torch.device) -> str:
-    """What keeps this machine from compiling, found by compiling a sum; empty where nothing does."""
+    """What keeps this machine from compiling, found by compiling a little; empty where nothing does."""
     try:
-        torch.compile(torch.nn.functional.silu, backend=BACKEND)(torch.ones(8, device=device))
+        torch.compile(_little, backend=BACKEND)(torch.ones(8, device=device))
     except Exception as error:  # a missing compiler, a Python or a GPU that is not supported: each has a type of its own
         return _first_line(error)
     return ""
+
+
+def _little(x: Tensor) -> Tensor:
+    return torch.nn.functional.silu(x) + x
 
 
 def _first_line(error: BaseException) -> str:
