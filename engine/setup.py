@@ -310,7 +310,8 @@ def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn
         network = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     if config.compile:
         varied, recomputed = config.multi_scale or config.rect, config.checkpoint_activations != "off"
-        compile_network(network if not recomputed else model, device, sizes_vary=varied)  # its splitting for processes knows no checkpoints
+        called = model if recomputed else network  # its splitting for processes knows no checkpoints
+        compile_network(called, device, sizes_vary=varied, recomputed=recomputed)
     return network
 
 

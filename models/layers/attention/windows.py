@@ -157,7 +157,7 @@ def _put(windows: Tensor, pixels: Tensor) -> None:
 
 
 def _single(tiling: Tiling) -> Tiling:
-    return tiling._replace(heads=1)
+    return Tiling(tiling.height, tiling.width, 1, tiling.spread)
 
 
 def _apart(numbers: Tensor) -> Tensor:
