@@ -41,6 +41,7 @@ ADDS_IN_ANY_ORDER = {
     aten.scatter_reduce_, aten.index_reduce_,
     torch.ops.torchvision._deform_conv2d_backward,
 }  # fmt: skip
+INDEXES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 MAY_MIX = {aten.copy_, aten._to_copy, aten.set_}
 
 
@@ -103,7 +104,7 @@ def refuse_two_devices(func: Any, args: Any, kwargs: Any) -> None:
     strangers = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and not isinstance(t, Away)]
     if packet in MAY_MIX or not strangers:
         return
-    if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_) and isinstance(args[0], Away):
+    if packet in INDEXES and isinstance(args[0], Away):
         strangers = [t for t in args[2:3] if isinstance(t, Tensor) and not isinstance(t, Away)]
     if any(t.dim() or packet in (aten.cat, aten.stack) for t in strangers):
         raise RuntimeError(f"{func}: tensors on cuda:0 and on the CPU, of {[tuple(t.shape) for t in strangers]}")
@@ -111,9 +112,9 @@ def refuse_two_devices(func: Any, args: Any, kwargs: Any) -> None:
 
 def take_note(func: Any, args: Any, kwargs: Any) -> None:
     packet = func.overloadpacket
-    by_mask = packet is aten.index and any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
-    if packet in (aten.index_put, aten.index_put_, aten._index_put_impl_):
-        by_mask = args[2].numel() != 1 and any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+    by_mask = packet in INDEXES and any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+    if by_mask and packet is not aten.index:
+        by_mask = args[2].numel() != 1  # a number needs no count of places
     repeats = packet is aten.repeat_interleave and kwargs.get("output_size") is None
     if packet in WAITS or by_mask or repeats:
         Away.seen.waits.append(f"{packet} {caller()}")

@@ -16,7 +16,7 @@ from models.checkpoints import load_checkpoint
 from tests.elsewhere import GPU, Seen, pretended_gpu
 from tests.tiny import tiny_checkpoint
 from tests.tiny_training import TINY, config, make_world
-from utils import distributed, progress
+from utils import distributed
 from utils.errors import UserError
 
 LOOKS = ("utils/progress.py", "engine/step_guard.py")  # at the losses, every so many iterations
@@ -59,7 +59,6 @@ def gpu() -> Iterator[Seen]:
     """Everything that chooses its device by itself takes this one."""
     with pytest.MonkeyPatch.context() as patch, pretended_gpu(patch) as seen:
         patch.setattr(distributed, "select_device", lambda name="": GPU)
-        patch.setattr(progress, "memory_used", lambda device: "")
         yield seen
 
 
