@@ -25,13 +25,13 @@ def main() -> int:
 def demo() -> None:
     """The four scripts, one after the other, through their Python interfaces."""
     from detect import detect
-    from engine.setup import DEMO
+    from engine.training.setup import DEMO
     from export import export
     from train import train
+    from utils.cli.detect_arguments import DetectConfig
+    from utils.cli.export_arguments import ExportConfig
+    from utils.cli.val_arguments import ValConfig
     from utils.config import TrainConfig
-    from utils.detect_arguments import DetectConfig
-    from utils.export_arguments import ExportConfig
-    from utils.val_arguments import ValConfig
     from val import validate
 
     started, side = time.perf_counter(), DEMO["imgsz"]

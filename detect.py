@@ -16,20 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from utils.detect_arguments import DetectConfig, parse_arguments
+from utils.cli.detect_arguments import DetectConfig, parse_arguments
 from utils.errors import UserError
-from utils.leaving import leave
+from utils.process_exit import leave
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
 
-    from data.frames import Frame, FrameSource
-    from engine.sliced import SlicedLook
-    from models.detector import Detector
-    from models.ensemble import Ensemble
-    from models.exported import ExportedModel
+    from data.sources.frames import Frame, FrameSource
+    from engine.inference.ensemble import Ensemble
+    from engine.inference.sliced import SlicedLook
+    from models.export.runtimes import ExportedModel
+    from models.model import Detector
     from utils.types import Detections, Predictions
 
     AnyModel = Detector | ExportedModel | Ensemble
@@ -80,13 +80,13 @@ def detect(config: DetectConfig) -> Report:
     """
     import torch
 
-    from models.augmented import AugmentedModel
+    from engine.inference.augmented import AugmentedModel
     from utils.distributed import select_device
-    from utils.draw import viewable
     from utils.nms import non_max_suppression
     from utils.precision import autocast
-    from utils.runs import new_run_dir
-    from utils.savers import ResultWriter, SaveOptions
+    from utils.run_folders import new_run_dir
+    from utils.visual.draw import viewable
+    from utils.visual.savers import ResultWriter, SaveOptions
 
     device = select_device(config.device)
     _check_surroundings(config, device)
@@ -147,7 +147,7 @@ def looked_at(
     """
     import torch
 
-    from engine.inference import as_batch, in_original_px
+    from engine.inference.predictor import as_batch, in_original_px
     from utils.precision import autocast
 
     for frames in clocked_batches(batches, report, device):
@@ -162,7 +162,7 @@ def looked_at(
 
 def chosen_weights(config: DetectConfig) -> Path:
     """The file that was named, or the newest run's best.pt."""
-    from utils.runs import newest_weights
+    from utils.run_folders import newest_weights
 
     if config.weights:
         return Path(config.weights)
@@ -173,7 +173,7 @@ def chosen_weights(config: DetectConfig) -> Path:
 
 def load_model(weights: Path, device: torch.device, config: DetectConfig) -> AnyModel:
     """What looks at pictures: the network of the weights, or several as one."""
-    from engine.networks import is_exported, load_networks
+    from engine.inference.networks import is_exported, load_networks
 
     files = (weights, *config.others)
     if config.visualize and (config.others or is_exported(weights)):
@@ -188,7 +188,7 @@ def load_model(weights: Path, device: torch.device, config: DetectConfig) -> Any
 
 def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Report) -> FrameSource:
     """The frames of ``--source``, or the validation images; a file that cannot be read is one line."""
-    from data.sources import Source, open_source
+    from data.sources.opening import Source, open_source
 
     def skip(line: str) -> None:
         print(line)
@@ -222,7 +222,7 @@ def sliced_look(
     config: DetectConfig, source: FrameSource, predict: Callable[[Tensor], Predictions], suppress: Callable[..., Any], device: torch.device
 ) -> SlicedLook:
     """What looks at the pictures through windows, which are letterboxed as the whole pictures are."""
-    from engine.sliced import SlicedLook
+    from engine.inference.sliced import SlicedLook
 
     assert config.slice is not None
     return SlicedLook(
@@ -243,11 +243,11 @@ def sliced_look(
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:
     """The pictures that are looked at when no source is given."""
     from data.dataset_spec import load_dataset_spec
-    from data.labels import list_images
+    from data.labels.yolo import list_images
 
     data = config.data
     if not data and weights.suffix.lower() == ".pt":
-        from models.checkpoints import load_checkpoint
+        from models.checkpoints.checkpoint import load_checkpoint
 
         data = str(load_checkpoint(weights).config.get("data") or "")
     spec = load_dataset_spec(data or EMBEDDED_DATA, need=("val",))
@@ -258,7 +258,7 @@ def validation_images(config: DetectConfig, weights: Path) -> list[str]:
 
 def drawn_on(image: np.ndarray, found: Detections, names: Sequence[str], config: DetectConfig) -> np.ndarray:
     """The picture (H, W, 3) RGB with boxes on it; itself where nobody will look at it."""
-    from utils.draw import draw_detections
+    from utils.visual.draw import draw_detections
 
     if config.nosave and not config.view_img:
         return image
@@ -286,7 +286,7 @@ def frame_line(frame: Frame, images: Tensor, found: Detections, names: Sequence[
 
 def visualize(model: Detector, images: Tensor, folder: Path, report: Report) -> None:
     """Saves what every layer makes of the picture in ``features/<picture>/``."""
-    from utils.feature_maps import save_feature_maps
+    from utils.visual.feature_maps import save_feature_maps
 
     count = save_feature_maps(model.model, lambda: model.predict(images), folder)
     report.written["feature maps"] = report.written.get("feature maps", 0) + count

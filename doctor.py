@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from engine.checkup import Case, Report
+    from engine.doctor.checkup import Case, Report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,9 +60,9 @@ def doctor(args: argparse.Namespace) -> list[Report]:
     Raises:
         UserError: an unknown YAML, a pattern that nothing fits, or a plug-in that does not load.
     """
-    from engine.checkup_pool import Job, Limits, examine_all
-    from engine.checkup_table import Table
-    from models.registry import load_plugin
+    from engine.doctor.pool import Job, Limits, examine_all
+    from engine.doctor.table import Table
+    from models.spec.registry import load_plugin
     from val import evaluate
 
     for path in args.plugins:
@@ -90,8 +90,8 @@ def cases_of(given: Sequence[str], *, only: Sequence[str], all_scales: bool) -> 
     Raises:
         UserError: an unknown YAML, or a pattern that nothing fits.
     """
-    from engine.checkup import Case, at_scale
-    from models.parser import CONFIGS, find_config
+    from engine.doctor.checkup import Case, at_scale
+    from models.spec.parser import CONFIGS, find_config
 
     found = [find_config(name) for name in given] or [(path, "") for path in sorted(CONFIGS.rglob("*.yaml"))]
     for pattern in only:
@@ -109,7 +109,7 @@ def cases_of(given: Sequence[str], *, only: Sequence[str], all_scales: bool) -> 
 
 def summarise(reports: Sequence[Report], seconds: float, folder: Path) -> None:
     """What failed, a line each, and the sum."""
-    from engine.checkup import first_lines
+    from engine.doctor.checkup import first_lines
 
     failed = first_lines(reports)
     print("\n".join(f"FAILED {line}" for line in failed))

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.cli.export_arguments import ExportConfig, parse_arguments
 from utils.errors import UserError
-from utils.export_arguments import ExportConfig, parse_arguments
-from utils.runs import newest_weights
+from utils.run_folders import newest_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def export(config: ExportConfig) -> list[Exported]:
         UserError: an unusable argument, file or format; formats before it in the list have been written.
     """
     from models import load_model
-    from models.exporting import ExportOptions, export_model, exporter_for, output_path
-    from models.published import provide
+    from models.checkpoints.published import provide
+    from models.export.exporting import ExportOptions, export_model, exporter_for, output_path
 
     if config.nms and not {"onnx", "onnx_end2end"} & set(config.include):
         raise UserError(f"--nms: only an ONNX file can hold suppression; add onnx to --include {' '.join(config.include)}")

@@ -30,7 +30,7 @@ def custom(
         download: fetch published weights that are not on disk.
         _verbose: whether to say what was loaded.
     """
-    from engine.hub import load_hub_model
+    from engine.inference.hub import load_hub_model
 
     hub = load_hub_model(path, device=device, plugins=plugins, download=download)
     if _verbose:
@@ -56,7 +56,7 @@ def _entry(name: str, config: str) -> Callable[..., Any]:
     def entry(
         pretrained: bool = False, classes: int = 80, autoshape: bool = True, device: str = "", download: bool = False, _verbose: bool = True
     ) -> Any:
-        from engine.hub import HubModel
+        from engine.inference.hub import HubModel
         from models import build_model
         from utils.distributed import select_device
         from utils.errors import UserError

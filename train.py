@@ -18,28 +18,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.deployed import leave_deployed
-from engine.evolve import evolve
-from engine.portions import Pass
-from engine.run import Run
-from engine.saving import accounted_for, finish_weights, save_epoch, save_midway
-from engine.setup import prepare, settle
-from models.checkpoints import load_checkpoint
+from engine.logging.callbacks import Callback
+from engine.logging.loggers import csv_row
+from engine.logging.progress import EpochBar
+from engine.micro_batches import Pass
+from engine.training.deployed import leave_deployed
+from engine.training.evolve import evolve
+from engine.training.multi_scale import rescaled
+from engine.training.optim import apply_settings, learning_rates, optimizer_step
+from engine.training.run import Run
+from engine.training.saving import accounted_for, finish_weights, save_epoch, save_midway
+from engine.training.setup import prepare, settle
+from models.checkpoints.checkpoint import load_checkpoint
 from utils import distributed
-from utils.callbacks import Callback
+from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.loggers import csv_row
-from utils.multi_scale import rescaled
-from utils.optim import apply_settings, learning_rates, optimizer_step
 from utils.precision import autocast
-from utils.progress import EpochBar
-from utils.reproducibility import seed_everything
-from utils.train_arguments import parse_arguments
+from utils.random_state import seed_everything
 from utils.types import to_unit_range
 
 if TYPE_CHECKING:
-    from utils.metrics import Metrics
+    from utils.metrics.metrics import Metrics
     from utils.types import Batch
 
 LOG_EVERY = 10  # iterations between looks at the losses; each look waits for the device

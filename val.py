@@ -21,29 +21,29 @@ import torch
 from torch import Tensor
 
 from engine.channels import spec_for
-from engine.ground_truth import split_truth
-from engine.portions import Portions, mean_parts
+from engine.evaluation.ground_truth import split_truth
+from engine.evaluation.observers import EvaluatedBatch, EvaluationObserver, PictureSaver, TextSaver, save_plots
+from engine.logging.progress import LossMeter
+from engine.micro_batches import Portions, mean_parts
 from utils import distributed
 from utils.boxes import cxcywh_to_xyxy, denormalised, to_batch, to_original, xyxy_to_ltwh
+from utils.cli.flags import multiple_of_stride
+from utils.cli.val_arguments import STUDIES, ValConfig, parse_arguments
 from utils.errors import UserError
-from utils.evaluation import EvaluatedBatch, EvaluationObserver, PictureSaver, TextSaver, save_plots
-from utils.metrics import GroundTruth, MetricAccumulator, Metrics
+from utils.metrics.metrics import GroundTruth, MetricAccumulator, Metrics
 from utils.nms import non_max_suppression
 from utils.precision import autocast
-from utils.progress import LossMeter
-from utils.shared_flags import multiple_of_stride
 from utils.types import Batch, Detections, Letterbox, Predictions, to_unit_range
-from utils.val_arguments import STUDIES, ValConfig, parse_arguments
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
     from data.loader import DetectionLoader
-    from models.augmented import AugmentedModel
-    from models.detector import Detector
-    from models.ensemble import Ensemble
-    from models.exported import ExportedModel
+    from engine.inference.augmented import AugmentedModel
+    from engine.inference.ensemble import Ensemble
+    from models.export.runtimes import ExportedModel
     from models.heads.base import DetectionLoss
-    from utils.coco_eval import CocoAnnotations
+    from models.model import Detector
+    from utils.metrics.coco_eval import CocoAnnotations
 
     AnyModel = Detector | ExportedModel | Ensemble | AugmentedModel
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: ValConfig) -> None:
     """One validation, or the study that ``--task`` names."""
     if config.task in STUDIES:
-        from engine import studies
+        from engine.evaluation import studies
 
         {"speed": studies.speed, "study": studies.study}[config.task](config, validate)
     else:
@@ -277,10 +277,10 @@ class Share(NamedTuple):
 
 def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, AnyModel]:
     """The model, ready for inference, and the configuration with weights and data filled in where they were left out."""
-    from engine.networks import is_exported, load_networks
-    from models.augmented import AugmentedModel
-    from models.checkpoints import load_checkpoint
-    from utils.runs import newest_weights
+    from engine.inference.augmented import AugmentedModel
+    from engine.inference.networks import is_exported, load_networks
+    from models.checkpoints.checkpoint import load_checkpoint
+    from utils.run_folders import newest_weights
 
     if not config.weights:
         config = replace(config, weights=str(newest_weights()))
@@ -330,7 +330,7 @@ def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, Detectio
 
 def sliced_look(config: ValConfig, model: AnyModel, loader: DetectionLoader, device: torch.device) -> CloserLook:
     """Looks at the originals of a batch through windows, which become input of the size that whole pictures have."""
-    from engine.sliced import SlicedLook, closer_look
+    from engine.inference.sliced import SlicedLook, closer_look
 
     assert config.slice is not None
     precision = torch.float16 if config.half else None
@@ -354,7 +354,7 @@ def sliced_look(config: ValConfig, model: AnyModel, loader: DetectionLoader, dev
 
 def run_folder(config: ValConfig) -> Path:
     """A new folder, the same on all processes."""
-    from utils.runs import new_run_dir
+    from utils.run_folders import new_run_dir
 
     made = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if distributed.is_main() else None
     return Path(str(distributed.broadcast_object(made)))
@@ -376,7 +376,7 @@ def save_json(
     accumulator: MetricAccumulator, metrics: Metrics, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path
 ) -> dict[str, float] | None:
     """Writes the detections for pycocotools, and runs it where the ground truth is at hand."""
-    from utils.coco_eval import category_ids_of, run_pycocotools, write_coco_json
+    from utils.metrics.coco_eval import category_ids_of, run_pycocotools, write_coco_json
 
     path = save_dir / f"{Path(config.weights).stem}_predictions.json"
     ids = annotations.category_ids if annotations else category_ids_of(metrics.names)

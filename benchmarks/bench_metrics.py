@@ -15,8 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from utils.coco_eval import as_coco_documents, run_pycocotools
-from utils.metrics import GroundTruth, MetricAccumulator
+from utils.metrics.coco_eval import as_coco_documents, run_pycocotools
+from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.types import Detections
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.dataset_spec import load_dataset_spec
-from data.label_source import split_labels
-from data.labels import list_images
+from data.labels.source import split_labels
+from data.labels.yolo import list_images
 from data.loader import DetectionLoader, build_loader
 from utils.config import Hyperparameters
 

@@ -98,7 +98,7 @@ def _our_step(args: argparse.Namespace):
     import torch
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from engine.recompute import checkpoint_activations
+    from engine.training.recompute import checkpoint_activations
     from models import build_model
     from utils.config import Hyperparameters
     from utils.types import Batch, Letterbox, to_unit_range

@@ -20,11 +20,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
-from models.detector import Detector  # noqa: E402
-from models.edit import edit  # noqa: E402
-from models.parser import load_spec  # noqa: E402
-from models.transfer import Source, transfer  # noqa: E402
+from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
+from models.edit.rows import edit  # noqa: E402
+from models.model import Detector  # noqa: E402
+from models.spec.parser import load_spec  # noqa: E402
+from models.transfer.transfer import Source, transfer  # noqa: E402
 
 SIDES = ("by number", "by structure")
 COLUMNS = ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")

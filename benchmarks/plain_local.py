@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers.attention.windows import MASKED
+from models.layers.attention.ops.windows import MASKED
 
 
 def msda(m: Any, x: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.augment import AugmentHyp, flip, hsv, letterbox, mixup
-from data.image_store import RECENT_BYTES, ImageStore
-from data.images import ImageError
-from data.instances import Instances
-from data.labels import LabelTable
-from data.mosaic import mosaic_scene, single_scene, view
-from data.pixels import fill_of, split_into
+from data.augment.mosaic import mosaic_scene, single_scene, view
+from data.augment.transforms import AugmentHyp, flip, hsv, letterbox, mixup
+from data.images.pixels import fill_of, split_into
+from data.images.reading import ImageError
+from data.images.store import RECENT_BYTES, ImageStore
+from data.labels.instances import Instances
+from data.labels.yolo import LabelTable
 from utils.types import Batch, Letterbox
 
 SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random numbers with the order of an epoch

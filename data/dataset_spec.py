@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data.shapes import ensure_shapes
+from data.tools.shapes import ensure_shapes
 from utils.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from data.augment import AugmentHyp
+from data.augment.transforms import AugmentHyp
 from data.dataset import ORDER_STREAM, DetectionDataset, SampleKey
 from data.dataset_spec import DatasetSpec
-from data.depth import colour_note, depth_of
-from data.image_store import RECENT_BYTES
-from data.image_weights import draw, image_weights
-from data.label_source import split_labels
-from data.labels import LabelTable, check_classes, label_path, list_images, summarise
-from data.unreadable import UnreadablePictures
+from data.images.depth import colour_note, depth_of
+from data.images.store import RECENT_BYTES
+from data.images.unreadable import UnreadablePictures
+from data.labels.source import split_labels
+from data.labels.yolo import LabelTable, check_classes, label_path, list_images, summarise
+from data.sampler import draw, image_weights
 from utils.distributed import local_world_size
 from utils.errors import UserError
 from utils.types import Batch

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.parser import named_channels
+from models.spec.parser import named_channels
 from utils import distributed
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
-    from models.checkpoints import Checkpoint
-    from models.detector import Detector
-    from models.exported import ExportedModel
+    from models.checkpoints.checkpoint import Checkpoint
+    from models.export.runtimes import ExportedModel
+    from models.model import Detector
     from utils.config import TrainConfig
 
 

@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.checkpoints import load_model
-    from models.detector import Detector, build_model
+    from models.checkpoints.checkpoint import load_model
+    from models.model import Detector, build_model
 
 __all__ = ["Detector", "build_model", "load_model"]
-_HOMES = {"Detector": "models.detector", "build_model": "models.detector", "load_model": "models.checkpoints"}
+_HOMES = {"Detector": "models.model", "build_model": "models.model", "load_model": "models.checkpoints.checkpoint"}
 
 
 def __getattr__(name: str) -> Any:

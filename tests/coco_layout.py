@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from data.dataset_spec import HERE
-from utils.coco_eval import COCO_CATEGORY_IDS
+from utils.metrics.coco_eval import COCO_CATEGORY_IDS
 
 SIDE = 64
 

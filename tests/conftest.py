@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.registry import load_plugin
+from models.spec.registry import load_plugin
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

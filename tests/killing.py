@@ -20,11 +20,11 @@ from typing import Any
 import psutil
 import torch
 
-from models.checkpoints import load_checkpoint
+from engine.logging.callbacks import Callback
+from models.checkpoints.checkpoint import load_checkpoint
 from train import train
-from utils.callbacks import Callback
 from utils.config import Hyperparameters, TrainConfig
-from utils.whole_files import UNFINISHED
+from utils.files import UNFINISHED
 
 LIMIT_S = 300
 

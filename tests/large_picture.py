@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.shapes import draw_picture
+from data.tools.shapes import draw_picture
 from utils.boxes import box_iou
 from utils.types import Detections
 

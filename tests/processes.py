@@ -21,10 +21,10 @@ from torch import nn
 
 import train
 import val
+from engine.logging.progress import LossMeter
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
-from utils.progress import LossMeter
 
 LIMIT_S = 120
 

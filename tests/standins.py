@@ -15,8 +15,8 @@ import yaml
 from torch import nn
 
 from models import build_model
-from models.detector import Detector
-from models.parser import find_config
+from models.model import Detector
+from models.spec.parser import find_config
 
 # Program -> where its classes lie; the blocks that are not listed lie under "*".
 LAYOUTS = {

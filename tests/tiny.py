@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from models import build_model
-from models.checkpoints import Checkpoint, save_checkpoint
-from models.detector import Detector
+from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from models.model import Detector
 from tests.golden import fill_
 
 NAMES = ("red cell", "it's a star", "Größe/2")

@@ -27,8 +27,8 @@ head:
 NOISY = """
 import torch
 from torch import nn
-from models import channel_rules as rules
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 @register("NoisyForTests", channels=rules.preserves)
 class NoisyForTests(nn.Module):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.lifeline import CONNECT_S, Lifeline
+from utils.watchdog import CONNECT_S, Lifeline
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: the longest that processes may wait for the slowest; a dead one is noticed at once
 MEETING = timedelta(minutes=10)  # until all processes are there

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.layers.attention.botnet import PAPER, BoTPaperBlock
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("BoTNetStage", channels=rules.stacks, paper=PAPER)

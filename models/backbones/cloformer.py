@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.backbones.whole import ends, listed_by_stage, ramp, rename_prefixes
 from models.layers.attention.cloformer import PAPER, CloBlock
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 class _ConvBNReLU(nn.Module):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.backbones.whole import listed_by_stage
 from models.layers.conv import Conv, FusedConv, fuse_conv_bn
 from models.layers.reparam import merge_branches
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "YOLOv6: A Single-Stage Object Detection Framework for Industrial Applications, arXiv 2209.02976"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.backbones.whole import listed_by_stage
-from models.layers.attention.common import DropPath, per_channel
+from models.layers.attention.ops.common import DropPath, per_channel
 from models.layers.conv import ACTIVATIONS
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Run, Don't Walk: Chasing Higher FLOPS for Faster Neural Networks, arXiv 2303.03667"
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.backbones.whole import ends, listed_by_stage, ramp, rename_prefixes
-from models.layers.attention.common import ChannelLayerNorm
 from models.layers.attention.focalnet import PAPER, FocalModulationBlock
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 class PatchEmbed(nn.Module):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.backbones.whole import listed_by_stage
-from models.layers.attention.shared import channel_shuffle
-from models.registry import register
+from models.layers.attention.ops.shared import channel_shuffle
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, arXiv 1807.11164"
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.backbones.whole import listed_by_stage
 from models.layers.conv import fuse_conv_bn
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 EPS = 1e-6  # of every batch norm here, as published
 PAPER = "VanillaNet: the Power of Minimalism in Deep Learning, arXiv 2305.12972"

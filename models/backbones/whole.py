@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.channel_rules import ChannelRule, LayerPlan, RuleContext
+from models.spec.channel_rules import ChannelRule, LayerPlan, RuleContext
 from utils.errors import UserError
 
 

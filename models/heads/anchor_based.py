@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.assigners.anchor_ratio import Matches, Scene, anchor_grid, decode_places
 from models.assigners.autoanchor import about, better_anchors, guessed_anchors
 from models.assigners.simota import SimOTA
 from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
 from models.layers.implicit import ImplicitA, ImplicitM
 from models.losses.yolov5 import AnchorLoss, Gains
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 from utils.errors import UserError
 from utils.types import Predictions
 

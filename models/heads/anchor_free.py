@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.assigners.grid import anchor_points, expected_distances
 from models.heads.anchor_based import AnchorDetect
 from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
 from models.layers.conv import DFL, Conv
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 from utils.errors import UserError
 from utils.types import Predictions
 

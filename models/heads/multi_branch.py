@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from models import channel_rules as rules
 from models.heads.anchor_free import DDetect, DetectV9, DistributionHead
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 AUXILIARY, MAIN = 0.25, 1.0  # weights of the branches' losses
 

@@ -17,8 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 from utils.errors import UserError, nearest
 
 ActivationFactory: TypeAlias = Callable[[], nn.Module]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.layers.conv import Conv, CrossConv, Size, make_activation
 from models.layers.pooling import SPP
 from models.layers.reparam import RepConvN
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("Bottleneck", channels=rules.projects)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.layers.conv import Conv
 from models.layers.csp import RepNCSP
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("ELAN1", channels=rules.projects)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.layers.conv import Activation, Conv, DWConv
 from models.layers.csp import C3
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("GhostConv", channels=rules.projects)

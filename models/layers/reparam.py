@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.layers.conv import Activation, Conv, FusedConv, fuse_conv_bn, make_activation
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("RepConvN", channels=rules.projects)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.layers.conv import Conv
 from models.layers.csp import C3
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale, arXiv 2010.11929"
 

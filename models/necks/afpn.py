@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
 from models.backbones.whole import listed_by_stage
-from models.layers.attention.common import weighted_sum
+from models.layers.attention.ops.common import weighted_sum
 from models.necks.blending import blends
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 COMPRESSED = 8  # channels from which a level's weight is decided
 PAPER = "AFPN: Asymptotic Feature Pyramid Network for Object Detection, arXiv 2306.15988"

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.whole import listed_by_stage
-from models.layers.attention.common import weighted_sum
-from models.layers.attention.shared import depthwise
+from models.layers.attention.ops.common import weighted_sum
+from models.layers.attention.ops.shared import depthwise
 from models.necks.blending import blends
-from models.registry import register
+from models.spec.registry import register
 
 EPS = 1e-4  # in the sum of the weights
 PAPER = "EfficientDet: Scalable and Efficient Object Detection, arXiv 1911.09070"

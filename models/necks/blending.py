@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from models.channel_rules import LayerPlan, RuleContext
+from models.spec.channel_rules import LayerPlan, RuleContext
 from utils.errors import UserError
 
 

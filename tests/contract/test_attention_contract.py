@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import channel_rules as rules
-from models.catalogue import build_same_width, same_width_names
+from models.analysis.catalogue import build_same_width, same_width_names
 from models.layers.attention.nonlocal_block import MODES, NLBlockND
 from models.limits import LIMITS
-from models.registry import BLOCKS
+from models.spec import channel_rules as rules
+from models.spec.registry import BLOCKS
 from tests.cuda_casts import CudaCasts
 from tests.elsewhere import Seen, pretended_gpu
 from tests.golden import assert_close, fill_

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = {"train", "val", "detect", "export", "demo", "doctor", "hubconf"}
 MAY_IMPORT = {"engine": {"engine", "models", "data", "utils"}, "models": {"models", "utils"}, "data": {"data", "utils"}, "utils": {"utils"}}
 NOT_ABOVE = {
-    "models/layers": ("models.heads", "models.losses", "models.assigners", "models.detector", "models.parser"),
-    "models/losses": ("models.heads.anchor", "models.heads.multi_branch", "models.detector", "models.parser"),
-    "models/assigners": ("models.heads", "models.losses", "models.detector", "models.parser"),
-    "models/heads": ("models.detector", "models.parser"),
+    "models/layers": ("models.heads", "models.losses", "models.assigners", "models.model", "models.spec.parser"),
+    "models/losses": ("models.heads.anchor", "models.heads.multi_branch", "models.model", "models.spec.parser"),
+    "models/assigners": ("models.heads", "models.losses", "models.model", "models.spec.parser"),
+    "models/heads": ("models.model", "models.spec.parser"),
 }
 HEAVY = {"matplotlib", "tensorboard", "onnx", "onnxruntime", "pycocotools"}
 FILES = sorted(p for folder in MAY_IMPORT for p in (ROOT / folder).rglob("*.py"))

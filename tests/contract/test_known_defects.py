@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import build_model
-from models.catalogue import same_width_names
+from models.analysis.catalogue import same_width_names
 from models.layers.attention.bilevel_routing import BiLevelRoutingAttention
-from models.layers.attention.identity import IdentityStart
-from models.registry import BLOCKS
+from models.layers.attention.ops.identity import IdentityStart
+from models.spec.registry import BLOCKS
 from tests.contract.test_attention_contract import build, sample, step
 from tests.golden import assert_close, fill_
 from tests.tiny import tiny_cfg

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from models.checkpoints import load_model
+from models.checkpoints.checkpoint import load_model
 from tests.pictures import write_pictures
 from train import train
 from utils.config import TrainConfig

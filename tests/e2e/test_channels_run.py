@@ -18,9 +18,9 @@ from data.dataset_spec import load_dataset_spec
 from engine.channels import spec_for, with_channels
 from export import ExportConfig, export
 from models import build_model, load_model
-from models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from models.exported import load_exported
-from models.profiling import main as profiling
+from models.analysis.profiling import main as profiling
+from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.export.runtimes import load_exported
 from tests.bands import square_picture, write_picture, write_squares
 from tests.golden import fill_
 from train import main, train

@@ -11,8 +11,8 @@ import val
 from tests.coco_layout import coco_names, write_coco_layout
 from tests.tiny import tiny_checkpoint
 from tests.tiny_training import TINY, config
-from utils.coco_eval import COCO_CATEGORY_IDS
-from utils.metrics import COCO_STATS
+from utils.metrics.coco_eval import COCO_CATEGORY_IDS
+from utils.metrics.metrics import COCO_STATS
 
 
 @pytest.mark.slow
@@ -49,8 +49,8 @@ def test_detections_in_crowds_are_ignored(tmp_path, crowded):
     import torch
 
     from tests.coco_layout import edit_json
-    from utils.coco_eval import read_instances
-    from utils.metrics import MetricAccumulator
+    from utils.metrics.coco_eval import read_instances
+    from utils.metrics.metrics import MetricAccumulator
     from utils.types import Detections
 
     write_coco_layout(tmp_path / "coco")
@@ -75,7 +75,7 @@ def test_validation_between_epochs_ignores_crowds_too(tmp_path, monkeypatch):
     """A network that finds every object, and with more certainty things in the crowd region, is perfect."""
     import torch
 
-    from engine.setup import prepare, settle
+    from engine.training.setup import prepare, settle
     from utils.types import Detections
 
     yaml_path = write_coco_layout(tmp_path / "coco")

@@ -9,10 +9,10 @@ import torch
 from torch._dynamo.utils import counters
 
 import detect
-import engine.compiling
+import engine.training.compiling
 import export
 import val
-from models.checkpoints import load_checkpoint
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.e2e.test_train import Interrupt
 from tests.tiny_training import config, make_world
 from train import TrainResult, train
@@ -33,7 +33,7 @@ def world(tmp_path_factory) -> Path:
 @pytest.fixture
 def eager_graphs(monkeypatch):
     """Graphs are made and differentiated as for a compiler, and run without one."""
-    monkeypatch.setattr(engine.compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(engine.training.compiling, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     counters.clear()
 
@@ -56,7 +56,7 @@ def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def test_where_nothing_compiles_one_line_says_so(world, tmp_path, monkeypatch, capsys):
     plain = train(config(world, tmp_path, epochs=1))
     capsys.readouterr()
-    monkeypatch.setattr(engine.compiling, "BACKEND", "no_such_backend")
+    monkeypatch.setattr(engine.training.compiling, "BACKEND", "no_such_backend")
     result = train(config(world, tmp_path, epochs=1, compile=True))
     errors = [line for line in capsys.readouterr().err.splitlines() if "--compile" in line]
     assert len(errors) == 1
@@ -70,8 +70,8 @@ def test_where_statistics_would_be_counted_twice_nothing_is_compiled(world, tmp_
     """As on torch 2.6."""
     given = {"epochs": 1, "checkpoint_activations": "all"}
     plain = train(config(world, tmp_path, **given))
-    counted = engine.compiling._counts_once(torch.device("cpu"))
-    monkeypatch.setattr(engine.compiling, "_counts_once", lambda device: False)
+    counted = engine.training.compiling._counts_once(torch.device("cpu"))
+    monkeypatch.setattr(engine.training.compiling, "_counts_once", lambda device: False)
     torch._dynamo.reset()
     counters.clear()
     capsys.readouterr()
@@ -95,7 +95,7 @@ def test_a_compiled_training_makes_few_graphs(world, tmp_path):
 @pytest.mark.usefixtures("eager_graphs")
 @pytest.mark.parametrize("changes", [{}, {"multi_scale": True, "checkpoint_activations": "all"}, {"rect": True}, {"amp": "bf16"}], ids=str)
 def test_two_branches_with_attention(world, tmp_path, changes):
-    if "checkpoint_activations" in changes and (reason := engine.compiling.why_not(torch.device("cpu"), recomputed=True)):
+    if "checkpoint_activations" in changes and (reason := engine.training.compiling.why_not(torch.device("cpu"), recomputed=True)):
         pytest.skip(reason)
     given = {"cfg": world / "dual-v9.yaml", "batch_size": 5, **changes}
     compiled = train(config(world, tmp_path, compile=True, **given))

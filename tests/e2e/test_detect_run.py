@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import detect
-from models.exporting import ExportOptions, export_model
+from models.export.exporting import ExportOptions, export_model
 from tests.tiny import DUAL_HEAD, NAMES, tiny_checkpoint, tiny_model
 from utils.types import Predictions
 

@@ -18,8 +18,8 @@ import psutil
 import pytest
 import torch
 
-from models.checkpoints import load_checkpoint
-from models.layers.attention.shared import PooledBatchNorm2d
+from models.checkpoints.checkpoint import load_checkpoint
+from models.layers.attention.ops.shared import PooledBatchNorm2d
 from tests.tiny_training import make_world
 from utils import distributed
 from utils.errors import UserError

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 import doctor
-from engine.checkup import CHECKS, Case, examine
-from engine.checkup_pool import Job, Limits, examine_all
-from models.parser import CONFIGS
-from models.registry import load_plugin
+from engine.doctor.checkup import CHECKS, Case, examine
+from engine.doctor.pool import Job, Limits, examine_all
+from models.spec.parser import CONFIGS
+from models.spec.registry import load_plugin
 from tests.tiny import tiny_cfg
 from utils.memory import is_out_of_memory
 from val import evaluate
@@ -22,8 +22,8 @@ import signal
 
 import torch
 from torch import nn
-from models import channel_rules as rules
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 class Scale(nn.Module):
     def __init__(self, channels):

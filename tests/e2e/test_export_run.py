@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import export
-from models.exported import load_exported
+from models.export.runtimes import load_exported
 from tests.tiny import NAMES, tiny_checkpoint
 
 
@@ -79,7 +79,7 @@ def test_unwritable_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("utils.whole_files.os.replace", full)
+    monkeypatch.setattr("utils.files.os.replace", full)
     assert export.main(["--weights", str(weights), "--img", "64", "--include", "torchscript"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]

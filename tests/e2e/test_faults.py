@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.step_guard import StepGuard
-from models.checkpoints import load_checkpoint
+from engine.logging.callbacks import Callback
+from engine.training.nonfinite_guard import StepGuard
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
 from train import train
-from utils.callbacks import Callback
 from utils.config import TrainConfig
 from utils.errors import UserError
 

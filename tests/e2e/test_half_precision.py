@@ -10,13 +10,15 @@ import pytest
 import torch
 import yaml
 
-import engine.setup
-import engine.step_guard
+import engine.training.nonfinite_guard
+import engine.training.setup
 import train as script
 from data.dataset_spec import load_dataset_spec
-from engine.setup import loaders, settle
-from engine.step_guard import StepGuard
-from models.checkpoints import load_checkpoint, load_model
+from engine.training.ema import ModelEMA
+from engine.training.nonfinite_guard import StepGuard
+from engine.training.optim import build_optimizer, optimizer_step
+from engine.training.setup import loaders, settle
+from models.checkpoints.checkpoint import load_checkpoint, load_model
 from tests.cuda_casts import CudaCasts
 from tests.e2e.test_faults import poisoned
 from tests.e2e.test_head_families import ANCHORS, FAMILIES
@@ -25,9 +27,7 @@ from tests.e2e.test_switches import CALM, halves, prepared
 from tests.tiny_training import HYP, config, make_world
 from train import TrainResult, train, train_one_epoch
 from utils.config import TrainConfig
-from utils.ema import ModelEMA
 from utils.errors import UserError
-from utils.optim import build_optimizer, optimizer_step
 from utils.precision import LEAST_FACTOR
 from val import evaluate
 
@@ -44,12 +44,12 @@ def world(tmp_path_factory) -> Path:
 def half(monkeypatch) -> Iterator[None]:
     """Trainings are in float16, as on a GPU."""
     with monkeypatch.context() as patch, CudaCasts():
-        patch.setattr(engine.setup, "precision_of", lambda choice, device: torch.float16)
+        patch.setattr(engine.training.setup, "precision_of", lambda choice, device: torch.float16)
         yield
 
 
 def scaler_of(monkeypatch, **options) -> None:
-    monkeypatch.setattr(engine.setup, "gradient_scaler", lambda device, dtype: torch.amp.GradScaler("cpu", **options))
+    monkeypatch.setattr(engine.training.setup, "gradient_scaler", lambda device, dtype: torch.amp.GradScaler("cpu", **options))
 
 
 class Watch:
@@ -150,7 +150,7 @@ def test_gradients_that_no_factor_mends_end_the_run(world, tmp_path, monkeypatch
         return real(self, parts, **given) + (parts["box"] * 0).sqrt()
 
     monkeypatch.setattr(StepGuard, "checked", checked)
-    monkeypatch.setattr(engine.step_guard, "HALVINGS", 3)
+    monkeypatch.setattr(engine.training.nonfinite_guard, "HALVINGS", 3)
     scaler_of(monkeypatch, init_scale=4.0)
     watch = Watch(monkeypatch)
     with pytest.raises(UserError, match="the gradient is no number for 2 steps in a row; lower lr0 in --hyp, train with --amp bf16 or off"):

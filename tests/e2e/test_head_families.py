@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from models.checkpoints import load_checkpoint, load_model
+from engine.logging.callbacks import Callback
+from models.checkpoints.checkpoint import load_checkpoint, load_model
 from tests.pictures import write_pictures
 from train import TrainResult, train
-from utils.callbacks import Callback
 from utils.config import Hyperparameters, TrainConfig
 
 BACKBONE = [[-1, 1, "Conv", [c, 3, 2]] for c in (8, 16, 16, 32)]  # strides 8 and 16 last

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 import detect
-from engine.hub import HubModel
+from engine.inference.hub import HubModel
 from models import build_model
 from tests.streaming import camera
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint
 from utils.errors import UserError
-from utils.savers import ResultWriter
 from utils.types import Detections
+from utils.visual.savers import ResultWriter
 
 ROOT = Path(__file__).parents[2]
 SIZE, CONF = 96, 0.01

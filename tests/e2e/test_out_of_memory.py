@@ -9,9 +9,9 @@ import torch
 
 import train as script
 import val as val_script
-from engine.portions import TrainingPortions, mean_parts, split
-from engine.saving import accounted_for
-from models.checkpoints import load_checkpoint
+from engine.micro_batches import TrainingPortions, mean_parts, split
+from engine.training.saving import accounted_for
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
 from train import train
 from utils import distributed

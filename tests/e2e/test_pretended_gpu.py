@@ -12,19 +12,19 @@ import torch
 import detect
 import train
 import val
-from models.checkpoints import load_checkpoint
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.elsewhere import GPU, Seen, pretended_gpu
 from tests.tiny import tiny_checkpoint
 from tests.tiny_training import TINY, config, make_world
 from utils import distributed
 from utils.errors import UserError
 
-LOOKS = ("utils/progress.py", "engine/step_guard.py")  # at the losses, every so many iterations
+LOOKS = ("engine/logging/progress.py", "engine/training/nonfinite_guard.py")  # at the losses, every so many iterations
 PUTS = """
 import torch
 from torch import nn
-from models import channel_rules as rules
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 class Through(torch.autograd.Function):
     @staticmethod

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import train as script
-from engine.resume import find_save
-from models.checkpoints import load_checkpoint, previous_of
+from engine.logging.callbacks import Callback
+from engine.training.resume import find_save
+from models.checkpoints.checkpoint import load_checkpoint, previous_of
 from tests.tiny_training import HYP, config, make_world
 from train import train
-from utils.callbacks import Callback
+from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.train_arguments import parse_arguments
 
 ROOT = Path(__file__).parents[2]
 # Several steps an epoch, two batches a step, sizes that change, a schedule in motion.
@@ -190,7 +190,7 @@ def test_best_pt_follows_from_last_pt(world, whole, tmp_path, monkeypatch):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("engine.saving.save_copies", killed)
+    monkeypatch.setattr("engine.training.saving.save_copies", killed)
     last = stopped(world, tmp_path)
     assert not (last.parent / "best.pt").exists()
     monkeypatch.undo()
@@ -198,7 +198,7 @@ def test_best_pt_follows_from_last_pt(world, whole, tmp_path, monkeypatch):
 
 
 def test_an_early_stopped_run_is_not_trained_on(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.early_stop.EarlyStop.is_due", lambda self, epoch: epoch >= 1)
+    monkeypatch.setattr("engine.training.early_stop.EarlyStop.is_due", lambda self, epoch: epoch >= 1)
     finish = script.finish_weights
     monkeypatch.setattr(script, "finish_weights", lambda run: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -225,7 +225,7 @@ def test_what_may_be_given_to_resume(world, tmp_path, monkeypatch):
 
 
 def test_flags_given_anew_count_even_where_they_are_the_defaults(world, tmp_path):
-    from engine.resume import resumed
+    from engine.training.resume import resumed
 
     last = stopped(world, tmp_path, Signal(0, 1), patience=7, workers=0)
     config_anew, _ = resumed(parse_arguments(["--resume", str(last), "--patience", "100", "--workers", "8"]))

@@ -17,16 +17,16 @@ import torch
 
 import detect
 import val
-from data.shapes import NAMES, draw_picture
+from data.tools.shapes import NAMES, draw_picture
 from models import build_model, load_model
-from models.checkpoints import Checkpoint, save_checkpoint
-from models.exporting import ExportOptions, export_model
+from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from models.export.exporting import ExportOptions, export_model
 from tests.large_picture import SIZES_PX, LargePicture, large_picture, recall_by_size
 from utils.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from utils.cli.detect_arguments import DetectConfig
+from utils.cli.val_arguments import ValConfig
 from utils.config import Hyperparameters
-from utils.detect_arguments import DetectConfig
 from utils.types import Batch, Detections, Letterbox, to_unit_range
-from utils.val_arguments import ValConfig
 
 STEPS, BATCH, SIDE = 200, 16, 80
 SHRUNK = 0.35  # of the training pictures

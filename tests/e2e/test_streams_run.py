@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import detect
-from data.stream_reader import Patience
+from data.sources.stream_reader import Patience
 from tests.streaming import SECRET, Given, Grabber, camera, picture, video
 from tests.tiny import tiny_checkpoint
-from utils.leaving import HANGING
+from utils.process_exit import HANGING
 from utils.types import Predictions
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ class Finder:
 def finder(monkeypatch):
     model = Finder()
     monkeypatch.setattr(detect, "load_model", lambda weights, device, config: model)
-    monkeypatch.setattr("data.streams.Patience", partial(Patience, tries=1, pause_s=0.05))
+    monkeypatch.setattr("data.sources.streams.Patience", partial(Patience, tries=1, pause_s=0.05))
     return model
 
 
@@ -130,7 +130,7 @@ def test_pictures_and_videos_by_http(run, server, tmp_path, capsys):
 @pytest.mark.usefixtures("finder")
 def test_a_camera_that_comes_back_with_another_size(run, tmp_path, monkeypatch):
     captures = [Given(3, period_s=0.05), Given(4, size_wh=(96, 32), period_s=0.05), Given(0), Given(0)]
-    monkeypatch.setattr("data.stream_reader.open_capture", lambda target, patience: captures.pop(0))
+    monkeypatch.setattr("data.sources.stream_reader.open_capture", lambda target, patience: captures.pop(0))
     assert run("--source", "0") == 0
     assert [frames_of(tmp_path / "out/exp" / name) for name in ("webcam0.mp4", "webcam0_2.mp4")] == [(3, 64), (4, 96)]
 

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.checkup import noise_batch
-from engine.portions import TrainingPortions
-from engine.pretrained import Frozen
-from engine.run import Run
-from engine.setup import prepare, settle
-from models.checkpoints import load_checkpoint
+from engine.doctor.checkup import noise_batch
+from engine.logging.progress import LossMeter
+from engine.micro_batches import TrainingPortions
+from engine.training.initial_weights import Frozen
+from engine.training.run import Run
+from engine.training.setup import prepare, settle
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.e2e.test_train import ROOT, Interrupt, rows_of
 from tests.tiny_training import HYP, config, make_world
 from train import TrainResult, set_training_mode, train, train_one_epoch
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.precision import autocast
-from utils.progress import LossMeter
 from utils.types import Batch, to_unit_range
 
 
@@ -188,7 +188,7 @@ def test_bfloat16_on_a_cpu_trains_and_validates_as_float32_does(world, tmp_path)
 
 def test_the_search_for_a_batch_size_computes_activations_again_too(world, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("engine.batch_size.search", lambda peak_of, **limits: (peak_of(2), 4)[1])
+    monkeypatch.setattr("engine.training.batch_size.search", lambda peak_of, **limits: (peak_of(2), 4)[1])
     plain = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (seen.append(self), plain(self, x))[1])
     counts = []

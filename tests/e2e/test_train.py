@@ -18,12 +18,12 @@ import detect
 import export
 import val
 from data.dataset_spec import load_dataset_spec
-from engine.setup import build, settle
+from engine.logging.callbacks import Callback
+from engine.training.setup import build, settle
 from models import build_model, load_model
-from models.checkpoints import load_checkpoint
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
 from train import TrainResult, main, train
-from utils.callbacks import Callback
 from utils.config import TrainConfig
 from utils.errors import UserError
 
@@ -334,7 +334,7 @@ def test_images_are_drawn_by_weight_and_a_resume_draws_the_same(world, tmp_path)
 
 
 def test_a_search_for_hyper_parameters(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.plots.plot_evolution", lambda rows, keys, path: path.touch())  # thirty diagrams take seconds
+    monkeypatch.setattr("utils.visual.plots.plot_evolution", lambda rows, keys, path: path.touch())  # thirty diagrams take seconds
     given = ["--cfg", world / "tiny-v9.yaml", "--data", world / "data.yaml", "--imgsz", 64, "--epochs", 1, "--workers", 0]
     argv = [str(a) for a in (*given, "--batch-size", 4, "--device", "cpu", "--project", tmp_path, "--name", "search", "--evolve", 2)]
     assert main(argv) == 0

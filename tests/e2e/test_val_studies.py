@@ -13,15 +13,15 @@ import torch
 
 import detect
 import val
+from engine.inference.augmented import AugmentedModel
+from engine.inference.ensemble import Ensemble
 from models import build_model, load_model
-from models.augmented import AugmentedModel
-from models.checkpoints import Checkpoint, save_checkpoint
-from models.ensemble import Ensemble
+from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from tests.golden import fill_
 from tests.tiny import NAMES, tiny_cfg, tiny_checkpoint, tiny_model
-from utils.detect_arguments import DetectConfig
+from utils.cli.detect_arguments import DetectConfig
+from utils.cli.val_arguments import ValConfig
 from utils.errors import UserError
-from utils.val_arguments import ValConfig
 
 
 @pytest.fixture(scope="module")

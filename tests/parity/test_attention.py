@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.registry import BLOCKS
+from models.spec.registry import BLOCKS
 from tests.golden import all_names, assert_close, cotangent, fill_, find, input_array
 
 # other names under which a golden's module must resolve

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.registry import BLOCKS
+from models.spec.registry import BLOCKS
 from tests.golden import all_names, assert_close, cotangent, fill_, find, input_array
 from tests.parity.test_attention import from_map, module_of, to_map
 

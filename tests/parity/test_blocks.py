@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.registry import BLOCKS
+from models.spec.registry import BLOCKS
 from tests.golden import Golden, all_names, assert_close, cotangent, fill_, find
 
 FOREIGN = {"CBAM", "ChannelAttention", "SpatialAttention"}  # attention has its own tests

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from models import build_model
-from models.detector import Detector
-from models.parser import CONFIGS, load_spec, plan_layers
+from models.model import Detector
+from models.spec.parser import CONFIGS, load_spec, plan_layers
 from tests.golden import HERE, all_names, find
 
 NO_CONFIG = ("train_", "deploy_maps", "baseline-")

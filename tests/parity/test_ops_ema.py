@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine.training.ema import ModelEMA
 from tests.golden import assert_close, find
-from utils.ema import ModelEMA
 
 
 def test_decay_and_average_equal_the_published_ones():

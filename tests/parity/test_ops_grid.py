@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from models.assigners.grid import anchor_points
-from models.channel_rules import make_divisible
 from models.losses.dfl import distribution_focal_loss
 from models.losses.task_aligned import _boxes, _Points
+from models.spec.channel_rules import make_divisible
 from tests import golden
 from utils.boxes import xyxy_to_cxcywh
 

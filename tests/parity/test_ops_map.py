@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.golden import assert_close, find
-from utils.average_precision import smoothed
-from utils.matching import Objects, match_yolov5
-from utils.metrics import COCO_STATS, GroundTruth, MetricAccumulator, Metrics, fitness
+from utils.metrics.average_precision import smoothed
+from utils.metrics.matching import Objects, match_yolov5
+from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator, Metrics, fitness
 from utils.types import Detections
 
 NC = 10

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from engine.training.optim import parameter_groups
 from models import build_model
 from tests.golden import find
-from utils.optim import parameter_groups
 
 # name of the published group -> ours
 OURS = {"bias": "bias", "decay": "decay", "weight": "decay", "no_decay": "no_decay", "bn": "no_decay"}

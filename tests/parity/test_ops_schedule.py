@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine.training.schedule import Schedule
 from tests.golden import find
 from utils.config import Hyperparameters
-from utils.schedule import Schedule
 
 # case -> (hyper-parameters, column of the biases in the published order)
 FAMILIES = {

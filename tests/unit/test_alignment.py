@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from models import build_model
-from models.alignment import NONE, align
-from models.structure import Row, Structure, structure_of, structure_of_weights
+from models.transfer.alignment import NONE, align
+from models.transfer.structure import Row, Structure, structure_of, structure_of_weights
 from tests.golden import find
 
 NETWORKS = ("yolov5s", "yolov8n", "yolov9-t", "yolov9-c")

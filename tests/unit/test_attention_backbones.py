@@ -11,8 +11,8 @@ from torch import nn
 from models.backbones import biformer, cloformer, focalnet
 from models.backbones.botnet import BoTNetStage
 from models.backbones.whole import ramp
-from models.detector import build_model
-from models.registry import BLOCKS
+from models.model import build_model
+from models.spec.registry import BLOCKS
 from tests.golden import fill_
 from utils.errors import UserError
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from models.channel_rules import LayerPlan
-from models.detector import build_model
-from models.parser import CONFIGS, plan_layers, read_spec
+from models.model import build_model
+from models.spec.channel_rules import LayerPlan
+from models.spec.parser import CONFIGS, plan_layers, read_spec
 
 OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", "CloAttention", "NLBlockND", "BoT3", "BoTNet",
        "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip

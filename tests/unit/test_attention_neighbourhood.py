@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.layers.attention import neighbourhood
-from models.layers.attention.neighbourhood import Neighbourhood, neighbourhood_attention
+from models.layers.attention.ops import neighbourhood
+from models.layers.attention.ops.neighbourhood import Neighbourhood, neighbourhood_attention
 
 HEIGHT, WIDTH = 4, 3
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from models.layers.attention import rows
-from models.layers.attention.common import fused_attention
 from models.layers.attention.danet import DANet
 from models.layers.attention.nonlocal_block import NLBlockND
+from models.layers.attention.ops import rows
+from models.layers.attention.ops.common import fused_attention
 from tests.golden import assert_close, fill_
 
 
@@ -42,7 +42,7 @@ def function_of(out: Tensor) -> str:
 @pytest.fixture(params=[1, 4, 100])
 def height(request, monkeypatch) -> int:
     """Rows of a block, of nine."""
-    monkeypatch.setattr("models.layers.attention.common.better_by_rows", lambda *_: True)
+    monkeypatch.setattr("models.layers.attention.ops.common.better_by_rows", lambda *_: True)
     monkeypatch.setattr(rows, "SHARE_OF_ROWS", 1)
     monkeypatch.setattr(rows, "BLOCK_FLOATS", 2 * 9 * request.param)
     return request.param

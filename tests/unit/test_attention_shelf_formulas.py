@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.layers.attention import shared
-from models.registry import BLOCKS
+from models.layers.attention.ops import shared
+from models.spec.registry import BLOCKS
 from tests.golden import assert_close, fill_
 
 CHANNELS, HEIGHT, WIDTH = 16, 5, 7

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.detector import build_model
-from models.registry import BLOCKS
+from models.model import build_model
+from models.spec.registry import BLOCKS
 from utils.errors import UserError
 
 

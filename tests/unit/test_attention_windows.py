@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers.attention import windows
+from models.layers.attention.ops import windows
+from models.layers.attention.ops.windows import Tiling, window_attention
 from models.layers.attention.swin import SwinWindowAttention
-from models.layers.attention.windows import Tiling, window_attention
 
 HEADS, CHANNELS = 2, 4
 TILINGS = [Tiling(2, 3, HEADS), Tiling(4, 1, HEADS), Tiling(1, 6, HEADS), Tiling(2, 3, HEADS, spread=True)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from models import build_model
-from models.backbone_weights import family_of, fill_backbone, load_backbone
 from models.backbones.biformer import BiFormerBackbone
 from models.backbones.cloformer import CloFormerBackbone
 from models.backbones.focalnet import FocalNetBackbone
-from models.edit import edit
-from models.parser import load_spec
+from models.edit.rows import edit
+from models.spec.parser import load_spec
+from models.transfer.backbone_weights import family_of, fill_backbone, load_backbone
 from tests.golden import all_names, find
 from utils.errors import UserError
 

@@ -7,13 +7,13 @@ import mmap
 import pytest
 import torch
 
-from engine import batch_size
-from engine.batch_size import PeakMeter, search
-from models.checkpoints import load_checkpoint
+from engine.training import batch_size
+from engine.training.batch_size import PeakMeter, search
+from engine.training.multi_scale import longest_side, rescaled
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import config, make_world
 from train import train
 from utils.errors import UserError
-from utils.multi_scale import longest_side, rescaled
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.callbacks import Callback, Callbacks, RunInfo
+from engine.logging.callbacks import Callback, Callbacks, RunInfo
 
 
 class Recorder(Callback):

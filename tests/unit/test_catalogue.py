@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from models import catalogue
-from models import channel_rules as rules
-from models.catalogue import CHANNELS, HEADER, TIME, build_same_width, count, growth, page, same_width_names, sentence, stale_rows
+from models.analysis import catalogue
+from models.analysis.catalogue import CHANNELS, HEADER, TIME, build_same_width, count, growth, page, same_width_names, sentence, stale_rows
+from models.analysis.operations import multiply_adds
 from models.limits import LIMITS
-from models.operations import multiply_adds
-from models.registry import BLOCKS
+from models.spec import channel_rules as rules
+from models.spec.registry import BLOCKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "attention.md"
 

@@ -8,22 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import flip, hsv, letterbox, mixup, warp_image
-from data.bands import as_grey_or_rgb, without_stored_arrays
+from data.augment.transforms import flip, hsv, letterbox, mixup, warp_image
 from data.dataset_spec import load_dataset_spec
-from data.depth import colour_note, depth_of
-from data.image_store import ImageStore
-from data.images import ImageError, is_image, probe_image, read_image
-from data.instances import Instances
+from data.images.bands import as_grey_or_rgb, without_stored_arrays
+from data.images.depth import colour_note, depth_of
+from data.images.pixels import brightened, fill_of, resized
+from data.images.reading import ImageError, is_image, probe_image, read_image
+from data.images.store import ImageStore
+from data.images.tiff import TiffError, read_pages
+from data.labels.instances import Instances
 from data.loader import build_loader
-from data.pixels import brightened, fill_of, resized
-from data.tiff import TiffError, read_pages
 from tests.bands import square_picture, write_picture, write_squares, write_tiff
 from utils.config import Hyperparameters
-from utils.draw import viewable
 from utils.errors import UserError
-from utils.plots import as_rgb
 from utils.types import to_unit_range
+from utils.visual.draw import viewable
+from utils.visual.plots import as_rgb
 
 KINDS = [(1, np.uint8), (1, np.uint16), (3, np.uint16), (4, np.uint8), (5, np.uint16), (9, np.uint8)]
 EVERYTHING = Hyperparameters(degrees=20.0, shear=4.0, perspective=0.0005, mixup=1.0, flipud=0.5, copy_paste=1.0, hsv_v=0.4)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoints import Checkpoint, load_checkpoint, load_model, previous_of, require_plugins, save_checkpoint
-from models.registry import load_plugin
+from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_model, previous_of, require_plugins, save_checkpoint
+from models.spec.registry import load_plugin
 from utils.errors import UserError
 
 

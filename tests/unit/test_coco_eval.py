@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.coco_labels import read_coco_labels
-from utils.coco_eval import (
+from data.labels.coco import read_coco_labels
+from utils.errors import UserError
+from utils.metrics.coco_eval import (
     COCO_CATEGORY_IDS,
     category_ids_of,
     image_id_of,
@@ -19,8 +20,7 @@ from utils.coco_eval import (
     run_pycocotools,
     write_coco_json,
 )
-from utils.errors import UserError
-from utils.metrics import MetricAccumulator
+from utils.metrics.metrics import MetricAccumulator
 from utils.types import Detections
 
 NAMES = ("cell", "wall")

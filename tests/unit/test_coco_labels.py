@@ -8,15 +8,15 @@ import os
 import numpy as np
 import pytest
 
-from data.coco_labels import load_coco, read_coco_labels
 from data.dataset_spec import load_dataset_spec
-from data.label_source import labels_json, split_labels
-from data.labels import list_images
+from data.labels.coco import load_coco, read_coco_labels
+from data.labels.source import labels_json, split_labels
+from data.labels.yolo import list_images
 from data.loader import build_loader
 from tests.coco_layout import coco_names, edit_json, write_coco_layout
-from utils.coco_eval import find_image_id, image_ids_by_name
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.metrics.coco_eval import find_image_id, image_ids_by_name
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_label_files_win_unless_the_dataset_file_names_the_json(coco):
 
 
 def test_the_cache_follows_json_pictures_and_names(coco, monkeypatch):
-    import data.label_cache
+    import data.labels.cache
 
     reads = []
-    read = data.label_cache.read_coco_labels
-    monkeypatch.setattr(data.label_cache, "read_coco_labels", lambda *a, **k: reads.append(1) or read(*a, **k))
+    read = data.labels.cache.read_coco_labels
+    monkeypatch.setattr(data.labels.cache, "read_coco_labels", lambda *a, **k: reads.append(1) or read(*a, **k))
     (first, _), _ = table_of(coco)
     (second, _), _ = table_of(coco)
     assert len(reads) == 1

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import convert as conversions
-from models.checkpoints import load_checkpoint, load_model, save_checkpoint
-from models.convert import convert, main
-from models.equivalence import FOLDED, difference, drawn_picture, read_pictures
-from models.safetensors_writer import write_safetensors
+from models.analysis.equivalence import FOLDED, difference, drawn_picture, read_pictures
+from models.checkpoints import convert as conversions
+from models.checkpoints.checkpoint import load_checkpoint, load_model, save_checkpoint
+from models.checkpoints.convert import convert, main
+from models.checkpoints.safetensors_writer import write_safetensors
 from tests.golden import fill_
 from tests.tiny import DUAL_HEAD, tiny_checkpoint, tiny_model
 from utils.errors import UserError

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from data import convert
-from data.convert import coco_to_yolo, voc_to_yolo, yolo_to_coco
 from data.dataset_spec import load_dataset_spec
-from data.labels import list_images, read_labels
-from data.voc import parse_xml
+from data.labels.voc import parse_xml
+from data.labels.yolo import list_images, read_labels
+from data.tools import convert
+from data.tools.convert import coco_to_yolo, voc_to_yolo, yolo_to_coco
 from tests.coco_layout import edit_json, write_coco_layout
 from tests.pictures import write_pictures
 from utils.errors import UserError

@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from data.augment import (
+from data.augment.mosaic import Scene, Tile, mosaic_scene, resize_tiles, single_scene, view, warp_canvas
+from data.augment.transforms import (
     copy_paste,
     flip,
     hsv,
@@ -16,9 +17,8 @@ from data.augment import (
     warp_image,
     warp_instances,
 )
-from data.instances import Instances
-from data.mosaic import Scene, Tile, mosaic_scene, resize_tiles, single_scene, view, warp_canvas
-from data.pixels import FILL
+from data.images.pixels import FILL
+from data.labels.instances import Instances
 
 KEYS = "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste"
 OFF = dict.fromkeys(KEYS.split(), 0.0)

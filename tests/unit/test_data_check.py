@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import check
-from data.brief import brief_check
 from data.dataset_spec import load_dataset_spec
-from data.labels import list_images, read_labels
-from data.survey import size_counts, survey
+from data.labels.yolo import list_images, read_labels
+from data.tools import check
+from data.tools.brief import brief_check
+from data.tools.survey import size_counts, survey
 from tests.coco_layout import write_coco_layout
 from tests.damage import FINE, LEFT_OUT, picture, write_damaged
 from tests.pictures import write_pictures

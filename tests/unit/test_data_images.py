@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import ImageError, probe_image, read_image
+from data.images.reading import ImageError, probe_image, read_image
 
 H, W = 24, 40
 

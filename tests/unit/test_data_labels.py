@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import label_cache
-from data.instances import Instances, clipped_polygon_boxes, concatenate
-from data.label_cache import cached_labels, content_key, load, save
-from data.labels import build_table, check_classes, label_path, list_images, parse_labels, read_labels, summarise
+from data.labels import cache as label_cache
+from data.labels.cache import cached_labels, content_key, load, save
+from data.labels.instances import Instances, clipped_polygon_boxes, concatenate
+from data.labels.yolo import build_table, check_classes, label_path, list_images, parse_labels, read_labels, summarise
 from utils.errors import UserError
 
 
@@ -132,7 +132,7 @@ def test_bad_pictures_are_left_out_and_named_once(tmp_path):
 def test_parallel_reading_by_processes_gives_the_same(tmp_path, monkeypatch):
     files = make_set(tmp_path, ["0 0.5 0.5 0.1 0.1", None, "1 0.2 0.2 0.1 0.1\n0 0.7 0.7 0.1 0.1", "0 x 0 0 0"])
     one = read_labels(files, workers=1, progress=False)
-    monkeypatch.setattr("data.labels.PROCESSES_FROM", 2)
+    monkeypatch.setattr("data.labels.yolo.PROCESSES_FROM", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     two = read_labels(files, workers=2, progress=False)
     for name in label_cache.ARRAYS:
@@ -227,7 +227,7 @@ class TestCache:
         def refuse(*args, **kwargs):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("data.label_cache.written_whole", refuse)
+        monkeypatch.setattr("data.labels.cache.written_whole", refuse)
         table, remark = self.get(tmp_path, files)
         assert len(table) == 3
         assert "not cached" in remark

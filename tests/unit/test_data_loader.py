@@ -220,7 +220,7 @@ class TestBatches:
         assert store.recent
 
     def test_pictures_that_do_not_fit_in_memory_are_not_cached(self, root, capsys, monkeypatch):
-        monkeypatch.setattr("data.image_store.free_memory", lambda: 1000.0)
+        monkeypatch.setattr("data.images.store.free_memory", lambda: 1000.0)
         run = loader(root, cache="ram")
         assert "images are not cached" in capsys.readouterr().out
         assert not run.dataset.store.all

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from data import shapes
-from data.images import read_image
-from data.labels import list_images, read_labels
+from data.images.reading import read_image
+from data.labels.yolo import list_images, read_labels
+from data.tools import shapes
 
 
 @pytest.fixture(scope="module")

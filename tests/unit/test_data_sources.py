@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.sources import open_source
+from data.sources.opening import open_source
 from utils.errors import UserError
 
 

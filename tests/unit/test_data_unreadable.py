@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data.dataset_spec import load_dataset_spec
+from data.images.unreadable import UnreadablePictures
 from data.loader import build_loader
-from data.unreadable import UnreadablePictures
 from tests.tiny_training import HYP, make_world
 from utils.errors import UserError
 

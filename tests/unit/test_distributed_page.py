@@ -11,7 +11,7 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from utils import train_arguments, val_arguments
+from utils.cli import train_arguments, val_arguments
 
 PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
 PARSERS = {"train.py": train_arguments.build_parser, "val.py": val_arguments.build_parser}

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.unit.test_metrics import hard_case
-from utils.draw import colour_of, default_thickness, draw_boxes, draw_detections, text_width
 from utils.errors import UserError
-from utils.metrics import MetricAccumulator
-from utils.plots import as_rgb, plot_batch, plot_confusion, plot_curves, plot_labels, plot_results
+from utils.metrics.metrics import MetricAccumulator
 from utils.types import Detections
+from utils.visual.draw import colour_of, default_thickness, draw_boxes, draw_detections, text_width
+from utils.visual.plots import as_rgb, plot_batch, plot_confusion, plot_curves, plot_labels, plot_results
 
 NAMES = ("cell", "größe", "x")
 NONE = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))

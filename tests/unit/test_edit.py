@@ -10,14 +10,14 @@ import torch
 import yaml
 
 from models import build_model
-from models import channel_rules as rules
-from models.detector import Detector
-from models.edit import Edited, edit, insert, main
-from models.edit_requests import read_insertion
-from models.graph_table import graph_table, spec_yaml
+from models.edit.graph_table import graph_table, spec_yaml
+from models.edit.requests import read_insertion
+from models.edit.rows import Edited, edit, insert, main
 from models.heads.base import DetectionHead
-from models.parser import CONFIGS, ModelSpec, load_spec, plan_layers, read_spec
-from models.registry import BLOCKS
+from models.model import Detector
+from models.spec import channel_rules as rules
+from models.spec.parser import CONFIGS, ModelSpec, load_spec, plan_layers, read_spec
+from models.spec.registry import BLOCKS
 from tests.golden import fill_
 from tests.tiny import DUAL_HEAD, tiny_cfg
 from utils.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from utils.ema import ModelEMA
+from engine.training.ema import ModelEMA
 
 
 def test_it_follows_buffers_and_leaves_integers():

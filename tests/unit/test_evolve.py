@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.evolve import BOUNDS, begun, child, evolve
-from engine.setup import settle
-from engine.step_guard import Diverged
+from engine.training.evolve import BOUNDS, begun, child, evolve
+from engine.training.nonfinite_guard import Diverged
+from engine.training.setup import settle
 from train import main
-from utils import plots
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
+from utils.visual import plots
 
 PLOT = plots.plot_evolution
 HYP = Hyperparameters(box=7.5, degrees=0.0, lr0=0.01)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from models import exporting
-from models.agreement import _of_detections
-from models.augmented import AugmentedModel
-from models.detector import Detector
-from models.end2end import Suppression, telling_threshold
-from models.exported import ExportedModel, ExportFacts, load_exported, move_constants
-from models.exporting import EXPORTERS, REFUSED, ExportOptions, export_model, exporter_for
+from engine.inference.augmented import AugmentedModel
+from models.export import exporting
+from models.export.end2end import Suppression, telling_threshold
+from models.export.exporting import EXPORTERS, REFUSED, ExportOptions, export_model, exporter_for
+from models.export.parity import _of_detections
+from models.export.runtimes import ExportedModel, ExportFacts, load_exported, move_constants
+from models.model import Detector
 from tests.tiny import DUAL_HEAD, NAMES, tiny_model
 from utils.errors import UserError
 from utils.nms import non_max_suppression
@@ -376,7 +376,7 @@ ALLOWED = [(9e-4, 0.0, True), (3e-3, 1e-3, True), (3e-3, 1e-4, False), (2e-2, 1.
 @pytest.mark.parametrize(("difference", "rounding", "holds"), ALLOWED)
 def test_a_file_may_differ_by_what_float32_leaves_and_no_more(monkeypatch, difference, rounding, holds):
     """A thousandth of a pixel, or four times torch's own rounding where that is more, never above a hundredth."""
-    from models import agreement
+    from models.export import parity as agreement
 
     monkeypatch.setattr(agreement, "_plain_differences", lambda *_: [(difference, 0.0)])
     monkeypatch.setattr(agreement, "_rounding_px", lambda *_: rounding)

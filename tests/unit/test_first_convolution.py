@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from models import build_model
-from models.first_convolution import adapted_tensor, adapted_to_channels, first_convolutions
-from models.transfer import Source, transfer
-from models.transfer_report import ADAPTED
+from models.transfer.first_convolution import adapted_tensor, adapted_to_channels, first_convolutions
+from models.transfer.report import ADAPTED
+from models.transfer.transfer import Source, transfer
 from tests.golden import fill_
 
 CONV, HEAD = [[-1, 1, "Conv", [16, 3, 2]]], [[-1, 1, "DDetect", ["nc"]]]

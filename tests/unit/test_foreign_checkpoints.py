@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import build_model, load_model, recognition
-from models.checkpoints import ForeignCheckpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
-from models.detector import Detector
-from models.parser import load_spec
+from models import build_model, load_model
+from models.checkpoints import recognition
+from models.checkpoints.checkpoint import ForeignCheckpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
+from models.model import Detector
+from models.spec.parser import load_spec
 from tests.golden import find
 from tests.standins import dressed, foreign_model, layout, raw_yaml, scramble_, strip_and_save
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_model

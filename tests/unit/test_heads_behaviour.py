@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-from models.channel_rules import RuleContext
-from models.channel_rules import detects as detects_rule
-from models.detector import build_model
 from models.heads.anchor_free import DDetect, Detect, DetectV9
 from models.heads.multi_branch import DualDDetect, DualDetect, TripleDDetect, TripleDetect
+from models.model import build_model
+from models.spec.channel_rules import RuleContext
+from models.spec.channel_rules import detects as detects_rule
 from tests import golden
 from tests.tiny import tiny_cfg
 from utils.errors import UserError

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoints import load_checkpoint
-from models.torch_files import STREAM_MAGIC, STREAM_PROTOCOL
+from models.checkpoints.checkpoint import load_checkpoint
+from models.checkpoints.torch_files import STREAM_MAGIC, STREAM_PROTOCOL
 from utils.errors import UserError
 
 SENTINEL = "ran-something"  # a file that the payloads would make, in the folder of the checkpoint

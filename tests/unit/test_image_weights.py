@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.image_weights import draw, image_weights
 from data.loader import EpochSampler
+from data.sampler import draw, image_weights
 from utils.errors import UserError
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.channel_rules import RuleContext, make_divisible
 from models.layers.conv import DFL, Conv, ConvTranspose, DWConv, activation_scope, fuse_conv_bn, make_activation, parse_activation
 from models.layers.csp import RepNCSP
 from models.layers.elan import RepNCSPELAN4
 from models.layers.pooling import ADown
 from models.layers.reparam import RepConv, RepConvN
 from models.layers.routing import CBFuse, CBLinear, Concat, Contract, Expand, Focus, ReOrg, Shortcut, Silence
-from models.registry import BLOCKS
+from models.spec.channel_rules import RuleContext, make_divisible
+from models.spec.registry import BLOCKS
 from tests.tiny import tiny_cfg
 from utils.errors import UserError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 
-from utils.callbacks import RunInfo
-from utils.loggers import CsvLogger, TensorBoardLogger, columns
+from engine.logging.callbacks import RunInfo
+from engine.logging.loggers import CsvLogger, TensorBoardLogger, columns
 
 PARTS = ("box", "cls", "dfl")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.coco_eval import as_coco_documents, run_pycocotools
-from utils.matching import rank_in_group
-from utils.metrics import GroundTruth, MetricAccumulator
+from utils.metrics.coco_eval import as_coco_documents, run_pycocotools
+from utils.metrics.matching import rank_in_group
+from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.types import Detections
 
 NAMES = ("a", "b", "c")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from engine.training.optim import apply_settings, build_optimizer, learning_rates, optimizer_step, parameter_groups
+from engine.training.schedule import StepSettings
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.optim import apply_settings, build_optimizer, learning_rates, optimizer_step, parameter_groups
-from utils.schedule import StepSettings
 
 
 class Odd(nn.Module):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.checkup import noise_batch
-from engine.layout import channels_last
+from engine.doctor.checkup import noise_batch
+from engine.memory_format import channels_last
+from engine.training.optim import build_optimizer, load_state, optimizer_step
 from models import build_model
-from models.detector import Detector
+from models.model import Detector
 from tests.tiny import tiny_cfg
 from utils.config import Hyperparameters
-from utils.optim import build_optimizer, load_state, optimizer_step
 from utils.types import to_unit_range
 
 FUSED = ("SGD", "Adam", "AdamW")

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from models import build_model
-from models.parser import find_config, load_spec, plan_layers, read_spec
-from models.registry import BLOCKS
+from models.spec.parser import find_config, load_spec, plan_layers, read_spec
+from models.spec.registry import BLOCKS
 from utils.errors import UserError
 
 TINY = {
@@ -215,7 +215,7 @@ def test_two_files_of_one_name_are_both_listed(tmp_path, monkeypatch):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.yaml").write_text("nc: 1")
-    monkeypatch.setattr("models.parser.CONFIGS", tmp_path)
+    monkeypatch.setattr("models.spec.parser.CONFIGS", tmp_path)
     with pytest.raises(UserError) as caught:
         find_config("same.yaml")
     assert all(f"{folder}/same.yaml" in str(caught.value) for folder in "ab")
@@ -251,8 +251,8 @@ def test_registry_resolves_aliases_to_one_block():
 
 
 def test_a_taken_name_is_refused():
-    from models import channel_rules as rules
-    from models.registry import register
+    from models.spec import channel_rules as rules
+    from models.spec.registry import register
 
     with pytest.raises(UserError, match="Conv"):
         register("Conv", channels=rules.projects)(type("Mine", (), {}))
@@ -260,8 +260,8 @@ def test_a_taken_name_is_refused():
 
 PLUGIN = """
 from torch import nn
-from models import channel_rules as rules
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 @register("Doubled_{tag}", channels=rules.attends)
 class Doubled(nn.Module):

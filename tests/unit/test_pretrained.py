@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.pretrained import Frozen, carry_over, check_flags, freeze
+from engine.training.initial_weights import Frozen, carry_over, check_flags, freeze
 from models import build_model
 from models.backbones.focalnet import FocalNetBackbone
-from models.checkpoints import load_checkpoint
+from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny import tiny_cfg, tiny_checkpoint, tiny_model
 from utils.config import TrainConfig
 from utils.errors import UserError

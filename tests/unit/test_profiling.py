@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_model
-from models.operations import OperationCounter, multiply_adds
-from models.profiling import SORT_KEYS, main, profile
-from models.registry import BLOCKS
+from models.analysis.operations import OperationCounter, multiply_adds
+from models.analysis.profiling import SORT_KEYS, main, profile
+from models.spec.registry import BLOCKS
 from tests.tiny import tiny_cfg
 
 CHANNELS, HEIGHT, WIDTH = 48, 6, 10

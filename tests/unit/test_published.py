@@ -13,8 +13,8 @@ import detect
 import export
 import train
 import val
-from models.checkpoints import load_checkpoint
-from models.published import PUBLISHED, provide
+from models.checkpoints.checkpoint import load_checkpoint
+from models.checkpoints.published import PUBLISHED, provide
 from utils.errors import UserError
 
 

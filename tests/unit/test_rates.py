@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from engine.rates import multipliers, rates_line
+from engine.training.learning_rates import multipliers, rates_line
+from engine.training.optim import apply_settings, build_optimizer, learning_rates, parameter_groups
+from engine.training.schedule import StepSettings
 from models import build_model
 from tests.tiny import tiny_cfg
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
-from utils.optim import apply_settings, build_optimizer, learning_rates, parameter_groups
 from utils.rates import multipliers_text, read_multipliers
-from utils.schedule import StepSettings
 
 
 @pytest.fixture

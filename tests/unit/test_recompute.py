@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.checkup import noise_batch
-from engine.recompute import checkpoint_activations, forward, recomputed_parts
-from engine.step_guard import StepGuard
+from engine.doctor.checkup import noise_batch
+from engine.training.nonfinite_guard import StepGuard
+from engine.training.optim import build_optimizer, optimizer_step
+from engine.training.recompute import checkpoint_activations, forward, recomputed_parts
 from models import build_model
-from models.detector import Detector
+from models.model import Detector
 from tests.contract.test_attention_contract import PART_A
 from tests.tiny import tiny_cfg
+from utils.cli.train_arguments import parse_arguments
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
-from utils.optim import build_optimizer, optimizer_step
 from utils.precision import autocast
-from utils.train_arguments import parse_arguments
 from utils.types import to_unit_range
 
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from models import build_model
-from models.detector import Detector
-from models.edit import edit
-from models.parser import load_spec, plan_layers
-from models.registry import BLOCKS
-from models.transfer import Source, transfer
+from models.edit.rows import edit
+from models.model import Detector
+from models.spec.parser import load_spec, plan_layers
+from models.spec.registry import BLOCKS
+from models.transfer.transfer import Source, transfer
 from tests.tiny import tiny_cfg
 from utils.errors import UserError
 

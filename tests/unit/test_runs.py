@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from utils.errors import UserError
-from utils.runs import new_run_dir, newest_weights
+from utils.run_folders import new_run_dir, newest_weights
 
 
 def test_names_count_up_and_exist_ok_reuses(tmp_path):

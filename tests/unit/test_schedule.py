@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from engine.training.schedule import Schedule
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.schedule import Schedule
 
 
 def schedule(kind="linear", *, epochs=10, iterations=20, batch_size=16, accumulate=None, **hyp):

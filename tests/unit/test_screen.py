@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from data.sources import open_source
+from data.sources.opening import open_source
 from tests.streaming import Grabber
 from utils.errors import UserError
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.sliced import SlicedLook
+from engine.inference.sliced import SlicedLook
+from engine.inference.slicing import Seen, _greedy, _pairs, merge_looks, slice_windows
 from utils.boxes import box_iou
 from utils.nms import non_max_suppression
-from utils.slicing import Seen, _greedy, _pairs, merge_looks, slice_windows
 from utils.types import Detections, Predictions
 
 Box = tuple[float, float, float, float]

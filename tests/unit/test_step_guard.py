@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from engine.step_guard import KeptBuffers, StepGuard
-from engine.stopping import Stopped, StopSignals
+from engine.training.ema import ModelEMA
+from engine.training.nonfinite_guard import KeptBuffers, StepGuard
+from engine.training.optim import build_optimizer, optimizer_step
+from engine.training.stop_signals import Stopped, StopSignals
 from utils.config import Hyperparameters
-from utils.ema import ModelEMA
 from utils.errors import UserError
-from utils.optim import build_optimizer, optimizer_step
 
 NAN, INF = float("nan"), float("inf")
 HYP = Hyperparameters(lr0=0.01, nbs=4)

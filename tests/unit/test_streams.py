@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
-from data import stream_reader
-from data.sources import open_source
-from data.stream_reader import Patience, Stream, open_capture, quiet_opencv
-from data.streams import StreamSource, listed_streams, stream_of
+from data.sources import stream_reader
+from data.sources.opening import open_source
+from data.sources.stream_reader import Patience, Stream, open_capture, quiet_opencv
+from data.sources.streams import StreamSource, listed_streams, stream_of
 from tests.rtsp_server import rtsp_camera
 from tests.streaming import SECRET, Given, camera, picture, video
 from utils.errors import UserError
-from utils.leaving import HANGING
+from utils.process_exit import HANGING
 
 QUICK = Patience(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
 
@@ -282,8 +282,8 @@ def test_a_server_that_falls_silent_is_left_after_the_time_out(server):
 HANGS_AT_THE_END = """
 import sys, time
 from contextlib import closing
-from data.stream_reader import Patience
-from data.streams import StreamSource, stream_of
+from data.sources.stream_reader import Patience
+from data.sources.streams import StreamSource, stream_of
 
 class LateEnd:
     def __del__(self):

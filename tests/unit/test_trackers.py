@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils.callbacks import Callbacks, RunInfo
+from engine.logging.callbacks import Callbacks, RunInfo
+from engine.logging.trackers import trackers
+from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.trackers import trackers
-from utils.train_arguments import parse_arguments
 
 ROWS = ({"epoch": 0, "metrics/mAP_0.5:0.95": 0.25}, {"epoch": 1, "metrics/mAP_0.5:0.95": 0.5})
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from utils.cli.train_arguments import REFUSED, build_parser, parse_arguments
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.train_arguments import REFUSED, build_parser, parse_arguments
 
 
 def parsed(line: str) -> TrainConfig:

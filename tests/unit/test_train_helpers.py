@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from engine.layout import channels_last
-from engine.setup import HYPS
+from engine.logging.progress import LossMeter
+from engine.memory_format import channels_last
+from engine.training.early_stop import EarlyStop
+from engine.training.multi_scale import rescaled
+from engine.training.recipes import family_hyp, find_hyp, gains_warning
+from engine.training.setup import HYPS
 from models import build_model
 from utils.config import Hyperparameters
 from utils.distributed import select_device
-from utils.early_stop import EarlyStop
 from utils.errors import UserError
-from utils.multi_scale import rescaled
 from utils.precision import autocast, gradient_scaler, precision_of
-from utils.progress import LossMeter
-from utils.recipes import family_hyp, find_hyp, gains_warning
-from utils.reproducibility import random_state, set_random_state
+from utils.random_state import random_state, set_random_state
 
 
 def test_early_stop_waits_for_its_patience():

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from models import Detector, build_model
-from models.edit import Edited, edit
-from models.parser import load_spec
-from models.transfer import Source, transfer
-from models.transfer_report import KEPT, MOVED, TransferReport
+from models.edit.rows import Edited, edit
+from models.spec.parser import load_spec
+from models.transfer.report import KEPT, MOVED, TransferReport
+from models.transfer.transfer import Source, transfer
 from tests.golden import fill_, fill_value
 from tests.tiny import DUAL_HEAD, tiny_cfg, tiny_model
 from utils.errors import UserError
@@ -302,8 +302,8 @@ def test_another_ending_is_refused(tmp_path):
 
 
 def test_a_checkpoint_becomes_a_yaml_a_network_and_a_checkpoint_again(tmp_path):
-    from models.checkpoints import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
-    from models.graph_table import write_spec
+    from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
+    from models.edit.graph_table import write_spec
 
     model = tiny_model(head=DUAL_HEAD)
     first = Checkpoint(model.spec.to_dict(), "tiny.yaml", model.names, model.state_dict())

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data import urls
-from data.images import ImageError
-from data.urls import plain_name, read_remote_image, redacted
+from data.images.reading import ImageError
+from data.sources import urls
+from data.sources.urls import plain_name, read_remote_image, redacted
 from tests.streaming import SECRET, camera, picture
 
 

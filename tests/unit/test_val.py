@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import val
+from engine.evaluation.observers import with_objects
 from models import build_model
-from models.checkpoints import Checkpoint, save_checkpoint
+from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from utils.boxes import cxcywh_to_xyxy
+from utils.cli.val_arguments import ValConfig, parse_arguments
 from utils.errors import UserError
-from utils.evaluation import with_objects
-from utils.metrics import GroundTruth, MetricAccumulator
+from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.types import Batch, Detections, Letterbox, Predictions
-from utils.val_arguments import ValConfig, parse_arguments
 
 NAMES = ("disc", "box")
 SIZE = 64
@@ -213,7 +213,7 @@ def test_single_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_exported_file_of_one_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from models import load_model
-    from models.exporting import ExportOptions, export_model
+    from models.export.exporting import ExportOptions, export_model
 
     export_model(load_model(folder / "best.pt"), "onnx", folder / "fixed.onnx", ExportOptions(imgsz=(96, 96), batch_size=4))
     flags = ["--weights", str(folder / "fixed.onnx"), "--data", str(folder / "data.yaml")]

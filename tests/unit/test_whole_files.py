@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from utils.whole_files import UNFINISHED, written_whole
+from utils.files import UNFINISHED, written_whole
 
 
 def test_the_file_comes_at_the_end(tmp_path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.neighbourhood import Neighbourhood, neighbourhood_attention
-from models.layers.attention.shared import reflect_pad, unit_line
-from models.registry import register
+from models.layers.attention.ops.neighbourhood import Neighbourhood, neighbourhood_attention
+from models.layers.attention.ops.shared import reflect_pad, unit_line
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("ACmix", channels=rules.projects, paper="On the Integration of Self-Attention and Convolution, arXiv 2111.14556")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear
-from models.layers.attention.shared import divisor_up_to
-from models.layers.attention.windows import Tiling, channels_last, project, window_attention
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear
+from models.layers.attention.ops.shared import divisor_up_to
+from models.layers.attention.ops.windows import Tiling, channels_last, project, window_attention
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("AxialAttention", channels=rules.attends, paper="Axial Attention in Multidimensional Transformers, arXiv 1912.12180")

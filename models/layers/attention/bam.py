@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear
-from models.layers.attention.shared import PooledBatchNorm2d, global_mean
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear
+from models.layers.attention.ops.shared import PooledBatchNorm2d, global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("BAM", channels=rules.attends, paper="BAM: Bottleneck Attention Module, arXiv 1807.06514")

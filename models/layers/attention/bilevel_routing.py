@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import (
+from models.layers.attention.ops.common import (
     ChannelLayerNorm,
     ChannelLinear,
     DropPath,
@@ -27,7 +26,8 @@ from models.layers.attention.common import (
     take_rows,
     to_windows,
 )
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "BiFormer: Vision Transformer with Bi-Level Routing Attention, arXiv 2303.08810"
 FULL_ATTENTION_HEADS = 8  # the published blocks give their full attention eight heads, whatever num_heads says

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import attend, fused_attention, resize_matrix
+from models.layers.attention.ops.common import attend, fused_attention, resize_matrix
 from models.layers.conv import Conv
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Bottleneck Transformers for Visual Recognition (BoTNet), arXiv 2101.11605"
 

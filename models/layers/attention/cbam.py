@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear
-from models.layers.attention.shared import channel_extremes, global_max, global_mean
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear
+from models.layers.attention.ops.shared import channel_extremes, global_max, global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "CBAM: Convolutional Block Attention Module, arXiv 1807.06521"
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import DropPath, attend
-from models.registry import register
+from models.layers.attention.ops.common import DropPath, attend
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Rethinking Local Perception in Lightweight Vision Transformer (CloFormer), arXiv 2303.17803"
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Coordinate Attention for Efficient Mobile Network Design, arXiv 2103.02907"
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.neighbourhood import Neighbourhood, neighbourhood_sum
-from models.layers.attention.shared import PooledBatchNorm2d, conv_bn_relu, divisor_up_to, global_mean
-from models.registry import register
+from models.layers.attention.ops.neighbourhood import Neighbourhood, neighbourhood_sum
+from models.layers.attention.ops.shared import PooledBatchNorm2d, conv_bn_relu, divisor_up_to, global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 KEY_GROUPS = 4  # of the static context's convolution
 SHARED = 8  # channels that share a head's local matrix

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import depthwise, global_max, global_mean
-from models.registry import register
+from models.layers.attention.ops.shared import depthwise, global_max, global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 STRIPS = (7, 11, 21)
 

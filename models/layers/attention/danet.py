@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import attend, full_precision
-from models.layers.attention.shared import conv_bn_relu
-from models.registry import register
+from models.layers.attention.ops.common import attend, full_precision
+from models.layers.attention.ops.shared import conv_bn_relu
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("DANet", "DualAttention", channels=rules.attends, paper="Dual Attention Network for Scene Segmentation, arXiv 1809.02983")

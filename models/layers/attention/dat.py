@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm, pad_to_multiple
-from models.layers.attention.shared import depthwise, divisor_up_to, sample_bilinear, unit_line
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm, pad_to_multiple
+from models.layers.attention.ops.shared import depthwise, divisor_up_to, sample_bilinear, unit_line
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 HEAD_CHANNELS = 32  # the paper's
 

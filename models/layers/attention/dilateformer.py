@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp
-from models.layers.attention.neighbourhood import Neighbourhood, neighbourhood_attention
-from models.layers.attention.shared import depthwise, divisor_up_to
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp
+from models.layers.attention.ops.neighbourhood import Neighbourhood, neighbourhood_attention
+from models.layers.attention.ops.shared import depthwise, divisor_up_to
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "DilateFormer: Multi-Scale Dilated Transformer for Visual Recognition, arXiv 2302.01791"
 HEAD_CHANNELS = 24  # the paper's

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from models import channel_rules as rules
-from models.layers.attention.common import full_precision
-from models.layers.attention.shared import GatedResidual, depthwise, gather_bilinear
-from models.registry import register
+from models.layers.attention.ops.common import full_precision
+from models.layers.attention.ops.shared import GatedResidual, depthwise, gather_bilinear
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Beyond Self-Attention: Deformable Large Kernel Attention for Medical Image Segmentation, arXiv 2309.00121"
 

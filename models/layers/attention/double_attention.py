@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("A2Attention", "DoubleAttention", channels=rules.attends, paper="A²-Nets: Double Attention Networks, arXiv 1810.11579")

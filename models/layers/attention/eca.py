@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import adaptive_kernel
-from models.registry import register
+from models.layers.attention.ops.shared import adaptive_kernel
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("ECA", channels=rules.attends, paper="ECA-Net: Efficient Channel Attention for Deep CNNs, arXiv 1910.03151")

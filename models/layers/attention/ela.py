@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import divisor_up_to
-from models.registry import register
+from models.layers.attention.ops.shared import divisor_up_to
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("ELA", channels=rules.attends, paper="ELA: Efficient Local Attention for Deep Convolutional Neural Networks, arXiv 2403.01123")

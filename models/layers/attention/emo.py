@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import DropPath, pad_to_multiple
-from models.layers.attention.shared import divisor_up_to
-from models.layers.attention.windows import Tiling, project, window_attention
-from models.registry import register
+from models.layers.attention.ops.common import DropPath, pad_to_multiple
+from models.layers.attention.ops.shared import divisor_up_to
+from models.layers.attention.ops.windows import Tiling, project, window_attention
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 NORMS = {"bn_2d": lambda c: nn.BatchNorm2d(c, eps=1e-6), "none": lambda c: nn.Identity()}
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear, full_precision
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear, full_precision
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks, arXiv 2105.02358"
 

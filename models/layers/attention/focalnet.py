@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, per_channel, weighted_sum
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, per_channel, weighted_sum
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Focal Modulation Networks, arXiv 2203.11926"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear
-from models.layers.attention.shared import channel_shuffle, divisor_up_to
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear
+from models.layers.attention.ops.shared import channel_shuffle, divisor_up_to
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Global Attention Mechanism: Retain Information to Enhance Channel-Spatial Interactions, arXiv 2112.05561"
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import PooledBatchNorm2d, global_mean
-from models.registry import register
+from models.layers.attention.ops.shared import PooledBatchNorm2d, global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Gather-Excite: Exploiting Feature Context in Convolutional Neural Networks, arXiv 1810.12348"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, arXiv 1904.11492"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import GatedResidual, depthwise
-from models.registry import register
+from models.layers.attention.ops.shared import GatedResidual, depthwise
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Large Separable Kernel Attention, arXiv 2309.01439"
 KERNELS = {7: (3, 3, 2), 11: (3, 5, 2), 23: (5, 7, 3), 35: (5, 11, 3), 41: (5, 13, 3), 53: (5, 17, 3)}  # field: kernel, dilated, dilation

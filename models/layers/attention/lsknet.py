@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import channel_extremes, depthwise
-from models.registry import register
+from models.layers.attention.ops.shared import channel_extremes, depthwise
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Large Selective Kernel Network for Remote Sensing Object Detection, arXiv 2303.09030"
 

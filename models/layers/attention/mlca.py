@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import adaptive_kernel, global_mean, pooling_matrix
-from models.registry import register
+from models.layers.attention.ops.shared import adaptive_kernel, global_mean, pooling_matrix
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Mixed local channel attention for object detection, Engineering Applications of Artificial Intelligence 123, 2023"
 

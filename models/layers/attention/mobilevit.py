@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, pad_to_multiple
-from models.layers.attention.shared import divisor_up_to
+from models.layers.attention.ops.common import ChannelLayerNorm, ChannelLinear, pad_to_multiple
+from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.conv import Conv
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer, arXiv 2110.02178"
 HEAD_CHANNELS = 32

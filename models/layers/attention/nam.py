@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import per_channel
-from models.registry import register
+from models.layers.attention.ops.common import per_channel
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("NAM", channels=rules.attends, paper="NAM: Normalization-based Attention Module, arXiv 2111.12419")

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import full_precision, fused_attention, take_rows
-from models.registry import register
+from models.layers.attention.ops.common import full_precision, fused_attention, take_rows
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Non-local Neural Networks, arXiv 1711.07971"
 MODES = ("gaussian", "embedded", "dot", "concatenate")

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import depthwise
+from models.layers.attention.ops.shared import depthwise
 from models.layers.conv import Conv
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("CAA", channels=rules.attends, paper="Poly Kernel Inception Network for Remote Sensing Detection, arXiv 2403.06258")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Polarized Self-Attention: Towards High-quality Pixel-wise Regression, arXiv 2107.00782"
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, attend
-from models.layers.attention.shared import divisor_up_to
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm, ChannelLinear, attend
+from models.layers.attention.ops.shared import divisor_up_to
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 TEMPERATURE = 10000.0  # of the sine positions
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear, full_precision
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear, full_precision
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("S2Attention", channels=rules.attends, paper="S²-MLPv2: Improved Spatial-Shift MLP Architecture for Vision, arXiv 2108.01072")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import full_precision
-from models.registry import register
+from models.layers.attention.ops.common import full_precision
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 ITERATIONS = 5  # of Newton and Schulz, as published
 

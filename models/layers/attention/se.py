@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear
-from models.layers.attention.shared import global_mean
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear
+from models.layers.attention.ops.shared import global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("SE", "SEAttention", channels=rules.attends, paper="Squeeze-and-Excitation Networks, arXiv 1709.01507")

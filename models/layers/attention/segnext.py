@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import DropPath, per_channel
-from models.layers.attention.shared import GatedResidual, depthwise
-from models.registry import register
+from models.layers.attention.ops.common import DropPath, per_channel
+from models.layers.attention.ops.shared import GatedResidual, depthwise
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation, arXiv 2209.08575"
 

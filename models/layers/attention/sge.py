@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import divisor_up_to, fold_groups, global_mean, unfold_groups
-from models.registry import register
+from models.layers.attention.ops.shared import divisor_up_to, fold_groups, global_mean, unfold_groups
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Spatial Group-wise Enhance: Improving Semantic Feature Learning in Convolutional Networks, arXiv 1905.09646"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import channel_shuffle, divisor_up_to, fold_groups, global_mean, unfold_groups
-from models.registry import register
+from models.layers.attention.ops.shared import channel_shuffle, divisor_up_to, fold_groups, global_mean, unfold_groups
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("ShuffleAttention", channels=rules.attends, paper="SA-Net: Shuffle Attention for Deep CNNs, arXiv 2102.00240")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLinear, weighted_sum
-from models.layers.attention.shared import PooledBatchNorm2d, divisor_up_to, global_mean
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLinear, weighted_sum
+from models.layers.attention.ops.shared import PooledBatchNorm2d, divisor_up_to, global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("SK", channels=rules.attends, paper="Selective Kernel Networks, arXiv 1903.06586")

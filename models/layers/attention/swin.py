@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, pad_to_multiple
-from models.layers.attention.shared import divisor_up_to
-from models.layers.attention.windows import Tiling, project, window_attention
-from models.registry import register
+from models.layers.attention.ops.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, pad_to_multiple
+from models.layers.attention.ops.shared import divisor_up_to
+from models.layers.attention.ops.windows import Tiling, project, window_attention
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows, arXiv 2103.14030"
 HEAD_CHANNELS = 32  # the paper's

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import channel_extremes
-from models.registry import register
+from models.layers.attention.ops.shared import channel_extremes
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("TripletAttention", channels=rules.attends, paper="Rotate to Attend: Convolutional Triplet Attention Module, arXiv 2010.03045")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import GatedResidual, depthwise
-from models.registry import register
+from models.layers.attention.ops.shared import GatedResidual, depthwise
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 PAPER = "Visual Attention Network, arXiv 2202.09741"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.shared import global_mean
-from models.registry import register
+from models.layers.attention.ops.shared import global_mean
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 
 @register("EffectiveSE", "eSE", channels=rules.attends, paper="CenterMask: Real-Time Anchor-Free Instance Segmentation, arXiv 1911.06667")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import attend
-from models.layers.attention.shared import divisor_up_to
+from models.layers.attention.ops.common import attend
+from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.conv import Conv
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 HEAD_CHANNELS = 64  # YOLOv10's
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import channel_rules as rules
-from models.layers.attention.common import attend, pad_to_multiple, per_channel
-from models.layers.attention.shared import divisor_up_to
+from models.layers.attention.ops.common import attend, pad_to_multiple, per_channel
+from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.conv import Conv
 from models.layers.csp import CSP
-from models.registry import register
+from models.spec import channel_rules as rules
+from models.spec.registry import register
 
 HEAD_CHANNELS = 32  # YOLOv12's
 PAPER = "YOLOv12: Attention-Centric Real-Time Object Detectors, arXiv 2502.12524"

@@ -1,0 +1,158 @@
+"""Pictures laid out on a canvas and seen through a random transform: four for a mosaic, one otherwise.
+
+When the transform only zooms and moves, which is every recipe's default, each tile is resized straight into the output: the canvas, four
+times its area, is never drawn. Tile borders then fall on whole pixels, and boxes follow the same rounding, so labels fit exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data.augment.transforms import (
+    MIN_AREA,
+    MIN_AREA_POLYGON,
+    AugmentHyp,
+    Transform,
+    copy_paste,
+    random_transform,
+    still_visible,
+    tightened,
+    warp_image,
+    warp_instances,
+)
+from data.images.pixels import fill_of, resized
+from data.labels.instances import Instances, clip_boxes, concatenate
+
+
+class Tile(NamedTuple):
+    """One picture on a canvas."""
+
+    image: np.ndarray  # (h, w, C), never changed: it may be cached
+    instances: Instances  # in px of the picture
+    x: int  # where its left upper corner lies on the canvas; may be outside
+    y: int
+
+
+class Scene(NamedTuple):
+    """Tiles on a canvas; what lies outside the canvas is not seen."""
+
+    tiles: tuple[Tile, ...]
+    hw: tuple[int, int]
+
+
+def mosaic_scene(pictures: Sequence[tuple[np.ndarray, Instances]], size: int, rng: np.random.Generator) -> Scene:
+    """Four pictures about a common corner on a canvas of twice the size; the corner is uniform in its middle half (Bochkovskiy et al.,
+    arXiv 2004.10934).
+
+    Args:
+        pictures: Four pictures of at most ``size`` px a side, with their objects.
+        size: Side of the output in px.
+        rng: The sample's generator.
+    """
+    cx, cy = (int(v) for v in rng.uniform(size * 0.5, size * 1.5, 2))
+    tiles = []
+    for position, (image, instances) in enumerate(pictures):
+        h, w = image.shape[:2]
+        tiles.append(Tile(image, instances, cx if position % 2 else cx - w, cy if position // 2 else cy - h))
+    return Scene(tuple(tiles), (2 * size, 2 * size))
+
+
+def single_scene(image: np.ndarray, instances: Instances, hw: tuple[int, int]) -> Scene:
+    """One picture in the middle of a canvas of ``hw`` px."""
+    h, w = image.shape[:2]
+    return Scene((Tile(image, instances, (hw[1] - w) // 2, (hw[0] - h) // 2),), hw)
+
+
+def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+    """The scene under a random transform: a new (H, W, C) picture and the objects that are still visible in it.
+
+    Copies are pasted in mosaics only.
+    """
+    transform = random_transform(scene.hw, out_hw, hyp, rng)
+    paste = hyp.copy_paste if len(scene.tiles) > 1 and any(len(t.instances.points) for t in scene.tiles) else 0.0
+    if transform.is_axis_aligned and not paste:
+        image, before, after = resize_tiles(scene, transform, out_hw)
+    else:
+        image, before, after = warp_canvas(scene, transform, out_hw, paste, rng)
+    polygonal = after.counts > 0
+    zoomed = before.boxes_xyxy * np.float32(transform.gain)
+    visible = still_visible(zoomed, after.boxes_xyxy, min_area=np.where(polygonal, MIN_AREA_POLYGON, MIN_AREA))
+    return image, after.select(visible)
+
+
+def warp_canvas(
+    scene: Scene, transform: Transform, out_hw: tuple[int, int], paste: float, rng: np.random.Generator
+) -> tuple[np.ndarray, Instances, Instances]:
+    """Draws the canvas, pastes copies, and warps it: picture, objects before and after the warp."""
+    image = _blank(scene, scene.hw)
+    for tile in scene.tiles:
+        _paste(image, tile.image, tile.x, tile.y)
+    before = _on_canvas(scene)
+    image, before = copy_paste(image, before, paste, rng)
+    return warp_image(image, transform.matrix, out_hw), before, warp_instances(before, transform.matrix, out_hw)
+
+
+def resize_tiles(scene: Scene, transform: Transform, out_hw: tuple[int, int]) -> tuple[np.ndarray, Instances, Instances]:
+    """The same for a transform that only zooms and moves, without a canvas: each tile's visible part is resized into its place."""
+    m = transform.matrix
+    image = _blank(scene, out_hw)
+    after = []
+    for tile in scene.tiles:
+        h, w = tile.image.shape[:2]
+        x = _Span.of(tile.x, w, scene.hw[1], m[0, 0], m[0, 2], out_hw[1])
+        y = _Span.of(tile.y, h, scene.hw[0], m[1, 1], m[1, 2], out_hw[0])
+        if x.target > 0 and y.target > 0:
+            part = tile.image[y.start : y.start + y.length, x.start : x.start + x.length]
+            _paste(image, resized(part, (x.target, y.target)), x.place, y.place)
+        kept = _cut(tile, scene.hw)
+        after.append(kept.shifted(-x.start, -y.start).scaled(x.scale, y.scale).shifted(x.place, y.place))
+    return image, _on_canvas(scene), tightened(concatenate(after), out_hw)
+
+
+class _Span(NamedTuple):
+    """One axis of a tile: ``length`` px from ``start`` become ``target`` px at ``place`` of the output."""
+
+    start: int
+    length: int
+    target: int
+    place: int
+    scale: float
+
+    @staticmethod
+    def of(offset: int, size: int, canvas: int, zoom: float, shift: float, out: int) -> _Span:
+        """The part of a tile (at ``offset`` of a canvas) that the output shows under ``x -> zoom * x + shift``."""
+        low = max(0, -offset, int(np.floor(-shift / zoom - offset)))
+        high = min(size, canvas - offset, int(np.ceil((out - shift) / zoom - offset)))
+        if high <= low:
+            return _Span(0, 0, 0, round(zoom * offset + shift), zoom)
+        place, end = round(zoom * (low + offset) + shift), round(zoom * (high + offset) + shift)
+        scale = (end - place) / (high - low) if end > place else zoom
+        return _Span(low, high - low, end - place, place, scale)
+
+
+def _blank(scene: Scene, hw: tuple[int, int]) -> np.ndarray:
+    first = scene.tiles[0].image
+    return np.full((*hw, first.shape[2]), fill_of(first.dtype), first.dtype)
+
+
+def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
+    """Copies a tile into the picture at (x, y), which may lie outside."""
+    (height, width), (h, w) = image.shape[:2], tile.shape[:2]
+    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    if x2 > x1 and y2 > y1:
+        image[y1:y2, x1:x2] = tile[y1 - y : y2 - y, x1 - x : x2 - x]
+
+
+def _cut(tile: Tile, canvas_hw: tuple[int, int]) -> Instances:
+    """A tile's objects, in its own px, cut where the canvas ends."""
+    moved = tile.instances.shifted(tile.x, tile.y)
+    points = np.clip(moved.points, 0, np.array(canvas_hw[::-1], np.float32))
+    return moved._replace(boxes_xyxy=clip_boxes(moved.boxes_xyxy, canvas_hw), points=points).shifted(-tile.x, -tile.y)
+
+
+def _on_canvas(scene: Scene) -> Instances:
+    """All objects in px of the canvas, cut at its borders."""
+    return concatenate([_cut(t, scene.hw).shifted(t.x, t.y) for t in scene.tiles])

@@ -1,0 +1,111 @@
+"""Pictures of any number of channels, none of them converted: RGBA and RGBN files, TIFFs of many bands or pages, and .npy arrays."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from data.images.orientation import orientation_of, upright
+from data.images.pixels import as_hwc
+from data.images.tiff import is_tiff, read_pages
+
+ARRAY_SUFFIX = ".npy"
+IMAGE_CACHE = re.compile(r"\.\d+[al]\d+w?\.npy$")  # what data/images/store.py writes beside a picture
+
+
+class BandsError(ValueError):
+    """A picture whose channels cannot be had; the message says why."""
+
+
+def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
+    """The picture of a file that should hold ``channels`` channels, as they lie in it, turned as its EXIF orientation says.
+
+    Of a TIFF it is the first page that holds them all; else all pages, one after another.
+
+    Args:
+        data: (n,) uint8, the whole file.
+        channels: How many are wanted; two, or four and more.
+
+    Returns:
+        (H, W, C) in the file's own depth, RGB order first; C is what the file has, which may be another number.
+
+    Raises:
+        BandsError: Not a picture, or damaged.
+        TiffError: The same of a TIFF.
+    """
+    if is_tiff(data):
+        return _stacked(read_pages(data), channels)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is not None:
+        code = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(as_hwc(image).shape[2])
+        image = as_hwc(image if code is None else cv2.cvtColor(image, code))
+    if image is None or image.shape[2] != channels:
+        other = _pillow_bands(data)  # keeps grey with alpha, and CMYK, as they are
+        image = other if other is not None and (image is None or other.shape[2] == channels) else image
+    if image is None:
+        raise BandsError("not a picture that can be read")
+    return upright(image, orientation_of(data))
+
+
+def read_array(data: np.ndarray, channels: int) -> np.ndarray:
+    """An array of numpy's file format as a picture (H, W, C): (H, W), (H, W, C) and (C, H, W) are understood.
+
+    Raises:
+        BandsError: Damaged, or of another shape or kind.
+    """
+    try:
+        array = np.load(io.BytesIO(data.tobytes()), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BandsError(f"not an array of numbers that can be read ({' '.join(str(error).split())})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif" or array.ndim not in (2, 3) or not array.size:
+        raise BandsError("an array (H, W), (H, W, channels) or (channels, H, W) of numbers is expected")
+    if array.ndim == 2:
+        return array[:, :, None]
+    if array.shape[2] != channels and (array.shape[0] == channels or array.shape[0] < min(array.shape[1:])):
+        return array.transpose(1, 2, 0)
+    return array
+
+
+def as_grey_or_rgb(image: np.ndarray, channels: int) -> np.ndarray:
+    """Grey (1) or RGB (3) of a picture (H, W, C) of 1, 3 or 4 channels; as it is for others."""
+    have = image.shape[2]
+    if channels == 3 and have == 1:
+        return np.repeat(image, 3, axis=2)
+    if channels == 3 and have == 4:
+        return image[:, :, :3]
+    if channels == 1 and have in (3, 4):
+        rgb = np.ascontiguousarray(image[:, :, :3])
+        return as_hwc(cv2.cvtColor(rgb if rgb.dtype in (np.uint8, np.uint16) else rgb.astype(np.float32), cv2.COLOR_RGB2GRAY))
+    return image
+
+
+def without_stored_arrays(files: Iterable[str]) -> list[str]:
+    """The pictures of a folder: .npy files count only where there is nothing else, since programs store theirs beside pictures."""
+    files = list(files)
+    return [f for f in files if not f.lower().endswith(ARRAY_SUFFIX)] or files
+
+
+def _stacked(pages: list[np.ndarray], channels: int) -> np.ndarray:
+    if pages[0].shape[2] == channels:
+        return pages[0]
+    if len({page.shape[:2] for page in pages}) > 1:
+        raise BandsError(f"its {len(pages)} pages differ in size, and the first has {pages[0].shape[2]} channels, not {channels}")
+    return np.concatenate(pages, axis=2)
+
+
+def _pillow_bands(data: np.ndarray) -> np.ndarray | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data.tobytes())) as picture:
+            image = np.array(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    return as_hwc(image)

@@ -1,0 +1,220 @@
+"""Any picture that OpenCV or Pillow can open as an array of the wanted channels and depth, and a cheap check of one that decodes nothing.
+
+Files are read with numpy and decoded from memory, so paths may hold any character. Grey and RGB are made of whatever the file has;
+any other number of channels is what the file must hold (data/images/bands.py), taken as it lies there. EXIF orientation is applied to all.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.images import orientation
+from data.images.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
+from data.images.pixels import TO_16_BITS, as_hwc
+from data.images.tiff import TiffError, only_read_here, read_pages
+from utils.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png")
+    + (".pnm", ".ppm", ".tif", ".tiff", ".webp", ARRAY_SUFFIX)
+)
+CONVERTED = (1, 3)  # channels that any picture can be given
+MIN_SIDE_PX = 10
+JPEG_START = b"\xff\xd8"
+_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+class ImageError(UserError):
+    """A picture that cannot be used; the message names the file and what is wrong with it."""
+
+
+def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
+    """Decodes a picture of any mode.
+
+    Args:
+        path: The file.
+        channels: 1 (grey), 3 (RGB) or more (the file must hold that many; the first three in RGB order).
+        dtype: ``np.uint8`` or ``np.uint16``; other depths are converted. None: the file's own, 16 bits for all that is not 8.
+
+    Returns:
+        (H, W, channels) contiguous array.
+
+    Raises:
+        ImageError: Missing, empty, undecodable, or of another number of channels.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return decode_image(data, path, channels=channels, dtype=dtype)
+
+
+def decode_image(data: np.ndarray, path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
+    """The same of the bytes (N,) uint8 of a picture; ``path`` is for its suffix and for messages only."""
+    if not data.size:
+        raise ImageError(f"{path}: the file is empty")
+    try:
+        image = _decode(path, data, channels, dtype)
+    except (BandsError, TiffError) as error:
+        raise ImageError(f"{path}: {error}") from error
+    if image.shape[2] != channels:
+        raise ImageError(f"{path}: {image.shape[2]} channels, {channels} are expected")
+    if dtype is None:
+        dtype = np.uint8 if image.dtype == np.uint8 else np.uint16
+    return np.ascontiguousarray(_to_depth(image, dtype))
+
+
+def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
+    """Height and width of a picture as displayed, without decoding it where its format allows a check of completeness.
+
+    JPEG must end with its end marker (files with bytes behind it are decoded to find out), PNG chunks must have right checksums; all
+    other formats are decoded, and so are all files that must hold a number of channels of their own.
+
+    Raises:
+        ImageError: Missing, empty, cut short, not a picture, smaller than 10 px, or without the ``channels``.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise ImageError(f"{path}: not a file{', but a folder' if stat.S_ISDIR(found.st_mode) else ''}")
+        if found.st_size == 0:
+            raise ImageError(f"{path}: the file is empty")
+        if path.suffix.lower() == ARRAY_SUFFIX:
+            return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if picture.format in ("JPEG", "MPO"):
+                if picture.getexif().get(orientation.TAG) in _TRANSPOSED:
+                    width, height = height, width
+                if not _has_jpeg_end(path):
+                    picture.load()
+            elif picture.format == "PNG":
+                rotated = picture.info.get("exif") and picture.getexif().get(orientation.TAG) in _TRANSPOSED
+                picture.verify()
+                if rotated:  # which not every OpenCV heeds in a PNG
+                    height, width = read_image(path).shape[:2]
+            else:
+                picture.load()
+            checked = picture.format in ("JPEG", "MPO", "PNG") and channels in CONVERTED
+        if not checked:
+            height, width = read_image(path, channels=channels, dtype=None).shape[:2]
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        height, width = _probe_without_pillow(path, channels, error)
+    return _large_enough(path, (height, width))
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the file name looks like a picture's (``._name``, which macOS leaves on other disks, does not)."""
+    path = Path(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._") and not IMAGE_CACHE.search(path.name)
+
+
+def holds_more_than_8_bits(path: str | Path, *, channels: int) -> bool:
+    """Whether a picture has 16 bits, or floats; decodes it only where its format can and its first bytes do not tell.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".bmp", ".webp"):
+        return False
+    if suffix == ".png":
+        with open(path, "rb") as file:
+            head = file.read(25)
+        if head[:4] == b"\x89PNG" and len(head) == 25:
+            return head[24] > 8  # bit depth in the header chunk, which comes first
+    return read_image(path, channels=channels, dtype=None).dtype != np.uint8
+
+
+def _large_enough(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    height, width = shape[:2]
+    if min(height, width) < MIN_SIDE_PX:
+        raise ImageError(f"{path}: {width}x{height} px, at least {MIN_SIDE_PX} px a side are needed")
+    return height, width
+
+
+def _probe_without_pillow(path: Path, channels: int, error: Exception) -> tuple[int, int]:
+    """Size of a picture that Pillow refuses: OpenCV decides, except about files that are cut short, which it fills with grey."""
+    text = " ".join(str(error).split())
+    if "truncated" in text.lower() or "broken" in text.lower():
+        raise ImageError(f"{path}: the file is cut short or damaged ({text})") from error
+    return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)
+
+
+def _has_jpeg_end(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-2, 2)
+        return file.read(2) == b"\xff\xd9"
+
+
+def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
+    """(H, W, C) in RGB order, in a depth of the file's; grey or RGB where one or three channels are wanted."""
+    if Path(path).suffix.lower() == ARRAY_SUFFIX:
+        return as_grey_or_rgb(read_array(data, channels), channels)
+    if channels not in CONVERTED:
+        return read_bands(data, channels)
+    if only_read_here(data):
+        return as_grey_or_rgb(read_pages(data)[0], channels)
+    image = _decode_opencv(data, channels, dtype)
+    return as_hwc(_decode_pillow(path, data, channels, dtype) if image is None else image)
+
+
+def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray | None:
+    """(H, W) or RGB (H, W, 3), or None where OpenCV cannot."""
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    eight_bits = dtype == np.uint8 or data[:2].tobytes() == JPEG_START
+    if not eight_bits:
+        flag |= cv2.IMREAD_ANYDEPTH
+    rgb_flag = getattr(cv2, "IMREAD_COLOR_RGB", None)  # newer OpenCV decodes to RGB at no cost
+    direct = channels == 3 and eight_bits and rgb_flag is not None  # of 16-bit TIFFs it makes BGR
+    try:
+        image = cv2.imdecode(data, rgb_flag if direct else flag)
+    except cv2.error:
+        return None
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 and not direct else image
+
+
+def _decode_pillow(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
+    """The same with Pillow, for the formats and modes that OpenCV leaves out."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+                grey = np.asarray(picture)
+                return np.repeat(_to_depth(grey, dtype or np.uint16)[:, :, None], channels, axis=2)
+            return np.array(picture.convert("RGB" if channels == 3 else "L"))
+    except UnidentifiedImageError as error:  # which only repeats the path
+        raise ImageError(f"{path}: not a picture that can be read") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: not a picture that can be read ({' '.join(str(error).split())})") from error
+
+
+def _to_depth(image: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """Integer depths by their full range; floats and wider integers by 0-1, 0-255 or 0-65535, whichever holds their maximum."""
+    if image.dtype == dtype:
+        return image
+    top = float(np.iinfo(dtype).max)
+    if image.dtype == np.uint8:
+        return image.astype(np.uint16) * np.uint16(TO_16_BITS)
+    if image.dtype == np.uint16:
+        return (image >> 8).astype(np.uint8)
+    values = np.nan_to_num(image.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    peak = float(values.max(initial=0.0))
+    full = 1.0 if peak <= 1.0 and image.dtype.kind == "f" else 255.0 if peak <= 255.0 else max(65535.0, peak)
+    return (np.clip(values / full, 0.0, 1.0) * top).round().astype(dtype)

@@ -1,0 +1,155 @@
+"""Decoded pictures at training size, kept as long as memory allows: all of them (ram), as files (disk), or the ones used last.
+
+What is kept never changes what comes out, only how soon.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data.images.pixels import resized
+from data.images.reading import ImageError, read_image
+from utils.files import written_whole
+
+RECENT_BYTES = 256 * 2**20  # of decoded pictures that a process keeps
+
+
+class ImageStore:
+    """Pictures by number, each resized so that its longer side is ``imgsz`` px.
+
+    Args:
+        files: N pictures.
+        imgsz: Longer side in px.
+        channels: Of the pictures.
+        dtype: ``np.uint8`` or ``np.uint16``.
+        smooth: Shrink by area instead of bilinearly, as validation does.
+        recent_bytes: Of decoded pictures used last that this process keeps.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        *,
+        imgsz: int,
+        channels: int = 3,
+        dtype: type[np.generic] = np.uint8,
+        smooth: bool = False,
+        recent_bytes: int = RECENT_BYTES,
+    ) -> None:
+        self.files, self.imgsz, self.channels, self.dtype = tuple(files), imgsz, channels, dtype
+        self.smooth, self.recent_limit = smooth, recent_bytes
+        self.all: list[np.ndarray | None] = []
+        self.on_disk = False
+        self.recent: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.recent_bytes = 0
+
+    def get(self, i: int) -> np.ndarray:
+        """(h, w, C) picture i, shared: it must not be changed.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+        if self.all and self.all[i] is not None:
+            return self.all[i]
+        if i in self.recent:
+            self.recent.move_to_end(i)
+            return self.recent[i]
+        image = self._from_disk(i) if self.on_disk else None
+        image = self.decode(i) if image is None else image
+        self.recent[i] = image
+        self.recent_bytes += image.nbytes
+        while self.recent_bytes > self.recent_limit:
+            self.recent_bytes -= self.recent.popitem(last=False)[1].nbytes
+        return image
+
+    def decode(self, i: int) -> np.ndarray:
+        """Picture i from its file."""
+        image = self.original(self.files[i])
+        h, w = image.shape[:2]
+        ratio = self.imgsz / max(h, w)
+        size = (max(round(w * ratio), 1), max(round(h * ratio), 1))
+        if size == (w, h):
+            return image
+        interpolation = cv2.INTER_AREA if self.smooth and ratio < 1 else cv2.INTER_LINEAR
+        return resized(image, size, interpolation=interpolation)
+
+    def original(self, path: str) -> np.ndarray:
+        """(H, W, C) a picture at its own size, as the network is to see it; nothing is kept."""
+        return read_image(path, channels=self.channels, dtype=self.dtype)
+
+    def keep_in_ram(self, *, processes: int = 1, prefix: str = "", progress: bool = True) -> str:
+        """Decodes all pictures at once if they fit in half of the free memory; returns one line for the user where they do not.
+
+        Args:
+            processes: How many processes keep all pictures.
+            prefix: Words before messages and the progress bar.
+            progress: Whether to show it.
+        """
+        sample = [self._decode_or_none(i) for i in range(0, len(self.files), max(1, len(self.files) // 16))]
+        sizes = [s.nbytes for s in sample if s is not None]
+        need, free = int(np.mean(sizes or [0])) * len(self.files) * processes, free_memory()
+        if need > free / 2:
+            return f"{prefix}--cache ram: {need / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free, images are not cached"
+        self.all = self._map(self._decode_or_none, f"{prefix}caching images in memory", progress)
+        return ""
+
+    def keep_on_disk(self, *, prefix: str = "", progress: bool = True) -> str:
+        """Writes ``<picture>.<imgsz>.npy`` beside each picture, unless it is there and newer; returns one line where it cannot."""
+        try:
+            self._map(self._to_disk, f"{prefix}caching images on disk", progress)
+        except OSError as error:
+            folder = Path(self.files[0]).parent
+            return f"{prefix}--cache disk: {folder} cannot be written ({error.strerror or error}), images are not cached"
+        self.on_disk = True
+        return ""
+
+    def _map(self, function, title: str, progress: bool) -> list:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            work = pool.map(function, range(len(self.files)))
+            return list(tqdm(work, total=len(self.files), desc=title, unit="image", disable=not progress, leave=False))
+
+    def _decode_or_none(self, i: int) -> np.ndarray | None:
+        try:
+            return self.decode(i)
+        except ImageError:
+            return None  # said when it is drawn
+
+    def _disk_path(self, i: int) -> Path:
+        kind, depth = "a" if self.smooth else "l", "" if self.dtype == np.uint8 else "w"
+        return Path(f"{self.files[i]}.{self.imgsz}{kind}{self.channels}{depth}.npy")  # data/images/bands.py knows these names
+
+    def _to_disk(self, i: int) -> None:
+        path = self._disk_path(i)
+        if self._from_disk(i) is not None:
+            return
+        image = self._decode_or_none(i)
+        if image is None:
+            return
+        with written_whole(path) as partial, open(partial, "wb") as file:
+            np.save(file, image, allow_pickle=False)
+
+    def _from_disk(self, i: int) -> np.ndarray | None:
+        path = self._disk_path(i)
+        try:
+            if path.stat().st_mtime_ns < os.stat(self.files[i]).st_mtime_ns:
+                return None
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+
+
+def free_memory() -> float:
+    """Bytes of memory that can be had without swapping; infinite where the system does not say."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return float(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return float("inf")

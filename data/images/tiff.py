@@ -1,0 +1,183 @@
+"""TIFF files as they are: all pages, any number of samples a pixel, in one plane or several, 8 and 16 bits and floats, no value changed.
+
+OpenCV reads at most four samples, mixes planes up and multiplies colours by alpha; Pillow halves 16 bits. So the directory is read here,
+and the samples are shown to OpenCV, that is libtiff, as grey pictures of the same bytes: it decompresses them, and nothing else. See
+"TIFF, Revision 6.0" (Adobe, 1992) for tags and predictors.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from data.images.orientation import TAG as ORIENTATION
+from data.images.orientation import upright
+
+WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, SAMPLES, STRIP_ROWS, COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
+PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, FORMAT = 284, 317, 322, 323, 324, 325, 339
+KIND, PHOTOMETRIC = 254, 262
+SHORT, LONG = 3, 4
+TYPES = {1: "B", SHORT: "H", LONG: "I"}  # those that the tags above may have
+DTYPES = {(1, 8): np.uint8, (1, 16): np.uint16, (2, 16): np.int16, (3, 32): np.float32}  # by sample format and bits
+COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32773: "PackBits", 32946: "deflate"}
+NO_PREDICTOR, HORIZONTAL = 1, 2
+REDUCED_OR_MASK = 0b101  # pages that are a smaller copy or a mask of another
+MAX_PAGES = 4096
+
+
+class TiffError(ValueError):
+    """A TIFF that is damaged, or of a kind that is not read; the message says which."""
+
+
+def is_tiff(data: np.ndarray) -> bool:
+    """Whether bytes begin as those of a TIFF do."""
+    return data[:4].tobytes() in (b"II*\0", b"MM\0*")
+
+
+def only_read_here(data: np.ndarray) -> bool:
+    """Whether OpenCV reads a file's first page wrongly or not at all: a TIFF of more than four samples, or of 16 bits in several planes."""
+    if not is_tiff(data):
+        return False
+    try:
+        tags = next(_directories(memoryview(data), "<" if data[0] == ord("I") else ">"))
+    except (struct.error, StopIteration):
+        return False
+    samples, deep = tags.get(SAMPLES, (1,))[0], max(tags.get(BITS, (1,))) > 8
+    return samples > 4 or (deep and samples > 1 and tags.get(PLANAR, (1,))[0] == 2)
+
+
+def read_pages(data: np.ndarray) -> list[np.ndarray]:
+    """All pages, each (H, W, samples) of its own depth and the right way up; smaller copies and masks of other pages are left out.
+
+    Args:
+        data: (n,) uint8, the whole file.
+
+    Raises:
+        TiffError: Damaged, or a compression or sample format that is not read.
+    """
+    order = "<" if data[0] == ord("I") else ">"
+    try:
+        directories = _directories(memoryview(data), order)
+        pages = [_read_page(data, tags, order) for tags in directories if not tags.get(KIND, (0,))[0] & REDUCED_OR_MASK]
+    except (struct.error, IndexError, KeyError) as error:
+        raise TiffError("the file is cut short or damaged (its directory cannot be read)") from error
+    if not pages:
+        raise TiffError("a TIFF without pages")
+    return pages
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the samples of a page lie in the file."""
+
+    width: int
+    height: int
+    samples: int
+    planes: int  # 1: the samples of a pixel lie together
+    dtype: np.dtype
+    compression: int
+    predictor: int
+    tile_wh: tuple[int, int] | None
+    strip_rows: int
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(tags: dict[int, tuple[int, ...]]) -> _Layout:
+        """Raises TiffError for what is not read."""
+        samples, bits = tags.get(SAMPLES, (1,))[0], set(tags.get(BITS, (1,)))
+        formats = set(tags.get(FORMAT, (1,)))
+        compression, predictor = tags.get(COMPRESSION, (1,))[0], tags.get(PREDICTOR, (NO_PREDICTOR,))[0]
+        dtype = DTYPES.get((min(formats), min(bits)))
+        if len(bits) != 1 or len(formats) != 1 or dtype is None:
+            raise TiffError(f"samples of {'/'.join(map(str, sorted(bits)))} bits, 8 and 16 bits and 32-bit floats can be read")
+        if compression not in COMPRESSIONS:
+            known = ", ".join(dict.fromkeys(COMPRESSIONS.values()))
+            raise TiffError(f"TIFF compression {compression} with {samples} channels is not read; save it with one of {known}")
+        if predictor not in (NO_PREDICTOR, HORIZONTAL) or (predictor == HORIZONTAL and np.dtype(dtype).kind == "f"):
+            raise TiffError(f"TIFF predictor {predictor} is not read; save it with predictor 1, or 2 for integers")
+        tiled = TILE_WIDTH in tags
+        height = tags[HEIGHT][0]
+        return _Layout(
+            tags[WIDTH][0], height, samples, samples if tags.get(PLANAR, (1,))[0] == 2 else 1, np.dtype(dtype), compression, predictor,
+            (tags[TILE_WIDTH][0], tags[TILE_HEIGHT][0]) if tiled else None, min(tags.get(STRIP_ROWS, (height,))[0], height),
+            tags[TILE_OFFSETS if tiled else OFFSETS], tags[TILE_COUNTS if tiled else COUNTS],
+        )  # fmt: skip
+
+
+def _read_page(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -> np.ndarray:
+    layout = _Layout.of(tags)
+    if any(start + size > len(data) for start, size in zip(layout.offsets, layout.counts)):
+        raise TiffError("the file is cut short or damaged (pixels are missing)")
+    samples = layout.samples // layout.planes
+    planes = [_read_plane(data, layout, plane, samples, order) for plane in range(layout.planes)]
+    page = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+    return upright(page, tags.get(ORIENTATION, (1,))[0])
+
+
+def _read_plane(data: np.ndarray, layout: _Layout, plane: int, samples: int, order: str) -> np.ndarray:
+    """One plane (H, W, samples): its strips, or tiles one below the other, as a grey picture that is ``samples`` times as wide."""
+    share = len(layout.offsets) // layout.planes
+    part = slice(plane * share, (plane + 1) * share)
+    tile_w, tile_h = layout.tile_wh or (layout.width, layout.strip_rows)
+    across, down = -(-layout.width // max(tile_w, 1)), -(-layout.height // max(tile_h, 1))
+    if share != across * down or not share:
+        raise TiffError("the file is damaged (strips or tiles are missing)")
+    rows = share * tile_h if layout.tile_wh else layout.height  # tiles are always whole, the last strip need not be
+    tags: dict[int, tuple[int, ...]] = {
+        WIDTH: (tile_w * samples,), HEIGHT: (rows,), STRIP_ROWS: (tile_h,), BITS: (8 * layout.dtype.itemsize,), PHOTOMETRIC: (1,),
+        SAMPLES: (1,), FORMAT: (3 if layout.dtype.kind == "f" else 1,), COMPRESSION: (layout.compression,),
+        OFFSETS: layout.offsets[part], COUNTS: layout.counts[part],
+    }  # fmt: skip
+    try:
+        grey = cv2.imdecode(_with_directory(data, tags, order), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # larger than it accepts
+        raise TiffError(f"OpenCV cannot read a TIFF of {layout.width}x{layout.height} px with {layout.samples} channels") from error
+    if grey is None or grey.shape != (rows, tile_w * samples) or grey.dtype.itemsize != layout.dtype.itemsize:
+        raise TiffError(f"the file is damaged ({COMPRESSIONS[layout.compression]} compression: it cannot be unpacked)")
+    values = grey.reshape(rows, tile_w, samples)
+    if layout.predictor == HORIZONTAL:
+        values = np.cumsum(values, axis=1, dtype=values.dtype)  # overflows on purpose: so do the differences
+    if layout.tile_wh:
+        values = values.reshape(down, across, tile_h, tile_w, samples).swapaxes(1, 2).reshape(down * tile_h, across * tile_w, samples)
+    return values[: layout.height, : layout.width].view(layout.dtype)
+
+
+def _with_directory(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -> np.ndarray:
+    """The file with another first directory, whose numbers are all LONG, behind its end."""
+    start = len(data) + len(data) % 2
+    values_at = start + 2 + 12 * len(tags) + 4
+    entries, values = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            packed, values = struct.pack(f"{order}I", values_at + len(values)), values + packed
+        entries += struct.pack(f"{order}HHI", tag, LONG, len(numbers)) + packed
+    directory = struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0) + values
+    padding = bytes(start - len(data))
+    out = np.concatenate((data, np.frombuffer(padding + directory, np.uint8)))
+    out[4:8] = np.frombuffer(struct.pack(f"{order}I", start), np.uint8)
+    return out
+
+
+def _directories(data: memoryview, order: str) -> Iterator[dict[int, tuple[int, ...]]]:
+    """The whole-number tags of page after page."""
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    for _ in range(MAX_PAGES):  # a damaged file may go in circles
+        if not start:
+            return
+        (count,) = struct.unpack_from(f"{order}H", data, start)
+        entries = (struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * i) for i in range(count))
+        tags = {}
+        for i, (tag, kind, length) in enumerate(entries):
+            if kind in TYPES and length:
+                at = start + 2 + 12 * i + 8
+                if struct.calcsize(TYPES[kind]) * length > 4:
+                    (at,) = struct.unpack_from(f"{order}I", data, at)
+                tags[tag] = struct.unpack_from(f"{order}{length}{TYPES[kind]}", data, at)
+        yield tags
+        (start,) = struct.unpack_from(f"{order}I", data, start + 2 + 12 * count)

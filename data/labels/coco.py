@@ -1,0 +1,177 @@
+"""Labels straight from a COCO instances JSON: which objects lie on a picture, as the rows of a label file would give them.
+
+Crowd regions are no objects to learn, so they are left out here; validation takes the JSON itself as ground truth and ignores what is
+found in them. A faulty annotation costs its picture, as a faulty row of a label file does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS, Problem
+from data.labels.yolo import ROUNDING, FileLabels, LabelTable, build_table, map_pictures, no_labels, probe_file, without_duplicates
+from utils.metrics.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
+
+OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
+POLYGON_PX = 2.0  # by which a polygon's extent may differ from its box
+SIZE_SLACK_PX = 1  # between the size in the file and the picture's
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoFile:
+    """An instances JSON by picture.
+
+    Attributes:
+        path: The file.
+        names: Of its classes, in order.
+        files: Image id: file name as the JSON has it.
+        sizes_hw: Image id: height and width in px, where given.
+        image_ids: By name, for ``find_image_id``.
+        objects: Image id: its annotations without crowd regions.
+        crowds: Number of crowd regions.
+        problems: About the file as a whole.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    files: Mapping[int, str]
+    sizes_hw: Mapping[int, tuple[int, int]]
+    image_ids: Mapping[str, int]
+    objects: Mapping[int, Sequence[CocoObject]]
+    crowds: int
+    problems: tuple[Problem, ...]
+
+    def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> FileLabels:
+        """The objects of one picture; problems are told under its path.
+
+        Args:
+            image_id: Of the picture.
+            hw: Its size in px, as displayed.
+            shown_path: Its file.
+        """
+        given = self.sizes_hw.get(image_id, hw)
+        if max(abs(a - b) for a, b in zip(given, hw)) > SIZE_SLACK_PX:
+            message = f"{hw[1]}x{hw[0]} px, but {self.path.name} says {given[1]}x{given[0]}"
+            return no_labels((0, 0), True, (Problem(shown_path, 0, message, True, ANNOTATIONS),))
+        objects = self.objects.get(image_id, ())
+        if not objects:
+            return no_labels(hw, True)
+        classes = np.array([o.label for o in objects], np.int64)
+        boxes = np.array([o.bbox for o in objects], np.float64).reshape(-1, 4)  # (n, 4) ltwh px
+        faults = list(self._faults(objects, classes, boxes, hw, shown_path))
+        if any(p.skips for p in faults):
+            return no_labels((0, 0), True, tuple(faults))
+        keep = (boxes[:, 2:] > 0).all(1)
+        return without_duplicates(_normalised([o for o, k in zip(objects, keep) if k], boxes[keep], hw, tuple(faults)), shown_path)
+
+    def _faults(
+        self, objects: Sequence[CocoObject], classes: np.ndarray, boxes_ltwh: np.ndarray, hw: tuple[int, int], shown_path: str
+    ) -> Sequence[Problem]:
+        """What is wrong with the annotations of one picture, one line each."""
+        low, high = boxes_ltwh[:, :2], boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]
+        slack = max(OVERHANG_PX, ROUNDING * max(hw))
+        finite = np.isfinite(boxes_ltwh).all(1)
+        with np.errstate(invalid="ignore"):
+            outside = ((low < -slack) | (high > np.array(hw[::-1]) + slack)).any(1)
+            empty = finite & ~outside & (boxes_ltwh[:, 2:] <= 0).any(1)
+        checks = (
+            (classes < 0, WRONG_CLASS, NO_CATEGORY, True),
+            ((classes >= 0) & ~finite, NOT_FINITE, BROKEN_BOX, True),
+            ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the picture", True),
+            ((classes >= 0) & empty, NO_AREA, "a box without area, dropped", False),
+        )
+        return [
+            Problem(shown_path, 0, f"annotation {objects[i].id} of {self.path.name}: {text}", skips, kind)
+            for bad, kind, text, skips in checks
+            for i in np.flatnonzero(bad)
+        ]
+
+
+def read_coco_labels(
+    path: Path, image_files: Sequence[str], names: Sequence[str] | None, *, channels: int = 3, workers: int = 8, prefix: str = "",
+    progress: bool = True,
+) -> LabelTable:  # fmt: skip
+    """Checks all pictures and gives them their objects from a JSON.
+
+    Args:
+        path: The JSON.
+        image_files: N pictures.
+        names: Of the classes; None makes all objects class 0.
+        channels: That the pictures should have.
+        workers: Most parallel readers of pictures.
+        prefix: Words before the progress bar.
+        progress: Whether to show it.
+    """
+    coco = load_coco(path, names)
+    probe = partial(probe_file, channels=channels)
+    probed = map_pictures(probe, image_files, workers=workers, what=f"{prefix}checking images", progress=progress)
+    ids = [find_image_id(coco.image_ids, f) for f in image_files]
+    table = build_table([_with_objects(coco, i, p, f) for i, p, f in zip(ids, probed, image_files)])
+    about, present = coco.problems, set(ids)
+    absent = [name for i, name in coco.files.items() if i not in present]
+    if absent:
+        message = f"{len(absent)} of its {len(coco.files)} images are not there, first: {absent[0]}"
+        about += (Problem(str(path), 0, message, False, MISSING),)
+    return dataclasses.replace(table, problems=(*about, *table.problems))
+
+
+def load_coco(path: Path, names: Sequence[str] | None = None, *, single: bool = True) -> CocoFile:
+    """Reads an instances JSON as ``read_coco_file`` does, and sorts it by picture."""
+    content = read_coco_file(path, names, single=single)
+    objects: defaultdict[int, list[CocoObject]] = defaultdict(list)
+    for found in content.objects:
+        if not found.crowd:
+            objects[found.image_id].append(found)
+    remarks = ((content.lost, ANNOTATIONS), (content.unnamed, WRONG_CLASS))
+    sizes = {i: (int(e["height"]), int(e["width"])) for i, e in content.images.items() if _is_size(e)}
+    return CocoFile(
+        path, content.names, content.files, sizes, image_ids_by_name(content.files), objects, sum(o.crowd for o in content.objects),
+        tuple(Problem(str(path), 0, text, False, kind) for text, kind in remarks if text),
+    )  # fmt: skip
+
+
+def _is_size(entry: Mapping[str, Any]) -> bool:
+    return all(isinstance(entry.get(k), (int, float)) and entry[k] > 0 for k in ("height", "width"))
+
+
+def _with_objects(coco: CocoFile, image_id: int | None, probed: FileLabels, image_file: str) -> FileLabels:
+    if probed.problems:
+        return probed._replace(has_label_file=image_id is not None)
+    if image_id is None:
+        return no_labels((0, 0), False, (Problem(image_file, 0, f"not among the images of {coco.path.name}", True, ANNOTATIONS),))
+    return coco.labels_of(image_id, probed.hw, image_file)
+
+
+def _normalised(objects: Sequence[CocoObject], boxes_ltwh: np.ndarray, hw: tuple[int, int], problems: tuple[Problem, ...]) -> FileLabels:
+    """Boxes (n, 4) in px and their polygons as a label file would have them."""
+    size = np.array(hw[::-1], np.float64)
+    low = np.clip(boxes_ltwh[:, :2] / size, 0, 1)
+    high = np.clip((boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]) / size, 0, 1)
+    polygons = [_polygon(o, box, size) for o, box in zip(objects, boxes_ltwh)]
+    return FileLabels(
+        hw, True, np.array([o.label for o in objects], np.int64), np.concatenate(((low + high) / 2, high - low), 1).astype(np.float32),
+        np.array([o.row for o in objects], np.int64), np.concatenate([np.zeros((0, 2)), *polygons]).astype(np.float32),
+        np.array([len(p) for p in polygons], np.int64), problems,
+    )  # fmt: skip
+
+
+def _polygon(found: CocoObject, box_ltwh: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Points (k, 2) in 0-1; none where the object has no polygon in one piece that fits its box."""
+    nothing = np.zeros((0, 2))
+    if found.polygon is None:
+        return nothing
+    try:
+        points = np.array(found.polygon, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        return nothing
+    extent = np.concatenate((points.min(0), points.max(0) - points.min(0)))
+    if not np.isfinite(extent).all() or np.abs(extent - box_ltwh).max() > POLYGON_PX:
+        return nothing
+    return np.clip(points / size, 0, 1)

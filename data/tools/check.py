@@ -1,0 +1,132 @@
+"""Checks a data set before it costs a training: a table, a picture, an exit code, and on request a cleaned copy.
+
+Example:
+    python -m data.check mine.yaml
+    python -m data.check mine.yaml --fix --out ../datasets/mine-clean
+
+Exit code 0: clean; 1: problems found; 2: could not be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.dataset_spec import load_dataset_spec
+from data.labels.problems import KINDS, write_problems
+from data.tools.cleaning import write_clean_copy
+from data.tools.survey import SIZES, SplitSurvey, size_counts, survey
+from utils.errors import UserError
+from utils.run_folders import new_run_dir
+
+SHOWN = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return check(arguments)
+    except UserError as error:
+        print(f"data.tools.check: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"data.tools.check: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("data.tools.check: interrupted", file=sys.stderr)
+    return 2
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Looks, reports, and cleans if asked to; 1 if anything is wrong.
+
+    Raises:
+        UserError: The data set cannot be looked at, or the copy not be written.
+        OSError: The report cannot be written.
+    """
+    if arguments.fix and not arguments.out:
+        raise UserError("--fix: give the folder of the cleaned copy with --out")
+    if arguments.out and not arguments.fix:
+        raise UserError("--out: is where --fix writes the cleaned copy; give both")
+    spec = load_dataset_spec(arguments.data)
+    found = survey(spec, workers=arguments.workers, progress=sys.stderr.isatty())
+    print(report(found, spec.names))
+    problems = [p for split in found for p in split.problems]
+    folder = new_run_dir(arguments.project, arguments.name, exist_ok=arguments.exist_ok)
+    write_problems(folder / "problems.txt", problems)
+    plot(found, spec.names, folder / "check.png")
+    print(*(f"  {p}" for p in problems[:SHOWN]), sep="\n", end="\n" if problems else "")
+    if len(problems) > SHOWN:
+        print(f"  … and {len(problems) - SHOWN} more in {folder / 'problems.txt'}")
+    print(f"{len(problems) or 'no'} problem{'s' * (len(problems) != 1)}; check.png and problems.txt in {folder}")
+    if arguments.fix:
+        for line in write_clean_copy(spec, found, Path(arguments.out), exist_ok=arguments.exist_ok):
+            print(f"fixed: {line} in {arguments.out}")
+    return 1 if problems else 0
+
+
+def report(found: Sequence[SplitSurvey], names: Sequence[str]) -> str:
+    """Tables: pictures and boxes, kinds of problems, objects of each class; a column for each split."""
+    rows: list[tuple[str, list[object]]] = [("", [s.split for s in found])]
+    objects = [np.diff(s.table.starts) for s in found]
+    sizes = [size_counts(s.box_areas()) for s in found]
+    rows += [
+        ("images", [len(s.files) for s in found]),
+        ("usable", [int(s.usable.sum()) for s in found]),
+        ("without objects", [int((s.usable & (n == 0)).sum()) for s, n in zip(found, objects)]),
+        ("  of these without labels", [int((s.usable & ~s.table.has_label_file).sum()) for s in found]),
+        ("objects", [len(s.table.classes) for s in found]),
+        *((f"  {size} (COCO's area)", [c[size] for c in sizes]) for size in SIZES),
+    ]
+    kinds = [Counter(p.kind for p in s.problems) for s in found]
+    wrong = [(kind, [k[kind] for k in kinds]) for kind in KINDS if any(k[kind] for k in kinds)]
+    rows += [("", []), ("problems", [sum(k.values()) for k in kinds]), *((f"  {kind}", list(counts)) for kind, counts in wrong)]
+    histogram = [np.bincount(s.table.classes, minlength=len(names)) for s in found]
+    rows += [("", []), ("objects of each class", [])]
+    rows += [(f"  {i} {name}", [int(h[i]) for h in histogram]) for i, name in enumerate(names)]
+    width = max(len(title) for title, _ in rows) + 2
+    return "\n".join((title.ljust(width) + "".join(f"{v!s:>10}" for v in values)).rstrip() for title, values in rows)
+
+
+def plot(found: Sequence[SplitSurvey], names: Sequence[str], path: Path) -> None:
+    """Objects of each class, widths over heights of boxes, and boxes by COCO's classes of area."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    classes, sizes, areas = figure.subplots(1, 3)
+    share = 0.8 / max(len(found), 1)
+    for k, split in enumerate(found):
+        places = np.arange(len(names)) + k * share
+        classes.bar(places, np.bincount(split.table.classes, minlength=len(names)), share, label=split.split)
+        wh = split.box_sizes()
+        sizes.scatter(*wh[:: max(len(wh) // 20_000, 1)].T, s=3, alpha=0.4, label=split.split)
+        counts = size_counts(split.box_areas())
+        areas.bar(np.arange(3) + k * share, list(counts.values()), share, label=split.split)
+    classes.set(title="objects of each class", yscale="symlog")
+    few = len(names) <= 40
+    classes.set_xticks(np.arange(len(names)) if few else [], [n[:20].replace("$", r"\$") for n in names] if few else [], rotation=90)
+    sizes.set(title="boxes", xlabel="width, px", ylabel="height, px", xscale="log", yscale="log")
+    areas.set(title="boxes by COCO's area")
+    areas.set_xticks(np.arange(3), ["small\n< 32²", "medium", "large\n> 96²"])
+    for axes in (classes, areas):
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _parser() -> argparse.ArgumentParser:
+    codes = "Exit code 0: clean, 1: problems found, 2: could not be checked."
+    parser = argparse.ArgumentParser(prog="python -m data.check", description=f"Checks a data set. {codes}")
+    parser.add_argument("data", metavar="DATA.yaml", help="dataset file, or its name under data/")
+    parser.add_argument("--fix", action="store_true", help="write a cleaned copy to --out; the original is only read")
+    parser.add_argument("--out", help="folder of the cleaned copy")
+    parser.add_argument("--workers", type=int, default=8, help="parallel readers")
+    parser.add_argument("--project", default="runs/check", help="folder of reports")
+    parser.add_argument("--name", default="exp", help="folder of this report")
+    parser.add_argument("--exist-ok", action="store_true", help="write into folders and over files that are there")
+    return parser

@@ -1,0 +1,214 @@
+"""The embedded data set: textured shapes on textured, noisy backgrounds, drawn in seconds, always the same, without a network.
+
+Shapes overlap and are cut by the borders; a label's box is the extent of what can be seen of its shape. Run
+``python -m data.shapes [folder]`` to draw it somewhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
+COUNTS = {"train": 200, "val": 50}
+VERSION = 2
+MIN_PX, MAX_PX = 8, 160
+MIN_VISIBLE = 0.5  # of a shape's area, of every labelled shape
+MARK = "version.txt"
+
+
+class Placed(NamedTuple):
+    """A drawn shape."""
+
+    label: int
+    area: float  # px, with what lies outside the picture
+
+
+def ensure_shapes(folder: Path) -> Path:
+    """Draws the data set into ``folder`` unless it is there already; a half-drawn one never gets its name."""
+    mark = folder / MARK
+    if mark.is_file() and mark.read_text().strip() == str(VERSION):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        generate(temporary)
+        os.chmod(temporary, 0o755)
+        if folder.exists() and not (mark.is_file() and mark.read_text().strip() == str(VERSION)):
+            shutil.rmtree(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not mark.is_file():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def generate(folder: Path) -> None:
+    """Writes pictures, YOLO labels and COCO annotations of both splits below ``folder``."""
+    for number, (split, count) in enumerate(COUNTS.items()):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        pictures = []
+        for i in range(count):
+            image, classes, boxes = draw_picture(np.random.default_rng([VERSION, number, i]))
+            name = f"{split}_{i:04d}"
+            encoded = cv2.imencode(".jpg", image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+            encoded.tofile(folder / "images" / split / f"{name}.jpg")
+            (folder / "labels" / split / f"{name}.txt").write_text(_yolo_rows(classes, boxes, image.shape[:2]))
+            pictures.append((f"{name}.jpg", image.shape[:2], classes, boxes))
+        target = folder / "annotations" / f"instances_{split}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(_coco(pictures)))
+    (folder / MARK).write_text(f"{VERSION}\n")
+
+
+def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
+    """One picture: (H, W, 3) uint8 RGB, class numbers, and xyxy boxes in px of what is visible."""
+    h, w = (int(v) for v in rng.integers(240, 385, 2))
+    image = _background(rng, h, w)
+    owner = np.full((h, w), -1, np.int64)
+    placed: list[Placed] = []
+    for _ in range(int(rng.integers(5, 12))):
+        label = int(rng.integers(len(NAMES)))
+        least = MIN_PX if rng.random() < 0.2 else 3 * MIN_PX
+        size = float(np.exp(rng.uniform(math.log(least), math.log(MAX_PX))))
+        coverage, area, window = _coverage(rng, label, size, rng.uniform(0, (w, h)), (h, w))
+        texture = _texture(rng, label, size, coverage.shape)
+        if not _fits(coverage > 0.5, area, owner, window, placed):
+            continue
+        image[window] += coverage[:, :, None] * (texture - image[window])
+        owner[window][coverage > 0.5] = len(placed)
+        placed.append(Placed(label, area))
+    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
+    boxes = [_extent(owner == i) for i in range(len(placed))]
+    return np.clip(image, 0, 255).astype(np.uint8), [p.label for p in placed], boxes
+
+
+def _fits(mask: np.ndarray, area: float, owner: np.ndarray, window: tuple[slice, slice], placed: list[Placed]) -> bool:
+    """Whether a new shape with ``mask`` in ``window`` is visible enough and leaves enough of the shapes below it."""
+    if mask.sum() < max(MIN_VISIBLE * area, MIN_PX**2 / 4):
+        return False
+    if min(np.ptp(np.flatnonzero(mask.any(0))), np.ptp(np.flatnonzero(mask.any(1)))) < MIN_PX - 2:
+        return False
+    left = np.bincount(owner[owner >= 0], minlength=len(placed))
+    below = owner[window][mask]
+    left -= np.bincount(below[below >= 0], minlength=len(placed))
+    return all(left[i] >= MIN_VISIBLE * p.area for i, p in enumerate(placed))
+
+
+def _coverage(
+    rng: np.random.Generator, label: int, size: float, centre: np.ndarray, hw: tuple[int, int]
+) -> tuple[np.ndarray, float, tuple[slice, slice]]:
+    """A shape at a random angle: how much of each pixel of a window it covers, (h, w) float32; its whole area in px; the window."""
+    outline, hole = _outline(NAMES[label])
+    angle = rng.uniform(0, 2 * math.pi)
+    stretch = np.array((1.0, rng.uniform(0.75, 1.0)))
+    rotation = np.array(((math.cos(angle), -math.sin(angle)), (math.sin(angle), math.cos(angle))))
+    half = math.ceil(size / 2) + 2
+    left, top = (int(c) - half for c in centre)
+    canvas = np.zeros((2 * half, 2 * half), np.uint8)
+    for points, value in ((outline, 255), (hole, 0)):
+        if points is not None:
+            px = (points * stretch) @ rotation.T * (size / 2) + centre - (left, top)
+            cv2.fillPoly(canvas, [np.round(px * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
+    window = slice(max(top, 0), min(top + 2 * half, hw[0])), slice(max(left, 0), min(left + 2 * half, hw[1]))
+    inside = canvas[window[0].start - top : window[0].stop - top, window[1].start - left : window[1].stop - left]
+    return inside.astype(np.float32) / 255, float(canvas.sum()) / 255, window
+
+
+def _outline(name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Corner points within the unit circle, and those of a hole."""
+
+    def ring(count: int, radius: float, start: float = 0.0) -> np.ndarray:
+        angles = np.arange(count) * (2 * math.pi / count) + start
+        return radius * np.stack((np.cos(angles), np.sin(angles)), 1)
+
+    if name == "disc":
+        return ring(64, 1.0), None
+    if name == "ring":
+        return ring(64, 1.0), ring(64, 0.55)
+    if name == "square":
+        return ring(4, 1.0, math.pi / 4), None
+    if name == "triangle":
+        return ring(3, 1.0), None
+    if name == "star":
+        return np.stack((ring(5, 1.0), ring(5, 0.42, math.pi / 5)), 1).reshape(-1, 2), None
+    t = 0.3
+    plus = ((-t, -1), (t, -1), (t, -t), (1, -t), (1, t), (t, t), (t, 1), (-t, 1), (-t, t), (-1, t), (-1, -t), (-t, -t))
+    return np.array(plus) * 0.95, None
+
+
+def _texture(rng: np.random.Generator, label: int, size: float, hw: tuple[int, ...]) -> np.ndarray:
+    """(h, w, 3) float32: two colours of the class's hue in stripes, checks, dots or plain, always with some noise."""
+    y, x = np.mgrid[: hw[0], : hw[1]].astype(np.float32)
+    angle, period = rng.uniform(0, math.pi), max(3.0, size * rng.uniform(0.12, 0.3))
+    u = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period)
+    v = (y * math.cos(angle) - x * math.sin(angle)) * (2 * math.pi / period)
+    pattern = (np.sin(u), np.sin(u) * np.sin(v), np.minimum(np.sin(u), np.sin(v)), np.zeros_like(u))[int(rng.integers(4))]
+    blend = (np.clip(pattern * 2, -1, 1) * 0.5 + 0.5)[:, :, None]
+    hue = (label / len(NAMES) * 180 + rng.normal(0, 9)) % 180
+    light = _rgb(hue, rng.uniform(110, 220), rng.uniform(190, 255))
+    dark = _rgb(hue, rng.uniform(140, 255), rng.uniform(90, 160))
+    return dark + (light - dark) * blend + rng.standard_normal((*hw, 1), dtype=np.float32) * 6
+
+
+def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
+    """One colour as (3,) float32, from OpenCV's ranges (hue to 180, the others to 255)."""
+    pixel = np.array([[[hue, saturation, value]]], np.uint8)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+
+
+def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """(H, W, 3) float32: a dull colour, clouds of three sizes, and a gradient."""
+    base = _rgb(rng.uniform(0, 180), rng.uniform(0, 70), rng.uniform(60, 190))
+    image = np.broadcast_to(base, (h, w, 3)).astype(np.float32)
+    for cells, strength in ((3, 30.0), (9, 18.0), (40, 12.0)):
+        grid = rng.normal(0, strength, (cells, cells, 1)) + rng.normal(0, strength / 4, (cells, cells, 3))
+        image = image + cv2.resize(grid.astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+    slope = np.linspace(-1, 1, w, dtype=np.float32)[None, :, None] * rng.uniform(-25, 25)
+    return image + slope
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """xyxy px of the true pixels, the far edges exclusive."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _yolo_rows(classes: list[int], boxes: list[tuple[int, int, int, int]], hw: tuple[int, int]) -> str:
+    h, w = hw
+    rows = [
+        f"{c} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}\n"
+        for c, (x1, y1, x2, y2) in zip(classes, boxes)
+    ]
+    return "".join(rows)
+
+
+def _coco(pictures: list[tuple[str, tuple[int, int], list[int], list[tuple[int, int, int, int]]]]) -> dict[str, list]:
+    """The COCO form of all pictures of a split; ids from 1."""
+    images, annotations = [], []
+    for image_id, (name, (h, w), classes, boxes) in enumerate(pictures, start=1):
+        images.append({"id": image_id, "file_name": name, "width": w, "height": h})
+        for c, (x1, y1, x2, y2) in zip(classes, boxes):
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image_id, "category_id": c + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
+                 "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            )  # fmt: skip
+    return {"images": images, "annotations": annotations, "categories": [{"id": i + 1, "name": n} for i, n in enumerate(NAMES)]}
+
+
+def main(arguments: list[str]) -> None:
+    """Draws the data set into the folder given, or into ``data/shapes``."""
+    folder = Path(arguments[0]) if arguments else Path(__file__).resolve().parents[1] / "shapes"
+    print(f"shapes data set: {ensure_shapes(folder)}")

@@ -1,0 +1,266 @@
+"""What a model YAML has to go through before it is called sound: built, trained for a step, validated, folded, deployed, exported.
+
+Images are noise and a few boxes, sides small. A fresh network gives nearly the same number everywhere, so that comparing two forms of it
+could not fail; before comparisons its statistics are taken from a batch and the biases of its head are cleared.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from engine.memory_format import channels_last
+from engine.training.optim import build_optimizer, optimizer_step
+from engine.training.recipes import family_hyp, find_hyp
+from engine.training.setup import HYPS
+from models.export.exporting import ExportOptions, export_model
+from models.export.parity import largest_differences
+from models.model import Detector, build_model
+from utils.config import Hyperparameters
+from utils.errors import UserError
+from utils.memory import is_out_of_memory
+from utils.precision import gradient_scaler
+from utils.types import Batch, Letterbox, to_unit_range
+
+CHECKS = ("build", "train", "val", "fuse", "deploy", "onnx")
+BATCH, BOXES = 2, 3  # images, and boxes in each
+# between a network and its folded form, both in float32: folding multiplies weights in another order
+BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
+STATISTICS_SHARE = 0.9  # of a batch in the running statistics; with all of it, rounding would grow from norm to norm
+
+Evaluate = Callable[..., Any]  # val.evaluate, which stands above this file
+
+
+@dataclass(frozen=True)
+class Case:
+    """One YAML at one scale (the letter of the v8 dialect; empty for a file without scales)."""
+
+    cfg: Path
+    scale: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.cfg.as_posix()}{f' ({self.scale})' if self.scale else ''}"
+
+
+@dataclass
+class Report:
+    """What came of one case.
+
+    Attributes:
+        reasons: by check, empty for a pass; a check that was not reached is missing.
+    """
+
+    case: Case
+    reasons: dict[str, str] = field(default_factory=dict)
+    parameters: int = 0
+    size: tuple[int, int] = (0, 0)  # height and width of the rectangular images, px
+    seconds: float = 0.0  # of the processor
+    peak_mib: float = 0.0
+    out_of_memory: bool = False
+
+    @property
+    def passed(self) -> bool:
+        return list(self.reasons) == list(CHECKS) and not any(self.reasons.values())
+
+    @property
+    def complaint(self) -> str:
+        """The first reason, in a line; empty for a pass."""
+        return next((f"{check}: {reason}" for check, reason in self.reasons.items() if reason), "")
+
+
+def examine(
+    case: Case, evaluate: Evaluate, *, side: int = 64, limit: str = "", begin: Callable[[str], object] = lambda name: None
+) -> Report:
+    """Puts one case through all checks.
+
+    Args:
+        evaluate: ``val.evaluate``.
+        side: of the training images, px; rounded up to the network's stride, and rectangles are one stride wider.
+        limit: what bounds the memory, such as ``--memory 2``, for the reason of what runs out of it.
+        begin: is told the name of each check before it.
+    """
+    report, subject = Report(case), Subject(case, evaluate, side)
+    for check in CHECKS:
+        begin(check)
+        try:
+            getattr(subject, f"check_{check}")()
+        except Exception as error:  # whatever a check meets becomes a line of the report
+            report.reasons[check] = _in_a_line(error)
+            if is_out_of_memory(error):
+                report.reasons[check] = f"out of memory{f' ({limit})' if limit else ''}: {report.reasons[check]}"
+                report.out_of_memory = True
+        else:
+            report.reasons[check] = ""
+        if check == "build" and report.reasons[check]:
+            break
+    if subject.model is not None:
+        report.parameters = sum(p.numel() for p in subject.model.parameters())
+        report.size = subject.rectangle
+    return report
+
+
+class Subject:
+    """The network under examination; a check raises what is wrong.
+
+    Args:
+        case: the YAML and its scale.
+        evaluate: ``val.evaluate``.
+        side: of the training images, px.
+    """
+
+    def __init__(self, case: Case, evaluate: Evaluate, side: int) -> None:
+        self.case, self.evaluate, self.least_side = case, evaluate, side
+        self.model: Detector | None = None
+        self.is_live = False
+
+    @property
+    def network(self) -> Detector:
+        assert self.model is not None
+        return self.model
+
+    @property
+    def side(self) -> int:
+        """Of square images, px."""
+        return math.ceil(self.least_side / self.network.stride) * self.network.stride
+
+    @property
+    def rectangle(self) -> tuple[int, int]:
+        """Height and width of rectangular images, px."""
+        return self.side, self.side + self.network.stride
+
+    def check_build(self) -> None:
+        torch.manual_seed(0)
+        self.model = build_model(at_scale(self.case))
+
+    def check_train(self) -> None:
+        """Forward, loss, backward and an optimizer's step, as train.py takes them; every parameter has a gradient."""
+        model, hyp = channels_last(self.network).train(), self._hyp()
+        batch = noise_batch(model, self.side, self.side)
+        optimizer = build_optimizer(model, hyp, name="SGD", batch_size=BATCH, accumulate=1)
+        parts = model.head.build_loss(hyp)(model(to_unit_range(batch.images)), batch)
+        require_finite(parts, "loss")
+        (sum(parts.values(), start=torch.zeros(())) * BATCH).backward()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        missing = [name for name, p in trained.items() if p.grad is None]
+        if missing:
+            raise UserError(f"no gradient reaches {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}")
+        require_finite({name: p.grad for name, p in trained.items() if p.grad is not None}, "gradient of")
+        optimizer_step(optimizer, gradient_scaler(torch.device("cpu"), None), clip_norm=hyp.clip_norm)
+        require_finite(trained, "after the step")
+
+    def check_val(self) -> None:
+        """One batch of rectangles through validation: loss, decoding, suppression and metrics."""
+        model = self._live()
+        batch = noise_batch(model, *self.rectangle)
+        metrics = self.evaluate(model, [batch], loss=model.head.build_loss(self._hyp()), progress=False)
+        require_finite({name: torch.tensor(value) for name, value in metrics.losses.items()}, "loss")
+        if not 0 <= metrics.map <= 1:
+            raise UserError(f"mAP {metrics.map} on noise")
+
+    def check_fuse(self) -> None:
+        self._require_same_predictions(self._live().fuse(), "the fused network")
+
+    def check_deploy(self) -> None:
+        deployed = self._live().deploy()
+        if len(deployed.head.branch_weights) != 1:
+            raise UserError(f"{len(deployed.head.branch_weights)} branches are left")
+        self._require_same_predictions(deployed, "the deployed network")
+
+    def check_onnx(self) -> None:
+        """Exported with sides free, and compared with torch through onnxruntime on several sizes."""
+        with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+            export_model(self._live(), "onnx", Path(folder) / "model.onnx", ExportOptions(imgsz=self.rectangle, dynamic=True))
+
+    def _hyp(self) -> Hyperparameters:
+        model = self.network
+        family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based)
+        return Hyperparameters.from_yaml(find_hyp(family, HYPS))
+
+    def _live(self) -> Detector:
+        """The network in evaluation mode, with outputs that differ from place to place."""
+        model = self.network
+        if not self.is_live:
+            model.zero_grad(set_to_none=True)
+            enliven(model, noise_images(2 * BATCH, model.ch, *self.rectangle))
+            self.is_live = True
+        return model.eval()
+
+    def _require_same_predictions(self, other: Detector, what: str) -> None:
+        images = noise_images(1, self.network.ch, *self.rectangle)
+        boxes_px, scores = largest_differences(self.network.predict(images), other.predict(images))
+        if not (boxes_px < BOX_TOLERANCE_PX and scores < SCORE_TOLERANCE):
+            raise UserError(f"{what} differs by {boxes_px:.1e} px and {scores:.1e} in score")
+
+
+def at_scale(case: Case) -> Mapping[str, Any]:
+    """The YAML as a dictionary with the scale letter in it.
+
+    Raises:
+        UserError: not a model YAML.
+    """
+    try:
+        data = yaml.safe_load(case.cfg.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{case.cfg}: cannot be read: {_in_a_line(error)}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{case.cfg}: should hold keys such as nc, backbone and head")
+    return {**data, "yaml_file": case.cfg.name, **({"scale": case.scale} if case.scale else {})}
+
+
+def noise_images(count: int, channels: int, height: int, width: int) -> Tensor:
+    """(count, channels, height, width) in 0-1, the same for the same numbers."""
+    return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(count))
+
+
+def noise_batch(model: Detector, height: int, width: int) -> Batch:
+    """A batch of noise with a few boxes of every size in each image."""
+    draw = torch.Generator().manual_seed(1)
+    images = (noise_images(BATCH, model.ch, height, width) * 255).to(torch.uint8)
+    image = torch.arange(BATCH).repeat_interleave(BOXES)
+    classes = torch.randint(model.nc, (BATCH * BOXES,), generator=draw)
+    centres = 0.3 + 0.4 * torch.rand(BATCH * BOXES, 2, generator=draw)
+    sides = torch.linspace(0.15, 0.6, BOXES).repeat(BATCH)
+    targets = torch.cat([torch.stack([image, classes], 1), centres, torch.stack([sides, sides], 1)], dim=1)  # (M, 6)
+    letterbox = Letterbox(torch.tensor([[height, width]] * BATCH), torch.ones(BATCH, 2), torch.zeros(BATCH, 2))
+    return Batch(images, targets, tuple(f"noise{i}" for i in range(BATCH)), letterbox, BOXES)
+
+
+@torch.no_grad()
+def enliven(model: Detector, images: Tensor) -> None:
+    """Gives a fresh network outputs that differ: norms take the statistics of ``images``, and scores are about one half, not about zero."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = STATISTICS_SHARE
+    model.train()(images)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    for layer in model.head.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            layer.bias.zero_()
+
+
+def require_finite(values: Mapping[str, Tensor], what: str) -> None:
+    """Raises UserError naming the first tensor that holds NaN or infinity."""
+    broken = next((name for name, value in values.items() if not torch.isfinite(value).all()), None)
+    if broken is not None:
+        raise UserError(f"{what} {broken} is not finite")
+
+
+def first_lines(reports: Iterable[Report]) -> list[str]:
+    """A line for each case that failed: file and reason."""
+    return [f"{report.case.name}: {report.complaint}" for report in reports if not report.passed]
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:400]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

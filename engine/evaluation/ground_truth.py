@@ -1,0 +1,37 @@
+"""What validation measures against: the COCO file where there is one, which knows area, crowd regions and exact boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import distributed
+from utils.metrics.coco_eval import CocoAnnotations, read_instances
+
+if TYPE_CHECKING:
+    from data.dataset_spec import DatasetSpec
+
+
+def split_truth(spec: DatasetSpec, split: str) -> CocoAnnotations | None:
+    """Of a split, told to the user; None where only label files say what is there."""
+    path = spec.annotations_json(split)
+    if path is None:
+        return None
+    annotations = truth_of_file(path, spec)
+    if distributed.is_main():
+        print("\n".join((f"Ground truth: {path}", *(f"{path}: {text}" for text in annotations.remarks))))
+    return annotations
+
+
+def label_truth(spec: DatasetSpec, split: str, image_files: Sequence[str]) -> CocoAnnotations | None:
+    """Of a split whose labels come from a COCO file, which the loader has told about; None where they come from label files."""
+    from data.labels.source import labels_json
+
+    path, _ = labels_json(spec, split, image_files)
+    return truth_of_file(path, spec) if path else None
+
+
+def truth_of_file(path: Path, spec: DatasetSpec) -> CocoAnnotations:
+    """A COCO file by the classes of the data set."""
+    return read_instances(path, spec.names, single_class=spec.single_cls and spec.label_nc > 1)

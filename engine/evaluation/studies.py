@@ -1,0 +1,90 @@
+"""val.py's two studies: how fast each file of weights is (``--task speed``), and what the input size costs and gives (``--task study``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import distributed
+from utils.cli.val_arguments import ValConfig
+from utils.errors import UserError
+from utils.metrics.metrics import Metrics
+from utils.run_folders import new_run_dir
+
+SPEED_CONF, SPEED_IOU = 0.25, 0.45  # as in detection, so that suppression does the work it does there
+
+
+class Measured(NamedTuple):
+    """One validation of a study."""
+
+    weights: str
+    imgsz: int  # px
+    batch_size: int
+    metrics: Metrics
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds an image, all stages."""
+        return sum(self.metrics.speed_ms.values())
+
+
+def speed(config: ValConfig, validate: Callable[[ValConfig], Metrics]) -> list[Measured]:
+    """Validates every file alone at batch 1 and at the batch size that was asked for, and prints milliseconds an image by stage."""
+    folder = _folder(config)
+    measured = []
+    for index, weights in enumerate(config.all_weights):
+        for batch in sorted({1, config.batch_size}):
+            one = replace(config, conf_thres=SPEED_CONF, iou_thres=SPEED_IOU, weights=weights, others=(), task="val")
+            one = replace(one, batch_size=batch, project=str(folder), name=f"{index}-{Path(weights).stem}-batch{batch}")
+            measured.append(Measured(weights, config.imgsz, batch, validate(one)))
+    stages = list(measured[0].metrics.speed_ms)
+    print(f"\n{'weights':>28} {'batch':>6} " + " ".join(f"{s:>12}" for s in stages) + f" {'all':>8}  ms an image, {config.imgsz} px")
+    for m in measured:
+        print(f"{m.weights[-28:]:>28} {m.batch_size:>6} " + " ".join(f"{m.metrics.speed_ms[s]:12.1f}" for s in stages) + f" {m.ms:8.1f}")
+    return measured
+
+
+def study(config: ValConfig, validate: Callable[[ValConfig], Metrics]) -> list[Measured]:
+    """Validates every file alone at every size; writes ``study.csv`` and ``study.png``: mAP over milliseconds an image."""
+    folder = _folder(config)
+    measured = []
+    for index, weights in enumerate(config.all_weights):
+        for side in config.study_sizes:
+            one = replace(config, weights=weights, others=(), task="val", imgsz=side, project=str(folder))
+            measured.append(Measured(weights, side, config.batch_size, validate(replace(one, name=f"{index}-{Path(weights).stem}-{side}"))))
+    _write_table(measured, folder / "study.csv")
+    _plot(measured, folder / "study.png", rule=config.ap_rule)
+    print(f"Study in {folder}: study.csv, study.png")
+    return measured
+
+
+def _folder(config: ValConfig) -> Path:
+    if not config.all_weights:
+        raise UserError(f"--task {config.task}: which --weights?")
+    if distributed.world_size() > 1:
+        raise UserError(f"--task {config.task}: measures one process; start val.py without torchrun")
+    return new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+
+
+def _write_table(measured: Sequence[Measured], path: Path) -> None:
+    import csv
+
+    stages = list(measured[0].metrics.speed_ms)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["weights", "imgsz", "batch", "P", "R", "mAP_0.5", "mAP_0.5:0.95", *(f"{s} ms" for s in stages)])
+        for m in measured:
+            speeds = (f"{m.metrics.speed_ms[s]:.2f}" for s in stages)
+            quality = (m.metrics.precision, m.metrics.recall, m.metrics.map50, m.metrics.map)
+            writer.writerow([m.weights, m.imgsz, m.batch_size, *(f"{q:.5f}" for q in quality), *speeds])
+
+
+def _plot(measured: Sequence[Measured], path: Path, *, rule: str) -> None:
+    from utils.visual.plots import plot_trade_off
+
+    curves: dict[str, list[tuple[float, float, str]]] = {}
+    for m in measured:
+        curves.setdefault(m.weights, []).append((m.ms, m.metrics.map, str(m.imgsz)))
+    plot_trade_off(curves, path, x="ms an image", y=f"mAP50-95 (rule: {rule})")

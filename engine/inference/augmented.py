@@ -1,0 +1,57 @@
+"""Test-time augmentation: a picture is also looked at smaller and mirrored, and all predictions are handed on together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.errors import UserError
+from utils.types import Predictions
+
+if TYPE_CHECKING:
+    from engine.inference.ensemble import Ensemble
+    from models.export.runtimes import ExportedModel
+    from models.model import Detector
+
+VERSIONS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored: those of YOLOv5 and later
+GREY = 114 / 255  # of the border, as in the letterbox
+
+
+class AugmentedModel:
+    """A model whose ``predict`` gives the predictions of every version, in px of the picture that came in; suppression unites them.
+
+    Args:
+        model: anything with ``predict`` that takes pictures of any size.
+
+    Raises:
+        UserError: an exported file of fixed size.
+    """
+
+    def __init__(self, model: Detector | Ensemble | ExportedModel) -> None:
+        if not getattr(model, "dynamic", True):
+            raise UserError(f"--augment: {getattr(model, 'path', 'the model')} takes one size only; leave it out, or export with --dynamic")
+        self.model = model
+        self.names, self.nc, self.ch, self.stride = model.names, model.nc, model.ch, model.stride
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Predictions:
+        """Boxes (B, 3N or so, 4) xyxy px and scores for images (B, ch, H, W) in 0-1."""
+        found = [self._version(images, scale, mirrored=mirrored) for scale, mirrored in VERSIONS]
+        return Predictions(*(torch.cat(parts, dim=1) for parts in zip(*found)))
+
+    def _version(self, images: Tensor, scale: float, *, mirrored: bool) -> Predictions:
+        height, width = images.shape[2:]
+        new_h, new_w = round(height * scale), round(width * scale)
+        version = images.flip(3) if mirrored else images
+        if scale != 1:
+            version = F.interpolate(version, size=(new_h, new_w), mode="bilinear", align_corners=False)
+            version = F.pad(version, (0, -new_w % self.stride, 0, -new_h % self.stride), value=GREY)
+        boxes, scores = self.model.predict(version)
+        boxes = boxes * boxes.new_tensor((width / new_w, height / new_h)).repeat(2)
+        if mirrored:
+            x1, y1, x2, y2 = boxes.unbind(dim=2)
+            boxes = torch.stack((width - x2, y1, width - x1, y2), dim=2)
+        return Predictions(boxes, scores)

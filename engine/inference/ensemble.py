@@ -1,0 +1,58 @@
+"""Several models as one: each looks at the picture, and all predictions are handed on together for one suppression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.types import Predictions
+
+if TYPE_CHECKING:
+    from models.export.runtimes import ExportedModel
+    from models.model import Detector
+
+
+class Ensemble:
+    """Models of the same classes whose predictions are joined; suppression unites what they agree on.
+
+    Args:
+        models: two or more.
+        sources: their files, for messages.
+
+    Raises:
+        UserError: they differ in classes, in their order, or in input channels.
+    """
+
+    def __init__(self, models: Sequence[Detector | ExportedModel], *, sources: Sequence[str]) -> None:
+        first = models[0]
+        for model, source in zip(models[1:], sources[1:]):
+            if tuple(model.names) != tuple(first.names):
+                theirs = f"{_listed(model.names)}; {_listed(first.names)}"
+                raise UserError(f"--weights: {source} knows other classes than {sources[0]} ({theirs})")
+            if model.ch != first.ch:
+                raise UserError(f"--weights: {source} takes pictures of {model.ch} channels, {sources[0]} of {first.ch}")
+        self.models = tuple(models)
+        self.names, self.nc, self.ch = first.names, first.nc, first.ch
+        self.stride = max(model.stride for model in models)
+        fixed = [(m, s) for m, s in zip(models, sources) if not getattr(m, "dynamic", True)]
+        self.dynamic = not fixed
+        if fixed:
+            self.path, self.imgsz = fixed[0][1], fixed[0][0].imgsz
+        for model, source in fixed:
+            if model.imgsz != self.imgsz:
+                raise UserError(f"--weights: {source} and {self.path} were made for different sizes; export them with --dynamic")
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Predictions:
+        """Boxes (B, N of all models, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1."""
+        found = [model.predict(images) for model in self.models]
+        return Predictions(*(torch.cat(parts, dim=1) for parts in zip(*found)))
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    """The first class names and how many there are."""
+    return f"{len(names)}: {', '.join(names[:most])}{' …' if len(names) > most else ''}"

@@ -1,0 +1,49 @@
+"""Weights on the command line to what is run: one file or several, checkpoints or exported, plain or with test-time augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.inference.ensemble import Ensemble
+from engine.memory_format import channels_last
+from models.export.runtimes import SUFFIXES, ExportedModel, load_exported
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.model import Detector
+
+
+def load_networks(
+    files: Sequence[str | Path], *, device: torch.device, plugins: Sequence[str] = (), download: bool = False, half: bool = False
+) -> Detector | Ensemble | ExportedModel:
+    """The network of the file, or all of several as one.
+
+    Raises:
+        UserError: A file cannot be used, or the files do not go together.
+    """
+    networks = [load_network(Path(f), device=device, plugins=plugins, download=download, half=half) for f in files]
+    return networks[0] if len(networks) == 1 else Ensemble(networks, sources=[str(f) for f in files])
+
+
+def load_network(
+    path: Path, *, device: torch.device, plugins: Sequence[str] = (), download: bool = False, half: bool = False
+) -> Detector | ExportedModel:
+    """A network ready for inference: a checkpoint's without auxiliary branches and fused, or an exported file."""
+    if is_exported(path):
+        if half:
+            raise UserError(f"--half: {path} is run in the precision it was exported in; leave --half out")
+        return load_exported(path, device=device)
+    from models import load_model
+    from models.checkpoints.published import provide
+
+    provide(path, download=download)
+    return channels_last(load_model(path, plugins=plugins).deploy()).to(device)
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether the file is an exported network rather than a checkpoint."""
+    return Path(path).suffix.lower() in SUFFIXES

@@ -1,0 +1,161 @@
+"""What torch.hub's model returns: boxes in px of each picture, and ways to look at them, save them, cut them out and put them in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.boxes import normalised, xyxy_to_cxcywh
+from utils.errors import UserError
+from utils.run_folders import new_run_dir
+from utils.types import Detections
+from utils.visual.draw import draw_detections
+from utils.visual.savers import ResultWriter, SaveOptions, crop_of
+
+COLUMNS = {"xyxy": ("xmin", "ymin", "xmax", "ymax"), "xywh": ("xcenter", "ycenter", "width", "height")}
+STAGES = ("pre-process", "inference", "NMS")
+FOLDER = "runs/hub"
+
+
+class Crop(NamedTuple):
+    """One object cut out of its picture."""
+
+    box: Tensor  # (4,) xyxy px
+    conf: float
+    cls: int
+    label: str
+    im: np.ndarray  # (h, w, 3) RGB
+
+
+@dataclass(frozen=True)
+class Results:
+    """Detections of some pictures.
+
+    Attributes:
+        ims: the pictures to look at, (H, W, 3) uint8 RGB.
+        found: boxes xyxy px, scores and classes of each.
+        names: class names.
+        files: a path, or ``image0.jpg`` … for pictures that came from memory.
+        times_ms: a picture's mean pre-processing, inference and suppression.
+    """
+
+    ims: Sequence[np.ndarray]
+    found: Sequence[Detections]
+    names: Sequence[str]
+    files: Sequence[str]
+    times_ms: tuple[float, ...]
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.ims)
+
+    def __getitem__(self, index: int) -> Results:
+        """The results of one picture."""
+        return Results([self.ims[index]], [self.found[index]], self.names, [self.files[index]], self.times_ms)
+
+    def __iter__(self) -> Iterator[Results]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def xyxy(self) -> list[Tensor]:
+        """Of each picture (n, 6): x1, y1, x2, y2 in px, score, class."""
+        return [_with_scores(d.boxes, d) for d in self.found]
+
+    @property
+    def xywh(self) -> list[Tensor]:
+        """Of each picture (n, 6): centre, width and height in px, score, class."""
+        return [_with_scores(xyxy_to_cxcywh(d.boxes), d) for d in self.found]
+
+    @property
+    def xyxyn(self) -> list[Tensor]:
+        """``xyxy`` as fractions of the picture."""
+        return [_with_scores(normalised(d.boxes, _hw(im)), d) for im, d in zip(self.ims, self.found)]
+
+    @property
+    def xywhn(self) -> list[Tensor]:
+        """``xywh`` as fractions of the picture."""
+        return [_with_scores(normalised(xyxy_to_cxcywh(d.boxes), _hw(im)), d) for im, d in zip(self.ims, self.found)]
+
+    def __str__(self) -> str:
+        """A line a picture, and the speed."""
+        lines = []
+        for number, (file, image, found) in enumerate(zip(self.files, self.ims, self.found), 1):
+            counts = ", ".join(f"{int(n)} {self.names[label]}" for label, n in enumerate(found.classes.bincount()) if n)
+            height, width = _hw(image)
+            lines.append(f"image {number}/{len(self)} {file}: {height}x{width} {counts or 'nothing found'}")
+        lines.append("Speed per picture: " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in zip(STAGES, self.times_ms)))
+        return "\n".join(lines)
+
+    def print(self) -> None:
+        """Prints what was found."""
+        print(self)
+
+    def render(self, *, labels: bool = True) -> list[np.ndarray]:
+        """The pictures with boxes on them."""
+        return [draw_detections(im, found, self.names, hide_labels=not labels) for im, found in zip(self.ims, self.found)]
+
+    def show(self, *, labels: bool = True) -> None:
+        """Opens every picture with boxes on it in the system's viewer."""
+        from PIL import Image
+
+        for picture in self.render(labels=labels):
+            Image.fromarray(picture).show()
+
+    def save(self, save_dir: str | Path | None = None, *, labels: bool = True, exist_ok: bool = False) -> Path:
+        """Writes the pictures with boxes on them into ``save_dir``, or a new folder ``runs/hub/exp…``; returns it."""
+        return self._write(save_dir, SaveOptions(), self.render(labels=labels), exist_ok=exist_ok)
+
+    def crop(self, *, save: bool = True, save_dir: str | Path | None = None, exist_ok: bool = False) -> list[Crop]:
+        """Every object cut out with a margin, also as ``crops/<class>/*.jpg`` if ``save``."""
+        if save:
+            self._write(save_dir, SaveOptions(pictures=False, crops=True), self.ims, exist_ok=exist_ok)
+        return [
+            Crop(box, float(score), int(label), self.names[int(label)], crop_of(im, box.tolist()))
+            for im, found in zip(self.ims, self.found)
+            for box, score, label in zip(*found)
+        ]
+
+    def pandas(self) -> Tables:
+        """The four forms as tables. Raises UserError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("pandas(): needs the package pandas: pip install pandas; .xyxy holds the same as tensors") from None
+
+        def tables(form: str) -> list[Any]:
+            columns = [*COLUMNS[form.removesuffix("n")], "confidence", "class", "name"]
+            rows = [[[*r[:5], int(r[5]), self.names[int(r[5])]] for r in t.tolist()] for t in getattr(self, form)]
+            return [pandas.DataFrame(r, columns=columns) for r in rows]
+
+        return Tables(*(tables(form) for form in Tables._fields))
+
+    def _write(self, save_dir: str | Path | None, options: SaveOptions, drawn: Sequence[np.ndarray], *, exist_ok: bool) -> Path:
+        where = Path(save_dir) if save_dir else Path(FOLDER) / "exp"
+        folder = new_run_dir(where.parent, where.name, exist_ok=exist_ok)
+        with ResultWriter(folder, self.names, options) as writer:
+            for file, image, found, picture in zip(self.files, self.ims, self.found, drawn):
+                writer.write(file, image, found, drawn=picture)
+        return folder
+
+
+class Tables(NamedTuple):
+    """Tables (pandas) of each picture in the four forms."""
+
+    xyxy: list[Any]
+    xyxyn: list[Any]
+    xywh: list[Any]
+    xywhn: list[Any]
+
+
+def _with_scores(boxes: Tensor, found: Detections) -> Tensor:
+    return torch.cat((boxes.float(), found.scores.float()[:, None], found.classes.float()[:, None]), dim=1)
+
+
+def _hw(image: np.ndarray) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]

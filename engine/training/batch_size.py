@@ -1,0 +1,185 @@
+"""``--batch-size -1``: the largest batch that fits, found by training steps on made-up images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from engine.training.multi_scale import longest_side
+from engine.training.optim import build_optimizer, optimizer_step
+from engine.training.recompute import checkpoint_activations
+from models.model import Detector
+from utils import distributed
+from utils.cli.flags import multiple_of_stride
+from utils.config import FIND_BATCH_SIZE as FIND
+from utils.config import Hyperparameters, TrainConfig
+from utils.errors import UserError
+from utils.memory import free_bytes, give_back, is_out_of_memory
+from utils.precision import autocast, gradient_scaler, precision_of
+from utils.random_state import random_state, set_random_state
+from utils.types import Batch, Letterbox, to_unit_range
+
+FEW = 10  # batches an epoch
+BOXES = 100  # of a made-up image: a mosaic of four crowded pictures
+# Of the free memory; the rest is for pieces that the allocator cannot use, loader processes, and pictures with more boxes.
+SHARE = {"cuda": 0.85, "cpu": 0.6}
+
+
+def largest_batch(model: Detector, config: TrainConfig, hyp: Hyperparameters, device: torch.device, *, images: int) -> int:
+    """Images a step over all processes that fit into the memory of the smallest; says what it tried.
+
+    Args:
+        images: of the data set; a batch is never larger.
+
+    Raises:
+        UserError: not one image fits, or the device's memory cannot be measured.
+    """
+    if device.type not in SHARE:
+        raise UserError(f"--batch-size {FIND}: memory cannot be measured on {device.type}; give a number, such as 16")
+    state, fits = random_state(), trial(model, config, hyp, device)
+    budget = int(free_bytes(device) * SHARE[device.type])
+    own = search(fits, budget=budget, most=max(images // distributed.world_size(), 1))
+    give_back(device)
+    set_random_state(state)
+    found = min(distributed.gather_objects(own)) * distributed.world_size()
+    if not found:
+        raise UserError(f"--batch-size {FIND}: not even one image of {config.imgsz} px fits into {_gib(budget)}; lower --imgsz")
+    if distributed.is_main():
+        within = f"within {_gib(budget)}, {SHARE[device.type]:.0%} of the free memory"
+        limit = "as many as there are pictures" if found >= images else within
+        print(f"--batch-size {FIND}: {found}, {limit}; give this number to repeat the run elsewhere")
+        if images < FEW * found:
+            few = -(-images // found)
+            print(f"warning: {few} batch(es) an epoch of {images} pictures: a smaller --batch-size takes more steps", file=sys.stderr)
+    return found
+
+
+def search(peak_of: Callable[[int], int | None], *, budget: int, most: int) -> int:
+    """The largest number of images whose step stays within ``budget`` bytes: doubles, draws a line through the last two, tries it.
+
+    Args:
+        peak_of: bytes that a step of so many images takes; None where memory was full.
+        most: images, never more.
+    """
+    peaks: list[tuple[int, int]] = []  # images, bytes
+    images, too_many = 1, most + 1
+    while images < too_many:
+        peak = peak_of(images)
+        if peak is None or peak > budget:
+            too_many = images
+            break
+        peaks.append((images, peak))
+        if images == most:
+            return most
+        images = min(images * 2, most) if 2 * peak <= budget or len(peaks) < 2 else too_many
+    if not peaks:
+        return 0
+    return _between(peaks, peak_of, budget=budget, too_many=too_many)
+
+
+def _between(peaks: list[tuple[int, int]], peak_of: Callable[[int], int | None], *, budget: int, too_many: int) -> int:
+    """The line's answer, made smaller until a step has shown that it fits; what was seen to fit at worst."""
+    fits, peak = peaks[-1]
+    before, lower = peaks[-2] if len(peaks) > 1 else (0, 0)
+    slope = max((peak - lower) / (fits - before), 1.0)
+    guess = min(int(fits + (budget - peak) / slope), too_many - 1)
+    while guess > fits:
+        taken = peak_of(guess)
+        if taken is not None and taken <= budget:
+            return guess
+        guess = min(int(guess * 0.9), guess - 1)
+    return fits
+
+
+def trial(model: Detector, config: TrainConfig, hyp: Hyperparameters, device: torch.device) -> Callable[[int], int | None]:
+    """A function that takes two training steps of so many images with a copy of the model, and returns the bytes that they took.
+
+    The copy stands for the moving average that a run has beside its model. Of two steps, as the first one makes the optimizer's state.
+    """
+    copy = deepcopy(model).train()
+    checkpoint_activations(copy, config.checkpoint_activations)
+    loss = copy.head.build_loss(hyp)
+    optimizer = build_optimizer(copy, hyp, name=config.optimizer, batch_size=hyp.nbs, accumulate=1)
+    precision = precision_of(config.amp, device)
+    scaler = gradient_scaler(device, precision)
+    side = multiple_of_stride(config.imgsz, model.stride)
+    side = longest_side(side, stride=model.stride) if config.multi_scale else side
+    meter = PeakMeter(device)
+
+    def steps(images: int) -> None:
+        batch = made_up(images, channels=model.spec.ch, side_px=side, nc=model.nc, seed=config.seed).to(device)
+        for _ in range(2):
+            with autocast(device, precision):
+                output = copy(to_unit_range(batch.images))
+            total = cast("Tensor", sum(loss(output, batch).values()))
+            scaler.scale(total * images).backward()
+            optimizer_step(optimizer, scaler, clip_norm=hyp.clip_norm)
+
+    def peak_of(images: int) -> int | None:
+        meter.begin()
+        try:
+            steps(images)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            taken = None
+        else:
+            taken = meter.taken()
+        optimizer.zero_grad(set_to_none=True)
+        give_back(device)
+        if distributed.is_main():
+            print(f"--batch-size {FIND}: {images} image(s) of {side} px take {'too much' if taken is None else _gib(taken)}")
+        return taken
+
+    return peak_of
+
+
+class PeakMeter:
+    """The most bytes that were in use between ``begin`` and ``taken``, above those at the start of all."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.begin()
+        self.base = torch.cuda.memory_allocated(device) if device.type == "cuda" else self._status("VmRSS")
+
+    def begin(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            except OSError:
+                raise UserError(f"--batch-size {FIND}: this system does not tell a process's peak memory; give a number") from None
+
+    def taken(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.base
+        return max(self._status("VmHWM") - self.base, 0)
+
+    @staticmethod
+    def _status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+
+def made_up(images: int, *, channels: int, side_px: int, nc: int, seed: int) -> Batch:
+    """Noise with many boxes."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(images * BOXES, 2, generator=generator) * 0.3 + 0.02
+    centres = sizes / 2 + torch.rand(images * BOXES, 2, generator=generator) * (1 - sizes)
+    classes = torch.randint(nc, (images * BOXES, 1), generator=generator).float()
+    index = torch.arange(images).repeat_interleave(BOXES).view(-1, 1).float()
+    pixels = torch.randint(256, (images, channels, side_px, side_px), dtype=torch.uint8, generator=generator)
+    hw = torch.full((images, 2), side_px)
+    letterbox = Letterbox(hw, torch.ones(images, 2), torch.zeros(images, 2))
+    return Batch(pixels, torch.cat((index, classes, centres, sizes), dim=1), ("made up",) * images, letterbox, max_boxes=BOXES)
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / 2**30:.2f} GiB"

@@ -1,0 +1,110 @@
+"""What a training starts from, and what of it stays as it is: weights carried over, published backbones, ``--freeze``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.checkpoints.checkpoint import Checkpoint
+from models.model import Detector
+from models.transfer.backbone_weights import load_backbone
+from models.transfer.report import TransferReport, check_report_path
+from models.transfer.transfer import Source, transfer
+from utils import distributed
+from utils.config import TrainConfig
+from utils.errors import UserError
+
+
+class Frozen(NamedTuple):
+    """What is not trained: names of parameters, and rows that keep their running statistics too."""
+
+    parameters: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(value) for name, value in self._asdict().items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Frozen:
+        return cls(tuple(values["parameters"]), tuple(values["rows"]))
+
+
+def check_flags(config: TrainConfig) -> None:
+    """Raises UserError for flags about weights that are not there, before anything is built."""
+    weights = config.weights or config.backbone_weights
+    for flag, given in (("--freeze pretrained", config.freeze_pretrained), ("--weights-report", config.weights_report)):
+        if given and not weights:
+            raise UserError(f"{flag}: is about weights that are carried over; give them with --weights or --backbone-weights")
+    if config.weights_report:
+        check_report_path(config.weights_report)
+
+
+def carry_over(model: Detector, config: TrainConfig, checkpoint: Checkpoint | None) -> list[TransferReport]:
+    """Fills ``model`` from the checkpoint of --weights, then its backbone from --backbone-weights; prints and writes the reports."""
+    reports = []
+    if checkpoint is not None:
+        source = Source(checkpoint.weights, checkpoint.cfg or None, checkpoint.names or None, str(config.weights))
+        reports.append(transfer(model, source, own_anchors=bool(config.cfg)))
+    if config.backbone_weights:
+        reports.append(load_backbone(model, config.backbone_weights))
+    if distributed.is_main():
+        for report in reports:
+            print(report)
+            if not report.landed:
+                print(f"warning: nothing of {report.origin} fits this network, which starts from scratch", file=sys.stderr)
+        _write(reports, config.weights_report)
+    return reports
+
+
+def freeze(model: Detector, config: TrainConfig, reports: Iterable[TransferReport]) -> Frozen:
+    """Takes the gradient from what --freeze names.
+
+    Returns:
+        What is frozen, for a resume: "pretrained" cannot be found out again from the run's own weights.
+
+    Raises:
+        UserError: a layer that the model has not, or nothing is left to train.
+    """
+    if config.freeze_pretrained:
+        frozen = _pretrained(model, list(reports))
+    else:
+        rows = config.frozen_layers
+        for index in rows:
+            if index >= len(model.model):
+                raise UserError(f"--freeze: layer {index} is not there, the model has layers 0 to {len(model.model) - 1}")
+        frozen = Frozen(tuple(name for name, _ in model.named_parameters() if int(name.split(".")[1]) in rows), rows)
+    apply(model, frozen)
+    return frozen
+
+
+def apply(model: Detector, frozen: Frozen) -> None:
+    """Takes the gradient from the named parameters."""
+    names = set(frozen.parameters)
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+
+
+def _pretrained(model: Detector, reports: list[TransferReport]) -> Frozen:
+    """Every parameter that came in whole; rows whose tensors all did keep their running statistics too."""
+    filled = frozenset().union(*(report.filled for report in reports))
+    parameters = tuple(name for name, _ in model.named_parameters() if name in filled)
+    trained = [name for name, p in model.named_parameters() if name not in filled and p.requires_grad]
+    if not trained:
+        origins = " and ".join(report.origin for report in reports)
+        raise UserError(f"--freeze pretrained: everything in {model.spec.origin} came from {origins}, so nothing is left to train")
+    left = {int(name.split(".")[1]) for name in model.state_dict() if name not in filled}
+    rows = {int(name.split(".")[1]) for name in model.state_dict()} - left
+    if distributed.is_main():
+        print(f"--freeze pretrained: {len(parameters)} tensors stay as they are ({len(rows)} rows whole), {len(trained)} are trained")
+    return Frozen(parameters, tuple(sorted(rows)))
+
+
+def _write(reports: list[TransferReport], path: str) -> None:
+    """The report, and that of the backbone, where both are there, beside it."""
+    names = [Path(path), Path(path).with_stem(f"{Path(path).stem}-backbone")] if path else []
+    for report, name in zip(reports, names):
+        report.write(name)
+        print(f"Report of the weights: {name}")

@@ -1,0 +1,72 @@
+"""Which part of a network a parameter belongs to, and the factor that ``--lr-mult`` gives its learning rate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from models.layers.attention.ops.embedded import Embedded
+from models.model import Detector
+from models.spec import channel_rules as rules
+from models.spec.channel_rules import LayerPlan
+from models.spec.registry import BLOCKS, BlockSpec
+from utils.errors import UserError
+from utils.rates import read_multipliers, rows_of
+
+ATTENTION = ("models.layers.attention.", "models.layers.transformer")
+
+
+def multipliers(model: Detector, text: str) -> dict[str, float]:
+    """Name -> factor for every trainable parameter whose learning rate is multiplied; a row's number goes before its part's name.
+
+    Raises:
+        UserError: a row is not there, or nothing trainable is in a part.
+    """
+    factors = read_multipliers(text)
+    return {name: factors[part] for name, part in _assigned(model, factors).items()}
+
+
+def rates_line(model: Detector, text: str) -> str:
+    """What the multipliers do, for the recipe."""
+    factors = read_multipliers(text)
+    assigned = Counter(_assigned(model, factors).values())
+    rest = sum(1 for _ in _trainable(model)) - sum(assigned.values())
+    return ", ".join(f"{part} x {factor:g} ({assigned[part]} tensors)" for part, factor in factors.items()) + f", x 1 ({rest} tensors)"
+
+
+def _assigned(model: Detector, factors: Mapping[str, float]) -> dict[str, str]:
+    """Name of a parameter -> the part, of those asked for, whose factor it gets."""
+    assigned: dict[str, str] = {}
+    for part in sorted(factors, key=lambda part: bool(rows_of(part))):  # rows last, so that they win
+        rows = rows_of(part)
+        if rows and rows[-1] >= len(model.plans):
+            raise UserError(f"--lr-mult {part}: row {rows[-1]} is not there, the model has rows 0 to {len(model.plans) - 1}")
+        named = [name for name, row, own in _trainable(model) if row in rows or part == own]
+        if not named:
+            raise UserError(f"--lr-mult {part}: nothing that is trained belongs to it in {model.spec.origin}")
+        assigned |= dict.fromkeys(named, part)
+    return assigned
+
+
+def _trainable(model: Detector) -> Iterator[tuple[str, int, str]]:
+    """Name, row and part of every parameter that gets a gradient."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            row = int(name.split(".", 2)[1])
+            yield name, row, _part(model.plans[row], name)
+
+
+def _part(plan: LayerPlan, name: str) -> str:
+    """Attention rows (inserted ones always are), attention inside blocks, and else where the row stands."""
+    inside = isinstance(plan.cls, Embedded)
+    if (is_attention(BLOCKS[plan.name]) and not inside) or (inside and ".attention." in name):
+        return "attention"
+    if plan.section == "backbone":
+        return "backbone"
+    return "neck" if plan.out_channels else "head"
+
+
+def is_attention(block: BlockSpec) -> bool:
+    """Whether a block is a same-width module, or another one of the attention shelf."""
+    home = getattr(block.cls, "__module__", "")
+    return home.startswith(ATTENTION) or (block.channels is rules.attends and not home.startswith("torch."))

@@ -1,0 +1,194 @@
+"""Parameter groups, optimizers and the step itself: every trainable parameter is in exactly one of three groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engine.training.schedule import StepSettings
+from utils.config import Hyperparameters
+from utils.errors import UserError
+from utils.precision import settle_factor
+
+GROUPS = ("bias", "decay", "no_decay")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
+NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+# Parts of names of tables that are added, not multiplied: position encodings (Swin, arXiv 2103.14030, trains them without decay).
+POSITION_NAMES = ("relative_position", "rel_pos", "pos_embed", "position_bias")
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Every parameter that needs a gradient, once: biases; weights with decay; the rest without.
+
+    Without decay are the weights of normalisations, vectors that scale or shift (a layer scale ``gamma``, implicit vectors) and
+    position tables.
+    A parameter shared by two modules counts where it is found first.
+    """
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                groups[_group_of(module, name, parameter)].append(parameter)
+    return groups
+
+
+def build_optimizer(
+    model: nn.Module,
+    hyp: Hyperparameters,
+    *,
+    name: str = "SGD",
+    batch_size: int,
+    accumulate: int,
+    multipliers: Mapping[str, float] | None = None,
+) -> Optimizer:
+    """SGD with Nesterov momentum, Adam or AdamW over the three groups.
+
+    Args:
+        batch_size: over all processes.
+        accumulate: after warm-up. Weight decay is scaled by batch_size * accumulate / nominal batch.
+        multipliers: parameter name -> factor of its learning rate; such parameters stand in groups of their own behind the three.
+
+    Raises:
+        UserError: nothing is left to train, or the optimizer is unknown.
+    """
+    groups = parameter_groups(model)
+    if not any(groups.values()):
+        raise UserError("no parameter is left to train: --freeze names every layer of the model")
+    decay = hyp.weight_decay * batch_size * accumulate / hyp.nbs
+    described: list[dict[str, Any]] = [
+        {"params": parameters, "name": g, "weight_decay": decay if g == "decay" else 0.0, "lr_mult": factor}
+        for factor, g, parameters in _by_factor(model, groups, multipliers or {})
+    ]
+    fused = {"fused": True} if _can_fuse(model) else {"foreach": True}
+    if name == "SGD":
+        return with_momentum(torch.optim.SGD(described, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, **fused))
+    betas = (hyp.momentum, 0.999)
+    if name == "Adam":
+        return torch.optim.Adam(described, lr=hyp.lr0, betas=betas, **fused)
+    if name == "AdamW":
+        return torch.optim.AdamW(described, lr=hyp.lr0, betas=betas, **fused)
+    if name == "LION":
+        return Lion(described, lr=hyp.lr0, betas=(hyp.momentum, 0.99))
+    raise UserError(f"--optimizer {name!r} is unknown, one of SGD, Adam, AdamW, LION is needed")
+
+
+def with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Momenta that begin at zero: torch makes them in the first step, and leaves them unset where that one is skipped."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return optimizer
+
+
+def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Puts a saved state back. Fused kernels on a CPU walk through memory without a look at strides, so every tensor gets the memory
+    layout of its parameter, whatever it was saved in.
+    """
+    optimizer.load_state_dict(dict(state))
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def apply_settings(optimizer: Optimizer, settings: StepSettings) -> None:
+    """Sets every group's learning rate, times its multiplier, and the momentum where the optimizer is SGD (others keep their betas)."""
+    for group in optimizer.param_groups:
+        group["lr"] = (settings.lr_bias if group["name"] == "bias" else settings.lr) * group.get("lr_mult", 1.0)
+        if "momentum" in group:
+            group["momentum"] = settings.momentum
+
+
+def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
+    """Of each group, in the order of ``GROUPS``, before multipliers."""
+    return tuple(group["lr"] for group in optimizer.param_groups[: len(GROUPS)])
+
+
+def optimizer_step(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, spoilt: Tensor | None = None
+) -> Tensor:
+    """Unscales, clips, steps and clears the gradients; gradients that are no numbers change nothing.
+
+    Fused optimizers are told so on the device. The others (LION, and all on devices without fused kernels) wait for it once a step.
+    With a scaler the norm decides as well, which ``scaler.step`` would not look at: gradients may be finite where their norm is not.
+
+    Args:
+        spoilt: () bool on the device, whether a loss of the step was no number; see :func:`settle_factor`.
+
+    Returns:
+        () bool on the device, whether the step was taken.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or torch.inf, foreach=True)
+    taken = torch.isfinite(norm)
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif taken:
+        optimizer.step()
+    settle_factor(scaler, spoilt=torch.zeros_like(taken) if spoilt is None else spoilt)
+    optimizer.zero_grad(set_to_none=True)
+    return taken
+
+
+class Lion(Optimizer):
+    """The sign of an interpolated momentum, with decoupled weight decay.
+
+    ``u = sign(b1 * m + (1 - b1) * g)``, ``w = w - lr * (u + decay * w)``, ``m = b2 * m + (1 - b2) * g``: Chen et al., Symbolic Discovery of
+    Optimization Algorithms, arXiv 2302.06675, algorithm 2. Its learning rate is to be three to ten times smaller than AdamW's.
+    """
+
+    def __init__(self, params: Iterable, *, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients = [p.grad for p in weights]
+            for p in weights:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            momenta: list[Tensor] = [self.state[p]["momentum"] for p in weights]
+            first, second = group["betas"]
+            update = torch._foreach_lerp(momenta, gradients, 1 - first)
+            torch._foreach_sign_(update)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, update, alpha=-group["lr"])
+            torch._foreach_lerp_(momenta, gradients, 1 - second)
+
+
+def _by_factor(
+    model: nn.Module, groups: Mapping[str, list[nn.Parameter]], multipliers: Mapping[str, float]
+) -> list[tuple[float, str, list[nn.Parameter]]]:
+    """(factor, group, parameters): the three groups at factor 1 first, empty or not, then what is in groups at other factors."""
+    factor_of = {id(p): multipliers.get(name, 1.0) for name, p in model.named_parameters()}
+    split = [
+        (factor, name, [p for p in parameters if factor_of[id(p)] == factor])
+        for factor in (1.0, *sorted(set(factor_of.values()) - {1.0}))
+        for name, parameters in groups.items()
+    ]
+    return split[: len(GROUPS)] + [entry for entry in split[len(GROUPS) :] if entry[2]]
+
+
+def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
+    is_table = any(part in name for part in POSITION_NAMES)
+    if name.endswith("bias") and not is_table:
+        return "bias"
+    is_scale = name != "weight" and sum(side > 1 for side in parameter.shape) <= 1
+    return "no_decay" if isinstance(module, NORM_LAYERS) or is_table or is_scale else "decay"
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    """Fused kernels take floats of one device of these types."""
+    devices = {p.device.type for p in model.parameters()}
+    return len(devices) == 1 and devices <= {"cpu", "cuda"}

@@ -1,0 +1,241 @@
+"""The attention catalogue as a page: a table made from the registry, with costs that are counted and measured.
+
+    python -m models.catalogue --write docs/attention.md
+
+Name, aliases and paper stand at ``@register``, the sentence in the docstring, what cannot hold in models/limits.py; the rest is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import math
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.analysis.operations import multiply_adds
+from models.limits import LIMITS
+from models.spec import channel_rules as rules
+from models.spec.registry import BLOCKS, BlockSpec
+from models.spec.row_arguments import what_it_takes
+from utils.errors import UserError
+
+CHANNELS, SIDE = 256, 40  # of the map that costs are given for
+FAR = (512, 1024)  # sides between which the growth shows that the largest term has
+HEADER = ("module", "paper", "what it does", "parameters", "M mult-adds", "ms", "grows as", "deterministic", "exports")
+TIME = HEADER.index("ms")
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table; ``milliseconds`` is None where no time was taken."""
+
+    name: str
+    aliases: tuple[str, ...]
+    paper: str
+    sentence: str
+    parameters: int
+    multiply_adds: int
+    growth: str
+    deterministic: bool
+    exports: bool
+    milliseconds: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of HEADER."""
+        name = ", ".join(f"`{n}`" for n in (self.name, *self.aliases))
+        took = "" if self.milliseconds is None else f"{self.milliseconds:.1f}"
+        cost = (f"{self.parameters:,}", f"{self.multiply_adds / 1e6:,.1f}", took, self.growth)
+        return (name, _linked(self.paper), self.sentence, *cost, "yes" if self.deterministic else "no", "yes" if self.exports else "no")
+
+
+def page(*, timed: bool = True) -> str:
+    """The page as Markdown."""
+    rows = [entry.cells() for entry in entries(timed=timed)]
+    options = [(f"`{name}`", f"`{text}`") for name in _catalogued() if (text := _options(BLOCKS[name]))]
+    others = [(f"`{name}`", _linked(spec.paper), sentence(spec)) for name, spec in _published_parts()]
+    limits = [f"- `{name}`, {check}: {reason}" for (name, check), reason in sorted(LIMITS.items())]
+    return "\n\n".join(
+        [
+            INTRODUCTION,
+            _table(HEADER, rows),
+            OPTIONS_HEADING,
+            _table(("module", "options and defaults"), options),
+            LIMITS_HEADING,
+            "\n".join(limits) or "Nothing is listed: every module of the table keeps every promise.",
+            PARTS_HEADING,
+            _table(("name", "paper", "what it is"), others),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def entries(*, timed: bool) -> list[Entry]:
+    """All attention modules of this project that have a paper, by name."""
+    return [_entry(BLOCKS[name], timed=timed) for name in _catalogued()]
+
+
+def _catalogued() -> list[str]:
+    return [name for name in same_width_names() if BLOCKS[name].paper and BLOCKS[name].cls.__module__.startswith("models.layers.")]
+
+
+def _options(spec: BlockSpec) -> str:
+    """What a row may say behind the width, in the order of the constructor."""
+    return what_it_takes(spec.cls, behind={rules.projects: 2, rules.stacks: 3}.get(spec.channels, 1))
+
+
+def same_width_names() -> list[str]:
+    """Canonical names of all same-width modules, and of the attention layers that choose their output width and so can keep it."""
+    own, free = ("models.layers.attention.", "models.layers.transformer"), (rules.stacks, rules.projects)
+    specs = BLOCKS.values()
+    return [s.name for s in specs if s.channels is rules.attends or (s.channels in free and s.cls.__module__.startswith(own))]
+
+
+def build_same_width(name: str, channels: int) -> nn.Module:
+    """The module as a row with no arguments (or only its width) builds it."""
+    spec = BLOCKS[name]
+    return spec.cls(channels) if spec.channels is rules.attends else spec.cls(channels, channels)
+
+
+def sentence(spec: BlockSpec) -> str:
+    """What a block does: its file's idea where the file holds one block, else the beginning of its own docstring."""
+    module = sys.modules[spec.cls.__module__]
+    alone = sum(getattr(other.cls, "__module__", "") == module.__name__ for other in BLOCKS.values()) == 1
+    text = (inspect.getdoc(module) if alone else inspect.getdoc(spec.cls)) or ""
+    first = re.split(r"; \(B, ", text)[0]
+    first = re.split(r"(?<=[^.][.])\s(?=[A-Z])", " ".join(first.split("\n\n")[0].split()))[0]
+    return first.rstrip(".").replace("|", r"\|").replace("``", "`")
+
+
+def stale_rows(written: str, fresh: str) -> list[str]:
+    """Rows of a written page that differ from a fresh one, the times left aside."""
+    old, new = (Counter(_without_time(row) for row in text.splitlines()) for text in (written, fresh))
+    return sorted((new - old) + (old - new))
+
+
+def _entry(spec: BlockSpec, *, timed: bool) -> Entry:
+    torch.manual_seed(0)
+    module = build_same_width(spec.name, CHANNELS).eval()
+    return Entry(
+        name=spec.name,
+        aliases=spec.aliases,
+        paper=spec.paper,
+        sentence=sentence(spec),
+        parameters=sum(p.numel() for p in module.parameters()),
+        multiply_adds=count(module, SIDE),
+        growth=growth(module),
+        deterministic=(spec.name, "deterministic") not in LIMITS,
+        exports=not {(spec.name, "onnx"), (spec.name, "trace")} & LIMITS.keys(),
+        milliseconds=_milliseconds(module) if timed else None,
+    )
+
+
+def count(module: nn.Module, side: int) -> int:
+    """Multiply-adds of a square map; its tensors have no values, only shapes are worked out."""
+    return multiply_adds(copy.deepcopy(module).to("meta"), torch.empty(1, CHANNELS, side, side, device="meta"))
+
+
+def growth(module: nn.Module) -> str:
+    """How multiply-adds grow with the number of pixels N: the largest term's power, to the nearest half.
+
+    At least N, since a map is read whatever is multiplied.
+    """
+    near, far = (count(module, side) for side in FAR)
+    power = math.log(far / near) / math.log((FAR[1] / FAR[0]) ** 2) if near else 0.0
+    half = max(round(2 * power) / 2, 1.0)
+    return {1.0: "N", 2.0: "N²"}.get(half, f"N^{half:g}")
+
+
+def _milliseconds(module: nn.Module, *, repeats: int = 5) -> float:
+    """Processor time of a forward pass on one thread, the fastest of several: what other programs disturb least."""
+    x, threads = torch.randn(1, CHANNELS, SIDE, SIDE), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            module(x)
+            return 1e3 * min(_seconds(lambda: module(x)) for _ in range(repeats))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+def _published_parts() -> list[tuple[str, BlockSpec]]:
+    """Backbones and necks, whole and by stage."""
+    return [(name, spec) for name, spec in BLOCKS.items() if spec.cls.__module__.startswith(("models.backbones.", "models.necks."))]
+
+
+def _linked(paper: str) -> str:
+    return ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _without_time(row: str) -> str:
+    cells = row.split(" | ")
+    return " | ".join([*cells[:TIME], *cells[TIME + 1 :]]) if len(cells) == len(HEADER) else row
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m models.catalogue", description="the attention catalogue as a page")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="where the page goes; it is printed if not given")
+    args = parser.parse_args(argv)
+    text = page()
+    if args.write is None:
+        print(text)
+        return 0
+    try:
+        args.write.write_text(text, encoding="utf-8")
+    except OSError as error:
+        print(f"models.analysis.catalogue: {UserError(f'--write {args.write}: cannot be written ({error.strerror})')}", file=sys.stderr)
+        return 1
+    return 0
+
+
+INTRODUCTION = f"""# The attention catalogue
+
+This page is made from the registry by `python -m models.catalogue --write docs/attention.md`; change a docstring or a `@register` line, not
+the table.
+
+Every module takes (B, C, H, W) maps of any height and width and gives the same shape, so a row such as `[-1, 1, CBAM, []]` puts it anywhere
+([models.md](models.md#same-width-modules)); `C2f_CBAM`, `C3_CBAM` and `RepNCSPELAN4_CBAM` put it inside a block.
+
+- `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C3TR`, `TransformerBlock` and `iRMB` can also change the width, so
+  their rows name it: `[-1, 3, BoT3, [1024]]`. `C3TR` and `TransformerBlock` have no form inside a block.
+- What else a row may say: [options](#options). A module of your own: [own_modules.md](own_modules.md).
+
+Costs are those of the defaults on one map of {CHANNELS} x {SIDE} x {SIDE}: multiply-adds at operator level with attention counted
+([what counts](models.md#what-a-network-costs)), and processor milliseconds of a forward pass on one thread of the machine that wrote the
+page, good for comparing rows only. *Grows as* is the power with which the multiply-adds grow with the number of pixels N when N is large,
+windows and options at their defaults. *Deterministic*: with `torch.use_deterministic_algorithms` on, two training steps agree bit for bit.
+*Exports*: TorchScript, and ONNX (opset 17) with free height and width, agree with torch.
+
+Time and memory of training, forward and backward, beside the papers' formulas written out:
+[benchmarks/README.md](../benchmarks/README.md#attention-bench_attentionpy)."""
+OPTIONS_HEADING = """## Options
+
+A row gives options by place, in this order, or better by name: `[-1, 1, EMA, [{factor: 16}]]`; in `C2f_EMA` and its like only by name. Only
+what differs from the default need be written. What an option means is said in the module's docstring, under `models/layers/attention/`."""
+LIMITS_HEADING = """## What cannot hold
+
+The promises of every module: any size, no state between calls, a gradient for every parameter, finite in half precision, copies,
+determinism, `torch.compile` without graph breaks, TorchScript and ONNX. Exceptions, with the reason (`models/limits.py`):"""
+PARTS_HEADING = """## Backbones and necks
+
+Published networks by row, under their published parameter names where these exist; ready-made YAMLs are in `models/configs/attention/`."""

@@ -1,0 +1,146 @@
+"""Whether two networks compute the same: decoded boxes and scores on random pictures and on real ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.model import Detector
+from utils.errors import UserError
+
+SIDE_PX, PAD_GREY = 320, 114
+RANDOM = ((1, 1.0), (2, 0.6))  # pictures, height as a part of the side
+
+
+class Tolerance(NamedTuple):
+    """What may differ: raw maps (a part of their largest value), coordinates in px (the largest, or their mean), scores (the largest)."""
+
+    maps: float
+    boxes_px: float
+    scores: float
+    mean: bool = False
+
+
+# Folding rounds once to float32. Rounding every weight to float16 moves boxes of places where no object is by whole pixels, since nothing
+# has trained them, so there the mean over all places counts.
+FOLDED, HALVED = Tolerance(2e-5, 1e-2, 1e-4), Tolerance(5e-2, 0.25, 2e-2, mean=True)
+
+
+class Difference(NamedTuple):
+    """What two networks differ by over all pictures that were tried."""
+
+    maps: float
+    boxes_px: float
+    scores: float
+    random: int
+    real: int
+    allowed: Tolerance
+
+    @property
+    def holds(self) -> bool:
+        allowed = self.allowed
+        return self.maps <= allowed.maps and self.boxes_px <= allowed.boxes_px and self.scores <= allowed.scores  # false for NaN
+
+    def __str__(self) -> str:
+        allowed, how = self.allowed, "on average" if self.allowed.mean else "at most"
+        return (
+            f"raw maps differ by {self.maps:.1e} of their largest value, boxes by {self.boxes_px:.1e} px {how}, "
+            f"scores by {self.scores:.1e} "
+            f"(allowed {allowed.maps:g}, {allowed.boxes_px:g} px, {allowed.scores:g}) on {self.random} random and {self.real} real pictures"
+        )
+
+
+@torch.no_grad()
+def difference(before: Detector, after: Detector, *, pictures: Sequence[Tensor], allowed: Tolerance) -> Difference:
+    """Runs both on random pictures and on ``pictures``, in float64, so that only what the weights lost counts.
+
+    Args:
+        pictures: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
+    """
+    a, b = (copy.deepcopy(model).cpu().double().eval() for model in (before, after))
+    random = list(_random_pictures(before))
+    found = [_of(a, b, images.double(), mean=allowed.mean) for images in (*random, *pictures)]
+    maps, boxes, scores = (max(values) for values in zip(*found))
+    return Difference(maps, boxes, scores, sum(map(len, random)), len(pictures), allowed)
+
+
+def _of(before: Detector, after: Detector, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
+    """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes or NaN tell the two apart."""
+    expected, got = before(images), after(images)
+    if [m.shape for m in expected.main] != [m.shape for m in got.main]:
+        return math.inf, math.inf, math.inf
+    maps = max(_largest(e - g) / max(_largest(e), 1e-12) for e, g in zip(expected.main, got.main))
+    (boxes_a, scores_a), (boxes_b, scores_b) = before.head.decode(expected), after.head.decode(got)
+    px = (boxes_a - boxes_b).abs().nan_to_num(nan=math.inf)
+    return maps, float(px.mean() if mean else px.max()), _largest(scores_a - scores_b)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().nan_to_num(nan=math.inf).max())
+
+
+def _random_pictures(model: Detector) -> Iterable[Tensor]:
+    for seed, (count, part) in enumerate(RANDOM):
+        side = _side(model)
+        height = max(round(side * part / model.stride), 1) * model.stride
+        yield torch.rand(count, model.ch, height, side, generator=torch.Generator().manual_seed(seed))
+
+
+def read_pictures(model: Detector, paths: Sequence[str | Path]) -> list[Tensor]:
+    """Picture files as the network takes them; without any, a drawn one.
+
+    Raises:
+        UserError: a file is no picture.
+    """
+    arrays = [_read(Path(path)) for path in paths] or [drawn_picture()]
+    return [_letterboxed(array, _side(model), model.ch) for array in arrays]
+
+
+def drawn_picture() -> np.ndarray:
+    """Discs and boxes on a gradient with grain, (H, W, 3) uint8: edges, colours and flat places, as photographs have."""
+    random = np.random.default_rng(0)
+    ramp = np.linspace(40, 200, 400, dtype=np.float32)
+    image = np.stack([np.tile(ramp, (300, 1)), np.tile(ramp[::-1], (300, 1)), np.full((300, 400), 120, np.float32)], axis=2)
+    image = (image + random.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+    for _ in range(12):
+        x, y, size = (int(v) for v in random.integers((20, 20, 8), (380, 280, 50)))
+        colour = tuple(int(v) for v in random.integers(0, 255, 3))
+        if size % 2:
+            cv2.circle(image, (x, y), size, colour, -1)
+        else:
+            cv2.rectangle(image, (x, y), (x + size, y + size), colour, -1)
+    return image
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:
+        raise UserError(f"--images {path}: cannot be read ({error})") from None
+    if image is None:
+        raise UserError(f"--images {path}: not a picture that OpenCV reads")
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _letterboxed(image: np.ndarray, side: int, channels: int) -> Tensor:
+    """(H, W, 3) to (1, channels, side, side) in 0-1, padded with grey."""
+    gain = side / max(image.shape[:2])
+    height, width = (max(round(n * gain), 1) for n in image.shape[:2])
+    canvas = np.full((side, side, 3), PAD_GREY, np.uint8)
+    canvas[:height, :width] = cv2.resize(image, (width, height))
+    tensor = torch.from_numpy(canvas).permute(2, 0, 1).float().div(255)  # (3, side, side)
+    if channels != 3:  # grey, or further channels that repeat the colours
+        tensor = tensor.mean(0, keepdim=True) if channels == 1 else tensor.repeat(-(-channels // 3), 1, 1)[:channels]
+    return tensor.unsqueeze(0)
+
+
+def _side(model: Detector) -> int:
+    return -(-SIDE_PX // model.stride) * model.stride

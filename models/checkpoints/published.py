@@ -1,0 +1,113 @@
+"""Weights that others publish: who, where and under which licence; fetched only when asked, and looked at before they are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+
+from utils import distributed
+from utils.errors import UserError, nearest
+from utils.files import written_whole
+
+LEAST_BYTES = 1 << 20  # the smallest published file is larger
+LONGEST_WAIT = 1800  # s that other processes wait for the one that downloads
+
+
+class Release(NamedTuple):
+    """Where files of one project lie."""
+
+    project: str
+    licence: str
+    folder: str  # URL
+
+
+V5 = Release("ultralytics/yolov5", "AGPL-3.0", "https://github.com/ultralytics/yolov5/releases/download/v7.0")
+V7 = Release("WongKinYiu/yolov7", "GPL-3.0", "https://github.com/WongKinYiu/yolov7/releases/download/v0.1")
+V9 = Release("WongKinYiu/yolov9", "GPL-3.0", "https://github.com/WongKinYiu/yolov9/releases/download/v0.1")
+ASSETS = Release("ultralytics", "AGPL-3.0", "https://github.com/ultralytics/assets/releases/download/v8.3.0")
+
+PUBLISHED: dict[str, Release] = {
+    **{f"yolov5{size}{p6}.pt": V5 for size in "nsmlx" for p6 in ("", "6")},
+    **{f"yolov5{size}{p6}u.pt": ASSETS for size in "nsmlx" for p6 in ("", "6")},
+    **{f"yolov7{form}.pt": V7 for form in ("", "x", "-w6", "-e6", "-d6", "-e6e", "-tiny")},
+    **{f"yolov7{form}_training.pt": V7 for form in ("", "x", "-w6", "-e6", "-d6", "-e6e")},
+    **{f"yolov8{size}.pt": ASSETS for size in "nsmlx"},
+    **{f"yolov9-{size}.pt": V9 for size in "tsmce"},
+    **{f"yolov9-{size}-converted.pt": V9 for size in "tsmce"},
+    **{f"gelan-{size}.pt": V9 for size in "smce"},
+    **{f"yolov9{size}.pt": ASSETS for size in "tsmce"},
+}
+
+
+def missing_weights(path: Path) -> str:
+    """The line for a checkpoint that is not on disk: who publishes a file of that name, or the nearest name."""
+    release = PUBLISHED.get(path.name)
+    if release is None:
+        hint = nearest(path.name, PUBLISHED) if path.suffix == ".pt" and path.name not in ("best.pt", "last.pt") else ""
+        return f"{path}: no such checkpoint" + (f"; of published ones, {hint}" if hint else "")
+    return (
+        f"{path}: not here; {release.project} publishes it at {release.folder}/{path.name} under {release.licence}: "
+        "add --download to fetch it"
+    )
+
+
+def provide(path: str | Path, *, download: bool) -> None:
+    """Fetches a published file that is not on disk, if ``download`` says so; of several processes only the main one does.
+
+    Raises:
+        UserError: nobody is known to publish a file of that name, it cannot be fetched, or what came is no checkpoint.
+    """
+    path = Path(path)
+    if not download or not str(path) or path.exists():
+        return
+    release = PUBLISHED.get(path.name)
+    if release is None:
+        known = nearest(path.name, PUBLISHED) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
+        raise UserError(f"--download: nobody is known to publish {path.name}; {known}")
+    if distributed.is_main():
+        _fetch(release, path)
+        return
+    deadline = time.monotonic() + LONGEST_WAIT
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(f"{path}: the main process has not fetched it in {LONGEST_WAIT // 60} minutes")
+        time.sleep(1)
+
+
+def _fetch(release: Release, path: Path) -> None:
+    from torch.hub import download_url_to_file
+
+    url = f"{release.folder}/{path.name}"
+    print(f"{path.name}: {release.project} publishes it under {release.licence}; fetching {url}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            download_url_to_file(url, str(partial), progress=distributed.is_main())
+            _look_at(partial, url)
+    except URLError as error:  # no network, no such host, or an HTTP status
+        raise UserError(f"--download: {url} cannot be fetched ({error.reason}); fetch it elsewhere and give its path") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--download: {url} cannot be fetched ({' '.join(str(error).split())[:150]})") from None
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
+
+
+def _look_at(path: Path, url: str) -> None:
+    """Refuses a web page, a stub and anything that torch did not write."""
+    from models.checkpoints.torch_files import read_torch_file
+
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.lstrip()[:1] == b"<":
+        raise UserError(f"--download: {url} gave a web page, not a checkpoint")
+    if size < LEAST_BYTES:
+        raise UserError(f"--download: {url} gave {size} bytes, too few for a checkpoint")
+    try:
+        read_torch_file(path)
+    except UserError as error:
+        raise UserError(f"--download: {url} gave {str(error).replace(f'{path}: ', '')}") from None

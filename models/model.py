@@ -1,0 +1,316 @@
+"""The network: layers in the order of their rows, the graph between them, and the two ways of making it leaner for inference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.heads.base import DetectionHead, HeadOutput
+from models.spec.channel_rules import LayerPlan
+from models.spec.parser import ModelSpec, Row, load_spec, needed, plan_layers
+from models.spec.registry import load_plugin
+from models.spec.row_arguments import what_it_takes
+from utils.errors import UserError
+from utils.types import Predictions
+
+BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03  # of all published YOLOs, set on every batch norm of a network
+DRY_RUN_SIZE = 256  # px; a multiple of every stride in use
+
+
+def build_model(
+    cfg: str | Path | Mapping[str, Any],
+    *,
+    nc: int | None = None,
+    ch: int | None = None,
+    names: Sequence[str] | None = None,
+    plugins: Sequence[str | Path] = (),
+    attention: str | Sequence[str] = (),
+    attention_init: str = "",
+) -> Detector:
+    """Builds a network from a model YAML (path, bare name or dictionary), freshly initialised and in training mode.
+
+    Args:
+        cfg: such as ``"yolov9-c-FocalModulation.yaml"``.
+        nc: number of classes; the YAML's if not given.
+        ch: number of input channels; the YAML's (3 if it has none) if not given.
+        names: class names; ``class0`` … if not given.
+        plugins: Python files of the caller's whose blocks the YAML uses.
+        attention: modules to insert, such as ``["FocalModulation@9", "EMA@detect"]``: :func:`models.edit.rows.edit`.
+        attention_init: ``"identity"`` starts them as exact no-ops.
+
+    Raises:
+        UserError: what is wrong with the YAML, a row or a name.
+    """
+    for path in plugins:
+        load_plugin(path)
+    if names is not None and nc is None:
+        nc = len(names)
+    spec = load_spec(cfg, nc=nc, ch=ch)
+    if attention or attention_init:
+        from models.edit.rows import insert
+
+        spec = insert(spec, attention, init=attention_init).spec
+    return Detector(spec, names=names)
+
+
+class Detector(nn.Module):
+    """A detection network: (B, ch, H, W) images in 0-1 to the raw maps of its head.
+
+    Attributes:
+        spec: the YAML it was built from.
+        plans: one plan a layer: what it is, what it reads.
+        model: the layers, by row (parameters are called ``model.0.conv.weight`` as in the published models).
+        names: class names.
+        strides: px of the input per cell for each level of the main branch.
+        shapes: output shape(s) of every row in the dry run at ``DRY_RUN_SIZE`` px.
+    """
+
+    def __init__(self, spec: ModelSpec, *, names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        plans = plan_layers(spec)
+        self._assemble(spec, plans, [_build_layer(plan, spec) for plan in plans])
+        self.names = _class_names(names, spec.nc)
+        for module in self.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+                module.eps, module.momentum = BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
+        self.strides = self._dry_run()
+        self.head.set_strides(self.strides)
+        if spec.fused:
+            _fuse_children(self.model)
+
+    def _assemble(self, spec: ModelSpec, plans: Sequence[LayerPlan], layers: Sequence[nn.Module]) -> None:
+        self.spec = spec
+        self.plans = tuple(plans)
+        self.model = nn.Sequential(*layers)
+        last_use = {s: plan.index for plan in plans for s in plan.sources}  # later rows overwrite earlier ones
+        self._released = tuple(tuple(s for s, user in last_use.items() if user == plan.index) for plan in plans)
+
+    @property
+    def head(self) -> DetectionHead:
+        head = self.model[-1]
+        assert isinstance(head, DetectionHead)
+        return head
+
+    @property
+    def nc(self) -> int:
+        """Number of classes."""
+        return self.spec.nc
+
+    @property
+    def ch(self) -> int:
+        """Number of input channels."""
+        return self.spec.ch
+
+    @property
+    def stride(self) -> int:
+        """The largest stride of any row, px: sides of input images should be multiples of it, or maps that are joined differ in size.
+
+        A head may read finer levels only (yolov5-p34), while its network goes down further and up again.
+        """
+        sides = {side for shape in self.shapes[:-1] for side in _sides(shape)}
+        return int(max(*self.strides, *(DRY_RUN_SIZE / side for side in sides if side > 1 and DRY_RUN_SIZE % side == 0)))
+
+    def forward(self, images: Tensor) -> HeadOutput:
+        """Runs (B, ch, H, W) images in 0-1, sides multiples of :attr:`stride`, to the head's raw maps."""
+        return self.run_rows(images, lambda plan, layer, inputs: layer(inputs))
+
+    def run_rows(self, images: Tensor, call: Callable[[LayerPlan, nn.Module, Any], Any]) -> Any:
+        """Walks the graph: ``call(plan, layer, inputs)`` gives a row's output; maps are let go after their last use."""
+        outputs: dict[int, Any] = {-1: images}
+        for plan, layer, released in zip(self.plans, self.model, self._released):
+            inputs = [outputs[s] for s in plan.sources]
+            outputs[plan.index] = call(plan, layer, inputs if plan.takes_list else inputs[0])
+            for s in released:
+                del outputs[s]
+        return outputs[len(self.plans) - 1]
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Predictions:
+        """Boxes (B, N, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1; always in evaluation mode."""
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            return self.head.decode(self(images))
+        finally:
+            if was_training:
+                self.train()
+
+    def fuse(self) -> Detector:
+        """A new Detector with batch norms folded and re-parameterised branches merged; this one stays as it is."""
+        fused = copy.deepcopy(self).eval()
+        _fuse_children(fused.model)
+        fused.spec = replace(fused.spec, fused=True)
+        return fused
+
+    def deploy(self, *, fuse: bool = True) -> Detector:
+        """A new Detector for inference; this one (and an EMA beside it) stays as it is.
+
+        Drops the auxiliary branches and every layer that only they need, folds identity rows, renumbers, and fuses. An identity row that
+        reads the image stays where several rows read it, since a row cannot name the image.
+        """
+        deployed = self.head.deploy()
+        head_sources = tuple(self.plans[-1].sources[i] for i in deployed.inputs)
+        plans = [*self.plans[:-1], replace(self.plans[-1], sources=head_sources, name=deployed.name)]
+        plans = _fold_identities(needed(plans), self.model)
+        number = {plan.index: new for new, plan in enumerate(plans)} | {-1: -1}
+        spec = replace(self.spec, rows=tuple(_renumbered_row(self.spec.rows[p.index], p, number) for p in plans))
+        layers = [copy.deepcopy(deployed.head if p is plans[-1] else self.model[p.index]) for p in plans]
+
+        lean = Detector.__new__(Detector)
+        nn.Module.__init__(lean)
+        lean._assemble(spec, plan_layers(spec), layers)
+        lean.names, lean.strides = self.names, self.strides
+        lean.shapes = tuple(self.shapes[p.index] for p in plans)
+        lean.eval()
+        return lean.fuse() if fuse else lean
+
+    @torch.no_grad()
+    def _dry_run(self) -> tuple[float, ...]:
+        """Runs one blank image through, row by row, checks the widths that the rules promised, and gives the strides."""
+        shapes: list[Any] = []
+
+        def call(plan: LayerPlan, layer: nn.Module, inputs: Any) -> Any:
+            where = f"{self.spec.origin}: row {plan.index} [{plan.name}]"
+            try:
+                out = layer(inputs)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+                raise UserError(f"{where}: fails on input {_shape(inputs)}{_given(plan)}: {_said(error)}") from error
+            shapes.append(_shape(out))
+            _check_width(plan, out, where)
+            return out
+
+        self.eval()
+        self.run_rows(torch.zeros(1, self.ch, DRY_RUN_SIZE, DRY_RUN_SIZE), call)
+        self.train()
+        self.shapes = tuple(shapes)
+        return self._branch_strides()
+
+    def _branch_strides(self) -> tuple[float, ...]:
+        """The strides of the main branch's levels, which auxiliary branches must share: one target is assigned to both.
+
+        Raises:
+            UserError: a branch differs; names the levels and the rows that they read.
+        """
+        plan, levels = self.plans[-1], self.head.levels(self.plans[-1].sources)
+        strides = [DRY_RUN_SIZE / self.shapes[s][-2] for s in plan.sources]
+        main = self.head.main_inputs(len(strides))
+        for start in range(0, len(strides), levels):
+            differing = [
+                f"level {level + 1} has stride {strides[start + level]:g} (row {plan.sources[start + level]}) beside {strides[i]:g} "
+                f"(row {plan.sources[i]})"
+                for level, i in enumerate(main)
+                if strides[start + level] != strides[i]
+            ]
+            if differing:
+                order = "auxiliary levels first" if main.start else "main levels first"
+                raise UserError(
+                    f"{self.spec.origin}: row {plan.index} [{plan.name}]: an auxiliary branch reads other strides than the main one: "
+                    f"{'; '.join(differing)}; list all levels of one branch, then of the next, {order}"
+                )
+        return tuple(strides[i] for i in main)
+
+
+def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
+    """Constructs one row's layer within the file's default activation; a constructor's complaint names the row."""
+    from models.layers.attention.ops.embedded import Embedded
+    from models.layers.attention.ops.identity import IdentityStart
+    from models.layers.conv import activation_scope, parse_activation
+
+    assert plan.cls is not None
+    cls, whole = plan.cls, plan.identity_start
+    if whole and isinstance(cls, Embedded):  # C2f_EMA: the EMA is what was put in, and the C2f stays at work
+        cls, whole = replace(cls, identity_start=True), False
+
+    def build(args: tuple[Any, ...]) -> nn.Module:
+        layer = cls(*args, **plan.kwargs)
+        return IdentityStart(layer) if whole else layer
+
+    try:
+        with activation_scope(parse_activation(spec.activation or "nn.SiLU")):
+            if plan.repeats == 1:
+                return build(plan.args)
+            return nn.Sequential(build(plan.args), *(build(plan.repeat_args or plan.args) for _ in range(plan.repeats - 1)))
+    except (ValueError, TypeError, AssertionError, RuntimeError, IndexError, ZeroDivisionError) as error:
+        takes = "" if isinstance(error, ValueError) else f"; it takes {what_it_takes(plan.cls)}"  # a ValueError says itself what is wrong
+        raise UserError(f"{spec.origin}: row {plan.index} [{plan.name}]{_given(plan)}: {_said(error)}{takes}") from error
+
+
+def _said(error: Exception) -> str:
+    return "divides by an argument that is 0" if isinstance(error, ZeroDivisionError) else " ".join(str(error).split())
+
+
+def _given(plan: LayerPlan) -> str:
+    """The constructor's arguments, for messages."""
+    return f" with arguments {list(plan.args)}" + (f" and {dict(plan.kwargs)}" if plan.kwargs else "")
+
+
+def _fuse_children(module: nn.Module) -> None:
+    """Replaces, inmost first, every module that knows a folded form of itself (``fused()``)."""
+    for name, child in list(module.named_children()):
+        _fuse_children(child)
+        fused = getattr(child, "fused", None)
+        if callable(fused):
+            setattr(module, name, fused())
+
+
+def _fold_identities(plans: Sequence[LayerPlan], layers: nn.Sequential) -> list[LayerPlan]:
+    """Lets readers of identity rows read what those read, and drops them."""
+    kept: list[LayerPlan] = list(plans)
+    for plan in plans:
+        readers = [p for p in kept if plan.index in p.sources]
+        reads_image = plan.sources == (-1,)
+        if not getattr(layers[plan.index], "is_identity", False) or (reads_image and (len(readers) != 1 or kept.index(readers[0]) != 1)):
+            continue
+        redirect = {plan.index: plan.sources[0]}
+        kept = [replace(p, sources=tuple(redirect.get(s, s) for s in p.sources)) for p in kept if p.index != plan.index]
+    return kept
+
+
+def _renumbered_row(row: Row, plan: LayerPlan, number: Mapping[int, int]) -> Row:
+    """The YAML row of a plan after rows were dropped: -1 for the row before, absolute numbers for the rest."""
+    here = number[plan.index]
+    sources = tuple(-1 if number[s] == here - 1 else number[s] for s in plan.sources)
+    source = sources if isinstance(row.source, tuple) else sources[0]
+    module = plan.name if plan.out_channels == 0 else row.module
+    return replace(row, source=source, module=module)
+
+
+def _check_width(plan: LayerPlan, out: Any, where: str) -> None:
+    if plan.out_channels == 0:
+        return
+    widths = tuple(o.shape[1] for o in out) if isinstance(out, (tuple, list)) else out.shape[1]
+    if widths != plan.out_channels:
+        promised = plan.out_channels
+        raise UserError(f"{where}: gives {widths} channels where its channel rule promises {promised}; register it with another rule")
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, HeadOutput):
+        return tuple(_shape(v) for v in value.main)
+    return tuple(_shape(v) for v in value)
+
+
+def _sides(shape: Any) -> list[int]:
+    """Heights of the maps of one row; a pooled row of single pixels is no map."""
+    if shape and isinstance(shape[0], tuple):
+        return [side for part in shape for side in _sides(part)]
+    return [shape[-2]] if len(shape) == 4 else []
+
+
+def _class_names(names: Sequence[str] | None, nc: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(f"class{i}" for i in range(nc))
+    if len(names) != nc:
+        raise UserError(f"{len(names)} class names for {nc} classes")
+    return tuple(map(str, names))

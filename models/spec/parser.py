@@ -1,0 +1,394 @@
+"""Model YAML files to layer plans: finds the file, reads its dialect, checks every row, and applies the channel rules.
+
+Two dialects are understood: v5 (``depth_multiple``, ``width_multiple``; also YOLOv7's and YOLOv9's files) and v8 (``scales``). Text in a
+YAML is read as literals against an allow-list; nothing in it is ever run.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.spec.channel_rules import Channels, LayerPlan, RuleContext, make_divisible
+from models.spec.registry import BLOCKS
+from models.spec.row_arguments import check_arguments
+from utils.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+CONFIGS = Path(__file__).parents[1] / "configs"
+SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
+KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused"}
+TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # others write them; they say nothing that is not said elsewhere
+SCALED_NAME = re.compile(r"^(?P<family>.*?\d)(?P<scale>[a-z])(?P<rest>(?:[-_].*)?)$")
+PLAIN_WORD = re.compile(r"^[\w.\-/ ]*$")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a YAML, as written, with its place."""
+
+    source: int | tuple[int, ...]
+    number: int
+    module: str
+    args: tuple[Any, ...]
+    section: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model YAML after reading: everything that a network is built from.
+
+    Attributes:
+        origin: file name for messages.
+        nc: number of classes.
+        ch: number of input channels.
+        depth, width, max_channels: the multiples in force, and the cap of the v8 dialect (None: no cap).
+        anchors: anchor sizes per level in px, or None.
+        anchors_per_cell: how many anchors a cell has, listed or only counted (``anchors: 3``); 0 where the file has no ``anchors:``.
+        activation: text of the network's default activation, or None.
+        dialect: ``"v5"`` or ``"v8"``.
+        scale: letter of the scale in force, empty without ``scales``.
+        scales: the table of a v8 file.
+        rows: backbone and head.
+        fused: the network's layers are folded, as deploy() leaves them.
+    """
+
+    origin: str
+    nc: int
+    ch: int
+    depth: float
+    width: float
+    max_channels: int | None
+    anchors: tuple[tuple[float, ...], ...] | None
+    anchors_per_cell: int
+    activation: str | None
+    dialect: str
+    scale: str
+    scales: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    fused: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that :func:`read_spec` reads back to an equal spec (for checkpoints and saved YAMLs)."""
+        out: dict[str, Any] = {"nc": self.nc, "ch": self.ch}
+        if self.dialect == "v8":
+            out |= {"scales": {k: list(v) for k, v in self.scales.items()}, "scale": self.scale}
+        else:
+            out |= {"depth_multiple": self.depth, "width_multiple": self.width}
+        if self.anchors is not None:
+            out["anchors"] = [list(level) for level in self.anchors]
+        elif self.anchors_per_cell:
+            out["anchors"] = self.anchors_per_cell
+        if self.activation:
+            out["activation"] = self.activation
+        if self.fused:
+            out["fused"] = True
+        for section in ("backbone", "head"):
+            out[section] = [_plain_row(row) for row in self.rows if row.section == section]
+        return out
+
+
+def load_spec(
+    cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch: int | None = None, scale: str | None = None
+) -> ModelSpec:
+    """Reads a model YAML given by path or bare name, or a dictionary of the same form.
+
+    Args:
+        scale: letter of a v8 file's scale, instead of the one in the name.
+
+    Raises:
+        UserError: no such file, two files of one name, not YAML, or a key or row that is wrong.
+    """
+    data, origin = _read_yaml(cfg, scale=scale)
+    return read_spec(data, origin=origin, nc=nc, ch=ch)
+
+
+def named_channels(cfg: str | Path | Mapping[str, Any]) -> int | None:
+    """The input channels that a model YAML names (``ch``); None where it leaves them open. Raises UserError as :func:`load_spec` does."""
+    data, origin = _read_yaml(cfg)
+    return _whole(origin, "ch", data["ch"], least=1) if "ch" in data else None
+
+
+def _read_yaml(cfg: str | Path | Mapping[str, Any], *, scale: str | None = None) -> tuple[Mapping[str, Any], str]:
+    """The mapping of a model YAML, with the scale of its name, and what messages call it."""
+    if isinstance(cfg, Mapping):
+        return cfg, str(cfg.get("yaml_file", "model dictionary"))
+    path, letter = find_config(cfg)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if not isinstance(data, Mapping):
+        raise UserError(f"{path}: should hold keys such as nc, backbone and head, not {type(data).__name__}")
+    if scale or letter:
+        data = {**data, "scale": scale or letter}
+    family = data.get("yaml_file")  # a run's model.yaml says what it was made from, which tells the recipe
+    return data, f"{path.name} ({family})" if family else path.name
+
+
+def find_config(name: str | Path) -> tuple[Path, str]:
+    """The YAML that ``name`` means, and the scale letter in its name (empty if it has none).
+
+    An existing path is taken as it is; otherwise the last part is looked for anywhere under ``models/configs``, first as written, then
+    without its scale letter (``yolov8s-p2.yaml`` reads ``yolov8-p2.yaml`` at scale s).
+
+    Raises:
+        UserError: nothing found (with the nearest name), or two files of that name.
+    """
+    path = Path(name)
+    if path.suffix in (".pt", ".pth", ".safetensors"):
+        raise UserError(f"{name}: holds weights, where a model YAML is asked for; a run's is the model.yaml in its folder")
+    if path.suffix not in (".yaml", ".yml"):
+        path = path.with_name(path.name + ".yaml")
+    if path.is_file():
+        return path, ""
+    shelf: dict[str, list[Path]] = {}
+    for found in sorted(CONFIGS.rglob("*.yaml")):
+        shelf.setdefault(found.name, []).append(found)
+    scaled = SCALED_NAME.match(path.stem)
+    candidates: list[tuple[list[Path], str]] = []
+    if path.parent.name == "deploy":  # YOLOv7 publishes training and deploy forms under one name in two folders
+        candidates.append((shelf.get(f"{path.stem}-deploy.yaml", []), ""))
+    candidates.append((shelf.get(path.name, []), ""))
+    if scaled:
+        base = path.with_name(f"{scaled['family']}{scaled['rest']}.yaml")
+        beside = [base] if base.is_file() else []
+        candidates += [(beside, scaled["scale"]), (shelf.get(base.name, []), scaled["scale"])]
+    for paths, scale in candidates:
+        if len(paths) > 1:
+            raise UserError(f"{path.name} is the name of {len(paths)} files, give one with its folder: {', '.join(map(str, paths))}")
+        if paths:
+            return paths[0], scale
+    hint = nearest(path.stem, {Path(known).stem for known in shelf})
+    raise UserError(f"{name}: no such model YAML, neither as a path nor under models/configs; {hint}".rstrip("; "))
+
+
+def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch: int | None = None) -> ModelSpec:
+    """Checks a YAML's keys and rows and settles scale, classes and channels. Raises UserError naming file and key or row."""
+    for key in data:
+        if key not in KNOWN_KEYS | TOLERATED_KEYS:
+            hint = nearest(str(key), KNOWN_KEYS) or "known are " + ", ".join(sorted(KNOWN_KEYS))
+            raise UserError(f"{origin}: unknown key {key!r}; {hint}")
+    nc = _whole(origin, "nc", nc if nc is not None else data.get("nc", 80), least=1)
+    ch = _whole(origin, "ch", ch if ch is not None else data.get("ch", 3), least=1)
+    scale, depth, width, cap = _scaling(data, origin)
+    anchors, per_cell = _anchors(data.get("anchors"), origin)
+    activation = data.get("activation")
+    if activation is not None and not isinstance(activation, str):
+        raise UserError(f"{origin}: activation should be text such as nn.SiLU(), not {activation!r}")
+    rows = tuple(
+        _row(row, f"{origin}: {section} row {i}", section)
+        for section in ("backbone", "head")
+        for i, row in enumerate(_rows_of(data, section, origin))
+    )
+    if not rows:
+        raise UserError(f"{origin}: has no rows; backbone and head should be lists of [from, number, module, args]")
+    return ModelSpec(
+        origin, nc, ch, depth, width, cap, anchors, per_cell, activation, "v8" if "scales" in data else "v5", scale,
+        dict(data.get("scales") or {}), rows, bool(data.get("fused", False)),
+    )  # fmt: skip
+
+
+def plan_layers(spec: ModelSpec) -> list[LayerPlan]:
+    """Applies the channel rule of every row. Raises UserError that quotes file, row and, for an unknown module, the nearest name."""
+    plans: list[LayerPlan] = []
+    for index, row in enumerate(spec.rows):
+        where = f"{spec.origin}: row {index} [{row.module}]"
+        try:
+            plans.append(plan_row(spec, row, index, plans))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        except KeyError as error:
+            raise UserError(f"{spec.origin}: row {index}: {error.args[0]}") from error
+    heads = [p.index for p in plans if p.out_channels == 0]
+    if heads != [len(plans) - 1]:
+        raise UserError(f"{spec.origin}: the last row should be the one detection head; heads stand at rows {heads or 'none'}")
+    return plans
+
+
+def needed(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
+    """The plans that the last one reads, directly or through others, in order."""
+    wanted = {plans[-1].index}
+    for plan in reversed(plans):
+        if plan.index in wanted:
+            wanted.update(plan.sources)
+    return [plan for plan in plans if plan.index in wanted]
+
+
+def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) -> LayerPlan:
+    """One row's plan, given those before it. Raises UserError or KeyError (unknown module) without naming the place."""
+    block = BLOCKS[row.module]
+    sources = _sources(row.source, index)
+    in_channels: tuple[Channels, ...] = tuple(spec.ch if s < 0 else plans[s].out_channels for s in sources)
+    args, options = _arguments(row.args, spec)
+    start = options.pop("init", None)
+    if start not in (None, "identity"):
+        raise UserError(f"init: {start!r} is not known; 'identity' is")
+    context = RuleContext(
+        in_channels=in_channels,
+        repeats=max(round(row.number * spec.depth), 1) if row.number > 1 else row.number,
+        width=_width_rule(spec),
+        nc=spec.nc,
+        anchors=spec.anchors,
+        dialect=spec.dialect,
+        cls=block.cls,
+    )
+    plan = block.channels(args, context)
+    plan = replace(
+        plan, cls=plan.cls or block.cls, kwargs={**plan.kwargs, **options}, index=index, sources=sources, name=block.name,
+        section=row.section, identity_start=start == "identity",
+    )  # fmt: skip
+    check_arguments(plan, block)
+    within = hasattr(block.cls, "inner")  # C2f_EMA: the module inside keeps the width, whatever its block does
+    if plan.identity_start and not within and in_channels != (plan.out_channels,):
+        raise UserError(f"init: identity is for modules that keep their input's width, and this one gives {plan.out_channels} channels")
+    return plan
+
+
+def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
+    given = (source,) if isinstance(source, int) else source
+    absolute = tuple(s if s >= 0 else index + s for s in given)
+    for written, s in zip(given, absolute):
+        if s >= index:
+            raise UserError(f"reads row {written}, which is not before it; a row reads earlier rows only")
+        if s < (-1 if index == 0 else 0):
+            raise UserError(f"reads {written}, which is before the first row")
+    return absolute
+
+
+def _width_rule(spec: ModelSpec) -> Any:
+    own_output = spec.anchors_per_cell * (spec.nc + 5) if spec.dialect == "v5" else None
+
+    def width(channels: int) -> int:
+        if channels == own_output:
+            return channels
+        capped = min(channels, spec.max_channels) if spec.max_channels else channels
+        return make_divisible(capped * spec.width)
+
+    return width
+
+
+def _arguments(args: Sequence[Any], spec: ModelSpec) -> tuple[list[Any], dict[str, Any]]:
+    """Positional arguments and options of a row; options are its dictionaries, text is read as literals."""
+    positional: list[Any] = []
+    options: dict[str, Any] = {}
+    for arg in args:
+        if isinstance(arg, Mapping):
+            options |= {str(k): _literal(v, spec) for k, v in arg.items()}
+        else:
+            positional.append(_literal(arg, spec))
+    return positional, options
+
+
+def _literal(value: Any, spec: ModelSpec) -> Any:
+    """Numbers, booleans, None, ``nc``, ``anchors``, activations such as ``nn.LeakyReLU(0.1)``, and plain words."""
+    if isinstance(value, (list, tuple)):
+        return [_literal(v, spec) for v in value]
+    if not isinstance(value, str):
+        return value
+    anchors = spec.anchors or spec.anchors_per_cell
+    if value == "anchors" and not anchors:
+        raise UserError("wants anchors, but the file has no anchors: key; write anchors: 3, or [w1, h1, w2, …] in px for each level")
+    named = {"None": None, "True": True, "False": False, "nc": spec.nc, "anchors": anchors}
+    if value in named:
+        return named[value]
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    if value.startswith(("nn.", "torch.nn.")):
+        from models.layers.conv import parse_activation
+
+        return parse_activation(value)()
+    if not PLAIN_WORD.match(value):
+        raise UserError(f"argument {value!r} is neither a number, a plain word nor a known activation; text in a YAML is never run")
+    return value
+
+
+def _row(row: Any, where: str, section: str) -> Row:
+    if not isinstance(row, (list, tuple)) or len(row) != 4:
+        raise UserError(f"{where}: should be [from, number, module, args], not {row!r}")
+    source, number, module, args = row
+    if isinstance(source, (list, tuple)) and source and all(_is_int(s) for s in source):
+        source = tuple(source)
+    elif not _is_int(source):
+        raise UserError(f"{where}: from should be a row number or a list of them, not {source!r}")
+    if not _is_int(number) or number < 1:
+        raise UserError(f"{where}: number should be 1 or more, not {number!r}")
+    if not isinstance(module, str):
+        raise UserError(f"{where}: module should be a name, not {module!r}")
+    if not isinstance(args, (list, tuple)):
+        raise UserError(f"{where}: args should be a list, not {args!r}")
+    return Row(source, number, module, tuple(args), section)
+
+
+def _rows_of(data: Mapping[str, Any], section: str, origin: str) -> Sequence[Any]:
+    rows = data.get(section) or []
+    if not isinstance(rows, (list, tuple)):
+        raise UserError(f"{origin}: {section} should be a list of rows, not {type(rows).__name__}")
+    return rows
+
+
+def _scaling(data: Mapping[str, Any], origin: str) -> tuple[str, float, float, int | None]:
+    if "scales" not in data:
+        if "scale" in data:
+            raise UserError(f"{origin}: has no scales, so its name cannot carry the scale letter {data['scale']!r}")
+        depth, width = (_positive(origin, key, data.get(key, 1.0)) for key in ("depth_multiple", "width_multiple"))
+        return "", depth, width, None
+    scales = data["scales"]
+    if not isinstance(scales, Mapping) or not scales:
+        raise UserError(f"{origin}: scales should be a table such as {{n: [0.33, 0.25, 1024]}}")
+    scale = str(data.get("scale") or next(iter(scales)))
+    if not data.get("scale"):
+        log.warning("%s: no scale letter in the name, so the first scale is read: %s", origin, scale)
+    if scale not in scales:
+        raise UserError(f"{origin}: has no scale {scale!r}; it has {', '.join(map(str, scales))}")
+    values = scales[scale]
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        raise UserError(f"{origin}: scale {scale} should be [depth, width, max_channels], not {values!r}")
+    depth, width = (_positive(origin, f"scales.{scale}", v) for v in values[:2])
+    return scale, depth, width, _whole(origin, f"scales.{scale}", values[2], least=1)
+
+
+def _anchors(value: Any, origin: str) -> tuple[tuple[tuple[float, ...], ...] | None, int]:
+    """Anchor sizes per level (None for an anchor-free file), and how many a cell has; ``anchors: 3`` says only the latter."""
+    if value is None:
+        return None, 0
+    if _is_int(value):
+        return None, _whole(origin, "anchors", value, least=1)
+    levels = value if isinstance(value, (list, tuple)) else []
+    sizes = [v for level in levels if isinstance(level, (list, tuple)) for v in level]
+    even = all(isinstance(level, (list, tuple)) and len(level) == len(levels[0]) and len(level) % 2 == 0 for level in levels)
+    if not sizes or not even or not all(isinstance(v, (int, float)) and v > 0 for v in sizes):
+        raise UserError(f"{origin}: anchors should be an integer or a list of levels [w1, h1, w2, h2, …] of one length, not {value!r}")
+    return tuple(tuple(level) for level in levels), len(levels[0]) // 2
+
+
+def _plain_row(row: Row) -> list[Any]:
+    source = list(row.source) if isinstance(row.source, tuple) else row.source
+    return [source, row.number, row.module, [dict(a) if isinstance(a, Mapping) else a for a in row.args]]
+
+
+def _whole(origin: str, key: str, value: Any, *, least: int) -> int:
+    if not _is_int(value) or value < least:
+        raise UserError(f"{origin}: {key} should be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+def _positive(origin: str, key: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise UserError(f"{origin}: {key} should be a positive number, not {value!r}")
+    return float(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,186 @@
+"""Names to building blocks: ``@register`` stands beside a class and says how its arguments and output width are derived.
+
+A model YAML names its layers; this table is the only place that knows what a name means. Built-in blocks are found by importing the
+packages in ``BUILTIN_PACKAGES`` at the first look-up; a user's own file joins through :func:`load_plugin`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from utils.errors import UserError, closest
+
+if TYPE_CHECKING:
+    from models.spec.channel_rules import ChannelRule
+
+BUILTIN_PACKAGES = ("models.layers", "models.backbones", "models.necks", "models.heads")
+ADDED_WORD = re.compile(r"_?(attention|attn|block|module|layer)$")  # GAM_Attention, SE_Block: what other programs call GAM and SE
+Block = TypeVar("Block", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One registered block.
+
+    Attributes:
+        name: the name written in YAML rows.
+        cls: the class (or factory) that builds the layer.
+        channels: the rule that turns a row's arguments into constructor arguments and an output width.
+        aliases: other names that mean the same block.
+        paper: title and arXiv number for the catalogue, empty for plain layers.
+    """
+
+    name: str
+    cls: Callable[..., Any]
+    channels: ChannelRule
+    aliases: tuple[str, ...] = ()
+    paper: str = ""
+
+
+Resolver = Callable[[str], "BlockSpec | None"]
+
+
+class Registry(Mapping[str, BlockSpec]):
+    """Block specifications by name or alias; iteration yields canonical names only."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, BlockSpec] = {}
+        self._names: dict[str, str] = {}  # every name and alias -> canonical name
+        self._resolvers: list[Resolver] = []
+        self._loaded = False
+
+    def add(self, spec: BlockSpec) -> None:
+        for name in (spec.name, *spec.aliases):
+            if name in self._names:
+                taken = self._specs[self._names[name]].cls
+                raise UserError(f"block name {name!r} is taken by {_where(taken)}; register {_where(spec.cls)} under another name")
+        self._specs[spec.name] = spec
+        self._names.update(dict.fromkeys((spec.name, *spec.aliases), spec.name))
+
+    def resolver(self, resolve: Resolver) -> Resolver:
+        """Decorator that enters a function for names that are not registered but follow from registered ones (``C2f_EMA``)."""
+        self._resolvers.append(resolve)
+        return resolve
+
+    def __getitem__(self, name: str) -> BlockSpec:
+        spec = self._find(name)
+        if spec is None:
+            meant = self._meant(name)
+            hint = f", did you mean {meant!r}?" if meant else ""
+            raise KeyError(f"unknown module {name!r}{hint}; a module of your own joins with --plugins")
+        return spec
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def _find(self, name: str) -> BlockSpec | None:
+        self._load_builtins()
+        if name in self._names:
+            return self._specs[self._names[name]]
+        return next((spec for resolve in self._resolvers if (spec := resolve(name)) is not None), None)
+
+    def _meant(self, name: str) -> str:
+        """The known name nearest to an unknown one: without an added word (``GAM_Attention``), inside its block, or by spelling."""
+        bare = ADDED_WORD.sub("", name.lower())
+        outer, _, inner = name.partition("_")
+        composed = [f"{outer}_{near}" for near in closest(inner, self._names)]
+        meant = [known for known in self._names if known.lower() == bare] + [c for c in composed if c in self]
+        return next(iter(meant or closest(name, self._names)), "")
+
+    def __iter__(self) -> Iterator[str]:
+        self._load_builtins()
+        return iter(sorted(self._specs))
+
+    def __len__(self) -> int:
+        self._load_builtins()
+        return len(self._specs)
+
+    def _load_builtins(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True  # before the imports: they register, and must not come back here
+        for package_name in BUILTIN_PACKAGES:
+            package = importlib.import_module(package_name)
+            for module in pkgutil.walk_packages(package.__path__, package_name + "."):
+                importlib.import_module(module.name)
+
+
+BLOCKS = Registry()
+
+
+def register(name: str, *aliases: str, channels: ChannelRule, paper: str = "") -> Callable[[Block], Block]:
+    """Class decorator that enters a block under ``name`` (and ``aliases``) with its channel rule.
+
+    Example:
+        >>> @register("CBAM", channels=rules.attends, paper="CBAM, arXiv 1807.06521")
+        ... class CBAM(nn.Module): ...
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def enter(cls: Block) -> Block:
+        BLOCKS.add(BlockSpec(name=name, cls=cls, channels=channels, aliases=aliases, paper=paper))
+        return cls
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A user's file that registers blocks: what a checkpoint remembers of it."""
+
+    name: str
+    sha256: str
+
+
+_PLUGINS: dict[str, Plugin] = {}  # by hash, so that naming a file twice is harmless
+
+
+def load_plugin(path: str | Path) -> Plugin:
+    """Imports a Python file that the user named on the command line, so that its ``@register`` blocks can be used in YAML rows.
+
+    Only ever called with a path given by the person who runs the command; a path stored in a file is never imported.
+
+    Raises:
+        UserError: the file is missing, fails to import, or registers a name that is taken.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"--plugins {path}: no such file")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest in _PLUGINS:
+        return _PLUGINS[digest]
+    module_name = f"yolo_plugin_{path.stem}_{digest[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugins {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        del sys.modules[module_name]
+        raise
+    except Exception as error:  # whatever a user's file raises becomes one line that names the file
+        del sys.modules[module_name]
+        raise UserError(f"--plugins {path}: {type(error).__name__}: {error}") from error
+    return _PLUGINS.setdefault(digest, Plugin(path.name, digest))
+
+
+def loaded_plugins() -> tuple[Plugin, ...]:
+    """The plugins of this process, in the order in which they were loaded."""
+    return tuple(_PLUGINS.values())
+
+
+def _where(cls: Callable[..., Any]) -> str:
+    return f"{getattr(cls, '__module__', '?')}.{getattr(cls, '__qualname__', repr(cls))}"

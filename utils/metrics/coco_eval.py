@@ -1,0 +1,193 @@
+"""COCO's files: instances JSON as ground truth, detections as results JSON, and pycocotools over both."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from utils.errors import UserError
+from utils.metrics.coco_file import find_image_id, image_ids_by_name, read_coco_file, read_json, sound_annotations
+from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator
+
+UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+MOST_REMARKS = 3  # faulty annotations that are told one by one
+COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in UNUSED_COCO_IDS)  # contiguous class 0 … 79 to COCO's id
+
+
+@dataclass(frozen=True)
+class CocoAnnotations:
+    """An instances JSON, sorted by image."""
+
+    path: Path
+    category_ids: tuple[int, ...]  # per class
+    single_class: bool  # whether all categories count as one
+    image_ids: dict[str, int]  # by file name, see find_image_id
+    starts: dict[int, tuple[int, int]]  # image id: rows
+    classes: NDArray[np.int64]  # (M,)
+    boxes_ltwh: NDArray[np.float64]  # (M, 4) px
+    area: NDArray[np.float64]  # (M,) px²
+    crowd: NDArray[np.bool_]  # (M,)
+    remarks: tuple[str, ...] = ()  # what of the file is left out, for the user
+
+    def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
+        """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
+        ids = [find_image_id(self.image_ids, p) for p in paths]
+        if None in ids:
+            raise UserError(f"{self.path}: no image with the file name {Path(paths[ids.index(None)]).name!r}")
+        return [i for i in ids if i is not None]
+
+    def truth_of(self, paths: Sequence[str | Path]) -> GroundTruth:
+        """The objects of a batch of files."""
+        rows = [np.arange(*self.starts.get(i, (0, 0))) for i in self.ids_of(paths)]
+        image = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        taken = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+        columns = (image, *(a[taken] for a in (self.classes, self.boxes_ltwh, self.area, self.crowd)))
+        return GroundTruth(*map(torch.from_numpy, columns))
+
+
+def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False) -> CocoAnnotations:
+    """Reads an instances JSON as ground truth; what training would not read is left out, and said in the same words.
+
+    Args:
+        path: The file.
+        names: Class names of the data set, in order; matched to the file's categories by name, else by order if there are as many.
+        single_class: Whether every object counts as class 0.
+
+    Raises:
+        UserError: If the file is no instances JSON or its categories do not fit ``names``.
+    """
+    content = read_coco_file(Path(path), None if single_class else names)
+    sound = sorted((o for o in content.objects if not o.fault), key=lambda o: o.image_id)
+    image = np.array([o.image_id for o in sound], dtype=np.int64)
+    ids, first = np.unique(image, return_index=True)
+    faults = [f"annotation {o.id} of {content.path.name}: {o.fault}" for o in content.objects if o.fault]
+    return CocoAnnotations(
+        path=content.path,
+        category_ids=content.category_ids[:1] if single_class else content.category_ids,
+        single_class=single_class,
+        image_ids=image_ids_by_name(content.files),
+        starts={int(i): (int(a), int(b)) for i, a, b in zip(ids, first, [*first[1:], len(image)])},
+        classes=np.array([o.label for o in sound], dtype=np.int64),
+        boxes_ltwh=np.array([o.bbox for o in sound], dtype=np.float64).reshape(-1, 4),
+        area=np.array([o.area for o in sound], dtype=np.float64),
+        crowd=np.array([o.crowd for o in sound], dtype=bool),
+        remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
+    )
+
+
+def _and_more(faults: int) -> str:
+    return f"… and {faults - MOST_REMARKS} more like these" if faults > MOST_REMARKS else ""
+
+
+def category_ids_of(names: Sequence[str]) -> tuple[int, ...]:
+    """The category ids to write where no annotation file says them: COCO's own for its 80 classes, else the class numbers."""
+    is_coco = len(names) == 80 and (names[0], names[79]) == ("person", "toothbrush")
+    return COCO_CATEGORY_IDS if is_coco else tuple(range(len(names)))
+
+
+def image_id_of(path: str | Path) -> int | str:
+    """COCO's image id from a file name: the number if it is one, else the name without its ending."""
+    stem = Path(path).stem
+    return int(stem) if stem.isdecimal() else stem
+
+
+def write_coco_json(
+    path: str | Path, accumulator: MetricAccumulator, *, category_ids: Sequence[int], image_ids: Sequence[int | str] | None = None
+) -> int:
+    """Writes all detections of an evaluation in COCO's results format.
+
+    Args:
+        path: File to write.
+        accumulator: Holds the detections.
+        category_ids: Per class.
+        image_ids: Per image of the accumulator; None takes them from the file names.
+
+    Returns:
+        The number of detections written.
+    """
+    state = accumulator.state()
+    if image_ids is None:
+        image_ids = [image_id_of(p) if isinstance(p, str) else p for p in state["images"]]
+    ids = [json.dumps(i) for i in image_ids]
+    row = '{"image_id":%s,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g}'
+    rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:]) for d in state["detections"].tolist())
+    Path(path).write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
+    return len(state["detections"])
+
+
+def run_pycocotools(
+    annotations: str | Path | dict[str, Any],
+    results: str | Path | list[dict[str, Any]],
+    *,
+    image_ids: Iterable[int] | None = None,
+    category_ids: Iterable[int] | None = None,
+    use_categories: bool = True,
+) -> dict[str, float]:
+    """The 12 numbers of pycocotools for boxes.
+
+    Args:
+        annotations: Instances JSON, a file or its content.
+        results: Results JSON, a file or its content; may be empty.
+        image_ids: Only these images are evaluated; None takes all of the annotations.
+        category_ids: Only these categories are evaluated; None takes all of the annotations.
+        use_categories: False evaluates without regard to class.
+
+    Raises:
+        UserError: If the files do not fit each other.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    content = read_json(Path(annotations)) if isinstance(annotations, (str, Path)) else annotations
+    found = json.loads(Path(results).read_text(encoding="utf-8")) if isinstance(results, (str, Path)) else results
+    known = {i["id"] for i in content["images"]}
+    unknown = next((r["image_id"] for r in found if r["image_id"] not in known), None)
+    if unknown is not None:
+        raise UserError(f"the annotations have no image with id {unknown!r}; pycocotools can only compare files that share their image ids")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints much of no interest
+        truth = _indexed(COCO(), content)
+        dets = truth.loadRes(found) if found else _indexed(COCO(), {**content, "annotations": []})
+        evaluation = COCOeval(truth, dets, "bbox")
+        if image_ids is not None:
+            evaluation.params.imgIds = sorted(set(image_ids))
+        if category_ids is not None:
+            evaluation.params.catIds = sorted(set(category_ids))
+        evaluation.params.useCats = int(use_categories)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(COCO_STATS, evaluation.stats)}
+
+
+def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What an accumulator holds as annotations and results of COCO's form, to check its numbers with pycocotools.
+
+    Images are numbered from 1 in the order of their names, categories are the class numbers.
+    """
+    state = accumulator.state()
+    number = {name: i for i, name in enumerate(sorted(state["images"]), 1)}
+    ids = [number[name] for name in state["images"]]
+    keys = ("category_id", "bbox")
+    annotations = [
+        {"id": i, "image_id": ids[int(t[0])], **dict(zip(keys, (int(t[1]), t[2:6]))), "area": t[6], "iscrowd": int(t[7])}
+        for i, t in enumerate(state["truth"].tolist(), 1)
+    ]
+    results = [{"image_id": ids[int(d[0])], **dict(zip(keys, (int(d[1]), d[2:6]))), "score": d[6]} for d in state["detections"].tolist()]
+    categories = [{"id": i, "name": name} for i, name in enumerate(accumulator.names)]
+    return {"images": [{"id": i} for i in number.values()], "annotations": annotations, "categories": categories}, results
+
+
+def _indexed(coco: Any, content: dict[str, Any]) -> Any:
+    """A COCO object over what of the content is sound."""
+    coco.dataset = {"info": {}, **content, "annotations": sound_annotations(content)}
+    coco.createIndex()
+    return coco

@@ -1,0 +1,277 @@
+"""Detection metrics over a data set: collect with ``MetricAccumulator``, get one frozen ``Metrics``.
+
+Every number carries its rule. ``coco`` equals pycocotools (100 detections per image and class, greedy matching, 101 points, crowds
+ignored); ``yolov5`` gives what YOLOv5, v7 and v9 print, for comparison with older papers; ``ultralytics`` what newer YOLOv8 code prints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.boxes import xyxy_to_ltwh
+from utils.metrics.average_precision import (
+    CURVE_POINTS,
+    EPS,
+    Array,
+    Curves,
+    Rule,
+    coco_average_precision,
+    confidence_curves,
+    smoothed,
+    trapezoid_average_precision,
+)
+from utils.metrics.confusion import confusion_matrix
+from utils.metrics.matching import AREA_RANGES, IOU_THRESHOLDS, Objects, match_coco, match_yolov5, rank_in_group
+from utils.types import Detections
+
+COCO_MAX_DETECTIONS = (1, 10, 100)  # per image and class
+FITNESS_WEIGHTS = {"map50": 0.1, "map": 0.9}
+COCO_STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+
+
+class GroundTruth(NamedTuple):
+    """The objects of a batch, in px of the original pictures."""
+
+    image: Tensor  # (M,) int64, which image of the batch
+    classes: Tensor  # (M,) int64
+    boxes_ltwh: Tensor  # (M, 4) px, float64 where they come from a JSON file
+    area: Tensor  # (M,) px², the annotation's area where there is one (a polygon's is smaller than its box)
+    crowd: Tensor  # (M,) bool
+
+    @classmethod
+    def of_boxes(cls, image: Tensor, classes: Tensor, boxes_ltwh: Tensor) -> GroundTruth:
+        """Objects of which only the boxes are known."""
+        return cls(image, classes, boxes_ltwh, boxes_ltwh[:, 2:].prod(dim=1), torch.zeros(len(image), dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one evaluation found. Values of classes without objects are NaN and enter no mean; means over nothing are 0."""
+
+    rule: Rule
+    names: tuple[str, ...]
+    images: int
+    instances: NDArray[np.int64]  # (nc,) objects per class
+    images_with: NDArray[np.int64]  # (nc,) images that hold an object of the class
+    precision: float  # mean over classes at ``confidence``, IoU 0.5
+    recall: float
+    confidence: float  # where the smoothed mean F1 is highest
+    map50: float
+    map: float
+    ap: Array  # (nc, 10) at IoU 0.50 … 0.95
+    precision_per_class: Array  # (nc,)
+    recall_per_class: Array  # (nc,)
+    curves: Curves
+    confusion: NDArray[np.int64]  # (nc + 1, nc + 1) predicted by true, the last one is background
+    coco_stats: dict[str, float]  # the 12 numbers of pycocotools, -1 for what has no object; empty with the rule yolov5
+    losses: dict[str, float] = field(default_factory=dict)  # mean validation loss by part, if asked for
+    speed_ms: dict[str, float] = field(default_factory=dict)  # per image and stage
+
+    @property
+    def fitness(self) -> float:
+        """What best.pt is chosen by: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95."""
+        return fitness(self.map50, self.map)
+
+    @property
+    def map_by_size(self) -> tuple[float, float, float]:
+        """mAP@0.5:0.95 of small, medium and large objects (COCO: 32² and 96² px²); NaN where there is none."""
+        values = (self.coco_stats.get(f"AP_{size}", -1.0) for size in ("small", "medium", "large"))
+        small, medium, large = (v if v >= 0 else math.nan for v in values)
+        return small, medium, large
+
+    def table(self, *, per_class: bool = True) -> str:
+        """The usual table as text: a row for all, then one for each class that has objects."""
+        width = max([len(n) for n in self.names] + [len("class"), 12])
+        head = f"{'class':>{width}} {'images':>8} {'objects':>8} {'P':>8} {'R':>8} {'mAP50':>8} {'mAP50-95':>9}   rule: {self.rule}"
+
+        def row(name: str, images: int, objects: int, *values: float) -> str:
+            p, r, map50, map_ = (f"{v:.3f}" for v in values)
+            return f"{name:>{width}} {images:>8} {objects:>8} {p:>8} {r:>8} {map50:>8} {map_:>9}"
+
+        lines = [head, row("all", self.images, int(self.instances.sum()), self.precision, self.recall, self.map50, self.map)]
+        for c in np.flatnonzero(self.instances) if per_class else ():
+            values = (self.precision_per_class[c], self.recall_per_class[c], self.ap[c, 0], self.ap[c].mean())
+            lines.append(row(self.names[c], int(self.images_with[c]), int(self.instances[c]), *values))
+        return "\n".join(lines)
+
+
+def fitness(map50: float | Array, map50_95: float | Array) -> Any:
+    """0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as YOLOv5, v7 and v9 weigh them."""
+    return FITNESS_WEIGHTS["map50"] * map50 + FITNESS_WEIGHTS["map"] * map50_95
+
+
+class MetricAccumulator:
+    """Collects detections and objects of any number of batches, on any number of processes.
+
+    Example:
+        >>> metrics = MetricAccumulator(("cat", "dog"))
+        >>> metrics.update(detections, truth, images=paths)
+        >>> metrics.compute().map50
+    """
+
+    def __init__(self, names: Sequence[str] | Mapping[int, str], *, rule: str = "coco") -> None:
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {rule!r}")
+        self.names = tuple(names[i] for i in range(len(names)))
+        self.rule = cast(Rule, rule)
+        self._images: list[int | str] = []
+        self._dets: list[NDArray[np.float64]] = []  # (n, 7) image, class, left, top, width, height, score
+        self._truth: list[NDArray[np.float64]] = []  # (m, 8) image, class, left, top, width, height, area, crowd
+
+    def update(self, detections: Sequence[Detections], truth: GroundTruth, *, images: Sequence[int | str]) -> None:
+        """Adds a batch.
+
+        Args:
+            detections: One per image, boxes xyxy in px of the original picture.
+            truth: The objects of the batch.
+            images: A name or number for each image, unique in the data set. Equal scores are ordered by it, as COCO does by image id.
+        """
+        start = len(self._images)
+        self._images.extend(images)
+        number = torch.arange(start, start + len(images))
+        image = number.repeat_interleave(torch.tensor([len(d.scores) for d in detections], dtype=torch.long))
+        boxes = xyxy_to_ltwh(torch.cat([d.boxes for d in detections]).double().cpu())
+        label, score = torch.cat([d.classes for d in detections]).cpu(), torch.cat([d.scores for d in detections]).cpu()
+        self._dets.append(torch.cat((_columns(image, label), boxes, _columns(score)), dim=1).numpy())
+        objects = GroundTruth(*(column.cpu() for column in truth))
+        known = (_columns(objects.image + start, objects.classes), objects.boxes_ltwh.double(), _columns(objects.area, objects.crowd))
+        self._truth.append(torch.cat(known, dim=1).numpy())
+
+    def state(self) -> dict[str, Any]:
+        """All that was collected, as a list and two arrays: what another process sends to be merged."""
+        return {
+            "images": list(self._images),
+            "detections": np.concatenate(self._dets) if self._dets else np.zeros((0, 7)),
+            "truth": np.concatenate(self._truth) if self._truth else np.zeros((0, 8)),
+        }
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Adds what another accumulator collected; images that are here already (padding of the shards) are left out."""
+        known = set(self._images)
+        new = np.array([name not in known for name in state["images"]], dtype=bool)
+        place = np.cumsum(new) - 1 + len(self._images)
+        for rows, mine in ((state["detections"], self._dets), (state["truth"], self._truth)):
+            image = rows[:, 0].astype(np.int64)
+            kept = rows[new[image]]
+            mine.append(np.column_stack((place[image[new[image]]], kept[:, 1:])))
+        self._images.extend(name for name, is_new in zip(state["images"], new) if is_new)
+
+    def compute(self) -> Metrics:
+        """The metrics of everything that was added. The order of the additions does not matter."""
+        dets, truth = self._objects()
+        nc = len(self.names)
+        counted = truth.take(~truth.crowd)
+        instances = np.bincount(counted.label, minlength=nc)
+        images_with = np.bincount(np.unique(counted.image * nc + counted.label) % nc, minlength=nc)
+        ap, curves, stats = _coco(dets, truth, nc) if self.rule == "coco" else _trapezoid(dets, counted, nc, rule=self.rule)
+        present = instances > 0
+        best = int(smoothed(curves.f1[present].mean(axis=0), 0.1).argmax()) if present.any() else 0
+        best = min(best, len(CURVE_POINTS) - 1)
+        precision, recall = curves.precision[:, best], curves.recall[:, best]
+        return Metrics(
+            rule=self.rule,
+            names=self.names,
+            images=len(self._images),
+            instances=instances,
+            images_with=images_with,
+            precision=_mean(precision),
+            recall=_mean(recall),
+            confidence=float(CURVE_POINTS[best]),
+            map50=_mean(ap[:, 0]),
+            map=_mean(ap),
+            ap=ap,
+            precision_per_class=precision,
+            recall_per_class=recall,
+            curves=curves,
+            confusion=confusion_matrix(dets, truth, nc=nc),
+            coco_stats=stats,
+        )
+
+    def _objects(self) -> tuple[Objects, Objects]:
+        """Detections sorted by image, class and score, and objects; images numbered in the order of their names."""
+        state = self.state()
+        order = sorted(range(len(self._images)), key=lambda i: (isinstance(self._images[i], str), self._images[i]))
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        det, truth = state["detections"], state["truth"]
+        image, label = place[det[:, 0].astype(np.int64)], det[:, 1].astype(np.int64)
+        sort = np.lexsort((-det[:, 6], label, image))
+        area = det[:, 4] * det[:, 5]
+        dets = Objects(image, label, det[:, 2:6], det[:, 6], area, np.zeros(len(det), dtype=bool)).take(sort)
+        where, what = place[truth[:, 0].astype(np.int64)], truth[:, 1].astype(np.int64)
+        return dets, Objects(where, what, truth[:, 2:6], np.ones(len(truth)), truth[:, 6], truth[:, 7] > 0)
+
+
+def _coco(dets: Objects, truth: Objects, nc: int) -> tuple[Array, Curves, dict[str, float]]:
+    """Average precision (nc, 10), curves and the 12 numbers, by COCO's rule."""
+    rank = rank_in_group(dets.image * nc + dets.label)
+    kept = rank < COCO_MAX_DETECTIONS[-1]
+    dets, rank = dets.take(kept), rank[kept]
+    match = match_coco(dets, truth)
+    inside = (truth.area[:, None] >= AREA_RANGES[:, 0]) & (truth.area[:, None] <= AREA_RANGES[:, 1]) & ~truth.crowd[:, None]
+    positives = np.stack([np.bincount(truth.label[i], minlength=nc) for i in inside.T], axis=1)  # (nc, A)
+    ap, recall = np.full((2, nc, len(IOU_THRESHOLDS), len(AREA_RANGES)), np.nan)
+    few = np.full((nc, len(IOU_THRESHOLDS), len(COCO_MAX_DETECTIONS)), np.nan)  # recall with 1, 10 and 100 detections
+    curves = _empty_curves(nc)
+    for c, rows in enumerate(_rows_of_classes(dets, nc)):
+        if not positives[c].any():
+            continue
+        correct, ignored = match.correct[rows], match.ignored[rows]
+        ap[c], recall[c] = coco_average_precision(correct, ignored, positives[c])
+        for m, most in enumerate(COCO_MAX_DETECTIONS):
+            few[c, :, m] = correct[rank[rows] < most, :, 0].sum(axis=0) / max(positives[c, 0], 1)
+        counts = ~ignored[:, 0, 0]
+        _fill_curves(curves, c, correct[counts, 0, 0], dets.score[rows][counts], int(positives[c, 0]))
+    values = [ap[..., 0], ap[:, 0, 0], ap[:, 5, 0], *(ap[..., a] for a in (1, 2, 3))]
+    values += [*(few[..., m] for m in range(3)), *(recall[..., a] for a in (1, 2, 3))]
+    return ap[..., 0], curves, {name: _mean(v, of_nothing=-1.0) for name, v in zip(COCO_STATS, values)}
+
+
+def _trapezoid(dets: Objects, truth: Objects, nc: int, *, rule: Rule) -> tuple[Array, Curves, dict[str, float]]:
+    """Average precision (nc, 10) and curves by the rule of YOLOv5 or ultralytics, which know no crowds."""
+    match = match_yolov5(dets, truth) if rule == "yolov5" else match_coco(dets, truth, areas=AREA_RANGES[:1])
+    positives = np.bincount(truth.label, minlength=nc)
+    ap = np.full((nc, len(IOU_THRESHOLDS)), np.nan)
+    curves = _empty_curves(nc)
+    for c, rows in enumerate(_rows_of_classes(dets, nc)):
+        if positives[c]:
+            correct = match.correct[rows, :, 0]
+            ap[c] = trapezoid_average_precision(correct, int(positives[c]), credit_unreached=rule == "yolov5")
+            _fill_curves(curves, c, correct[:, 0], dets.score[rows], int(positives[c]))
+    return ap, curves, {}
+
+
+def _rows_of_classes(dets: Objects, nc: int) -> list[NDArray[np.int64]]:
+    """For every class its detections, best first over all images."""
+    order = np.lexsort((-dets.score, dets.label))
+    return np.split(order, np.searchsorted(dets.label[order], np.arange(1, nc)))
+
+
+def _empty_curves(nc: int) -> Curves:
+    blank = np.full((4, nc, len(CURVE_POINTS)), np.nan)
+    return Curves(CURVE_POINTS, blank[0], blank[1], blank[2], CURVE_POINTS, blank[3])
+
+
+def _fill_curves(curves: Curves, c: int, correct: NDArray[np.bool_], score: Array, positives: int) -> None:
+    if not positives:
+        return
+    recall, precision, at_recall = confidence_curves(correct, score, positives)
+    curves.recall[c], curves.precision[c], curves.precision_at_recall[c] = recall, precision, at_recall
+    curves.f1[c] = 2 * precision * recall / (precision + recall + EPS)
+
+
+def _mean(values: Array, *, of_nothing: float = 0.0) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else of_nothing
+
+
+def _columns(*columns: Tensor) -> Tensor:
+    return torch.stack([c.double() for c in columns], dim=1)
