@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from data.sources.frames import Frame, FrameSource
     from engine.inference.ensemble import Ensemble
-    from engine.inference.sliced import SlicedLook
+    from engine.inference.sliced import SlicedPredictor
     from models.export.runtimes import ExportedModel
-    from models.model import Detector
+    from models.model import Model
     from utils.types import Detections, Predictions
 
-    AnyModel = Detector | ExportedModel | Ensemble
+    AnyModel = Model | ExportedModel | Ensemble
 
 EMBEDDED_DATA = "shapes.yaml"
 __all__ = ["DetectConfig", "Report", "detect", "main"]
@@ -57,7 +57,7 @@ class Report:
 
     Attributes:
         folder: where results lie; None if nothing was to be saved.
-        frames: pictures and video frames that were looked at.
+        frames: images and video frames that were looked at.
         detections: boxes found in all of them.
         skipped: one line for every file that could not be read.
         seconds: of every frame by stage.
@@ -73,7 +73,7 @@ class Report:
 
 
 def detect(config: DetectConfig) -> Report:
-    """Finds objects in everything that ``config.source`` names, draws and saves them, and prints a line for each picture.
+    """Finds objects in everything that ``config.source`` names, draws and saves them, and prints a line for each image.
 
     Raises:
         UserError: weights, source or an option cannot be used, or nothing of the source can be read.
@@ -103,18 +103,18 @@ def detect(config: DetectConfig) -> Report:
         classes=config.classes,
         agnostic=config.agnostic_nms,
     )
-    sliced = sliced_look(config, source, looker.predict, suppress, device) if config.slice else None
+    sliced = sliced_predictor(config, source, looker.predict, suppress, device) if config.slice else None
     options = SaveOptions(
-        pictures=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
+        images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
     )
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
     writer = ResultWriter(report.folder or Path(), model.names, options, written=report.written, videos_at_once=source.at_once)
     with closing(source.batches()) as batches, writer:
-        for frame, images, found in looked_at(batches, looker.predict, suppress, device, report, half=config.half):
+        for frame, images, found in predict_frames(batches, looker.predict, suppress, device, report, half=config.half):
             if sliced:
-                with clocked(report, "windows", device), autocast(device, torch.float16 if config.half else None):
+                with timed(report, "windows", device), autocast(device, torch.float16 if config.half else None):
                     found = sliced(frame.image, found)
-            with clocked(report, "drawing and saving", device):
+            with timed(report, "drawing and saving", device):
                 seen = viewable(frame.image)
                 drawn = drawn_on(seen, found, model.names, config)
                 number, fps = video_position(frame, config)
@@ -125,14 +125,14 @@ def detect(config: DetectConfig) -> Report:
             seconds = report.seconds["model"][-1] + (report.seconds["windows"][-1] if sliced else 0.0)
             print(f"{frame_line(frame, images, found, model.names, windows=windows)}, {1000 * seconds:.1f} ms")
             if config.visualize and (number or 1) == 1:  # of a video the first frame
-                visualize(cast("Detector", model), images, writer.folder / "features" / writer.stem(frame.called), report)
+                visualize(cast("Model", model), images, writer.folder / "features" / writer.stem(frame.called), report)
             if config.view_img and not show(drawn, frame):
                 break
     print_report(report)
     return report
 
 
-def looked_at(
+def predict_frames(
     batches: Iterator[Sequence[Frame]],
     predict: Callable[[Tensor], Predictions],
     suppress: Callable[[Predictions], list[Detections]],
@@ -150,12 +150,12 @@ def looked_at(
     from engine.inference.predictor import as_batch, in_original_px
     from utils.precision import autocast
 
-    for frames in clocked_batches(batches, report, device):
-        with clocked(report, "to device", device, frames=len(frames)):
+    for frames in timed_batches(batches, report, device):
+        with timed(report, "to device", device, frames=len(frames)):
             images, letterbox = as_batch(frames, device)  # (B, C, H, W) in 0-1
-        with clocked(report, "model", device, frames=len(frames)), autocast(device, torch.float16 if half else None):
+        with timed(report, "model", device, frames=len(frames)), autocast(device, torch.float16 if half else None):
             predictions = predict(images)
-        with clocked(report, "suppression", device, frames=len(frames)):
+        with timed(report, "suppression", device, frames=len(frames)):
             found = in_original_px(suppress(predictions), letterbox)
         yield from zip(frames, images.split(1), found)
 
@@ -172,7 +172,7 @@ def chosen_weights(config: DetectConfig) -> Path:
 
 
 def load_model(weights: Path, device: torch.device, config: DetectConfig) -> AnyModel:
-    """What looks at pictures: the network of the weights, or several as one."""
+    """What looks at images: the network of the weights, or several as one."""
     from engine.inference.networks import is_exported, load_networks
 
     files = (weights, *config.others)
@@ -208,7 +208,7 @@ def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Re
 
 
 def input_size(config: DetectConfig, model: AnyModel) -> tuple[int, int]:
-    """Height and width of the letterboxed picture; without ``--imgsz`` those that a file of fixed size was made for."""
+    """Height and width of the letterboxed image; without ``--imgsz`` those that a file of fixed size was made for."""
     if getattr(model, "dynamic", True):
         return config.imgsz or (640, 640)
     if config.imgsz not in (None, model.imgsz):
@@ -218,14 +218,14 @@ def input_size(config: DetectConfig, model: AnyModel) -> tuple[int, int]:
     return model.imgsz
 
 
-def sliced_look(
+def sliced_predictor(
     config: DetectConfig, source: FrameSource, predict: Callable[[Tensor], Predictions], suppress: Callable[..., Any], device: torch.device
-) -> SlicedLook:
-    """What looks at the pictures through windows, which are letterboxed as the whole pictures are."""
-    from engine.inference.sliced import SlicedLook
+) -> SlicedPredictor:
+    """What looks at the images through windows, which are letterboxed as the whole images are."""
+    from engine.inference.sliced import SlicedPredictor
 
     assert config.slice is not None
-    return SlicedLook(
+    return SlicedPredictor(
         predict=predict,
         suppress=suppress,
         size_hw=(config.slice[0], config.slice[1]),
@@ -241,7 +241,7 @@ def sliced_look(
 
 
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:
-    """The pictures that are looked at when no source is given."""
+    """The images that are looked at when no source is given."""
     from data.dataset_spec import load_dataset_spec
     from data.labels.yolo import list_images
 
@@ -257,7 +257,7 @@ def validation_images(config: DetectConfig, weights: Path) -> list[str]:
 
 
 def drawn_on(image: np.ndarray, found: Detections, names: Sequence[str], config: DetectConfig) -> np.ndarray:
-    """The picture (H, W, 3) RGB with boxes on it; itself where nobody will look at it."""
+    """The image (H, W, 3) RGB with boxes on it; itself where nobody will look at it."""
     from utils.visual.draw import draw_detections
 
     if config.nosave and not config.view_img:
@@ -268,7 +268,7 @@ def drawn_on(image: np.ndarray, found: Detections, names: Sequence[str], config:
 
 
 def video_position(frame: Frame, config: DetectConfig) -> tuple[int | None, float]:
-    """Number of a video frame, from 1, and the frames a second at which the annotated video keeps its speed; None for a picture."""
+    """Number of a video frame, from 1, and the frames a second at which the annotated video keeps its speed; None for an image."""
     if frame.video is None:
         return None, 0.0
     return frame.video.number + 1, frame.video.fps / config.vid_stride
@@ -284,8 +284,8 @@ def frame_line(frame: Frame, images: Tensor, found: Detections, names: Sequence[
     return f"{kind} {frame.index + 1}{of} {frame.path}: {height}x{width}{looks} {counts or 'nothing found'}"
 
 
-def visualize(model: Detector, images: Tensor, folder: Path, report: Report) -> None:
-    """Saves what every layer makes of the picture in ``features/<picture>/``."""
+def visualize(model: Model, images: Tensor, folder: Path, report: Report) -> None:
+    """Saves what every layer makes of the image in ``features/<image>/``."""
     from utils.visual.feature_maps import save_feature_maps
 
     count = save_feature_maps(model.model, lambda: model.predict(images), folder)
@@ -293,7 +293,7 @@ def visualize(model: Detector, images: Tensor, folder: Path, report: Report) -> 
 
 
 def show(drawn: np.ndarray, frame: Frame) -> bool:
-    """Shows a picture in a window; false when q or Esc was pressed."""
+    """Shows an image in a window; false when q or Esc was pressed."""
     import cv2
 
     cv2.imshow(f"{frame.path if frame.video and frame.name else 'detect.py'} (q to stop)", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
@@ -304,15 +304,15 @@ def print_report(report: Report) -> None:
     """Speed by stage, and where things lie."""
     frames = max(report.frames, 1)
     speed = ", ".join(f"{stage} {1000 * sum(seconds) / frames:.1f} ms" for stage, seconds in report.seconds.items())
-    print(f"Speed per picture: {speed}")
+    print(f"Speed per image: {speed}")
     skipped = f", {len(report.skipped)} files could not be read" if report.skipped else ""
-    print(f"{report.detections} objects in {report.frames} pictures{skipped}")
+    print(f"{report.detections} objects in {report.frames} images{skipped}")
     if report.folder is not None:
         written = ", ".join(f"{count} {kind}" for kind, count in report.written.items())
         print(f"Results in {report.folder}: {written or 'nothing'}")
 
 
-def clocked_batches(batches: Iterator[Sequence[Frame]], report: Report, device: torch.device) -> Iterator[Sequence[Frame]]:
+def timed_batches(batches: Iterator[Sequence[Frame]], report: Report, device: torch.device) -> Iterator[Sequence[Frame]]:
     """The groups of frames, with the time that reading, or waiting for, each takes."""
     while True:
         start = _now(device)
@@ -324,7 +324,7 @@ def clocked_batches(batches: Iterator[Sequence[Frame]], report: Report, device: 
 
 
 @contextmanager
-def clocked(report: Report, stage: str, device: torch.device, *, frames: int = 1) -> Iterator[None]:
+def timed(report: Report, stage: str, device: torch.device, *, frames: int = 1) -> Iterator[None]:
     """Notes the seconds that a stage takes, its work on the device included, as equal shares of the frames."""
     start = _now(device)
     yield
@@ -355,7 +355,7 @@ def _check_surroundings(config: DetectConfig, device: torch.device) -> None:
         gui = next((line.split(":")[1].strip() for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")), "")
         if no_display or gui == "NONE":
             reason = "there is no display here" if no_display else "this OpenCV cannot open windows (it is the headless package)"
-            raise UserError(f"--view-img: {reason}; leave it out, pictures are saved anyway")
+            raise UserError(f"--view-img: {reason}; leave it out, images are saved anyway")
 
 
 if __name__ == "__main__":

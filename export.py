@@ -43,7 +43,7 @@ def export(config: ExportConfig) -> list[Exported]:
         UserError: an unusable argument, file or format; formats before it in the list have been written.
     """
     from models import load_model
-    from models.checkpoints.published import provide
+    from models.checkpoints.published import ensure_weights
     from models.export.exporting import ExportOptions, export_model, exporter_for, output_path
 
     if config.nms and not {"onnx", "onnx_end2end"} & set(config.include):
@@ -54,7 +54,7 @@ def export(config: ExportConfig) -> list[Exported]:
     weights = Path(config.weights) if config.weights else newest_weights()
     if not config.weights:
         print(f"no --weights: taking the newest run's, {weights}")
-    provide(weights, download=config.download)
+    ensure_weights(weights, download=config.download)
     model = load_model(weights, plugins=config.plugins)
     options = ExportOptions(
         imgsz=_rounded_up(config.imgsz, model.stride),

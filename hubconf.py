@@ -24,7 +24,7 @@ def custom(
 
     Args:
         path: a ``.pt`` or ``.safetensors`` file.
-        autoshape: whether the model takes pictures of any kind and returns results; otherwise the Detector itself.
+        autoshape: whether the model takes images of any kind and returns results; otherwise the Model itself.
         device: ``cpu``, ``0`` …; a GPU where there is one.
         plugins: Python files of yours whose modules the model uses.
         download: fetch published weights that are not on disk.

@@ -3,7 +3,7 @@
 Example:
     python train.py --cfg yolov9-t-FocalModulation.yaml --data mydata.yaml --imgsz 640 --epochs 100
     python train.py                      # a few minutes on the embedded data set
-    python train.py --resume             # goes on with the newest run
+    python train.py --resume             # resumes the newest run
     torchrun --nproc_per_node 4 train.py --cfg yolov9-c.yaml --data coco.yaml --batch-size 64
 """
 
@@ -22,13 +22,13 @@ from engine.logging.callbacks import Callback
 from engine.logging.loggers import csv_row
 from engine.logging.progress import EpochBar
 from engine.micro_batches import Pass
-from engine.training.deployed import leave_deployed
+from engine.training.deployed import save_deployed
 from engine.training.evolve import evolve
 from engine.training.multi_scale import rescaled
 from engine.training.optim import apply_settings, learning_rates, optimizer_step
 from engine.training.run import Run
-from engine.training.saving import accounted_for, finish_weights, save_epoch, save_midway
-from engine.training.setup import prepare, settle
+from engine.training.saving import explain_interruption, finish_weights, save_epoch, save_midway
+from engine.training.setup import build_run, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
 from utils import distributed
 from utils.cli.train_arguments import parse_arguments
@@ -85,7 +85,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainResult:
-    """Trains as the config says, or goes on with a run.
+    """Trains as the config says, or resumes a run.
 
     Args:
         observers: told what happens, on the main process; they can change nothing.
@@ -93,18 +93,18 @@ def train(config: TrainConfig, *, observers: Sequence[Callback] = ()) -> TrainRe
     Raises:
         UserError: whatever a user can cause, in one line.
     """
-    with distributed.company():
+    with distributed.watch_ranks():
         return train_together(config, observers)
 
 
 def train_together(config: TrainConfig, observers: Sequence[Callback]) -> TrainResult:
     """What each of the processes does."""
-    config, checkpoint = settle(config)
+    config, checkpoint = resolve_config(config)
     device = distributed.select_device(config.device)
     with distributed.process_group(device):
         seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
-        run = prepare(config, checkpoint, device, observers)
-        with accounted_for(run):
+        run = build_run(config, checkpoint, device, observers)
+        with explain_interruption(run):
             return fit(run)
 
 
@@ -140,7 +140,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     """Forward, loss, backward, step. Returns the means of the loss parts.
 
     Raises:
-        UserError: too many losses in a row are no numbers.
+        UserError: too many losses in a row are not finite.
     """
     config, loader, meter, guard = run.config, run.train_loader, run.meter, run.guard
     loader.set_epoch(epoch, start_batch=run.batch, class_ap=run.class_ap)
@@ -154,20 +154,20 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
         waiting += 1
         is_last = i + 1 == len(loader)
         is_step = waiting >= settings.accumulate or is_last  # the last step takes the rest, so that an epoch ends with none waiting
-        with distributed.averaging(run.network, now=is_step):
+        with distributed.gradient_sync(run.network, now=is_step):
             place = f"epoch {epoch + 1}, iteration {i + 1}"
-            parts, side_px = run.portions.passed(batch, partial(forward_backward, run, epoch, i), place=place)
+            parts, side_px = run.micro_batches.run(batch, partial(forward_backward, run, epoch, i), place=place)
 
         if is_step:
-            spoilt = guard.spoilt()  # its gradient is no number, and no such step is taken
-            taken = optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm, spoilt=spoilt)
-            guard.after_step(taken, spoilt)
+            non_finite = guard.non_finite()  # its gradient is not finite, and no such step is taken
+            taken = optimizer_step(run.optimizer, run.scaler, clip_norm=run.hyp.clip_norm, non_finite=non_finite)
+            guard.after_step(taken, non_finite)
             run.ema.update(taken)
             waiting = 0
 
         meter.update(parts, counts=batch.images_of_step > 0)
         if i % LOG_EVERY == 0 or is_last:
-            guard.look()
+            guard.check()
             bar.show(meter.means(), device=run.device, boxes=len(batch.targets), side=side_px)
         run.callbacks.on_batch(run.info, epoch, i, batch)
         if not waiting:
@@ -196,32 +196,32 @@ def validate(run: Run) -> Metrics:
     """The moving average on the validation images."""
     from val import evaluate
 
-    distributed.take_from_main(run.ema.model.buffers())  # each process has running statistics of its own
+    distributed.broadcast_tensors(run.ema.model.buffers())  # each process has running statistics of its own
     with run.unchanged():
         return evaluate(run.ema.model, run.val_loader, loss=run.loss, annotations=run.truth, precision=run.precision)
 
 
 def set_training_mode(run: Run) -> None:
-    """Frozen layers keep their running statistics too."""
+    """FrozenLayers layers keep their running statistics too."""
     run.network.train()
     for index in run.frozen.rows:
         run.model.model[index].eval()
 
 
 def finish(run: Run) -> Metrics:
-    """Validates best.pt with all pictures, leaves its deployed form beside it, and says where everything lies."""
+    """Validates best.pt with all images, leaves its deployed form beside it, and says where everything lies."""
     from val import evaluate
 
     best, last = (run.save_dir / "weights" / name for name in ("best.pt", "last.pt"))
     if distributed.is_main():
         run.ema.model.load_state_dict(load_checkpoint(best).weights)
-    distributed.take_from_main(run.ema.model.state_dict().values())  # other machines may not see the file
+    distributed.broadcast_tensors(run.ema.model.state_dict().values())  # other machines may not see the file
     plots = not run.config.noplots
     metrics = evaluate(run.ema.model.deploy(), run.val_loader, annotations=run.truth, save_dir=run.save_dir, plots=plots)
     if distributed.is_main():
         print(metrics.table())
-        leave_deployed(run, best)
-        print(f"Best epoch {run.early_stop.best_epoch + 1}: {best}; last {last}; pictures, curves and results.csv in {run.save_dir}")
+        save_deployed(run, best)
+        print(f"Best epoch {run.early_stop.best_epoch + 1}: {best}; last {last}; images, curves and results.csv in {run.save_dir}")
     return metrics
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from engine.channels import spec_for
 from engine.evaluation.ground_truth import split_truth
-from engine.evaluation.observers import EvaluatedBatch, EvaluationObserver, PictureSaver, TextSaver, save_plots
+from engine.evaluation.observers import EvaluatedBatch, EvaluationObserver, ImageSaver, TextSaver, save_plots
 from engine.logging.progress import LossMeter
-from engine.micro_batches import Portions, mean_parts
+from engine.micro_batches import MicroBatches, mean_parts
 from utils import distributed
 from utils.boxes import cxcywh_to_xyxy, denormalised, to_batch, to_original, xyxy_to_ltwh
 from utils.cli.flags import multiple_of_stride
@@ -37,17 +37,17 @@ from utils.types import Batch, Detections, Letterbox, Predictions, to_unit_range
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
-    from data.loader import DetectionLoader
+    from data.loader import BatchLoader
     from engine.inference.augmented import AugmentedModel
     from engine.inference.ensemble import Ensemble
     from models.export.runtimes import ExportedModel
-    from models.heads.base import DetectionLoss
-    from models.model import Detector
+    from models.heads.base import Loss
+    from models.model import Model
     from utils.metrics.coco_eval import CocoAnnotations
 
-    AnyModel = Detector | ExportedModel | Ensemble | AugmentedModel
+    AnyModel = Model | ExportedModel | Ensemble | AugmentedModel
 
-CloserLook = Callable[[Batch, Sequence[Detections]], list[Detections]]
+SlicedEvaluation = Callable[[Batch, Sequence[Detections]], list[Detections]]
 STAGES = ("pre-process", "inference", "NMS")
 
 
@@ -80,7 +80,7 @@ def validate(config: ValConfig) -> Metrics:
     Raises:
         UserError: whatever a user can cause, in one line.
     """
-    with distributed.company():
+    with distributed.watch_ranks():
         return validate_together(config)
 
 
@@ -94,7 +94,7 @@ def validate_together(config: ValConfig) -> Metrics:
         spec, loader = open_data(config, model)
         annotations = split_truth(spec, config.task)
         save_dir = run_folder(config)
-        observers: list[EvaluationObserver] = [PictureSaver(save_dir, spec.names)]
+        observers: list[EvaluationObserver] = [ImageSaver(save_dir, spec.names)]
         if config.save_txt:
             observers.append(TextSaver(save_dir, spec.names, with_confidence=config.save_conf, with_truth=config.save_hybrid))
         accumulator = MetricAccumulator(spec.names, rule=config.ap_rule)
@@ -108,7 +108,7 @@ def validate_together(config: ValConfig) -> Metrics:
             iou=config.iou_thres,
             max_det=config.max_det,
             precision=torch.float16 if config.half else None,
-            closer=sliced_look(config, model, loader, device) if config.slice else None,
+            closer=sliced_predictor(config, model, loader, device) if config.slice else None,
             observers=observers,
         )
         if distributed.is_main():
@@ -122,49 +122,49 @@ def validate_together(config: ValConfig) -> Metrics:
 @torch.no_grad()
 def evaluate(
     model: AnyModel,
-    loader: DetectionLoader,
+    loader: BatchLoader,
     *,
     accumulator: MetricAccumulator | None = None,
     device: torch.device | None = None,
-    loss: DetectionLoss | None = None,
+    loss: Loss | None = None,
     annotations: CocoAnnotations | None = None,
     conf: float = 0.001,
     iou: float = 0.7,
     max_det: int = 300,
     precision: torch.dtype | None = None,
-    closer: CloserLook | None = None,
+    closer: SlicedEvaluation | None = None,
     save_dir: Path | None = None,
     plots: bool = False,
     observers: Sequence[EvaluationObserver] = (),
     progress: bool = True,
 ) -> Metrics:
-    """Runs a model over a loader and measures what it finds, in px of the original pictures.
+    """Runs a model over a loader and measures what it finds, in px of the original images.
 
     With several processes each takes its loader's share, and every one returns the metrics of the whole.
 
     Args:
-        model: A Detector, an exported file, several as one, or either with test-time augmentation; left in the mode it came in.
+        model: A Model, an exported file, several as one, or either with test-time augmentation; left in the mode it came in.
         loader: Yields batches.
         accumulator: Collects detections and objects; a new one with the model's class names and COCO's rule if not given.
         device: Where to run; the model's own if not given.
-        loss: Its parts are averaged over the images as well; needs a Detector.
+        loss: Its parts are averaged over the images as well; needs a Model.
         annotations: Ground truth from a COCO file; the labels' boxes if not given.
         conf: Least score of a detection.
         iou: Overlap above which suppression drops the weaker of two boxes.
         max_det: Most detections of an image.
         precision: Type of the network's forward pass; float32 if not given.
-        closer: Looks at the original pictures too; from a batch and what was found on it, both in px of the originals, makes what counts.
+        closer: Looks at the original images too; from a batch and what was found on it, both in px of the originals, makes what counts.
         save_dir: Where plots go.
-        plots: Whether to save pictures, curves and confusion matrix in ``save_dir``.
+        plots: Whether to save images, curves and confusion matrix in ``save_dir``.
         observers: Told of every batch, on the main process unless they say otherwise.
         progress: Whether to show a progress bar.
     """
     device = device or _device_of(model)
     accumulator = accumulator or MetricAccumulator(model.names)
     if plots and save_dir is not None:
-        observers = [*observers, PictureSaver(save_dir, accumulator.names)]
+        observers = [*observers, ImageSaver(save_dir, accumulator.names)]
     stopwatch, meter = Stopwatch(device), LossMeter(loss.names if loss else ())
-    portions = Portions(device)
+    micro_batches = MicroBatches(device)
 
     def look(batch: Batch) -> Look:
         with stopwatch.stage("pre-process"):
@@ -178,7 +178,7 @@ def evaluate(
     batches = _with_progress(loader, shown=progress and distributed.is_main())
     with _evaluation_mode(model), closing(batches):  # an interruption clears the bar
         for index, batch in enumerate(batches):
-            predictions, parts = joined(portions.results(batch, look, place="validation"))
+            predictions, parts = joined(micro_batches.results(batch, look, place="validation"))
             if loss is not None:
                 meter.update(parts, counts=batch.images_of_step > 0)
             with stopwatch.stage("NMS"):
@@ -219,7 +219,7 @@ class Look(NamedTuple):
 
 
 def joined(looks: Sequence[tuple[Batch, Look]]) -> Look:
-    """Portions as the batch that they are of."""
+    """MicroBatches as the batch that they are of."""
     if len(looks) == 1:
         return looks[0][1]
     predictions = Predictions(*(torch.cat(field) for field in zip(*(look.predictions for _, look in looks))))
@@ -227,7 +227,7 @@ def joined(looks: Sequence[tuple[Batch, Look]]) -> Look:
 
 
 def truth_of_labels(batch: Batch) -> GroundTruth:
-    """The objects of a batch from its label files, in px of the original pictures."""
+    """The objects of a batch from its label files, in px of the original images."""
     image, hw = batch.targets[:, 0].long().cpu(), batch.images.shape[-2:]
     boxes = cxcywh_to_xyxy(denormalised(batch.targets[:, 2:].cpu(), (float(hw[0]), float(hw[1]))))
     boxes = to_original(boxes, batch.letterbox, image=image)
@@ -235,7 +235,7 @@ def truth_of_labels(batch: Batch) -> GroundTruth:
 
 
 def in_original_px(found: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
-    """Detections of a batch in px of the original pictures."""
+    """Detections of a batch in px of the original images."""
     return moved(found, partial(to_original, letterbox=letterbox))
 
 
@@ -296,7 +296,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, An
     return config, AugmentedModel(model) if config.augment else model
 
 
-def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, DetectionLoader]:
+def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, BatchLoader]:
     """The data set and the loader of its split: batches of similar shape for models that take any, square ones for the others."""
     from data.dataset_spec import load_dataset_spec
     from data.loader import build_loader
@@ -307,7 +307,7 @@ def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, Detectio
         raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
     spec = spec_for(spec, model, weights=config.weights)
     takes_any_shape = getattr(model, "dynamic", True)
-    with distributed.first_on_each_machine():
+    with distributed.local_main_first():
         loader = build_loader(
             spec,
             config.task,
@@ -328,15 +328,15 @@ def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, Detectio
     return spec, loader
 
 
-def sliced_look(config: ValConfig, model: AnyModel, loader: DetectionLoader, device: torch.device) -> CloserLook:
-    """Looks at the originals of a batch through windows, which become input of the size that whole pictures have."""
-    from engine.inference.sliced import SlicedLook, closer_look
+def sliced_predictor(config: ValConfig, model: AnyModel, loader: BatchLoader, device: torch.device) -> SlicedEvaluation:
+    """Looks at the originals of a batch through windows, which become input of the size that whole images have."""
+    from engine.inference.sliced import SlicedPredictor, sliced_evaluation
 
     assert config.slice is not None
     precision = torch.float16 if config.half else None
     side = loader.dataset.imgsz
     suppress = partial(non_max_suppression, conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det, multi_label=True)
-    look = SlicedLook(
+    look = SlicedPredictor(
         predict=lambda images: forward(model, images, device=device, precision=precision)[1],
         suppress=suppress,
         size_hw=(config.slice[0], config.slice[1]),
@@ -349,7 +349,7 @@ def sliced_look(config: ValConfig, model: AnyModel, loader: DetectionLoader, dev
         max_det=config.max_det,
         batch=config.batch_size,
     )
-    return closer_look(look, loader.dataset)
+    return sliced_evaluation(look, loader.dataset)
 
 
 def run_folder(config: ValConfig) -> Path:
@@ -440,7 +440,7 @@ def _device_of(model: Any) -> torch.device:
     return next(model.parameters()).device if isinstance(model, torch.nn.Module) else torch.device("cpu")
 
 
-def _with_progress(loader: DetectionLoader, *, shown: bool) -> Generator[Batch, None, None]:
+def _with_progress(loader: BatchLoader, *, shown: bool) -> Generator[Batch, None, None]:
     from tqdm import tqdm
 
     yield from tqdm(loader, total=len(loader), desc="validating", disable=not shown, leave=False)

@@ -1,4 +1,4 @@
-"""Pictures a second that one process serves as augmented mosaics, this project's loader beside another's, alternating in one run.
+"""Images a second that one process serves as augmented mosaics, this project's loader beside another's, alternating in one run.
 
     python benchmarks/bench_loader.py --data ../datasets/bccd/bccd.yaml --peer-python path/to/python
 
@@ -26,7 +26,7 @@ RECIPES = {"mosaic, scale 0.5": {"mixup": 0.0, "scale": 0.5}, "mosaic, mixup 0.1
 
 
 class Rate(NamedTuple):
-    """Pictures a second."""
+    """Images a second."""
 
     wall: float
     cpu: float  # of the measuring process's own CPU time, which other work on the machine hardly disturbs
@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def our_epochs(options: argparse.Namespace, recipe: dict[str, float]) -> Iterator[Iterator]:
-    """One iterator over batches of pictures after the other."""
+    """One iterator over batches of images after the other."""
     sys.path.insert(0, str(ROOT))
     from data.dataset_spec import load_dataset_spec
     from data.loader import build_loader

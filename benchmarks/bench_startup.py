@@ -1,4 +1,4 @@
-"""Ten thousand small pictures: how long the label check takes, uncached and cached, and whether the workers' memory stays flat.
+"""Ten thousand small images: how long the label check takes, uncached and cached, and whether the workers' memory stays flat.
 
 Times are processor seconds (user and system, of this process and the readers it starts), so a busy machine does not change them much.
 
@@ -24,18 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.dataset_spec import load_dataset_spec
 from data.labels.source import split_labels
 from data.labels.yolo import list_images
-from data.loader import DetectionLoader, build_loader
+from data.loader import BatchLoader, build_loader
 from utils.config import Hyperparameters
 
-SIDE, DIFFERENT = 64, 200  # px; pictures that really differ, the others are links to them
+SIDE, DIFFERENT = 64, 200  # px; images that really differ, the others are links to them
 
 
 class Startup(NamedTuple):
-    """Pictures a processor second."""
+    """Images a processor second."""
 
     uncached: float
     cached: float
-    whole: float  # cached, with reading the dataset file, finding the pictures and building the loader
+    whole: float  # cached, with reading the dataset file, finding the images and building the loader
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        yaml_path = make_pictures(Path(folder), arguments.images)
+        yaml_path = make_images(Path(folder), arguments.images)
         rates = startup_rates(yaml_path)
         for name, rate in zip(Startup._fields, rates):
             print(f"label check, {name:<9}{rate:>9.0f} images a processor second ({arguments.images / rate:.2f} s)")
@@ -54,8 +54,8 @@ def main() -> None:
             print(f"epoch {epoch}: workers hold {rss / 2**20:.1f} MiB at its end (resident and their own, mean)")
 
 
-def make_pictures(root: Path, count: int) -> Path:
-    """Fills a folder with ``count`` pictures (hard links to a few) and a label file for each; returns the dataset file."""
+def make_images(root: Path, count: int) -> Path:
+    """Fills a folder with ``count`` images (hard links to a few) and a label file for each; returns the dataset file."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         (root / f"images/{split}").mkdir(parents=True)
@@ -108,7 +108,7 @@ def worker_memory(yaml_path: Path, *, epochs: int, workers: int) -> list[float]:
     return held
 
 
-def make_loader(yaml_path: Path, workers: int) -> DetectionLoader:
+def make_loader(yaml_path: Path, workers: int) -> BatchLoader:
     """As training builds it, without its lines."""
     return build_loader(
         load_dataset_spec(yaml_path), "train", imgsz=SIDE, batch_size=32, hyp=Hyperparameters(), augment=True, workers=workers, rank=0

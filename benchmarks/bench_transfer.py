@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint  # noqa: E402
 from models.edit.rows import edit  # noqa: E402
-from models.model import Detector  # noqa: E402
+from models.model import Model  # noqa: E402
 from models.spec.parser import load_spec  # noqa: E402
 from models.transfer.transfer import Source, transfer  # noqa: E402
 
@@ -51,7 +51,7 @@ def _start(checkpoint: Checkpoint, args: argparse.Namespace, *, by_structure: bo
     """The edited network with what is carried over, as a checkpoint that train.py takes whole."""
     spec = load_spec({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, nc=checkpoint.nc)
     torch.manual_seed(args.seed)
-    model = Detector(edit(spec, insert=args.insert, init=args.init).spec, names=checkpoint.names)
+    model = Model(edit(spec, insert=args.insert, init=args.init).spec, names=checkpoint.names)
     if by_structure:
         print(transfer(model, Source(checkpoint.weights, checkpoint.cfg, checkpoint.names, str(args.weights))))
     else:

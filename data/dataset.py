@@ -1,4 +1,4 @@
-"""From a sample's key to its part of a batch. A key says which picture, epoch and shape; with the seed, that is all that decides.
+"""From a sample's key to its part of a batch. A key says which image, epoch and shape; with the seed, that is all that decides.
 
 Workers hold no state that matters: any of them, in any process, gives the same sample for the same key.
 """
@@ -27,16 +27,16 @@ SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random number
 class SampleKey(NamedTuple):
     """Everything, beside the seed, that decides what a sample looks like."""
 
-    index: int  # of the picture
+    index: int  # of the image
     epoch: int
     hw: tuple[int, int]  # of the batch, px
     mosaic: bool  # whether mosaic (and with it mixup) may happen
-    of_step: int | None = None  # pictures of its batch over all processes; 0: it stands for none, and has no objects
-    repeat: int = 0  # times that the epoch has shown the picture before
+    of_step: int | None = None  # images of its batch over all processes; 0: it stands for none, and has no objects
+    repeat: int = 0  # times that the epoch has shown the image before
 
 
 class Sample(NamedTuple):
-    """One picture of a batch."""
+    """One image of a batch."""
 
     image: np.ndarray  # (H, W, C)
     targets: np.ndarray  # (n, 5) float32 [class, cx, cy, w, h], normalised
@@ -44,19 +44,19 @@ class Sample(NamedTuple):
     pad_xy: tuple[float, float]
 
 
-class DetectionDataset(torch.utils.data.Dataset):
-    """Pictures with their labels; ``__getitems__`` draws a whole batch straight into one tensor.
+class ImageDataset(torch.utils.data.Dataset):
+    """Images with their labels; ``__getitems__`` draws a whole batch straight into one tensor.
 
     Args:
-        image_files: N pictures.
+        image_files: N images.
         table: Their labels.
-        imgsz: Longer side of a picture in px, and side of a mosaic.
+        imgsz: Longer side of an image in px, and side of a mosaic.
         hyp: Hyper-parameters of the augmentation.
         augment: Whether to augment at all.
         seed: Of the run.
-        channels: Of the pictures.
-        dtype: Of the pictures, ``np.uint8`` or ``np.uint16``.
-        recent_bytes: Of decoded pictures that each process keeps.
+        channels: Of the images.
+        dtype: Of the images, ``np.uint8`` or ``np.uint16``.
+        recent_bytes: Of decoded images that each process keeps.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     @cached_property
     def labels(self) -> tuple[np.ndarray, ...]:
-        """Per picture (n, 5) float32 [class, cx, cy, w, h], normalised."""
+        """Per image (n, 5) float32 [class, cx, cy, w, h], normalised."""
         return tuple(self.table.array(i) for i in range(len(self)))
 
     @property
@@ -97,18 +97,18 @@ class DetectionDataset(torch.utils.data.Dataset):
         return self.table.shapes_hw
 
     def box_sizes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of all objects: width and height (M, 2), normalised, and width and height of their pictures (M, 2) px."""
+        """Of all objects: width and height (M, 2), normalised, and width and height of their images (M, 2) px."""
         counts = torch.tensor([len(rows) for rows in self.labels])
         wh = np.concatenate([np.zeros((0, 2), np.float32), *(rows[:, 3:] for rows in self.labels)])
         return torch.from_numpy(wh), torch.from_numpy(self.shapes_hw[:, ::-1].copy()).float().repeat_interleave(counts, dim=0)
 
     def original(self, path: str) -> np.ndarray:
-        """(H, W, C) a picture at its own size. Raises ImageError if its file has become unreadable since."""
+        """(H, W, C) an image at its own size. Raises ImageError if its file has become unreadable since."""
         return self.store.original(path)
 
     @property
     def problems(self) -> tuple:
-        """Everything wrong that was found when reading, also about pictures that were left out."""
+        """Everything wrong that was found when reading, also about images that were left out."""
         return self.table.problems
 
     def __getitem__(self, key: SampleKey) -> Sample:
@@ -116,7 +116,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
         if self.augment:
             return self._augmented(key, rng)
-        image, instances = self._picture(key.index)
+        image, instances = self._image(key.index)
         boxed = letterbox(image, key.hw, auto=False, scaleup=False)
         h0, w0 = self.table.shapes_hw[key.index]
         scale = (image.shape[1] / w0 * boxed.scale_xy[0], image.shape[0] / h0 * boxed.scale_xy[1])
@@ -124,7 +124,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         return Sample(boxed.image, _targets(instances, key.hw), scale, boxed.pad_xy)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """A batch; pictures are split into planes directly in its tensor."""
+        """A batch; images are split into planes directly in its tensor."""
         h, w = keys[0].hw
         self._unreadable = {}
         images = np.empty((len(keys), self.channels, h, w), self.dtype)
@@ -158,17 +158,17 @@ class DetectionDataset(torch.utils.data.Dataset):
         return Sample(image, _targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
 
     def _mosaic(self, key: SampleKey, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
-        """Picture ``index`` and three others, in any order."""
+        """Image ``index`` and three others, in any order."""
         members = rng.permutation([index, *rng.integers(len(self), size=3)])
-        scene = mosaic_scene([self._picture(int(i)) for i in members], self.imgsz, rng)
+        scene = mosaic_scene([self._image(int(i)) for i in members], self.imgsz, rng)
         return view(scene, key.hw, self.hyp, rng)
 
     def _single(self, key: SampleKey, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
-        scene = single_scene(*self._picture(key.index), key.hw)
+        scene = single_scene(*self._image(key.index), key.hw)
         return view(scene, key.hw, self.hyp, rng)
 
-    def _picture(self, index: int) -> tuple[np.ndarray, Instances]:
-        """A picture at training size with its objects in px; grey and without objects if its file has become unreadable since."""
+    def _image(self, index: int) -> tuple[np.ndarray, Instances]:
+        """An image at training size with its objects in px; grey and without objects if its file has become unreadable since."""
         try:
             image = self.store.get(index)
         except ImageError as error:
@@ -181,7 +181,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
 
 def _targets(instances: Instances, hw: tuple[int, int]) -> np.ndarray:
-    """(n, 5) float32 [class, cx, cy, w, h], normalised to the batch picture."""
+    """(n, 5) float32 [class, cx, cy, w, h], normalised to the batch image."""
     h, w = hw
     b = instances.boxes_xyxy / np.array((w, h, w, h), np.float32)
     return np.concatenate((instances.classes[:, None], (b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1).astype(np.float32)

@@ -32,7 +32,7 @@ class DatasetSpec:
         train: Image folders, image files or .txt lists of the training images; ``val`` and ``test`` likewise, empty if the file has none.
         ch: Image channels.
         ch_given: Whether the file names them; else a model that names others decides.
-        bits: 8 or 16 a value; None where the pictures decide.
+        bits: 8 or 16 a value; None where the images decide.
         download: The file's ``download:`` entry as text, for messages only.
         single_cls: Whether all classes count as one.
         annotations: By split, the COCO JSON that the file says to take labels from.
@@ -71,7 +71,7 @@ class DatasetSpec:
 
     def annotations_json(self, split: str) -> Path | None:
         """The COCO file of a split: the one that the dataset file names, else ``annotations/instances_<split>.json`` below the root or
-        beside the pictures' folder, or ``_annotations.coco.json`` in it; None where there is none."""
+        beside the images' folder, or ``_annotations.coco.json`` in it; None where there is none."""
         if split in self.annotations:
             return self.annotations[split]
         source = next(iter(getattr(self, split)), None)
@@ -264,5 +264,5 @@ def _read_ch(yaml_path: Path, raw: dict[str, Any]) -> int:
 def _read_bits(yaml_path: Path, raw: dict[str, Any]) -> int | None:
     bits = raw.get("bits")
     if bits not in (None, 8, 16):
-        raise UserError(f"{yaml_path}: bits: {bits!r}, 8 or 16 is expected (or leave it out: the pictures tell)")
+        raise UserError(f"{yaml_path}: bits: {bits!r}, 8 or 16 is expected (or leave it out: the images tell)")
     return bits

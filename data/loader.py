@@ -17,11 +17,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data.augment.transforms import AugmentHyp
-from data.dataset import ORDER_STREAM, DetectionDataset, SampleKey
+from data.dataset import ORDER_STREAM, ImageDataset, SampleKey
 from data.dataset_spec import DatasetSpec
 from data.images.depth import colour_note, depth_of
 from data.images.store import RECENT_BYTES
-from data.images.unreadable import UnreadablePictures
+from data.images.unreadable import UnreadableImages
 from data.labels.source import split_labels
 from data.labels.yolo import LabelTable, check_classes, label_path, list_images, summarise
 from data.sampler import draw, image_weights
@@ -53,14 +53,14 @@ def build_loader(
     drop_last: bool = False,
     whole_batches: bool = False,
     prefix: str = "",
-) -> DetectionLoader:
+) -> BatchLoader:
     """Reads the labels of a split (or their cache), says what is wrong with them, and returns its loader.
 
     Args:
         spec: From ``load_dataset_spec``.
         split: ``train``, ``val`` or ``test``.
         imgsz: Side of the network's input in px.
-        batch_size: Pictures a batch, over all processes.
+        batch_size: Images a batch, over all processes.
         hyp: Hyper-parameters of the augmentation.
         augment: Mosaic, mixup, warp, colour and flips; else letterbox only.
         rect: Batches of similar aspect ratio in the least shape that holds them; no mosaic then.
@@ -70,7 +70,7 @@ def build_loader(
         seed: Of the run.
         cache: ``ram``, ``disk`` or None.
         single_cls: Treat all classes as one.
-        min_items: Leave out pictures with fewer objects.
+        min_items: Leave out images with fewer objects.
         mosaic_until: The first epoch without mosaic, mixup and copy-paste (None: never).
         shuffle: Default: as ``augment``.
         rank: Of this process.
@@ -95,7 +95,7 @@ def build_loader(
     dtype = depth_of(files, channels=spec.ch, bits=spec.bits)
     if talks and augment and (note := colour_note(spec.ch, dtype, hyp)):
         print(f"{prefix}{note}")
-    dataset = DetectionDataset(
+    dataset = ImageDataset(
         files, table, imgsz=imgsz, hyp=hyp, augment=augment, seed=seed, channels=spec.ch, dtype=dtype, recent_bytes=recent_bytes
     )  # fmt: skip
     remark = _fill_cache(dataset, cache, processes=min(world_size, local_world_size()), prefix=prefix, progress=talks)
@@ -106,10 +106,10 @@ def build_loader(
         rank=rank, world_size=world_size, drop_last=drop_last, whole_batches=whole_batches, mosaic_until=0 if rect else mosaic_until,
         rect_shapes=_rect_shapes(table.shapes_hw, batch_size, imgsz, stride, pad) if rect else None,
     )  # fmt: skip
-    return DetectionLoader(dataset, sampler, workers=workers, seed=seed, prefix=prefix)
+    return BatchLoader(dataset, sampler, workers=workers, seed=seed, prefix=prefix)
 
 
-class DetectionLoader:
+class BatchLoader:
     """Iterates over the batches of the epoch that was set last.
 
     Attributes:
@@ -117,9 +117,9 @@ class DetectionLoader:
         sampler: Decides order and shapes.
     """
 
-    def __init__(self, dataset: DetectionDataset, sampler: EpochSampler, *, workers: int, seed: int, prefix: str = "") -> None:
+    def __init__(self, dataset: ImageDataset, sampler: EpochSampler, *, workers: int, seed: int, prefix: str = "") -> None:
         self.dataset, self.sampler = dataset, sampler
-        self.unreadable = UnreadablePictures(len(dataset), prefix=prefix)
+        self.unreadable = UnreadableImages(len(dataset), prefix=prefix)
         self.batch_size = sampler.batch_size
         workers = max(0, min(workers, os.cpu_count() or 1, len(sampler)))
         self._loader = DataLoader(
@@ -134,7 +134,7 @@ class DetectionLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches; at the end, pictures that could not be read are named.
+        """The batches; at the end, images that could not be read are named.
 
         Raises:
             UserError: too many could not.
@@ -153,7 +153,7 @@ class DetectionLoader:
         """Chooses what the next iteration yields: this epoch, from this batch on. Survives a resume, as nothing else decides.
 
         Args:
-            class_ap: How well each class is found; pictures are drawn accordingly (``image_weights``). None: each is shown once.
+            class_ap: How well each class is found; images are drawn accordingly (``image_weights``). None: each is shown once.
         """
         self.sampler.epoch, self.sampler.start_batch = epoch, start_batch
         self.sampler.weights = None if class_ap is None else image_weights(self.dataset.table, class_ap)
@@ -171,11 +171,11 @@ class EpochSampler(Sampler):
     """Lists of sample keys, batch by batch, for one process.
 
     The batches, and with them their shapes, are the same for any number of processes; each takes its part of every batch, as even as can
-    be, or whole batches in turn. A process for which the last ones leave no picture repeats one that counts nowhere, so that all do as
+    be, or whole batches in turn. A process for which the last ones leave no image repeats one that counts nowhere, so that all do as
     many steps.
 
     Args:
-        count: Pictures.
+        count: Images.
         batch_size: Over all processes.
         hw: Shape of a batch in px.
         shuffle: Draw a new order every epoch.
@@ -207,7 +207,7 @@ class EpochSampler(Sampler):
         self.rank, self.world_size, self.drop_last, self.whole_batches = rank, world_size, drop_last, whole_batches
         self.mosaic_until, self.rect_shapes = mosaic_until, rect_shapes
         self.epoch, self.start_batch = 0, 0
-        self.weights: np.ndarray | None = None  # (N,) share of the draws of each picture; None: each is shown once
+        self.weights: np.ndarray | None = None  # (N,) share of the draws of each image; None: each is shown once
 
     def __len__(self) -> int:
         batches = len(self._batches(np.arange(self.count)))
@@ -235,7 +235,7 @@ class EpochSampler(Sampler):
         return batches[:-1] if self.drop_last and len(batches) > 1 and len(batches[-1]) < size else batches
 
     def _share(self, batches: list[tuple[np.ndarray, tuple[int, int]]]) -> Iterator[tuple[np.ndarray, int, tuple[int, int]]]:
-        """This process's pictures of every step, how many all processes have (0: this one has none that count), and their shape."""
+        """This process's images of every step, how many all processes have (0: this one has none that count), and their shape."""
         if self.whole_batches:
             for start in range(0, len(batches), self.world_size):
                 step = batches[start : start + self.world_size]
@@ -250,7 +250,7 @@ class EpochSampler(Sampler):
 
 
 def _usable(files: Sequence[str], table: LabelTable, min_items: int, spec: DatasetSpec, split: str) -> tuple[list[str], LabelTable]:
-    """Without the pictures that cannot be used; at least one with an object must be left."""
+    """Without the images that cannot be used; at least one with an object must be left."""
     good = table.shapes_hw[:, 0] > 0
     if not good.any():
         raise UserError(f"{spec.yaml_path}: none of the {len(files)} images of {split!r} can be used, first: {table.problems[0]}")
@@ -263,8 +263,8 @@ def _usable(files: Sequence[str], table: LabelTable, min_items: int, spec: Datas
     return [f for f, g in zip(files, good) if g], table.take(good)
 
 
-def _fill_cache(dataset: DetectionDataset, cache: str | None, *, processes: int, prefix: str, progress: bool) -> str:
-    """Caches the pictures as asked; returns one line for the user where that failed."""
+def _fill_cache(dataset: ImageDataset, cache: str | None, *, processes: int, prefix: str, progress: bool) -> str:
+    """Caches the images as asked; returns one line for the user where that failed."""
     if not cache:
         return ""
     if cache == "ram":
@@ -275,7 +275,7 @@ def _fill_cache(dataset: DetectionDataset, cache: str | None, *, processes: int,
 
 
 def _rect_shapes(shapes_hw: np.ndarray, batch: int, imgsz: int, stride: int, pad: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Pictures ordered by height over width, and the least shape, in whole strides, that holds each batch of them."""
+    """Images ordered by height over width, and the least shape, in whole strides, that holds each batch of them."""
     aspect = shapes_hw[:, 0] / shapes_hw[:, 1]
     order = np.argsort(aspect, kind="stable")
     shapes = []

@@ -1,4 +1,4 @@
-"""How often each training picture is drawn: more often where it shows classes that are rare or badly found."""
+"""How often each training image is drawn: more often where it shows classes that are rare or badly found."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from utils.errors import UserError
 
 
 def image_weights(table: LabelTable, class_ap: Sequence[float]) -> np.ndarray:
-    """The share (N,) of the draws that each picture gets; they sum to 1.
+    """The share (N,) of the draws that each image gets; they sum to 1.
 
-    A picture counts the weights of its objects; that of class c is (1 - AP_c)² / objects of class c, as in YOLOv5. Pictures without
+    An image counts the weights of its objects; that of class c is (1 - AP_c)² / objects of class c, as in YOLOv5. Images without
     objects are not drawn.
 
     Args:
-        table: Labels of N pictures.
+        table: Labels of N images.
         class_ap: mAP@0.5:0.95 of each class; NaN (not measured) counts as the mean of the others, or as 0.
 
     Raises:
-        UserError: No picture would be drawn.
+        UserError: No image would be drawn.
     """
     ap = np.asarray(class_ap, dtype=np.float64)
     measured = ap[~np.isnan(ap)]
@@ -32,13 +32,13 @@ def image_weights(table: LabelTable, class_ap: Sequence[float]) -> np.ndarray:
     images = np.maximum(so_far[table.starts[1:]] - so_far[table.starts[:-1]], 0.0) * (np.diff(table.starts) > 0)
     if not images.sum() > 0:
         if not len(table.classes):
-            raise UserError("--image-weights: no training picture has an object; leave it out")
+            raise UserError("--image-weights: no training image has an object; leave it out")
         images = np.diff(table.starts).astype(np.float64)  # every class is found perfectly
     return images / images.sum()
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many pictures as there are (N,), with repeats: picture i drawn for the (k + 1)-th time is ``k * N + i``, to look different."""
+    """As many images as there are (N,), with repeats: image i drawn for the (k + 1)-th time is ``k * N + i``, to look different."""
     count = len(weights)
     drawn = rng.choice(count, size=count, p=weights)
     order = np.argsort(drawn, kind="stable")

@@ -1,4 +1,4 @@
-"""Which number of channels a network and its pictures have, where model YAML, data YAML and checkpoint say different things."""
+"""Which number of channels a network and its images have, where model YAML, data YAML and checkpoint say different things."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
     from models.checkpoints.checkpoint import Checkpoint
     from models.export.runtimes import ExportedModel
-    from models.model import Detector
+    from models.model import Model
     from utils.config import TrainConfig
 
 
@@ -38,7 +38,7 @@ def with_channels(spec: DatasetSpec, config: TrainConfig, checkpoint: Checkpoint
     return replace(spec, ch=named or spec.ch)
 
 
-def spec_for(spec: DatasetSpec, model: Detector | ExportedModel | Checkpoint, *, weights: str | Path) -> DatasetSpec:
+def spec_for(spec: DatasetSpec, model: Model | ExportedModel | Checkpoint, *, weights: str | Path) -> DatasetSpec:
     """The data set read with the channels of a model that is there already.
 
     Raises:

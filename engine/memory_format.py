@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from models.model import Detector
+    from models.model import Model
 
 
-def channels_last(model: Detector) -> Detector:
+def channels_last(model: Model) -> Model:
     """The model, changed in place: what has four dimensions lies channels last (``Module.to`` refuses the five of a position table)."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:

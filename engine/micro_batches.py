@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from utils import distributed
 from utils.errors import UserError
-from utils.memory import give_back, is_out_of_memory
+from utils.memory import is_out_of_memory, release_memory
 from utils.types import Batch, Letterbox
 
 if TYPE_CHECKING:
-    from engine.training.nonfinite_guard import StepGuard
-    from models.heads.base import DetectionLoss
+    from engine.training.nonfinite_guard import NonFiniteGuard
+    from models.heads.base import Loss
 
 Result = TypeVar("Result")
 
@@ -34,7 +34,7 @@ class Pass(NamedTuple):
     side_px: int  # width of the network's input
 
 
-class Portions:
+class MicroBatches:
     """How batches go through a network: whole, and in 2, 4, 8, ... portions once the memory was full."""
 
     def __init__(self, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class Portions:
                     side, reason = max(batch.images.shape[-2:]), str(error).partition("\n")[0]
                     raise UserError(f"{place}: the memory is full with a single image of {side} px, lower --imgsz ({reason})") from None
             undo()  # out of the handler: the error held the frames, and these the activations
-            give_back(self.device)
+            release_memory(self.device)
             self._halve(batch, place)
 
     def _halve(self, batch: Batch, place: str) -> None:
@@ -77,25 +77,25 @@ class Portions:
         )
 
 
-class TrainingPortions(Portions):
+class TrainingMicroBatches(MicroBatches):
     """The portions of a training; a pass that was not finished leaves no trace.
 
     Several processes have none: collectives of a half-done pass cannot be taken back, so there the error stays one.
     """
 
-    def __init__(self, model: nn.Module, loss: DetectionLoss, guard: StepGuard, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, guard: NonFiniteGuard, device: torch.device) -> None:
         super().__init__(device)
         self.loss, self.guard = loss, guard
         self.parameters = list(model.parameters())
         self.buffers = [b for b in model.buffers() if b.numel()]
         self._kept = [b.clone() for b in self.buffers]
 
-    def passed(self, batch: Batch, one_pass: Callable[[Batch], Pass], *, place: str) -> Pass:
+    def run(self, batch: Batch, one_pass: Callable[[Batch], Pass], *, place: str) -> Pass:
         """Passes over a batch on the host; the gradients of its portions are added to those that wait. Raises like ``results``."""
         if distributed.is_distributed():
             return one_pass(batch)
         waiting = self._set_aside()
-        before = (self.loss.state_dict(), self.guard.mark())
+        before = (self.loss.state_dict(), self.guard.pending_count())
         results = self.results(batch, one_pass, place=place, undo=partial(self._undo, *before))
         self._add_back(waiting)
         if len(results) == 1:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.checkpoints.checkpoint import load_model
-    from models.model import Detector, build_model
+    from models.model import Model, build_model
 
-__all__ = ["Detector", "build_model", "load_model"]
-_HOMES = {"Detector": "models.model", "build_model": "models.model", "load_model": "models.checkpoints.checkpoint"}
+__all__ = ["Model", "build_model", "load_model"]
+_HOMES = {"Model": "models.model", "build_model": "models.model", "load_model": "models.checkpoints.checkpoint"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.heads.base import DetectionHead, HeadOutput
+from models.heads.base import Head, HeadOutput
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec, Row, load_spec, needed, plan_layers
 from models.spec.registry import load_plugin
@@ -32,7 +32,7 @@ def build_model(
     plugins: Sequence[str | Path] = (),
     attention: str | Sequence[str] = (),
     attention_init: str = "",
-) -> Detector:
+) -> Model:
     """Builds a network from a model YAML (path, bare name or dictionary), freshly initialised and in training mode.
 
     Args:
@@ -56,10 +56,10 @@ def build_model(
         from models.edit.rows import insert
 
         spec = insert(spec, attention, init=attention_init).spec
-    return Detector(spec, names=names)
+    return Model(spec, names=names)
 
 
-class Detector(nn.Module):
+class Model(nn.Module):
     """A detection network: (B, ch, H, W) images in 0-1 to the raw maps of its head.
 
     Attributes:
@@ -92,9 +92,9 @@ class Detector(nn.Module):
         self._released = tuple(tuple(s for s, user in last_use.items() if user == plan.index) for plan in plans)
 
     @property
-    def head(self) -> DetectionHead:
+    def head(self) -> Head:
         head = self.model[-1]
-        assert isinstance(head, DetectionHead)
+        assert isinstance(head, Head)
         return head
 
     @property
@@ -142,15 +142,15 @@ class Detector(nn.Module):
             if was_training:
                 self.train()
 
-    def fuse(self) -> Detector:
-        """A new Detector with batch norms folded and re-parameterised branches merged; this one stays as it is."""
+    def fuse(self) -> Model:
+        """A new Model with batch norms folded and re-parameterised branches merged; this one stays as it is."""
         fused = copy.deepcopy(self).eval()
         _fuse_children(fused.model)
         fused.spec = replace(fused.spec, fused=True)
         return fused
 
-    def deploy(self, *, fuse: bool = True) -> Detector:
-        """A new Detector for inference; this one (and an EMA beside it) stays as it is.
+    def deploy(self, *, fuse: bool = True) -> Model:
+        """A new Model for inference; this one (and an EMA beside it) stays as it is.
 
         Drops the auxiliary branches and every layer that only they need, folds identity rows, renumbers, and fuses. An identity row that
         reads the image stays where several rows read it, since a row cannot name the image.
@@ -163,7 +163,7 @@ class Detector(nn.Module):
         spec = replace(self.spec, rows=tuple(_renumbered_row(self.spec.rows[p.index], p, number) for p in plans))
         layers = [copy.deepcopy(deployed.head if p is plans[-1] else self.model[p.index]) for p in plans]
 
-        lean = Detector.__new__(Detector)
+        lean = Model.__new__(Model)
         nn.Module.__init__(lean)
         lean._assemble(spec, plan_layers(spec), layers)
         lean.names, lean.strides = self.names, self.strides

@@ -1,4 +1,4 @@
-"""Small data sets of pictures with any number of channels and both depths: one bright square each, drawn for the tests."""
+"""Small data sets of images with any number of channels and both depths: one bright square each, drawn for the tests."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def _chunks(plane: np.ndarray, tile: int) -> list[np.ndarray]:
     return [padded[y : y + tile, x : x + tile] for y in range(0, h, tile) for x in range(0, w, tile)]
 
 
-def write_picture(path: Path, image: np.ndarray) -> Path:
-    """A picture (H, W, C): .png of 1, 3 or 4 channels (RGB order), multi-page .tif (a page a channel), .npy."""
+def write_image(path: Path, image: np.ndarray) -> Path:
+    """An image (H, W, C): .png of 1, 3 or 4 channels (RGB order), multi-page .tif (a page a channel), .npy."""
     if path.suffix == ".tif":
         return write_tiff(path, [image[:, :, i : i + 1] for i in range(image.shape[2])])
     if path.suffix == ".npy":
@@ -80,8 +80,8 @@ def write_picture(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-def square_picture(rng: np.random.Generator, channels: int, dtype: type[np.generic], label: int) -> tuple[np.ndarray, str]:
-    """A noisy picture (64, 64, C) with a square, bright or dark, that every channel shows differently; and its label row."""
+def square_image(rng: np.random.Generator, channels: int, dtype: type[np.generic], label: int) -> tuple[np.ndarray, str]:
+    """A noisy image (64, 64, C) with a square, bright or dark, that every channel shows differently; and its label row."""
     x, y = rng.integers(4, 36, 2)  # first, so that it does not hang on the channels
     image = rng.uniform(0.25, 0.45, (64, 64, channels))
     image[y : y + 24, x : x + 24] = np.linspace(0.9, 0.75, channels) if label else np.linspace(0.0, 0.1, channels)
@@ -92,13 +92,13 @@ def square_picture(rng: np.random.Generator, channels: int, dtype: type[np.gener
 def write_squares(
     root: Path, *, channels: int, dtype: type[np.generic], suffix: str, train: int = 12, val: int = 4, ch: bool = True
 ) -> Path:
-    """A data set of such pictures; returns its YAML, which names the channels if ``ch``."""
+    """A data set of such images; returns its YAML, which names the channels if ``ch``."""
     for split, count in (("train", train), ("val", val)):
         for folder in ("images", "labels"):
             (root / folder / split).mkdir(parents=True)
         for i in range(count):
-            image, row = square_picture(np.random.default_rng((count, i)), channels, dtype, i % 2)
-            write_picture(root / "images" / split / f"{i}{suffix}", image)
+            image, row = square_image(np.random.default_rng((count, i)), channels, dtype, i % 2)
+            write_image(root / "images" / split / f"{i}{suffix}", image)
             (root / "labels" / split / f"{i}.txt").write_text(row)
     named = f"ch: {channels}\n" if ch else ""
     path = root / "data.yaml"

@@ -1,4 +1,4 @@
-"""A data set in the layout of COCO's archives: picture folders, annotations/instances_*.json, no label files."""
+"""A data set in the layout of COCO's archives: image folders, annotations/instances_*.json, no label files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def coco_names() -> list[str]:
 
 
 def write_coco_layout(root: Path, *, train: int = 6, val: int = 4, classes: Sequence[int] = (0, 2, 79)) -> Path:
-    """Noise pictures with two boxes, one of them with a polygon; each split's last picture has none, and its first a crowd region.
+    """Noise images with two boxes, one of them with a polygon; each split's last image has none, and its first a crowd region.
 
     Returns:
         A copy of coco.yaml in ``root``, with ``path: .``.

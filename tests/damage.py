@@ -1,4 +1,4 @@
-"""Twenty-odd kinds of damaged pictures and label files, as users have them."""
+"""Twenty-odd kinds of damaged images and label files, as users have them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 GOOD_ROW = "0 0.5 0.5 0.25 0.25\n"
-Spoil = Callable[[Path, Path], None]  # picture (a good PNG is there), label file (a good row is there)
+Spoil = Callable[[Path, Path], None]  # image (a good PNG is there), label file (a good row is there)
 
 
-def picture(seed: int, suffix: str = ".png") -> bytes:
-    """A noise picture of 64 px that differs from all others."""
+def image_bytes(seed: int, suffix: str = ".png") -> bytes:
+    """A noise image of 64 px that differs from all others."""
     return cv2.imencode(suffix, np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8))[1].tobytes()
 
 
@@ -47,17 +47,17 @@ def _pipe(image: Path, _: Path) -> None:
     os.mkfifo(image)
 
 
-PNG, JPEG = picture(10_000), picture(10_001, ".jpg")
+PNG, JPEG = image_bytes(10_000), image_bytes(10_001, ".jpg")
 FLIPPED = PNG[:300] + bytes([PNG[300] ^ 255]) + PNG[301:]
-# kind: what spoils it. Each costs its picture and nothing else.
+# kind: what spoils it. Each costs its image and nothing else.
 LEFT_OUT: dict[str, Spoil] = {
     "png cut short": image_is(PNG[: len(PNG) // 2]),
     "jpeg cut short": image_is(JPEG[: len(JPEG) // 2]),
     "png with a flipped byte": image_is(FLIPPED),
     "no bytes": image_is(b""),
-    "text as picture": image_is(b"This is not a picture.\n" * 20),
+    "text as image": image_is(b"This is not an image.\n" * 20),
     "web page": image_is(b"<!DOCTYPE html><html><body>404 Not Found</body></html>"),
-    "folder named like a picture": _replaced_by_folder,
+    "folder named like an image": _replaced_by_folder,
     "link to nowhere": _dangling,
     "pipe": _pipe,
     "too small": image_is(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()),
@@ -77,7 +77,7 @@ LEFT_OUT: dict[str, Spoil] = {
     "binary": label_is(bytes(range(256))),
     "label is a folder": _label_folder,
 }
-# Each costs a row, which is named; the picture stays.
+# Each costs a row, which is named; the image stays.
 ROW_DROPPED: dict[str, Spoil] = {
     "duplicate rows": label_is(GOOD_ROW * 3),
     "no area": label_is(GOOD_ROW + "1 0.5 0.5 0 0.2\n"),
@@ -93,10 +93,10 @@ FINE: dict[str, Spoil] = {
 
 
 def write_damaged(root: Path, *, each: int, good: int) -> tuple[Path, dict[str, str]]:
-    """A data set with ``each`` pictures of every kind and ``good`` sound ones besides; val has 4 sound ones.
+    """A data set with ``each`` images of every kind and ``good`` sound ones besides; val has 4 sound ones.
 
     Returns:
-        The dataset file, and by picture stem the kind of its damage.
+        The dataset file, and by image stem the kind of its damage.
     """
     kinds: dict[str, str] = {}
     for split in ("train", "val"):
@@ -106,13 +106,13 @@ def write_damaged(root: Path, *, each: int, good: int) -> tuple[Path, dict[str, 
     planned = [(f"{k:02d}_{i}", kind) for k, kind in enumerate(spoils) for i in range(each)]
     for number, (stem, kind) in enumerate([*planned, *((f"good_{i}", "") for i in range(good))]):
         image, label = root / f"images/train/{stem}.png", root / f"labels/train/{stem}.txt"
-        image.write_bytes(picture(number))
+        image.write_bytes(image_bytes(number))
         label.write_text(GOOD_ROW)
         if kind:
             spoils[kind](image, label)
             kinds[stem] = kind
     for i in range(4):
-        (root / f"images/val/{i}.png").write_bytes(picture(20_000 + i))
+        (root / f"images/val/{i}.png").write_bytes(image_bytes(20_000 + i))
         (root / f"labels/val/{i}.txt").write_text(f"{i % 2} 0.5 0.5 0.25 0.25\n")
     path = root / "data.yaml"
     path.write_text("train: images/train\nval: images/val\nnames: [thing, other]\n")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 
-PACKET = 1200  # bytes of a picture in one packet
+PACKET = 1200  # bytes of an image in one packet
 TICKS = 3600  # of the 90 kHz clock from frame to frame: 25 a second
 ANSWERS = {
     "OPTIONS": "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n",
@@ -90,10 +90,10 @@ def _send_frames(connection: socket.socket, image: np.ndarray, count: int, over:
     for frame in range(count):
         for offset in range(0, len(scan), PACKET):
             last = offset + PACKET >= len(scan)
-            picture = struct.pack(">IBBBB", offset, kind, 255, width // 8, height // 8)
-            picture += struct.pack(">HH", 0, len(tables)) + tables if not offset else b""
+            frame_image = struct.pack(">IBBBB", offset, kind, 255, width // 8, height // 8)
+            frame_image += struct.pack(">HH", 0, len(tables)) + tables if not offset else b""
             head = struct.pack(">BBHII", 0x80, 26 | 0x80 * last, sent & 0xFFFF, frame * TICKS, 7)
-            packet = head + picture + scan[offset : offset + PACKET]
+            packet = head + frame_image + scan[offset : offset + PACKET]
             connection.sendall(b"$\0" + struct.pack(">H", len(packet)) + packet)
             sent += 1
         if over.is_set():

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from models import build_model
-from models.model import Detector
+from models.model import Model
 from models.spec.parser import find_config
 
 # Program -> where its classes lie; the blocks that are not listed lie under "*".
@@ -93,8 +93,8 @@ def scramble_(model: nn.Module) -> nn.Module:
     return model
 
 
-def dressed(own: Detector, classes: Layout, *, names: Any, raw: dict[str, Any]) -> nn.Module:
-    """A Detector in the program's classes, with what its model object carries besides tensors."""
+def dressed(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any]) -> nn.Module:
+    """A Model in the program's classes, with what its model object carries besides tensors."""
     model = _empty(classes.of("Model"))
     model.model = _converted(own.model, classes)
     model.yaml, model.names, model.save, model.inplace = raw, names, [4, 6, 9], True

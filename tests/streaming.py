@@ -1,4 +1,4 @@
-"""Sources for tests: a camera, videos and pictures behind http://127.0.0.1, a stand-in for OpenCV's reader and one for the screen."""
+"""Sources for tests: a camera, videos and images behind http://127.0.0.1, a stand-in for OpenCV's reader and one for the screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = {"left": 0, "top": 0, "width": 300, "height": 100}
 SCREENS = [WHOLE, {**WHOLE, "width": 200, "name": "left"}, {**WHOLE, "left": 200, "width": 100}]
 
 
-def picture(width: int, height: int, value: int = 60) -> np.ndarray:
+def solid_image(width: int, height: int, value: int = 60) -> np.ndarray:
     """Grey (H, W, 3) uint8 with a white box, which tests' networks find."""
     image = np.full((height, width, 3), value, np.uint8)
     image[height // 4 : height // 2, width // 4 : width // 2] = 255
@@ -33,7 +33,7 @@ def video(path: Path, frames: int, *, size_wh: tuple[int, int] = (64, 48), fps: 
     """A motion JPEG in AVI whose frames grow brighter by twelve, up to 240."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, size_wh)
     for i in range(frames):
-        writer.write(picture(*size_wh, value=12 * i % 240))
+        writer.write(solid_image(*size_wh, value=12 * i % 240))
     writer.release()
     return path
 
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         number = 0
         try:
             while number != last and not state.over.is_set():
-                jpeg = cv2.imencode(".jpg", picture(*size, value=number % 60))[1].tobytes()
+                jpeg = cv2.imencode(".jpg", solid_image(*size, value=number % 60))[1].tobytes()
                 self.wfile.write(_BOUNDARY % (len(jpeg), jpeg))
                 number += 1
                 time.sleep(state.period_s)
@@ -170,7 +170,7 @@ class Tracked(np.ndarray):
 
 
 class Grabber:
-    """Stands for the screen of the package mss: gives pictures (H, W, 4) BGRX whose blue is the column and whose red counts grabs."""
+    """Stands for the screen of the package mss: gives images (H, W, 4) BGRX whose blue is the column and whose red counts grabs."""
 
     def __init__(self):
         self.monitors, self.grabs = SCREENS, 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from models import build_model
 from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from models.model import Detector
+from models.model import Model
 from tests.golden import fill_
 
 NAMES = ("red cell", "it's a star", "Größe/2")
@@ -23,7 +23,7 @@ def tiny_cfg(*, attention: Sequence[Any] = ("FocalModulation", []), head: Sequen
     return {"nc": 80, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 3, "backbone": rows, "head": [list(head)]}
 
 
-def tiny_model(names: Sequence[str] = NAMES, **cfg: Any) -> Detector:
+def tiny_model(names: Sequence[str] = NAMES, **cfg: Any) -> Model:
     """Filled by the rule of the golden vectors, so that scores differ from cell to cell; in evaluation mode."""
     model = build_model(tiny_cfg(**cfg), names=names)
     fill_(model, 1.35)

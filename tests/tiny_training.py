@@ -1,4 +1,4 @@
-"""A training of a tiny network on a handful of pictures: a second for an epoch."""
+"""A training of a tiny network on a handful of images: a second for an epoch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from torch import nn
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
-@register("NoisyForTests", channels=rules.preserves)
+@register("NoisyForTests", channels=rules.keep_width)
 class NoisyForTests(nn.Module):
     def forward(self, x):
         return x + 0.1 * torch.rand_like(x) if self.training else x
@@ -39,7 +39,7 @@ HYP = Hyperparameters(warmup_epochs=1, warmup_min_iters=0, nbs=8, mixup=0.5, clo
 
 
 def make_world(root: Path, *, train: int = 12, val: int = 4) -> Path:
-    """Fills a folder with 12 + 4 pictures of bright and dark squares, a tiny model and a plugin."""
+    """Fills a folder with 12 + 4 images of bright and dark squares, a tiny model and a plugin."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         (root / "images" / split).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Boxes: their formats, their overlaps, and their way back from a letterboxed batch to the original pictures.
+"""Boxes: their formats, their overlaps, and their way back from a letterboxed batch to the original images.
 
 Formats are named in full everywhere: ``xyxy`` are two corners, ``cxcywh`` centre and size, ``ltwh`` left top corner and size (COCO's JSON).
 Every function takes any leading shape, ``(0, 4)`` included, and returns a new tensor.
@@ -38,7 +38,7 @@ def ltwh_to_xyxy(boxes_ltwh: Tensor) -> Tensor:
 
 
 def normalised(boxes: Tensor, hw: tuple[float, float] | Tensor) -> Tensor:
-    """Boxes in px of any of the three formats as fractions of a picture's width and height.
+    """Boxes in px of any of the three formats as fractions of an image's width and height.
 
     Args:
         boxes: (..., 4) px.
@@ -53,7 +53,7 @@ def denormalised(boxes: Tensor, hw: tuple[float, float] | Tensor) -> Tensor:
 
 
 def clip_boxes(boxes_xyxy: Tensor, hw: tuple[float, float] | Tensor) -> Tensor:
-    """Corners moved into the picture.
+    """Corners moved into the image.
 
     Args:
         boxes_xyxy: (..., 4) px.
@@ -63,16 +63,16 @@ def clip_boxes(boxes_xyxy: Tensor, hw: tuple[float, float] | Tensor) -> Tensor:
 
 
 def to_original(boxes_xyxy: Tensor, letterbox: Letterbox, *, image: Tensor, clip: bool = True) -> Tensor:
-    """Boxes of a whole batch, from px of the batch image to px of each original picture.
+    """Boxes of a whole batch, from px of the batch image to px of each original image.
 
     Args:
         boxes_xyxy: (n, 4) px of the batch image, of all images together.
         letterbox: How each of the B images was scaled and padded.
         image: (n,) integers, which of the B images a box is on.
-        clip: Whether corners outside the original picture are moved to its border.
+        clip: Whether corners outside the original image are moved to its border.
 
     Returns:
-        (n, 4) xyxy px of the original pictures, on the device of ``boxes_xyxy``.
+        (n, 4) xyxy px of the original images, on the device of ``boxes_xyxy``.
     """
     device = boxes_xyxy.device
     scale, pad, hw = (t.to(device)[image] for t in (letterbox.scale_xy, letterbox.pad_xy, letterbox.original_hw))  # (n, 2)
@@ -81,7 +81,7 @@ def to_original(boxes_xyxy: Tensor, letterbox: Letterbox, *, image: Tensor, clip
 
 
 def to_batch(boxes_xyxy: Tensor, letterbox: Letterbox, *, image: Tensor) -> Tensor:
-    """The way there: boxes (n, 4) in px of the original pictures, to px of the batch image; ``image`` (n,) says on which each is."""
+    """The way there: boxes (n, 4) in px of the original images, to px of the batch image; ``image`` (n,) says on which each is."""
     scale, pad = (t.to(boxes_xyxy.device)[image] for t in (letterbox.scale_xy, letterbox.pad_xy))  # (n, 2)
     return boxes_xyxy * scale.repeat(1, 2) + pad.repeat(1, 2)
 

@@ -189,7 +189,7 @@ class TrainConfig:
     lr_mult: str = ""  # factors of the learning rate by part, such as attention=2,backbone=0.1; a mapping is understood
     freeze: tuple[int | str, ...] = (0,)  # one number: the first n layers; several: these layers; "pretrained": what was carried over
     evolve: int = 0  # generations of a search for hyper-parameters, each a whole training; 0 = none, just train
-    image_weights: bool = False  # draw pictures of rare and badly found classes more often
+    image_weights: bool = False  # draw images of rare and badly found classes more often
     rect: bool = False
     multi_scale: bool = False
     single_cls: bool = False
@@ -211,7 +211,7 @@ class TrainConfig:
     accumulate: int | None = None  # None = nominal batch / batch size
     deterministic: bool = False
     download: bool = False
-    nan_patience: int = 5  # steps in a row whose loss or gradient is no number; 0 = never stop
+    nan_patience: int = 5  # steps in a row whose loss or gradient is not finite; 0 = never stop
     skip_nan: bool = False
     plugins: tuple[str, ...] = ()
     given: tuple[str, ...] = field(default=(), compare=False)  # names that the command line set, also to their defaults; not saved
@@ -242,9 +242,9 @@ class TrainConfig:
         for name in (n for n in self.logger if n not in LOGGERS):
             raise UserError(f"--logger {name}: {', '.join(LOGGERS)} are known; results.csv and TensorBoard are always written")
         if self.image_weights and self.rect:
-            raise UserError("--image-weights with --rect: they exclude one another, as drawn pictures come in any shape; give one of them")
+            raise UserError("--image-weights with --rect: they exclude one another, as drawn images come in any shape; give one of them")
         if self.evolve and self.resume:
-            raise UserError("--evolve with --resume: leave --resume out, the same command goes on with a search by itself")
+            raise UserError("--evolve with --resume: leave --resume out, the same command resumes a search by itself")
         if self.save_steps and self.nosave:
             raise UserError("--save-steps with --nosave: they exclude one another")
 

@@ -1,6 +1,6 @@
 """The only place that reads RANK and WORLD_SIZE: which process this is, and sums over all of them. Alone, everything is a no-op.
 
-``company`` brings the processes of torchrun together, sees to it that all end when one does, and that one of them says why;
+``watch_ranks`` brings the processes of torchrun together, sees to it that all end when one does, and that one of them says why;
 ``process_group`` inside it is what tensors are summed over, NCCL between GPUs and Gloo between CPUs.
 """
 
@@ -22,29 +22,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.watchdog import CONNECT_S, Lifeline
+from utils.watchdog import CONNECT_S, Watchdog
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: the longest that processes may wait for the slowest; a dead one is noticed at once
 MEETING = timedelta(minutes=10)  # until all processes are there
-NEWS_S = 8  # between a failed collective and the news why: loader processes hold a dead one's connections for up to 5 s
+NOTICE_S = 8  # between a failed collective and the news why: loader processes hold a dead one's connections for up to 5 s
 POLL_S = 0.05
 LINGER_S = 3  # that the main process stays after a failure, for the others to end in order
 
 
-class _Company:
+class _RankWatch:
     """What the processes share beside the process group."""
 
-    def __init__(self, store: dist.Store, lifeline: Lifeline) -> None:
-        self.store, self.lifeline = store, lifeline
+    def __init__(self, store: dist.Store, watchdog: Watchdog) -> None:
+        self.store, self.watchdog = store, watchdog
         self.count = itertools.count()  # of what was agreed on, the same on all
 
     def key(self) -> str:
         return f"agreed/{next(self.count)}"
 
     def wait_for(self, key: str) -> None:
-        """Without end: the lifeline ends the waiting when the process that is waited for dies."""
+        """Without end: the watchdog ends the waiting when the process that is waited for dies."""
         while not self.store.check([key]):
-            if self.lifeline.news is not None:
+            if self.watchdog.news is not None:
                 raise _Told
             time.sleep(POLL_S)
 
@@ -58,7 +58,7 @@ class _Company:
 
     def is_first(self) -> bool:
         """Whether no other process has had something to say before."""
-        if self.lifeline.wait(2 * POLL_S):
+        if self.watchdog.wait(2 * POLL_S):
             return False
         try:
             return self.store.add("speakers", 1) == 1
@@ -70,7 +70,7 @@ class _Told(RuntimeError):
     """Another process has ended."""
 
 
-_company: _Company | None = None
+_watch: _RankWatch | None = None
 
 
 def rank() -> int:
@@ -96,7 +96,7 @@ def local_world_size() -> int:
 def restarted() -> bool:
     """Whether torchrun (``--max-restarts``) or SLURM (a requeued job) has started this job again; each torchrun counts its own."""
     count = _number("TORCHELASTIC_RESTART_COUNT", 0) + _number("SLURM_RESTART_COUNT", 0)
-    return count > 0 if _company is None else _company.any(count > 0)
+    return count > 0 if _watch is None else _watch.any(count > 0)
 
 
 def job_id() -> str:
@@ -147,51 +147,51 @@ def select_device(name: str = "") -> torch.device:
 
 
 @contextmanager
-def company() -> Iterator[None]:
+def watch_ranks() -> Iterator[None]:
     """Meets the other processes of torchrun. Only the main one prints; when one ends early all do, and one of them says why.
 
     Raises:
         UserError: the environment is incomplete, another process was lost, or what was raised inside.
         SystemExit: another process says why all end.
     """
-    global _company
-    if world_size() == 1 or _company is not None:
+    global _watch
+    if world_size() == 1 or _watch is not None:
         yield
         return
     with _quiet():
-        _company = _meet()
+        _watch = _meet()
         word = "failed"
         try:
             yield
             word = "bye"
         except KeyboardInterrupt:
             word = "stopped"
-            if not _company.is_first():
+            if not _watch.is_first():
                 raise SystemExit(130) from None
             raise
         except UserError:
-            news = _company.lifeline.news
-            if _company.lifeline.speaks() if news and news.kind == "lost" else _company.is_first():
+            news = _watch.watchdog.news
+            if _watch.watchdog.speaks() if news and news.kind == "lost" else _watch.is_first():
                 raise
             raise SystemExit(1) from None
         except RuntimeError as error:
             _end_with_others(error)
         finally:
-            _company.lifeline.close(word, linger_s=LINGER_S if is_main() and word != "bye" else 0)  # it may keep the store
-            _company = None
+            _watch.watchdog.close(word, linger_s=LINGER_S if is_main() and word != "bye" else 0)  # it may keep the store
+            _watch = None
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the other processes to sum tensors on ``device``, and leaves them whatever happens inside."""
-    if _company is None or is_distributed():
+    if _watch is None or is_distributed():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("group", _company.store),
+        store=dist.PrefixStore("group", _watch.store),
         rank=rank(),
         world_size=world_size(),
         timeout=TIMEOUT,
@@ -202,44 +202,44 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def loss_of_another() -> str:
+def lost_rank_message() -> str:
     """What a failed collective was due to: a sentence if another process was lost, else empty. Waits some seconds for the news."""
-    news = _company.lifeline.wait(NEWS_S) if _company else None
-    return _company.lifeline.text() if _company and news and news.kind == "lost" else ""
+    news = _watch.watchdog.wait(NOTICE_S) if _watch else None
+    return _watch.watchdog.text() if _watch and news and news.kind == "lost" else ""
 
 
-def decided(decide: Callable[[], str]) -> str:
+def main_rank_decision(decide: Callable[[], str]) -> str:
     """What the main process decides, on every process. Needs no process group."""
-    if _company is None:
+    if _watch is None:
         return decide()
-    key = _company.key()
+    key = _watch.key()
     if is_main():
-        _company.store.set(key, "=" + decide())
+        _watch.store.set(key, "=" + decide())
     else:
-        _company.wait_for(key)
-    return _company.store.get(key).decode()[1:]
+        _watch.wait_for(key)
+    return _watch.store.get(key).decode()[1:]
 
 
 @contextmanager
-def first_on_each_machine() -> Iterator[None]:
+def local_main_first() -> Iterator[None]:
     """The first process of each machine goes through alone, then the others: it leaves caches that they find. Waits without limit."""
-    if _company is None:
+    if _watch is None:
         yield
         return
-    key = f"{_company.key()}/{rank() - local_rank()}"
+    key = f"{_watch.key()}/{rank() - local_rank()}"
     if local_rank():
-        _company.wait_for(key)
+        _watch.wait_for(key)
     yield
     if not local_rank():
-        _company.store.set(key, "done")
+        _watch.store.set(key, "done")
 
 
-def averaging(network: nn.Module, *, now: bool) -> AbstractContextManager[Any]:
+def gradient_sync(network: nn.Module, *, now: bool) -> AbstractContextManager[Any]:
     """Around forward and backward: ``now`` decides whether gradients are averaged over processes, or only added up for a later step."""
     return nullcontext() if now or not isinstance(network, nn.parallel.DistributedDataParallel) else network.no_sync()
 
 
-def synchronise_statistics(model: nn.Module, device: torch.device) -> None:
+def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> None:
     """Turns batch norms, in place, into ones whose statistics are of the images of all processes (``--sync-bn``); says so where it cannot.
 
     Kinds of batch norm with a rule of their own stay as they are.
@@ -260,7 +260,7 @@ def synchronise_statistics(model: nn.Module, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def take_from_main(tensors: Iterable[Tensor]) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Gives the tensors the main process's values."""
     if is_distributed():
         for tensor in tensors:
@@ -317,31 +317,31 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _meet() -> _Company:
+def _meet() -> _RankWatch:
     """Waits for all processes."""
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE={world_size()} but no {', '.join(missing)} in the environment: start several processes with torchrun")
     try:
         store = next(dist.rendezvous("env://", timeout=MEETING))[0]
-        lifeline = Lifeline(store, rank(), world_size(), host=os.environ["MASTER_ADDR"], name=Path(sys.argv[0]).name)
+        watchdog = Watchdog(store, rank(), world_size(), host=os.environ["MASTER_ADDR"], name=Path(sys.argv[0]).name)
     except (RuntimeError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the {world_size()} processes do not meet at {place} ({' '.join(str(error).split())[:200]})") from error
-    absent = lifeline.absent(CONNECT_S) if is_main() else []
+    absent = watchdog.absent(CONNECT_S) if is_main() else []
     if absent:
-        lifeline.close("failed")
+        watchdog.close("failed")
         raise UserError(f"process(es) {', '.join(map(str, absent))} of {world_size()} cannot reach the main one, or have ended")
-    return _Company(dist.PrefixStore(lifeline.token, store), lifeline)  # the store may outlive a restart, and what stands in it
+    return _RankWatch(dist.PrefixStore(watchdog.token, store), watchdog)  # the store may outlive a restart, and what stands in it
 
 
 def _end_with_others(error: RuntimeError) -> NoReturn:
     """What a failed collective was due to, if another process has ended; else the error itself."""
-    assert _company is not None
-    lifeline = _company.lifeline
-    news = lifeline.wait(NEWS_S)
+    assert _watch is not None
+    watchdog = _watch.watchdog
+    news = watchdog.wait(NOTICE_S)
     if news is None:
         raise error
-    if lifeline.speaks():
-        raise UserError(lifeline.text()) from error
+    if watchdog.speaks():
+        raise UserError(watchdog.text()) from error
     raise SystemExit(1) from None

@@ -13,7 +13,7 @@ UNFINISHED = ".*.partial*"  # what a killed process leaves beside them
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to; the file takes the place of what is there at the end, and leaves nothing if there is an error.
 
     The suffix is that of ``path``, by which a reader knows what it is. Processes and threads do not get in each other's way.

@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def give_back(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """What a failed pass left: cycles that hold tensors, and blocks that the allocator keeps in pieces."""
     gc.collect()
     if device.type == "cuda":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-LEAST_FACTOR = 1.0  # of a scaler: gradients that are no numbers at this are not its doing
+LEAST_FACTOR = 1.0  # of a scaler: gradients that are not finite at this are not its doing
 
 
 def precision_of(choice: str, device: torch.device) -> torch.dtype | None:
@@ -41,18 +41,18 @@ def gradient_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.am
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
 
-def settle_factor(scaler: torch.amp.GradScaler, *, spoilt: Tensor) -> None:
+def settle_factor(scaler: torch.amp.GradScaler, *, non_finite: Tensor) -> None:
     """The scaler's factor after a step: lower where the gradient overflowed, higher after many that did not. Nothing waits for it.
 
-    torch alone would let the factor run to zero on losses or gradients that are no numbers whatever it is. Here a spoilt loss leaves it
+    torch alone would let the factor run to zero on losses or gradients that are not finite whatever it is. Here a non_finite loss leaves it
     as it is, and it ends at ``LEAST_FACTOR``.
 
     Args:
-        spoilt: () bool on the device, whether a loss of the step was no number.
+        non_finite: () bool on the device, whether a loss of the step was not finite.
     """
     if not scaler.is_enabled():
         return
-    one = torch.ones((), device=spoilt.device)
+    one = torch.ones((), device=non_finite.device)
     before = scaler.scale(one)
     scaler.update()
-    scaler.update(torch.where(spoilt, before, scaler.scale(one)).clamp(min=LEAST_FACTOR))
+    scaler.update(torch.where(non_finite, before, scaler.scale(one)).clamp(min=LEAST_FACTOR))

@@ -11,7 +11,7 @@ from torch import Tensor
 class Letterbox(NamedTuple):
     """How each image of a batch came from its original: ``xy_batch = xy_original * scale_xy + pad_xy``."""
 
-    original_hw: Tensor  # (B, 2) int64, height and width of the original picture in px
+    original_hw: Tensor  # (B, 2) int64, height and width of the original image in px
     scale_xy: Tensor  # (B, 2) float32
     pad_xy: Tensor  # (B, 2) float32, px of border at the left and at the top
 
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     paths: tuple[str, ...]  # B file paths
     letterbox: Letterbox
     max_boxes: int  # the most boxes in one image, known on the host so that the loss never asks the device
-    unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of pictures that grey had to take the place of
+    unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of images that grey had to take the place of
     of_step: int | None = None  # images of this step over all processes, if more; 0: this batch only keeps the others company
 
     @property

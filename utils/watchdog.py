@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol, cast
 GRACE_S = {"lost": 10, "failed": 10, "stopped": 40}  # between the news and the end
 CONNECT_S = 60
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # s, s, probes: a dead machine is noticed after half a minute
-KEY = "lifeline"
+KEY = "watchdog"
 
 
 class Store(Protocol):
@@ -34,14 +34,14 @@ class Store(Protocol):
     def wait(self, keys: list[str], timeout: timedelta) -> None: ...
 
 
-class News(NamedTuple):
+class RankEnded(NamedTuple):
     """The first that was heard of another process's end."""
 
     kind: str  # "lost": it was killed; "failed", "stopped": it says itself why
     rank: int
 
 
-class Lifeline:
+class Watchdog:
     """Connects the processes of a training; ``close`` it in the end.
 
     Args:
@@ -57,7 +57,7 @@ class Lifeline:
 
     def __init__(self, store: Store, rank: int, world_size: int, *, host: str, name: str = "") -> None:
         self.rank, self.world_size, self.name = rank, world_size, name
-        self.news: News | None = None
+        self.news: RankEnded | None = None
         self.heard = threading.Event()
         self.closed = False
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Lifeline:
             self._peers[_kept_alive(main)] = 0
         reference = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(reference()))
-        threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @property
     def token(self) -> str:
@@ -104,7 +104,7 @@ class Lifeline:
             time.sleep(0.02)
         return missing
 
-    def wait(self, seconds: float) -> News | None:
+    def wait(self, seconds: float) -> RankEnded | None:
         """The news, if there are any within so many seconds."""
         self.heard.wait(seconds)
         return self.news
@@ -189,7 +189,7 @@ class Lifeline:
         with self._lock:
             if self.news is not None or self.closed:
                 return
-            self.news = News(kind, rank)
+            self.news = RankEnded(kind, rank)
             for peer in self._peers:
                 self._send(peer, f"{kind} {rank}")
         self.heard.set()
@@ -202,7 +202,7 @@ class Lifeline:
         if self.closed:
             return
         if self.speaks():
-            os.write(2, f"{self.name}: {self.text()}; go on with --resume\n".encode())
+            os.write(2, f"{self.name}: {self.text()}; resume with --resume\n".encode())
         sys.stdout.flush()
         os._exit(1)
 
@@ -252,10 +252,10 @@ def _kept_alive(connection: socket.socket) -> socket.socket:
     return connection
 
 
-def _forget(lifeline: Lifeline | None) -> None:
+def _forget(watchdog: Watchdog | None) -> None:
     """A forked loader process must not hold the connections open after its parent has gone."""
-    if lifeline is not None and not lifeline.closed:
-        lifeline.closed = True
-        for connection in (lifeline._listener, *lifeline._peers):
+    if watchdog is not None and not watchdog.closed:
+        watchdog.closed = True
+        for connection in (watchdog._listener, *watchdog._peers):
             if connection is not None:
                 connection.close()

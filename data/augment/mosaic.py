@@ -1,4 +1,4 @@
-"""Pictures laid out on a canvas and seen through a random transform: four for a mosaic, one otherwise.
+"""Images laid out on a canvas and seen through a random transform: four for a mosaic, one otherwise.
 
 When the transform only zooms and moves, which is every recipe's default, each tile is resized straight into the output: the canvas, four
 times its area, is never drawn. Tile borders then fall on whole pixels, and boxes follow the same rounding, so labels fit exactly.
@@ -28,10 +28,10 @@ from data.labels.instances import Instances, clip_boxes, concatenate
 
 
 class Tile(NamedTuple):
-    """One picture on a canvas."""
+    """One image on a canvas."""
 
     image: np.ndarray  # (h, w, C), never changed: it may be cached
-    instances: Instances  # in px of the picture
+    instances: Instances  # in px of the image
     x: int  # where its left upper corner lies on the canvas; may be outside
     y: int
 
@@ -43,31 +43,31 @@ class Scene(NamedTuple):
     hw: tuple[int, int]
 
 
-def mosaic_scene(pictures: Sequence[tuple[np.ndarray, Instances]], size: int, rng: np.random.Generator) -> Scene:
-    """Four pictures about a common corner on a canvas of twice the size; the corner is uniform in its middle half (Bochkovskiy et al.,
+def mosaic_scene(images: Sequence[tuple[np.ndarray, Instances]], size: int, rng: np.random.Generator) -> Scene:
+    """Four images about a common corner on a canvas of twice the size; the corner is uniform in its middle half (Bochkovskiy et al.,
     arXiv 2004.10934).
 
     Args:
-        pictures: Four pictures of at most ``size`` px a side, with their objects.
+        images: Four images of at most ``size`` px a side, with their objects.
         size: Side of the output in px.
         rng: The sample's generator.
     """
     cx, cy = (int(v) for v in rng.uniform(size * 0.5, size * 1.5, 2))
     tiles = []
-    for position, (image, instances) in enumerate(pictures):
+    for position, (image, instances) in enumerate(images):
         h, w = image.shape[:2]
         tiles.append(Tile(image, instances, cx if position % 2 else cx - w, cy if position // 2 else cy - h))
     return Scene(tuple(tiles), (2 * size, 2 * size))
 
 
 def single_scene(image: np.ndarray, instances: Instances, hw: tuple[int, int]) -> Scene:
-    """One picture in the middle of a canvas of ``hw`` px."""
+    """One image in the middle of a canvas of ``hw`` px."""
     h, w = image.shape[:2]
     return Scene((Tile(image, instances, (hw[1] - w) // 2, (hw[0] - h) // 2),), hw)
 
 
 def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
-    """The scene under a random transform: a new (H, W, C) picture and the objects that are still visible in it.
+    """The scene under a random transform: a new (H, W, C) image and the objects that are still visible in it.
 
     Copies are pasted in mosaics only.
     """
@@ -86,7 +86,7 @@ def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.
 def warp_canvas(
     scene: Scene, transform: Transform, out_hw: tuple[int, int], paste: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, Instances, Instances]:
-    """Draws the canvas, pastes copies, and warps it: picture, objects before and after the warp."""
+    """Draws the canvas, pastes copies, and warps it: image, objects before and after the warp."""
     image = _blank(scene, scene.hw)
     for tile in scene.tiles:
         _paste(image, tile.image, tile.x, tile.y)
@@ -139,7 +139,7 @@ def _blank(scene: Scene, hw: tuple[int, int]) -> np.ndarray:
 
 
 def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
-    """Copies a tile into the picture at (x, y), which may lie outside."""
+    """Copies a tile into the image at (x, y), which may lie outside."""
     (height, width), (h, w) = image.shape[:2], tile.shape[:2]
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     if x2 > x1 and y2 > y1:

@@ -1,4 +1,4 @@
-"""What is done to one picture and its objects: letterbox, geometric warp, flips, colour, copy-paste and mixup.
+"""What is done to one image and its objects: letterbox, geometric warp, flips, colour, copy-paste and mixup.
 
 Every random function takes its generator, so that a sample's fate hangs on nothing else. Hyper-parameters have the names and meanings of
 the YOLOv5, v8 and v9 families.
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from data.images.pixels import blended, brightened, by_fours, fill_of, resized
+from data.images.pixels import blended, brightened, fill_of, in_channel_groups, resized
 from data.labels.instances import Instances, clip_boxes, clipped_polygon_boxes, concatenate
 
 MIN_SIDE_PX, MAX_ASPECT, MIN_AREA, MIN_AREA_POLYGON = 2.0, 100.0, 0.1, 0.01
@@ -36,8 +36,8 @@ class AugmentHyp(Protocol):
     copy_paste: float
 
 
-class Boxed(NamedTuple):
-    """A letterboxed picture: ``xy_out = xy_in * scale_xy + pad_xy``."""
+class LetterboxedImage(NamedTuple):
+    """A letterboxed image: ``xy_out = xy_in * scale_xy + pad_xy``."""
 
     image: np.ndarray  # (H, W, C)
     scale_xy: tuple[float, float]
@@ -67,16 +67,16 @@ def letterbox(
     scaleup: bool = True,
     stride: int = 32,
     interpolation: int = cv2.INTER_LINEAR,
-) -> Boxed:
-    """Fits a picture into a shape at its own aspect ratio and fills the rest.
+) -> LetterboxedImage:
+    """Fits an image into a shape at its own aspect ratio and fills the rest.
 
     Args:
         image: (h, w, C).
         new_shape: Height and width in px, or one number for both.
-        color: Of the border of an RGB picture, in its own depth; grey 114 of 255 if not given, as for all others.
+        color: Of the border of an RGB image, in its own depth; grey 114 of 255 if not given, as for all others.
         auto: Pad only to the next multiple of ``stride`` in each direction.
         scale_fill: Stretch instead of padding (ignored with ``auto``).
-        scaleup: Whether small pictures are enlarged.
+        scaleup: Whether small images are enlarged.
         stride: In px.
         interpolation: OpenCV's constant.
     """
@@ -98,7 +98,7 @@ def letterbox(
         padded[:] = color if color is not None and image.shape[2] == 3 else fill_of(image.dtype)
         padded[top : top + inner_h, left : left + inner_w] = image
         image = padded
-    return Boxed(image, (inner_w / w, inner_h / h), (left, top))
+    return LetterboxedImage(image, (inner_w / w, inner_h / h), (left, top))
 
 
 def random_transform(canvas_hw: tuple[int, int], out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator) -> Transform:
@@ -121,7 +121,7 @@ def random_transform(canvas_hw: tuple[int, int], out_hw: tuple[int, int], hyp: A
 
 
 def warp_image(image: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int]) -> np.ndarray:
-    """The picture under a 3x3 transform, bilinear, grey outside; (H, W, C) of ``out_hw``.
+    """The image under a 3x3 transform, bilinear, grey outside; (H, W, C) of ``out_hw``.
 
     Coordinates count from pixel corners, as boxes do; OpenCV counts from pixel centres, hence the half pixel.
     """
@@ -130,8 +130,8 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, out_hw: tuple[int, int]) -
     h, w = out_hw
     fill = (fill_of(image.dtype),) * 4
     if m[2, 0] or m[2, 1]:
-        return by_fours(lambda part: cv2.warpPerspective(part, m, (w, h), borderValue=fill), image)
-    return by_fours(lambda part: cv2.warpAffine(part, m[:2], (w, h), borderValue=fill), image)
+        return in_channel_groups(lambda part: cv2.warpPerspective(part, m, (w, h), borderValue=fill), image)
+    return in_channel_groups(lambda part: cv2.warpAffine(part, m[:2], (w, h), borderValue=fill), image)
 
 
 def warp_instances(instances: Instances, matrix: np.ndarray, out_hw: tuple[int, int]) -> Instances:
@@ -148,7 +148,7 @@ def warp_instances(instances: Instances, matrix: np.ndarray, out_hw: tuple[int, 
 
 
 def tightened(instances: Instances, hw: tuple[int, int]) -> Instances:
-    """Boxes cut at the borders of a picture; those of polygons made tight about what is left of the polygon."""
+    """Boxes cut at the borders of an image; those of polygons made tight about what is left of the polygon."""
     boxes = clip_boxes(instances.boxes_xyxy, hw)
     polygonal = instances.counts > 0
     if polygonal.any():
@@ -173,8 +173,8 @@ def still_visible(before_xyxy: np.ndarray, after_xyxy: np.ndarray, *, min_area: 
 def hsv(image: np.ndarray, hyp: AugmentHyp, rng: np.random.Generator) -> np.ndarray:
     """Hue, saturation and value each multiplied by 1 ± its gain at most.
 
-    Hue and saturation are those of 8-bit RGB. All values of other pictures (one channel, more than three, 16 bits) are multiplied by
-    value's factor, which is what it does to a grey RGB picture.
+    Hue and saturation are those of 8-bit RGB. All values of other images (one channel, more than three, 16 bits) are multiplied by
+    value's factor, which is what it does to a grey RGB image.
     """
     gains = np.array((hyp.hsv_h, hyp.hsv_s, hyp.hsv_v))
     factors = rng.uniform(-1, 1, 3) * gains + 1
@@ -202,7 +202,7 @@ def flip(image: np.ndarray, instances: Instances, hyp: AugmentHyp, rng: np.rando
     if mirrored:
         boxes[:, [0, 2]] = w - boxes[:, [2, 0]]
     axes = -1 if upside_down and mirrored else int(mirrored)
-    image = by_fours(lambda part: cv2.flip(part, axes), image)
+    image = in_channel_groups(lambda part: cv2.flip(part, axes), image)
     return image, Instances(instances.classes, boxes, np.zeros((0, 2), np.float32), np.zeros_like(instances.counts))
 
 
@@ -237,7 +237,7 @@ def copy_paste(image: np.ndarray, instances: Instances, probability: float, rng:
 def mixup(
     first: tuple[np.ndarray, Instances], second: tuple[np.ndarray, Instances], rng: np.random.Generator
 ) -> tuple[np.ndarray, Instances]:
-    """Two pictures of one size blended, the objects of both (Zhang et al., arXiv 1710.09412), with a weight from Beta(32, 32)."""
+    """Two images of one size blended, the objects of both (Zhang et al., arXiv 1710.09412), with a weight from Beta(32, 32)."""
     ratio = rng.beta(32.0, 32.0)
     return blended(first[0], second[0], ratio), concatenate((first[1], second[1]))
 

@@ -1,4 +1,4 @@
-"""Pictures of any number of channels, none of them converted: RGBA and RGBN files, TIFFs of many bands or pages, and .npy arrays."""
+"""Images of any number of channels, none of them converted: RGBA and RGBN files, TIFFs of many bands or pages, and .npy arrays."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from data.images.pixels import as_hwc
 from data.images.tiff import is_tiff, read_pages
 
 ARRAY_SUFFIX = ".npy"
-IMAGE_CACHE = re.compile(r"\.\d+[al]\d+w?\.npy$")  # what data/images/store.py writes beside a picture
+IMAGE_CACHE = re.compile(r"\.\d+[al]\d+w?\.npy$")  # what data/images/store.py writes beside an image
 
 
 class BandsError(ValueError):
-    """A picture whose channels cannot be had; the message says why."""
+    """An image whose channels cannot be had; the message says why."""
 
 
 def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
-    """The picture of a file that should hold ``channels`` channels, as they lie in it, turned as its EXIF orientation says.
+    """The image of a file that should hold ``channels`` channels, as they lie in it, turned as its EXIF orientation says.
 
     Of a TIFF it is the first page that holds them all; else all pages, one after another.
 
@@ -34,7 +34,7 @@ def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
         (H, W, C) in the file's own depth, RGB order first; C is what the file has, which may be another number.
 
     Raises:
-        BandsError: Not a picture, or damaged.
+        BandsError: Not an image, or damaged.
         TiffError: The same of a TIFF.
     """
     if is_tiff(data):
@@ -50,12 +50,12 @@ def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
         other = _pillow_bands(data)  # keeps grey with alpha, and CMYK, as they are
         image = other if other is not None and (image is None or other.shape[2] == channels) else image
     if image is None:
-        raise BandsError("not a picture that can be read")
+        raise BandsError("not an image that can be read")
     return upright(image, orientation_of(data))
 
 
 def read_array(data: np.ndarray, channels: int) -> np.ndarray:
-    """An array of numpy's file format as a picture (H, W, C): (H, W), (H, W, C) and (C, H, W) are understood.
+    """An array of numpy's file format as an image (H, W, C): (H, W), (H, W, C) and (C, H, W) are understood.
 
     Raises:
         BandsError: Damaged, or of another shape or kind.
@@ -74,7 +74,7 @@ def read_array(data: np.ndarray, channels: int) -> np.ndarray:
 
 
 def as_grey_or_rgb(image: np.ndarray, channels: int) -> np.ndarray:
-    """Grey (1) or RGB (3) of a picture (H, W, C) of 1, 3 or 4 channels; as it is for others."""
+    """Grey (1) or RGB (3) of an image (H, W, C) of 1, 3 or 4 channels; as it is for others."""
     have = image.shape[2]
     if channels == 3 and have == 1:
         return np.repeat(image, 3, axis=2)
@@ -87,7 +87,7 @@ def as_grey_or_rgb(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def without_stored_arrays(files: Iterable[str]) -> list[str]:
-    """The pictures of a folder: .npy files count only where there is nothing else, since programs store theirs beside pictures."""
+    """The images of a folder: .npy files count only where there is nothing else, since programs store theirs beside images."""
     files = list(files)
     return [f for f in files if not f.lower().endswith(ARRAY_SUFFIX)] or files
 
@@ -104,8 +104,8 @@ def _pillow_bands(data: np.ndarray) -> np.ndarray | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data.tobytes())) as picture:
-            image = np.array(picture)
+        with Image.open(io.BytesIO(data.tobytes())) as opened:
+            image = np.array(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     return as_hwc(image)

@@ -1,4 +1,4 @@
-"""How many bits the pictures of a data set are read in, and what that and their channels mean for augmentation."""
+"""How many bits the images of a data set are read in, and what that and their channels mean for augmentation."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from data.augment.transforms import AugmentHyp
 from data.images.reading import ImageError, holds_more_than_8_bits
 
-LOOKED_AT = 16  # pictures
+LOOKED_AT = 16  # images
 
 
 def depth_of(files: Sequence[str], *, channels: int, bits: int | None = None) -> type[np.generic]:
-    """``np.uint16`` if most pictures hold more than 8 bits, else ``np.uint8``; the others are converted.
+    """``np.uint16`` if most images hold more than 8 bits, else ``np.uint8``; the others are converted.
 
     Args:
         files: Some of them, evenly spread, are looked at.
-        channels: That the pictures are read with.
+        channels: That the images are read with.
         bits: 8 or 16, if the dataset file says so.
     """
     if bits is not None:
@@ -28,10 +28,10 @@ def depth_of(files: Sequence[str], *, channels: int, bits: int | None = None) ->
 
 
 def colour_note(channels: int, dtype: type[np.generic], hyp: AugmentHyp) -> str:
-    """One line about what the colour keys of the recipe do to pictures that are not 8-bit RGB; empty for those that are."""
+    """One line about what the colour keys of the recipe do to images that are not 8-bit RGB; empty for those that are."""
     if channels == 3 and dtype == np.uint8:
         return ""
-    kind = f"pictures of {channels} channel{'s' * (channels > 1)}, {8 * np.dtype(dtype).itemsize} bits"
+    kind = f"images of {channels} channel{'s' * (channels > 1)}, {8 * np.dtype(dtype).itemsize} bits"
     return f"{kind}: hsv_v {hyp.hsv_v:g} changes their brightness; hsv_h and hsv_s are for 8-bit RGB and do nothing"
 
 

@@ -1,4 +1,4 @@
-"""EXIF orientation: the corner of a picture where its first pixel belongs, 1 (top left, as it lies in the file) to 8."""
+"""EXIF orientation: the corner of an image where its first pixel belongs, 1 (top left, as it lies in the file) to 8."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def orientation_of(data: np.ndarray) -> int:
     if not any(mark in raw for mark in MARKS):
         return 1
     try:
-        with Image.open(io.BytesIO(raw)) as picture:
-            return int(picture.getexif().get(TAG, 1))
+        with Image.open(io.BytesIO(raw)) as image:
+            return int(image.getexif().get(TAG, 1))
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
         return 1
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """A picture (H, W, C) as it is meant to be seen; as it is where the orientation is none of the eight."""
+    """An image (H, W, C) as it is meant to be seen; as it is where the orientation is none of the eight."""
     if orientation not in range(2, 9):
         return image
     if orientation > 4:

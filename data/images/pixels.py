@@ -1,4 +1,4 @@
-"""Picture operations for any number of channels and both depths: OpenCV's own functions take four channels and 8-bit colours."""
+"""Image operations for any number of channels and both depths: OpenCV's own functions take four channels and 8-bit colours."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def fill_of(dtype: np.dtype | type[np.generic]) -> int:
     return FILL * TO_16_BITS if np.dtype(dtype) == np.uint16 else FILL
 
 
-def by_fours(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """What an OpenCV function that treats all channels alike makes of a picture (H, W, C), four channels at a time."""
+def in_channel_groups(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """What an OpenCV function that treats all channels alike makes of an image (H, W, C), four channels at a time."""
     channels = image.shape[2]
     if channels <= OPENCV_CHANNELS:
         return as_hwc(function(image))
@@ -27,12 +27,12 @@ def by_fours(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) ->
 
 
 def resized(image: np.ndarray, size_wh: tuple[int, int], *, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """The picture (h, w, C) at another size, width and height in px."""
-    return by_fours(lambda part: cv2.resize(part, size_wh, interpolation=interpolation), image)
+    """The image (h, w, C) at another size, width and height in px."""
+    return in_channel_groups(lambda part: cv2.resize(part, size_wh, interpolation=interpolation), image)
 
 
 def blended(first: np.ndarray, second: np.ndarray, ratio: float) -> np.ndarray:
-    """``ratio`` of one picture (H, W, C) and the rest of another of its size."""
+    """``ratio`` of one image (H, W, C) and the rest of another of its size."""
     h, w, channels = first.shape
     return cv2.addWeighted(first.reshape(h, -1), ratio, second.reshape(h, -1), 1 - ratio, 0).reshape(h, w, channels)
 
@@ -46,7 +46,7 @@ def brightened(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def split_into(image: np.ndarray, planes: np.ndarray) -> None:
-    """Writes the channels of a picture (H, W, C) into planes (C, H, W)."""
+    """Writes the channels of an image (H, W, C) into planes (C, H, W)."""
     if image.shape[2] <= OPENCV_CHANNELS:
         cv2.split(image, list(planes))
     else:
@@ -54,5 +54,5 @@ def split_into(image: np.ndarray, planes: np.ndarray) -> None:
 
 
 def as_hwc(image: np.ndarray) -> np.ndarray:
-    """Gives back the channel axis that OpenCV drops from pictures with one channel."""
+    """Gives back the channel axis that OpenCV drops from images with one channel."""
     return image if image.ndim == 3 else image[:, :, None]

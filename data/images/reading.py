@@ -1,4 +1,4 @@
-"""Any picture that OpenCV or Pillow can open as an array of the wanted channels and depth, and a cheap check of one that decodes nothing.
+"""Any image that OpenCV or Pillow can open as an array of the wanted channels and depth, and a cheap check of one that decodes nothing.
 
 Files are read with numpy and decoded from memory, so paths may hold any character. Grey and RGB are made of whatever the file has;
 any other number of channels is what the file must hold (data/images/bands.py), taken as it lies there. EXIF orientation is applied to all.
@@ -23,18 +23,18 @@ IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png")
     + (".pnm", ".ppm", ".tif", ".tiff", ".webp", ARRAY_SUFFIX)
 )
-CONVERTED = (1, 3)  # channels that any picture can be given
+CONVERTED = (1, 3)  # channels that any image can be given
 MIN_SIDE_PX = 10
 JPEG_START = b"\xff\xd8"
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class ImageError(UserError):
-    """A picture that cannot be used; the message names the file and what is wrong with it."""
+    """An image that cannot be used; the message names the file and what is wrong with it."""
 
 
 def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
-    """Decodes a picture of any mode.
+    """Decodes an image of any mode.
 
     Args:
         path: The file.
@@ -55,7 +55,7 @@ def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] |
 
 
 def decode_image(data: np.ndarray, path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
-    """The same of the bytes (N,) uint8 of a picture; ``path`` is for its suffix and for messages only."""
+    """The same of the bytes (N,) uint8 of an image; ``path`` is for its suffix and for messages only."""
     if not data.size:
         raise ImageError(f"{path}: the file is empty")
     try:
@@ -70,13 +70,13 @@ def decode_image(data: np.ndarray, path: str | Path, *, channels: int = 3, dtype
 
 
 def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
-    """Height and width of a picture as displayed, without decoding it where its format allows a check of completeness.
+    """Height and width of an image as displayed, without decoding it where its format allows a check of completeness.
 
     JPEG must end with its end marker (files with bytes behind it are decoded to find out), PNG chunks must have right checksums; all
     other formats are decoded, and so are all files that must hold a number of channels of their own.
 
     Raises:
-        ImageError: Missing, empty, cut short, not a picture, smaller than 10 px, or without the ``channels``.
+        ImageError: Missing, empty, cut short, not an image, smaller than 10 px, or without the ``channels``.
     """
     from PIL import Image
 
@@ -89,21 +89,21 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
             raise ImageError(f"{path}: the file is empty")
         if path.suffix.lower() == ARRAY_SUFFIX:
             return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if picture.format in ("JPEG", "MPO"):
-                if picture.getexif().get(orientation.TAG) in _TRANSPOSED:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.format in ("JPEG", "MPO"):
+                if image.getexif().get(orientation.TAG) in _TRANSPOSED:
                     width, height = height, width
                 if not _has_jpeg_end(path):
-                    picture.load()
-            elif picture.format == "PNG":
-                rotated = picture.info.get("exif") and picture.getexif().get(orientation.TAG) in _TRANSPOSED
-                picture.verify()
+                    image.load()
+            elif image.format == "PNG":
+                rotated = image.info.get("exif") and image.getexif().get(orientation.TAG) in _TRANSPOSED
+                image.verify()
                 if rotated:  # which not every OpenCV heeds in a PNG
                     height, width = read_image(path).shape[:2]
             else:
-                picture.load()
-            checked = picture.format in ("JPEG", "MPO", "PNG") and channels in CONVERTED
+                image.load()
+            checked = image.format in ("JPEG", "MPO", "PNG") and channels in CONVERTED
         if not checked:
             height, width = read_image(path, channels=channels, dtype=None).shape[:2]
     except ImageError:
@@ -116,13 +116,13 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether the file name looks like a picture's (``._name``, which macOS leaves on other disks, does not)."""
+    """Whether the file name looks like an image's (``._name``, which macOS leaves on other disks, does not)."""
     path = Path(path)
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._") and not IMAGE_CACHE.search(path.name)
 
 
 def holds_more_than_8_bits(path: str | Path, *, channels: int) -> bool:
-    """Whether a picture has 16 bits, or floats; decodes it only where its format can and its first bytes do not tell.
+    """Whether an image has 16 bits, or floats; decodes it only where its format can and its first bytes do not tell.
 
     Raises:
         ImageError: It cannot be decoded.
@@ -146,7 +146,7 @@ def _large_enough(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _probe_without_pillow(path: Path, channels: int, error: Exception) -> tuple[int, int]:
-    """Size of a picture that Pillow refuses: OpenCV decides, except about files that are cut short, which it fills with grey."""
+    """Size of an image that Pillow refuses: OpenCV decides, except about files that are cut short, which it fills with grey."""
     text = " ".join(str(error).split())
     if "truncated" in text.lower() or "broken" in text.lower():
         raise ImageError(f"{path}: the file is cut short or damaged ({text})") from error
@@ -193,16 +193,16 @@ def _decode_pillow(path: str | Path, data: np.ndarray, channels: int, dtype: typ
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-                grey = np.asarray(picture)
+        with Image.open(io.BytesIO(data)) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                grey = np.asarray(image)
                 return np.repeat(_to_depth(grey, dtype or np.uint16)[:, :, None], channels, axis=2)
-            return np.array(picture.convert("RGB" if channels == 3 else "L"))
+            return np.array(image.convert("RGB" if channels == 3 else "L"))
     except UnidentifiedImageError as error:  # which only repeats the path
-        raise ImageError(f"{path}: not a picture that can be read") from error
+        raise ImageError(f"{path}: not an image that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: not a picture that can be read ({' '.join(str(error).split())})") from error
+        raise ImageError(f"{path}: not an image that can be read ({' '.join(str(error).split())})") from error
 
 
 def _to_depth(image: np.ndarray, dtype: type[np.generic]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Decoded pictures at training size, kept as long as memory allows: all of them (ram), as files (disk), or the ones used last.
+"""Decoded images at training size, kept as long as memory allows: all of them (ram), as files (disk), or the ones used last.
 
 What is kept never changes what comes out, only how soon.
 """
@@ -17,21 +17,21 @@ from tqdm import tqdm
 
 from data.images.pixels import resized
 from data.images.reading import ImageError, read_image
-from utils.files import written_whole
+from utils.files import atomic_write
 
-RECENT_BYTES = 256 * 2**20  # of decoded pictures that a process keeps
+RECENT_BYTES = 256 * 2**20  # of decoded images that a process keeps
 
 
 class ImageStore:
-    """Pictures by number, each resized so that its longer side is ``imgsz`` px.
+    """Images by number, each resized so that its longer side is ``imgsz`` px.
 
     Args:
-        files: N pictures.
+        files: N images.
         imgsz: Longer side in px.
-        channels: Of the pictures.
+        channels: Of the images.
         dtype: ``np.uint8`` or ``np.uint16``.
         smooth: Shrink by area instead of bilinearly, as validation does.
-        recent_bytes: Of decoded pictures used last that this process keeps.
+        recent_bytes: Of decoded images used last that this process keeps.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ImageStore:
         self.recent_bytes = 0
 
     def get(self, i: int) -> np.ndarray:
-        """(h, w, C) picture i, shared: it must not be changed.
+        """(h, w, C) image i, shared: it must not be changed.
 
         Raises:
             ImageError: It cannot be decoded.
@@ -71,7 +71,7 @@ class ImageStore:
         return image
 
     def decode(self, i: int) -> np.ndarray:
-        """Picture i from its file."""
+        """Image i from its file."""
         image = self.original(self.files[i])
         h, w = image.shape[:2]
         ratio = self.imgsz / max(h, w)
@@ -82,14 +82,14 @@ class ImageStore:
         return resized(image, size, interpolation=interpolation)
 
     def original(self, path: str) -> np.ndarray:
-        """(H, W, C) a picture at its own size, as the network is to see it; nothing is kept."""
+        """(H, W, C) an image at its own size, as the network is to see it; nothing is kept."""
         return read_image(path, channels=self.channels, dtype=self.dtype)
 
     def keep_in_ram(self, *, processes: int = 1, prefix: str = "", progress: bool = True) -> str:
-        """Decodes all pictures at once if they fit in half of the free memory; returns one line for the user where they do not.
+        """Decodes all images at once if they fit in half of the free memory; returns one line for the user where they do not.
 
         Args:
-            processes: How many processes keep all pictures.
+            processes: How many processes keep all images.
             prefix: Words before messages and the progress bar.
             progress: Whether to show it.
         """
@@ -102,7 +102,7 @@ class ImageStore:
         return ""
 
     def keep_on_disk(self, *, prefix: str = "", progress: bool = True) -> str:
-        """Writes ``<picture>.<imgsz>.npy`` beside each picture, unless it is there and newer; returns one line where it cannot."""
+        """Writes ``<image>.<imgsz>.npy`` beside each image, unless it is there and newer; returns one line where it cannot."""
         try:
             self._map(self._to_disk, f"{prefix}caching images on disk", progress)
         except OSError as error:
@@ -133,7 +133,7 @@ class ImageStore:
         image = self._decode_or_none(i)
         if image is None:
             return
-        with written_whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             np.save(file, image, allow_pickle=False)
 
     def _from_disk(self, i: int) -> np.ndarray | None:

@@ -1,7 +1,7 @@
 """TIFF files as they are: all pages, any number of samples a pixel, in one plane or several, 8 and 16 bits and floats, no value changed.
 
 OpenCV reads at most four samples, mixes planes up and multiplies colours by alpha; Pillow halves 16 bits. So the directory is read here,
-and the samples are shown to OpenCV, that is libtiff, as grey pictures of the same bytes: it decompresses them, and nothing else. See
+and the samples are shown to OpenCV, that is libtiff, as grey images of the same bytes: it decompresses them, and nothing else. See
 "TIFF, Revision 6.0" (Adobe, 1992) for tags and predictors.
 """
 
@@ -120,7 +120,7 @@ def _read_page(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -
 
 
 def _read_plane(data: np.ndarray, layout: _Layout, plane: int, samples: int, order: str) -> np.ndarray:
-    """One plane (H, W, samples): its strips, or tiles one below the other, as a grey picture that is ``samples`` times as wide."""
+    """One plane (H, W, samples): its strips, or tiles one below the other, as a grey image that is ``samples`` times as wide."""
     share = len(layout.offsets) // layout.planes
     part = slice(plane * share, (plane + 1) * share)
     tile_w, tile_h = layout.tile_wh or (layout.width, layout.strip_rows)

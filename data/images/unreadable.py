@@ -1,6 +1,6 @@
-"""Pictures that cannot be read any more while an epoch runs: a few are named once, many end it.
+"""Images that cannot be read any more while an epoch runs: a few are named once, many end it.
 
-Workers put a grey picture without objects in place of each, which hangs on nothing but the file; the main process keeps the account.
+Workers put a grey image without objects in place of each, which hangs on nothing but the file; the main process keeps the account.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-TOLERATED, TOLERATED_PART = 3, 0.1  # pictures, whichever is more
+TOLERATED, TOLERATED_PART = 3, 0.1  # images, whichever is more
 SHOWN = 10
 
 
-class UnreadablePictures:
+class UnreadableImages:
     """Files of a data set that could not be read.
 
     Args:
-        count: pictures in the data set.
+        count: images in the data set.
         prefix: words before messages.
     """
 

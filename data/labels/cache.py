@@ -1,4 +1,4 @@
-"""Labels read once and kept: an .npz beside the label folder (or the COCO JSON), valid as long as no picture and no label has changed.
+"""Labels read once and kept: an .npz beside the label folder (or the COCO JSON), valid as long as no image and no label has changed.
 
 The key is a hash of every path, size and modification time together with the format's version; there is nothing in the file but arrays
 of numbers and one JSON text, so it can run no code. A stale, foreign or torn file is read anew, never trusted.
@@ -19,7 +19,7 @@ from data.images.reading import CONVERTED
 from data.labels.coco import read_coco_labels
 from data.labels.problems import Problem
 from data.labels.yolo import LabelTable, label_path, read_labels
-from utils.files import written_whole
+from utils.files import atomic_write
 
 FORMAT_VERSION = 2
 ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "rows", "point_starts", "points")
@@ -29,12 +29,12 @@ def cached_labels(
     image_files: Sequence[str], *, source: Path, channels: int = 3, workers: int = 8, prefix: str = "", progress: bool = True,
     annotations: Path | None = None, names: Sequence[str] | None = None,
 ) -> tuple[LabelTable, str]:  # fmt: skip
-    """The labels of all pictures, from the cache if it is valid, else read and then cached.
+    """The labels of all images, from the cache if it is valid, else read and then cached.
 
     Args:
-        image_files: N pictures.
+        image_files: N images.
         source: The folder or list they come from; names the cache file.
-        channels: That the pictures should have.
+        channels: That the images should have.
         workers: Most parallel readers.
         prefix: Words before the progress bar.
         progress: Whether to show it.
@@ -72,10 +72,10 @@ def cache_path(image_file: str, source: Path) -> Path:
 def content_key(
     image_files: Sequence[str], *, channels: int = 3, annotations: Path | None = None, names: Sequence[str] | None = None
 ) -> str:
-    """Hash over path, size and modification time of every picture and label file (or of the JSON in their place, with the names that
-    choose its classes), the channels the pictures should have, and the format's version.
+    """Hash over path, size and modification time of every image and label file (or of the JSON in their place, with the names that
+    choose its classes), the channels the images should have, and the format's version.
 
-    One and three channels are had from the same pictures, so they share a key.
+    One and three channels are had from the same images, so they share a key.
     """
     head = f"labels {FORMAT_VERSION}{'' if channels in CONVERTED else f' upright channels {channels}'}\n"
     if annotations:
@@ -113,6 +113,6 @@ def save(path: Path, key: str, table: LabelTable) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    with written_whole(path) as partial, open(partial, "wb") as file:
+    with atomic_write(path) as partial, open(partial, "wb") as file:
         problems = np.frombuffer(json.dumps(table.problems).encode(), np.uint8)
         np.savez(file, key=np.array(key), problems=problems, **{name: getattr(table, name) for name in ARRAYS})

@@ -1,7 +1,7 @@
-"""Labels straight from a COCO instances JSON: which objects lie on a picture, as the rows of a label file would give them.
+"""Labels straight from a COCO instances JSON: which objects lie on an image, as the rows of a label file would give them.
 
 Crowd regions are no objects to learn, so they are left out here; validation takes the JSON itself as ground truth and ignores what is
-found in them. A faulty annotation costs its picture, as a faulty row of a label file does.
+found in them. A faulty annotation costs its image, as a faulty row of a label file does.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS, Problem
-from data.labels.yolo import ROUNDING, FileLabels, LabelTable, build_table, map_pictures, no_labels, probe_file, without_duplicates
+from data.labels.yolo import ROUNDING, FileLabels, LabelTable, build_table, map_images, no_labels, probe_file, without_duplicates
 from utils.metrics.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
 
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
 POLYGON_PX = 2.0  # by which a polygon's extent may differ from its box
-SIZE_SLACK_PX = 1  # between the size in the file and the picture's
+SIZE_SLACK_PX = 1  # between the size in the file and the image's
 
 
 @dataclasses.dataclass(frozen=True)
 class CocoFile:
-    """An instances JSON by picture.
+    """An instances JSON by image.
 
     Attributes:
         path: The file.
@@ -49,10 +49,10 @@ class CocoFile:
     problems: tuple[Problem, ...]
 
     def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> FileLabels:
-        """The objects of one picture; problems are told under its path.
+        """The objects of one image; problems are told under its path.
 
         Args:
-            image_id: Of the picture.
+            image_id: Of the image.
             hw: Its size in px, as displayed.
             shown_path: Its file.
         """
@@ -74,7 +74,7 @@ class CocoFile:
     def _faults(
         self, objects: Sequence[CocoObject], classes: np.ndarray, boxes_ltwh: np.ndarray, hw: tuple[int, int], shown_path: str
     ) -> Sequence[Problem]:
-        """What is wrong with the annotations of one picture, one line each."""
+        """What is wrong with the annotations of one image, one line each."""
         low, high = boxes_ltwh[:, :2], boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]
         slack = max(OVERHANG_PX, ROUNDING * max(hw))
         finite = np.isfinite(boxes_ltwh).all(1)
@@ -84,7 +84,7 @@ class CocoFile:
         checks = (
             (classes < 0, WRONG_CLASS, NO_CATEGORY, True),
             ((classes >= 0) & ~finite, NOT_FINITE, BROKEN_BOX, True),
-            ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the picture", True),
+            ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the image", True),
             ((classes >= 0) & empty, NO_AREA, "a box without area, dropped", False),
         )
         return [
@@ -98,20 +98,20 @@ def read_coco_labels(
     path: Path, image_files: Sequence[str], names: Sequence[str] | None, *, channels: int = 3, workers: int = 8, prefix: str = "",
     progress: bool = True,
 ) -> LabelTable:  # fmt: skip
-    """Checks all pictures and gives them their objects from a JSON.
+    """Checks all images and gives them their objects from a JSON.
 
     Args:
         path: The JSON.
-        image_files: N pictures.
+        image_files: N images.
         names: Of the classes; None makes all objects class 0.
-        channels: That the pictures should have.
-        workers: Most parallel readers of pictures.
+        channels: That the images should have.
+        workers: Most parallel readers of images.
         prefix: Words before the progress bar.
         progress: Whether to show it.
     """
     coco = load_coco(path, names)
     probe = partial(probe_file, channels=channels)
-    probed = map_pictures(probe, image_files, workers=workers, what=f"{prefix}checking images", progress=progress)
+    probed = map_images(probe, image_files, workers=workers, what=f"{prefix}checking images", progress=progress)
     ids = [find_image_id(coco.image_ids, f) for f in image_files]
     table = build_table([_with_objects(coco, i, p, f) for i, p, f in zip(ids, probed, image_files)])
     about, present = coco.problems, set(ids)
@@ -123,7 +123,7 @@ def read_coco_labels(
 
 
 def load_coco(path: Path, names: Sequence[str] | None = None, *, single: bool = True) -> CocoFile:
-    """Reads an instances JSON as ``read_coco_file`` does, and sorts it by picture."""
+    """Reads an instances JSON as ``read_coco_file`` does, and sorts it by image."""
     content = read_coco_file(path, names, single=single)
     objects: defaultdict[int, list[CocoObject]] = defaultdict(list)
     for found in content.objects:

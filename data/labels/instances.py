@@ -1,4 +1,4 @@
-"""The objects of one picture as flat arrays (classes, boxes, polygons where labels have them), and the geometry that moves them.
+"""The objects of one image as flat arrays (classes, boxes, polygons where labels have them), and the geometry that moves them.
 
 Polygons lie one after another in ``points``; ``counts`` says how many points each object has (0: only a box). So warping and clipping
 never loop over objects.
@@ -13,10 +13,10 @@ import numpy as np
 
 
 class Instances(NamedTuple):
-    """Objects of one picture."""
+    """Objects of one image."""
 
     classes: np.ndarray  # (n,) float32
-    boxes_xyxy: np.ndarray  # (n, 4) float32, px of the picture they belong to
+    boxes_xyxy: np.ndarray  # (n, 4) float32, px of the image they belong to
     points: np.ndarray  # (p, 2) float32, px
     counts: np.ndarray  # (n,) int64, points per object
 
@@ -40,7 +40,7 @@ class Instances(NamedTuple):
         return self._replace(boxes_xyxy=self.boxes_xyxy * np.array((sx, sy, sx, sy), np.float32), points=points)
 
     def mirrored(self, width: float) -> Instances:
-        """Left and right exchanged in a picture ``width`` px wide."""
+        """Left and right exchanged in an image ``width`` px wide."""
         boxes = self.boxes_xyxy.copy()
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         points = self.points * np.array((-1, 1), np.float32) + np.array((width, 0), np.float32) if len(self.points) else self.points
@@ -52,28 +52,28 @@ class Instances(NamedTuple):
 
 
 def concatenate(parts: Sequence[Instances]) -> Instances:
-    """All objects of several pictures of one coordinate frame."""
+    """All objects of several images of one coordinate frame."""
     if not parts:
         return Instances.empty()
     return Instances(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 def clip_boxes(boxes_xyxy: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Boxes (n, 4) cut at the borders of a picture of ``hw`` px."""
+    """Boxes (n, 4) cut at the borders of an image of ``hw`` px."""
     h, w = hw
     return np.clip(boxes_xyxy, 0, np.array((w, h, w, h), np.float32))
 
 
 def clipped_polygon_boxes(points: np.ndarray, counts: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """Tight boxes of polygons after cutting them at the picture's borders.
+    """Tight boxes of polygons after cutting them at the image's borders.
 
-    The corners of a cut polygon are the ends of its cut edges and those corners of the picture that lie inside it, so no polygon has to
+    The corners of a cut polygon are the ends of its cut edges and those corners of the image that lie inside it, so no polygon has to
     be constructed. Edges are cut by the parametric rule of Liang and Barsky (1984).
 
     Args:
         points: (p, 2) all points, polygon after polygon.
         counts: (n,) points per polygon, at least 1 each.
-        hw: Height and width of the picture in px.
+        hw: Height and width of the image in px.
 
     Returns:
         (n, 4) xyxy px; all zeros where nothing is left inside.

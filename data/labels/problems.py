@@ -22,7 +22,7 @@ class Problem(NamedTuple):
     path: str
     row: int  # from 1; 0 when it is about the whole file
     message: str
-    skips: bool  # whether the picture was left out
+    skips: bool  # whether the image was left out
     kind: str = ""  # of KINDS
 
     def __str__(self) -> str:

@@ -14,12 +14,12 @@ from data.labels.yolo import LabelTable, label_path
 def split_labels(
     spec: DatasetSpec, split: str, image_files: Sequence[str], *, workers: int = 8, prefix: str = "", progress: bool = True
 ) -> tuple[LabelTable, list[str]]:
-    """The labels of a split's pictures, cached, and lines for the user about where they come from.
+    """The labels of a split's images, cached, and lines for the user about where they come from.
 
     Args:
         spec: The data set.
         split: ``train``, ``val`` or ``test``.
-        image_files: N pictures of the split.
+        image_files: N images of the split.
         workers: Most parallel readers.
         prefix: Words before lines and progress bars.
         progress: Whether to show those.
@@ -35,7 +35,7 @@ def split_labels(
 def labels_json(spec: DatasetSpec, split: str, image_files: Sequence[str]) -> tuple[Path | None, str]:
     """The COCO JSON that holds a split's labels, None where YOLO label files do; and a line that says which, where there is a choice.
 
-    A JSON that the dataset file names is taken; one that is only found beside the pictures is, if not one picture has a label file.
+    A JSON that the dataset file names is taken; one that is only found beside the images is, if not one image has a label file.
     """
     path = spec.annotations_json(split)
     if path is None:
@@ -48,7 +48,7 @@ def labels_json(spec: DatasetSpec, split: str, image_files: Sequence[str]) -> tu
 
 
 def has_label_files(image_files: Sequence[str]) -> bool:
-    """Whether any of the pictures has one; folders are listed rather than asked for every file."""
+    """Whether any of the images has one; folders are listed rather than asked for every file."""
     expected: set[str] = set()
     for folder in dict.fromkeys(os.path.dirname(label_path(f)) for f in image_files):
         try:

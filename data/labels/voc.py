@@ -1,4 +1,4 @@
-"""Pascal VOC's XML files: one for a picture, boxes in px. A document type declaration is refused, so no entity can ever expand."""
+"""Pascal VOC's XML files: one for an image, boxes in px. A document type declaration is refused, so no entity can ever expand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class VocFile:
 
     Attributes:
         path: The file.
-        image_name: Of the picture, without folders.
+        image_name: Of the image, without folders.
         hw: Its size in px.
         labels: Class names, one for each object.
         boxes_xyxy: (n, 4) px.
@@ -41,7 +41,7 @@ class VocFile:
     problems: tuple[Problem, ...]
 
     def numbered(self, names: Sequence[str]) -> FileLabels:
-        """With class numbers; a name that is not among ``names`` leaves the picture out."""
+        """With class numbers; a name that is not among ``names`` leaves the image out."""
         other = next((n for n in self.labels if n not in names), None)
         if other is not None:
             return no_labels((0, 0), True, (Problem(str(self.path), 0, f"class {other!r} is not among --names", True, WRONG_CLASS),))
@@ -138,7 +138,7 @@ def _object(element: Element, hw: tuple[int, int], one_based: bool) -> tuple[str
         box = [box[0] - 1, box[1] - 1, box[2], box[3]]
     slack = max(OVERHANG_PX, ROUNDING * max(hw))
     if min(box) < -slack or max(box[0], box[2]) > hw[1] + slack or max(box[1], box[3]) > hw[0] + slack:
-        return Problem("", 0, f"bndbox {box} reaches outside the {hw[1]}x{hw[0]} px of the picture", True, OUT_OF_RANGE)
+        return Problem("", 0, f"bndbox {box} reaches outside the {hw[1]}x{hw[0]} px of the image", True, OUT_OF_RANGE)
     if box[2] <= box[0] or box[3] <= box[1]:
         return Problem("", 0, "a box without area, dropped", False, NO_AREA)
     return label, box

@@ -1,6 +1,6 @@
 """Label files read, checked and put into flat arrays: one line for every problem, with file and row, and a summary at the end.
 
-What a problem costs: a picture that cannot be decoded, or whose label file has a faulty row, is left out (half-labelled pictures would
+What a problem costs: an image that cannot be decoded, or whose label file has a faulty row, is left out (half-labelled images would
 teach the model that objects are background); duplicate rows and boxes without area are dropped. Classes that the dataset file has no
 name for stop the run where they are many, because then the dataset file is wrong.
 """
@@ -38,18 +38,18 @@ from data.labels.problems import (
 from utils.errors import UserError
 
 ROUNDING = 1e-3  # how far outside 0-1 a coordinate may lie and still be clipped: labels are written with few digits
-PROCESSES_FROM = 1000  # pictures; below, starting processes takes longer than they save
+PROCESSES_FROM = 1000  # images; below, starting processes takes longer than they save
 HIGHEST_CLASS = 1_000_000
-WRONG_CLASSES_PART = 0.1  # of the pictures with objects; more of them with nameless classes mean that the dataset file is wrong
+WRONG_CLASSES_PART = 0.1  # of the images with objects; more of them with nameless classes mean that the dataset file is wrong
 EXPECTED = "expected: class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
 
 Result = TypeVar("Result")
 
 
 class FileLabels(NamedTuple):
-    """What one picture and its label file gave."""
+    """What one image and its label file gave."""
 
-    hw: tuple[int, int]  # (0, 0) when the picture is left out
+    hw: tuple[int, int]  # (0, 0) when the image is left out
     has_label_file: bool
     classes: np.ndarray  # (n,) int64
     boxes_cxcywh: np.ndarray  # (n, 4) float32, normalised
@@ -64,9 +64,9 @@ class LabelTable:
     """The labels of a whole data set in a handful of flat arrays, cheap to store, to share between processes and to index.
 
     Attributes:
-        shapes_hw: (N, 2) int64 height and width of every picture in px; zeros for those left out.
+        shapes_hw: (N, 2) int64 height and width of every image in px; zeros for those left out.
         has_label_file: (N,) bool.
-        starts: (N + 1,) int64, objects of picture i are ``starts[i]:starts[i + 1]``.
+        starts: (N + 1,) int64, objects of image i are ``starts[i]:starts[i + 1]``.
         classes: (M,) int64.
         boxes_cxcywh: (M, 4) float32, normalised.
         rows: (M,) int64, row in the label file, from 1.
@@ -89,7 +89,7 @@ class LabelTable:
         return len(self.shapes_hw)
 
     def instances(self, i: int, *, hw: tuple[int, int]) -> Instances:
-        """Objects of picture i in px of a version of it that is ``hw`` px large."""
+        """Objects of image i in px of a version of it that is ``hw`` px large."""
         h, w = hw
         start, stop = self.starts[i], self.starts[i + 1]
         cxcywh = self.boxes_cxcywh[start:stop]
@@ -100,7 +100,7 @@ class LabelTable:
         return Instances(self.classes[start:stop].astype(np.float32), boxes, points, np.diff(point_starts))
 
     def array(self, i: int) -> np.ndarray:
-        """(n, 5) float32 [class, cx, cy, w, h] of picture i."""
+        """(n, 5) float32 [class, cx, cy, w, h] of image i."""
         part = slice(self.starts[i], self.starts[i + 1])
         return np.concatenate((self.classes[part, None].astype(np.float32), self.boxes_cxcywh[part]), 1)
 
@@ -109,21 +109,21 @@ class LabelTable:
         return dataclasses.replace(self, classes=np.zeros_like(self.classes))
 
     def take(self, keep: np.ndarray) -> LabelTable:
-        """The table of the pictures where ``keep`` (N,) is true."""
+        """The table of the images where ``keep`` (N,) is true."""
         kept = self._with_objects_of(keep)
         return dataclasses.replace(
             kept, shapes_hw=self.shapes_hw[keep], has_label_file=self.has_label_file[keep], starts=_starts(np.diff(self.starts)[keep])
         )
 
-    def leave_out(self, out: np.ndarray, problems: Sequence[Problem]) -> LabelTable:
-        """The table with the pictures where ``out`` (N,) is true marked as unusable, and why."""
+    def exclude(self, out: np.ndarray, problems: Sequence[Problem]) -> LabelTable:
+        """The table with the images where ``out`` (N,) is true marked as unusable, and why."""
         return dataclasses.replace(
             self._with_objects_of(~out), shapes_hw=np.where(out[:, None], 0, self.shapes_hw),
             starts=_starts(np.where(out, 0, np.diff(self.starts))), problems=(*self.problems, *problems),
         )  # fmt: skip
 
     def _with_objects_of(self, keep: np.ndarray) -> LabelTable:
-        """Only the objects of some pictures; ``starts`` is for the caller to mend."""
+        """Only the objects of some images; ``starts`` is for the caller to mend."""
         objects = np.repeat(keep, np.diff(self.starts))
         points = np.repeat(objects, np.diff(self.point_starts))
         return dataclasses.replace(
@@ -137,7 +137,7 @@ class LabelTable:
 
 
 def list_images(sources: Sequence[Path]) -> list[str]:
-    """All picture files of the sources (folders with everything below them, .txt lists, single pictures), sorted within each.
+    """All image files of the sources (folders with everything below them, .txt lists, single images), sorted within each.
 
     Raises:
         UserError: Nothing found.
@@ -145,7 +145,7 @@ def list_images(sources: Sequence[Path]) -> list[str]:
     found: list[str] = []
     for source in sources:
         if source.is_dir():
-            tree = os.walk(source, followlinks=True)  # folders that are named like pictures are listed too, to be found unusable
+            tree = os.walk(source, followlinks=True)  # folders that are named like images are listed too, to be found unusable
             names = (os.path.join(top, name) for top, folders, files in tree for name in (*files, *folders) if is_image(name))
             found += without_stored_arrays(sorted(names))
         elif source.suffix == ".txt":
@@ -154,12 +154,12 @@ def list_images(sources: Sequence[Path]) -> list[str]:
             found.append(str(source))
     found = list(dict.fromkeys(found))
     if not found:
-        raise UserError(f"no images in {', '.join(map(str, sources))}; a folder of pictures or a .txt list of their paths is expected")
+        raise UserError(f"no images in {', '.join(map(str, sources))}; a folder of images or a .txt list of their paths is expected")
     return found
 
 
 def read_list(path: Path) -> list[str]:
-    """Picture paths from a list, each absolute, or relative to the list's folder or the working directory."""
+    """Image paths from a list, each absolute, or relative to the list's folder or the working directory."""
     entries = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
     entries = [e for e in entries if e and not e.startswith("#")]
     relative = next((e for e in entries if not os.path.isabs(e)), None)
@@ -169,7 +169,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def label_path(image_path: str) -> str:
-    """The label file of a picture: the last ``/images/`` becomes ``/labels/``, the suffix ``.txt``; else it lies beside it."""
+    """The label file of an image: the last ``/images/`` becomes ``/labels/``, the suffix ``.txt``; else it lies beside it."""
     head, slash, name = image_path.replace(os.sep, "/").rpartition("/images/")
     path = f"{head}/labels/{name}" if slash else image_path
     return str(Path(path).with_suffix(".txt"))
@@ -178,23 +178,23 @@ def label_path(image_path: str) -> str:
 def read_labels(
     image_files: Sequence[str], *, channels: int = 3, workers: int = 8, prefix: str = "", progress: bool = True
 ) -> LabelTable:
-    """Reads and checks the labels of all pictures in parallel, with a progress bar.
+    """Reads and checks the labels of all images in parallel, with a progress bar.
 
     Args:
-        image_files: N pictures.
-        channels: That the pictures should have.
-        workers: Most parallel readers. Up to 1000 pictures are read by threads, more by processes.
+        image_files: N images.
+        channels: That the images should have.
+        workers: Most parallel readers. Up to 1000 images are read by threads, more by processes.
         prefix: Words before the progress bar.
         progress: Whether to show it.
     """
     read = partial(read_file_labels, channels=channels)
-    return build_table(map_pictures(read, image_files, workers=workers, what=f"{prefix}reading labels", progress=progress))
+    return build_table(map_images(read, image_files, workers=workers, what=f"{prefix}reading labels", progress=progress))
 
 
-def map_pictures(
+def map_images(
     function: Callable[[str], Result], image_files: Sequence[str], *, workers: int, what: str, progress: bool = True
 ) -> list[Result]:
-    """``function`` of every picture, in parallel and in order. It must be picklable."""
+    """``function`` of every image, in parallel and in order. It must be picklable."""
     workers = max(1, min(workers, os.cpu_count() or 1))
     pool: Executor
     if len(image_files) >= PROCESSES_FROM and workers > 1:
@@ -226,7 +226,7 @@ def build_table(files: Sequence[FileLabels]) -> LabelTable:
 
 
 def read_file_labels(image_file: str, *, channels: int = 3) -> FileLabels:
-    """Checks one picture and reads its label file. Nothing wrong with either raises: it is in ``problems``."""
+    """Checks one image and reads its label file. Nothing wrong with either raises: it is in ``problems``."""
     path = label_path(image_file)
     probed = probe_file(image_file, channels=channels)
     if probed.problems:
@@ -244,7 +244,7 @@ def read_file_labels(image_file: str, *, channels: int = 3) -> FileLabels:
 
 
 def probe_file(image_file: str, *, channels: int = 3) -> FileLabels:
-    """Checks one picture: its size and no objects, or what is wrong with it."""
+    """Checks one image: its size and no objects, or what is wrong with it."""
     try:
         return no_labels(probe_image(image_file, channels=channels), False)
     except ImageError as error:
@@ -258,7 +258,7 @@ def parse_labels(text: str, path: str, hw: tuple[int, int]) -> FileLabels:
     Args:
         text: Its content; rows ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 …``, normalised to 0-1; both may occur in one file.
         path: Its name, for messages.
-        hw: Size of the picture in px.
+        hw: Size of the image in px.
     """
     classes, boxes, rows, points, problems = [], [], [], [], []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -289,31 +289,31 @@ def parse_labels(text: str, path: str, hw: tuple[int, int]) -> FileLabels:
 
 
 def check_classes(table: LabelTable, image_files: Sequence[str], names: Sequence[str], yaml_path: Path) -> LabelTable:
-    """Leaves out the pictures with objects of classes that have no name.
+    """Leaves out the images with objects of classes that have no name.
 
     Raises:
-        UserError: They are more than a tenth of the pictures with objects; names the file and row of the first one.
+        UserError: They are more than a tenth of the images with objects; names the file and row of the first one.
     """
     out, problems = nameless_objects(table, image_files, names, yaml_path)
     if len(problems) > WRONG_CLASSES_PART * np.count_nonzero(np.diff(table.starts)):
         count = int((table.classes >= len(names)).sum())
         more = f" ({count} such rows)" if count > 1 else ""
         raise UserError(f"{problems[0]}{more}; add its name there or correct the label")
-    return table.leave_out(out, problems) if problems else table
+    return table.exclude(out, problems) if problems else table
 
 
 def nameless_objects(
     table: LabelTable, image_files: Sequence[str], names: Sequence[str], yaml_path: Path
 ) -> tuple[np.ndarray, list[Problem]]:
-    """Which pictures (N,) have objects of classes without a name, and a line for each."""
+    """Which images (N,) have objects of classes without a name, and a line for each."""
     bad = np.flatnonzero(table.classes >= len(names))
-    pictures, first = np.unique(np.searchsorted(table.starts, bad, side="right") - 1, return_index=True)
+    images, first = np.unique(np.searchsorted(table.starts, bad, side="right") - 1, return_index=True)
     known = f"but {yaml_path} has {len(names)} classes (0 to {len(names) - 1})"
     problems = [
         Problem(label_path(image_files[i]), int(table.rows[j]), f"class {table.classes[j]}, {known}", True, WRONG_CLASS)
-        for i, j in zip(pictures, bad[first])
+        for i, j in zip(images, bad[first])
     ]
-    return np.isin(np.arange(len(table)), pictures), problems
+    return np.isin(np.arange(len(table)), images), problems
 
 
 def summarise(table: LabelTable, *, prefix: str = "", shown: int = 20) -> str:
@@ -376,7 +376,7 @@ def without_duplicates(labels: FileLabels, path: str) -> FileLabels:
 
 
 def no_labels(hw: tuple[int, int], has_label_file: bool, problems: tuple[Problem, ...] = ()) -> FileLabels:
-    """A picture without objects; one that is left out has the size (0, 0)."""
+    """An image without objects; one that is left out has the size (0, 0)."""
     none = np.zeros(0, np.int64)
     return FileLabels(hw, has_label_file, none, np.zeros((0, 4), np.float32), none, np.zeros((0, 2), np.float32), none, problems)
 

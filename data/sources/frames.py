@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.augment.transforms import Boxed, letterbox
+from data.augment.transforms import LetterboxedImage, letterbox
 from data.images.pixels import as_hwc
 from data.images.reading import CONVERTED, ImageError
 
@@ -28,14 +28,14 @@ class VideoInfo(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One picture to look at."""
+    """One image to look at."""
 
-    path: str  # of the picture or video; a URL without what is secret in it, ``webcam0``, ``screen 1``
+    path: str  # of the image or video; a URL without what is secret in it, ``webcam0``, ``screen 1``
     image: np.ndarray  # (H, W, C) uint8 or uint16, the original; RGB where C is 3
-    boxed: Boxed  # the same, letterboxed for the network
+    boxed: LetterboxedImage  # the same, letterboxed for the network
     index: int  # of the file or stream among all, from 0
     total: int  # number of files or streams
-    video: VideoInfo | None  # None for a picture
+    video: VideoInfo | None  # None for an image
     name: str = ""  # what results are called after, unique among streams; empty: the path
 
     @property
@@ -48,12 +48,12 @@ class FrameSource(ABC):
     """Gives frames in groups of one letterboxed shape: single ones from files, the newest of all streams together.
 
     Attributes:
-        hw: Height and width that pictures are fitted into, px, multiples of ``stride``.
+        hw: Height and width that images are fitted into, px, multiples of ``stride``.
         stride: Of the model, px.
         auto: Whether borders reach only to the next multiple of the stride.
         vid_stride: Of a video or stream, one frame in so many is looked at.
         report: Takes one line for each file or stream that cannot be read.
-        channels: Of the pictures.
+        channels: Of the images.
         at_once: How many videos come side by side; files come one after another.
     """
 
@@ -87,8 +87,8 @@ class FrameSource(ABC):
             for frames in batches:
                 yield from frames
 
-    def boxed(self, image: np.ndarray) -> Boxed:
-        """A picture (H, W, C), letterboxed for the network."""
+    def boxed(self, image: np.ndarray) -> LetterboxedImage:
+        """An image (H, W, C), letterboxed for the network."""
         return letterbox(image, self.hw, auto=self.auto, stride=self.stride)
 
     def from_bgr(self, bgr: np.ndarray) -> np.ndarray:
@@ -98,4 +98,4 @@ class FrameSource(ABC):
     def check_channels(self, name: str) -> None:
         """Raises ImageError where the network takes what no video, camera or screen has."""
         if self.channels not in CONVERTED:
-            raise ImageError(f"{name}: a video has 3 channels, {self.channels} are expected; give pictures")
+            raise ImageError(f"{name}: a video has 3 channels, {self.channels} are expected; give images")

@@ -1,4 +1,4 @@
-"""What detect.py looks at: a picture, a folder, a glob, a list or a video; and, elsewhere, streams, webcams and the screen."""
+"""What detect.py looks at: an image, a folder, a glob, a list or a video; and, elsewhere, streams, webcams and the screen."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from utils.errors import UserError
 
 
 class Source(FrameSource):
-    """The frames of pictures and videos, one after another. Made by ``open_source``.
+    """The frames of images and videos, one after another. Made by ``open_source``.
 
     Attributes:
-        files: The pictures and videos, in order; a picture may be a URL.
+        files: The images and videos, in order; an image may be a URL.
     """
 
     def __init__(self, files: tuple[str, ...], **settings: Any) -> None:
@@ -65,11 +65,11 @@ class Source(FrameSource):
             yield from self._video(path, index)
         elif is_url(path):
             shown = redacted(path)
-            yield self._picture(shown, read_remote_image(path, channels=self.channels), index)._replace(name=Path(unquote(shown)).name)
+            yield self._image(shown, read_remote_image(path, channels=self.channels), index)._replace(name=Path(unquote(shown)).name)
         else:
-            yield self._picture(path, read_image(path, channels=self.channels, dtype=None), index)
+            yield self._image(path, read_image(path, channels=self.channels, dtype=None), index)
 
-    def _picture(self, path: str, image: np.ndarray, index: int) -> Frame:
+    def _image(self, path: str, image: np.ndarray, index: int) -> Frame:
         return Frame(path, image, self.boxed(image), index, len(self.files), None)
 
     def _video(self, path: str, index: int) -> Iterator[Frame]:
@@ -110,13 +110,13 @@ def open_source(
     """The frames of a source.
 
     Args:
-        source: A picture, a video, a folder of them, a glob, a .txt list of paths, a URL, a .streams list, a webcam's number, the screen.
-        imgsz: Side, or height and width, of the letterboxed picture in px; rounded up to the stride.
+        source: An image, a video, a folder of them, a glob, a .txt list of paths, a URL, a .streams list, a webcam's number, the screen.
+        imgsz: Side, or height and width, of the letterboxed image in px; rounded up to the stride.
         stride: Of the model in px.
         vid_stride: Of a video or stream, look at one frame in so many.
         auto_letterbox: Pad only to the next multiple of the stride, not to the whole shape.
         report: Takes one line for each file or stream that is skipped.
-        channels: Of the pictures; grey (1) and RGB (3) are made of any, other numbers are what the files must hold.
+        channels: Of the images; grey (1) and RGB (3) are made of any, other numbers are what the files must hold.
 
     Raises:
         UserError: Not there, empty, or of a kind that is not read.
@@ -150,7 +150,7 @@ def _files(source: str) -> list[str]:
     if path.is_dir():
         found = without_stored_arrays(sorted(str(p) for p in path.iterdir() if is_image(p) or is_video(p)))
         if not found:
-            raise UserError(f"--source {source}: no picture and no video in this folder (its sub-folders are reached by '{source}/**/*')")
+            raise UserError(f"--source {source}: no image and no video in this folder (its sub-folders are reached by '{source}/**/*')")
         return found
     if path.is_file():
         return _listed(path) if path.suffix.lower() == ".txt" else _single(path)
@@ -159,7 +159,7 @@ def _files(source: str) -> list[str]:
         found = without_stored_arrays(f for f in matching if is_image(f) or is_video(f))
         if found:
             return found
-        raise UserError(f"--source {source}: no picture and no video matches")
+        raise UserError(f"--source {source}: no image and no video matches")
     raise UserError(f"--source {redacted(source) if ':' in source else source}: no such file or folder")  # a URL, but for its scheme
 
 
@@ -177,4 +177,4 @@ def _single(path: Path) -> list[str]:
     if is_image(path) or is_video(path):
         return [str(path)]
     known = " ".join(sorted(s.lstrip(".") for s in IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-    raise UserError(f"--source {path}: neither a picture nor a video by its name; known suffixes: {known}")
+    raise UserError(f"--source {path}: neither an image nor a video by its name; known suffixes: {known}")

@@ -86,7 +86,7 @@ def _area(source: str, number: int, part: tuple[int, ...] | None) -> dict[str, i
 
 @contextmanager
 def _grabber(source: str) -> Iterator[Any]:
-    """What grabs pictures of the screen, in the thread that asks for it."""
+    """What grabs images of the screen, in the thread that asks for it."""
     try:
         import mss
     except ImportError:

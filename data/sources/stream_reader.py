@@ -27,7 +27,7 @@ _LOUDNESS = "OPENCV_FFMPEG_LOGLEVEL"  # FFMPEG reads it at its first use in a pr
 
 
 @dataclass(frozen=True)
-class Patience:
+class ReconnectPolicy:
     """How long a stream is waited for."""
 
     open_s: float = 10.0  # until it can be opened,
@@ -55,7 +55,7 @@ class Stream(NamedTuple):
         return isinstance(self.target, str) and self.target.lower().startswith("http")
 
 
-class Caught(NamedTuple):
+class NewestFrame(NamedTuple):
     """A frame as its reader leaves it to whoever looks at it."""
 
     bgr: np.ndarray  # (H, W, 3) uint8
@@ -69,10 +69,12 @@ class Reader(threading.Thread):
     All that others read of it is guarded by ``changed``.
     """
 
-    def __init__(self, stream: Stream, vid_stride: int, patience: Patience, changed: threading.Condition, stop: threading.Event) -> None:
+    def __init__(
+        self, stream: Stream, vid_stride: int, patience: ReconnectPolicy, changed: threading.Condition, stop: threading.Event
+    ) -> None:
         super().__init__(name=f"{HANGING}reader of {stream.shown}", daemon=True)
         self.stream, self.vid_stride, self.patience, self._changed, self._stop_asked = stream, vid_stride, patience, changed, stop
-        self.newest: Caught | None = None
+        self.newest: NewestFrame | None = None
         self.lines: list[str] = []
         self.failure, self._failed_now = "", False  # why there never was a frame, and whether that was not yet taken
         self.taken, self.ended = 0, False
@@ -84,7 +86,7 @@ class Reader(threading.Thread):
         """Whether there is something to take."""
         return self.newest is not None or bool(self.lines) or self._failed_now
 
-    def take(self) -> tuple[Caught | None, list[str], bool]:
+    def take(self) -> tuple[NewestFrame | None, list[str], bool]:
         """The newest frame, lines to tell, and whether the stream failed, each if not taken before; called with ``changed`` held."""
         if self._error is not None:
             raise self._error
@@ -170,7 +172,7 @@ class Reader(threading.Thread):
             with self._changed:
                 while every and self.newest is not None and not self._stop_asked.is_set():
                     self._changed.wait()
-                self.newest = Caught(bgr, fps, length or 0 if every else 0)
+                self.newest = NewestFrame(bgr, fps, length or 0 if every else 0)
                 self._kept += 1
                 self._changed.notify_all()
         return number
@@ -181,7 +183,7 @@ class Reader(threading.Thread):
             self._changed.notify_all()
 
 
-def open_capture(target: str | int, patience: Patience) -> cv2.VideoCapture:
+def open_capture(target: str | int, patience: ReconnectPolicy) -> cv2.VideoCapture:
     """OpenCV's reader of a camera, a file or, through FFMPEG and with time-outs, a URL."""
     if not isinstance(target, str) or not is_url(target):
         return cv2.VideoCapture(target)

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.images.reading import is_image
 from data.sources.frames import VIDEO_SUFFIXES, Frame, FrameSource, VideoInfo
-from data.sources.stream_reader import Caught, Patience, Reader, Stream, quiet_opencv
+from data.sources.stream_reader import NewestFrame, Reader, ReconnectPolicy, Stream, quiet_opencv
 from data.sources.urls import is_url, plain_name, redacted
 from utils.errors import UserError
 
@@ -30,7 +30,7 @@ class StreamSource(FrameSource):
     """
 
     def __init__(
-        self, streams: Sequence[Stream], *, patience: Patience | None = None, note: Callable[[str], None] = print, **settings: Any
+        self, streams: Sequence[Stream], *, patience: ReconnectPolicy | None = None, note: Callable[[str], None] = print, **settings: Any
     ) -> None:
         """
         Args:
@@ -42,7 +42,7 @@ class StreamSource(FrameSource):
         super().__init__(**settings)
         names = _distinct([stream.name for stream in streams])
         self.streams = tuple(stream._replace(name=name) for stream, name in zip(streams, names))
-        self.at_once, self.patience, self.note = len(streams), patience or Patience(), note
+        self.at_once, self.patience, self.note = len(streams), patience or ReconnectPolicy(), note
         for stream in streams:
             self.check_channels(stream.shown)
 
@@ -91,7 +91,7 @@ class StreamSource(FrameSource):
                     groups.setdefault(frame.boxed.image.shape, []).append(frame)
             yield from groups.values()
 
-    def _frame(self, index: int, reader: Reader, caught: Caught) -> Frame:
+    def _frame(self, index: int, reader: Reader, caught: NewestFrame) -> Frame:
         image = self.from_bgr(caught.bgr)
         info = VideoInfo(caught.fps, image.shape[1], image.shape[0], reader.taken - 1, math.ceil(caught.frames / self.vid_stride))
         return Frame(reader.stream.shown, image, self.boxed(image), index, len(self.streams), info, reader.stream.name)
@@ -133,13 +133,13 @@ def listed_streams(path: Path) -> list[Stream]:
 def _listed(text: str, path: Path, number: int) -> Stream:
     if is_url(text):
         if is_image(redacted(text)):
-            raise UserError(f"{path}, line {number}: {redacted(text)} is a picture; give it as a --source of its own")
+            raise UserError(f"{path}, line {number}: {redacted(text)} is an image; give it as a --source of its own")
         return stream_of(text)
     if text.isdecimal():
         return stream_of(text)
     file = next((f for f in (path.parent / text, Path(text).expanduser()) if f.is_file()), None)
     if file is None or file.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UserError(f"{path}, line {number}: {redacted(text)} is no URL, no number of a camera and no video file that is there")
+        raise UserError(f"{path}, line {number}: {redacted(text)} is no URL, no finite number of a camera and no video file that is there")
     return Stream(str(file), str(file), plain_name(file.stem))
 
 

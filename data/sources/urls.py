@@ -1,4 +1,4 @@
-"""URLs as sources: what of them may be shown, and pictures fetched from them. User names, passwords and queries stay out of all output."""
+"""URLs as sources: what of them may be shown, and images fetched from them. User names, passwords and queries stay out of all output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from data.images.reading import ImageError, decode_image
 
 ANSWER_S, WHOLE_S = 10.0, 60.0  # longest silence of a server, longest download
-MOST_BYTES = 64 << 20  # of a picture
+MOST_BYTES = 64 << 20  # of an image
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SECRET_IN_PATH = re.compile(r"((?:pass\w*?|pwd|token|secret|auth|key)=)[^/]*", re.IGNORECASE)
 _KEPT_IN_PATH, _KEPT_IN_QUERY = "/%:@!$&'()*+,;=~", "/%:@!$&'()*+,;=~?"
@@ -44,10 +44,10 @@ def plain_name(text: str) -> str:
 
 
 def read_remote_image(url: str, *, channels: int = 3, dtype: type[np.generic] | None = None) -> np.ndarray:
-    """Fetches and decodes a picture, as ``read_image`` does with a file.
+    """Fetches and decodes an image, as ``read_image`` does with a file.
 
     Raises:
-        ImageError: It cannot be fetched, is too large or no such picture; the message shows no secret of the URL.
+        ImageError: It cannot be fetched, is too large or no such image; the message shows no secret of the URL.
     """
     return decode_image(np.frombuffer(fetch(url), dtype=np.uint8), redacted(url), channels=channels, dtype=dtype)
 
@@ -81,7 +81,7 @@ def open_url(url: str) -> HTTPResponse:
     """
     shown = redacted(url)
     if not url.lower().startswith(("http://", "https://")):
-        raise ImageError(f"{shown}: only http:// and https:// are fetched; save the picture and give its path")
+        raise ImageError(f"{shown}: only http:// and https:// are fetched; save the image and give its path")
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]

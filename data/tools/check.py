@@ -1,4 +1,4 @@
-"""Checks a data set before it costs a training: a table, a picture, an exit code, and on request a cleaned copy.
+"""Checks a data set before it costs a training: a table, an image, an exit code, and on request a cleaned copy.
 
 Example:
     python -m data.check mine.yaml
@@ -70,7 +70,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def report(found: Sequence[SplitSurvey], names: Sequence[str]) -> str:
-    """Tables: pictures and boxes, kinds of problems, objects of each class; a column for each split."""
+    """Tables: images and boxes, kinds of problems, objects of each class; a column for each split."""
     rows: list[tuple[str, list[object]]] = [("", [s.split for s in found])]
     objects = [np.diff(s.table.starts) for s in found]
     sizes = [size_counts(s.box_areas()) for s in found]

@@ -16,10 +16,10 @@ from utils.errors import UserError
 
 
 def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitSurvey], out: Path, *, exist_ok: bool = False) -> list[str]:
-    """Writes pictures (hard links, or copies where links cannot be), labels and ``data.yaml``; returns a line for each split.
+    """Writes images (hard links, or copies where links cannot be), labels and ``data.yaml``; returns a line for each split.
 
-    Left out: pictures that cannot be used, repeated ones, and those of an earlier split that a later one has too (val keeps what train
-    shares with it). Faulty rows that cost only themselves are gone; coordinates are clipped to the picture.
+    Left out: images that cannot be used, repeated ones, and those of an earlier split that a later one has too (val keeps what train
+    shares with it). Faulty rows that cost only themselves are gone; coordinates are clipped to the image.
 
     Raises:
         UserError: A file is there already, belongs to the original, or cannot be written.
@@ -52,13 +52,13 @@ def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitSurvey], out: Path,
 
 
 def _relative(file: str, sources: Sequence[Path]) -> str:
-    """The name below its source folder; of pictures from lists, the name alone."""
+    """The name below its source folder; of images from lists, the name alone."""
     folder = next((s for s in sources if s.is_dir() and Path(file).is_relative_to(s)), Path(file).parent)
     return Path(file).relative_to(folder).as_posix()
 
 
 def _free_name(name: str, split: str, taken: set[str]) -> str:
-    """``split/name`` with a number where a picture (whatever its ending: they would share a label file) is called so already."""
+    """``split/name`` with a number where an image (whatever its ending: they would share a label file) is called so already."""
     path = Path(split) / name
     number = 2
     while path.with_suffix("").as_posix() in taken:

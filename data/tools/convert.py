@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def coco_to_yolo(
     jsons: Sequence[Path], out: Path, *, images: Sequence[Path] = (), segments: bool = False, exist_ok: bool = False
 ) -> list[Problem]:
-    """Writes label files, pictures where they are given, and ``data.yaml``; a JSON is a split, named after its file.
+    """Writes label files, images where they are given, and ``data.yaml``; a JSON is a split, named after its file.
 
     Args:
         jsons: Instances files that share their categories.
         out: Folder to write.
-        images: A folder of pictures for each JSON, or none: then only labels are written, and the pictures belong into ``out/images``.
+        images: A folder of images for each JSON, or none: then only labels are written, and the images belong into ``out/images``.
         segments: Write polygons for objects that have one in one piece.
         exist_ok: Write over files that are there.
 
@@ -83,14 +83,14 @@ def coco_to_yolo(
     objects, crowds = sum(len(f.classes) for f in labels.values()), sum(f.crowds for f in files)
     print(f"{len(labels)} images, {objects} objects of {len(files[0].names)} classes in {out / 'data.yaml'}"
           + (f"; {crowds} crowd regions left out, YOLO labels have none" if crowds else ""))  # fmt: skip
-    tell_where_pictures_belong(out, splits, have_images=bool(images))
+    print_image_folders(out, splits, have_images=bool(images))
     return problems
 
 
 def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = False) -> list[Problem]:
     """Writes the labels of a split as an instances JSON.
 
-    Pictures whose name is a number get it as their id, if all are; else they are counted from 1. Categories have COCO's ids if the classes
+    Images whose name is a number get it as their id, if all are; else they are counted from 1. Categories have COCO's ids if the classes
     are COCO's 80, else the class numbers.
 
     Args:
@@ -144,7 +144,7 @@ def voc_to_yolo(
     Args:
         annotations: Folder of XML files, or one of them.
         out: Folder to write.
-        images: Folder of the pictures; without it only labels are written.
+        images: Folder of the images; without it only labels are written.
         names: Classes in order; all names that occur, sorted, if not given.
         split: Name of the folders written.
         one_based: Count px from 1 and include the last, as the original VOC archives do; else coordinates are the box's edges.
@@ -168,7 +168,7 @@ def voc_to_yolo(
     sources = {}
     for name in found if images else ():
         assert images is not None
-        source = _picture(images, name)
+        source = _image(images, name)
         if source is None:
             problems.append(Problem(str(images / name), 0, "no such file", False, MISSING))
         else:
@@ -179,27 +179,27 @@ def voc_to_yolo(
     skipped = sum(f.difficult for f in read)
     print(f"{len(labels)} images, {sum(len(f.classes) for f in labels.values())} objects of {len(names)} classes in {out / 'data.yaml'}"
           + (f"; {skipped} difficult objects left out (--difficult keeps them)" if skipped else ""))  # fmt: skip
-    tell_where_pictures_belong(out, [split], have_images=images is not None)
+    print_image_folders(out, [split], have_images=images is not None)
     return problems
 
 
-def tell_where_pictures_belong(out: Path, splits: Sequence[str], *, have_images: bool) -> None:
+def print_image_folders(out: Path, splits: Sequence[str], *, have_images: bool) -> None:
     """What is left to do where only labels were written."""
     if not have_images:
-        print(f"put the pictures into {', '.join(str(out / 'images' / s) for s in splits)}, or give their folders with --images")
+        print(f"put the images into {', '.join(str(out / 'images' / s) for s in splits)}, or give their folders with --images")
 
 
 def write_yolo(
     out: Path, labels: dict[str, FileLabels], names: Sequence[str], sources: dict[str, Path], *, segments: bool = False,
     exist_ok: bool = False,
 ) -> None:  # fmt: skip
-    """Label files, pictures and ``data.yaml``.
+    """Label files, images and ``data.yaml``.
 
     Args:
         out: Folder.
-        labels: By ``split/name`` of the picture.
+        labels: By ``split/name`` of the image.
         names: Of the classes.
-        sources: Pictures to place, likewise.
+        sources: Images to place, likewise.
         segments: Write polygons where there are any.
         exist_ok: Write over files that are there.
 
@@ -228,11 +228,11 @@ def write_yolo(
 
 
 def _labelled(coco: CocoFile, folder: Path | None) -> dict[str, FileLabels]:
-    """By file name, what the JSON says of each picture."""
-    return {name: _of_picture(coco, i, name, folder) for i, name in coco.files.items()}
+    """By file name, what the JSON says of each image."""
+    return {name: _of_image(coco, i, name, folder) for i, name in coco.files.items()}
 
 
-def _of_picture(coco: CocoFile, image_id: int, name: str, folder: Path | None) -> FileLabels:
+def _of_image(coco: CocoFile, image_id: int, name: str, folder: Path | None) -> FileLabels:
     hw = coco.sizes_hw.get(image_id)
     path = str(folder / name) if folder else name
     if hw is None:
@@ -244,14 +244,14 @@ def _of_picture(coco: CocoFile, image_id: int, name: str, folder: Path | None) -
 
 
 def _numbers(files: Sequence[str]) -> Sequence[int]:
-    """An id for each picture."""
+    """An id for each image."""
     stems = [Path(f).stem for f in files]
     named = [int(s) for s in stems] if all(s.isdecimal() for s in stems) else []
     return named if len(set(named)) == len(files) else range(1, len(files) + 1)
 
 
-def _picture(folder: Path, name: str) -> Path | None:
-    """The picture of an XML: by the name it gives, else by its stem with any ending."""
+def _image(folder: Path, name: str) -> Path | None:
+    """The image of an XML: by the name it gives, else by its stem with any ending."""
     if (folder / name).is_file():
         return folder / name
     guesses = ((folder / name).with_suffix(s) for suffix in sorted(IMAGE_SUFFIXES) for s in (suffix, suffix.upper()))
@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     coco = commands.add_parser("coco-to-yolo", help="COCO instances JSON to YOLO label files")
     coco.add_argument("jsons", nargs="+", type=Path, metavar="JSON", help="instances files, a split each")
-    coco.add_argument("--images", nargs="+", type=Path, default=[], metavar="DIR", help="folder of the pictures of each, linked or copied")
+    coco.add_argument("--images", nargs="+", type=Path, default=[], metavar="DIR", help="folder of the images of each, linked or copied")
     coco.add_argument("--segments", action="store_true", help="write polygons of objects in one piece")
     coco.set_defaults(run=lambda a: coco_to_yolo(a.jsons, a.out, images=a.images, segments=a.segments, exist_ok=a.exist_ok))
     yolo = commands.add_parser("yolo-to-coco", help="a YOLO data set's split to a COCO instances JSON")
@@ -272,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     yolo.set_defaults(run=lambda a: yolo_to_coco(a.data, a.out, split=a.split, exist_ok=a.exist_ok))
     voc = commands.add_parser("voc-to-yolo", help="a folder of VOC XML files to YOLO label files")
     voc.add_argument("annotations", type=Path, metavar="XML-DIR", help="folder of XML files")
-    voc.add_argument("--images", type=Path, metavar="DIR", help="folder of the pictures, linked or copied")
+    voc.add_argument("--images", type=Path, metavar="DIR", help="folder of the images, linked or copied")
     voc.add_argument("--names", nargs="+", default=[], help="classes in order (default: all that occur, sorted)")
     voc.add_argument("--split", default="train", help="name of the folders written (default: train)")
     voc.add_argument("--one-based", action="store_true", help="px count from 1 and the last is included: the original VOC archives")

@@ -29,7 +29,7 @@ class Placed(NamedTuple):
     """A drawn shape."""
 
     label: int
-    area: float  # px, with what lies outside the picture
+    area: float  # px, with what lies outside the image
 
 
 def ensure_shapes(folder: Path) -> Path:
@@ -55,26 +55,26 @@ def ensure_shapes(folder: Path) -> Path:
 
 
 def generate(folder: Path) -> None:
-    """Writes pictures, YOLO labels and COCO annotations of both splits below ``folder``."""
+    """Writes images, YOLO labels and COCO annotations of both splits below ``folder``."""
     for number, (split, count) in enumerate(COUNTS.items()):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
-        pictures = []
+        images = []
         for i in range(count):
-            image, classes, boxes = draw_picture(np.random.default_rng([VERSION, number, i]))
+            image, classes, boxes = draw_image(np.random.default_rng([VERSION, number, i]))
             name = f"{split}_{i:04d}"
             encoded = cv2.imencode(".jpg", image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
             encoded.tofile(folder / "images" / split / f"{name}.jpg")
             (folder / "labels" / split / f"{name}.txt").write_text(_yolo_rows(classes, boxes, image.shape[:2]))
-            pictures.append((f"{name}.jpg", image.shape[:2], classes, boxes))
+            images.append((f"{name}.jpg", image.shape[:2], classes, boxes))
         target = folder / "annotations" / f"instances_{split}.json"
         target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(_coco(pictures)))
+        target.write_text(json.dumps(_coco(images)))
     (folder / MARK).write_text(f"{VERSION}\n")
 
 
-def draw_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
-    """One picture: (H, W, 3) uint8 RGB, class numbers, and xyxy boxes in px of what is visible."""
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
+    """One image: (H, W, 3) uint8 RGB, class numbers, and xyxy boxes in px of what is visible."""
     h, w = (int(v) for v in rng.integers(240, 385, 2))
     image = _background(rng, h, w)
     owner = np.full((h, w), -1, np.int64)
@@ -195,10 +195,10 @@ def _yolo_rows(classes: list[int], boxes: list[tuple[int, int, int, int]], hw: t
     return "".join(rows)
 
 
-def _coco(pictures: list[tuple[str, tuple[int, int], list[int], list[tuple[int, int, int, int]]]]) -> dict[str, list]:
-    """The COCO form of all pictures of a split; ids from 1."""
+def _coco(entries: list[tuple[str, tuple[int, int], list[int], list[tuple[int, int, int, int]]]]) -> dict[str, list]:
+    """The COCO form of all images of a split; ids from 1."""
     images, annotations = [], []
-    for image_id, (name, (h, w), classes, boxes) in enumerate(pictures, start=1):
+    for image_id, (name, (h, w), classes, boxes) in enumerate(entries, start=1):
         images.append({"id": image_id, "file_name": name, "width": w, "height": h})
         for c, (x1, y1, x2, y2) in zip(classes, boxes):
             annotations.append(

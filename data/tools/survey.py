@@ -1,4 +1,4 @@
-"""A close look at a data set: every picture decoded, every label row read, contents compared by hash within and between splits."""
+"""A close look at a data set: every image decoded, every label row read, contents compared by hash within and between splits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data.dataset_spec import SPLITS, DatasetSpec
 from data.images.reading import ImageError, read_image
 from data.labels.problems import CORRUPT, DUPLICATE_IMAGE, LEAK, ORPHAN, Problem
 from data.labels.source import labels_json, split_labels
-from data.labels.yolo import LabelTable, label_path, list_images, map_pictures, nameless_objects
+from data.labels.yolo import LabelTable, label_path, list_images, map_images, nameless_objects
 
 SMALL_PX2, LARGE_PX2 = 32.0**2, 96.0**2  # COCO's bounds of area
 SIZES = ("small", "medium", "large")
@@ -29,9 +29,9 @@ class SplitSurvey:
 
     Attributes:
         split: Its name.
-        files: N pictures.
-        table: Their labels; those of pictures that cannot be used are gone.
-        hashes: (N,) of the pictures' contents, empty where they cannot be read.
+        files: N images.
+        table: Their labels; those of images that cannot be used are gone.
+        hashes: (N,) of the images' contents, empty where they cannot be read.
         repeats: (N,) bool, whether the content occurred before in this split.
         leaks: (N,) bool, whether the content is in a split that is held out for this one too.
         problems: Everything wrong, each once.
@@ -51,11 +51,11 @@ class SplitSurvey:
         return self.table.shapes_hw[:, 0] > 0
 
     def box_areas(self) -> np.ndarray:
-        """(M,) px² in the original pictures."""
+        """(M,) px² in the original images."""
         return np.prod(self.box_sizes(), axis=1)
 
     def box_sizes(self) -> np.ndarray:
-        """(M, 2) width and height in px of the original pictures."""
+        """(M, 2) width and height in px of the original images."""
         wh = np.repeat(self.table.shapes_hw[:, ::-1], np.diff(self.table.starts), axis=0)
         return self.table.boxes_cxcywh[:, 2:].astype(np.float64) * wh
 
@@ -64,7 +64,7 @@ def survey(spec: DatasetSpec, *, workers: int = 8, progress: bool = True) -> lis
     """Looks at all splits that are there.
 
     Raises:
-        UserError: A split without pictures, or an annotation file that cannot be read.
+        UserError: A split without images, or an annotation file that cannot be read.
     """
     present = [s for s in SPLITS if getattr(spec, s) and all(p.exists() for p in getattr(spec, s))]
     files = {s: list_images(spec.sources(s)) for s in present}
@@ -84,7 +84,7 @@ def survey(spec: DatasetSpec, *, workers: int = 8, progress: bool = True) -> lis
 
 
 def orphans(image_files: Sequence[str], *, known: Sequence[str]) -> list[Problem]:
-    """Label files beside those of the pictures that belong to no picture; only in folders of labels alone."""
+    """Label files beside those of the images that belong to no image; only in folders of labels alone."""
     expected = {label_path(f) for f in known}
     folders = dict.fromkeys(os.path.dirname(label_path(f)) for f in image_files if os.path.dirname(label_path(f)) != os.path.dirname(f))
     found = []
@@ -97,14 +97,14 @@ def orphans(image_files: Sequence[str], *, known: Sequence[str]) -> list[Problem
 
 
 class Look(NamedTuple):
-    """A picture's content."""
+    """An image's content."""
 
     digest: str  # empty: cannot be read
     fault: str  # empty: can be decoded
 
 
 def look_at(image_file: str, *, channels: int) -> Look:
-    """Hashes and decodes a picture."""
+    """Hashes and decodes an image."""
     try:
         digest = hashlib.blake2b(Path(image_file).read_bytes(), digest_size=16).hexdigest() if os.path.isfile(image_file) else ""
         read_image(image_file, channels=channels, dtype=None)
@@ -125,12 +125,12 @@ def _look(spec: DatasetSpec, split: str, files: list[str], workers: int, progres
     """Labels and contents of one split."""
     table, _ = split_labels(spec, split, files, workers=workers, progress=progress)
     names = spec.names if spec.label_nc == spec.nc else [""] * spec.label_nc
-    table = table.leave_out(*nameless_objects(table, files, names, spec.yaml_path))
+    table = table.exclude(*nameless_objects(table, files, names, spec.yaml_path))
     regular = [f if os.path.isfile(f) else "" for f in files]  # a pipe would be waited for
-    looks = map_pictures(partial(_look_at_file, channels=spec.ch), regular, workers=workers, what=f"{split}: decoding", progress=progress)
+    looks = map_images(partial(_look_at_file, channels=spec.ch), regular, workers=workers, what=f"{split}: decoding", progress=progress)
     broken = np.array([bool(look.fault) and hw[0] > 0 for look, hw in zip(looks, table.shapes_hw)], bool)
     faults = [Problem(files[i], 0, looks[i].fault, True, CORRUPT) for i in np.flatnonzero(broken)]
-    table = table.leave_out(broken, faults) if faults else table
+    table = table.exclude(broken, faults) if faults else table
     nothing = np.zeros(len(files), bool)
     return SplitSurvey(split, tuple(files), table, tuple(look.digest for look in looks), nothing, nothing, table.problems)
 
@@ -140,7 +140,7 @@ def _look_at_file(image_file: str, *, channels: int) -> Look:
 
 
 def _compared(split: SplitSurvey, homes: dict[str, list[tuple[str, str]]]) -> SplitSurvey:
-    """With the pictures that occur before, or in a later split (train before val before test): leakage is charged to the earlier one."""
+    """With the images that occur before, or in a later split (train before val before test): leakage is charged to the earlier one."""
     later = SPLITS[SPLITS.index(split.split) + 1 :]
     repeats, leaks, problems = np.zeros(len(split.files), bool), np.zeros(len(split.files), bool), list(split.problems)
     for i, (digest, file) in enumerate(zip(split.hashes, split.files)):

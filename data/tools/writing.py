@@ -1,4 +1,4 @@
-"""Data sets written in YOLO's layout: pictures linked or copied, label files and the dataset file. Nothing is overwritten unasked."""
+"""Data sets written in YOLO's layout: images linked or copied, label files and the dataset file. Nothing is overwritten unasked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import atomic_write
 
 
 def label_text(classes: Sequence[int], boxes_cxcywh: np.ndarray, polygons: Sequence[np.ndarray] = ()) -> str:
@@ -50,14 +50,14 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def place_image(source: str | Path, target: Path) -> None:
-    """A hard link to a picture, or a copy where links cannot be; nothing where it lies there already.
+    """A hard link to an image, or a copy where links cannot be; nothing where it lies there already.
 
     Raises:
         UserError: Neither works.

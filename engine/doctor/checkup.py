@@ -23,7 +23,7 @@ from engine.training.recipes import family_hyp, find_hyp
 from engine.training.setup import HYPS
 from models.export.exporting import ExportOptions, export_model
 from models.export.parity import largest_differences
-from models.model import Detector, build_model
+from models.model import Model, build_model
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.memory import is_out_of_memory
@@ -119,11 +119,11 @@ class Subject:
 
     def __init__(self, case: Case, evaluate: Evaluate, side: int) -> None:
         self.case, self.evaluate, self.least_side = case, evaluate, side
-        self.model: Detector | None = None
+        self.model: Model | None = None
         self.is_live = False
 
     @property
-    def network(self) -> Detector:
+    def network(self) -> Model:
         assert self.model is not None
         return self.model
 
@@ -185,16 +185,16 @@ class Subject:
         family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based)
         return Hyperparameters.from_yaml(find_hyp(family, HYPS))
 
-    def _live(self) -> Detector:
+    def _live(self) -> Model:
         """The network in evaluation mode, with outputs that differ from place to place."""
         model = self.network
         if not self.is_live:
             model.zero_grad(set_to_none=True)
-            enliven(model, noise_images(2 * BATCH, model.ch, *self.rectangle))
+            randomize_weights(model, noise_images(2 * BATCH, model.ch, *self.rectangle))
             self.is_live = True
         return model.eval()
 
-    def _require_same_predictions(self, other: Detector, what: str) -> None:
+    def _require_same_predictions(self, other: Model, what: str) -> None:
         images = noise_images(1, self.network.ch, *self.rectangle)
         boxes_px, scores = largest_differences(self.network.predict(images), other.predict(images))
         if not (boxes_px < BOX_TOLERANCE_PX and scores < SCORE_TOLERANCE):
@@ -221,7 +221,7 @@ def noise_images(count: int, channels: int, height: int, width: int) -> Tensor:
     return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(count))
 
 
-def noise_batch(model: Detector, height: int, width: int) -> Batch:
+def noise_batch(model: Model, height: int, width: int) -> Batch:
     """A batch of noise with a few boxes of every size in each image."""
     draw = torch.Generator().manual_seed(1)
     images = (noise_images(BATCH, model.ch, height, width) * 255).to(torch.uint8)
@@ -235,7 +235,7 @@ def noise_batch(model: Detector, height: int, width: int) -> Batch:
 
 
 @torch.no_grad()
-def enliven(model: Detector, images: Tensor) -> None:
+def randomize_weights(model: Model, images: Tensor) -> None:
     """Gives a fresh network outputs that differ: norms take the statistics of ``images``, and scores are about one half, not about zero."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -1,4 +1,4 @@
-"""Observers of an evaluation: pictures and label files of what was found. They are told of every batch and change nothing."""
+"""Observers of an evaluation: images and label files of what was found. They are told of every batch and change nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EvaluatedBatch(NamedTuple):
     number: int  # from 0
     batch: Batch
     found: list[Detections]  # px of the batch images, on the CPU
-    detections: list[Detections]  # px of the original pictures, on the CPU
+    detections: list[Detections]  # px of the original images, on the CPU
     truth: GroundTruth
 
 
@@ -37,7 +37,7 @@ class EvaluationObserver(Protocol):
         """After each batch, on the main process; where it has a true attribute ``everywhere``, on every process."""
 
 
-class PictureSaver:
+class ImageSaver:
     """``val_batch{0,1,2}_labels.jpg`` and ``…_pred.jpg`` in a folder."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class PictureSaver:
 
 
 class TextSaver:
-    """A label file for every picture with detections; the main process writes those of all.
+    """A label file for every image with detections; the main process writes those of all.
 
     Args:
         folder: Run folder; the files go into its ``labels``.
@@ -67,7 +67,7 @@ class TextSaver:
 
     def __init__(self, folder: Path, names: Sequence[str], *, with_confidence: bool = False, with_truth: bool = False) -> None:
         self.with_truth = with_truth
-        self.writer = ResultWriter(folder, names, SaveOptions(pictures=False, txt=True, conf=with_confidence))
+        self.writer = ResultWriter(folder, names, SaveOptions(images=False, txt=True, conf=with_confidence))
 
     def on_batch(self, seen: EvaluatedBatch) -> None:
         rows = []

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a picture is also looked at smaller and mirrored, and all predictions are handed on together."""
+"""Test-time augmentation: an image is also looked at smaller and mirrored, and all predictions are handed on together."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from utils.types import Predictions
 if TYPE_CHECKING:
     from engine.inference.ensemble import Ensemble
     from models.export.runtimes import ExportedModel
-    from models.model import Detector
+    from models.model import Model
 
 VERSIONS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored: those of YOLOv5 and later
 GREY = 114 / 255  # of the border, as in the letterbox
 
 
 class AugmentedModel:
-    """A model whose ``predict`` gives the predictions of every version, in px of the picture that came in; suppression unites them.
+    """A model whose ``predict`` gives the predictions of every version, in px of the image that came in; suppression unites them.
 
     Args:
-        model: anything with ``predict`` that takes pictures of any size.
+        model: anything with ``predict`` that takes images of any size.
 
     Raises:
         UserError: an exported file of fixed size.
     """
 
-    def __init__(self, model: Detector | Ensemble | ExportedModel) -> None:
+    def __init__(self, model: Model | Ensemble | ExportedModel) -> None:
         if not getattr(model, "dynamic", True):
             raise UserError(f"--augment: {getattr(model, 'path', 'the model')} takes one size only; leave it out, or export with --dynamic")
         self.model = model

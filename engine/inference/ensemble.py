@@ -1,4 +1,4 @@
-"""Several models as one: each looks at the picture, and all predictions are handed on together for one suppression."""
+"""Several models as one: each looks at the image, and all predictions are handed on together for one suppression."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.types import Predictions
 
 if TYPE_CHECKING:
     from models.export.runtimes import ExportedModel
-    from models.model import Detector
+    from models.model import Model
 
 
 class Ensemble:
@@ -27,14 +27,14 @@ class Ensemble:
         UserError: they differ in classes, in their order, or in input channels.
     """
 
-    def __init__(self, models: Sequence[Detector | ExportedModel], *, sources: Sequence[str]) -> None:
+    def __init__(self, models: Sequence[Model | ExportedModel], *, sources: Sequence[str]) -> None:
         first = models[0]
         for model, source in zip(models[1:], sources[1:]):
             if tuple(model.names) != tuple(first.names):
                 theirs = f"{_listed(model.names)}; {_listed(first.names)}"
                 raise UserError(f"--weights: {source} knows other classes than {sources[0]} ({theirs})")
             if model.ch != first.ch:
-                raise UserError(f"--weights: {source} takes pictures of {model.ch} channels, {sources[0]} of {first.ch}")
+                raise UserError(f"--weights: {source} takes images of {model.ch} channels, {sources[0]} of {first.ch}")
         self.models = tuple(models)
         self.names, self.nc, self.ch = first.names, first.nc, first.ch
         self.stride = max(model.stride for model in models)

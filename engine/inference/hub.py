@@ -1,4 +1,4 @@
-"""The model that torch.hub gives: pictures of any kind in, boxes out, with detect.py's pre- and post-processing."""
+"""The model that torch.hub gives: images of any kind in, boxes out, with detect.py's pre- and post-processing."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from engine.inference.predictor import as_batch, in_original_px
 from engine.inference.results import Results
 from engine.memory_format import channels_last
 from models.checkpoints.checkpoint import load_model
-from models.checkpoints.published import provide
-from models.model import Detector
+from models.checkpoints.published import ensure_weights
+from models.model import Model
 from utils.cli.flags import height_and_width
 from utils.distributed import select_device
 from utils.errors import UserError
@@ -31,12 +31,12 @@ from utils.nms import non_max_suppression
 from utils.types import Letterbox, to_unit_range
 from utils.visual.draw import viewable
 
-Picture: TypeAlias = "str | Path | np.ndarray | Tensor | Any"  # Any: a PIL image
+ImageSource: TypeAlias = "str | Path | np.ndarray | Tensor | Any"  # Any: a PIL image
 
 
 def load_hub_model(path: str | Path, *, device: str = "", plugins: Sequence[str | Path] = (), download: bool = False) -> HubModel:
     """The model of a checkpoint, deployed. Raises UserError as ``load_model`` does."""
-    provide(path, download=download)
+    ensure_weights(path, download=download)
     return HubModel(channels_last(load_model(path, plugins=plugins).deploy())).to(select_device(device))
 
 
@@ -47,7 +47,7 @@ class HubModel(nn.Module):
         conf: least score.
         iou: overlap above which the weaker of two boxes is dropped.
         classes: keep only these; None keeps all.
-        max_det: most detections of a picture.
+        max_det: most detections of an image.
         agnostic: boxes of different classes suppress one another too.
         multi_label: a box counts for every class above ``conf``.
         names: class names.
@@ -60,7 +60,7 @@ class HubModel(nn.Module):
     agnostic: bool = False
     multi_label: bool = False
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: Model) -> None:
         """
         Args:
             model: as ``deploy()`` gives it.
@@ -73,28 +73,28 @@ class HubModel(nn.Module):
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def forward(self, source: Picture | Sequence[Picture], size: int | Sequence[int] = 640, augment: bool = False) -> Results:
+    def forward(self, source: ImageSource | Sequence[ImageSource], size: int | Sequence[int] = 640, augment: bool = False) -> Results:
         """Finds objects.
 
         Args:
             source: a path or http(s) URL, an array (H, W, C) or (H, W) uint8 or uint16, in RGB order where C is 3, a PIL image, a tensor
                 (C, H, W) or (B, C, H, W) in 0-1 or uint8, or a list of these. Tensors go into the network as they are, padded to the
                 stride; everything else is letterboxed.
-            size: side, or height and width, of the letterboxed picture in px.
+            size: side, or height and width, of the letterboxed image in px.
             augment: look also at smaller and mirrored versions.
 
         Raises:
-            UserError: a picture that cannot be read, or is of another kind or shape.
+            UserError: an image that cannot be read, or is of another kind or shape.
         """
         looker = AugmentedModel(self.model) if augment else self.model
-        pictures = list(source) if isinstance(source, (list, tuple)) else [source]
-        pictures = [p for picture in pictures for p in _one_by_one(picture, self.model.ch)]
+        inputs = list(source) if isinstance(source, (list, tuple)) else [source]
+        inputs = [p for item in inputs for p in _one_by_one(item, self.model.ch)]
         sides = height_and_width(size if isinstance(size, int) else tuple(size))
         hw = tuple(-(-side // self.stride) * self.stride for side in sides)
         images, found, files, seconds = [], [], [], [0.0, 0.0, 0.0]
-        for index, picture in enumerate(pictures):
+        for index, item in enumerate(inputs):
             start = time.perf_counter()
-            image, batch, box = self._prepared(picture, hw)
+            image, batch, box = self._prepared(item, hw)
             ready = time.perf_counter()
             predictions = looker.predict(batch)
             seen = time.perf_counter()
@@ -104,67 +104,67 @@ class HubModel(nn.Module):
             )  # fmt: skip
             found += in_original_px(kept, box)
             images.append(image)
-            files.append(_file_name(picture, index))
+            files.append(_file_name(item, index))
             for stage, (a, b) in enumerate(((start, ready), (ready, seen), (seen, time.perf_counter()))):
                 seconds[stage] += b - a
-        return Results(images, found, self.names, files, tuple(1000 * s / max(len(pictures), 1) for s in seconds))
+        return Results(images, found, self.names, files, tuple(1000 * s / max(len(inputs), 1) for s in seconds))
 
-    def _prepared(self, picture: Picture, hw: tuple[int, ...]) -> tuple[np.ndarray, Tensor, Letterbox]:
-        """The picture to look at (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
-        if isinstance(picture, Tensor):
-            return self._as_it_is(picture)
-        image = _as_array(picture, self.model.ch)
+    def _prepared(self, item: ImageSource, hw: tuple[int, ...]) -> tuple[np.ndarray, Tensor, Letterbox]:
+        """The image to look at (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
+        if isinstance(item, Tensor):
+            return self._as_it_is(item)
+        image = _as_array(item, self.model.ch)
         frame = Frame("", image, letterbox(image, (hw[0], hw[1]), auto=True, stride=self.stride), 0, 1, None)
         return viewable(image), *as_batch([frame], self.device)
 
-    def _as_it_is(self, picture: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:
-        height, width = picture.shape[1:]
-        batch = to_unit_range(picture[None].to(self.device), torch.float32)
+    def _as_it_is(self, item: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:
+        height, width = item.shape[1:]
+        batch = to_unit_range(item[None].to(self.device), torch.float32)
         batch = F.pad(batch, (0, -width % self.stride, 0, -height % self.stride), value=GREY)
-        image = (to_unit_range(picture.cpu(), torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+        image = (to_unit_range(item.cpu(), torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
         unmoved = Letterbox(torch.tensor([[height, width]]), torch.ones(1, 2), torch.zeros(1, 2))
         return viewable(image.numpy()), batch, unmoved
 
 
-def _one_by_one(picture: Picture, channels: int) -> list[Picture]:
-    """A batch of tensors as its pictures; anything else alone. Raises UserError for a tensor of another shape."""
-    if not isinstance(picture, Tensor):
-        return [picture]
-    if picture.dim() == 3:
-        picture = picture[None]
-    if picture.dim() != 4 or picture.shape[1] != channels or min(picture.shape[2:], default=0) < 1:
+def _one_by_one(image: ImageSource, channels: int) -> list[ImageSource]:
+    """A batch of tensors as its images; anything else alone. Raises UserError for a tensor of another shape."""
+    if not isinstance(image, Tensor):
+        return [image]
+    if image.dim() == 3:
+        image = image[None]
+    if image.dim() != 4 or image.shape[1] != channels or min(image.shape[2:], default=0) < 1:
         raise UserError(
-            f"a tensor should be ({channels}, H, W), or a batch of these, not {tuple(picture.shape)}; arrays are (H, W, {channels})"
+            f"a tensor should be ({channels}, H, W), or a batch of these, not {tuple(image.shape)}; arrays are (H, W, {channels})"
         )
-    if picture.dtype != torch.uint8 and not picture.is_floating_point():
-        raise UserError(f"a tensor should hold floats in 0-1 or uint8, not {picture.dtype}")
-    return list(picture)
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise UserError(f"a tensor should hold floats in 0-1 or uint8, not {image.dtype}")
+    return list(image)
 
 
-def _as_array(picture: Picture, channels: int) -> np.ndarray:
+def _as_array(image: ImageSource, channels: int) -> np.ndarray:
     """(H, W, channels) uint8 or uint16 of a path, an array or a PIL image."""
-    if isinstance(picture, (str, Path)):
-        if is_url(str(picture)):
-            return read_remote_image(str(picture), channels=channels)
-        return read_image(picture, channels=channels, dtype=None)
-    if isinstance(picture, Image.Image):
+    if isinstance(image, (str, Path)):
+        if is_url(str(image)):
+            return read_remote_image(str(image), channels=channels)
+        return read_image(image, channels=channels, dtype=None)
+    if isinstance(image, Image.Image):
         if channels not in (1, 3):
             raise UserError(f"a PIL image has no {channels} channels; give an array (H, W, {channels})")
-        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB" if channels == 3 else "L"))
-    if not isinstance(picture, np.ndarray):
-        raise UserError(f"a picture should be a path, an array, a PIL image or a tensor, not {type(picture).__name__}")
-    if picture.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"an array should be uint8 or uint16, not {picture.dtype}")
-    array = picture[:, :, None] if picture.ndim == 2 else picture
+        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L"))
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"an image should be a path, an array, a PIL image or a tensor, not {type(image).__name__}")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"an array should be uint8 or uint16, not {image.dtype}")
+    array = image[:, :, None] if image.ndim == 2 else image
     if array.ndim == 3 and channels == 3 and array.shape[2] in (1, 4):  # grey, or with transparency
         array = array[:, :, :3] if array.shape[2] == 4 else np.repeat(array, 3, axis=2)
     if array.ndim != 3 or array.shape[2] != channels or not array.size:
-        raise UserError(f"an array should be (H, W, {channels}){' in RGB order' if channels == 3 else ''}, not {picture.shape}")
+        raise UserError(f"an array should be (H, W, {channels}){' in RGB order' if channels == 3 else ''}, not {image.shape}")
     return np.ascontiguousarray(array)
 
 
-def _file_name(picture: Picture, index: int) -> str:
-    given = picture if isinstance(picture, (str, Path)) else getattr(picture, "filename", "")
+def _file_name(image: ImageSource, index: int) -> str:
+    given = image if isinstance(image, (str, Path)) else getattr(image, "filename", "")
     if not isinstance(given, (str, Path)) or not str(given):
         return f"image{index}.jpg"
     return redacted(str(given)) if is_url(str(given)) else str(given)

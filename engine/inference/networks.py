@@ -14,12 +14,12 @@ from models.export.runtimes import SUFFIXES, ExportedModel, load_exported
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from models.model import Detector
+    from models.model import Model
 
 
 def load_networks(
     files: Sequence[str | Path], *, device: torch.device, plugins: Sequence[str] = (), download: bool = False, half: bool = False
-) -> Detector | Ensemble | ExportedModel:
+) -> Model | Ensemble | ExportedModel:
     """The network of the file, or all of several as one.
 
     Raises:
@@ -31,16 +31,16 @@ def load_networks(
 
 def load_network(
     path: Path, *, device: torch.device, plugins: Sequence[str] = (), download: bool = False, half: bool = False
-) -> Detector | ExportedModel:
+) -> Model | ExportedModel:
     """A network ready for inference: a checkpoint's without auxiliary branches and fused, or an exported file."""
     if is_exported(path):
         if half:
             raise UserError(f"--half: {path} is run in the precision it was exported in; leave --half out")
         return load_exported(path, device=device)
     from models import load_model
-    from models.checkpoints.published import provide
+    from models.checkpoints.published import ensure_weights
 
-    provide(path, download=download)
+    ensure_weights(path, download=download)
     return channels_last(load_model(path, plugins=plugins).deploy()).to(device)
 
 

@@ -1,4 +1,4 @@
-"""From pictures to boxes in their own px: the two ends of every look, shared by detect.py and torch.hub's model."""
+"""From images to boxes in their own px: the two ends of every look, shared by detect.py and torch.hub's model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def as_batch(frames: Sequence[Frame], device: torch.device) -> tuple[Tensor, Letterbox]:
-    """The letterboxed pictures, of one shape, as a batch in 0-1, and how they came from the originals."""
+    """The letterboxed images, of one shape, as a batch in 0-1, and how they came from the originals."""
     boxed = [frame.boxed for frame in frames]
     stacked = boxed[0].image[None] if len(boxed) == 1 else np.stack([b.image for b in boxed])
     images = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
@@ -30,7 +30,7 @@ def as_batch(frames: Sequence[Frame], device: torch.device) -> tuple[Tensor, Let
 
 
 def in_original_px(found: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
-    """Detections of a batch, picture by picture, in px of the originals, on the host."""
+    """Detections of a batch, image by image, in px of the originals, on the host."""
     return [_in_original_px(detections, letterbox, index) for index, detections in enumerate(found)]
 
 

@@ -1,4 +1,4 @@
-"""What torch.hub's model returns: boxes in px of each picture, and ways to look at them, save them, cut them out and put them in tables."""
+"""What torch.hub's model returns: boxes in px of each image, and ways to look at them, save them, cut them out and put them in tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLDER = "runs/hub"
 
 
 class Crop(NamedTuple):
-    """One object cut out of its picture."""
+    """One object cut out of its image."""
 
     box: Tensor  # (4,) xyxy px
     conf: float
@@ -35,14 +35,14 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """Detections of some pictures.
+    """Detections of some images.
 
     Attributes:
-        ims: the pictures to look at, (H, W, 3) uint8 RGB.
+        ims: the images to look at, (H, W, 3) uint8 RGB.
         found: boxes xyxy px, scores and classes of each.
         names: class names.
-        files: a path, or ``image0.jpg`` … for pictures that came from memory.
-        times_ms: a picture's mean pre-processing, inference and suppression.
+        files: a path, or ``image0.jpg`` … for images that came from memory.
+        times_ms: an image's mean pre-processing, inference and suppression.
     """
 
     ims: Sequence[np.ndarray]
@@ -52,11 +52,11 @@ class Results:
     times_ms: tuple[float, ...]
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.ims)
 
     def __getitem__(self, index: int) -> Results:
-        """The results of one picture."""
+        """The results of one image."""
         return Results([self.ims[index]], [self.found[index]], self.names, [self.files[index]], self.times_ms)
 
     def __iter__(self) -> Iterator[Results]:
@@ -64,32 +64,32 @@ class Results:
 
     @property
     def xyxy(self) -> list[Tensor]:
-        """Of each picture (n, 6): x1, y1, x2, y2 in px, score, class."""
+        """Of each image (n, 6): x1, y1, x2, y2 in px, score, class."""
         return [_with_scores(d.boxes, d) for d in self.found]
 
     @property
     def xywh(self) -> list[Tensor]:
-        """Of each picture (n, 6): centre, width and height in px, score, class."""
+        """Of each image (n, 6): centre, width and height in px, score, class."""
         return [_with_scores(xyxy_to_cxcywh(d.boxes), d) for d in self.found]
 
     @property
     def xyxyn(self) -> list[Tensor]:
-        """``xyxy`` as fractions of the picture."""
+        """``xyxy`` as fractions of the image."""
         return [_with_scores(normalised(d.boxes, _hw(im)), d) for im, d in zip(self.ims, self.found)]
 
     @property
     def xywhn(self) -> list[Tensor]:
-        """``xywh`` as fractions of the picture."""
+        """``xywh`` as fractions of the image."""
         return [_with_scores(normalised(xyxy_to_cxcywh(d.boxes), _hw(im)), d) for im, d in zip(self.ims, self.found)]
 
     def __str__(self) -> str:
-        """A line a picture, and the speed."""
+        """A line an image, and the speed."""
         lines = []
         for number, (file, image, found) in enumerate(zip(self.files, self.ims, self.found), 1):
             counts = ", ".join(f"{int(n)} {self.names[label]}" for label, n in enumerate(found.classes.bincount()) if n)
             height, width = _hw(image)
             lines.append(f"image {number}/{len(self)} {file}: {height}x{width} {counts or 'nothing found'}")
-        lines.append("Speed per picture: " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in zip(STAGES, self.times_ms)))
+        lines.append("Speed per image: " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in zip(STAGES, self.times_ms)))
         return "\n".join(lines)
 
     def print(self) -> None:
@@ -97,24 +97,24 @@ class Results:
         print(self)
 
     def render(self, *, labels: bool = True) -> list[np.ndarray]:
-        """The pictures with boxes on them."""
+        """The images with boxes on them."""
         return [draw_detections(im, found, self.names, hide_labels=not labels) for im, found in zip(self.ims, self.found)]
 
     def show(self, *, labels: bool = True) -> None:
-        """Opens every picture with boxes on it in the system's viewer."""
+        """Opens every image with boxes on it in the system's viewer."""
         from PIL import Image
 
-        for picture in self.render(labels=labels):
-            Image.fromarray(picture).show()
+        for image in self.render(labels=labels):
+            Image.fromarray(image).show()
 
     def save(self, save_dir: str | Path | None = None, *, labels: bool = True, exist_ok: bool = False) -> Path:
-        """Writes the pictures with boxes on them into ``save_dir``, or a new folder ``runs/hub/exp…``; returns it."""
+        """Writes the images with boxes on them into ``save_dir``, or a new folder ``runs/hub/exp…``; returns it."""
         return self._write(save_dir, SaveOptions(), self.render(labels=labels), exist_ok=exist_ok)
 
     def crop(self, *, save: bool = True, save_dir: str | Path | None = None, exist_ok: bool = False) -> list[Crop]:
         """Every object cut out with a margin, also as ``crops/<class>/*.jpg`` if ``save``."""
         if save:
-            self._write(save_dir, SaveOptions(pictures=False, crops=True), self.ims, exist_ok=exist_ok)
+            self._write(save_dir, SaveOptions(images=False, crops=True), self.ims, exist_ok=exist_ok)
         return [
             Crop(box, float(score), int(label), self.names[int(label)], crop_of(im, box.tolist()))
             for im, found in zip(self.ims, self.found)
@@ -139,13 +139,13 @@ class Results:
         where = Path(save_dir) if save_dir else Path(FOLDER) / "exp"
         folder = new_run_dir(where.parent, where.name, exist_ok=exist_ok)
         with ResultWriter(folder, self.names, options) as writer:
-            for file, image, found, picture in zip(self.files, self.ims, self.found, drawn):
-                writer.write(file, image, found, drawn=picture)
+            for file, image, found, shown in zip(self.files, self.ims, self.found, drawn):
+                writer.write(file, image, found, drawn=shown)
         return folder
 
 
 class Tables(NamedTuple):
-    """Tables (pandas) of each picture in the four forms."""
+    """Tables (pandas) of each image in the four forms."""
 
     xyxy: list[Any]
     xyxyn: list[Any]

@@ -1,7 +1,7 @@
-"""A closer look at pictures: window by window through the network, what all windows found united with what was found on the whole picture.
+"""A closer look at images: window by window through the network, what all windows found united with what was found on the whole image.
 
-detect.py calls a ``SlicedLook`` for every frame, val.py through ``closer_look`` for every batch. Windows are cut from the original picture
-and letterboxed like a picture of their size; memory holds one batch of them, whatever the picture's size.
+detect.py calls a ``SlicedPredictor`` for every frame, val.py through ``sliced_evaluation`` for every batch. Windows are cut from the
+original image and letterboxed like an image of their size; memory holds one batch of them, whatever the image's size.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from utils.boxes import to_original
 from utils.types import Batch, Detections, Letterbox, Predictions, to_unit_range
 
 if TYPE_CHECKING:
-    from data.dataset import DetectionDataset
+    from data.dataset import ImageDataset
 
 WINDOWS_AT_ONCE = 8  # in detect.py; val.py takes its batch size
 
 
 @dataclass(frozen=True)
-class SlicedLook:
-    """Looks at a picture through windows, too.
+class SlicedPredictor:
+    """Looks at an image through windows, too.
 
     Attributes:
         predict: The network: images (B, C, H, W) in 0-1 to predictions.
         suppress: What follows it, with its thresholds.
-        size_hw: Height and width of a window in px of the picture.
+        size_hw: Height and width of a window in px of the image.
         overlap: Least common part of neighbouring windows, a fraction of their sides.
         input_hw: Height and width that windows are fitted into for the network, px.
         stride: Of the model, px.
         fixed: Whether the network takes ``input_hw`` only.
         device: Where the network is.
         iou: Overlap that ``suppress`` uses.
-        max_det: The most boxes of a picture.
+        max_det: The most boxes of an image.
         agnostic: Boxes compete across classes.
         batch: Windows that the network sees at once.
     """
@@ -60,16 +60,16 @@ class SlicedLook:
     batch: int = WINDOWS_AT_ONCE
 
     def windows(self, hw: tuple[int, int]) -> Tensor:
-        """The windows (n, 4) xyxy px of a picture; none where it fits into one, as the whole picture is looked at anyway."""
+        """The windows (n, 4) xyxy px of an image; none where it fits into one, as the whole image is looked at anyway."""
         windows = slice_windows(hw, self.size_hw, self.overlap)
         return windows if len(windows) > 1 else windows[:0]
 
     def __call__(self, image: np.ndarray, whole: Detections) -> Detections:
-        """The objects of a picture (H, W, C), integers or floats in 0-1.
+        """The objects of an image (H, W, C), integers or floats in 0-1.
 
         Args:
             image: The original.
-            whole: What was found on the whole picture, in px of the original, on the CPU.
+            whole: What was found on the whole image, in px of the original, on the CPU.
         """
         hw = (image.shape[0], image.shape[1])
         windows = self.windows(hw)
@@ -84,7 +84,7 @@ class SlicedLook:
         return merge_looks(together, hw, iou=self.iou, max_det=self.max_det, agnostic=self.agnostic)
 
     def _look(self, image: np.ndarray, windows: Tensor) -> tuple[Detections, Tensor]:
-        """What is found in some windows of one size, in px of the picture, and which of them each box is from (n,)."""
+        """What is found in some windows of one size, in px of the image, and which of them each box is from (n,)."""
         views = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in windows.tolist()]
         boxed = [letterbox(view, self.input_hw, auto=not self.fixed, stride=self.stride) for view in views]
         images = torch.from_numpy(np.stack([b.image for b in boxed])).to(self.device).permute(0, 3, 1, 2)  # (B, C, H, W)
@@ -101,8 +101,8 @@ class SlicedLook:
         return Detections(boxes, rows[:, 4], rows[:, 5].long()), window
 
 
-def closer_look(look: SlicedLook, dataset: DetectionDataset) -> Callable[[Batch, Sequence[Detections]], list[Detections]]:
-    """For an evaluation: what is found on the originals of a batch, given what was found on its whole pictures in px of the originals."""
+def sliced_evaluation(look: SlicedPredictor, dataset: ImageDataset) -> Callable[[Batch, Sequence[Detections]], list[Detections]]:
+    """For an evaluation: what is found on the originals of a batch, given what was found on its whole images in px of the originals."""
 
     def closer(batch: Batch, whole: Sequence[Detections]) -> list[Detections]:
         originals = _one_ahead(dataset.original, batch.paths)
@@ -112,7 +112,7 @@ def closer_look(look: SlicedLook, dataset: DetectionDataset) -> Callable[[Batch,
 
 
 def _one_ahead(read: Callable[[str], np.ndarray], paths: Sequence[str]) -> Iterator[np.ndarray | None]:
-    """Pictures in order, the next one decoded meanwhile; None for one that cannot be read any more, which the loader says."""
+    """Images in order, the next one decoded meanwhile; None for one that cannot be read any more, which the loader says."""
     with ThreadPoolExecutor(1) as reader:
         waiting = reader.submit(read, paths[0])
         for following in (*paths[1:], None):

@@ -1,11 +1,11 @@
-"""Sliced inference (arXiv 2202.06934): the windows that a large picture is looked at through, and one list of objects out of all looks.
+"""Sliced inference (arXiv 2202.06934): the windows that a large image is looked at through, and one list of objects out of all looks.
 
-A look is one window, or the whole picture. A box is *cut* where it touches a border of its window that is no border of the picture: what it
+A look is one window, or the whole image. A box is *cut* where it touches a border of its window that is no border of the image: what it
 shows may go on there. Two looks at the same object are recognised by what both could see:
 
 * whole and whole: the boxes agree (IoU);
 * cut and whole: most of the cut box lies in the whole one (intersection over the cut box);
-* cut and cut: the boxes agree in the part of the picture that both windows show. Then each has a piece, and the object is their union;
+* cut and cut: the boxes agree in the part of the image that both windows show. Then each has a piece, and the object is their union;
 * any two: most of the smaller box lies in the other (intersection over the smaller, IoS), and the scores are not comparable.
 
 Save for pieces, the better look stays, where a cut box counts for half of its score. Intersection over the smaller alone, as the paper
@@ -29,12 +29,12 @@ from utils.types import Detections
 SAME = 0.5  # agreement above which two looks show the same object, unless suppression is stricter
 COMPARABLE = 0.5  # ratio of scores: a cut box loses against whole ones down to it, and pieces are joined down to it
 BORDER = 0.01  # of a window's side: boxes that end so close to its border touch it
-MAX_CANDIDATES = 30000  # best scores of a picture that are merged
+MAX_CANDIDATES = 30000  # best scores of an image that are merged
 ROWS = 512  # boxes that are compared with others at once
 
 
 class Seen(NamedTuple):
-    """Boxes of one picture from several looks, in px of the picture."""
+    """Boxes of one image from several looks, in px of the image."""
 
     boxes: Tensor  # (n, 4) xyxy
     scores: Tensor  # (n,)
@@ -48,11 +48,11 @@ class Seen(NamedTuple):
 
 
 def slice_windows(hw: tuple[int, int], size_hw: tuple[int, int], overlap: float) -> Tensor:
-    """Windows of one size that cover a picture exactly, spread evenly, the outer ones flush with its borders.
+    """Windows of one size that cover an image exactly, spread evenly, the outer ones flush with its borders.
 
     Args:
-        hw: Height and width of the picture in px.
-        size_hw: Of a window; where the picture is smaller, the window is too.
+        hw: Height and width of the image in px.
+        size_hw: Of a window; where the image is smaller, the window is too.
         overlap: Least common part of neighbours, as a fraction of the window's side.
 
     Returns:
@@ -69,7 +69,7 @@ def merge_looks(seen: Seen, hw: tuple[int, int], *, iou: float, max_det: int, ag
 
     Args:
         seen: Boxes that have passed suppression within their look.
-        hw: Height and width of the picture in px.
+        hw: Height and width of the image in px.
         iou: Overlap that suppression used; where it is below one half, boxes of different looks are one object from there on too.
         max_det: The most boxes that are returned.
         agnostic: Boxes compete across classes.
@@ -155,9 +155,9 @@ def _reduced(seen: Seen, adds: Tensor, index: Tensor, columns: slice, how: str) 
 
 
 def _cut_sides(seen: Seen, hw: tuple[int, int]) -> Tensor:
-    """Which of the four sides (n, 4) touch a border of their window that is none of the picture."""
-    picture = seen.windows.new_tensor((0, 0, hw[1], hw[0]))
-    return ((seen.boxes - seen.windows).abs() <= _margin(seen.windows)) & (seen.windows != picture)
+    """Which of the four sides (n, 4) touch a border of their window that is none of the image."""
+    image = seen.windows.new_tensor((0, 0, hw[1], hw[0]))
+    return ((seen.boxes - seen.windows).abs() <= _margin(seen.windows)) & (seen.windows != image)
 
 
 def _margin(windows: Tensor) -> Tensor:

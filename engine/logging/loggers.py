@@ -1,4 +1,4 @@
-"""What a run leaves besides weights: results.csv, TensorBoard events and pictures."""
+"""What a run leaves besides weights: results.csv, TensorBoard events and images."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TensorBoardLogger(Callback):
 
 
 class PlotLogger(Callback):
-    """Pictures of the labels, of the first batches, and of the curves at the end.
+    """Images of the labels, of the first batches, and of the curves at the end.
 
     Args:
         labels: of every training image, (n, 5) [class, cx, cy, w, h] normalised.

@@ -19,7 +19,7 @@ class LossMeter:
 
     Args:
         names: of the parts.
-        finite_only: leave out batches with a part that is no number, as no step is taken for them.
+        finite_only: leave out batches with a part that is not finite, as no step is taken for them.
     """
 
     def __init__(self, names: Sequence[str], *, finite_only: bool = False) -> None:
@@ -28,7 +28,7 @@ class LossMeter:
         self._sum: Tensor | None = None  # (parts + 1,), the last is the number of batches that were added
 
     def update(self, parts: dict[str, Tensor], *, counts: bool = True) -> None:
-        """Adds a batch; one that does not count is of no picture, but of a step of the others."""
+        """Adds a batch; one that does not count is of no image, but of a step of the others."""
         values = torch.stack([parts[name].detach().float() for name in self.names])
         values = values if counts else torch.zeros_like(values)
         values = torch.cat((values, values.new_ones(1)))

@@ -14,24 +14,24 @@ from torch import Tensor
 from engine.training.multi_scale import longest_side
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recompute import checkpoint_activations
-from models.model import Detector
+from models.model import Model
 from utils import distributed
 from utils.cli.flags import multiple_of_stride
 from utils.config import FIND_BATCH_SIZE as FIND
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
-from utils.memory import free_bytes, give_back, is_out_of_memory
+from utils.memory import free_bytes, is_out_of_memory, release_memory
 from utils.precision import autocast, gradient_scaler, precision_of
 from utils.random_state import random_state, set_random_state
 from utils.types import Batch, Letterbox, to_unit_range
 
 FEW = 10  # batches an epoch
-BOXES = 100  # of a made-up image: a mosaic of four crowded pictures
-# Of the free memory; the rest is for pieces that the allocator cannot use, loader processes, and pictures with more boxes.
+BOXES = 100  # of a made-up image: a mosaic of four crowded images
+# Of the free memory; the rest is for pieces that the allocator cannot use, loader processes, and images with more boxes.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
 
 
-def largest_batch(model: Detector, config: TrainConfig, hyp: Hyperparameters, device: torch.device, *, images: int) -> int:
+def largest_batch(model: Model, config: TrainConfig, hyp: Hyperparameters, device: torch.device, *, images: int) -> int:
     """Images a step over all processes that fit into the memory of the smallest; says what it tried.
 
     Args:
@@ -45,18 +45,18 @@ def largest_batch(model: Detector, config: TrainConfig, hyp: Hyperparameters, de
     state, fits = random_state(), trial(model, config, hyp, device)
     budget = int(free_bytes(device) * SHARE[device.type])
     own = search(fits, budget=budget, most=max(images // distributed.world_size(), 1))
-    give_back(device)
+    release_memory(device)
     set_random_state(state)
     found = min(distributed.gather_objects(own)) * distributed.world_size()
     if not found:
         raise UserError(f"--batch-size {FIND}: not even one image of {config.imgsz} px fits into {_gib(budget)}; lower --imgsz")
     if distributed.is_main():
         within = f"within {_gib(budget)}, {SHARE[device.type]:.0%} of the free memory"
-        limit = "as many as there are pictures" if found >= images else within
+        limit = "as many as there are images" if found >= images else within
         print(f"--batch-size {FIND}: {found}, {limit}; give this number to repeat the run elsewhere")
         if images < FEW * found:
             few = -(-images // found)
-            print(f"warning: {few} batch(es) an epoch of {images} pictures: a smaller --batch-size takes more steps", file=sys.stderr)
+            print(f"warning: {few} batch(es) an epoch of {images} images: a smaller --batch-size takes more steps", file=sys.stderr)
     return found
 
 
@@ -97,7 +97,7 @@ def _between(peaks: list[tuple[int, int]], peak_of: Callable[[int], int | None],
     return fits
 
 
-def trial(model: Detector, config: TrainConfig, hyp: Hyperparameters, device: torch.device) -> Callable[[int], int | None]:
+def trial(model: Model, config: TrainConfig, hyp: Hyperparameters, device: torch.device) -> Callable[[int], int | None]:
     """A function that takes two training steps of so many images with a copy of the model, and returns the bytes that they took.
 
     The copy stands for the moving average that a run has beside its model. Of two steps, as the first one makes the optimizer's state.
@@ -113,7 +113,7 @@ def trial(model: Detector, config: TrainConfig, hyp: Hyperparameters, device: to
     meter = PeakMeter(device)
 
     def steps(images: int) -> None:
-        batch = made_up(images, channels=model.spec.ch, side_px=side, nc=model.nc, seed=config.seed).to(device)
+        batch = synthetic_batch(images, channels=model.spec.ch, side_px=side, nc=model.nc, seed=config.seed).to(device)
         for _ in range(2):
             with autocast(device, precision):
                 output = copy(to_unit_range(batch.images))
@@ -132,7 +132,7 @@ def trial(model: Detector, config: TrainConfig, hyp: Hyperparameters, device: to
         else:
             taken = meter.taken()
         optimizer.zero_grad(set_to_none=True)
-        give_back(device)
+        release_memory(device)
         if distributed.is_main():
             print(f"--batch-size {FIND}: {images} image(s) of {side} px take {'too much' if taken is None else _gib(taken)}")
         return taken
@@ -168,7 +168,7 @@ class PeakMeter:
         return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def made_up(images: int, *, channels: int, side_px: int, nc: int, seed: int) -> Batch:
+def synthetic_batch(images: int, *, channels: int, side_px: int, nc: int, seed: int) -> Batch:
     """Noise with many boxes."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.rand(images * BOXES, 2, generator=generator) * 0.3 + 0.02

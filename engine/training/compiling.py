@@ -21,14 +21,14 @@ def compile_network(network: nn.Module, device: torch.device, *, sizes_vary: boo
         sizes_vary: batches come in many shapes, so that one graph for all of them is wanted at once.
         recomputed: parts of it run again in the backward pass.
     """
-    if reason := why_not(device, recomputed=recomputed):
+    if reason := unsupported_reason(device, recomputed=recomputed):
         if distributed.is_main():
             print(f"warning: --compile: {reason}; training goes on without it", file=sys.stderr)
         return
     network.compile(backend=BACKEND, dynamic=True if sizes_vary else None)
 
 
-def why_not(device: torch.device, *, recomputed: bool = False) -> str:
+def unsupported_reason(device: torch.device, *, recomputed: bool = False) -> str:
     """What keeps this machine from compiling, found by compiling a little; empty where nothing does."""
     try:
         torch.compile(_little, backend=BACKEND)(torch.ones(8, device=device))

@@ -1,4 +1,4 @@
-"""The deployed form of a run's best weights, checked on validation pictures before it is left beside them."""
+"""The deployed form of a run's best weights, checked on validation images before it is left beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.errors import UserError
 PICTURES = 2
 
 
-def leave_deployed(run: Run, best: Path) -> Path | None:
+def save_deployed(run: Run, best: Path) -> Path | None:
     """Writes ``best-deploy.pt`` beside best.pt, and says so; None where the network is folded already or the check fails.
 
     The run is done by then: what goes wrong here is a warning.

@@ -20,7 +20,7 @@ from engine.training.nonfinite_guard import Diverged
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import atomic_write
 
 if TYPE_CHECKING:
     from utils.metrics.metrics import Metrics
@@ -90,7 +90,7 @@ def evolve(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> Path:
 
 
 def generation(number: int, config: TrainConfig, hyp: Hyperparameters | None, train: Callable[[TrainConfig], Any]) -> Row:
-    """Trains once; values with which the loss becomes no number have fitness 0."""
+    """Trains once; values with which the loss becomes no finite number have fitness 0."""
     metrics: Metrics | None = None
     try:
         result = train(config.replace(hyp=hyp) if hyp else config)
@@ -159,7 +159,7 @@ def recipe_of(folder: Path) -> Hyperparameters:
 
 
 def leave(folder: Path, rows: Sequence[Row]) -> None:
-    """evolve.csv, the best values as hyp_evolve.yaml, and a picture of both."""
+    """evolve.csv, the best values as hyp_evolve.yaml, and an image of both."""
     from utils.visual.plots import plot_evolution
 
     used = Hyperparameters.from_yaml(folder / "generation" / "hyp.yaml")
@@ -186,7 +186,7 @@ def _text(value: float) -> str:
 def _write(path: Path, text: str) -> None:
     """All of it or nothing."""
     try:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be saved ({error.strerror or error})") from None

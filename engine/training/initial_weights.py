@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.checkpoints.checkpoint import Checkpoint
-from models.model import Detector
+from models.model import Model
 from models.transfer.backbone_weights import load_backbone
 from models.transfer.report import TransferReport, check_report_path
 from models.transfer.transfer import Source, transfer
@@ -17,7 +17,7 @@ from utils.config import TrainConfig
 from utils.errors import UserError
 
 
-class Frozen(NamedTuple):
+class FrozenLayers(NamedTuple):
     """What is not trained: names of parameters, and rows that keep their running statistics too."""
 
     parameters: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Frozen(NamedTuple):
         return {name: list(value) for name, value in self._asdict().items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Frozen:
+    def from_dict(cls, values: Mapping[str, Any]) -> FrozenLayers:
         return cls(tuple(values["parameters"]), tuple(values["rows"]))
 
 
@@ -41,7 +41,7 @@ def check_flags(config: TrainConfig) -> None:
         check_report_path(config.weights_report)
 
 
-def carry_over(model: Detector, config: TrainConfig, checkpoint: Checkpoint | None) -> list[TransferReport]:
+def carry_over(model: Model, config: TrainConfig, checkpoint: Checkpoint | None) -> list[TransferReport]:
     """Fills ``model`` from the checkpoint of --weights, then its backbone from --backbone-weights; prints and writes the reports."""
     reports = []
     if checkpoint is not None:
@@ -58,7 +58,7 @@ def carry_over(model: Detector, config: TrainConfig, checkpoint: Checkpoint | No
     return reports
 
 
-def freeze(model: Detector, config: TrainConfig, reports: Iterable[TransferReport]) -> Frozen:
+def freeze(model: Model, config: TrainConfig, reports: Iterable[TransferReport]) -> FrozenLayers:
     """Takes the gradient from what --freeze names.
 
     Returns:
@@ -74,12 +74,12 @@ def freeze(model: Detector, config: TrainConfig, reports: Iterable[TransferRepor
         for index in rows:
             if index >= len(model.model):
                 raise UserError(f"--freeze: layer {index} is not there, the model has layers 0 to {len(model.model) - 1}")
-        frozen = Frozen(tuple(name for name, _ in model.named_parameters() if int(name.split(".")[1]) in rows), rows)
+        frozen = FrozenLayers(tuple(name for name, _ in model.named_parameters() if int(name.split(".")[1]) in rows), rows)
     apply(model, frozen)
     return frozen
 
 
-def apply(model: Detector, frozen: Frozen) -> None:
+def apply(model: Model, frozen: FrozenLayers) -> None:
     """Takes the gradient from the named parameters."""
     names = set(frozen.parameters)
     for name, parameter in model.named_parameters():
@@ -87,7 +87,7 @@ def apply(model: Detector, frozen: Frozen) -> None:
             parameter.requires_grad_(False)
 
 
-def _pretrained(model: Detector, reports: list[TransferReport]) -> Frozen:
+def _pretrained(model: Model, reports: list[TransferReport]) -> FrozenLayers:
     """Every parameter that came in whole; rows whose tensors all did keep their running statistics too."""
     filled = frozenset().union(*(report.filled for report in reports))
     parameters = tuple(name for name, _ in model.named_parameters() if name in filled)
@@ -99,7 +99,7 @@ def _pretrained(model: Detector, reports: list[TransferReport]) -> Frozen:
     rows = {int(name.split(".")[1]) for name in model.state_dict()} - left
     if distributed.is_main():
         print(f"--freeze pretrained: {len(parameters)} tensors stay as they are ({len(rows)} rows whole), {len(trained)} are trained")
-    return Frozen(parameters, tuple(sorted(rows)))
+    return FrozenLayers(parameters, tuple(sorted(rows)))
 
 
 def _write(reports: list[TransferReport], path: str) -> None:

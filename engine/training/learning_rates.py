@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from models.layers.attention.ops.embedded import Embedded
-from models.model import Detector
+from models.model import Model
 from models.spec import channel_rules as rules
 from models.spec.channel_rules import LayerPlan
 from models.spec.registry import BLOCKS, BlockSpec
@@ -16,7 +16,7 @@ from utils.rates import read_multipliers, rows_of
 ATTENTION = ("models.layers.attention.", "models.layers.transformer")
 
 
-def multipliers(model: Detector, text: str) -> dict[str, float]:
+def multipliers(model: Model, text: str) -> dict[str, float]:
     """Name -> factor for every trainable parameter whose learning rate is multiplied; a row's number goes before its part's name.
 
     Raises:
@@ -26,7 +26,7 @@ def multipliers(model: Detector, text: str) -> dict[str, float]:
     return {name: factors[part] for name, part in _assigned(model, factors).items()}
 
 
-def rates_line(model: Detector, text: str) -> str:
+def rates_line(model: Model, text: str) -> str:
     """What the multipliers do, for the recipe."""
     factors = read_multipliers(text)
     assigned = Counter(_assigned(model, factors).values())
@@ -34,7 +34,7 @@ def rates_line(model: Detector, text: str) -> str:
     return ", ".join(f"{part} x {factor:g} ({assigned[part]} tensors)" for part, factor in factors.items()) + f", x 1 ({rest} tensors)"
 
 
-def _assigned(model: Detector, factors: Mapping[str, float]) -> dict[str, str]:
+def _assigned(model: Model, factors: Mapping[str, float]) -> dict[str, str]:
     """Name of a parameter -> the part, of those asked for, whose factor it gets."""
     assigned: dict[str, str] = {}
     for part in sorted(factors, key=lambda part: bool(rows_of(part))):  # rows last, so that they win
@@ -48,7 +48,7 @@ def _assigned(model: Detector, factors: Mapping[str, float]) -> dict[str, str]:
     return assigned
 
 
-def _trainable(model: Detector) -> Iterator[tuple[str, int, str]]:
+def _trainable(model: Model) -> Iterator[tuple[str, int, str]]:
     """Name, row and part of every parameter that gets a gradient."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -69,4 +69,4 @@ def _part(plan: LayerPlan, name: str) -> str:
 def is_attention(block: BlockSpec) -> bool:
     """Whether a block is a same-width module, or another one of the attention shelf."""
     home = getattr(block.cls, "__module__", "")
-    return home.startswith(ATTENTION) or (block.channels is rules.attends and not home.startswith("torch."))
+    return home.startswith(ATTENTION) or (block.channels is rules.same_width and not home.startswith("torch."))

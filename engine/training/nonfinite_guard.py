@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is no number change nothing; they are counted, their files are named, and too many in a row end the run.
+"""Steps whose loss or gradient is not finite change nothing; they are counted, their files are named, and too many in a row end the run.
 
-A loss that is no number makes its whole gradient no number, on every process, so one look at the gradient's norm decides about a step.
-That decision stays on the device (``engine.training.optim.optimizer_step``): only ``look`` waits for it, where the losses are shown anyway.
+A non-finite loss makes its whole gradient non-finite, on every process, so the norm of the gradient alone decides about a step. That
+decision stays on the device (``engine.training.optim.optimizer_step``): only ``check`` waits for it, where the losses are logged anyway.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ HALVINGS = 24  # of a scaler's factor, one after another, that are its search fo
 
 
 class Diverged(UserError):
-    """Too many losses in a row were no numbers."""
+    """Too many losses in a row were not finite."""
 
 
-class SeenBatch(NamedTuple):
+class PendingBatch(NamedTuple):
     """A batch that waits for its verdict."""
 
     epoch: int
@@ -39,7 +39,7 @@ class SeenBatch(NamedTuple):
         return f"epoch {self.epoch + 1}, iteration {self.iteration + 1}"
 
 
-class StepGuard:
+class NonFiniteGuard:
     """Watches the losses and steps of a run.
 
     Args:
@@ -47,41 +47,41 @@ class StepGuard:
         patience: steps without a usable loss, one after another, that end the run; 0 never does.
         folder: where ``nan_batches.txt`` is written.
         scaled: a gradient scaler is at work: it deals with gradients that overflow by itself, so only losses count, and gradients that
-            are no numbers whatever its factor is.
+            are not finite whatever its factor is.
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[str], *, patience: int, folder: Path, scaled: bool = False) -> None:
         self.parts, self.patience, self.folder, self.scaled = tuple(parts), patience, folder, scaled
         self.names = (*(f"{name} loss" for name in self.parts), "loss")
         self.in_row = self.skipped = self.listed = self.overflows = 0
-        self._statistics = KeptBuffers(model)
-        self._waiting: list[SeenBatch] = []  # their gradients are not stepped yet
-        self._steps: list[tuple[list[SeenBatch], Tensor]] = []  # since the last look, with (2,) bool: taken, spoilt
+        self._statistics = BufferBackup(model)
+        self._waiting: list[PendingBatch] = []  # their gradients are not stepped yet
+        self._steps: list[tuple[list[PendingBatch], Tensor]] = []  # since the last look, with (2,) bool: taken, non_finite
 
     def checked(self, parts: dict[str, Tensor], *, epoch: int, iteration: int, paths: tuple[str, ...]) -> Tensor:
-        """The sum of the parts; its gradient is no number where the sum is none."""
+        """The sum of the parts; its gradient is not finite where the sum is none."""
         total = cast("Tensor", sum(parts.values()))
         losses = torch.stack([*(parts[name].detach().float() for name in self.parts), total.detach().float()])
-        self._waiting.append(SeenBatch(epoch, iteration, paths, losses))
+        self._waiting.append(PendingBatch(epoch, iteration, paths, losses))
         return total * torch.where(torch.isfinite(total.detach()), 1.0, math.nan).to(total.dtype)
 
-    def spoilt(self) -> Tensor:
-        """() bool on the device: whether a loss that waits for its step is no number, on any process where a scaler wants to know."""
+    def non_finite(self) -> Tensor:
+        """() bool on the device: whether a loss that waits for its step is not finite, on any process where a scaler wants to know."""
         finite = torch.isfinite(torch.stack([batch.losses[-1] for batch in self._waiting])).all()
         return distributed.all_reduce_sum((~finite).float()) > 0 if self.scaled else ~finite
 
-    def after_step(self, taken: Tensor, spoilt: Tensor) -> None:
+    def after_step(self, taken: Tensor, non_finite: Tensor) -> None:
         """Puts the running statistics back where the step was not taken.
 
         Args:
             taken: () bool, on the device.
-            spoilt: () bool, on the device, as before the step.
+            non_finite: () bool, on the device, as before the step.
         """
-        self._statistics.settle(taken)
-        self._steps.append((self._waiting, torch.stack((taken, spoilt))))
+        self._statistics.commit(taken)
+        self._steps.append((self._waiting, torch.stack((taken, non_finite))))
         self._waiting = []
 
-    def mark(self) -> int:
+    def pending_count(self) -> int:
         """How many batches wait for their step, for :meth:`rewind`."""
         return len(self._waiting)
 
@@ -89,7 +89,7 @@ class StepGuard:
         """Forgets the batches since the mark: their passes were not finished."""
         del self._waiting[mark:]
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Waits for the device and counts the steps since the last look.
 
         Raises:
@@ -99,19 +99,19 @@ class StepGuard:
             return
         steps, self._steps = self._steps, []
         verdicts = torch.stack([verdict for _, verdict in steps]).tolist()
-        for (batches, _), (taken, spoilt) in zip(steps, verdicts):
-            self.overflows = 0 if taken or spoilt else self.overflows + 1
+        for (batches, _), (taken, non_finite) in zip(steps, verdicts):
+            self.overflows = 0 if taken or non_finite else self.overflows + 1
             if taken:
                 self.in_row = 0
-            elif spoilt or not self.scaled or self.overflows > HALVINGS:  # else the scaler lowers its factor
+            elif non_finite or not self.scaled or self.overflows > HALVINGS:  # else the scaler lowers its factor
                 self._count(batches)
 
     def report(self, epoch: int) -> None:
         """Says how many steps of the epoch were skipped, if any, and begins to count anew."""
-        self.look()
+        self.check()
         if self.skipped and distributed.is_main():
             where = f"; their files are named in {self.folder / FILE}" if self.listed else ""
-            reason = f"{self.skipped} step(s) were skipped, loss or gradient was no number"
+            reason = f"{self.skipped} step(s) were skipped, loss or gradient was not finite"
             print(f"warning: epoch {epoch + 1}: {reason}{where}", file=sys.stderr)
         self.skipped = 0
 
@@ -125,7 +125,7 @@ class StepGuard:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.in_row, self.skipped, self.listed, self.overflows = (int(state.get(key, 0)) for key in self.state_dict())
 
-    def _count(self, batches: list[SeenBatch]) -> None:
+    def _count(self, batches: list[PendingBatch]) -> None:
         losses = [batch.losses.tolist() for batch in batches]
         wrong = [(b, values) for b, values in zip(batches, losses) if not all(map(math.isfinite, values))]
         self.skipped += 1
@@ -134,14 +134,14 @@ class StepGuard:
         if self.patience and self.in_row >= self.patience:
             batch, values = wrong[0] if wrong else (batches[0], losses[0])
             parts = (f"the {name} became {value}" for name, value in zip(self.names, values) if not math.isfinite(value))
-            part = next(parts, "the gradient is no number")
+            part = next(parts, "the gradient is not finite")
             times = f" for {self.in_row} steps in a row" if self.in_row > 1 else ""
             raise Diverged(
                 f"{batch.place()}: {part}{times}; lower lr0 in --hyp, train with --amp bf16 or off, or look at the files named in "
                 f"{self.folder / FILE}; --skip-nan skips any number of such steps"
             )
 
-    def _list(self, found: list[tuple[SeenBatch, list[float]]]) -> None:
+    def _list(self, found: list[tuple[PendingBatch, list[float]]]) -> None:
         """Appends the batches to the file, as long as it is not long."""
         found = found[: max(LISTED - self.listed, 0)]
         lines = []
@@ -157,7 +157,7 @@ class StepGuard:
             self.listed += len(found)
 
 
-class KeptBuffers:
+class BufferBackup:
     """The float buffers of a model as the last good step left them; a handful of kernels whatever their number."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -177,7 +177,7 @@ class KeptBuffers:
             torch._foreach_copy_(self._kept_views, self.buffers)
 
     @torch.no_grad()
-    def settle(self, taken: Tensor) -> None:
+    def commit(self, taken: Tensor) -> None:
         """Keeps the present buffers if the step was ``taken`` () bool, else puts the kept ones back."""
         if self.buffers:
             torch._foreach_copy_(self._fresh_views, self.buffers)

@@ -110,15 +110,15 @@ def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
 
 
 def optimizer_step(
-    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, spoilt: Tensor | None = None
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, non_finite: Tensor | None = None
 ) -> Tensor:
-    """Unscales, clips, steps and clears the gradients; gradients that are no numbers change nothing.
+    """Unscales, clips, steps and clears the gradients; gradients that are not finite change nothing.
 
     Fused optimizers are told so on the device. The others (LION, and all on devices without fused kernels) wait for it once a step.
     With a scaler the norm decides as well, which ``scaler.step`` would not look at: gradients may be finite where their norm is not.
 
     Args:
-        spoilt: () bool on the device, whether a loss of the step was no number; see :func:`settle_factor`.
+        non_finite: () bool on the device, whether a loss of the step was not finite; see :func:`settle_factor`.
 
     Returns:
         () bool on the device, whether the step was taken.
@@ -133,7 +133,7 @@ def optimizer_step(
         del optimizer.found_inf  # type: ignore[attr-defined]
     elif taken:
         optimizer.step()
-    settle_factor(scaler, spoilt=torch.zeros_like(taken) if spoilt is None else spoilt)
+    settle_factor(scaler, non_finite=torch.zeros_like(taken) if non_finite is None else non_finite)
     optimizer.zero_grad(set_to_none=True)
     return taken
 

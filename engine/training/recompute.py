@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.training.learning_rates import is_attention
-from models.model import Detector
+from models.model import Model
 from models.spec.registry import BLOCKS
 from utils.errors import UserError
 
 
-def recomputed_parts(model: Detector, scope: str) -> list[nn.Module]:
+def recomputed_parts(model: Model, scope: str) -> list[nn.Module]:
     """The modules that would run again: of ``attention`` every outermost attention module, wherever it stands; of ``all`` every row with
     parameters but the head, and within a row its attention modules once more, as a row of many blocks would need much at once.
 
@@ -41,7 +41,7 @@ def recomputed_parts(model: Detector, scope: str) -> list[nn.Module]:
     return parts
 
 
-def checkpoint_activations(model: Detector, scope: str) -> str:
+def checkpoint_activations(model: Model, scope: str) -> str:
     """Lets the parts run again, changing the model in place; says in a line what was done."""
     parts = recomputed_parts(model, scope)
     for part in parts:

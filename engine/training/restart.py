@@ -1,4 +1,4 @@
-"""A job that torchrun (``--max-restarts``) or SLURM (a requeue) starts again goes on with the run that it had begun.
+"""A job that torchrun (``--max-restarts``) or SLURM (a requeue) starts again resumes the run that it had begun.
 
 The run's folder holds the job's id; only a restarted job looks for it, so the same command given anew is a new run.
 """
@@ -30,11 +30,11 @@ def continued(config: TrainConfig) -> TrainConfig:
     """
     if config.resume or not distributed.restarted():
         return config
-    found = distributed.decided(lambda: begun(config.project))
+    found = distributed.main_rank_decision(lambda: begun(config.project))
     if not found:
         return config
     folder, last = Path(found), Path(found) / "weights" / "last.pt"
-    state = distributed.decided(lambda: _state(last))
+    state = distributed.main_rank_decision(lambda: _state(last))
     print(f"This job was started again; its run is {folder}")
     if state == FINISHED:
         print("It was finished before, so there is nothing to do")

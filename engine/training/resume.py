@@ -79,7 +79,7 @@ def last_whole(path: Path) -> tuple[Path, Checkpoint]:
         return previous, checkpoint
 
 
-def tidy(weights: Path, used: Path, checkpoint: Checkpoint) -> None:
+def repair_weights_folder(weights: Path, used: Path, checkpoint: Checkpoint) -> None:
     """Removes what killed saves have left, and writes what a kill kept from being written."""
     clean(weights)
     last = weights / "last.pt"

@@ -16,23 +16,23 @@ from torch.optim import Optimizer
 from engine.logging.callbacks import Callbacks, RunInfo
 from engine.logging.loggers import metric_columns
 from engine.logging.progress import LossMeter
-from engine.micro_batches import TrainingPortions
+from engine.micro_batches import TrainingMicroBatches
 from engine.training.early_stop import EarlyStop
 from engine.training.ema import ModelEMA
-from engine.training.initial_weights import Frozen
-from engine.training.nonfinite_guard import StepGuard
+from engine.training.initial_weights import FrozenLayers
+from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import load_state
 from engine.training.schedule import Schedule
 from engine.training.stop_signals import StopSignals
 from models.checkpoints.checkpoint import Checkpoint, plugin_records
-from models.heads.base import DetectionLoss
-from models.model import Detector
+from models.heads.base import Loss
+from models.model import Model
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig
 from utils.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
-    from data.loader import DetectionLoader
+    from data.loader import BatchLoader
     from utils.metrics.coco_eval import CocoAnnotations
     from utils.metrics.metrics import Metrics
 
@@ -45,21 +45,21 @@ class Run:
     hyp: Hyperparameters
     device: torch.device
     save_dir: Path
-    model: Detector
-    frozen: Frozen
+    model: Model
+    frozen: FrozenLayers
     network: nn.Module  # the model, compiled or distributed if so asked
-    loss: DetectionLoss
+    loss: Loss
     ema: ModelEMA
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     precision: torch.dtype | None
     schedule: Schedule
-    train_loader: DetectionLoader
-    val_loader: DetectionLoader
+    train_loader: BatchLoader
+    val_loader: BatchLoader
     early_stop: EarlyStop
     callbacks: Callbacks
-    guard: StepGuard
-    portions: TrainingPortions
+    guard: NonFiniteGuard
+    micro_batches: TrainingMicroBatches
     meter: LossMeter  # of the epoch that runs
     signals: StopSignals = field(default_factory=StopSignals)
     start_epoch: int = 0
@@ -68,7 +68,7 @@ class Run:
     rows: list[dict[str, Any]] = field(default_factory=list)  # of results.csv
     ranks: list[dict[str, Any]] = field(default_factory=list)  # what each of several processes has of its own, as agreed on last
     truth: CocoAnnotations | None = None  # of the validation images; None where label files have it
-    class_ap: tuple[float, ...] | None = None  # as measured last, by which --image-weights draws pictures; None without it
+    class_ap: tuple[float, ...] | None = None  # as measured last, by which --image-weights draws images; None without it
 
     @property
     def info(self) -> RunInfo:
@@ -135,7 +135,7 @@ def snapshot(run: Run, metrics: Metrics | None = None) -> Checkpoint:
             "images": len(run.train_loader.dataset),
             "meter": run.meter.state_dict(),
             "guard": run.guard.state_dict(),
-            "portions": run.portions.count,
+            "portions": run.micro_batches.count,
             "rows": list(run.rows),
             "ranks": list(run.ranks),
             "class_ap": run.class_ap and list(run.class_ap),
@@ -159,7 +159,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         run.class_ap = tuple(state["class_ap"])
     run.guard.load_state_dict(state.get("guard", {}))
     run.guard.keep_statistics()
-    run.portions.count = int(state.get("portions", 1))
+    run.micro_batches.count = int(state.get("portions", 1))
     ranks = state.get("ranks") or [state]
     as_many = len(ranks) == distributed.world_size()
     own = ranks[distributed.rank()] if as_many else state

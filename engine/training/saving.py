@@ -59,7 +59,7 @@ def save_midway(run: Run) -> None:
         run.agree()
         raise Stopped
     if config.save_steps > 0 and steps % config.save_steps == 0:
-        run.guard.look()
+        run.guard.check()
         run.agree()
         if distributed.is_main():
             save_last(run, snapshot(run))
@@ -74,34 +74,34 @@ def finish_weights(run: Run) -> None:
 
 
 @contextmanager
-def accounted_for(run: Run) -> Iterator[None]:
+def explain_interruption(run: Run) -> Iterator[None]:
     """Whatever ends the run early ends in one line that says what is kept and how to go on; a stop that was asked for is saved first."""
     try:
         yield
     except Stopped:
-        run.guard.look()
+        run.guard.check()
         if distributed.is_main() and run.batch and not run.config.nosave:  # at the end of an epoch it was saved already
             save_last(run, snapshot(run))
-        raise KeyboardInterrupt(kept(run)) from None
+        raise KeyboardInterrupt(saved_position(run)) from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept(run)) from None
+        raise KeyboardInterrupt(saved_position(run)) from None
     except UserError as error:
-        raise UserError(f"{error}; {kept(run)}") from error
+        raise UserError(f"{error}; {saved_position(run)}") from error
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):  # of several processes, or outside the network
-            raise UserError(f"the memory is full: train anew with a smaller --batch-size or --imgsz; {kept(run)}") from error
+            raise UserError(f"the memory is full: train anew with a smaller --batch-size or --imgsz; {saved_position(run)}") from error
         if kernel := refused_kernel(error):
             advice = "leave out --deterministic, or the layer that needs it (docs/own_modules.md says what stands in for which)"
-            raise UserError(f"{kernel} has no deterministic form on this device: {advice}; {kept(run)}") from error
-        if loss := distributed.loss_of_another():
-            raise UserError(f"{loss}; {kept(run)}") from error
+            raise UserError(f"{kernel} has no deterministic form on this device: {advice}; {saved_position(run)}") from error
+        if loss := distributed.lost_rank_message():
+            raise UserError(f"{loss}; {saved_position(run)}") from error
         if "DataLoader worker" not in str(error) or "Traceback" in str(error):
             raise  # not a worker that died
         advice = "most likely for lack of memory: give fewer --workers, or leave out --cache ram"
-        raise UserError(f"a loader process was killed, {advice}; {kept(run)}") from error
+        raise UserError(f"a loader process was killed, {advice}; {saved_position(run)}") from error
 
 
-def kept(run: Run) -> str:
+def saved_position(run: Run) -> str:
     """What a resume would go on from."""
     last = run.save_dir / "weights" / "last.pt"
     if not last.exists():
@@ -112,7 +112,7 @@ def kept(run: Run) -> str:
         return str(error)
     if checkpoint.training is None:
         return f"{last} is finished"
-    return f"{last} holds {position(checkpoint)}, go on with --resume {last}"
+    return f"{last} holds {position(checkpoint)}, resume with --resume {last}"
 
 
 def position(checkpoint: Checkpoint) -> str:

@@ -17,28 +17,28 @@ from engine.logging.loggers import CsvLogger, PlotLogger, TensorBoardLogger
 from engine.logging.progress import LossMeter
 from engine.logging.trackers import trackers
 from engine.memory_format import channels_last
-from engine.micro_batches import TrainingPortions
+from engine.micro_batches import TrainingMicroBatches
 from engine.training.batch_size import largest_batch
 from engine.training.compiling import compile_network
 from engine.training.early_stop import EarlyStop
 from engine.training.ema import ModelEMA
-from engine.training.initial_weights import Frozen, apply, carry_over, check_flags, freeze
+from engine.training.initial_weights import FrozenLayers, apply, carry_over, check_flags, freeze
 from engine.training.learning_rates import multipliers, rates_line
-from engine.training.nonfinite_guard import StepGuard
+from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import GROUPS, build_optimizer, parameter_groups
 from engine.training.recipes import family_hyp, find_hyp, gains_warning
 from engine.training.recompute import checkpoint_activations, recomputed_parts
 from engine.training.restart import continued, mark
-from engine.training.resume import resumed, tidy
+from engine.training.resume import repair_weights_folder, resumed
 from engine.training.run import Run, restore, snapshot
 from engine.training.saving import save_last
 from engine.training.schedule import Schedule
 from models.assigners.autoanchor import sizes_in_training
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, require_plugins
-from models.checkpoints.published import provide
+from models.checkpoints.published import ensure_weights
 from models.edit.graph_table import write_spec
 from models.edit.rows import Edited, edit
-from models.model import Detector, build_model
+from models.model import Model, build_model
 from models.spec.parser import load_spec, plan_layers
 from models.spec.registry import load_plugin
 from utils import distributed
@@ -50,7 +50,7 @@ from utils.run_folders import new_run_dir
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
-    from data.loader import DetectionLoader
+    from data.loader import BatchLoader
 
 EMBEDDED_DATA = "shapes.yaml"
 HYPS = Path(__file__).parents[2] / "data" / "hyps"
@@ -67,7 +67,7 @@ DEMO: dict[str, Any] = {
 }
 
 
-def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
+def resolve_config(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
     """Fills what was not given: a resumed run's own flags, the demo's preset, the embedded data set."""
     if config.evolve:
         raise UserError("evolve: is many trainings, not one; call engine.training.evolve.evolve(config, train)")
@@ -85,11 +85,11 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
         print(f"warning: no --data, so the embedded data set {EMBEDDED_DATA} is used", file=sys.stderr)
         config = config.replace(data=EMBEDDED_DATA)
     check_flags(config)
-    provide(config.weights, download=config.download)
+    ensure_weights(config.weights, download=config.download)
     return config, load_checkpoint(config.weights) if config.weights else None
 
 
-def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
+def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
     """Builds everything a run works with, restores it after a resume, and prints the recipe."""
     from data.dataset_spec import load_dataset_spec
     from data.labels.yolo import list_images
@@ -104,17 +104,17 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
     if config.batch_size == FIND_BATCH_SIZE:
         config = config.replace(batch_size=largest_batch(model, config, hyp, device, images=len(list_images(spec.sources("train")))))
     train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
-    tell_about_data(train_loader, val_loader, spec, save_dir)
+    report_data(train_loader, val_loader, spec, save_dir)
     if not config.resume:
         sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
         adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)  # empty for heads without anchors
         print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
-    distributed.take_from_main(model.state_dict().values())
+    distributed.broadcast_tensors(model.state_dict().values())
     ema = ModelEMA(model)  # of the model before --sync-bn changes its layers
     loss, scaler = model.head.build_loss(hyp), gradient_scaler(device, precision)
     patience = 0 if config.skip_nan else config.nan_patience
     network = network_of(model, config, device)
-    guard = StepGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled())
+    guard = NonFiniteGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled())
     schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
     run = Run(
         config=config,
@@ -136,9 +136,9 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         train_loader=train_loader,
         val_loader=val_loader,
         early_stop=EarlyStop(config.patience),
-        callbacks=Callbacks([*own_observers(config, hyp, train_loader), *observers], is_main=distributed.is_main()),
+        callbacks=Callbacks([*default_callbacks(config, hyp, train_loader), *observers], is_main=distributed.is_main()),
         guard=guard,
-        portions=TrainingPortions(model, loss, guard, device),
+        micro_batches=TrainingMicroBatches(model, loss, guard, device),
         meter=LossMeter(loss.names, finite_only=True),
         truth=label_truth(spec, "val", val_loader.dataset.image_files),
         class_ap=(0.0,) * model.nc if config.image_weights else None,
@@ -147,12 +147,12 @@ def prepare(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.de
         restore(run, checkpoint)
     run.agree()
     if distributed.is_main():
-        leave_traces(run, checkpoint)
+        write_run_files(run, checkpoint)
         print_recipe(run)
     return run
 
 
-def leave_traces(run: Run, checkpoint: Checkpoint | None) -> None:
+def write_run_files(run: Run, checkpoint: Checkpoint | None) -> None:
     """What stands in the run's folder before the first step.
 
     Raises:
@@ -164,14 +164,14 @@ def leave_traces(run: Run, checkpoint: Checkpoint | None) -> None:
         run.hyp.to_yaml(folder / "hyp.yaml")
         write_spec(folder / "model.yaml", run.model.spec, notes=model_notes(config))
         if config.resume and checkpoint is not None:
-            tidy(folder / "weights", Path(config.resume), checkpoint)
+            repair_weights_folder(folder / "weights", Path(config.resume), checkpoint)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     if not (config.resume or config.nosave):  # at once: a full disk shows before the first epoch, and a kill in it leaves a file
         save_last(run, snapshot(run))
 
 
-def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Detector, Frozen]:
+def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Model, FrozenLayers]:
     """The network for the data's classes, and what of it is not trained: from --cfg, or from the checkpoint, with what --attention
     inserts; weights are carried over by structure."""
     for path in config.plugins:
@@ -182,11 +182,11 @@ def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec)
         return stopped(config, checkpoint, spec)
     if checkpoint is not None and not (checkpoint.cfg or config.cfg):
         raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
-    model = Detector(edited(config, config.cfg or as_stored(checkpoint), spec).spec, names=spec.names)
+    model = Model(edited(config, config.cfg or as_stored(checkpoint), spec).spec, names=spec.names)
     return model, freeze(model, config, carry_over(model, config, checkpoint))
 
 
-def stopped(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Detector, Frozen]:
+def stopped(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Model, FrozenLayers]:
     """The network of a run that goes on, as it was."""
     assert checkpoint is not None
     assert checkpoint.training is not None
@@ -194,7 +194,7 @@ def stopped(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpe
     model.load_state_dict(checkpoint.training["model"])
     if "frozen" not in checkpoint.training:  # a file from before there was "pretrained"
         return model, freeze(model, config, ())
-    frozen = Frozen.from_dict(checkpoint.training["frozen"])
+    frozen = FrozenLayers.from_dict(checkpoint.training["frozen"])
     apply(model, frozen)
     return model, frozen
 
@@ -224,7 +224,7 @@ def model_notes(config: TrainConfig) -> list[str]:
     return [f"The network of this run, for --cfg: {source}{' with ' if config.attention else ''}{', '.join(config.attention)}{how}"]
 
 
-def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Detector) -> Hyperparameters:
+def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Model) -> Hyperparameters:
     """The hyper-parameters: a resumed run's, those given, or those of the model's family; with what the flags say instead."""
     if config.resume and checkpoint is not None:
         return Hyperparameters.from_dict(checkpoint.hyp, source=f"{config.resume} (hyp)")
@@ -256,7 +256,7 @@ def run_folder(config: TrainConfig) -> Path:
     return cast("Path", distributed.broadcast_object(folder))
 
 
-def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[DetectionLoader, DetectionLoader]:
+def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[BatchLoader, BatchLoader]:
     """Training and validation batches; a process of each machine reads the labels first, so that the others find its cache."""
     from data.loader import build_loader
 
@@ -268,7 +268,7 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
         "hyp": hyp, "stride": stride, "workers": config.workers, "seed": config.seed, "cache": config.cache or None,
         "rank": distributed.rank(), "world_size": world,
     }  # fmt: skip
-    with distributed.first_on_each_machine():
+    with distributed.local_main_first():
         return (
             build_loader(
                 spec, "train", imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect,
@@ -281,15 +281,15 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
         )  # fmt: skip
 
 
-def tell_about_data(train_loader: DetectionLoader, val_loader: DetectionLoader, spec: DatasetSpec, folder: Path) -> None:
+def report_data(train_loader: BatchLoader, val_loader: BatchLoader, spec: DatasetSpec, folder: Path) -> None:
     """What the labels, read by now, say about the data as a whole, in a few lines; every problem goes into a file of the run's folder."""
     from data.labels.problems import write_problems
-    from data.tools.brief import brief_check
+    from data.tools.brief import summarize_labels
 
     if not distributed.is_main():
         return
     train, val = train_loader.dataset, val_loader.dataset
-    print("\n".join(brief_check((train.image_files, train.table), (val.image_files, val.table), spec.names)))
+    print("\n".join(summarize_labels((train.image_files, train.table), (val.image_files, val.table), spec.names)))
     problems = list(dict.fromkeys((*train.problems, *val.problems)))
     if problems:
         try:
@@ -299,11 +299,11 @@ def tell_about_data(train_loader: DetectionLoader, val_loader: DetectionLoader, 
         print(f"data      {len(problems)} problems, all in {folder / 'data_problems.txt'}; python -m data.check looks closer")
 
 
-def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn.Module:
+def network_of(model: Model, config: TrainConfig, device: torch.device) -> nn.Module:
     """The model as it is called in training: averaging gradients over processes, compiled if so asked. Parameters are the model's own."""
     network: nn.Module = model
     if config.sync_bn:
-        distributed.synchronise_statistics(model, device)
+        distributed.convert_sync_batchnorm(model, device)
     if config.checkpoint_activations != "off":
         print(f"memory    {checkpoint_activations(model, config.checkpoint_activations)}")
     if distributed.is_distributed():
@@ -315,8 +315,8 @@ def network_of(model: Detector, config: TrainConfig, device: torch.device) -> nn
     return network
 
 
-def own_observers(config: TrainConfig, hyp: Hyperparameters, loader: DetectionLoader) -> list[Callback]:
-    """What writes results.csv, TensorBoard events and pictures, and what --logger asks for."""
+def default_callbacks(config: TrainConfig, hyp: Hyperparameters, loader: BatchLoader) -> list[Callback]:
+    """What writes results.csv, TensorBoard events and images, and what --logger asks for."""
     asked = trackers(config.logger if distributed.is_main() else (), config.project, {**config.to_dict(), **hyp.to_dict()})
     return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loader.dataset.labels)]), *asked]
 

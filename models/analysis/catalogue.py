@@ -90,20 +90,20 @@ def _catalogued() -> list[str]:
 
 def _options(spec: BlockSpec) -> str:
     """What a row may say behind the width, in the order of the constructor."""
-    return what_it_takes(spec.cls, behind={rules.projects: 2, rules.stacks: 3}.get(spec.channels, 1))
+    return what_it_takes(spec.cls, behind={rules.out_width: 2, rules.out_width_repeated: 3}.get(spec.channels, 1))
 
 
 def same_width_names() -> list[str]:
     """Canonical names of all same-width modules, and of the attention layers that choose their output width and so can keep it."""
-    own, free = ("models.layers.attention.", "models.layers.transformer"), (rules.stacks, rules.projects)
+    own, free = ("models.layers.attention.", "models.layers.transformer"), (rules.out_width_repeated, rules.out_width)
     specs = BLOCKS.values()
-    return [s.name for s in specs if s.channels is rules.attends or (s.channels in free and s.cls.__module__.startswith(own))]
+    return [s.name for s in specs if s.channels is rules.same_width or (s.channels in free and s.cls.__module__.startswith(own))]
 
 
 def build_same_width(name: str, channels: int) -> nn.Module:
     """The module as a row with no arguments (or only its width) builds it."""
     spec = BLOCKS[name]
-    return spec.cls(channels) if spec.channels is rules.attends else spec.cls(channels, channels)
+    return spec.cls(channels) if spec.channels is rules.same_width else spec.cls(channels, channels)
 
 
 def sentence(spec: BlockSpec) -> str:

@@ -1,4 +1,4 @@
-"""Whether two networks compute the same: decoded boxes and scores on random pictures and on real ones."""
+"""Whether two networks compute the same: decoded boxes and scores on random images and on real ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.model import Detector
+from models.model import Model
 from utils.errors import UserError
 
 SIDE_PX, PAD_GREY = 320, 114
-RANDOM = ((1, 1.0), (2, 0.6))  # pictures, height as a part of the side
+RANDOM = ((1, 1.0), (2, 0.6))  # images, height as a part of the side
 
 
 class Tolerance(NamedTuple):
@@ -35,7 +35,7 @@ FOLDED, HALVED = Tolerance(2e-5, 1e-2, 1e-4), Tolerance(5e-2, 0.25, 2e-2, mean=T
 
 
 class Difference(NamedTuple):
-    """What two networks differ by over all pictures that were tried."""
+    """What two networks differ by over all images that were tried."""
 
     maps: float
     boxes_px: float
@@ -54,25 +54,25 @@ class Difference(NamedTuple):
         return (
             f"raw maps differ by {self.maps:.1e} of their largest value, boxes by {self.boxes_px:.1e} px {how}, "
             f"scores by {self.scores:.1e} "
-            f"(allowed {allowed.maps:g}, {allowed.boxes_px:g} px, {allowed.scores:g}) on {self.random} random and {self.real} real pictures"
+            f"(allowed {allowed.maps:g}, {allowed.boxes_px:g} px, {allowed.scores:g}) on {self.random} random and {self.real} real images"
         )
 
 
 @torch.no_grad()
-def difference(before: Detector, after: Detector, *, pictures: Sequence[Tensor], allowed: Tolerance) -> Difference:
-    """Runs both on random pictures and on ``pictures``, in float64, so that only what the weights lost counts.
+def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed: Tolerance) -> Difference:
+    """Runs both on random images and on ``images``, in float64, so that only what the weights lost counts.
 
     Args:
-        pictures: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
+        images: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
     """
     a, b = (copy.deepcopy(model).cpu().double().eval() for model in (before, after))
-    random = list(_random_pictures(before))
-    found = [_of(a, b, images.double(), mean=allowed.mean) for images in (*random, *pictures)]
+    random = list(_random_images(before))
+    found = [_of(a, b, images.double(), mean=allowed.mean) for images in (*random, *inputs)]
     maps, boxes, scores = (max(values) for values in zip(*found))
-    return Difference(maps, boxes, scores, sum(map(len, random)), len(pictures), allowed)
+    return Difference(maps, boxes, scores, sum(map(len, random)), len(inputs), allowed)
 
 
-def _of(before: Detector, after: Detector, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
+def _of(before: Model, after: Model, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
     """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes or NaN tell the two apart."""
     expected, got = before(images), after(images)
     if [m.shape for m in expected.main] != [m.shape for m in got.main]:
@@ -87,24 +87,24 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().nan_to_num(nan=math.inf).max())
 
 
-def _random_pictures(model: Detector) -> Iterable[Tensor]:
+def _random_images(model: Model) -> Iterable[Tensor]:
     for seed, (count, part) in enumerate(RANDOM):
         side = _side(model)
         height = max(round(side * part / model.stride), 1) * model.stride
         yield torch.rand(count, model.ch, height, side, generator=torch.Generator().manual_seed(seed))
 
 
-def read_pictures(model: Detector, paths: Sequence[str | Path]) -> list[Tensor]:
-    """Picture files as the network takes them; without any, a drawn one.
+def read_images(model: Model, paths: Sequence[str | Path]) -> list[Tensor]:
+    """Image files as the network takes them; without any, a drawn one.
 
     Raises:
-        UserError: a file is no picture.
+        UserError: a file is no image.
     """
-    arrays = [_read(Path(path)) for path in paths] or [drawn_picture()]
+    arrays = [_read(Path(path)) for path in paths] or [drawn_image()]
     return [_letterboxed(array, _side(model), model.ch) for array in arrays]
 
 
-def drawn_picture() -> np.ndarray:
+def drawn_image() -> np.ndarray:
     """Discs and boxes on a gradient with grain, (H, W, 3) uint8: edges, colours and flat places, as photographs have."""
     random = np.random.default_rng(0)
     ramp = np.linspace(40, 200, 400, dtype=np.float32)
@@ -126,7 +126,7 @@ def _read(path: Path) -> np.ndarray:
     except (OSError, cv2.error) as error:
         raise UserError(f"--images {path}: cannot be read ({error})") from None
     if image is None:
-        raise UserError(f"--images {path}: not a picture that OpenCV reads")
+        raise UserError(f"--images {path}: not an image that OpenCV reads")
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
@@ -142,5 +142,5 @@ def _letterboxed(image: np.ndarray, side: int, channels: int) -> Tensor:
     return tensor.unsqueeze(0)
 
 
-def _side(model: Detector) -> int:
+def _side(model: Model) -> int:
     return -(-SIDE_PX // model.stride) * model.stride

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from models.analysis.operations import OperationCounter, multiply_adds
-from models.model import Detector, build_model
+from models.model import Model, build_model
 from models.spec.channel_rules import LayerPlan
 from utils.cli.flags import height_and_width, multiple_of_stride
 from utils.distributed import select_device
@@ -46,7 +46,7 @@ class LayerCost:
     seconds: float  # forward, median of the repeats
 
 
-def profile(model: Detector, *, imgsz: int | tuple[int, int] = 640, batch: int = 1, repeats: int = 3) -> list[LayerCost]:
+def profile(model: Model, *, imgsz: int | tuple[int, int] = 640, batch: int = 1, repeats: int = 3) -> list[LayerCost]:
     """Costs of every row for ``batch`` images of ``imgsz`` (H, W) px, measured on the model's device."""
     device = next(model.parameters()).device
     images = torch.zeros(batch, model.ch, *height_and_width(imgsz), device=device)
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     try:
         if args.batch_size < 1:
-            raise UserError(f"--batch-size {args.batch_size}: at least one picture is needed")
+            raise UserError(f"--batch-size {args.batch_size}: at least one image is needed")
         model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(select_device(args.device))
         model = model.deploy() if args.deploy else model
         sides = height_and_width(args.imgsz)
@@ -170,7 +170,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m models.profiling", description="the cost of a network, a row a layer")
     parser.add_argument("cfg", help="model YAML, path or bare name")
     parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height and width, px")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures that pass at once")
+    parser.add_argument("--batch-size", type=int, default=1, help="images that pass at once")
     parser.add_argument("--nc", type=int, help="number of classes, the YAML's if not given")
     parser.add_argument("--ch", type=int, help="number of input channels, the YAML's if not given")
     parser.add_argument("--device", default="cpu", help="cpu, mps or a GPU's number")

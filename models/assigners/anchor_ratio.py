@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.assigners.targets import PaddedTargets, counting_is_free
+from models.assigners.targets import PaddedTargets, can_count_without_wait
 
 # Directions from the cell itself to the left, upper, right and lower neighbour, in cells.
 DIRECTIONS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
@@ -30,7 +30,7 @@ class AnchorGrid(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Places that learn boxes, R a picture; one counts where ``mask`` is true. A place may occur more than once: the last one wins."""
+    """Places that learn boxes, R an image; one counts where ``mask`` is true. A place may occur more than once: the last one wins."""
 
     place: Tensor  # (B, R) int64, index into the grid
     box: Tensor  # (B, R) int64, index of the image's box
@@ -38,7 +38,7 @@ class Matches(NamedTuple):
 
     def compact(self) -> Matches:
         """On the CPU the same without the rows that count on no image; a GPU, which would have to wait for their number, keeps them."""
-        if not counting_is_free(self.mask):
+        if not can_count_without_wait(self.mask):
             return self
         order = (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices[:, : int(self.mask.sum(dim=1).max())]
         return Matches(*(t.gather(1, order) for t in self))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.assigners.anchor_ratio import Matches, Scene, assign_by_ratio, decode_places
 from models.assigners.places import gather_places
-from models.assigners.targets import counting_is_free
+from models.assigners.targets import can_count_without_wait
 from utils.iou import iou
 
 MAX_PAIRS = 1 << 22  # pairs of boxes and candidates that are looked at together
@@ -63,7 +63,7 @@ class SimOTA:
         taken = found.mask.new_empty(batch, n, topk)
         least = torch.full_like(candidates.background, torch.inf)
         owner = torch.zeros_like(found.box)
-        for images, boxes in _pieces(batch, n, places, CACHED_PAIRS if counting_is_free(least) else MAX_PAIRS):
+        for images, boxes in _pieces(batch, n, places, CACHED_PAIRS if can_count_without_wait(least) else MAX_PAIRS):
             cost, overlap = self._cost(scene, candidates, images, boxes)  # (images, boxes, C)
             picks[images, boxes], taken[images, boxes] = _pick(cost, overlap, topk)
             cheapest, box = cost.min(dim=1)

@@ -47,6 +47,6 @@ def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
     return boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
 
-def counting_is_free(tensor: Tensor) -> bool:
+def can_count_without_wait(tensor: Tensor) -> bool:
     """Whether a result's size may depend on values: on the CPU; a GPU would have to finish all its work before the host can go on."""
     return tensor.device.type == "cpu"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.assigners.grid import anchor_points
-from models.assigners.targets import PaddedTargets, boxes_at, counting_is_free
+from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait
 from utils.iou import ciou
 
 CACHED_PAIRS = 1 << 17  # pairs that a CPU looks at together where their number is known
@@ -114,7 +114,7 @@ class TaskAlignedAssigner:
         """
         low, high = self._area(targets.boxes_xyxy.reshape(-1, 4))  # (rows, 2)
         x, y = ((torch.arange(size, device=low.device) + 0.5) * stride for size in (hw[1], hw[0]))
-        list_pairs = pairs_inside if counting_is_free(low) else all_pairs
+        list_pairs = pairs_inside if can_count_without_wait(low) else all_pairs
         return list_pairs(low, high, targets.valid.reshape(-1), x, y)
 
     def _area(self, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class TaskAlignedAssigner:
 
         As with the candidates, only the CPU may ask which cells these are.
         """
-        free = counting_is_free(box)
+        free = can_count_without_wait(box)
         rows = contested.flatten().nonzero().squeeze(1) if free else torch.arange(box.numel(), device=box.device)
         image, at, best = torch.div(rows, box.shape[1], rounding_mode="floor"), cell.flatten()[rows], []
         step = max(1, (CACHED_PAIRS if free else MAX_PAIRS) // targets.valid.shape[1])

@@ -18,7 +18,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("BiFormerStage", channels=rules.stacks, paper=PAPER)
+@register("BiFormerStage", channels=rules.out_width_repeated, paper=PAPER)
 class BiFormerStage(nn.Module):
     """One stage of BiFormer: strided convolutions, then ``n`` blocks.
 

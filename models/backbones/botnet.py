@@ -15,7 +15,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("BoTNetStage", channels=rules.stacks, paper=PAPER)
+@register("BoTNetStage", channels=rules.out_width_repeated, paper=PAPER)
 class BoTNetStage(nn.Module):
     """``n`` bottleneck transformer blocks, the first of which halves the map.
 

@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x))
 
 
-@register("FocalNetStage", channels=rules.stacks, paper=PAPER)
+@register("FocalNetStage", channels=rules.out_width_repeated, paper=PAPER)
 class FocalNetStage(nn.Module):
     """One stage of FocalNet: patch embedding, then ``n`` blocks.
 

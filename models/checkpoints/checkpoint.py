@@ -22,10 +22,10 @@ from models.checkpoints.foreign import is_safetensors, read_foreign
 from models.checkpoints.foreign_modules import Layer, differences
 from models.checkpoints.published import missing_weights
 from models.checkpoints.torch_files import read_torch_file
-from models.model import Detector, build_model
+from models.model import Model, build_model
 from models.spec.registry import load_plugin, loaded_plugins
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import atomic_write
 
 FORMAT = "yolo-attention checkpoint"
 FORMAT_VERSION = 1
@@ -69,7 +69,7 @@ class Checkpoint:
 
     @property
     def ch(self) -> int:
-        """Channels of the pictures that the network takes."""
+        """Channels of the images that the network takes."""
         return int(self.cfg.get("ch", 3))
 
     def without_training_state(self) -> Checkpoint:
@@ -102,7 +102,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, keep_previous: 
     content = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
     content["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             _write(partial, {"format": FORMAT, "format_version": FORMAT_VERSION, **content})
             if keep_previous:
                 _keep_previous(path)
@@ -153,13 +153,13 @@ def _foreign(path: Path, held: Any) -> ForeignCheckpoint:
     )
 
 
-def load_model(path: str | Path, *, device: torch.device | str = "cpu", plugins: Sequence[str | Path] = ()) -> Detector:
+def load_model(path: str | Path, *, device: torch.device | str = "cpu", plugins: Sequence[str | Path] = ()) -> Model:
     """The network of a checkpoint with its weights, in evaluation mode on ``device``. Raises UserError as the two steps inside do."""
     checkpoint = load_checkpoint(path)
     return model_from_checkpoint(checkpoint, plugins=plugins, source=path).to(device)
 
 
-def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Path] = (), source: str | Path = "checkpoint") -> Detector:
+def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Path] = (), source: str | Path = "checkpoint") -> Model:
     """The network that the checkpoint describes, with its weights, in evaluation mode.
 
     Args:
@@ -182,7 +182,7 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Pat
     return model.eval()
 
 
-def _check_against_file(model: Detector, checkpoint: ForeignCheckpoint, source: str | Path) -> None:
+def _check_against_file(model: Model, checkpoint: ForeignCheckpoint, source: str | Path) -> None:
     """Refuses a network that would compute something else than the program that wrote the file."""
     if checkpoint.strides and tuple(checkpoint.strides) != tuple(model.strides):
         raise UserError(f"{source}: its strides are {list(checkpoint.strides)}, its architecture gives {list(model.strides)}")

@@ -3,7 +3,7 @@
     python -m models.convert best.pt --deploy
     python -m models.convert yolov9-c.pt --deploy --half --to-safetensors --out yolov9-c.safetensors
 
-The new file is written under a hidden name, read back, and compared with the old one on random and real pictures; only then does it get
+The new file is written under a hidden name, read back, and compared with the old one on random and real images; only then does it get
 its name. Where the outputs do not agree, nothing is left.
 """
 
@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.analysis.equivalence import FOLDED, HALVED, Difference, difference, read_pictures
+from models.analysis.equivalence import FOLDED, HALVED, Difference, difference, read_images
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.checkpoints.safetensors_writer import write_safetensors
-from models.model import Detector
+from models.model import Model
 from utils.errors import UserError
-from utils.files import written_whole
+from utils.files import atomic_write
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MOST_PICTURES = 8  # of a folder
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to-safetensors", action="store_true", help="write .safetensors, with the YAML and class names in its notes")
     parser.add_argument("--strip-optimizer", action="store_true", help="leave out what only a resume needs")
     parser.add_argument("--out", metavar="FILE", help="beside the source if left out, called after what was done")
-    parser.add_argument("--images", nargs="+", default=[], metavar="PATH", help="real pictures or folders of them to check on")
+    parser.add_argument("--images", nargs="+", default=[], metavar="PATH", help="real images or folders of them to check on")
     parser.add_argument("--plugins", nargs="*", default=[], metavar="FILE", help="Python files with blocks of your own")
     args = vars(parser.parse_args(argv))
     try:
@@ -81,7 +81,7 @@ def convert(
 
     Args:
         out: file to write; beside the source and called after what was done if not given.
-        images: pictures or folders; a drawn one if none is given.
+        images: images or folders; a drawn one if none is given.
         plugins: Python files of the caller's whose blocks the network uses.
 
     Raises:
@@ -91,13 +91,13 @@ def convert(
     target = _target(source, out, {"deploy": deploy, "half": half, "stripped": strip_optimizer}, to_safetensors)
     checkpoint = load_checkpoint(source)
     model = model_from_checkpoint(checkpoint, plugins=plugins, source=source)
-    pictures = read_pictures(model, _files(images))
+    inputs = read_images(model, _files(images))
     converted = _converted(checkpoint, model.deploy() if deploy else model, half=half, strip=deploy or half or strip_optimizer)
     try:
-        with written_whole(target) as partial:
+        with atomic_write(target) as partial:
             _write(partial, converted, safetensors=to_safetensors)
             after = model_from_checkpoint(load_checkpoint(partial), source=target)
-            found = difference(model, after, pictures=pictures, allowed=HALVED if half else FOLDED)
+            found = difference(model, after, inputs=inputs, allowed=HALVED if half else FOLDED)
             if not found.holds:
                 raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}")
             sizes = source.stat().st_size, partial.stat().st_size
@@ -106,7 +106,7 @@ def convert(
     return Conversion(target, found, (_parameters(model), _parameters(after)), sizes)
 
 
-def _converted(checkpoint: Checkpoint, model: Detector, *, half: bool, strip: bool) -> Checkpoint:
+def _converted(checkpoint: Checkpoint, model: Model, *, half: bool, strip: bool) -> Checkpoint:
     """The checkpoint with the network as it is now, as one of this project's own."""
     own: dict[str, Any] = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
     weights = {name: _halved(name, value) if half else value for name, value in model.state_dict().items()}
@@ -145,15 +145,15 @@ def _target(source: Path, out: str | Path | None, done: dict[str, bool], to_safe
 
 
 def _files(images: Sequence[str | Path]) -> list[Path]:
-    """The given files, and the first pictures of the given folders."""
+    """The given files, and the first images of the given folders."""
     files: list[Path] = []
     for path in map(Path, images):
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)[:MOST_PICTURES] if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"--images {path}: a folder without pictures")
+            raise UserError(f"--images {path}: a folder without images")
         files += inside
     return files
 
 
-def _parameters(model: Detector) -> int:
+def _parameters(model: Model) -> int:
     return sum(p.numel() for p in model.parameters())

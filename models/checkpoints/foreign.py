@@ -160,7 +160,7 @@ def _bare(path: Path, tensors: Mapping[str, StoredTensor], notes: Mapping[str, s
 
 
 def _without_prefixes(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Names as a Detector has them: what wrappers add in front goes, ``model.`` is there once."""
+    """Names as a Model has them: what wrappers add in front goes, ``model.`` is there once."""
     named = {str(name): value for name, value in tensors.items()}
     for _ in range(4):
         for prefix in (*PREFIXES, "model."):

@@ -10,7 +10,7 @@ from urllib.error import URLError
 
 from utils import distributed
 from utils.errors import UserError, nearest
-from utils.files import written_whole
+from utils.files import atomic_write
 
 LEAST_BYTES = 1 << 20  # the smallest published file is larger
 LONGEST_WAIT = 1800  # s that other processes wait for the one that downloads
@@ -54,7 +54,7 @@ def missing_weights(path: Path) -> str:
     )
 
 
-def provide(path: str | Path, *, download: bool) -> None:
+def ensure_weights(path: str | Path, *, download: bool) -> None:
     """Fetches a published file that is not on disk, if ``download`` says so; of several processes only the main one does.
 
     Raises:
@@ -84,7 +84,7 @@ def _fetch(release: Release, path: Path) -> None:
     print(f"{path.name}: {release.project} publishes it under {release.licence}; fetching {url}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             download_url_to_file(url, str(partial), progress=distributed.is_main())
             _look_at(partial, url)
     except URLError as error:  # no network, no such host, or an HTTP status

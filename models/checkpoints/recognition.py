@@ -48,7 +48,7 @@ def published_names() -> tuple[str, ...]:
 
 def _fitting(name: str, nc: int, shapes: Shapes, last: int) -> ModelSpec | None:
     """The spec of this name if its network has these tensors, each of this shape; it is built without memory."""
-    from models.model import Detector
+    from models.model import Model
 
     spec = _spec(name)
     if len(spec.rows) != last + 1:
@@ -58,7 +58,7 @@ def _fitting(name: str, nc: int, shapes: Shapes, last: int) -> ModelSpec | None:
         if not _widths_fit(plan_layers(spec), shapes):
             return None
         with torch.device("meta"):
-            own = Detector(spec).state_dict()
+            own = Model(spec).state_dict()
     except UserError:
         return None
     return spec if {key: tuple(value.shape) for key, value in own.items()} == dict(shapes) else None

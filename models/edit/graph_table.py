@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from models.model import Detector
+from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec
 from utils.errors import UserError
@@ -20,7 +20,7 @@ COLUMNS = ("row", "from", "module", "args", "output", "parameters", "readers")
 RIGHT = frozenset(["row", "parameters"])
 
 
-def graph_table(model: Detector, *, imgsz: int = 640) -> str:
+def graph_table(model: Model, *, imgsz: int = 640) -> str:
     """Row, from, module, args as written, output (C x H x W) for an image of ``imgsz`` px, parameters, and which rows read it."""
     shapes = _shapes(model, imgsz)
     lines = [COLUMNS]
@@ -63,7 +63,7 @@ def write_spec(path: str | Path, spec: ModelSpec, *, notes: Sequence[str] = ()) 
 
 
 @torch.no_grad()
-def _shapes(model: Detector, imgsz: int) -> list[str]:
+def _shapes(model: Model, imgsz: int) -> list[str]:
     """Of every row's output, as text."""
     found: list[str] = []
 

@@ -29,7 +29,9 @@ from utils.errors import UserError, nearest
 IMAGE = -1
 INITS = ("", "identity")
 # rule -> (leading arguments of a row that are its width, parameters of the constructor that the rule fills in)
-LAYERED: dict[Any, tuple[int, int]] = {rules.projects: (1, 2), rules.stacks: (1, 3), rules.attends: (0, 1), rules.preserves: (0, 0)}
+LAYERED: dict[Any, tuple[int, int]] = {
+    rules.out_width: (1, 2), rules.out_width_repeated: (1, 3), rules.same_width: (0, 1), rules.keep_width: (0, 0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show_and_write(edited: Edited, args: argparse.Namespace) -> None:
     from models.edit.graph_table import graph_table, spec_yaml, write_spec
-    from models.model import Detector
+    from models.model import Model
 
     if args.imgsz < 1:
         raise UserError(f"--imgsz {args.imgsz}: a side in px is needed, such as 640")
-    model = Detector(edited.spec)  # says whether it can be built before anything is written
+    model = Model(edited.spec)  # says whether it can be built before anything is written
     if args.show:
         print(graph_table(model, imgsz=-(-args.imgsz // model.stride) * model.stride))
     for change in edited.changes:
@@ -234,10 +236,10 @@ class _Graph:
 def _insert(graph: _Graph, request: Insertion, init: str, removed: Sequence[int]) -> None:
     where = f"{graph.spec.origin}: {request.text}"
     block = _block(request.module, where)
-    if block.channels is not rules.attends:
+    if block.channels is not rules.same_width:
         raise UserError(
             f"{where}: {block.name} chooses its own output (rule {block.channels.__name__!r}); only same-width modules "
-            "(rule 'attends') can be inserted, others take a row's place with --replace"
+            "(rule same_width) can be inserted, others take a row's place with --replace"
         )
     args = request.args
     if init:
@@ -344,13 +346,13 @@ def _kept_args(graph: _Graph, index: int, block: BlockSpec, request: Replacement
     old = BLOCKS[row.module]
     positional = [a for a in row.args if not isinstance(a, Mapping)]
     kept_options = {k: v for a in row.args if isinstance(a, Mapping) for k, v in a.items()} | options
-    if old.channels is not block.channels and not {old.channels, block.channels} <= {rules.projects, rules.stacks}:
+    if old.channels is not block.channels and not {old.channels, block.channels} <= {rules.out_width, rules.out_width_repeated}:
         if positional or kept_options != options:
             args = list(row.args)
             raise UserError(f"{where}: arguments {args} of {old.name} cannot be kept for {block.name}; give its own in brackets")
     elif old.channels in LAYERED:
         lead = LAYERED[old.channels][0] if positional else 0
-        if old.channels is rules.attends and len(positional) == len(graph.plans[index].args):
+        if old.channels is rules.same_width and len(positional) == len(graph.plans[index].args):
             lead = 1  # the width was written out
         _check_names(old, block, positional[lead:], kept_options, where)
     return (*positional, kept_options) if kept_options else tuple(positional)
@@ -390,7 +392,7 @@ def _remove(graph: _Graph, removed: Sequence[int]) -> None:
         width = graph.spec.ch if source == IMAGE else graph.plans[source].out_channels
         if plan.out_channels != width:
             raise UserError(f"{where}: it gives {plan.out_channels} channels where it reads {width}; its readers would not fit")
-        if BLOCKS[plan.name].channels is not rules.attends:
+        if BLOCKS[plan.name].channels is not rules.same_width:
             shapes = shapes or _shapes(graph.spec)
             before, after = (shapes[i][-1] for i in (source, index))
             if before != after:
@@ -413,9 +415,9 @@ def _bypass(graph: _Graph, index: int, where: str) -> None:
 
 def _shapes(spec: ModelSpec) -> dict[int, Any]:
     """Output shape of every row, and of the image, in the network's dry run."""
-    from models.model import DRY_RUN_SIZE, Detector
+    from models.model import DRY_RUN_SIZE, Model
 
-    shapes = Detector(spec).shapes
+    shapes = Model(spec).shapes
     return {IMAGE: (1, spec.ch, DRY_RUN_SIZE, DRY_RUN_SIZE), **dict(enumerate(shapes))}
 
 

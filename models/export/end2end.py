@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from models.model import Detector
+from models.model import Model
 
 DETECTIONS = ("num_dets", "det_boxes", "det_scores", "det_classes")  # outputs of the file
 DECODED = ("boxes", "scores")  # tensors inside, from which they are made
 
 
 class End2EndNetwork(nn.Module):
-    """A deployed Detector followed by suppression.
+    """A deployed Model followed by suppression.
 
     Args:
         detector: already deployed.
         topk, iou, conf: see Suppression.
     """
 
-    def __init__(self, detector: Detector, *, topk: int = 100, iou: float = 0.45, conf: float = 0.25) -> None:
+    def __init__(self, detector: Model, *, topk: int = 100, iou: float = 0.45, conf: float = 0.25) -> None:
         super().__init__()
         self.detector = detector
         self.suppression = Suppression(topk=topk, iou=iou, conf=conf)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from models.export.end2end import DECODED, DETECTIONS, End2EndNetwork
 from models.export.parity import Agreement, compare
 from models.export.runtimes import CONFIG_FILE, ExportFacts, torchscript_warnings
-from models.model import Detector
+from models.model import Model
 from utils.boxes import xyxy_to_cxcywh
 from utils.errors import UserError, nearest
-from utils.files import written_whole
+from utils.files import atomic_write
 
 OPSETS = (11, 20)  # what torch's TorchScript-based exporter writes
 CONVERT = "export onnx and convert the file with"
@@ -52,13 +52,13 @@ class ExportOptions:
 
 
 class ExportedNetwork(nn.Module):
-    """A deployed Detector as one tensor in, one tensor out.
+    """A deployed Model as one tensor in, one tensor out.
 
     Args:
         detector: already deployed.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Model) -> None:
         super().__init__()
         self.detector = detector
 
@@ -68,7 +68,7 @@ class ExportedNetwork(nn.Module):
         return torch.cat((xyxy_to_cxcywh(boxes), scores), dim=2).transpose(1, 2)
 
 
-def export_model(model: Detector, file_format: str, path: Path, options: ExportOptions) -> Agreement:
+def export_model(model: Model, file_format: str, path: Path, options: ExportOptions) -> Agreement:
     """Deploys ``model``, writes it to ``path`` and compares the file with torch; ``path`` only comes to be where they agree.
 
     Raises:
@@ -78,7 +78,7 @@ def export_model(model: Detector, file_format: str, path: Path, options: ExportO
     _check(options, model)
     deployed = model.deploy()
     try:
-        with written_whole(path) as unverified:
+        with atomic_write(path) as unverified:
             with _expected_warnings(), torch.no_grad():
                 facts = exporter(deployed, unverified, options)
             agreement = compare(deployed, unverified, facts)
@@ -109,7 +109,7 @@ def output_path(weights: Path, file_format: str) -> Path:
     return weights.with_name(weights.stem + endings[file_format])
 
 
-def export_torchscript(deployed: Detector, path: Path, options: ExportOptions) -> ExportFacts:
+def export_torchscript(deployed: Model, path: Path, options: ExportOptions) -> ExportFacts:
     """Traces the network; class names and sizes go into the archive as ``config.txt``."""
     facts = _facts(deployed, options)
     with torchscript_warnings():
@@ -118,7 +118,7 @@ def export_torchscript(deployed: Detector, path: Path, options: ExportOptions) -
     return facts
 
 
-def export_onnx(deployed: Detector, path: Path, options: ExportOptions) -> ExportFacts:
+def export_onnx(deployed: Model, path: Path, options: ExportOptions) -> ExportFacts:
     """Writes ``images`` -> ``output0``, with class names and sizes as metadata properties."""
     facts = _facts(deployed, options)
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 2: "boxes"}} if options.dynamic else None
@@ -126,7 +126,7 @@ def export_onnx(deployed: Detector, path: Path, options: ExportOptions) -> Expor
     return facts
 
 
-def export_onnx_end2end(deployed: Detector, path: Path, options: ExportOptions) -> ExportFacts:
+def export_onnx_end2end(deployed: Model, path: Path, options: ExportOptions) -> ExportFacts:
     """Writes ``images`` -> ``num_dets``, ``det_boxes``, ``det_scores``, ``det_classes``: suppression is inside."""
     facts = replace(_facts(deployed, options), end2end=True, topk=options.topk, iou=options.iou, conf=options.conf)
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, **{name: {0: "batch"} for name in DETECTIONS}} if options.dynamic else None
@@ -135,7 +135,7 @@ def export_onnx_end2end(deployed: Detector, path: Path, options: ExportOptions) 
     return facts
 
 
-Exporter = Callable[[Detector, Path, ExportOptions], ExportFacts]
+Exporter = Callable[[Model, Path, ExportOptions], ExportFacts]
 EXPORTERS: dict[str, Exporter] = {"torchscript": export_torchscript, "onnx": export_onnx, "onnx_end2end": export_onnx_end2end}
 
 
@@ -188,7 +188,7 @@ def _simplified(proto: object) -> object:
     return simplified
 
 
-def _facts(deployed: Detector, options: ExportOptions) -> ExportFacts:
+def _facts(deployed: Model, options: ExportOptions) -> ExportFacts:
     return ExportFacts(
         names=deployed.names,
         stride=deployed.stride,
@@ -199,12 +199,12 @@ def _facts(deployed: Detector, options: ExportOptions) -> ExportFacts:
     )
 
 
-def _example(deployed: Detector, options: ExportOptions) -> Tensor:
+def _example(deployed: Model, options: ExportOptions) -> Tensor:
     shape = (options.batch_size, deployed.ch, *options.imgsz)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _check(options: ExportOptions, model: Detector) -> None:
+def _check(options: ExportOptions, model: Model) -> None:
     if any(side < 1 or side % model.stride for side in options.imgsz):
         height, width = (max(math.ceil(side / model.stride), 1) * model.stride for side in options.imgsz)
         raise UserError(f"--imgsz {options.imgsz[0]} {options.imgsz[1]}: multiples of {model.stride} are needed, such as {height} {width}")

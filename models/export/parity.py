@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.export.end2end import Suppression, probing_copy, telling_threshold
 from models.export.runtimes import ExportFacts, decode_detections, load_exported
-from models.model import Detector
+from models.model import Model
 from utils.types import Predictions
 
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-4
@@ -45,7 +45,7 @@ class Agreement(NamedTuple):
         return f", {ROUNDINGS:g} times torch's own rounding," if self.allowed_px > BOX_TOLERANCE_PX else ""
 
 
-def compare(deployed: Detector, path: Path, facts: ExportFacts) -> Agreement:
+def compare(deployed: Model, path: Path, facts: ExportFacts) -> Agreement:
     """Runs the file and torch on random images: two of the exported size, and where it is dynamic also two other sizes, one as a batch."""
     shapes = [(facts.batch, facts.ch, *facts.imgsz)] * 2
     if facts.dynamic:
@@ -60,18 +60,18 @@ def compare(deployed: Detector, path: Path, facts: ExportFacts) -> Agreement:
     return agreement
 
 
-def _rounding_px(deployed: Detector, inputs: list[Tensor]) -> float:
+def _rounding_px(deployed: Model, inputs: list[Tensor]) -> float:
     """The largest difference of a coordinate between torch in float32 and in float64, px."""
     exact = copy.deepcopy(deployed).double()
     return max(largest_differences(exact.predict(images.double()), deployed.predict(images))[0] for images in inputs)
 
 
-def _plain_differences(deployed: Detector, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
+def _plain_differences(deployed: Model, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
     exported = load_exported(path)
     return [largest_differences(deployed.predict(images), exported.predict(images)) for images in inputs]
 
 
-def _end2end_differences(deployed: Detector, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
+def _end2end_differences(deployed: Model, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
     """Compares what goes into the file's suppression with torch, and what comes out of it with torch's suppression of the same.
 
     The two steps are apart because which of two boxes wins can hang on the last bit of a score. The threshold is one that lets some boxes

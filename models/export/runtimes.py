@@ -1,4 +1,4 @@
-"""Running exported files: an ONNX or TorchScript export answers ``predict(images)`` like the Detector it came from.
+"""Running exported files: an ONNX or TorchScript export answers ``predict(images)`` like the Model it came from.
 
 An exported network maps ``images`` (B, ch, H, W) in 0-1 to ``output0`` (B, 4 + nc, N): boxes as centre, width, height in px, then scores.
 What else a reader has to know (class names, stride, image size) travels in the file: in ONNX as metadata properties, in TorchScript as the
@@ -74,7 +74,7 @@ class ExportFacts:
 
 
 class ExportedModel:
-    """An exported network with the interface that scripts use of a Detector.
+    """An exported network with the interface that scripts use of a Model.
 
     Attributes:
         names: class names; ``class0`` … if the file has none.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.assigners.anchor_ratio import Matches, Scene, anchor_grid, decode_places
 from models.assigners.autoanchor import about, better_anchors, guessed_anchors
 from models.assigners.simota import SimOTA
-from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
+from models.heads.base import Deployed, Head, HeadOutput, Loss
 from models.layers.implicit import ImplicitA, ImplicitM
 from models.losses.yolov5 import AnchorLoss, Gains
 from models.spec import channel_rules as rules
@@ -28,7 +28,7 @@ NOMINAL_OBJECTS = 8  # objects expected on such an image
 CERTAIN = 20.0  # a logit whose sigmoid is 1 in float32
 
 
-class AnchorDetect(DetectionHead):
+class AnchorDetect(Head):
     """YOLOv5's ``Detect``: one 1×1 convolution a level.
 
     Raw maps are (B, anchors · (5 + nc), H, W); a place's outputs are x, y, w, h, objectness, classes. The buffer ``anchors`` (levels,
@@ -97,7 +97,7 @@ class AnchorDetect(DetectionHead):
     def _scores(self, objectness: Tensor, classes: Tensor) -> Tensor:
         return objectness * classes
 
-    def build_loss(self, hyp: Hyperparameters) -> DetectionLoss:
+    def build_loss(self, hyp: Hyperparameters) -> Loss:
         """Gains are scaled as YOLOv5 and v7 do: by 3 / levels, classes / 80, and the image's area / 640²."""
         levels = 3 / len(self.m)
         gains = Gains(box=hyp.box * levels, obj=hyp.obj * levels, cls=hyp.cls * levels * self.nc / 80)
@@ -159,7 +159,7 @@ class AnchorDetect(DetectionHead):
         return (self.m,)
 
 
-@register("IDetect", channels=rules.detects)
+@register("IDetect", channels=rules.head)
 class IDetect(AnchorDetect):
     """YOLOv7's head: a learned vector is added before the output convolution and another multiplied after it.
 
@@ -217,7 +217,7 @@ class IDetect(AnchorDetect):
             self.anchor_grid.copy_(anchors_px.view_as(self.anchor_grid))
 
 
-@register("IAuxDetect", channels=rules.detects)
+@register("IAuxDetect", channels=rules.head)
 class IAuxDetect(IDetect):
     """YOLOv7's head with auxiliary branch: the first half of the inputs is the main one (lead), the second half the auxiliary one.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.assigners.grid import anchor_points, expected_distances
 from models.heads.anchor_based import AnchorDetect
-from models.heads.base import Deployed, DetectionHead, DetectionLoss, HeadOutput
+from models.heads.base import Deployed, Head, HeadOutput, Loss
 from models.layers.conv import DFL, Conv
 from models.spec import channel_rules as rules
 from models.spec.registry import register
@@ -28,7 +28,7 @@ NOMINAL_SIZE = 640  # px of the image for which the class bias is set
 NOMINAL_OBJECTS = 5  # objects expected on such an image
 
 
-class DistributionHead(DetectionHead):
+class DistributionHead(Head):
     """One or several branches; a branch is box convolutions, class convolutions and a ``DFL``, one of each kind of convolution a level.
 
     Branch b has its layers under the published names: cv2, cv3, dfl for the first, cv4, cv5, dfl2 for the second, cv6, cv7, dfl3 for the
@@ -106,7 +106,7 @@ class DistributionHead(DetectionHead):
         corners = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=1)
         return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2))
 
-    def build_loss(self, hyp: Hyperparameters) -> DetectionLoss:
+    def build_loss(self, hyp: Hyperparameters) -> Loss:
         from models.losses.task_aligned import TaskAlignedLoss
 
         return TaskAlignedLoss(
@@ -152,7 +152,7 @@ class DetectV9(DistributionHead):
     """YOLOv9's ``Detect``: the class convolutions are max(ch0, min(2 nc, 128)) wide."""
 
 
-@register("Detect", channels=rules.detects)
+@register("Detect", channels=rules.head)
 class Detect(DistributionHead):
     """YOLOv8's ``Detect``: the class convolutions are max(ch0, min(nc, 100)) wide.
 
@@ -167,14 +167,14 @@ class Detect(DistributionHead):
         return max(first, min(nc, 100))
 
     @staticmethod
-    def for_row(*, anchors: Any, dialect: str) -> type[DetectionHead]:
+    def for_row(*, anchors: Any, dialect: str) -> type[Head]:
         """The head that ``Detect`` means in a file of this dialect, with or without anchors."""
         if anchors is not None:
             return AnchorDetect
         return Detect if dialect == "v8" else DetectV9
 
 
-@register("DDetect", channels=rules.detects)
+@register("DDetect", channels=rules.head)
 class DDetect(DistributionHead):
     """YOLOv9's decoupled head: the last two box convolutions are in 4 groups, one for each side."""
 

@@ -1,4 +1,4 @@
-"""What every detection head promises; the scripts and the Detector know nothing else about heads."""
+"""What every detection head promises; the scripts and the Model know nothing else about heads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HeadOutput(NamedTuple):
         return self.branches[-1]
 
 
-class DetectionLoss(Protocol):
+class Loss(Protocol):
     """What ``build_loss`` gives: an object that knows the strides and gains and turns maps and targets into loss parts."""
 
     names: tuple[str, ...]  # of the parts, in the order of the training log, such as ("box", "cls", "dfl")
@@ -45,17 +45,17 @@ class DetectionLoss(Protocol):
 class Deployed(NamedTuple):
     """A head without its auxiliary branches, and the positions among the old head's inputs that it still reads."""
 
-    head: DetectionHead
+    head: Head
     inputs: list[int]
     name: str  # registered name under which a YAML can build it
 
 
-class DetectionHead(nn.Module):
+class Head(nn.Module):
     """Base of all heads: the only place that knows how many branches there are.
 
     Attributes:
         nc: number of classes.
-        strides: px of the input per cell for each level, main branch; set by the Detector's dry run.
+        strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
@@ -73,7 +73,7 @@ class DetectionHead(nn.Module):
         """Raw maps of the main branch to boxes (B, N, 4) xyxy px and scores (B, N, nc) in 0-1; pure."""
         raise NotImplementedError
 
-    def build_loss(self, hyp: Hyperparameters) -> DetectionLoss:
+    def build_loss(self, hyp: Hyperparameters) -> Loss:
         """The loss of this head with gains, assigner and box loss as the hyper-parameters say."""
         raise NotImplementedError
 

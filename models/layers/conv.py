@@ -88,7 +88,7 @@ def same_padding(k: Size, d: int = 1) -> Size:
     return d * (k - 1) // 2 if isinstance(k, int) else tuple(d * (x - 1) // 2 for x in k)
 
 
-@register("Conv", channels=rules.projects)
+@register("Conv", channels=rules.out_width)
 class Conv(nn.Module):
     """Convolution without bias, batch norm, activation; (B, c1, H, W) to (B, c2, ceil(H/s), ceil(W/s)) with the default padding.
 
@@ -121,7 +121,7 @@ class Conv(nn.Module):
         return FusedConv(fuse_conv_bn(self.conv, self.bn), self.act).train(self.training)
 
 
-@register("DWConv", channels=rules.projects)
+@register("DWConv", channels=rules.out_width)
 class DWConv(Conv):
     """Convolution with as many groups as both widths allow: depth-wise where they are equal. Shapes as for :class:`Conv`."""
 
@@ -141,7 +141,7 @@ class FusedConv(nn.Module):
         return self.act(self.conv(x))
 
 
-@register("ConvTranspose", channels=rules.projects)
+@register("ConvTranspose", channels=rules.out_width)
 class ConvTranspose(nn.Module):
     """Transposed convolution, batch norm, activation; (B, c1, H, W) to (B, c2, s·H, s·W) with the defaults."""
 
@@ -168,7 +168,7 @@ class ConvTranspose(nn.Module):
         return new.train(self.training)
 
 
-@register("CrossConv", channels=rules.projects)
+@register("CrossConv", channels=rules.out_width)
 class CrossConv(nn.Module):
     """A 1×k and a k×1 convolution in place of a k×k one (YOLOv5); (B, c1, H, W) to (B, c2, H/s, W/s)."""
 
@@ -184,7 +184,7 @@ class CrossConv(nn.Module):
         return x + y if self.add else y
 
 
-@register("DFL", channels=rules.folds(lambda c, bins=16: c // bins))
+@register("DFL", channels=rules.rearrange(lambda c, bins=16: c // bins))
 class DFL(nn.Module):
     """Softmax over the bins of each side and their mean; logits (B, 4·bins, A), side-major, to distances (B, 4, A) in units of the stride.
 

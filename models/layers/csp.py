@@ -17,7 +17,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("Bottleneck", channels=rules.projects)
+@register("Bottleneck", channels=rules.out_width)
 class Bottleneck(nn.Module):
     """Two convolutions with a residual where the widths allow it; (B, c1, H, W) to (B, c2, H, W).
 
@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
         return x + y if self.add else y
 
 
-@register("RepNBottleneck", "RepBottleneck", channels=rules.projects)
+@register("RepNBottleneck", "RepBottleneck", channels=rules.out_width)
 class RepNBottleneck(nn.Module):
     """A bottleneck whose first convolution is re-parameterised (YOLOv9, arXiv 2402.13616); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -52,7 +52,7 @@ class RepNBottleneck(nn.Module):
         return x + y if self.add else y
 
 
-@register("Res", channels=rules.projects)
+@register("Res", channels=rules.out_width)
 class Res(nn.Module):
     """ResNet's 1×1, 3×3, 1×1 bottleneck with a residual where the widths allow it (YOLOv7); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -69,7 +69,7 @@ class Res(nn.Module):
         return x + y if self.add else y
 
 
-@register("C3", "BottleneckCSPA", channels=rules.stacks)
+@register("C3", "BottleneckCSPA", channels=rules.out_width_repeated)
 class C3(nn.Module):
     """CSP block with three convolutions around a stack of bottlenecks (YOLOv5); (B, c1, H, W) to (B, c2, H, W).
 
@@ -91,7 +91,7 @@ class C3(nn.Module):
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
 
 
-@register("C3x", channels=rules.stacks)
+@register("C3x", channels=rules.out_width_repeated)
 class C3x(C3):
     """C3 with cross convolutions (YOLOv5). Shapes as for :class:`C3`."""
 
@@ -99,7 +99,7 @@ class C3x(C3):
         return nn.Sequential(*(CrossConv(c, c, 3, 1, g, 1.0, shortcut) for _ in range(n)))
 
 
-@register("C3SPP", channels=rules.projects)
+@register("C3SPP", channels=rules.out_width)
 class C3SPP(C3):
     """C3 with spatial pyramid pooling on the long path (YOLOv5). Shapes as for :class:`C3`."""
 
@@ -109,7 +109,7 @@ class C3SPP(C3):
         self.m = SPP(hidden, hidden, k)
 
 
-@register("CSP", channels=rules.stacks)
+@register("CSP", channels=rules.out_width_repeated)
 class CSP(C3):
     """C3 with two 3×3 kernels in each bottleneck (YOLOv9). Shapes as for :class:`C3`."""
 
@@ -117,7 +117,7 @@ class CSP(C3):
         return nn.Sequential(*(Bottleneck(c, c, shortcut, g, e=1.0) for _ in range(n)))
 
 
-@register("RepNCSP", "RepCSP", channels=rules.stacks)
+@register("RepNCSP", "RepCSP", channels=rules.out_width_repeated)
 class RepNCSP(C3):
     """C3 with re-parameterised bottlenecks (YOLOv9, arXiv 2402.13616). Shapes as for :class:`C3`."""
 
@@ -125,7 +125,7 @@ class RepNCSP(C3):
         return nn.Sequential(*(RepNBottleneck(c, c, shortcut, g, e=1.0) for _ in range(n)))
 
 
-@register("BottleneckCSP", channels=rules.stacks)
+@register("BottleneckCSP", channels=rules.out_width_repeated)
 class BottleneckCSP(nn.Module):
     """CSP block with bare convolutions before a common batch norm (CSPNet, arXiv 1911.11929, fig. 3); (B, c1, H, W) to (B, c2, H, W).
 
@@ -150,7 +150,7 @@ class BottleneckCSP(nn.Module):
         return self.cv4(self.act(self.bn(torch.cat((long, self.cv2(x)), 1))))
 
 
-@register("BottleneckCSPB", channels=rules.stacks)
+@register("BottleneckCSPB", channels=rules.out_width_repeated)
 class BottleneckCSPB(nn.Module):
     """CSP block that splits after its first convolution (YOLOv7, Scaled-YOLOv4's neck); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -166,7 +166,7 @@ class BottleneckCSPB(nn.Module):
         return self.cv3(torch.cat((self.m(x), self.cv2(x)), 1))
 
 
-@register("BottleneckCSPC", channels=rules.stacks)
+@register("BottleneckCSPC", channels=rules.out_width_repeated)
 class BottleneckCSPC(nn.Module):
     """CSP block with a fourth convolution after the bottlenecks (YOLOv7, Scaled-YOLOv4's backbone); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -183,7 +183,7 @@ class BottleneckCSPC(nn.Module):
         return self.cv4(torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1))
 
 
-@register("C2", channels=rules.stacks)
+@register("C2", channels=rules.out_width_repeated)
 class C2(nn.Module):
     """CSP block with one convolution on each side (YOLOv8); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -199,7 +199,7 @@ class C2(nn.Module):
         return self.cv2(torch.cat((self.m(a), b), 1))
 
 
-@register("C2f", channels=rules.stacks)
+@register("C2f", channels=rules.out_width_repeated)
 class C2f(nn.Module):
     """C2 that also passes on what every bottleneck gives (YOLOv8, after ELAN, arXiv 2211.04800); (B, c1, H, W) to (B, c2, H, W)."""
 

@@ -14,7 +14,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("ELAN1", channels=rules.projects)
+@register("ELAN1", channels=rules.out_width)
 class ELAN1(nn.Module):
     """ELAN with two 3×3 convolutions on the long path (YOLOv9-t and -s); (B, c1, H, W) to (B, c2, H, W).
 
@@ -41,7 +41,7 @@ class ELAN1(nn.Module):
         return self.cv4(torch.cat((short, start, first, self.cv3(first)), 1))
 
 
-@register("RepNCSPELAN4", channels=rules.projects)
+@register("RepNCSPELAN4", channels=rules.out_width)
 class RepNCSPELAN4(ELAN1):
     """GELAN: ELAN with a re-parameterised CSP block and a 3×3 convolution in each stage (YOLOv9, arXiv 2402.13616, fig. 4c).
 

@@ -11,7 +11,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("GhostConv", channels=rules.projects)
+@register("GhostConv", channels=rules.out_width)
 class GhostConv(nn.Module):
     """Ghost module (arXiv 1911.11907, fig. 1b) with a 5×5 cheap operation; (B, c1, H, W) to (B, c2, ceil(H/s), ceil(W/s))."""
 
@@ -26,7 +26,7 @@ class GhostConv(nn.Module):
         return torch.cat((y, self.cv2(y)), 1)
 
 
-@register("GhostBottleneck", channels=rules.projects)
+@register("GhostBottleneck", channels=rules.out_width)
 class GhostBottleneck(nn.Module):
     """Two ghost modules with a residual (arXiv 1911.11907, fig. 3); (B, c1, H, W) to (B, c2, H/s, W/s), s = 1 or 2, c1 = c2 where s = 1."""
 
@@ -47,7 +47,7 @@ class GhostBottleneck(nn.Module):
         return self.conv(x) + self.shortcut(x)
 
 
-@register("C3Ghost", channels=rules.stacks)
+@register("C3Ghost", channels=rules.out_width_repeated)
 class C3Ghost(C3):
     """C3 with ghost bottlenecks (YOLOv5); (B, c1, H, W) to (B, c2, H, W)."""
 

@@ -13,7 +13,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("MP", channels=rules.preserves)
+@register("MP", channels=rules.keep_width)
 class MP(nn.MaxPool2d):
     """Max-pooling by ``k`` (YOLOv7); (B, C, H, W) to (B, C, H // k, W // k)."""
 
@@ -21,7 +21,7 @@ class MP(nn.MaxPool2d):
         super().__init__(k, k)
 
 
-@register("SP", channels=rules.preserves)
+@register("SP", channels=rules.keep_width)
 class SP(nn.MaxPool2d):
     """Max-pooling that keeps the size at stride 1 (YOLOv7); (B, C, H, W) to (B, C, ceil(H/s), ceil(W/s))."""
 
@@ -29,7 +29,7 @@ class SP(nn.MaxPool2d):
         super().__init__(k, s, k // 2)
 
 
-@register("SPP", channels=rules.projects)
+@register("SPP", channels=rules.out_width)
 class SPP(nn.Module):
     """Spatial pyramid pooling with kernels ``k`` side by side (arXiv 1406.4729, as YOLOv3-SPP has it); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -45,7 +45,7 @@ class SPP(nn.Module):
         return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1))
 
 
-@register("SPPF", channels=rules.projects)
+@register("SPPF", channels=rules.out_width)
 class SPPF(nn.Module):
     """SPP as three poolings in a row, equal to kernels k, 2k − 1 and 3k − 2 side by side (YOLOv5); (B, c1, H, W) to (B, c2, H, W).
 
@@ -63,7 +63,7 @@ class SPPF(nn.Module):
         return self.cv2(torch.cat(pooled_in_a_row(self.cv1(x), (self.m,) * 3), 1))
 
 
-@register("SPPELAN", channels=rules.projects)
+@register("SPPELAN", channels=rules.out_width)
 class SPPELAN(nn.Module):
     """SPPF whose inner width ``c3`` is free (YOLOv9, arXiv 2402.13616); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -77,7 +77,7 @@ class SPPELAN(nn.Module):
         return self.cv5(torch.cat(pooled_in_a_row(self.cv1(x), (self.cv2, self.cv3, self.cv4)), 1))
 
 
-@register("SPPCSPC", channels=rules.projects)
+@register("SPPCSPC", channels=rules.out_width)
 class SPPCSPC(nn.Module):
     """SPP on the long path of a CSP block (YOLOv7, arXiv 2207.02696, after Scaled-YOLOv4); (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -99,7 +99,7 @@ class SPPCSPC(nn.Module):
         return self.cv7(torch.cat((y, self.cv2(x)), 1))
 
 
-@register("AConv", channels=rules.projects)
+@register("AConv", channels=rules.out_width)
 class AConv(nn.Module):
     """Average over 2×2, then a 3×3 convolution of stride 2 (YOLOv9); (B, c1, H, W) to (B, c2, H // 2, W // 2)."""
 
@@ -111,7 +111,7 @@ class AConv(nn.Module):
         return self.cv1(F.avg_pool2d(x, 2, 1))
 
 
-@register("ADown", channels=rules.projects)
+@register("ADown", channels=rules.out_width)
 class ADown(nn.Module):
     """Average over 2×2, then half the channels by a 3×3 convolution and half by max-pooling and 1×1 (YOLOv9).
 
@@ -128,7 +128,7 @@ class ADown(nn.Module):
         return torch.cat((self.cv1(a), self.cv2(F.max_pool2d(b, 3, 2, 1))), 1)
 
 
-@register("DownC", channels=rules.projects)
+@register("DownC", channels=rules.out_width)
 class DownC(nn.Module):
     """Half the channels by a strided convolution, half by max-pooling (YOLOv7-E6, arXiv 2207.02696); (B, c1, H, W) to (B, c2, H/k, W/k)."""
 
@@ -143,7 +143,7 @@ class DownC(nn.Module):
         return torch.cat((self.cv2(self.cv1(x)), self.cv3(self.mp(x))), 1)
 
 
-@register("Stem", channels=rules.projects)
+@register("Stem", channels=rules.out_width)
 class Stem(nn.Module):
     """PeleeNet's stem (arXiv 1804.06882, fig. 2) as YOLOv7 has it; (B, c1, H, W) to (B, c2, H / 4, W / 4)."""
 

@@ -17,7 +17,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("RepConvN", channels=rules.projects)
+@register("RepConvN", channels=rules.out_width)
 class RepConvN(nn.Module):
     """A 3×3 and a 1×1 branch, each with its batch norm, added before the activation; (B, c1, H, W) to (B, c2, ceil(H/s), ceil(W/s)).
 
@@ -40,7 +40,7 @@ class RepConvN(nn.Module):
         return FusedConv(merge_branches([b.conv for b in branches]), self.act).train(self.training)
 
 
-@register("RepConv", channels=rules.projects)
+@register("RepConv", channels=rules.out_width)
 class RepConv(nn.Module):
     """RepVGG's block as YOLOv7 has it: 3×3, 1×1 and, where shape allows, a bare batch norm; (B, c1, H, W) to (B, c2, ceil(H/s), ceil(W/s)).
 

@@ -13,7 +13,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("Silence", "nn.Identity", channels=rules.preserves)
+@register("Silence", "nn.Identity", channels=rules.keep_width)
 class Silence(nn.Module):
     """Gives back its input; YOLOv9 has it as first row, so that a later row can read the image. ``deploy()`` drops such rows."""
 
@@ -23,7 +23,7 @@ class Silence(nn.Module):
         return x
 
 
-@register("Concat", channels=rules.concatenates)
+@register("Concat", channels=rules.concat)
 class Concat(nn.Module):
     """Joins maps of one height and width along the channels; list of (B, Cᵢ, H, W) to (B, ΣCᵢ, H, W)."""
 
@@ -35,7 +35,7 @@ class Concat(nn.Module):
         return torch.cat(tuple(maps), 1)
 
 
-@register("Shortcut", channels=rules.takes_first)
+@register("Shortcut", channels=rules.add)
 class Shortcut(nn.Module):
     """Adds maps of one shape; list of (B, C, H, W) to (B, C, H, W). ``dimension`` stands in YOLOv7's files and means nothing."""
 
@@ -49,7 +49,7 @@ class Shortcut(nn.Module):
         return total
 
 
-@register("CBLinear", channels=rules.splits)
+@register("CBLinear", channels=rules.split_maps)
 class CBLinear(nn.Module):
     """One 1×1 convolution cut into several maps: (B, c1, H, W) to a tuple of (B, widths[i], H, W).
 
@@ -65,7 +65,7 @@ class CBLinear(nn.Module):
         return self.conv(x).split(self.widths, 1)
 
 
-@register("CBFuse", channels=rules.fuses)
+@register("CBFuse", channels=rules.select_and_add)
 class CBFuse(nn.Module):
     """Picks one map from each :class:`CBLinear`, brings it to the last input's size by nearest neighbour, and adds all to that input.
 
@@ -84,7 +84,7 @@ class CBFuse(nn.Module):
         return total
 
 
-@register("ReOrg", channels=rules.folds(lambda c: 4 * c))
+@register("ReOrg", channels=rules.rearrange(lambda c: 4 * c))
 class ReOrg(nn.Module):
     """Every second pixel becomes channels (YOLOR, arXiv 2105.04206); (B, C, H, W) to (B, 4C, H/2, W/2), column offset major."""
 
@@ -94,7 +94,7 @@ class ReOrg(nn.Module):
         return x.permute(0, 5, 3, 1, 2, 4).reshape(b, 4 * c, h // 2, w // 2)
 
 
-@register("Focus", channels=rules.projects)
+@register("Focus", channels=rules.out_width)
 class Focus(nn.Module):
     """:class:`ReOrg` and a convolution: YOLOv5's first stem; (B, c1, H, W) to (B, c2, H/2, W/2)."""
 
@@ -107,7 +107,7 @@ class Focus(nn.Module):
         return self.conv(self.reorg(x))
 
 
-@register("Contract", channels=rules.folds(lambda c, gain=2: c * gain**2))
+@register("Contract", channels=rules.rearrange(lambda c, gain=2: c * gain**2))
 class Contract(nn.Module):
     """Space into channels (YOLOv5); (B, C, H, W) to (B, C·g², H/g, W/g), row offset major, then column, then channel."""
 
@@ -122,7 +122,7 @@ class Contract(nn.Module):
         return x.permute(0, 3, 5, 1, 2, 4).reshape(b, c * g * g, h // g, w // g)
 
 
-@register("Expand", channels=rules.folds(lambda c, gain=2: c // gain**2))
+@register("Expand", channels=rules.rearrange(lambda c, gain=2: c // gain**2))
 class Expand(nn.Module):
     """Channels into space, the inverse of :class:`Contract` (YOLOv5); (B, C, H, W) to (B, C/g², g·H, g·W)."""
 
@@ -137,7 +137,7 @@ class Expand(nn.Module):
         return x.permute(0, 3, 4, 1, 5, 2).reshape(b, c // (g * g), h * g, w * g)
 
 
-@register("Foldcut", channels=rules.folds(lambda c, dimension=1: c // 2))
+@register("Foldcut", channels=rules.rearrange(lambda c, dimension=1: c // 2))
 class Foldcut(nn.Module):
     """Adds the two halves of the channels (YOLOv7); (B, C, H, W) to (B, C/2, H, W)."""
 
@@ -150,7 +150,7 @@ class Foldcut(nn.Module):
         return a + b
 
 
-@register("Chuncat", channels=rules.concatenates)
+@register("Chuncat", channels=rules.concat)
 class Chuncat(nn.Module):
     """Joins the first halves of all maps, then their second halves (YOLOv7); list of (B, Cᵢ, H, W) to (B, ΣCᵢ, H, W)."""
 

@@ -83,7 +83,7 @@ class BoxLoss:
 
 
 def _running_mean(before: Tensor, loss: Tensor, mask: Tensor) -> Tensor:
-    """WIoU's mean after a batch, the same on all processes; unmoved by a batch without boxes, or whose loss is no number."""
+    """WIoU's mean after a batch, the same on all processes; unmoved by a batch without boxes, or whose loss is not finite."""
     total, count = all_reduce_sum(torch.stack(((loss * mask).sum(), mask.sum().to(loss))))
     moved = (1 - WISE_MOMENTUM) * before + WISE_MOMENTUM * total / count.clamp(min=1)
     return torch.where((count > 0) & torch.isfinite(total), moved, before)

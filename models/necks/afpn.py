@@ -75,7 +75,7 @@ class ASFF4(ASFF):
         super().__init__(inter_dim, _exactly(4, inputs), act=act, first=0)
 
 
-@register("AFPNBasicBlock", channels=rules.attends, paper=PAPER)
+@register("AFPNBasicBlock", channels=rules.same_width, paper=PAPER)
 class AFPNBasicBlock(nn.Module):
     """act(x + BN(conv3x3(act(BN(conv3x3(x)))))): ResNet's basic block with biases.
 
@@ -97,7 +97,7 @@ class AFPNBasicBlock(nn.Module):
         return self.act(x + self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
 
 
-@register("AFPNDown", channels=rules.projects, paper=PAPER)
+@register("AFPNDown", channels=rules.out_width, paper=PAPER)
 class AFPNDown(nn.Module):
     """A convolution whose kernel and stride are the factor: (B, c1, H, W) -> (B, c2, H / factor, W / factor).
 
@@ -116,7 +116,7 @@ class AFPNDown(nn.Module):
         return self.downsample(x)
 
 
-@register("AFPNUp", channels=rules.projects, paper=PAPER)
+@register("AFPNUp", channels=rules.out_width, paper=PAPER)
 class AFPNUp(nn.Module):
     """A pointwise layer and bilinear interpolation: (B, c1, H, W) -> (B, c2, factor H, factor W).
 

@@ -99,24 +99,24 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return math.ceil(channels / divisor) * divisor
 
 
-def projects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def out_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]``: a layer from its input's width to ``c_out`` (scaled); repeats stand in a row."""
     out = _width_argument(args, context)
     return LayerPlan((context.single, out, *args[1:]), out, context.repeats, repeat_args=(out, out, *args[1:]))
 
 
-def stacks(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def out_width_repeated(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]`` with the repeats inside the block, as its third argument (C3, C2f, BoT3 …)."""
     out = _width_argument(args, context)
     return LayerPlan((context.single, out, context.repeats, *args[1:]), out)
 
 
-def preserves(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def keep_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """Arguments as they are; the width stays (up-sampling, pooling, identity)."""
     return LayerPlan(tuple(args), context.single, context.repeats)
 
 
-def attends(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def same_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """A same-width module, built as ``cls(channels, *options)``.
 
     A leading integer is the width if, raw or scaled, it equals the input's; otherwise it is the module's first option, if that
@@ -136,29 +136,29 @@ def attends(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     return LayerPlan((channels, *args), channels, context.repeats)
 
 
-def concatenates(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def concat(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """Joins its inputs along the channels."""
     return LayerPlan(tuple(args), sum(context.plain), takes_list=True)
 
 
-def takes_first(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def add(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """Adds inputs of one width (Shortcut); the first says which."""
     if len(set(context.plain)) != 1:
         raise UserError(f"adds its inputs, whose widths differ: {list(context.plain)}")
     return LayerPlan(tuple(args), context.plain[0], takes_list=True)
 
 
-def folds(channels: Callable[..., int]) -> ChannelRule:
+def rearrange(channels: Callable[..., int]) -> ChannelRule:
     """Moves space into channels or back: ``channels(c, *args)`` is the output width (ReOrg: 4 c)."""
 
     def rule(args: Sequence[Any], context: RuleContext) -> LayerPlan:
         return LayerPlan(tuple(args), channels(context.single, *args), context.repeats)
 
-    rule.__name__ = "folds"
+    rule.__name__ = "rearrange"
     return rule
 
 
-def splits(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def split_maps(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[[c1, c2, …]]``: one map in, one map a listed width out; the widths are not scaled (CBLinear)."""
     if not args or not isinstance(args[0], (list, tuple)) or not all(_is_int(c) for c in args[0]):
         raise UserError("wants a list of widths as its first argument, such as [[256, 512]]")
@@ -166,7 +166,7 @@ def splits(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     return LayerPlan((context.single, list(widths), *args[1:]), widths)
 
 
-def fuses(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def select_and_add(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[[i, j, …]]``: picks map i of the first input, j of the second …, and adds them to the last input (CBFuse)."""
     *several, last = context.in_channels
     if not isinstance(last, int) or not args or len(args[0]) != len(several):
@@ -177,7 +177,7 @@ def fuses(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     return LayerPlan(tuple(args), last, takes_list=True)
 
 
-def detects(args: Sequence[Any], context: RuleContext) -> LayerPlan:
+def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[nc]`` or ``[nc, anchors]``: a head that reads several levels; it knows its dialect where it matters.
 
     Anchors are listed in px, or only counted: then the head begins with a guess, and training fits them to the data.

@@ -121,7 +121,7 @@ def register(name: str, *aliases: str, channels: ChannelRule, paper: str = "") -
     """Class decorator that enters a block under ``name`` (and ``aliases``) with its channel rule.
 
     Example:
-        >>> @register("CBAM", channels=rules.attends, paper="CBAM, arXiv 1807.06521")
+        >>> @register("CBAM", channels=rules.same_width, paper="CBAM, arXiv 1807.06521")
         ... class CBAM(nn.Module): ...
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.backbones import biformer, cloformer, focalnet
 from models.checkpoints.checkpoint import load_checkpoint
-from models.model import Detector
+from models.model import Model
 from models.transfer.report import TransferReport
 from models.transfer.transfer import fill_rows
 from utils.errors import UserError
@@ -42,12 +42,12 @@ FAMILIES = {
 }
 
 
-def load_backbone(model: Detector, path: str | Path) -> TransferReport:
+def load_backbone(model: Model, path: str | Path) -> TransferReport:
     """Fills the backbone of ``model``, in place, from a published file. Raises UserError where the two do not belong together."""
     return fill_backbone(model, load_checkpoint(path).weights, origin=str(path))
 
 
-def fill_backbone(model: Detector, weights: Mapping[str, Tensor], *, origin: str = "weights") -> TransferReport:
+def fill_backbone(model: Model, weights: Mapping[str, Tensor], *, origin: str = "weights") -> TransferReport:
     """The same from a state dict.
 
     Raises:

@@ -1,6 +1,6 @@
 """Weights of one number of input channels for a network of another: its first convolution is adapted, found by the graph.
 
-A picture whose channels are all equal (grey) gives the same response after as before, whatever the numbers: 3 to 1 sums over RGB; 3 to N
+An image whose channels are all equal (grey) gives the same response after as before, whatever the numbers: 3 to 1 sums over RGB; 3 to N
 keeps RGB and gives every further channel their mean, all times 3/N, so that the batch norms behind it see values of the size they know.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.model import Detector
+from models.model import Model
 
 RGB = 3
 
@@ -44,12 +44,12 @@ def adapted_to_channels(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def adapted_tensor(weight: Tensor, shape: tuple[int, ...], *, channels: tuple[int, int]) -> Tensor | None:
-    """A first convolution's weight brought to ``shape``; None where it differs in more than the number of picture channels.
+    """A first convolution's weight brought to ``shape``; None where it differs in more than the number of image channels.
 
-    Rows that fold the picture's space into channels (ReOrg, Focus, Contract) give several pictures' channels, block after block.
+    Rows that fold the image's space into channels (ReOrg, Focus, Contract) give several images' channels, block after block.
 
     Args:
-        channels: Of the pictures that the weight was trained on, and of those that it shall read.
+        channels: Of the images that the weight was trained on, and of those that it shall read.
     """
     have, wanted = channels
     if weight.dim() != 4 or len(shape) != 4 or weight.shape[0] != shape[0] or tuple(weight.shape[2:]) != shape[2:]:
@@ -60,15 +60,15 @@ def adapted_tensor(weight: Tensor, shape: tuple[int, ...], *, channels: tuple[in
     return torch.cat([adapted_to_channels(block, wanted) for block in weight.split(have, dim=1)], dim=1)
 
 
-def first_convolutions(model: Detector) -> frozenset[str]:
-    """Names of the convolution weights in rows that read the picture, directly or through rows without parameters."""
-    pictures, names = {-1}, []
+def first_convolutions(model: Model) -> frozenset[str]:
+    """Names of the convolution weights in rows that read the image, directly or through rows without parameters."""
+    images, names = {-1}, []
     for plan, layer in zip(model.plans, model.model):
-        if not pictures.intersection(plan.sources):
+        if not images.intersection(plan.sources):
             continue
         parameters = [name for name, value in layer.named_parameters() if value.dim() == 4]
         if any(True for _ in layer.parameters()):
             names += [f"model.{plan.index}.{name}" for name in parameters]
         elif len(plan.sources) == 1:
-            pictures.add(plan.index)
+            images.add(plan.index)
     return frozenset(names)

@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
-from models.model import Detector
+from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec, plan_layers
 
@@ -121,7 +121,7 @@ class Structure(NamedTuple):
         return bool(self.rows) and self.rows[-1].is_head
 
 
-def structure_of(model: Detector) -> Structure:
+def structure_of(model: Model) -> Structure:
     """The structure of a network."""
     return _from_plans(model.spec, model.plans, {name: tuple(value.shape) for name, value in model.state_dict().items()})
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.model import Detector
+from models.model import Model
 from models.spec.parser import ModelSpec, load_spec
 from models.transfer.alignment import NONE, Alignment, align
 from models.transfer.first_convolution import adapted_tensor, first_convolutions
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def ch(self) -> int:
-        """Channels of the pictures that the weights were trained on."""
+        """Channels of the images that the weights were trained on."""
         return int(str(self.cfg.get("ch", 3))) if self.cfg else 3
 
     def spec(self) -> ModelSpec | None:
@@ -70,7 +70,7 @@ class _Filled:
     adapted: bool = False
 
 
-def transfer(model: Detector, source: Source, *, own_anchors: bool = False) -> TransferReport:
+def transfer(model: Model, source: Source, *, own_anchors: bool = False) -> TransferReport:
     """Copies into ``model``, in place, all that has a place there, and says what became of every row.
 
     Args:
@@ -89,7 +89,7 @@ def transfer(model: Detector, source: Source, *, own_anchors: bool = False) -> T
     return TransferReport(source.origin, rows, _whole(alignment, filled), len(model.state_dict()), remark)
 
 
-def _other_anchors(model: Detector, source: Source, alignment: Alignment) -> bool:
+def _other_anchors(model: Model, source: Source, alignment: Alignment) -> bool:
     """Whether the model's YAML lists anchors, and the source has others."""
     ours = getattr(model.head, "anchors", None)
     theirs = source.weights.get(f"model.{alignment.source.rows[-1].index}.anchors") if alignment.source.rows else None
@@ -99,7 +99,7 @@ def _other_anchors(model: Detector, source: Source, alignment: Alignment) -> boo
 
 
 def fill_rows(
-    model: Detector, weights: Mapping[str, Tensor], *, rows: Sequence[int], origin: str, left_out: Mapping[str, int]
+    model: Model, weights: Mapping[str, Tensor], *, rows: Sequence[int], origin: str, left_out: Mapping[str, int]
 ) -> TransferReport:
     """Copies into ``rows`` of ``model``, in place, the tensors of the same name and shape; the report is about these rows alone.
 
@@ -118,7 +118,7 @@ def fill_rows(
 
 
 @torch.no_grad()
-def _fill(model: Detector, source: Source, alignment: Alignment, *, keep_anchors: bool = True) -> dict[int, list[_Filled]]:
+def _fill(model: Model, source: Source, alignment: Alignment, *, keep_anchors: bool = True) -> dict[int, list[_Filled]]:
     """Copies what belongs together; gives what was filled by position of the target's rows."""
     own = model.state_dict()
     own_channels, filled = _Channels((source.ch, model.ch), first_convolutions(model)), {}
@@ -143,7 +143,7 @@ def _structure(shapes: Mapping[str, Shape], spec: ModelSpec | None) -> Structure
 
 
 class _Channels(NamedTuple):
-    """Channels of the pictures of source and target, and the target's weights that read them."""
+    """Channels of the images of source and target, and the target's weights that read them."""
 
     numbers: tuple[int, int]
     read_by: frozenset[str]
@@ -152,7 +152,7 @@ class _Channels(NamedTuple):
 def _copy_row(
     own: Mapping[str, Tensor], weights: Mapping[str, Tensor], row: Row, partner: Row, moves: Sequence[Move], channels: _Channels
 ) -> list[_Filled]:
-    """Copies the tensors of one row; a first convolution is adapted to the channels of the pictures."""
+    """Copies the tensors of one row; a first convolution is adapted to the channels of the images."""
     filled = []
     for move in moves:
         name = f"model.{row.index}.{move.target}"

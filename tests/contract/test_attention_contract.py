@@ -25,8 +25,8 @@ from models.limits import LIMITS
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS
 from tests.cuda_casts import CudaCasts
-from tests.elsewhere import Seen, pretended_gpu
 from tests.golden import assert_close, fill_
+from tests.pretended_device import Seen, pretended_gpu
 
 CHANNELS = 32
 HALF_MAX = 65504.0
@@ -345,7 +345,7 @@ def test_exports_to_onnx_with_dynamic_size(name):
 def test_every_option_has_a_default(name):
     """A row needs no more than its width: every constructor argument after the channels has a default."""
     spec = BLOCKS[name]
-    positional = 1 if spec.channels is rules.attends else 2
+    positional = 1 if spec.channels is rules.same_width else 2
     parameters = list(inspect.signature(spec.cls).parameters.values())[positional:]
     assert all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from models.checkpoints.checkpoint import load_model
-from tests.pictures import write_pictures
+from tests.image_files import write_images
 from train import train
 from utils.config import TrainConfig
 
@@ -30,10 +30,10 @@ def config(tmp_path, small_data, kind, **flags) -> TrainConfig:
 
 @pytest.fixture
 def small_data(tmp_path):
-    """Eight grey pictures with two boxes of 8 to 40 px each."""
+    """Eight grey images with two boxes of 8 to 40 px each."""
     sizes = np.random.default_rng(0).uniform(8 / 64, 40 / 64, (2, 8, 2, 2))
-    labels = {split: [[(0, 0.5, 0.5, w, h) for w, h in picture] for picture in part] for split, part in zip(("train", "val"), sizes)}
-    return write_pictures(tmp_path / "data", labels)
+    labels = {split: [[(0, 0.5, 0.5, w, h) for w, h in image] for image in part] for split, part in zip(("train", "val"), sizes)}
+    return write_images(tmp_path / "data", labels)
 
 
 OFF = {"noautoanchor": True}

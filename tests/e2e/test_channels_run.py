@@ -1,4 +1,4 @@
-"""Training, validation, detection and export on pictures that are not 8-bit RGB."""
+"""Training, validation, detection and export on images that are not 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from models import build_model, load_model
 from models.analysis.profiling import main as profiling
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.export.runtimes import load_exported
-from tests.bands import square_picture, write_picture, write_squares
+from tests.bands import square_image, write_image, write_squares
 from tests.golden import fill_
 from train import main, train
 from utils.config import Hyperparameters, TrainConfig
@@ -68,15 +68,15 @@ def checkpoint_of(path: Path, channels: int) -> Path:
 def test_from_training_to_export(tmp_path, capsys, monkeypatch, kind):
     channels, dtype, suffix = KINDS[kind]
     data = write_squares(tmp_path, channels=channels, dtype=dtype, suffix=suffix)
-    pictures = kind == "five bands, 16 bits"
-    if not pictures:
+    inputs = kind == "five bands, 16 bits"
+    if not inputs:
         monkeypatch.setattr(val, "save_plots", lambda *_: None)  # curves know nothing of channels, and take the longest
-    result = train(settings(tmp_path, data, noplots=not pictures, cache="disk" if pictures else "ram"))
-    assert f"pictures of {channels} channel" in capsys.readouterr().out
+    result = train(settings(tmp_path, data, noplots=not inputs, cache="disk" if inputs else "ram"))
+    assert f"images of {channels} channel" in capsys.readouterr().out
     with open(result.save_dir / "results.csv", newline="") as file:
         losses = [sum(float(v) for k, v in row.items() if k.strip().startswith("train/")) for row in csv.DictReader(file)]
     assert losses[-1] < 0.7 * losses[0]
-    if pictures:
+    if inputs:
         assert cv2.imread(str(result.save_dir / "train_batch0.jpg")).std() > 20
     checkpoint = load_checkpoint(result.best_weights)
     assert (checkpoint.ch, checkpoint.cfg["ch"]) == (channels, channels)
@@ -155,14 +155,14 @@ class TestDetect:
         folder = tmp_path / "mixed"
         folder.mkdir()
         for channels, dtype in ((1, np.uint8), (1, np.uint16), (3, np.uint8), (3, np.uint16), (4, np.uint8)):
-            image, _ = square_picture(np.random.default_rng(0), channels, dtype, 1)
-            write_picture(folder / f"{channels}x{8 * np.dtype(dtype).itemsize}.png", image)
+            image, _ = square_image(np.random.default_rng(0), channels, dtype, 1)
+            write_image(folder / f"{channels}x{8 * np.dtype(dtype).itemsize}.png", image)
         return folder
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_grey_and_rgb_networks_take_all(self, tmp_path, capsys, channels):
         assert self.run(tmp_path, channels, "--source", self.mixed(tmp_path)) == 0
-        assert "objects in 5 pictures\n" in capsys.readouterr().out
+        assert "objects in 5 images\n" in capsys.readouterr().out
 
     def test_others_refuse_other_counts(self, tmp_path, capsys):
         folder = self.mixed(tmp_path)
@@ -183,9 +183,9 @@ class TestDetect:
             writer.write(np.full((64, 64, 3), 90, np.uint8))
         writer.release()
         assert self.run(tmp_path, 1, "--source", path) == 0
-        assert "objects in 2 pictures" in capsys.readouterr().out
+        assert "objects in 2 images" in capsys.readouterr().out
         assert self.run(tmp_path, 4, "--source", path) == 1
-        assert "clip.avi: a video has 3 channels, 4 are expected; give pictures" in capsys.readouterr().out
+        assert "clip.avi: a video has 3 channels, 4 are expected; give images" in capsys.readouterr().out
         assert self.run(tmp_path, 4, "--source", "0") == 1
         assert "webcam0: a video has 3 channels, 4 are expected" in capsys.readouterr().err
 

@@ -75,13 +75,13 @@ def test_validation_between_epochs_ignores_crowds_too(tmp_path, monkeypatch):
     """A network that finds every object, and with more certainty things in the crowd region, is perfect."""
     import torch
 
-    from engine.training.setup import prepare, settle
+    from engine.training.setup import build_run, resolve_config
     from utils.types import Detections
 
     yaml_path = write_coco_layout(tmp_path / "coco")
     (tmp_path / "tiny-v9.yaml").write_text(TINY.format(block="Conv, [16, 1, 1]"))
     given = config(tmp_path, tmp_path / "runs", data=str(yaml_path), cfg=str(tmp_path / "tiny-v9.yaml"), batch_size=2)
-    run = prepare(*settle(given), torch.device("cpu"))
+    run = build_run(*resolve_config(given), torch.device("cpu"))
     content = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())
     shown = iter(run.val_loader)
 

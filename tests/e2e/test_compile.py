@@ -12,6 +12,7 @@ import detect
 import engine.training.compiling
 import export
 import val
+from engine.training.compiling import unsupported_reason
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.e2e.test_train import Interrupt
 from tests.tiny_training import config, make_world
@@ -84,7 +85,7 @@ def test_where_statistics_would_be_counted_twice_nothing_is_compiled(world, tmp_
 
 @pytest.mark.usefixtures("eager_graphs")
 def test_a_compiled_training_makes_few_graphs(world, tmp_path):
-    """Batches of 5, 5 and 2 pictures in varied sizes."""
+    """Batches of 5, 5 and 2 images in varied sizes."""
     given = {"batch_size": 5, "multi_scale": True}
     compiled = train(config(world, tmp_path, compile=True, **given))
     assert 1 <= graphs() <= MOST_GRAPHS
@@ -95,7 +96,7 @@ def test_a_compiled_training_makes_few_graphs(world, tmp_path):
 @pytest.mark.usefixtures("eager_graphs")
 @pytest.mark.parametrize("changes", [{}, {"multi_scale": True, "checkpoint_activations": "all"}, {"rect": True}, {"amp": "bf16"}], ids=str)
 def test_two_branches_with_attention(world, tmp_path, changes):
-    if "checkpoint_activations" in changes and (reason := engine.training.compiling.why_not(torch.device("cpu"), recomputed=True)):
+    if "checkpoint_activations" in changes and (reason := unsupported_reason(torch.device("cpu"), recomputed=True)):
         pytest.skip(reason)
     given = {"cfg": world / "dual-v9.yaml", "batch_size": 5, **changes}
     compiled = train(config(world, tmp_path, compile=True, **given))

@@ -18,7 +18,7 @@ from models.export.exporting import ExportOptions, export_model
 from tests.tiny import DUAL_HEAD, NAMES, tiny_checkpoint, tiny_model
 from utils.types import Predictions
 
-BOX = (40, 24, 120, 72)  # xyxy px of the bright rectangle in every test picture
+BOX = (40, 24, 120, 72)  # xyxy px of the bright rectangle in every test image
 
 
 class BrightRectangle:
@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Callable[..., int]:
     return call
 
 
-def picture(width: int, height: int) -> np.ndarray:
+def image(width: int, height: int) -> np.ndarray:
     image = np.full((height, width, 3), 60, np.uint8)
     image[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
     return image
@@ -70,10 +70,10 @@ def labels(path: Path) -> np.ndarray:
 @pytest.mark.usefixtures("finder")
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (200, 333), (1111, 500), (129, 97)])
 @pytest.mark.parametrize("size", [("320",), ("192", "320")])
-def test_boxes_come_back_to_the_original_picture(
+def test_boxes_come_back_to_the_original_image(
     run: Callable[..., int], tmp_path: Path, width: int, height: int, size: tuple[str, ...]
 ) -> None:
-    source = save(tmp_path / "Bilder für uns" / "ein Bild.png", picture(width, height))
+    source = save(tmp_path / "Bilder für uns" / "ein Bild.png", image(width, height))
     assert run("--weights", "x.pt", "--source", source, "--img", *size, "--save-txt", "--save-conf") == 0
     (row,) = labels(tmp_path / "out/exp/labels/ein Bild.txt")
     cx, cy, w, h = row[1:5] * (width, height, width, height)
@@ -83,13 +83,13 @@ def test_boxes_come_back_to_the_original_picture(
     assert row[5] == pytest.approx(0.75, abs=1e-5)
     drawn = cv2.imdecode(np.fromfile(tmp_path / "out/exp/ein Bild.png", np.uint8), cv2.IMREAD_COLOR)
     assert drawn.shape == (height, width, 3)
-    assert (drawn != picture(width, height)).any()
+    assert (drawn != image(width, height)).any()
 
 
 @pytest.mark.usefixtures("finder")
 def test_table_and_crops(run: Callable[..., int], tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        save(tmp_path / folder / "same.jpg", picture(320, 240))
+        save(tmp_path / folder / "same.jpg", image(320, 240))
     assert run("--weights", "x.pt", "--source", tmp_path / "*/same.jpg", "--img", "320", "--save-csv", "--save-crop", "--save-txt") == 0
     out = tmp_path / "out/exp"
     assert {p.name for p in out.glob("*.jpg")} == {"same.jpg", "same_2.jpg"}
@@ -102,7 +102,7 @@ def test_table_and_crops(run: Callable[..., int], tmp_path: Path) -> None:
     assert [c.relative_to(out / "crops").as_posix() for c in crops] == ["bright thing_2/same.jpg", "bright thing_2/same_2.jpg"]
     crop = cv2.imread(str(crops[0]))
     assert crop.shape[0] == pytest.approx((BOX[3] - BOX[1]) * 1.02 + 10, abs=3)
-    assert crop[10:-10, 10:-10].min() > 200  # cut from the picture before boxes were drawn on it
+    assert crop[10:-10, 10:-10].min() > 200  # cut from the image before boxes were drawn on it
 
 
 @pytest.mark.usefixtures("finder")
@@ -116,7 +116,7 @@ def test_nothing_found_is_ordinary(run: Callable[..., int], tmp_path: Path, caps
 
 @pytest.mark.usefixtures("finder")
 def test_flags_choose_what_is_kept(run: Callable[..., int], tmp_path: Path) -> None:
-    source = save(tmp_path / "p.png", picture(320, 240))
+    source = save(tmp_path / "p.png", image(320, 240))
     common = ("--weights", "x.pt", "--source", source, "--img", "320")
     assert run(*common, "--nosave") == 0
     assert not (tmp_path / "out").exists()
@@ -131,10 +131,10 @@ def test_flags_choose_what_is_kept(run: Callable[..., int], tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("finder")
 def test_hidden_labels_and_thickness_change_the_drawing(run: Callable[..., int], tmp_path: Path) -> None:
-    source, painted = save(tmp_path / "p.png", picture(320, 240)), []
+    source, painted = save(tmp_path / "p.png", image(320, 240)), []
     for i, flags in enumerate([(), ("--hide-conf",), ("--hide-labels",), ("--hide-labels", "--line-thickness", "9")]):
         assert run("--weights", "x.pt", "--source", source, "--img", "320", "--name", f"r{i}", *flags) == 0
-        painted.append(int((cv2.imread(str(tmp_path / f"out/r{i}/p.png")) != picture(320, 240)).any(axis=2).sum()))
+        painted.append(int((cv2.imread(str(tmp_path / f"out/r{i}/p.png")) != image(320, 240)).any(axis=2).sum()))
     assert painted[0] > painted[1] > painted[2]
     assert painted[3] > painted[2]
 
@@ -144,7 +144,7 @@ def video(path: Path, frames: int) -> Path:
     if not writer.isOpened():
         pytest.skip("this OpenCV cannot write videos")
     for _ in range(frames):
-        writer.write(picture(320, 240))
+        writer.write(image(320, 240))
     writer.release()
     return path
 
@@ -160,14 +160,14 @@ def test_video_in_video_out(run: Callable[..., int], tmp_path: Path, stride: int
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == frames
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10 / stride, rel=0.01)
     drawn = capture.read()[1].astype(int)
-    assert np.abs(drawn[BOX[1] : BOX[3], BOX[0]] - picture(320, 240)[BOX[1] : BOX[3], BOX[0]]).mean() > 30  # an edge of the box
+    assert np.abs(drawn[BOX[1] : BOX[3], BOX[0]] - image(320, 240)[BOX[1] : BOX[3], BOX[0]]).mean() > 30  # an edge of the box
     assert (out / "predictions.csv").read_text().splitlines()[-1].split(",")[3] == str(frames)
 
 
 @pytest.mark.usefixtures("finder")
 def test_files_that_cannot_be_read_are_one_line_each(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(tmp_path / "in/good.jpg", picture(320, 240))
-    (tmp_path / "in/text.jpg").write_text("not a picture")
+    save(tmp_path / "in/good.jpg", image(320, 240))
+    (tmp_path / "in/text.jpg").write_text("not an image")
     (tmp_path / "in/empty.png").touch()
     assert run("--weights", "x.pt", "--source", tmp_path / "in", "--img", "320") == 0
     text = capsys.readouterr().out
@@ -179,12 +179,12 @@ def test_files_that_cannot_be_read_are_one_line_each(run: Callable[..., int], tm
 @pytest.mark.usefixtures("finder")
 @pytest.mark.parametrize("augment", [False, True])
 def test_list_of_files_and_augmentation(run: Callable[..., int], tmp_path: Path, augment: bool) -> None:
-    paths = [save(tmp_path / f"p{i}.png", picture(320, 240)) for i in range(2)]
+    paths = [save(tmp_path / f"p{i}.png", image(320, 240)) for i in range(2)]
     (tmp_path / "list.txt").write_text("\n".join(map(str, paths)), encoding="utf-8")
     flags = ("--augment",) if augment else ()
     assert run("--weights", "x.pt", "--source", tmp_path / "list.txt", "--img", "320", "--save-txt", *flags) == 0
     for name in ("p0", "p1"):
-        (row,) = labels(tmp_path / f"out/exp/labels/{name}.txt")  # all versions of the picture agree on one box
+        (row,) = labels(tmp_path / f"out/exp/labels/{name}.txt")  # all versions of the image agree on one box
         assert row[1:3] * (320, 240) == pytest.approx([80, 48], abs=2)
 
 
@@ -225,7 +225,7 @@ def test_checkpoint_is_deployed(weights: dict[str, Path]) -> None:
 
 
 def test_feature_maps_of_every_layer(run: Callable[..., int], tmp_path: Path, weights: dict[str, Path]) -> None:
-    source = save(tmp_path / "p.png", picture(320, 240))
+    source = save(tmp_path / "p.png", image(320, 240))
     assert run("--weights", weights["pt"], "--source", source, "--img", "96", "--visualize") == 0
     made = sorted((tmp_path / "out/exp/features/p").glob("*.png"))
     assert [m.name[:3] for m in made] == [f"{i:03d}" for i in range(8)]
@@ -238,7 +238,7 @@ def test_without_weights_the_newest_run_and_its_data_are_taken(
     monkeypatch.chdir(tmp_path)
     assert run("--img", "96") == 1
     assert "train first" in capsys.readouterr().err
-    save(tmp_path / "set/images/val/v.jpg", picture(320, 240))
+    save(tmp_path / "set/images/val/v.jpg", image(320, 240))
     (tmp_path / "set/data.yaml").write_text("train: images/val\nval: images/val\nnames: [a, b, c]\n")
     tiny_checkpoint(tmp_path / "runs/train/exp7/weights/best.pt", config={"data": str(tmp_path / "set/data.yaml")})
     assert run("--img", "96") == 0
@@ -275,7 +275,7 @@ def test_what_cannot_be_done_is_one_line(
 ) -> None:  # fmt: skip
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    source = save(tmp_path / "p.png", picture(320, 240))
+    source = save(tmp_path / "p.png", image(320, 240))
     assert detect.main(["--weights", str(weights["pt"]), "--source", str(source), "--project", str(tmp_path / "out"), *flags]) == 1
     text = capsys.readouterr().err
     assert text.startswith("detect.py: ")
@@ -300,7 +300,7 @@ def test_unsuitable_weights_are_one_line(
 ) -> None:
     for suffix in ("onnx", "pt"):
         (tmp_path / f"damaged.{suffix}").write_bytes(b"not a model")
-    source = save(tmp_path / "p.png", picture(320, 240))
+    source = save(tmp_path / "p.png", image(320, 240))
     assert run("--weights", weights.get(name, tmp_path / name), "--source", source, *flags) == 1
     text = capsys.readouterr().err
     assert re.search(said, text)
@@ -309,7 +309,7 @@ def test_unsuitable_weights_are_one_line(
 
 @pytest.mark.usefixtures("finder")
 def test_unwritable_project_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = save(tmp_path / "p.png", picture(320, 240))
+    source = save(tmp_path / "p.png", image(320, 240))
     assert detect.main(["--weights", "x.pt", "--source", str(source), "--project", str(source / "runs")]) == 1
     assert "cannot be written" in capsys.readouterr().err
 
@@ -322,16 +322,16 @@ def test_interruption_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(detect, "drawn_on", interrupted)
-    assert run("--weights", "x.pt", "--source", save(tmp_path / "p.png", picture(320, 240))) == 130
+    assert run("--weights", "x.pt", "--source", save(tmp_path / "p.png", image(320, 240))) == 130
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("finder")
 def test_python_interface(tmp_path: Path) -> None:
-    save(tmp_path / "p.png", picture(320, 240))
+    save(tmp_path / "p.png", image(320, 240))
     config = detect.DetectConfig(weights=tmp_path / "x.pt", source=tmp_path / "p.png", imgsz=320, project=tmp_path / "out", device="cpu")
     report = detect.detect(config)
     assert (report.frames, report.detections, report.skipped) == (1, 1, [])
     assert report.folder == tmp_path / "out/exp"
-    assert report.written == {"pictures": 1}
+    assert report.written == {"images": 1}
     assert set(report.seconds) == {"reading and letterbox", "to device", "model", "suppression", "drawing and saving"}

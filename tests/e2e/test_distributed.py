@@ -54,7 +54,7 @@ def flags(world: Path, project: Path, **changes) -> dict:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """33 pictures are two batches of 16 and a last one that leaves one of two processes without; 87 are BCCD's validation images."""
+    """33 images are two batches of 16 and a last one that leaves one of two processes without; 87 are BCCD's validation images."""
     root = make_world(tmp_path_factory.mktemp("world"), train=33, val=87)
     (root / "tiny-v5.yaml").write_text(ANCHORED)
     return root
@@ -148,7 +148,7 @@ def test_a_killed_process_ends_the_other_with_one_line(done, rank):
     assert job["seconds"] < 30
     (line,) = lines(job)
     assert line.startswith(f"train.py: process {rank} of 2 was lost")
-    assert "holds 0 of 7 epochs, go on with --resume" in line
+    assert "holds 0 of 7 epochs, resume with --resume" in line
 
 
 def test_an_error_of_one_process_ends_all_with_its_line(done):
@@ -167,7 +167,7 @@ def test_an_error_of_all_processes_is_said_once(done):
 def test_sync_bn_is_refused_on_cpus_and_needless_alone(done, capsys):
     (line,) = lines(done.jobs["sync-bn"])
     assert line.startswith("train.py: --sync-bn: torch synchronises batch norms between GPUs only")
-    distributed.synchronise_statistics(torch.nn.BatchNorm2d(2), torch.device("cpu"))
+    distributed.convert_sync_batchnorm(torch.nn.BatchNorm2d(2), torch.device("cpu"))
     assert "one process" in capsys.readouterr().out
 
 
@@ -176,7 +176,7 @@ def test_sync_bn_changes_plain_batch_norms_and_nothing_else(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Sequential(PooledBatchNorm2d(4))).eval()
     before, images = dict(model.state_dict(keep_vars=True)), torch.rand(2, 3, 5, 5)
     expected = model(images)
-    distributed.synchronise_statistics(model, torch.device("cuda"))
+    distributed.convert_sync_batchnorm(model, torch.device("cuda"))
     assert [type(m).__name__ for m in (model[1], model[2][0])] == ["SyncBatchNorm", "PooledBatchNorm2d"]
     after = model.state_dict(keep_vars=True)
     assert list(before) == list(after)
@@ -196,7 +196,7 @@ def test_two_processes_resume_within_an_epoch_bit_for_bit(done):
 def test_an_incomplete_environment_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match=r"WORLD_SIZE=2 but no .*MASTER_ADDR.* start .* with torchrun"), distributed.company():
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2 but no .*MASTER_ADDR.* start .* with torchrun"), distributed.watch_ranks():
         pass
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UserError, match="WORLD_SIZE=two in the environment: a number is needed"):

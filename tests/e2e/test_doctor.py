@@ -37,35 +37,35 @@ class Scale(nn.Module):
     def forward(self, x):
         return self.norm(x * self.weight)
 
-@register("DoctorSpare", channels=rules.attends)
+@register("DoctorSpare", channels=rules.same_width)
 class Spare(Scale):
     spare = True
 
-@register("DoctorWrongFold", channels=rules.attends)
+@register("DoctorWrongFold", channels=rules.same_width)
 class WrongFold(Scale):
     def fused(self):
         return nn.Identity()
 
-@register("DoctorFixedSize", channels=rules.attends)
+@register("DoctorFixedSize", channels=rules.same_width)
 class FixedSize(Scale):
     def forward(self, x):
         return super().forward(x) + (torch.zeros(1, 1, 2, 2) if x.shape[2:] == (2, 2) else torch.zeros(1, 1, 8, 8))
 
-@register("DoctorGreedy", channels=rules.attends)
+@register("DoctorGreedy", channels=rules.same_width)
 class Greedy(Scale):
     def forward(self, x):
         if len(x) == 2:  # as in training, not in the dry run
             raise MemoryError("std::bad_alloc\\nin two lines")
         return super().forward(x)
 
-@register("DoctorKilled", channels=rules.attends)
+@register("DoctorKilled", channels=rules.same_width)
 class Killed(Scale):
     def forward(self, x):
         if len(x) == 2 and not self.training:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
 
-@register("DoctorContiguous", channels=rules.attends)
+@register("DoctorContiguous", channels=rules.same_width)
 class Contiguous(Scale):
     def forward(self, x):
         return super().forward(x.view(-1).view(x.shape))

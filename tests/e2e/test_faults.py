@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.logging.callbacks import Callback
-from engine.training.nonfinite_guard import StepGuard
+from engine.training.nonfinite_guard import NonFiniteGuard
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
 from train import train
@@ -55,7 +55,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def failed(world: Path, folder: Path, says: str, *observers: Callback, **changes) -> Path:
     """last.pt of a run that ends with one line that says this, and how to go on."""
-    with pytest.raises(UserError, match=says + r".*, go on with --resume ") as caught:
+    with pytest.raises(UserError, match=says + r".*, resume with --resume ") as caught:
         train(config(world, folder, **{**GIVEN, **changes}), observers=observers)
     assert "\n" not in str(caught.value)
     return folder / "exp" / "weights" / "last.pt"
@@ -152,15 +152,15 @@ def test_a_logger_that_raises_never_stops_a_run(world, whole, tmp_path, capsys):
 
 
 def poisoned(monkeypatch, steps: set[tuple[int, int]]) -> None:
-    """Losses that are no numbers at these (epoch, iteration)."""
-    real = StepGuard.checked
+    """Losses that are not finite at these (epoch, iteration)."""
+    real = NonFiniteGuard.checked
 
     def checked(self, parts, *, epoch, iteration, paths):
         if (epoch, iteration) in steps:
             parts = {**parts, "box": parts["box"] * float("nan")}
         return real(self, parts, epoch=epoch, iteration=iteration, paths=paths)
 
-    monkeypatch.setattr(StepGuard, "checked", checked)
+    monkeypatch.setattr(NonFiniteGuard, "checked", checked)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION"])
@@ -170,7 +170,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(world, tmp_path, 
     result = train(config(world, tmp_path, skip_nan=True, **given))
     assert all(torch.isfinite(w).all() for w in weights_of(result.save_dir).values() if w.is_floating_point())
     said = capsys.readouterr().err
-    assert "epoch 1: 1 step(s) were skipped, loss or gradient was no number" in said
+    assert "epoch 1: 1 step(s) were skipped, loss or gradient was not finite" in said
     assert "epoch 2: 2 step(s) were skipped" in said
     assert "epoch 3: " not in said
     lines = (result.save_dir / "nan_batches.txt").read_text().splitlines()

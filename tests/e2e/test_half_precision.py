@@ -15,9 +15,9 @@ import engine.training.setup
 import train as script
 from data.dataset_spec import load_dataset_spec
 from engine.training.ema import ModelEMA
-from engine.training.nonfinite_guard import StepGuard
+from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
-from engine.training.setup import loaders, settle
+from engine.training.setup import loaders, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint, load_model
 from tests.cuda_casts import CudaCasts
 from tests.e2e.test_faults import poisoned
@@ -108,7 +108,7 @@ def test_every_family_of_heads_trains_and_validates_as_in_float32(world, tmp_pat
 def test_a_trained_network_finds_the_same_in_half_precision(world, tmp_path):
     result = train(config(world, tmp_path, hyp=CALM, attention="BRA@3", optimizer="AdamW", epochs=25, noval=True, nosave=True))
     model = load_model(result.last_weights)
-    given, _ = settle(config(world, tmp_path))
+    given, _ = resolve_config(config(world, tmp_path))
     _, loader = loaders(given, CALM, load_dataset_spec(given.data), stride=model.stride)
     with CudaCasts():
         full, low = (evaluate(model, loader, precision=p, progress=False) for p in (None, torch.float16))
@@ -138,22 +138,22 @@ def test_losses_that_are_no_numbers_do_not_lower_the_factor(world, tmp_path, mon
     assert watch.taken == [False, True, False, True, False, True]
     assert watch.factors == [16.0] * 6
     assert all(torch.isfinite(average).all() for average in watch.averages)
-    assert "epoch 1: 2 step(s) were skipped, loss or gradient was no number" in capsys.readouterr().err
+    assert "epoch 1: 2 step(s) were skipped, loss or gradient was not finite" in capsys.readouterr().err
     assert (result.save_dir / "nan_batches.txt").read_text().count("box loss nan") == 3
 
 
 def test_gradients_that_no_factor_mends_end_the_run(world, tmp_path, monkeypatch, half):
     """The loss is a number, its slope is none; torch alone would halve the factor until it is zero, and say nothing."""
-    real = StepGuard.checked
+    real = NonFiniteGuard.checked
 
     def checked(self, parts, **given):
         return real(self, parts, **given) + (parts["box"] * 0).sqrt()
 
-    monkeypatch.setattr(StepGuard, "checked", checked)
+    monkeypatch.setattr(NonFiniteGuard, "checked", checked)
     monkeypatch.setattr(engine.training.nonfinite_guard, "HALVINGS", 3)
     scaler_of(monkeypatch, init_scale=4.0)
     watch = Watch(monkeypatch)
-    with pytest.raises(UserError, match="the gradient is no number for 2 steps in a row; lower lr0 in --hyp, train with --amp bf16 or off"):
+    with pytest.raises(UserError, match="the gradient is not finite for 2 steps in a row; lower lr0 in --hyp, train with --amp bf16"):
         train(config(world, tmp_path, nan_patience=2, **{**GIVEN, "epochs": 9}))
     assert watch.factors == [2.0, *[LEAST_FACTOR] * 5]  # it looks at the end of an epoch, of three steps
 
@@ -197,7 +197,7 @@ def test_portions_and_accumulation_add_up_gradients_of_one_factor(world, tmp_pat
     watch = Watch(monkeypatch)
     for name, batches, accumulate, portions in (("whole", whole, 1, 1), ("portions", whole, 1, 2), ("accumulated", parts, 2, 1)):
         run = prepared(world, tmp_path / name, batches[: 4 * accumulate], accumulate=accumulate, own_loss=False)
-        run.portions.count = portions
+        run.micro_batches.count = portions
         train_one_epoch(run, 0)
     assert watch.taken == [True] * 12
     for i, other in enumerate(watch.gradients[4:]):

@@ -1,4 +1,4 @@
-"""Every family of heads trains on data sets at the edge: one class, 500 boxes, a box that covers its picture, no box at all."""
+"""Every family of heads trains on data sets at the edge: one class, 500 boxes, a box that covers its image, no box at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from engine.logging.callbacks import Callback
 from models.checkpoints.checkpoint import load_checkpoint, load_model
-from tests.pictures import write_pictures
+from tests.image_files import write_images
 from train import TrainResult, train
 from utils.config import Hyperparameters, TrainConfig
 
@@ -31,7 +31,7 @@ PLAIN = dict.fromkeys(("mosaic", "mixup", "copy_paste", "scale", "translate", "f
 
 
 class Watch(Callback):
-    """Most boxes in a picture that reached the loss, and how many classes there were."""
+    """Most boxes in an image that reached the loss, and how many classes there were."""
 
     most = 0
     labels: frozenset[float] = frozenset()
@@ -71,11 +71,11 @@ def losses_of(result: TrainResult) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_class_with_500_boxes_and_one_that_covers_the_picture(tmp_path, family):
+def test_one_class_with_500_boxes_and_one_that_covers_the_image(tmp_path, family):
     rng = np.random.default_rng(1)
     crowd = [(0, *rng.uniform(0.1, 0.9, 2), *rng.uniform(0.05, 0.2, 2)) for _ in range(500)]
     labels = {"train": [crowd, [(0, 0.5, 0.5, 1, 1)], [], [(0, 0.3, 0.3, 0.2, 0.2)]], "val": [crowd[:9], [(0, 0.5, 0.5, 1, 1)]]}
-    result, watch = trained(tmp_path, family, write_pictures(tmp_path / "data", labels))
+    result, watch = trained(tmp_path, family, write_images(tmp_path / "data", labels))
     assert watch.most == 500
     last = losses_of(result)[-1]
     assert all(last[k] > 0 for k in last if "box" in k)
@@ -87,7 +87,7 @@ def test_one_class_with_500_boxes_and_one_that_covers_the_picture(tmp_path, fami
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_classes_as_one(tmp_path, family):
     rows = [[(i % 3, 0.5, 0.5, 0.4, 0.3)] for i in range(4)]
-    data = write_pictures(tmp_path / "data", {"train": rows, "val": rows}, names=("a", "b", "c"))
+    data = write_images(tmp_path / "data", {"train": rows, "val": rows}, names=("a", "b", "c"))
     result, watch = trained(tmp_path, family, data, single_cls=True)
     losses_of(result)
     assert watch.labels == {0.0}
@@ -96,9 +96,9 @@ def test_all_classes_as_one(tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_epoch_without_any_box(tmp_path, family, capsys):
-    """The one box of the set is too small to be kept when the picture is loaded."""
+    """The one box of the set is too small to be kept when the image is loaded."""
     labels = {"train": [[], [], [], [(1, 0.5, 0.5, 0.001, 0.001)]], "val": [[(1, 0.5, 0.5, 0.4, 0.4)], []]}
-    result, watch = trained(tmp_path, family, write_pictures(tmp_path / "data", labels, names=("a", "b")))
+    result, watch = trained(tmp_path, family, write_images(tmp_path / "data", labels, names=("a", "b")))
     assert watch.most == 0
     for row in losses_of(result):
         assert row["train/box_loss"] == 0
@@ -112,7 +112,7 @@ def test_an_epoch_without_any_box(tmp_path, family, capsys):
 def test_the_running_mean_of_a_box_loss_survives_a_resume(tmp_path, family):
     """A resumed WIoU training equals one that never stopped, which its mean of 1 − IoU is part of."""
     rows = [[(0, 0.5, 0.5, 0.4, 0.3)], [(0, 0.4, 0.6, 0.5, 0.5), (0, 0.2, 0.2, 0.3, 0.3)]] * 2
-    data = write_pictures(tmp_path / "data", {"train": rows, "val": rows[:2]})
+    data = write_images(tmp_path / "data", {"train": rows, "val": rows[:2]})
     config = config_of(tmp_path, family, data, iou_loss="WIoU-v3")
     whole = load_checkpoint(train(config.replace(name="whole")).last_weights).weights
     with pytest.raises(KeyboardInterrupt):

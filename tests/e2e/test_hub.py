@@ -1,4 +1,4 @@
-"""torch.hub's model: any kind of picture in, detect.py's boxes out, and what can be done with them."""
+"""torch.hub's model: any kind of image in, detect.py's boxes out, and what can be done with them."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_results_in_all_forms(model, paths, folder, capsys):
     assert crops[0].im.size
 
 
-def test_pictures_are_shown_one_by_one(model, paths, monkeypatch):
+def test_images_are_shown_one_by_one(model, paths, monkeypatch):
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(Image.Image, "show", lambda self: shown.append(self.size))
     model(paths, size=SIZE).show()
@@ -150,7 +150,7 @@ def test_tables_need_pandas(model, paths, monkeypatch):
     assert "xcenter" in tables.xywhn[2][0]
 
 
-def test_pictures_of_other_channels(tmp_path):
+def test_images_of_other_channels(tmp_path):
     deployed = build_model(tiny_cfg() | {"ch": 1, "nc": 3}, names=NAMES).deploy()
     grey = HubModel(deployed)
     grey.conf = 0.0
@@ -173,7 +173,7 @@ def test_nothing_found_is_ordinary(model, paths):
     assert results.crop(save=False) == []
 
 
-def test_a_picture_behind_a_url(model, paths):
+def test_an_image_behind_a_url(model, paths):
     with camera() as server:
         server.files["/bus.png"] = paths[0].read_bytes()
         results = model([server.with_password("/locked/bus.png"), paths[0]], size=SIZE)
@@ -193,7 +193,7 @@ def test_a_picture_behind_a_url(model, paths):
         (7, "not int"),
     ],
 )
-def test_what_is_no_picture_is_one_line(model, source, says):
+def test_what_is_no_image_is_one_line(model, source, says):
     with pytest.raises(UserError, match=says):
         model(source)
 
@@ -216,7 +216,7 @@ def test_it_works_from_another_folder(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].endswith("3 classes, 0.2 M parameters, on cpu")
-    assert lines[-1] == "Detector"
+    assert lines[-1] == "Model"
     assert (tmp_path / "here" / "image0.jpg").is_file()
 
 

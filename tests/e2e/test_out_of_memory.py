@@ -9,8 +9,8 @@ import torch
 
 import train as script
 import val as val_script
-from engine.micro_batches import TrainingPortions, mean_parts, split
-from engine.training.saving import accounted_for
+from engine.micro_batches import TrainingMicroBatches, mean_parts, split
+from engine.training.saving import explain_interruption
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
 from train import train
@@ -48,13 +48,13 @@ def weights_of(result) -> dict[str, torch.Tensor]:
 
 
 def portions_from_start(monkeypatch, count: int) -> None:
-    made = TrainingPortions.__init__
+    made = TrainingMicroBatches.__init__
 
     def init(self, *args) -> None:
         made(self, *args)
         self.count = count
 
-    monkeypatch.setattr(TrainingPortions, "__init__", init)
+    monkeypatch.setattr(TrainingMicroBatches, "__init__", init)
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -91,7 +91,7 @@ def test_gradients_that_wait_survive(world, tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(script, "forward_backward", real_pass)
-    monkeypatch.setattr(TrainingPortions, "passed", plainly)
+    monkeypatch.setattr(TrainingMicroBatches, "passed", plainly)
     train(config(world, tmp_path, name="plain", **given))
     assert len(steps) == 4
     for halved, plain in zip(steps[0], steps[2]):
@@ -120,7 +120,7 @@ def test_the_count_survives_a_resume(world, tmp_path, monkeypatch, capsys):
 
 def test_one_image_too_many(world, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "forward_backward", full_above(0))
-    says = r"epoch 1, iteration 1: the memory is full with a single image of 64 px, lower --imgsz \(CUDA out of memory.*\); .*go on with"
+    says = r"epoch 1, iteration 1: the memory is full with a single image of 64 px, lower --imgsz \(CUDA out of memory.*\); .*resume with"
     with pytest.raises(UserError, match=says):
         train(config(world, tmp_path, **GIVEN))
 
@@ -172,8 +172,9 @@ def test_portions_of_a_batch():
 def test_several_processes_end_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     run = SimpleNamespace(save_dir=tmp_path)
-    with pytest.raises(UserError, match=r"the memory is full: .*smaller --batch-size or --imgsz; nothing was saved"), accounted_for(run):
-        TrainingPortions.passed(SimpleNamespace(), SimpleNamespace(), one_pass=_fail, place="")
+    message = r"the memory is full: .*smaller --batch-size or --imgsz; nothing was saved"
+    with pytest.raises(UserError, match=message), explain_interruption(run):
+        TrainingMicroBatches.run(SimpleNamespace(), SimpleNamespace(), one_pass=_fail, place="")
 
 
 def _fail(batch):

@@ -1,4 +1,4 @@
-"""Training, validation and detection as they run on a GPU, on one that is not there: tests/elsewhere.py."""
+"""Training, validation and detection as they run on a GPU, on one that is not there: tests/pretended_device.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import detect
 import train
 import val
 from models.checkpoints.checkpoint import load_checkpoint
-from tests.elsewhere import GPU, Seen, pretended_gpu
+from tests.pretended_device import GPU, Seen, pretended_gpu
 from tests.tiny import tiny_checkpoint
 from tests.tiny_training import TINY, config, make_world
 from utils import distributed
@@ -35,7 +35,7 @@ class Through(torch.autograd.Function):
     def backward(ctx, grad):
         return grad.clone().put_(torch.tensor([0, 0]), torch.zeros(2))
 
-@register("PutsForTests", channels=rules.preserves)
+@register("PutsForTests", channels=rules.keep_width)
 class PutsForTests(nn.Module):
     def forward(self, x):
         return Through.apply(x)

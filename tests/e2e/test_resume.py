@@ -64,7 +64,7 @@ def assert_equal_runs(a: Path, b: Path) -> None:
 
 def stopped(world: Path, folder: Path, *observers: Callback, **changes) -> Path:
     """last.pt of a run that observers stop."""
-    with pytest.raises(KeyboardInterrupt, match="go on with --resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume with --resume"):
         train(config(world, folder, **{**GIVEN, **changes}), observers=observers)
     return folder / "exp" / "weights" / "last.pt"
 
@@ -174,7 +174,7 @@ def test_a_run_that_was_killed_while_it_ended_is_completed(world, whole, tmp_pat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(script, "finish_weights", killed)
-    with pytest.raises(KeyboardInterrupt, match="holds 3 of 3 epochs, go on with"):
+    with pytest.raises(KeyboardInterrupt, match="holds 3 of 3 epochs, resume with"):
         train(config(world, tmp_path, **GIVEN))
     monkeypatch.undo()
     last = tmp_path / "exp" / "weights" / "last.pt"

@@ -1,6 +1,6 @@
-"""--slice in detect.py and val.py: small shapes in a large picture, found by a network that is trained here in seconds.
+"""--slice in detect.py and val.py: small shapes in a large image, found by a network that is trained here in seconds.
 
-The network knows shapes of some 6 to 60 px. Whole pictures of 2560 px reach it at a quarter of their size, windows of 640 px as they are.
+The network knows shapes of some 6 to 60 px. Whole images of 2560 px reach it at a quarter of their size, windows of 640 px as they are.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 
 import detect
 import val
-from data.tools.shapes import NAMES, draw_picture
+from data.tools.shapes import NAMES, draw_image
 from models import build_model, load_model
 from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from models.export.exporting import ExportOptions, export_model
-from tests.large_picture import SIZES_PX, LargePicture, large_picture, recall_by_size
+from tests.large_image import SIZES_PX, LargeImage, large_image, recall_by_size
 from utils.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from utils.cli.detect_arguments import DetectConfig
 from utils.cli.val_arguments import ValConfig
@@ -29,16 +29,16 @@ from utils.config import Hyperparameters
 from utils.types import Batch, Detections, Letterbox, to_unit_range
 
 STEPS, BATCH, SIDE = 200, 16, 80
-SHRUNK = 0.35  # of the training pictures
+SHRUNK = 0.35  # of the training images
 SMALL, SMALLISH, MIDDLE, LARGE = SIZES_PX
 Run = Callable[..., Detections]
 
 
 def crops(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Shrunk pictures of shapes: (SIDE, SIDE, 3) and the boxes on them, (n, 4) cxcywh, normalised."""
+    """Shrunk images of shapes: (SIDE, SIDE, 3) and the boxes on them, (n, 4) cxcywh, normalised."""
     found = []
     for i in range(count):
-        image, _, boxes = draw_picture(np.random.default_rng([9, i]))
+        image, _, boxes = draw_image(np.random.default_rng([9, i]))
         hw = round(image.shape[0] * SHRUNK), round(image.shape[1] * SHRUNK)
         boxes = np.array(boxes) * np.tile((hw[1] / image.shape[1], hw[0] / image.shape[0]), 2)
         corner = np.random.default_rng([8, i]).integers(0, (hw[1] - SIDE + 1, hw[0] - SIDE + 1))
@@ -51,7 +51,7 @@ def crops(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def batch(pool: list[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> Batch:
-    """Pictures drawn from the pool, some mirrored."""
+    """Images drawn from the pool, some mirrored."""
     images, rows = [], []
     for i, drawn in enumerate(rng.integers(len(pool), size=BATCH)):
         image, boxes = pool[drawn]
@@ -88,21 +88,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mosaic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LargePicture]:
-    """A picture of 2560 px, as a file too; all its objects are of one class."""
-    path, truth = tmp_path_factory.mktemp("mosaic") / "large.png", large_picture(0)
+def mosaic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LargeImage]:
+    """An image of 2560 px, as a file too; all its objects are of one class."""
+    path, truth = tmp_path_factory.mktemp("mosaic") / "large.png", large_image(0)
     cv2.imwrite(str(path), truth.image[:, :, ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))
     return path, truth._replace(classes=np.zeros_like(truth.classes))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of two pictures of 1280 px, with less than the 100 objects that COCO counts, and an empty one smaller than any window."""
+    """A data set of two images of 1280 px, with less than the 100 objects that COCO counts, and an empty one smaller than any window."""
     root, images, annotations = tmp_path_factory.mktemp("set"), [], []
     for folder in ("images/val", "labels/val", "annotations"):
         (root / folder).mkdir(parents=True)
-    blank = LargePicture(np.full((90, 120, 3), 90, np.uint8), np.zeros(0, int), np.zeros((0, 4), np.float32))
-    for i, truth in enumerate((large_picture(2, side=1280), large_picture(3, side=1280), blank)):
+    blank = LargeImage(np.full((90, 120, 3), 90, np.uint8), np.zeros(0, int), np.zeros((0, 4), np.float32))
+    for i, truth in enumerate((large_image(2, side=1280), large_image(3, side=1280), blank)):
         assert len(truth.classes) < 100
         cv2.imwrite(str(root / f"images/val/{i}.png"), truth.image[:, :, ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))
         (root / f"labels/val/{i}.txt").write_text(truth._replace(classes=np.zeros_like(truth.classes)).yolo_rows())
@@ -118,7 +118,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def found(tmp_path: Path, weights: Path) -> Run:
-    """What detect.py writes of a square picture."""
+    """What detect.py writes of a square image."""
 
     def call(source: Path, *flags: str | Path, side: int = 384) -> Detections:
         out = ["--project", str(tmp_path), "--name", "run", "--exist-ok", "--nosave", "--save-txt", "--save-conf", "--device", "cpu"]
@@ -131,8 +131,8 @@ def found(tmp_path: Path, weights: Path) -> Run:
     return call
 
 
-def test_windows_show_the_small_shapes_that_the_whole_picture_hides(
-    found: Run, mosaic: tuple[Path, LargePicture], capsys: pytest.CaptureFixture[str]
+def test_windows_show_the_small_shapes_that_the_whole_image_hides(
+    found: Run, mosaic: tuple[Path, LargeImage], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, truth = mosaic
     plain, sliced = found(path, side=2560), found(path, "--slice", "640", "--slice-overlap", "0.2", side=2560)
@@ -143,7 +143,7 @@ def test_windows_show_the_small_shapes_that_the_whole_picture_hides(
     assert before[SMALL][0] <= 1
     assert after[SMALL][0] >= 8
     assert after[SMALLISH][0] >= before[SMALLISH][0] + 30
-    for size in (MIDDLE, LARGE):  # what the whole picture shows is not lost
+    for size in (MIDDLE, LARGE):  # what the whole image shows is not lost
         assert after[size][0] >= 0.9 * before[size][0]
 
 
@@ -167,7 +167,7 @@ def test_metrics_of_validation_are_those_of_the_merged_boxes(
     assert (tmp_path / "sliced/val_batch0_pred.jpg").is_file()
 
 
-def test_val_finds_the_same_where_pictures_fit_into_a_window(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_val_finds_the_same_where_images_fit_into_a_window(data: Path, weights: Path, tmp_path: Path) -> None:
     flags = ["--weights", str(weights), "--data", str(data / "data.yaml"), "--workers", "0", "--device", "cpu", "--project", str(tmp_path)]
     for name, more in (("plain", []), ("sliced", ["--slice", "1280"])):
         assert val.main([*flags, "--img", "160", "--name", name, "--save-json", *more]) == 0
@@ -177,9 +177,9 @@ def test_val_finds_the_same_where_pictures_fit_into_a_window(data: Path, weights
 
 @pytest.fixture(scope="module")
 def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of 384 px, of shapes at half their size."""
+    """An image of 384 px, of shapes at half their size."""
     path = tmp_path_factory.mktemp("smaller") / "smaller.png"
-    cv2.imwrite(str(path), cv2.resize(large_picture(1, side=768).image[:, :, ::-1], (384, 384), interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(path), cv2.resize(large_image(1, side=768).image[:, :, ::-1], (384, 384), interpolation=cv2.INTER_AREA))
     return path
 
 
@@ -222,13 +222,13 @@ def test_every_frame_of_a_video_is_sliced(weights: Path, smaller: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_the_demo_network_finds_what_it_missed(mosaic: tuple[Path, LargePicture], tmp_path: Path) -> None:
+def test_the_demo_network_finds_what_it_missed(mosaic: tuple[Path, LargeImage], tmp_path: Path) -> None:
     """The network of ``make demo``: six classes, 16 epochs at 160 px on the embedded data set."""
     from train import train
     from utils.config import TrainConfig
 
     trained = train(TrainConfig(device="cpu", project=str(tmp_path)))
-    truth, recalls = large_picture(0), []
+    truth, recalls = large_image(0), []
     for size in (None, (640, 640)):
         config = {"weights": trained.best_weights, "source": mosaic[0], "project": tmp_path / "found", "device": "cpu"}
         report = detect.detect(DetectConfig(**config, slice=size, save_conf=True, nosave=True))

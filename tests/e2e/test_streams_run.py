@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import detect
-from data.sources.stream_reader import Patience
-from tests.streaming import SECRET, Given, Grabber, camera, picture, video
+from data.sources.stream_reader import ReconnectPolicy
+from tests.streaming import SECRET, Given, Grabber, camera, solid_image, video
 from tests.tiny import tiny_checkpoint
 from utils.process_exit import HANGING
 from utils.types import Predictions
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Finder:
-    """Finds one thing in the middle of every picture, and notes how many pictures come at once."""
+    """Finds one thing in the middle of every image, and notes how many images come at once."""
 
     names, nc, ch, stride = ("thing",), 1, 3, 32
 
@@ -48,7 +48,7 @@ class Finder:
 def finder(monkeypatch):
     model = Finder()
     monkeypatch.setattr(detect, "load_model", lambda weights, device, config: model)
-    monkeypatch.setattr("data.sources.streams.Patience", partial(Patience, tries=1, pause_s=0.05))
+    monkeypatch.setattr("data.sources.streams.ReconnectPolicy", partial(ReconnectPolicy, tries=1, pause_s=0.05))
     return model
 
 
@@ -113,8 +113,8 @@ def test_nothing_that_can_be_opened_is_one_line(run, server, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("finder")
-def test_pictures_and_videos_by_http(run, server, tmp_path, capsys):
-    server.files["/bus%20stop.png"] = cv2.imencode(".png", picture(80, 60))[1].tobytes()
+def test_images_and_videos_by_http(run, server, tmp_path, capsys):
+    server.files["/bus%20stop.png"] = cv2.imencode(".png", solid_image(80, 60))[1].tobytes()
     server.files["/clip.avi"] = video(tmp_path / "clip.avi", 9).read_bytes()
     assert run("--source", f"{server.with_password('/bus%20stop.png')}?key=1", "--save-txt") == 0
     assert run("--source", f"{server.url}/clip.avi", "--save-txt", "--vid-stride", "2") == 0

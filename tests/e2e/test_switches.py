@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from engine.doctor.checkup import noise_batch
 from engine.logging.progress import LossMeter
-from engine.micro_batches import TrainingPortions
-from engine.training.initial_weights import Frozen
+from engine.micro_batches import TrainingMicroBatches
+from engine.training.initial_weights import FrozenLayers
 from engine.training.run import Run
-from engine.training.setup import prepare, settle
+from engine.training.setup import build_run, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.e2e.test_train import ROOT, Interrupt, rows_of
 from tests.tiny_training import HYP, config, make_world
@@ -96,17 +96,17 @@ def prepared(world: Path, folder: Path, batches: list[Batch], *, accumulate: int
     """A run over these batches, without warm-up and with the batch statistics that the network began with."""
     given = config(world, folder, batch_size=len(batches[0].images), accumulate=accumulate, hyp=HYP.replace(warmup_epochs=0), nosave=True)
     torch.manual_seed(0)
-    run = prepare(*settle(given), torch.device("cpu"))
+    run = build_run(*resolve_config(given), torch.device("cpu"))
     run.train_loader = Fixed(batches)
-    run.frozen = Frozen(rows=tuple(range(len(run.model.model))))
+    run.frozen = FrozenLayers(rows=tuple(range(len(run.model.model))))
     if not own_loss:
         run.loss, run.guard.parts, run.meter = MeanSquare(), MeanSquare.names, LossMeter(MeanSquare.names)
-        run.portions = TrainingPortions(run.model, run.loss, run.guard, run.device)
+        run.portions = TrainingMicroBatches(run.model, run.loss, run.guard, run.device)
     return run
 
 
 def halves(world: Path, *, alike: bool) -> tuple[list[Batch], list[Batch]]:
-    """Four batches of 8 pictures, and the same pictures in batches of 4."""
+    """Four batches of 8 images, and the same images in batches of 4."""
     model = nn.Module()
     model.ch, model.nc = 3, 2
     whole, parts = [], []
@@ -163,7 +163,7 @@ CALM = HYP.replace(
 def first_losses(world: Path, folder: Path, precision: torch.dtype | None) -> list[float]:
     """Of the same batches on the same weights, which do not change."""
     torch.manual_seed(0)
-    run = prepare(*settle(config(world, folder, hyp=CALM, attention="BRA@3")), torch.device("cpu"))
+    run = build_run(*resolve_config(config(world, folder, hyp=CALM, attention="BRA@3")), torch.device("cpu"))
     run.train_loader.set_epoch(0)
     set_training_mode(run)
     sums = []
@@ -194,6 +194,6 @@ def test_the_search_for_a_batch_size_computes_activations_again_too(world, tmp_p
     counts = []
     for scope in ("off", "all"):
         seen.clear()
-        prepare(*settle(config(world, tmp_path, batch_size=-1, checkpoint_activations=scope)), torch.device("cpu"))
+        build_run(*resolve_config(config(world, tmp_path, batch_size=-1, checkpoint_activations=scope)), torch.device("cpu"))
         counts.append(len(seen))
     assert counts[1] > counts[0]

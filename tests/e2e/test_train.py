@@ -1,4 +1,4 @@
-"""Training end to end on a tiny network and a handful of pictures."""
+"""Training end to end on a tiny network and a handful of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import export
 import val
 from data.dataset_spec import load_dataset_spec
 from engine.logging.callbacks import Callback
-from engine.training.setup import build, settle
+from engine.training.setup import build, resolve_config
 from models import build_model, load_model
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
@@ -73,12 +73,12 @@ def test_a_run_leaves_what_users_expect(world, tmp_path):
 def test_a_resumed_run_equals_one_that_never_stopped(world, tmp_path, optimizer):
     given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "optimizer": optimizer, "multi_scale": True, "cos_lr": True}
     whole = train(config(world, tmp_path / "whole", **given))
-    with pytest.raises(KeyboardInterrupt, match="holds 1 of 3 epochs, go on with --resume"):
+    with pytest.raises(KeyboardInterrupt, match="holds 1 of 3 epochs, resume with --resume"):
         train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
     last = tmp_path / "cut" / "exp" / "weights" / "last.pt"
     assert load_checkpoint(last).epoch == 1
     torch.manual_seed(999)
-    assert settle(TrainConfig(resume=last))[0].plugins == ()  # a stored path is never imported
+    assert resolve_config(TrainConfig(resume=last))[0].plugins == ()  # a stored path is never imported
     resumed = train(TrainConfig(resume=last, plugins=world / "noisy.py"))
     assert resumed.save_dir.absolute() == last.parents[1].absolute()
     for name in ("last.pt", "best.pt"):

@@ -26,7 +26,7 @@ from utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures labelled with part of what the first checkpoint finds on them, a second checkpoint, and one of other classes."""
+    """Four images labelled with part of what the first checkpoint finds on them, a second checkpoint, and one of other classes."""
     root = tmp_path_factory.mktemp("studies")
     rng = np.random.default_rng(0)
     for part in ("images", "labels"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
-from models.heads.anchor_free import DDetect, Detect, DetectionHead, DetectV9
+from models.heads.anchor_free import DDetect, Detect, DetectV9, Head
 from models.heads.multi_branch import DualDDetect, DualDetect, TripleDDetect
 from tests import golden
 from utils.boxes import cxcywh_to_xyxy
@@ -23,7 +23,7 @@ ANCHORED = {"v5_Detect_nc4": AnchorDetect, "v7_Detect_nc4": AnchorDetect, "v7_ID
 CASES = [n for n in golden.all_names("heads") if n.rsplit("_nc", 1)[0] in HEADS]
 
 
-def built(case: golden.Golden, name: str) -> DetectionHead:
+def built(case: golden.Golden, name: str) -> Head:
     args = case.meta["args"]
     head = HEADS[name.rsplit("_nc", 1)[0]](args["nc"], args["ch"])
     head.set_strides(args["stride"])
@@ -65,7 +65,7 @@ def test_the_auxiliary_branch_decodes_as_published():
     golden.assert_close(scores, case.tensor("decoded_aux")[:, 4:].transpose(1, 2), 1e-4)
 
 
-def built_with_anchors(name: str) -> tuple[golden.Golden, DetectionHead]:
+def built_with_anchors(name: str) -> tuple[golden.Golden, Head]:
     case = golden.find("heads", name)
     args = case.meta["args"]
     head = ANCHORED[name](args["nc"], args["anchors"], args["ch"])

@@ -25,7 +25,7 @@ def test_letterbox_equals_the_published_one(i):
     assert boxed.image.shape == expected.shape
     assert np.abs(boxed.image.astype(int) - expected.astype(int)).max() <= 1
     ratio_w, ratio_h, pad_x, pad_y = GOLDEN.arrays[f"ratio_pad_{i}"]
-    # The published numbers are before rounding to whole pixels; ours are what was done to the picture.
+    # The published numbers are before rounding to whole pixels; ours are what was done to the image.
     h, w = source.shape[:2]
     assert abs(boxed.scale_xy[0] - ratio_w) * w <= 0.5
     assert abs(boxed.scale_xy[1] - ratio_h) * h <= 0.5

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models import build_model
-from models.model import Detector
+from models.model import Model
 from models.spec.parser import CONFIGS, load_spec, plan_layers
 from tests.golden import HERE, all_names, find
 
@@ -28,7 +28,7 @@ def config_of(name: str) -> str:
     return re.sub(r"^(ultralytics-|hub-v5-|hub-v9-)", "", name.removesuffix(".yaml")) + ".yaml"
 
 
-def build(name: str, nc: int) -> Detector:
+def build(name: str, nc: int) -> Model:
     """The network with shapes but no memory."""
     with torch.device("meta"):
         return build_model(config_of(name), nc=nc)

@@ -39,7 +39,7 @@ def test_normalised_and_back() -> None:
 
 
 @pytest.mark.parametrize("case", range(5))
-def test_back_to_the_original_picture(case: int) -> None:
+def test_back_to_the_original_image(case: int) -> None:
     g = find("ops", "boxes_v9")
     height, width, height0, width0, gain, pad_x, pad_y = g.arrays[f"scaled_{case}_args"].tolist()
     if gain < 0:

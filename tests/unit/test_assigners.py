@@ -61,7 +61,7 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut_up_or_listed(monkeypa
     assert len(wanted) > n
     monkeypatch.setattr(task_aligned, "MAX_PAIRS", 3 * boxes.shape[1] * 2)
     monkeypatch.setattr(task_aligned, "CACHED_PAIRS", 5)
-    monkeypatch.setattr(task_aligned, "counting_is_free", lambda _: False)  # what a GPU does
+    monkeypatch.setattr(task_aligned, "can_count_without_wait", lambda _: False)  # what a GPU does
     assert as_rows(assigner(boxes, maps, STRIDES, targets)) == wanted
 
 

@@ -65,8 +65,8 @@ def test_steps_that_cost_more_than_the_line_says():
 def test_a_run(world, tmp_path, capsys, monkeypatch):
     result = train(config(world, tmp_path, batch_size=-1, epochs=1))
     printed = capsys.readouterr()
-    assert "--batch-size -1: 12, as many as there are pictures" in printed.out
-    assert "warning: 1 batch(es) an epoch of 12 pictures" in printed.err
+    assert "--batch-size -1: 12, as many as there are images" in printed.out
+    assert "warning: 1 batch(es) an epoch of 12 images" in printed.err
     saved = load_checkpoint(result.last_weights)
     assert saved.config["batch_size"] == 12
     plain = train(config(world, tmp_path, batch_size=12, epochs=1, name="plain"))  # the search leaves no trace

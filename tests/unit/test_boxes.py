@@ -1,4 +1,4 @@
-"""Box formats, clipping, overlaps and the way back to the original picture."""
+"""Box formats, clipping, overlaps and the way back to the original image."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_the_written_page_is_fresh(fresh):
 
 def test_the_page_says_whose_rows_name_a_width():
     listed = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if "can also change the width" in line)
-    free = [name for name in same_width_names() if BLOCKS[name].channels is not rules.attends]
+    free = [name for name in same_width_names() if BLOCKS[name].channels is not rules.same_width]
     assert [part for part in listed.split("`") if part in BLOCKS] == free
     assert [name for name in free if f"C2f_{name}" not in BLOCKS] == ["C3TR", "TransformerBlock"]
 

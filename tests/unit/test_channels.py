@@ -1,4 +1,4 @@
-"""Pictures of one, four and more channels and of 16 bits: reading, augmenting, loading, looking at them."""
+"""Images of one, four and more channels and of 16 bits: reading, augmenting, loading, looking at them."""
 
 import types
 
@@ -18,7 +18,7 @@ from data.images.store import ImageStore
 from data.images.tiff import TiffError, read_pages
 from data.labels.instances import Instances
 from data.loader import build_loader
-from tests.bands import square_picture, write_picture, write_squares, write_tiff
+from tests.bands import square_image, write_image, write_squares, write_tiff
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.types import to_unit_range
@@ -52,7 +52,7 @@ class TestReading:
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
     def test_pages_of_a_tiff_are_channels(self, tmp_path, dtype):
         image = noise(5, dtype)
-        path = write_picture(tmp_path / "a.tif", image)
+        path = write_image(tmp_path / "a.tif", image)
         np.testing.assert_array_equal(read_image(path, channels=5, dtype=None), image)
         two_of_three = write_tiff(tmp_path / "b.tif", [image[:, :, :3], image[:, :, 2:]])
         assert read_image(two_of_three, channels=6).shape == (31, 45, 6)
@@ -80,7 +80,7 @@ class TestReading:
 
     @pytest.mark.parametrize("keep", [3, 60, 500, 0.5, -4])
     def test_cut_tiff_is_one_line(self, tmp_path, keep):
-        path = write_picture(tmp_path / "a.tif", noise(5, np.uint16))
+        path = write_image(tmp_path / "a.tif", noise(5, np.uint16))
         data = path.read_bytes()
         path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
         with pytest.raises(ImageError) as caught:
@@ -89,7 +89,7 @@ class TestReading:
         assert str(path) in str(caught.value)
 
     def test_damaged_directories_never_loop_or_crash(self, tmp_path):
-        data = np.fromfile(write_picture(tmp_path / "a.tif", noise(5, np.uint16, (12, 12))), np.uint8)
+        data = np.fromfile(write_image(tmp_path / "a.tif", noise(5, np.uint16, (12, 12))), np.uint8)
         for seed in range(300):
             broken, r = data.copy(), rng(seed)
             broken[r.integers(4, len(data), 6)] = r.integers(0, 256, 6)
@@ -113,7 +113,7 @@ class TestReading:
             Image.fromarray(image).save(tmp_path / f"a{suffix}", lossless=True, exact=True)
             np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}", channels=4), image)
         deep = noise(4, np.uint16)
-        np.testing.assert_array_equal(read_image(write_picture(tmp_path / "b.png", deep), channels=4, dtype=None), deep)
+        np.testing.assert_array_equal(read_image(write_image(tmp_path / "b.png", deep), channels=4, dtype=None), deep)
         Image.fromarray(image[:, :, :2], "LA").save(tmp_path / "c.png")
         np.testing.assert_array_equal(read_image(tmp_path / "c.png", channels=2), image[:, :, :2])
 
@@ -160,7 +160,7 @@ class TestReading:
                 probe_image(tmp_path / f"{name}.npy", channels=5)
 
     def test_wrong_number_of_channels_names_file_and_counts(self, tmp_path):
-        path = write_picture(tmp_path / "rgb.png", noise(3, np.uint8))
+        path = write_image(tmp_path / "rgb.png", noise(3, np.uint8))
         for read in (probe_image, read_image):
             with pytest.raises(ImageError, match=r"rgb\.png: 3 channels, 4 are expected"):
                 read(path, channels=4)
@@ -173,12 +173,12 @@ class TestReading:
         deep = noise(3, np.uint16)
         grey = cv2.cvtColor(deep, cv2.COLOR_RGB2GRAY)[:, :, None]
         for path in (
-            write_picture(tmp_path / "a.png", deep), write_tiff(tmp_path / "a.tif", [deep]), write_picture(tmp_path / "a.npy", deep),
+            write_image(tmp_path / "a.png", deep), write_tiff(tmp_path / "a.tif", [deep]), write_image(tmp_path / "a.npy", deep),
             write_tiff(tmp_path / "b.tif", [deep], planar=True),
         ):  # fmt: skip
             np.testing.assert_array_equal(read_image(path, channels=3, dtype=None), deep)
             np.testing.assert_allclose(read_image(path, channels=1, dtype=None), grey, atol=8)  # libpng rounds its own way
-        one = write_picture(tmp_path / "c.png", grey)
+        one = write_image(tmp_path / "c.png", grey)
         np.testing.assert_array_equal(read_image(one, channels=3, dtype=None), np.repeat(grey, 3, 2))
         np.testing.assert_array_equal(as_grey_or_rgb(grey, 3), np.repeat(grey, 3, 2))
 
@@ -186,9 +186,9 @@ class TestReading:
         Image.fromarray(noise(3, np.uint8)).save(tmp_path / "a.jpg")
         assert read_image(tmp_path / "a.jpg", dtype=None).dtype == np.uint8
         np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", dtype=None), read_image(tmp_path / "a.jpg"))
-        assert read_image(write_picture(tmp_path / "a.png", noise(1, np.uint16)), dtype=None).dtype == np.uint16
+        assert read_image(write_image(tmp_path / "a.png", noise(1, np.uint16)), dtype=None).dtype == np.uint16
 
-    def test_stored_arrays_beside_pictures_are_no_pictures(self):
+    def test_stored_arrays_beside_images_are_no_images(self):
         assert without_stored_arrays(["a.jpg", "a.npy", "b.npy"]) == ["a.jpg"]
         assert without_stored_arrays(iter(["a.npy", "b.npy"])) == ["a.npy", "b.npy"]
         store = ImageStore(("x/a.tif",), imgsz=320, channels=5, dtype=np.uint16)
@@ -197,13 +197,13 @@ class TestReading:
 
 class TestDepth:
     def test_majority_decides_unless_the_file_says(self, tmp_path):
-        deep = [str(write_picture(tmp_path / f"{i}.png", noise(1, np.uint16))) for i in range(3)]
-        flat = [str(write_picture(tmp_path / f"{i}.bmp", noise(1, np.uint8))) for i in range(2)]
+        deep = [str(write_image(tmp_path / f"{i}.png", noise(1, np.uint16))) for i in range(3)]
+        flat = [str(write_image(tmp_path / f"{i}.bmp", noise(1, np.uint8))) for i in range(2)]
         assert depth_of(deep + flat, channels=1) is np.uint16
         assert depth_of(deep[:2] + flat, channels=1) is np.uint8
         assert depth_of(flat, channels=1, bits=16) is np.uint16
         assert depth_of([str(tmp_path / "gone.png")], channels=1) is np.uint8
-        assert depth_of([str(write_picture(tmp_path / "a.tif", noise(5, np.uint16)))], channels=5) is np.uint16
+        assert depth_of([str(write_image(tmp_path / "a.tif", noise(5, np.uint16)))], channels=5) is np.uint16
 
     def test_yaml_key(self, tmp_path):
         path = write_squares(tmp_path, channels=1, dtype=np.uint16, suffix=".png", train=2, val=1)
@@ -218,7 +218,7 @@ class TestDepth:
 
     def test_one_line_about_colours(self):
         assert colour_note(3, np.uint8, EVERYTHING) == ""
-        assert colour_note(1, np.uint16, EVERYTHING).startswith("pictures of 1 channel, 16 bits: hsv_v 0.4 changes their brightness")
+        assert colour_note(1, np.uint16, EVERYTHING).startswith("images of 1 channel, 16 bits: hsv_v 0.4 changes their brightness")
 
 
 @pytest.mark.parametrize(("channels", "dtype"), KINDS)
@@ -306,23 +306,23 @@ class TestLoader:
 
     def test_same_pixels_as_one_channel_alone(self, tmp_path):
         """A channel's fate does not hang on its neighbours."""
-        r, pictures = rng(), []
+        r, images = rng(), []
         for name in ("one", "five"):
             write_squares(tmp_path / name, channels=1 if name == "one" else 5, dtype=np.uint16, suffix=".tif", train=4)
         for i in range(4):
-            image, row = square_picture(r, 1, np.uint16, i % 2)
-            pictures.append(image)
+            image, row = square_image(r, 1, np.uint16, i % 2)
+            images.append(image)
             for name, repeats in (("one", 1), ("five", 5)):
-                write_picture(tmp_path / name / "images" / "train" / f"{i}.tif", np.repeat(image, repeats, 2))
+                write_image(tmp_path / name / "images" / "train" / f"{i}.tif", np.repeat(image, repeats, 2))
                 (tmp_path / name / "labels" / "train" / f"{i}.txt").write_text(row)
         for one, five in zip(self.open(tmp_path / "one" / "data.yaml"), self.open(tmp_path / "five" / "data.yaml"), strict=True):
             assert torch.equal(one.targets, five.targets)
             assert torch.equal(one.images.int().expand(-1, 5, -1, -1), five.images.int())
 
-    def test_bad_pictures_are_left_out_in_one_line_each(self, tmp_path, capsys):
+    def test_bad_images_are_left_out_in_one_line_each(self, tmp_path, capsys):
         path = write_squares(tmp_path, channels=4, dtype=np.uint8, suffix=".png", train=6)
         folder = tmp_path / "images" / "train"
-        write_picture(folder / "0.png", noise(3, np.uint8, (64, 64)))
+        write_image(folder / "0.png", noise(3, np.uint8, (64, 64)))
         (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
         for _ in range(2):  # read, then from the label cache
             loader = self.open(path)
@@ -330,7 +330,7 @@ class TestLoader:
             assert "4 images, 4 objects, 0 images without objects, 2 images left out" in said
             assert said.count("0.png: 3 channels, 4 are expected") == said.count("train/1.png") == 1
             assert len(loader.dataset) == 4
-        path.write_text(path.read_text().replace("ch: 4", "ch: 3"))  # the same pictures, other channels: no stale cache
+        path.write_text(path.read_text().replace("ch: 4", "ch: 3"))  # the same images, other channels: no stale cache
         assert len(self.open(path).dataset) == 5
 
     def test_none_usable_stops_the_run(self, tmp_path):
@@ -339,7 +339,7 @@ class TestLoader:
         with pytest.raises(UserError, match=r"none of the 2 images of 'train' can be used, first: .*3 channels, 5 are expected"):
             self.open(path)
 
-    def test_a_picture_that_breaks_later_becomes_grey(self, tmp_path, capsys):
+    def test_an_image_that_breaks_later_becomes_grey(self, tmp_path, capsys):
         path = write_squares(tmp_path, channels=5, dtype=np.uint16, suffix=".tif", train=2)
         loader = self.open(path, augment=False)
         (tmp_path / "images" / "train" / "0.tif").unlink()
@@ -350,7 +350,7 @@ class TestLoader:
 
 class TestLooking:
     @pytest.mark.parametrize(("channels", "dtype"), KINDS)
-    def test_any_picture_is_viewable(self, channels, dtype):
+    def test_any_image_is_viewable(self, channels, dtype):
         seen = viewable(noise(channels, dtype))
         assert seen.shape == (31, 45, 3)
         assert seen.dtype == np.uint8

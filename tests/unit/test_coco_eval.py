@@ -101,7 +101,7 @@ def test_faulty_annotations_are_left_out_as_in_training_and_in_the_same_words(tm
     for name in ("b.jpg", "a.jpg", "empty.jpg"):
         cv2.imwrite(str(tmp_path / name), np.zeros((80, 80, 3), np.uint8))
     table = read_coco_labels(path, [str(tmp_path / n) for n in ("b.jpg", "a.jpg", "empty.jpg")], NAMES, progress=False)
-    assert table.shapes_hw[:, 0].tolist() == [0, 0, 80]  # a picture with a faulty annotation is left out
+    assert table.shapes_hw[:, 0].tolist() == [0, 0, 80]  # an image with a faulty annotation is left out
     told = {p.message for p in table.problems}
     assert len(found.remarks) == 2 + 3 + 1
     assert found.remarks[0] == "3 annotations belong to no image of the file, first: number 6"

@@ -66,7 +66,7 @@ def test_label_files_win_unless_the_dataset_file_names_the_json(coco):
         load_dataset_spec(coco)
 
 
-def test_the_cache_follows_json_pictures_and_names(coco, monkeypatch):
+def test_the_cache_follows_json_images_and_names(coco, monkeypatch):
     import data.labels.cache
 
     reads = []
@@ -86,18 +86,18 @@ def test_the_cache_follows_json_pictures_and_names(coco, monkeypatch):
     assert len(reads) == 3
 
 
-def test_what_is_wrong_is_named_and_costs_no_more_than_its_picture(coco):
+def test_what_is_wrong_is_named_and_costs_no_more_than_its_image(coco):
     path = coco.parent / "annotations/instances_train2017.json"
 
     def spoil(content):
         a = content["annotations"]
-        a[0]["bbox"] = [1, 2, "x", 4]  # picture 9
-        a[2]["bbox"] = [50, 50, 40, 40]  # picture 10
-        a[4]["bbox"] = [5, 5, 0, 10]  # picture 11: dropped
-        a[6]["category_id"] = 999  # picture 12
+        a[0]["bbox"] = [1, 2, "x", 4]  # image 9
+        a[2]["bbox"] = [50, 50, 40, 40]  # image 10
+        a[4]["bbox"] = [5, 5, 0, 10]  # image 11: dropped
+        a[6]["category_id"] = 999  # image 12
         a.append({"id": 77, "image_id": 123456, "category_id": 1, "bbox": [1, 1, 5, 5]})
         a.append("nonsense")
-        content["images"][4]["width"] = 640  # picture 13
+        content["images"][4]["width"] = 640  # image 13
         content["images"].append({"id": 50, "file_name": "gone.jpg"})
 
     edit_json(path, spoil)

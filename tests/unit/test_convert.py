@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.analysis.equivalence import FOLDED, difference, drawn_picture, read_pictures
+from models.analysis.equivalence import FOLDED, difference, drawn_image, read_images
 from models.checkpoints import convert as conversions
 from models.checkpoints.checkpoint import load_checkpoint, load_model, save_checkpoint
 from models.checkpoints.convert import convert, main
@@ -49,7 +49,7 @@ def test_deployed_weights_are_smaller_and_compute_the_same(dual, capsys):
     assert loaded.cfg["head"][-1][2] == "DDetect"
     assert not any(".bn." in name or ".conv1." in name for name in loaded.weights)
     assert "M parameters to" in str(done)
-    assert "on 3 random and 1 real pictures" in str(done)
+    assert "on 3 random and 1 real images" in str(done)
 
 
 def test_deployed_weights_deploy_and_convert_again(dual):
@@ -136,43 +136,43 @@ def test_a_full_disk_leaves_the_old_file(dual, monkeypatch):
     assert [p.name for p in dual.parent.iterdir()] == ["best.pt"]
 
 
-def test_real_pictures_are_used(dual, tmp_path):
+def test_real_images_are_used(dual, tmp_path):
     folder = tmp_path / "größe"
     folder.mkdir()
     for i in range(2):
         (folder / f"{i}.png").write_bytes(cv2.imencode(".png", np.full((40, 70, 3), 90 * i, np.uint8))[1].tobytes())
     assert convert(dual, deploy=True, images=[folder]).difference.real == 2
     (folder / "0.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"0\.png: not a picture"):
+    with pytest.raises(UserError, match=r"0\.png: not an image"):
         convert(dual, deploy=True, images=[folder / "0.png"])
     (folder / "none").mkdir()
-    with pytest.raises(UserError, match="a folder without pictures"):
+    with pytest.raises(UserError, match="a folder without images"):
         convert(dual, deploy=True, images=[folder / "none"])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_pictures_fit_the_network(channels):
+def test_images_fit_the_network(channels):
     model = tiny_model()
     model.spec = type(model.spec)(**{**vars(model.spec), "ch": channels})
-    (picture,) = read_pictures(model, [])
-    assert picture.shape == (1, channels, 320, 320)
-    assert 0 <= picture.min() < picture.max() <= 1
+    (image,) = read_images(model, [])
+    assert image.shape == (1, channels, 320, 320)
+    assert 0 <= image.min() < image.max() <= 1
 
 
-def test_the_drawn_picture_has_edges():
-    assert drawn_picture().shape == (300, 400, 3)
-    assert np.array_equal(drawn_picture(), drawn_picture())
-    assert drawn_picture().std() > 30
+def test_the_drawn_image_has_edges():
+    assert drawn_image().shape == (300, 400, 3)
+    assert np.array_equal(drawn_image(), drawn_image())
+    assert drawn_image().std() > 30
 
 
 def test_a_difference_is_seen():
     a, b = tiny_model(), tiny_model()
-    assert difference(a, b, pictures=[], allowed=FOLDED).boxes_px == 0.0
+    assert difference(a, b, images=[], allowed=FOLDED).boxes_px == 0.0
     b.model[0].conv.weight.data[0] *= 1.01
-    assert not difference(a, b, pictures=[], allowed=FOLDED).holds
+    assert not difference(a, b, images=[], allowed=FOLDED).holds
     fill_(b, 1.35).model[0].conv.weight.data.fill_(float("nan"))
-    assert not difference(a, b, pictures=[], allowed=FOLDED).holds
-    assert not difference(a, tiny_model(("one",)), pictures=[], allowed=FOLDED).holds
+    assert not difference(a, b, images=[], allowed=FOLDED).holds
+    assert not difference(a, tiny_model(("one",)), images=[], allowed=FOLDED).holds
 
 
 @pytest.mark.parametrize(

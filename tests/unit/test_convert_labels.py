@@ -13,7 +13,7 @@ from data.labels.yolo import list_images, read_labels
 from data.tools import convert
 from data.tools.convert import coco_to_yolo, voc_to_yolo, yolo_to_coco
 from tests.coco_layout import edit_json, write_coco_layout
-from tests.pictures import write_pictures
+from tests.image_files import write_images
 from utils.errors import UserError
 
 VOC = """<annotation><folder>x</folder><filename>{name}</filename><size><width>100</width><height>50</height><depth>3</depth></size>
@@ -45,7 +45,7 @@ def test_yolo_to_coco_and_back_is_the_same(tmp_path, segments):
     centres = rng.uniform(wh / 2, 1 - wh / 2)
     rows = [(i % 3, *c, *s) for i, (c, s) in enumerate(zip(centres, wh))]
     rows.append((1, 0.1, 0.1, 0.4, 0.15, 0.3, 0.5))
-    data = write_pictures(tmp_path / "a", {"train": [[rows[0]]], "val": [rows[:20], [], rows[20:]]}, names=("a", "b", "c"), side=97)
+    data = write_images(tmp_path / "a", {"train": [[rows[0]]], "val": [rows[:20], [], rows[20:]]}, names=("a", "b", "c"), side=97)
     yolo_to_coco(str(data), tmp_path / "instances_val.json")
     assert coco_to_yolo([tmp_path / "instances_val.json"], tmp_path / "b", images=[tmp_path / "a/images/val"], segments=segments) == []
     before, after = table_of(data, "val"), table_of(tmp_path / "b/data.yaml", "val")
@@ -79,7 +79,7 @@ def test_broken_annotations_are_one_line_each(tmp_path, capsys):
     def spoil(content):
         content["annotations"][0]["bbox"] = None
         content["annotations"][2]["bbox"] = [1, 1, 0, 5]
-        content["images"][1].pop("width")  # its size cannot be told without the picture
+        content["images"][1].pop("width")  # its size cannot be told without the image
 
     edit_json(path, spoil)
     flags = ["coco-to-yolo", str(path), "--out", str(tmp_path / "out")]
@@ -103,7 +103,7 @@ def test_nothing_is_written_over_without_exist_ok(tmp_path, capsys):
     assert "000000000402.txt: there already" in capsys.readouterr().err
     assert mine.read_text() == "mine"
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [mine]
-    data = write_pictures(tmp_path / "a", {"val": [[(0, 0.5, 0.5, 0.1, 0.1)]]})
+    data = write_images(tmp_path / "a", {"val": [[(0, 0.5, 0.5, 0.1, 0.1)]]})
     with pytest.raises(UserError, match="there already"):
         yolo_to_coco(str(data), path)
     yolo_to_coco(str(data), path, exist_ok=True)
@@ -129,7 +129,7 @@ def test_voc_boxes(tmp_path):
     np.testing.assert_allclose([float(v) for v in first.split()], [0, 0.195, 0.29, 0.21, 0.42])
 
 
-def test_voc_difficult_objects_pictures_and_broken_files(tmp_path, capsys):
+def test_voc_difficult_objects_images_and_broken_files(tmp_path, capsys):
     good = [voc_object("dog", 10, 5, 30, 25), voc_object("dog", 1, 1, 9, 9, difficult=1)]
     xml = write_voc(tmp_path / "xml", {
         "good": good, "out": [voc_object("dog", 10, 5, 300, 25)], "nan": [voc_object("dog", "nan", 5, 30, 25)],
@@ -143,10 +143,10 @@ def test_voc_difficult_objects_pictures_and_broken_files(tmp_path, capsys):
     bomb = '<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>' + VOC.format(name="bomb.jpg", objects="&b;")
     (xml / "bomb.xml").write_text(bomb)
     (xml / "bomb16.xml").write_text(bomb, encoding="utf-16")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "good.png").write_bytes(b"picture")
-    flags = ["voc-to-yolo", str(xml), "--images", str(pictures), "--out", str(tmp_path / "out"), "--names", "dog"]
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "good.png").write_bytes(b"image")
+    flags = ["voc-to-yolo", str(xml), "--images", str(images), "--out", str(tmp_path / "out"), "--names", "dog"]
     assert convert.main(flags) == 1
     said = capsys.readouterr()
     assert "1 difficult objects left out" in said.out
@@ -173,7 +173,7 @@ def test_what_is_said_tells_a_newcomer_where_to_go_on(tmp_path, capsys):
     assert convert.main(["coco-to-yolo", str(path), "--out", str(tmp_path / "labels")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith(f"classes in {tmp_path / 'labels/data.yaml'}; 1 crowd regions left out, YOLO labels have none")
-    assert said[1] == f"put the pictures into {tmp_path / 'labels/images/val2017'}, or give their folders with --images"
+    assert said[1] == f"put the images into {tmp_path / 'labels/images/val2017'}, or give their folders with --images"
     data = str(tmp_path / "coco/coco.yaml")
     for out in (tmp_path, tmp_path / "converted"):
         assert convert.main(["yolo-to-coco", data, "--out", str(out)]) == 2

@@ -41,7 +41,7 @@ def objects(boxes, polygons=None):
 
 
 def marked(h, w, boxes, *, polygons=False):
-    """A black picture with a white filled rectangle for each box, and the objects."""
+    """A black image with a white filled rectangle for each box, and the objects."""
     image = np.zeros((h, w, 3), np.uint8)
     for x1, y1, x2, y2 in boxes:
         image[y1:y2, x1:x2] = 255
@@ -55,7 +55,7 @@ def extent(image):
 
 
 def smooth(h, w, seed):
-    """A picture without sharp edges, so that two ways of resampling can be compared."""
+    """An image without sharp edges, so that two ways of resampling can be compared."""
     import cv2
 
     return cv2.resize(rng(seed).integers(0, 255, (6, 6, 3)).astype(np.uint8), (w, h), interpolation=cv2.INTER_CUBIC)
@@ -76,7 +76,7 @@ class TestLetterbox:
         assert y.max() + 1 == round(hw[0] * boxed.scale_xy[1] + top)
         assert (boxed.image[~inside] == FILL).all()
 
-    def test_one_channel_and_deep_pictures(self):
+    def test_one_channel_and_deep_images(self):
         boxed = letterbox(np.full((10, 20, 1), 60000, np.uint16), 40, auto=False)
         assert boxed.image.shape == (40, 40, 1)
         assert boxed.image.dtype == np.uint16
@@ -139,7 +139,7 @@ def test_visibility_rules():
 
 
 class TestMosaic:
-    def pictures(self):
+    def images(self):
         sizes = ((48, 64), (64, 40), (64, 64), (30, 64))
         out = []
         for i, (h, w) in enumerate(sizes):
@@ -148,13 +148,13 @@ class TestMosaic:
         return out
 
     def test_corner_lies_in_the_middle_half(self):
-        corners = np.array([(t.x, t.y) for i in range(300) for t in mosaic_scene(self.pictures(), 64, rng(i)).tiles[3:]])
+        corners = np.array([(t.x, t.y) for i in range(300) for t in mosaic_scene(self.images(), 64, rng(i)).tiles[3:]])
         assert 32 <= corners.min() <= 34
         assert 93 <= corners.max() <= 96
 
     @pytest.mark.parametrize("seed", range(12))
     def test_tiles_resized_in_place_equal_the_warped_canvas(self, seed):
-        scene = mosaic_scene(self.pictures(), 64, rng(seed))
+        scene = mosaic_scene(self.images(), 64, rng(seed))
         transform = random_transform(scene.hw, (64, 64), hyp(scale=0.6, translate=0.2), rng(seed))
         direct, before, after = resize_tiles(scene, transform, (64, 64))
         canvas, before2, after2 = warp_canvas(scene, transform, (64, 64), 0.0, rng())
@@ -169,9 +169,9 @@ class TestMosaic:
     def test_objects_stay_on_their_pixels(self, change, polygons):
         seen = 0
         for seed in range(30):
-            pictures = [marked(96, 128, [], polygons=polygons) for _ in range(3)]
-            pictures.append(marked(96, 128, [(30, 20, 70, 60)], polygons=True) if change else marked(96, 128, [(30, 20, 70, 60)]))
-            scene = mosaic_scene(pictures, 128, rng(seed))
+            images = [marked(96, 128, [], polygons=polygons) for _ in range(3)]
+            images.append(marked(96, 128, [(30, 20, 70, 60)], polygons=True) if change else marked(96, 128, [(30, 20, 70, 60)]))
+            scene = mosaic_scene(images, 128, rng(seed))
             image, instances = view(scene, (128, 128), hyp(scale=0.4, translate=0.1, **change), rng(seed))
             if len(instances.classes):
                 seen += 1
@@ -186,19 +186,19 @@ class TestMosaic:
             drawn, _, after = resize_tiles(scene, transform, (64, 64))
             np.testing.assert_allclose(after.boxes_xyxy[0], extent(drawn), atol=1e-3)
 
-    def test_cached_pictures_are_not_changed(self):
-        pictures = self.pictures()
-        copies = [p[0].copy() for p in pictures]
+    def test_cached_images_are_not_changed(self):
+        images = self.images()
+        copies = [p[0].copy() for p in images]
         for seed in range(4):
-            image, _ = view(mosaic_scene(pictures, 64, rng(seed)), (64, 64), hyp(), rng(seed))
+            image, _ = view(mosaic_scene(images, 64, rng(seed)), (64, 64), hyp(), rng(seed))
             image[:] = 0
-        for (image, _), copy in zip(pictures, copies):
+        for (image, _), copy in zip(images, copies):
             np.testing.assert_array_equal(image, copy)
 
     @pytest.mark.parametrize("change", [{}, {"degrees": 5}])
     def test_no_objects_one_channel(self, change):
-        pictures = [(np.zeros((64, 64, 1), np.uint8), Instances.empty())] * 4
-        image, instances = view(mosaic_scene(pictures, 64, rng()), (64, 64), hyp(**change), rng())
+        images = [(np.zeros((64, 64, 1), np.uint8), Instances.empty())] * 4
+        image, instances = view(mosaic_scene(images, 64, rng()), (64, 64), hyp(**change), rng())
         assert image.shape == (64, 64, 1)
         assert instances.boxes_xyxy.shape == (0, 4)
 
@@ -211,7 +211,7 @@ class TestMosaic:
         np.testing.assert_allclose(after.boxes_xyxy[1], extent(drawn), atol=0.01)
         assert (drawn[:32] == FILL).all()
 
-    def test_single_picture_is_centred(self):
+    def test_single_image_is_centred(self):
         image, instances = marked(32, 64, [(10, 10, 20, 20)])
         out, seen = view(single_scene(image, instances, (64, 64)), (64, 64), hyp(), rng())
         np.testing.assert_allclose(seen.boxes_xyxy, [[10, 26, 20, 36]])
@@ -286,10 +286,10 @@ class TestCopyPaste:
         assert copy_paste(image, instances, 1.0, rng())[0] is image
 
     def test_runs_within_a_mosaic(self):
-        pictures = [marked(64, 64, [(2, 20, 20, 50)], polygons=True) for _ in range(4)]
+        images = [marked(64, 64, [(2, 20, 20, 50)], polygons=True) for _ in range(4)]
 
         def count(part):
-            views = [view(mosaic_scene(pictures, 64, rng(i)), (64, 64), hyp(copy_paste=part), rng(i)) for i in range(20)]
+            views = [view(mosaic_scene(images, 64, rng(i)), (64, 64), hyp(copy_paste=part), rng(i)) for i in range(20)]
             return sum(len(instances.classes) for _, instances in views)
 
         assert count(1.0) > count(0.0) > 20

@@ -12,18 +12,18 @@ import pytest
 from data.dataset_spec import load_dataset_spec
 from data.labels.yolo import list_images, read_labels
 from data.tools import check
-from data.tools.brief import brief_check
+from data.tools.brief import summarize_labels
 from data.tools.survey import size_counts, survey
 from tests.coco_layout import write_coco_layout
-from tests.damage import FINE, LEFT_OUT, picture, write_damaged
-from tests.pictures import write_pictures
+from tests.damage import FINE, LEFT_OUT, write_damaged
+from tests.image_files import write_images
 
 
 @pytest.fixture
 def clean(tmp_path):
-    path = write_pictures(tmp_path / "set", {"train": [], "val": []}, names=("a", "b"))
+    path = write_images(tmp_path / "set", {"train": [], "val": []}, names=("a", "b"))
     for number, (split, rows) in enumerate((("train", "0 .5 .5 .25 .25\n1 .2 .2 .1 .1\n"), ("train", ""), ("val", "1 0.5 0.5 0.5 0.5\n"))):
-        (tmp_path / f"set/images/{split}/{number}.png").write_bytes(picture(number))
+        (tmp_path / f"set/images/{split}/{number}.png").write_bytes(image_bytes(number))
         (tmp_path / f"set/labels/{split}/{number}.txt").write_text(rows)
     return path
 
@@ -62,8 +62,8 @@ def test_sizes_are_cocos():
 
 def test_duplicates_leaks_and_orphans(clean, tmp_path, capsys):
     root = clean.parent
-    (root / "images/train/again.png").write_bytes(picture(0))
-    (root / "images/train/held_out.png").write_bytes(picture(2))
+    (root / "images/train/again.png").write_bytes(image_bytes(0))
+    (root / "images/train/held_out.png").write_bytes(image_bytes(2))
     (root / "labels/train/nobody.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     (root / "labels/train/classes.txt").write_text("a\nb\n")
     assert run(clean, tmp_path) == 1
@@ -78,7 +78,7 @@ def test_duplicates_leaks_and_orphans(clean, tmp_path, capsys):
 
 def test_every_kind_of_damage_is_found_and_the_copy_is_clean(tmp_path, capsys):
     yaml_path, kinds = write_damaged(tmp_path / "set", each=1, good=20)
-    (tmp_path / "set/images/train/twin.png").write_bytes(picture(20_000))  # of val
+    (tmp_path / "set/images/train/twin.png").write_bytes(image_bytes(20_000))  # of val
     before = snapshot(tmp_path / "set")
     assert run(yaml_path, tmp_path, "--fix", "--out", tmp_path / "fixed") == 1
     capsys.readouterr()
@@ -108,10 +108,10 @@ def test_the_original_is_never_written_over(clean, tmp_path, capsys):
     assert snapshot(clean.parent) == before
 
 
-def test_pictures_of_one_name_stay_apart_in_the_copy(clean, tmp_path):
+def test_images_of_one_name_stay_apart_in_the_copy(clean, tmp_path):
     other = clean.parent / "more/images"
     other.mkdir(parents=True)
-    (other / "0.jpg").write_bytes(picture(77, ".jpg"))
+    (other / "0.jpg").write_bytes(image_bytes(77, ".jpg"))
     clean.write_text(clean.read_text().replace("train: images/train", "train: [images/train, more/images]"))
     assert run(clean, tmp_path, "--fix", "--out", tmp_path / "fixed") == 0
     assert sorted(os.listdir(tmp_path / "fixed/images/train")) == ["0.png", "0_2.jpg", "1.png"]
@@ -137,7 +137,7 @@ def test_coco_layout_is_checked_too(tmp_path, capsys):
 def test_a_damaged_middle_is_found_where_only_decoding_can(clean):
     (found, _) = survey(load_dataset_spec(clean), workers=1, progress=False)
     assert found.problems == ()
-    data = picture(5, ".bmp")
+    data = image_bytes(5, ".bmp")
     path = clean.parent / "images/train/half.bmp"
     path.write_bytes(data[: len(data) // 2])
     (found, _) = survey(load_dataset_spec(clean), workers=1, progress=False)
@@ -148,9 +148,9 @@ def test_brief_check_names_likely_mistakes(clean):
     train, val = (
         (files := list_images([clean.parent / f"images/{s}"]), read_labels(files, progress=False)) for s in ("train", "val")
     )
-    assert brief_check(train, val, ("a", "b")) == [
-        "data      2 objects of 2 classes to train on: 100% small, 0% medium, 0% large (COCO's areas, in the original pictures)"
+    assert summarize_labels(train, val, ("a", "b")) == [
+        "data      2 objects of 2 classes to train on: 100% small, 0% medium, 0% large (COCO's areas, in the original images)"
     ]
-    lines = brief_check(val, train, ("a", "b"))
+    lines = summarize_labels(val, train, ("a", "b"))
     assert lines[1:] == ["warning: no object to train on for a", "warning: val has objects of classes that are never trained: a"]
-    assert "1 images are in both train and val" in brief_check(val, val, ("a", "b"))[-1]
+    assert "1 images are in both train and val" in summarize_labels(val, val, ("a", "b"))[-1]

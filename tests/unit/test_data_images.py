@@ -1,4 +1,4 @@
-"""Every image mode, and pictures that are none."""
+"""Every image mode, and images that are none."""
 
 import cv2
 import numpy as np
@@ -36,16 +36,16 @@ def test_modes_become_rgb(tmp_path, rgb, mode):
     grey = np.asarray(Image.fromarray(rgb).convert("L"))
     expected = rgb
     if mode == "I;16":
-        picture, expected = Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[:, :, None], 3, 2)
+        opened, expected = Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[:, :, None], 3, 2)
     elif mode == "I":
-        picture, expected = Image.fromarray(grey.astype(np.int32) * 257), np.repeat(grey[:, :, None], 3, 2)
+        opened, expected = Image.fromarray(grey.astype(np.int32) * 257), np.repeat(grey[:, :, None], 3, 2)
     elif mode == "F":
-        picture, expected = Image.fromarray(grey.astype(np.float32) / 255), np.repeat(grey[:, :, None], 3, 2)
+        opened, expected = Image.fromarray(grey.astype(np.float32) / 255), np.repeat(grey[:, :, None], 3, 2)
     else:
-        picture = Image.fromarray(rgb).convert(mode)
-        expected = np.asarray(picture.convert("RGB"))
+        opened = Image.fromarray(rgb).convert(mode)
+        expected = np.asarray(opened.convert("RGB"))
     name = {"CMYK": "a.jpg", "I": "a.tif", "F": "a.tif"}.get(mode, "a.png")
-    picture.save(tmp_path / name)
+    opened.save(tmp_path / name)
     image = read_image(tmp_path / name)
     assert image.dtype == np.uint8
     near(image, expected)
@@ -86,7 +86,7 @@ def broken(tmp_path, kind, rgb):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:1200])
     elif kind == "text":
-        path.write_text("this is no picture\n")
+        path.write_text("this is no image\n")
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "small":
@@ -103,13 +103,13 @@ def broken(tmp_path, kind, rgb):
     [
         ("truncated", "cut short"),
         ("truncated png", "bad.png"),
-        ("text", "not a picture"),
+        ("text", "not an image"),
         ("empty", "empty"),
         ("small", "5x5 px"),
         ("missing", "no such file"),
     ],
 )
-def test_bad_pictures_are_named(tmp_path, rgb, kind, said):
+def test_bad_images_are_named(tmp_path, rgb, kind, said):
     path = broken(tmp_path, kind, rgb)
     with pytest.raises(ImageError) as error:
         probe_image(path)
@@ -119,7 +119,7 @@ def test_bad_pictures_are_named(tmp_path, rgb, kind, said):
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "missing"])
-def test_reading_a_bad_picture_raises_the_same_kind(tmp_path, rgb, kind):
+def test_reading_a_bad_image_raises_the_same_kind(tmp_path, rgb, kind):
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         read_image(broken(tmp_path, kind, rgb))
 

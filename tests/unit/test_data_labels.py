@@ -18,7 +18,7 @@ def parse(text):
 
 
 def make_set(root, labels):
-    """Pictures 100 x 50 px with the label texts given (None: no file); returns their paths."""
+    """Images 100 x 50 px with the label texts given (None: no file); returns their paths."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     (root / "labels").mkdir(exist_ok=True)
     files = []
@@ -40,7 +40,7 @@ def test_boxes_and_polygons_in_one_file():
     assert labels.rows.tolist() == [1, 3]
 
 
-def test_empty_file_is_a_background_picture():
+def test_empty_file_is_a_background_image():
     labels = parse("")
     assert labels.hw == (50, 100)
     assert labels.boxes_cxcywh.shape == (0, 4)
@@ -62,7 +62,7 @@ def test_empty_file_is_a_background_picture():
         ("0 320 200 50 50", "normalised to 0-1"),
     ],
 )
-def test_a_faulty_row_leaves_the_picture_out_and_is_named(row, said):
+def test_a_faulty_row_leaves_the_image_out_and_is_named(row, said):
     labels = parse("0 0.5 0.5 0.1 0.1\n" + row + "\n")
     assert len(labels.problems) == 1
     assert labels.hw == (0, 0)
@@ -96,7 +96,7 @@ def test_duplicates_with_polygons_keep_the_right_points():
 
 def test_label_path_takes_the_last_images_folder():
     assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
-    assert label_path("/a/pictures/x.png") == "/a/pictures/x.txt"
+    assert label_path("/a/images/x.png") == "/a/images/x.txt"
 
 
 def test_images_are_listed_with_sub_folders_and_without_other_files(tmp_path):
@@ -109,14 +109,14 @@ def test_images_are_listed_with_sub_folders_and_without_other_files(tmp_path):
         list_images([tmp_path / "empty"])
 
 
-def test_bad_pictures_are_left_out_and_named_once(tmp_path):
+def test_bad_images_are_left_out_and_named_once(tmp_path):
     files = make_set(tmp_path, ["0 0.5 0.5 0.1 0.1"] * 4)
     with open(files[1], "rb") as f:
         whole = f.read()
     with open(files[1], "wb") as f:
         f.write(whole[: len(whole) // 2])
     with open(files[2], "w") as f:
-        f.write("no picture")
+        f.write("no image")
     with open(files[3], "wb"):
         pass
     table = read_labels(files, progress=False)
@@ -151,7 +151,7 @@ def test_class_without_a_name_stops_and_says_where(tmp_path):
     assert "2 classes" in str(error.value)
 
 
-def test_table_gives_back_each_picture(tmp_path):
+def test_table_gives_back_each_image(tmp_path):
     table = build_table([parse("1 0.5 0.5 0.2 0.4"), parse(""), parse("2 0.1 0.1 0.3 0.1 0.3 0.5\n0 0.9 0.9 0.1 0.1")])
     assert table.starts.tolist() == [0, 1, 1, 3]
     instances = table.instances(2, hw=(50, 100))
@@ -227,7 +227,7 @@ class TestCache:
         def refuse(*args, **kwargs):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("data.labels.cache.written_whole", refuse)
+        monkeypatch.setattr("data.labels.cache.atomic_write", refuse)
         table, remark = self.get(tmp_path, files)
         assert len(table) == 3
         assert "not cached" in remark

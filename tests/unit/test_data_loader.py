@@ -23,7 +23,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Eleven noisy pictures of four sizes with one to three objects each; the name has a blank and an umlaut."""
+    """Eleven noisy images of four sizes with one to three objects each; the name has a blank and an umlaut."""
     root = tmp_path_factory.mktemp("Daten für Läufe")
     for split in ("train", "val"):
         (root / "images" / split).mkdir(parents=True)
@@ -44,7 +44,7 @@ def loader(root, split="train", **options):
 
 
 def samples(loader, epoch, start_batch=0):
-    """Path -> (picture, targets) of an epoch."""
+    """Path -> (image, targets) of an epoch."""
     loader.set_epoch(epoch, start_batch)
     found = {}
     for batch in loader:
@@ -177,7 +177,7 @@ class TestBatches:
         run = loader(root, "val", augment=False, rect=True, pad=0.0)
         shapes = [tuple(b.images.shape[2:]) for b in run]
         assert all(h % 32 == w % 32 == 0 for h, w in shapes)
-        assert shapes[0] == (64, 64)  # 50 x 100 and 40 x 64 pictures: 0.625 * 64 = 40, in whole strides 64
+        assert shapes[0] == (64, 64)  # 50 x 100 and 40 x 64 images: 0.625 * 64 = 40, in whole strides 64
         aspects = [run.dataset.shapes_hw[run.dataset.image_files.index(p)] for b in run for p in b.paths]
         ratios = [h / w for h, w in aspects]
         assert ratios == sorted(ratios)
@@ -208,7 +208,7 @@ class TestBatches:
         with pytest.raises(UserError, match="--min-items 9"):
             loader(root, min_items=9)
 
-    def test_recent_pictures_are_bounded(self, root):
+    def test_recent_images_are_bounded(self, root):
         run = loader(root)
         store = run.dataset.store
         store.recent_limit = 30_000
@@ -219,7 +219,7 @@ class TestBatches:
                 assert held == store.recent_bytes <= 30_000
         assert store.recent
 
-    def test_pictures_that_do_not_fit_in_memory_are_not_cached(self, root, capsys, monkeypatch):
+    def test_images_that_do_not_fit_in_memory_are_not_cached(self, root, capsys, monkeypatch):
         monkeypatch.setattr("data.images.store.free_memory", lambda: 1000.0)
         run = loader(root, cache="ram")
         assert "images are not cached" in capsys.readouterr().out
@@ -300,21 +300,21 @@ class TestBadData:
 
     def test_nothing_usable(self, tmp_path):
         for path in (self.make(tmp_path) / "images").iterdir():
-            path.write_text("no picture")
-        with pytest.raises(UserError, match=r"none of the 3 images .*not a picture"):
+            path.write_text("no image")
+        with pytest.raises(UserError, match=r"none of the 3 images .*not an image"):
             loader(tmp_path)
 
-    def test_bad_pictures_are_skipped_and_training_goes_on(self, tmp_path, capsys):
-        (self.make(tmp_path) / "images/1.jpg").write_text("no picture")
+    def test_bad_images_are_skipped_and_training_goes_on(self, tmp_path, capsys):
+        (self.make(tmp_path) / "images/1.jpg").write_text("no image")
         run = loader(tmp_path)
         assert [p.rsplit("/")[-1] for p in run.dataset.image_files] == ["0.jpg", "2.jpg"]
         assert len(run.dataset.problems) == 1
         assert capsys.readouterr().out.count("1.jpg") == 1
         assert sum(len(b.paths) for b in run) == 2
 
-    def test_a_picture_that_breaks_during_the_run_is_replaced_by_grey(self, tmp_path, capsys):
+    def test_an_image_that_breaks_during_the_run_is_replaced_by_grey(self, tmp_path, capsys):
         run = loader(self.make(tmp_path), augment=False, batch_size=3)
-        (tmp_path / "images/1.jpg").write_text("no picture")
+        (tmp_path / "images/1.jpg").write_text("no image")
         (batch,) = run
         assert (batch.images[1] == 114).all()
         assert batch.targets[:, 0].tolist() == [0, 2]
@@ -322,7 +322,7 @@ class TestBadData:
         list(run)
         assert "1.jpg" not in capsys.readouterr().err  # said once
 
-    def test_background_pictures_are_ordinary(self, tmp_path):
+    def test_background_images_are_ordinary(self, tmp_path):
         (self.make(tmp_path) / "labels/0.txt").unlink()
         (tmp_path / "labels/1.txt").write_text("")
         for augment in (True, False):

@@ -13,7 +13,7 @@ from utils.errors import UserError
 def folder(tmp_path):
     for i, name in enumerate(("b.png", "a.jpg", "über uns.bmp")):
         Image.fromarray(np.full((30, 50 + i, 3), (200, 40, 10), np.uint8)).save(tmp_path / name)
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("no image")
     return tmp_path
 
 
@@ -66,7 +66,7 @@ def test_video_with_stride(tmp_path):
 
 
 def test_unreadable_files_are_said_once_and_skipped(folder):
-    (folder / "aa.jpg").write_text("no picture")
+    (folder / "aa.jpg").write_text("no image")
     (folder / "c.avi").write_text("no video")
     said = []
     assert names(open_source(folder, imgsz=64, report=said.append)) == ["a.jpg", "b.png", "über uns.bmp"]
@@ -76,7 +76,7 @@ def test_unreadable_files_are_said_once_and_skipped(folder):
 
 
 def test_nothing_readable(tmp_path):
-    (tmp_path / "a.jpg").write_text("no picture")
+    (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(UserError, match="nothing readable"):
         list(open_source(tmp_path, imgsz=64, report=lambda line: None))
 
@@ -99,10 +99,10 @@ def test_refused_sources(source, said):
 
 
 def test_refused_files(folder):
-    with pytest.raises(UserError, match="neither a picture nor a video"):
+    with pytest.raises(UserError, match="neither an image nor a video"):
         open_source(folder / "notes.md", imgsz=64)
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="no picture and no video"):
+    with pytest.raises(UserError, match="no image and no video"):
         open_source(folder / "empty", imgsz=64)
     (folder / "list.txt").write_text("a.jpg\nrtsp://me:PW@host/1\n")
     with pytest.raises(UserError, match=r"list.txt, line 2: .* called \*.streams"):

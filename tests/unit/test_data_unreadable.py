@@ -1,4 +1,4 @@
-"""Pictures that vanish: replaced in the same way whoever draws them, and counted."""
+"""Images that vanish: replaced in the same way whoever draws them, and counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.dataset_spec import load_dataset_spec
-from data.images.unreadable import UnreadablePictures
+from data.images.unreadable import UnreadableImages
 from data.loader import build_loader
 from tests.tiny_training import HYP, make_world
 from utils.errors import UserError
@@ -27,7 +27,7 @@ def test_what_takes_their_place_does_not_hang_on_the_workers(tmp_path, capsys):
 
 
 def test_a_few_are_tolerated(tmp_path, capsys):
-    account = UnreadablePictures(100, prefix="train: ")
+    account = UnreadableImages(100, prefix="train: ")
     found = [(str(tmp_path / f"{i}.png"), f"{i}.png: gone") for i in range(11)]
     account.add(found[:10])
     account.add(found[:10])
@@ -42,4 +42,4 @@ def test_a_few_are_tolerated(tmp_path, capsys):
 
 def test_a_folder_that_is_gone_is_said_at_once(tmp_path):
     with pytest.raises(UserError, match=r"images: the folder of a\.png and others is gone"):
-        UnreadablePictures(100_000).add([(str(tmp_path / "images" / "a.png"), "gone")])
+        UnreadableImages(100_000).add([(str(tmp_path / "images" / "a.png"), "gone")])

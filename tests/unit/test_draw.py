@@ -1,4 +1,4 @@
-"""Boxes on pictures and the pictures of a run: that something legible comes out, at any size and with nothing to show."""
+"""Boxes on images and the images of a run: that something legible comes out, at any size and with nothing to show."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blank(h: int = 120, w: int = 160) -> np.ndarray:
 
 def read(path: Path) -> np.ndarray:
     image = cv2.imread(str(path))
-    assert image is not None, f"{path} is no picture"
+    assert image is not None, f"{path} is no image"
     return image
 
 
@@ -50,7 +50,7 @@ def test_nothing_found_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("box", [(-500, -500, 900, 900), (0, 0, 0, 0), (150, 110, 400, 400), (-50, 5, -20, 9), (float("nan"), 0, 5, 1e9)])
-@pytest.mark.parametrize("name", ["cell", "größe 漢", "a very long name that cannot fit into the picture at all"])
+@pytest.mark.parametrize("name", ["cell", "größe 漢", "a very long name that cannot fit into the image at all"])
 def test_boxes_anywhere(box: tuple[float, ...], name: str) -> None:
     image = blank()
     draw_boxes(image, np.array([box]), [name], [3])
@@ -58,7 +58,7 @@ def test_boxes_anywhere(box: tuple[float, ...], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cell", "größe"])
-def test_label_stays_in_the_picture(name: str) -> None:
+def test_label_stays_in_the_image(name: str) -> None:
     """A box in the right upper corner: the label moves left and down, and is as wide as elsewhere."""
     image = blank()
     draw_boxes(image, np.array([[150.0, 0.0, 159.0, 10.0]]), [name], [0], line_thickness=2)
@@ -66,7 +66,7 @@ def test_label_stays_in_the_picture(name: str) -> None:
     assert columns.min() <= 160 - text_width(name, 10)
 
 
-def test_colours_differ_and_lines_grow_with_the_picture() -> None:
+def test_colours_differ_and_lines_grow_with_the_image() -> None:
     assert len({colour_of(i) for i in range(80)}) == 80
     assert default_thickness((100, 100)) == 2
     assert default_thickness((2000, 4000)) == 9
@@ -88,7 +88,7 @@ def test_batch_mosaic(tmp_path: Path, count: int, tiles: tuple[int, int]) -> Non
     images = torch.zeros(count, 3, 64, 96, dtype=torch.uint8)
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.4, 0.4], [0, 1, 0.2, 0.2, 0.1, 0.1]])
     path = tmp_path / "größe 1.jpg"
-    plot_batch(images, targets, NAMES, path, paths=[f"dir/picture{i}.jpg" for i in range(count)])
+    plot_batch(images, targets, NAMES, path, paths=[f"dir/image{i}.jpg" for i in range(count)])
     h, w = read_unicode(path).shape[:2]
     assert w == 320 * tiles[1]
     assert h == round(320 * 64 / 96) * tiles[0]
@@ -112,12 +112,12 @@ def test_curves_and_confusion(tmp_path: Path, metrics: MetricAccumulator) -> Non
 
 
 @pytest.mark.parametrize("labels", [[], [np.array([[0, 0.5, 0.5, 0.2, 0.2], [2, 0.1, 0.1, 0.1, 0.1]])], [np.zeros((0, 5))] * 2])
-def test_labels_picture(tmp_path: Path, labels: list[np.ndarray]) -> None:
+def test_labels_image(tmp_path: Path, labels: list[np.ndarray]) -> None:
     plot_labels(labels, NAMES, tmp_path / "labels.jpg")
     assert read(tmp_path / "labels.jpg").shape == (1200, 1200, 3)
 
 
-def test_results_picture(tmp_path: Path) -> None:
+def test_results_image(tmp_path: Path) -> None:
     table = tmp_path / "results.csv"
     header = "epoch, train/box_loss,metrics/precision,metrics/recall,metrics/mAP_0.5,val/box_loss"
     table.write_text("\n".join([header, *(f"{i},{1 / (i + 1)},0.5,,nonsense,0.1" for i in range(8))]))

@@ -13,8 +13,8 @@ from models import build_model
 from models.edit.graph_table import graph_table, spec_yaml
 from models.edit.requests import read_insertion
 from models.edit.rows import Edited, edit, insert, main
-from models.heads.base import DetectionHead
-from models.model import Detector
+from models.heads.base import Head
+from models.model import Model
 from models.spec import channel_rules as rules
 from models.spec.parser import CONFIGS, ModelSpec, load_spec, plan_layers, read_spec
 from models.spec.registry import BLOCKS
@@ -28,7 +28,7 @@ SINGLE = sorted(
     for path in VARIANTS.glob("*.yaml")
     if path.stem.startswith(("yolov8-", "yolov9-t-"))
     and path.stem.split("-")[-1] in BLOCKS
-    and BLOCKS[path.stem.split("-")[-1]].channels is rules.attends
+    and BLOCKS[path.stem.split("-")[-1]].channels is rules.same_width
 )
 IN_THE_HEAD = {
     "yolov8-BRA-head": ("yolov8", "BRA", "identity"), "yolov8-NLBlockND-head": ("yolov8", "NLBlockND", ""),
@@ -229,12 +229,12 @@ def test_rows_that_several_read_or_join_are_not_bypassed_wrongly():
     assert graph(edit(read_spec(data, origin="tiny.yaml"), remove=0).spec) == graph(tiny())
 
 
-@pytest.mark.parametrize("name", [n for n, s in BLOCKS.items() if s.channels is rules.detects])
+@pytest.mark.parametrize("name", [n for n, s in BLOCKS.items() if s.channels is rules.head])
 def test_main_inputs_are_those_that_deploying_keeps(name):
     cls = BLOCKS[name].cls
     widths = (8, 16) * len(cls.branch_weights)
     head = (cls(2, [[10, 10], [20, 20]], widths) if cls.anchor_based else cls(2, widths)) if inspect.isclass(cls) else None
-    assert isinstance(head, DetectionHead)
+    assert isinstance(head, Head)
     head.set_strides((8, 16))
     assert list(cls.main_inputs(len(widths))) == list(head.deploy().inputs)
 
@@ -279,8 +279,8 @@ def test_the_table_names_rows_shapes_and_readers(capsys):
 def random_insertion(spec: ModelSpec, seed: int, least_stride: int) -> Edited:
     """One module that needs no arguments, after a row of at least 16 channels and of the given stride."""
     draw = random.Random(seed)
-    modules = [n for n, s in BLOCKS.items() if s.channels is rules.attends]
-    shapes = Detector(spec).shapes
+    modules = [n for n, s in BLOCKS.items() if s.channels is rules.same_width]
+    shapes = Model(spec).shapes
     wide = [i for i, p in enumerate(plan_layers(spec)) if isinstance(p.out_channels, int) and p.out_channels >= 16]
     rows = [i for i in wide if 256 // shapes[i][-1] >= least_stride]
     return insert(spec, f"{draw.choice(modules)}@{draw.choice(rows)}", init="identity")
@@ -288,10 +288,10 @@ def random_insertion(spec: ModelSpec, seed: int, least_stride: int) -> Edited:
 
 def check_that_nothing_changes(name: str, seed: int, least_stride: int) -> None:
     spec = load_spec(name, nc=3)
-    before = fill_(Detector(spec), 1.35).eval()
+    before = fill_(Model(spec), 1.35).eval()
     edited = random_insertion(spec, seed, least_stride)
     torch.manual_seed(seed)
-    after = Detector(edited.spec).eval()
+    after = Model(edited.spec).eval()
     weights = edited.renamed(before.state_dict())
     assert len(weights) == len(before.state_dict())  # all that was there lands somewhere
     result = after.load_state_dict(weights, strict=False)

@@ -10,7 +10,7 @@ import pytest
 
 from engine.training.evolve import BOUNDS, begun, child, evolve
 from engine.training.nonfinite_guard import Diverged
-from engine.training.setup import settle
+from engine.training.setup import resolve_config
 from train import main
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
@@ -51,12 +51,12 @@ def config(tmp_path, **changes):
 
 
 @pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch):
+def quick_images(monkeypatch):
     """Thirty diagrams take seconds; one test draws a few of them."""
     monkeypatch.setattr(plots, "plot_evolution", lambda rows, keys, path: path.write_text(f"{len(rows)} points"))
 
 
-def test_the_picture(tmp_path):
+def test_the_image(tmp_path):
     PLOT([row(0, 0.5), row(1, 0.6, lr0=0.02)], ("lr0", "box"), tmp_path / "evolve.png")
     assert (tmp_path / "evolve.png").stat().st_size > 3000
 
@@ -129,6 +129,6 @@ def test_what_does_not_go_together(tmp_path, capsys):
     with pytest.raises(UserError, match="--evolve with --resume"):
         config(tmp_path, resume="last.pt")
     with pytest.raises(UserError, match="many trainings"):
-        settle(config(tmp_path))
+        resolve_config(config(tmp_path))
     assert main(["--evolve", "2", "--cfg", "nowhere.yaml", "--data", "shapes.yaml", "--project", str(tmp_path), "--device", "cpu"]) == 1
     assert "nowhere.yaml" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from models.export.end2end import Suppression, telling_threshold
 from models.export.exporting import EXPORTERS, REFUSED, ExportOptions, export_model, exporter_for
 from models.export.parity import _of_detections
 from models.export.runtimes import ExportedModel, ExportFacts, load_exported, move_constants
-from models.model import Detector
+from models.model import Model
 from tests.tiny import DUAL_HEAD, NAMES, tiny_model
 from utils.errors import UserError
 from utils.nms import non_max_suppression
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:`?torch\.jit\.:FutureWarning") 
 
 
 @pytest.fixture(scope="module")
-def model() -> Detector:
+def model() -> Model:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def files(model: Detector, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
+def files(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
     """Every format, static with two images a call, and dynamic."""
     folder, made = tmp_path_factory.mktemp("exports"), {}
     for name in EXPORTERS:
@@ -51,7 +51,7 @@ def images(batch: int, height: int, width: int, seed: int = 7) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 32, 32), (2, 224, 160), (1, 96, 352)])
-def test_dynamic_file_agrees_at_any_size(model: Detector, files: dict, name: str, shape: tuple[int, int, int]) -> None:
+def test_dynamic_file_agrees_at_any_size(model: Model, files: dict, name: str, shape: tuple[int, int, int]) -> None:
     x = images(*shape)
     expected, got = model.predict(x), load_exported(files[name, True]).predict(x)
     torch.testing.assert_close(got.boxes, expected.boxes, rtol=0, atol=1e-3)
@@ -60,7 +60,7 @@ def test_dynamic_file_agrees_at_any_size(model: Detector, files: dict, name: str
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_file_of_fixed_batch_takes_any_number_of_images(model: Detector, files: dict, name: str, count: int) -> None:
+def test_file_of_fixed_batch_takes_any_number_of_images(model: Model, files: dict, name: str, count: int) -> None:
     exported, x = load_exported(files[name, False]), images(count, *SIZE)
     got = exported.predict(x)
     assert got.boxes.shape == (count, 126, 4)
@@ -70,7 +70,7 @@ def test_file_of_fixed_batch_takes_any_number_of_images(model: Detector, files: 
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_onnx_is_what_other_readers_expect(model: Detector, files: dict, dynamic: bool) -> None:
+def test_onnx_is_what_other_readers_expect(model: Model, files: dict, dynamic: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(files["onnx", dynamic]), providers=["CPUExecutionProvider"])
     (entry,), (output,) = session.get_inputs(), session.get_outputs()
@@ -113,7 +113,7 @@ def test_auxiliary_branches_stay_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 160, 32)])
-def test_suppression_inside_equals_that_outside(model: Detector, files: dict, shape: tuple[int, int, int]) -> None:
+def test_suppression_inside_equals_that_outside(model: Model, files: dict, shape: tuple[int, int, int]) -> None:
     exported, x = load_exported(files["onnx_end2end", True]), images(*shape)
     inside = non_max_suppression(exported.predict(x), conf=0.01, iou=1.0, max_det=1000)
     outside = non_max_suppression(model.predict(x), conf=0.4, iou=0.45, max_det=100)
@@ -166,7 +166,7 @@ class Wrong:
     def __init__(self, name: str, change: float) -> None:
         self.exporter, self.change = EXPORTERS[name], change
 
-    def __call__(self, deployed: Detector, path: Path, options: ExportOptions) -> ExportFacts:
+    def __call__(self, deployed: Model, path: Path, options: ExportOptions) -> ExportFacts:
         other = deployed.fuse()
         with torch.no_grad():
             for parameter in other.head.parameters():
@@ -177,7 +177,7 @@ class Wrong:
 @pytest.mark.parametrize("name", EXPORTERS)
 @pytest.mark.parametrize("change", [1.01, float("nan")])
 def test_file_that_disagrees_is_refused_and_removed(
-    model: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: float
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: float
 ) -> None:
     monkeypatch.setitem(EXPORTERS, name, Wrong(name, change))
     path = tmp_path / f"best{SUFFIX[name]}"
@@ -197,7 +197,7 @@ class RightAtOneSize(exporting.ExportedNetwork):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_dynamic_file_that_is_right_at_one_size_only_is_refused(
-    model: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(exporting, "ExportedNetwork", RightAtOneSize)
     path = tmp_path / f"best{SUFFIX[name]}"
@@ -226,7 +226,7 @@ def test_traced_tensors_follow_the_device(files: dict, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_torchscript_runs_on_a_gpu(model: Detector, files: dict) -> None:
+def test_torchscript_runs_on_a_gpu(model: Model, files: dict) -> None:
     x = images(2, 96, 64)
     expected, got = model.predict(x), load_exported(files["torchscript", True], device="cuda").predict(x.cuda())
     torch.testing.assert_close(got.boxes.cpu(), expected.boxes, rtol=0, atol=0.1)
@@ -315,12 +315,12 @@ def test_unknown_format_names_the_nearest() -> None:
         (ExportOptions(imgsz=SIZE, iou=1.5), "--iou-thres 1.5"),
     ],
 )
-def test_options_out_of_range_name_the_flag(model: Detector, tmp_path: Path, options: ExportOptions, flag: str) -> None:
+def test_options_out_of_range_name_the_flag(model: Model, tmp_path: Path, options: ExportOptions, flag: str) -> None:
     with pytest.raises(UserError, match=flag):
         export_model(model, "onnx", tmp_path / "x.onnx", options)
 
 
-def test_simplify_needs_its_package(model: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simplify_needs_its_package(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxslim", None)
     monkeypatch.setitem(__import__("sys").modules, "onnxsim", None)
     with pytest.raises(UserError, match=r"--simplify: needs the package onnxslim"):
@@ -341,11 +341,11 @@ class BrightSquare:
         return Predictions(torch.stack(boxes), torch.full((len(x), 1, 1), 0.9))
 
 
-def test_augmentation_at_test_time_comes_back_to_the_picture() -> None:
-    picture = torch.zeros(2, 3, 160, 224)
-    picture[0, :, 32:96, 16:112] = 1
-    picture[1, :, 64:128, 128:192] = 1
-    boxes, scores = AugmentedModel(BrightSquare()).predict(picture)
+def test_augmentation_at_test_time_comes_back_to_the_image() -> None:
+    image = torch.zeros(2, 3, 160, 224)
+    image[0, :, 32:96, 16:112] = 1
+    image[1, :, 64:128, 128:192] = 1
+    boxes, scores = AugmentedModel(BrightSquare()).predict(image)
     assert boxes.shape == (2, 3, 4)
     assert scores.shape == (2, 3, 1)
     expected = torch.tensor([[16.0, 32, 112, 96], [128, 64, 192, 128]])[:, None].expand(-1, 3, -1)

@@ -1,4 +1,4 @@
-"""A network's first convolution for another number of input channels: the same response to grey pictures, in every family."""
+"""A network's first convolution for another number of input channels: the same response to grey images, in every family."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ class TestWeight:
 @torch.no_grad()
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("ch", [1, 5])
-def test_grey_pictures_give_the_same(stem, ch):
+def test_grey_images_give_the_same(stem, ch):
     rgb = network(stem, 3)
     other = build_model({**rgb.spec.to_dict(), "ch": ch})
     report = transfer(other, Source(rgb.state_dict(), rgb.spec.to_dict()))
@@ -68,7 +68,7 @@ def test_grey_pictures_give_the_same(stem, ch):
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-5, atol=1e-4)
 
 
-def test_every_branch_that_reads_the_picture_is_adapted():
+def test_every_branch_that_reads_the_image_is_adapted():
     assert first_convolutions(network("convolution", 3)) == {"model.0.conv.weight"}
     assert first_convolutions(network("space into channels", 3)) == {"model.1.conv.weight"}
     assert len(first_convolutions(network("several branches", 3))) == 2

@@ -17,7 +17,7 @@ from torch import nn
 from models import build_model, load_model
 from models.checkpoints import recognition
 from models.checkpoints.checkpoint import ForeignCheckpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
-from models.model import Detector
+from models.model import Model
 from models.spec.parser import load_spec
 from tests.golden import find
 from tests.standins import dressed, foreign_model, layout, raw_yaml, scramble_, strip_and_save
@@ -43,7 +43,7 @@ SOURCES = [
 PLAIN = tiny_cfg(attention=("ECA", [])) | {"nc": 3}  # those programs cannot hold FocalModulation, which has a layer called f
 
 
-def plain_model() -> Detector:
+def plain_model() -> Model:
     return tiny_model(attention=("ECA", []))
 
 

@@ -12,7 +12,7 @@ from models.heads.anchor_free import DDetect, Detect, DetectV9
 from models.heads.multi_branch import DualDDetect, DualDetect, TripleDDetect, TripleDetect
 from models.model import build_model
 from models.spec.channel_rules import RuleContext
-from models.spec.channel_rules import detects as detects_rule
+from models.spec.channel_rules import head as head_rule
 from tests import golden
 from tests.tiny import tiny_cfg
 from utils.errors import UserError
@@ -77,7 +77,7 @@ def test_decoding_is_done_in_float32(cls):
 def test_the_dialect_chooses_the_form_of_detect():
     def built(dialect):
         context = RuleContext((16, 24, 32), 1, lambda c: c, 80, None, dialect, Detect)
-        plan = detects_rule([80], context)
+        plan = head_rule([80], context)
         return plan.cls(*plan.args)
 
     assert built("v8").cv3[0][0].conv.out_channels == 80

@@ -1,4 +1,4 @@
-"""Pictures of rare and badly found classes are drawn more often, the same on all processes, and look different each time."""
+"""Images of rare and badly found classes are drawn more often, the same on all processes, and look different each time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from data.sampler import draw, image_weights
 from utils.errors import UserError
 
 
-def table(*pictures):
-    """Labels of pictures that hold objects of these classes."""
-    classes = np.array([c for picture in pictures for c in picture], dtype=np.int64)
-    return SimpleNamespace(classes=classes, starts=np.cumsum([0, *map(len, pictures)]))
+def table(*images):
+    """Labels of images that hold objects of these classes."""
+    classes = np.array([c for image in images for c in image], dtype=np.int64)
+    return SimpleNamespace(classes=classes, starts=np.cumsum([0, *map(len, images)]))
 
 
 def sampler(weights, **options):
@@ -45,7 +45,7 @@ def test_classes_that_were_not_measured_count_as_the_mean():
 
 
 def test_nothing_to_draw():
-    with pytest.raises(UserError, match="no training picture has an object"):
+    with pytest.raises(UserError, match="no training image has an object"):
         image_weights(table([], []), [0.0])
 
 
@@ -55,8 +55,8 @@ def test_shares_are_kept_and_repeats_are_numbered():
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / len(drawn), weights, atol=0.02)
     codes = draw(np.full(50, 0.02), np.random.default_rng(0))
     assert len(set(codes.tolist())) == 50  # no two look the same
-    for picture, times in Counter((codes % 50).tolist()).items():
-        assert sorted((codes[codes % 50 == picture] // 50).tolist()) == list(range(times))
+    for image, times in Counter((codes % 50).tolist()).items():
+        assert sorted((codes[codes % 50 == image] // 50).tolist()) == list(range(times))
 
 
 def test_draws_hang_on_seed_and_epoch_alone():

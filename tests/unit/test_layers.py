@@ -37,7 +37,7 @@ def unsettle(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def fold_children(module: nn.Module) -> nn.Module:
-    """What Detector.fuse() does: inmost first."""
+    """What Model.fuse() does: inmost first."""
     for name, child in list(module.named_children()):
         setattr(module, name, fold_children(child))
     return module.fused() if hasattr(module, "fused") else module

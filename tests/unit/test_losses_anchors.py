@@ -18,7 +18,7 @@ from models.assigners.targets import pad_targets
 from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
 from models.heads.base import HeadOutput
 from models.losses.cells import places_and_plane
-from tests.elsewhere import Seen, pretended_gpu
+from tests.pretended_device import Seen, pretended_gpu
 from utils.config import Hyperparameters
 from utils.types import Batch, Letterbox
 
@@ -117,7 +117,7 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut_up(monkeypatch, cls, 
     monkeypatch.setattr(simota, "CACHED_PAIRS", 50)
     monkeypatch.setattr(simota, "MAX_LOGITS", 100)
     monkeypatch.setattr(places, "MAX_VALUES", 100)
-    monkeypatch.setattr(anchor_ratio, "counting_is_free", lambda _: False)  # what a GPU does
+    monkeypatch.setattr(anchor_ratio, "can_count_without_wait", lambda _: False)  # what a GPU does
     for name, part in built(cls).build_loss(HYP)(output, batch).items():
         # A place that is listed for two boxes costs a third one the same twice, which leaves topk a choice.
         torch.testing.assert_close(part, wanted[name], rtol=1e-3 if cls is IAuxDetect else 1e-5, atol=1e-6)

@@ -54,7 +54,7 @@ def test_looking_at_a_prefix_first_changes_nothing() -> None:
     assert found.scores[0] > 1 > found.scores[1]
 
 
-def test_classes_are_kept_apart_in_large_pictures() -> None:
+def test_classes_are_kept_apart_in_large_images() -> None:
     boxes = torch.tensor([[[8000.0, 8000.0, 8100.0, 8100.0]]]).repeat(1, 2, 1)
     scores = torch.zeros(1, 2, 400)
     scores[0, 0, 0], scores[0, 1, 399] = 0.9, 0.8

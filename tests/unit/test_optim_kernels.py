@@ -14,7 +14,7 @@ from engine.doctor.checkup import noise_batch
 from engine.memory_format import channels_last
 from engine.training.optim import build_optimizer, load_state, optimizer_step
 from models import build_model
-from models.model import Detector
+from models.model import Model
 from tests.tiny import tiny_cfg
 from utils.config import Hyperparameters
 from utils.types import to_unit_range
@@ -23,7 +23,7 @@ FUSED = ("SGD", "Adam", "AdamW")
 HYP = Hyperparameters(lr0=0.003, weight_decay=0.01, nbs=2)
 
 
-def network() -> Detector:
+def network() -> Model:
     torch.manual_seed(0)
     return channels_last(build_model(tiny_cfg(attention=("MHSA", [])), nc=3)).train()
 
@@ -35,13 +35,13 @@ def optimizer_of(model: nn.Module, name: str, *, plain: bool = False) -> Optimiz
     return optimizer
 
 
-def backward(model: Detector) -> None:
+def backward(model: Model) -> None:
     loss = model.head.build_loss(HYP)
     batch = noise_batch(model, 64, 64)
     torch.stack(list(loss(model(to_unit_range(batch.images)), batch).values())).sum().backward()
 
 
-def step(model: Detector, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> Tensor:
+def step(model: Model, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> Tensor:
     return optimizer_step(optimizer, scaler or torch.amp.GradScaler("cpu", enabled=False), clip_norm=10.0)
 
 
@@ -122,7 +122,7 @@ def test_lion_is_algorithm_2(decay):
     hyp = Hyperparameters(lr0=0.01, momentum=0.9, weight_decay=decay, nbs=8)
     optimizer = build_optimizer(model, hyp, name="LION", batch_size=8, accumulate=1)
     for i, gradient in enumerate(gradients):
-        if i == 5:  # a new optimizer goes on with the state of the old one
+        if i == 5:  # a new optimizer resumes the state of the old one
             saved, optimizer = optimizer.state_dict(), build_optimizer(model, hyp, name="LION", batch_size=8, accumulate=1)
             load_state(optimizer, saved)
         model.weight.grad = torch.from_numpy(gradient.copy())

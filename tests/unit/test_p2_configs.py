@@ -38,7 +38,7 @@ def test_deploying_gives_the_form_without_auxiliary_branch(scale):
 
 @pytest.mark.parametrize("name", also_slow(("yolov9-t-p2",), ("gelan-t-p2", "yolov8n-p2", "yolov9-s-p2", "yolov9-c-p2")))
 def test_one_training_step(name):
-    """Two pictures with boxes of 6 to 40 px: every parameter that is trained gets a gradient, and nearly all move."""
+    """Two images with boxes of 6 to 40 px: every parameter that is trained gets a gradient, and nearly all move."""
     model = build_model(name, nc=3).train()
     targets = torch.tensor([[0, 1, 0.5, 0.5, 0.1, 0.1], [0, 2, 0.3, 0.6, 0.6, 0.4], [1, 0, 0.7, 0.4, 0.3, 0.5]])
     letterbox = Letterbox(torch.tensor([[64, 64]] * 2), torch.ones(2, 2), torch.zeros(2, 2))

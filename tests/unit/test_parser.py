@@ -255,7 +255,7 @@ def test_a_taken_name_is_refused():
     from models.spec.registry import register
 
     with pytest.raises(UserError, match="Conv"):
-        register("Conv", channels=rules.projects)(type("Mine", (), {}))
+        register("Conv", channels=rules.out_width)(type("Mine", (), {}))
 
 
 PLUGIN = """
@@ -263,7 +263,7 @@ from torch import nn
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
-@register("Doubled_{tag}", channels=rules.attends)
+@register("Doubled_{tag}", channels=rules.same_width)
 class Doubled(nn.Module):
     def __init__(self, channels, factor=2):
         super().__init__()

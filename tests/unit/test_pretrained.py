@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.training.initial_weights import Frozen, carry_over, check_flags, freeze
+from engine.training.initial_weights import FrozenLayers, carry_over, check_flags, freeze
 from models import build_model
 from models.backbones.focalnet import FocalNetBackbone
 from models.checkpoints.checkpoint import load_checkpoint
@@ -38,7 +38,7 @@ def test_a_backbone_and_its_report_and_what_is_frozen(tmp_path, capsys):
     assert frozen.rows == (0, 1)
     assert not any(p.requires_grad for p in model.model[:2].parameters())
     assert all(p.requires_grad for p in model.model[2].parameters())
-    assert Frozen.from_dict(frozen.to_dict()) == frozen
+    assert FrozenLayers.from_dict(frozen.to_dict()) == frozen
 
 
 def test_both_kinds_of_weights_write_a_report_each(tmp_path):

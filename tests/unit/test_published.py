@@ -14,7 +14,7 @@ import export
 import train
 import val
 from models.checkpoints.checkpoint import load_checkpoint
-from models.checkpoints.published import PUBLISHED, provide
+from models.checkpoints.published import PUBLISHED, ensure_weights
 from utils.errors import UserError
 
 
@@ -63,15 +63,15 @@ def test_a_missing_published_file_is_one_line_that_says_who_has_it(tmp_path):
 def test_it_is_fetched_only_when_asked(tmp_path, monkeypatch, checkpoint, capsys):
     asked = downloads(monkeypatch, checkpoint)
     path = tmp_path / "sub" / "yolov9-c.pt"
-    provide(path, download=False)
+    ensure_weights(path, download=False)
     assert not asked
-    provide(path, download=True)
+    ensure_weights(path, download=True)
     assert asked == ["https://github.com/WongKinYiu/yolov9/releases/download/v0.1/yolov9-c.pt"]
     assert path.read_bytes() == checkpoint
     said = capsys.readouterr().out
     assert "GPL-3.0" in said
     assert "sha256" in said
-    provide(path, download=True)
+    ensure_weights(path, download=True)
     assert len(asked) == 1
     assert [p.name for p in path.parent.iterdir()] == ["yolov9-c.pt"]
 
@@ -92,14 +92,14 @@ def test_it_is_fetched_only_when_asked(tmp_path, monkeypatch, checkpoint, capsys
 def test_what_is_no_checkpoint_is_not_kept(tmp_path, monkeypatch, result, says):
     downloads(monkeypatch, result)
     with pytest.raises(UserError, match=rf"--download: https://github\.com/\S+/yolov8n\.pt {says}") as caught:
-        provide(tmp_path / "yolov8n.pt", download=True)
+        ensure_weights(tmp_path / "yolov8n.pt", download=True)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_nobody_publishes(tmp_path):
     with pytest.raises(UserError, match=r"nobody is known to publish yolov9-q\.pt; did you mean 'yolov9-"):
-        provide(tmp_path / "yolov9-q.pt", download=True)
+        ensure_weights(tmp_path / "yolov9-q.pt", download=True)
 
 
 @pytest.mark.parametrize("script", [train, val, detect, export], ids=lambda s: s.__name__)

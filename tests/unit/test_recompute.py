@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from engine.doctor.checkup import noise_batch
-from engine.training.nonfinite_guard import StepGuard
+from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recompute import checkpoint_activations, forward, recomputed_parts
 from models import build_model
-from models.model import Detector
+from models.model import Model
 from tests.contract.test_attention_contract import PART_A
 from tests.tiny import tiny_cfg
 from utils.cli.train_arguments import parse_arguments
@@ -32,7 +32,7 @@ def cfg(*attention) -> dict:
     return {"nc": 3, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": 3, "backbone": rows, "head": [[[2, 3], 1, "DDetect", ["nc"]]]}
 
 
-def train(model: Detector, *, steps: int = 3, precision: torch.dtype | None = None) -> list[Tensor]:
+def train(model: Model, *, steps: int = 3, precision: torch.dtype | None = None) -> list[Tensor]:
     """The losses of some steps, in the order of train.py; the seed is set, so that drawn numbers are the same."""
     torch.manual_seed(1)
     hyp, batch = Hyperparameters(), noise_batch(model.train(), 64, 96)
@@ -48,7 +48,7 @@ def train(model: Detector, *, steps: int = 3, precision: torch.dtype | None = No
     return losses
 
 
-def pair(configuration: dict, scope: str) -> tuple[Detector, Detector]:
+def pair(configuration: dict, scope: str) -> tuple[Model, Model]:
     """A network, and the same that computes activations again."""
     torch.manual_seed(0)
     plain = build_model(configuration)
@@ -57,7 +57,7 @@ def pair(configuration: dict, scope: str) -> tuple[Detector, Detector]:
     return plain, again
 
 
-def assert_same_training(plain: Detector, again: Detector, **options) -> None:
+def assert_same_training(plain: Model, again: Model, **options) -> None:
     first, second = train(plain, **options), train(again, **options)
     assert torch.equal(torch.stack(first), torch.stack(second))
     ours, theirs = plain.state_dict(), again.state_dict()  # running statistics and their counters too
@@ -65,7 +65,7 @@ def assert_same_training(plain: Detector, again: Detector, **options) -> None:
     assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
 
 
-def kept_bytes(model: Detector) -> int:
+def kept_bytes(model: Model) -> int:
     """What autograd holds after a forward pass, the checkpoints' own inputs left out."""
     sizes = {}
 
@@ -175,13 +175,13 @@ def test_copies_folded_and_deployed_forms_are_sound():
 
 def test_a_spoilt_step_changes_nothing(tmp_path):
     model = pair(cfg("CloBlock", []), "all")[1]
-    guard = StepGuard(model, ("box",), patience=0, folder=tmp_path)
+    guard = NonFiniteGuard(model, ("box",), patience=0, folder=tmp_path)
     optimizer = build_optimizer(model, Hyperparameters(), batch_size=64, accumulate=1)
     before = deepcopy(model.state_dict())
     total = guard.checked({"box": model.train()(torch.rand(2, 3, 64, 64)).main[0].sum() * float("nan")}, epoch=0, iteration=0, paths=("a",))
     total.backward()
-    spoilt = guard.spoilt()
-    guard.after_step(optimizer_step(optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_norm=10.0), spoilt)
+    non_finite = guard.non_finite()
+    guard.after_step(optimizer_step(optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_norm=10.0), non_finite)
     after = model.state_dict()
     assert [k for k, v in before.items() if v.is_floating_point() and not torch.equal(v, after[k])] == []
 

@@ -7,7 +7,7 @@ import torch
 
 from models import build_model
 from models.edit.rows import edit
-from models.model import Detector
+from models.model import Model
 from models.spec.parser import load_spec, plan_layers
 from models.spec.registry import BLOCKS
 from models.transfer.transfer import Source, transfer
@@ -99,7 +99,7 @@ def test_weights_are_no_model_yaml():
 
 
 @pytest.fixture(scope="module")
-def trained() -> Detector:
+def trained() -> Model:
     torch.manual_seed(0)
     model = build_model(tiny_cfg(attention=("C2f", [32, True])))
     for tensor in model.parameters():
@@ -107,13 +107,13 @@ def trained() -> Detector:
     return model.eval()
 
 
-def into(trained: Detector, replace: str) -> Detector:
-    model = Detector(edit(trained.spec, replace=replace).spec, names=trained.names)
+def into(trained: Model, replace: str) -> Model:
+    model = Model(edit(trained.spec, replace=replace).spec, names=trained.names)
     moved(trained, model)
     return model.eval()
 
 
-def moved(source: Detector, target: Detector) -> None:
+def moved(source: Model, target: Model) -> None:
     transfer(target, Source(source.state_dict(), source.spec.to_dict(), source.names))
 
 

@@ -93,5 +93,5 @@ def test_files_of_that_name_come_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("screen", "screenshots"):
         (tmp_path / folder).mkdir()
-        with pytest.raises(UserError, match="no picture and no video in this folder"):
+        with pytest.raises(UserError, match="no image and no video in this folder"):
             open_source(folder, imgsz=64)

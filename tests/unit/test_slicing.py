@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.inference.sliced import SlicedLook
+from engine.inference.sliced import SlicedPredictor
 from engine.inference.slicing import Seen, _greedy, _pairs, merge_looks, slice_windows
 from utils.boxes import box_iou
 from utils.nms import non_max_suppression
@@ -24,7 +24,7 @@ Box = tuple[float, float, float, float]
 @pytest.mark.parametrize("hw", [(1000, 1700), (641, 640), (640, 1281), (2560, 2560), (700, 90)])
 @pytest.mark.parametrize("size", [(640, 640), (320, 500), (64, 33)])
 @pytest.mark.parametrize("overlap", [0.0, 0.2, 0.37, 0.9])
-def test_windows_cover_the_picture_exactly(hw: tuple[int, int], size: tuple[int, int], overlap: float) -> None:
+def test_windows_cover_the_image_exactly(hw: tuple[int, int], size: tuple[int, int], overlap: float) -> None:
     windows = slice_windows(hw, size, overlap)
     for low, length, side in ((1, hw[0], size[0]), (0, hw[1], size[1])):
         spans = windows[:, [low, low + 2]].unique(dim=0)
@@ -38,7 +38,7 @@ def test_windows_cover_the_picture_exactly(hw: tuple[int, int], size: tuple[int,
     assert len(windows) == len(windows.unique(dim=0))
 
 
-def test_windows_of_a_large_picture() -> None:
+def test_windows_of_a_large_image() -> None:
     windows = slice_windows((2560, 2560), (640, 640), 0.2)
     assert len(windows) == 25
     assert windows[:5, 0].tolist() == [0, 480, 960, 1440, 1920]  # evenly spread: 160 px in common where 128 are asked for
@@ -46,7 +46,7 @@ def test_windows_of_a_large_picture() -> None:
     assert slice_windows((640, 641), (640, 640), 0.0).tolist() == [[0, 0, 640, 640], [1, 0, 641, 640]]
 
 
-# Merging; the picture is 1000 px wide and 600 high
+# Merging; the image is 1000 px wide and 600 high
 
 HW = (600, 1000)
 LEFT, RIGHT, WHOLE = (0, 0, 600, 600), (400, 0, 1000, 600), (0, 0, 1000, 600)
@@ -132,7 +132,7 @@ def test_boxes_of_one_look_do_not_compete() -> None:
     assert len(merged(*rows)) == 2
 
 
-def test_the_pictures_own_border_cuts_nothing() -> None:
+def test_the_images_own_border_cuts_nothing() -> None:
     at_border = (0, 100, 80, 200)
     assert merged((at_border, 0.6, 0, LEFT), ((0, 90, 300, 300), 0.5, 0, WHOLE))[0] == (list(at_border), 0.6)
 
@@ -193,10 +193,10 @@ class Bright:
         return Predictions(boxes, torch.where(boxes.sum(dim=2, keepdim=True) > 0, 0.8, 0.0))
 
 
-def look(network: Bright, size: Sequence[int] = (64, 64), *, fixed: bool = False) -> SlicedLook:
+def look(network: Bright, size: Sequence[int] = (64, 64), *, fixed: bool = False) -> SlicedPredictor:
     suppress = partial(non_max_suppression, conf=0.5, iou=0.45)
     input_hw = (64, 96) if fixed else (64, 64)
-    return SlicedLook(network, suppress, (size[0], size[1]), 0.25, input_hw, 32, fixed, torch.device("cpu"), 0.45, 300, batch=4)
+    return SlicedPredictor(network, suppress, (size[0], size[1]), 0.25, input_hw, 32, fixed, torch.device("cpu"), 0.45, 300, batch=4)
 
 
 NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
@@ -204,7 +204,7 @@ NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=tor
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_object_comes_back_in_px_of_the_picture(channels: int, dtype: type) -> None:
+def test_an_object_comes_back_in_px_of_the_image(channels: int, dtype: type) -> None:
     image = np.full((150, 200, channels), np.iinfo(dtype).max // 4, dtype)
     image[71:95, 103:141] = np.iinfo(dtype).max
     network = Bright()
@@ -225,14 +225,14 @@ def test_windows_are_fitted_into_the_size_a_network_takes() -> None:
         assert {s[2:] for s in network.shapes} == {shape}
 
 
-def test_a_picture_that_fits_into_one_window_is_looked_at_once() -> None:
+def test_an_image_that_fits_into_one_window_is_looked_at_once() -> None:
     network = Bright()
     whole = Detections(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([0.9]), torch.tensor([0]))
     assert look(network)(np.zeros((64, 50, 3), np.uint8), whole) is whole
     assert network.shapes == []
 
 
-def test_what_only_the_whole_picture_shows_stays() -> None:
+def test_what_only_the_whole_image_shows_stays() -> None:
     whole = Detections(torch.tensor([[10.0, 10, 190, 140]]), torch.tensor([0.9]), torch.tensor([0]))
     found = look(Bright())(np.zeros((150, 200, 3), np.uint8), whole)
     assert found.boxes.tolist() == whole.boxes.tolist()

@@ -1,4 +1,4 @@
-"""The bookkeeping of large data sets, at a small size: benchmarks/bench_startup.py measures it with ten thousand pictures."""
+"""The bookkeeping of large data sets, at a small size: benchmarks/bench_startup.py measures it with ten thousand images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import bench_startup
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return bench_startup.make_pictures(tmp_path_factory.mktemp("many"), 1000)
+    return bench_startup.make_images(tmp_path_factory.mktemp("many"), 1000)
 
 
 def test_cached_labels_cost_little(world):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.training.ema import ModelEMA
-from engine.training.nonfinite_guard import KeptBuffers, StepGuard
+from engine.training.nonfinite_guard import BufferBackup, NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.stop_signals import Stopped, StopSignals
 from utils.config import Hyperparameters
@@ -34,7 +34,7 @@ class Training:
         self.model[-1].float()
         self.optimizer = build_optimizer(self.model, HYP, name=name, batch_size=4, accumulate=1)
         self.scaler, self.ema = torch.amp.GradScaler("cpu", enabled=False), ModelEMA(self.model)
-        self.guard = StepGuard(self.model, ("box", "cls"), patience=patience, folder=tmp_path)
+        self.guard = NonFiniteGuard(self.model, ("box", "cls"), patience=patience, folder=tmp_path)
         self.iteration = 0
 
     def step(self, spoil=None) -> None:
@@ -47,9 +47,9 @@ class Training:
         if spoil == "gradient":
             total = total + (self.model[0].weight.sum() * 0).sqrt()  # 0, but its slope is infinite
         total.backward()
-        spoilt = self.guard.spoilt()
-        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=10.0, spoilt=spoilt)
-        self.guard.after_step(taken, spoilt)
+        non_finite = self.guard.non_finite()
+        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=10.0, non_finite=non_finite)
+        self.guard.after_step(taken, non_finite)
         self.ema.update(taken)
         self.iteration += 1
 
@@ -75,7 +75,7 @@ def test_a_spoilt_step_changes_nothing(tmp_path, name, spoil):
 
 
 def test_the_first_step_of_sgd_is_the_published_one():
-    """Momenta that begin at zero are what torch makes of a first gradient, and a spoilt first step leaves no rubbish in them."""
+    """Momenta that begin at zero are what torch makes of a first gradient, and a non_finite first step leaves no rubbish in them."""
     ours, plain = network()[0], network()[0]
     optimizer = build_optimizer(nn.Sequential(ours), HYP.replace(weight_decay=0), batch_size=4, accumulate=1)
     reference = torch.optim.SGD(plain.parameters(), lr=HYP.lr0, momentum=HYP.momentum, nesterov=True)
@@ -91,7 +91,7 @@ def test_a_run_ends_after_so_many_in_a_row(tmp_path, capsys):
     run = Training(tmp_path, "SGD", patience=3)
     for spoil in ("loss", "loss", None, "gradient", "loss"):
         run.step(spoil)
-    run.guard.look()
+    run.guard.check()
     assert (run.guard.in_row, run.guard.skipped) == (2, 4)
     assert "epoch 1, iteration 4: box loss" in (tmp_path / "nan_batches.txt").read_text()
     state = run.guard.state_dict()
@@ -99,7 +99,7 @@ def test_a_run_ends_after_so_many_in_a_row(tmp_path, capsys):
     other.guard.load_state_dict(state)
     other.step("infinite")
     with pytest.raises(UserError, match="iteration 1: the cls loss became inf for 3 steps in a row"):
-        other.guard.look()
+        other.guard.check()
     run.guard.report(0)
     assert "epoch 1: 4 step(s) were skipped" in capsys.readouterr().err
     run.guard.report(1)
@@ -110,15 +110,15 @@ def test_an_overflow_that_a_scaler_handles_is_not_counted(tmp_path):
     run = Training(tmp_path, "SGD", patience=1)
     run.guard.scaled = True
     run.step("gradient")
-    run.guard.look()
+    run.guard.check()
     run.step("loss")
     with pytest.raises(UserError, match="the cls loss became nan; lower lr0"):
-        run.guard.look()
+        run.guard.check()
 
 
 def test_a_guard_changes_no_step_that_is_taken(tmp_path):
     run, plain = Training(tmp_path, "SGD"), Training(tmp_path, "SGD")
-    plain.guard.after_step = lambda taken, spoilt: None
+    plain.guard.after_step = lambda taken, non_finite: None
     for _ in range(3):
         run.step()
         plain.step()
@@ -127,19 +127,19 @@ def test_a_guard_changes_no_step_that_is_taken(tmp_path):
 
 def test_buffers_of_several_types_come_back():
     model = network()
-    kept = KeptBuffers(model)
+    kept = BufferBackup(model)
     good = deepcopy(model.state_dict())
     for name, buffer in model.named_buffers():
         if "running" in name:
             buffer.fill_(NAN)
-    kept.settle(torch.tensor(False))
+    kept.commit(torch.tensor(False))
     assert all(torch.equal(v, good[k]) for k, v in model.state_dict().items())
     model[1].running_mean.fill_(3.0)
-    kept.settle(torch.tensor(True))
+    kept.commit(torch.tensor(True))
     model[1].running_mean.fill_(NAN)
-    kept.settle(torch.tensor(False))
+    kept.commit(torch.tensor(False))
     assert (model[1].running_mean == 3.0).all()
-    KeptBuffers(nn.Linear(2, 2)).settle(torch.tensor(False))  # no buffers at all
+    BufferBackup(nn.Linear(2, 2)).commit(torch.tensor(False))  # no buffers at all
 
 
 def test_signals_ask_first_and_stop_at_once_the_second_time():

@@ -15,14 +15,14 @@ import pytest
 
 from data.sources import stream_reader
 from data.sources.opening import open_source
-from data.sources.stream_reader import Patience, Stream, open_capture, quiet_opencv
+from data.sources.stream_reader import ReconnectPolicy, Stream, open_capture, quiet_opencv
 from data.sources.streams import StreamSource, listed_streams, stream_of
 from tests.rtsp_server import rtsp_camera
-from tests.streaming import SECRET, Given, camera, picture, video
+from tests.streaming import SECRET, Given, camera, solid_image, video
 from utils.errors import UserError
 from utils.process_exit import HANGING
 
-QUICK = Patience(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
+QUICK = ReconnectPolicy(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_password_reaches_the_camera_and_nothing_else(server):
 
 
 def test_a_camera_over_rtsp():
-    with rtsp_camera(picture(128, 96), user="admin:s3cret/w0rd", deaths=[8]) as place:
+    with rtsp_camera(solid_image(128, 96), user="admin:s3cret/w0rd", deaths=[8]) as place:
         notes = []
         source = StreamSource([stream_of(f"RTSP://admin:{SECRET}@{place}/live?channel=1")], patience=QUICK, note=notes.append, imgsz=64)
         frames = first(source, 12)
@@ -247,7 +247,8 @@ def test_a_stop_does_not_wait_for_pauses_and_slots(given):
     for more, capture in (({}, [Given(3), Given(0)]), ({"whole": True}, Given(length=100))):
         target = "http://x" if more else 0
         given[target] = capture
-        source = StreamSource([Stream(target, "x", "x", **more)], patience=Patience(pause_s=60, longest_pause_s=60), note=print, imgsz=64)
+        policy = ReconnectPolicy(pause_s=60, longest_pause_s=60)
+        source = StreamSource([Stream(target, "x", "x", **more)], patience=policy, note=print, imgsz=64)
         batches = source.batches()
         next(batches)
         time.sleep(0.05)
@@ -259,7 +260,7 @@ def test_a_stop_does_not_wait_for_pauses_and_slots(given):
 def test_how_opencv_is_asked(monkeypatch):
     asked = []
     monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: asked.append(arguments))
-    patience = Patience(open_s=3, read_s=4.5)
+    patience = ReconnectPolicy(open_s=3, read_s=4.5)
     for target in ("RTSP://u:p@cam/Live", "clip.avi", 2):
         open_capture(target, patience)
     waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 3000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 4500]
@@ -282,7 +283,7 @@ def test_a_server_that_falls_silent_is_left_after_the_time_out(server):
 HANGS_AT_THE_END = """
 import sys, time
 from contextlib import closing
-from data.sources.stream_reader import Patience
+from data.sources.stream_reader import ReconnectPolicy
 from data.sources.streams import StreamSource, stream_of
 
 class LateEnd:
@@ -290,7 +291,7 @@ class LateEnd:
         time.sleep(1.5)  # Python is taken to pieces meanwhile
 
 late = LateEnd()
-source = StreamSource([stream_of(sys.argv[1])], imgsz=64, patience=Patience(read_s=2.5))
+source = StreamSource([stream_of(sys.argv[1])], imgsz=64, patience=ReconnectPolicy(read_s=2.5))
 with closing(source.batches()) as batches:
     next(batches)
     time.sleep(0.5)  # the reader waits for a frame that does not come
@@ -330,9 +331,9 @@ def test_lists(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is no URL, no number"),
-        ("notes.md", "line 2: notes.md is no URL, no number of a camera and no video file that is there"),
-        ("http://u:PW@cam/now.jpg", "line 2: .* is a picture"),
+        ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is no URL, no finite number"),
+        ("notes.md", "line 2: notes.md is no URL, no finite number of a camera and no video file that is there"),
+        ("http://u:PW@cam/now.jpg", "line 2: .* is an image"),
         ("file:///x/PW.mp4?", "without file://"),
         ("gopher://u:PW@cam/", "gopher:// is not read; known are http"),
         ("# nothing", "the list is empty"),

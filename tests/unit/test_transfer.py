@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Detector, build_model
+from models import Model, build_model
 from models.edit.rows import Edited, edit
 from models.spec.parser import load_spec
 from models.transfer.report import KEPT, MOVED, TransferReport
@@ -29,23 +29,23 @@ V5 = {
 }  # fmt: skip
 
 
-def source(model: Detector, *, cfg: bool = True, names: bool = True) -> Source:
+def source(model: Model, *, cfg: bool = True, names: bool = True) -> Source:
     return Source(model.state_dict(), model.spec.to_dict() if cfg else None, model.names if names else None, "old.pt")
 
 
-def filled(cfg: str | Mapping[str, Any], names: Sequence[str] | None = None) -> Detector:
+def filled(cfg: str | Mapping[str, Any], names: Sequence[str] | None = None) -> Model:
     return fill_(build_model(cfg, names=names), 1.35).eval()
 
 
-def outputs(model: Detector, px: int = 64) -> list[Tensor]:
+def outputs(model: Model, px: int = 64) -> list[Tensor]:
     images = torch.rand(1, model.ch, px, px, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return [level for branch in model.eval()(images).branches for level in branch]
 
 
-def lands_where_it_belongs(old: Detector, change: Edited, *, same_outputs: bool) -> TransferReport:
+def lands_where_it_belongs(old: Model, change: Edited, *, same_outputs: bool) -> TransferReport:
     """Transfers into the edited network and compares every tensor with the edit's own map of rows."""
-    new = Detector(change.spec, names=old.names)
+    new = Model(change.spec, names=old.names)
     report = transfer(new, source(old))
     state = new.state_dict()
     expected = {k: v for k, v in change.renamed(old.state_dict()).items() if k in state and int(k.split(".")[1]) not in change.replaced}
@@ -92,7 +92,7 @@ def test_replacements_and_removals_keep_what_is_outside_them(name):
         row = choose.choice(rows)
         lands_where_it_belongs(old, edit(spec, replace=f"{kind}={kind}_{choose.choice(['EMA', 'CBAM', 'SE'])}@{row}"), same_outputs=False)
         with_two = edit(spec, insert=[f"CBAM@{choose.choice(rows)}", f"SE@{rows[-1]}"], init="identity")
-        grown = fill_(Detector(with_two.spec), 1.35)
+        grown = fill_(Model(with_two.spec), 1.35)
         lands_where_it_belongs(grown, edit(with_two.spec, remove=[with_two.inserted[0]]), same_outputs=False)
 
 
@@ -117,7 +117,7 @@ def test_removed_and_inserted_rows_are_named():
 def test_rows_that_moved_are_summed_up():
     old = tiny_model()
     change = edit(old.spec, insert="CBAM@2", init="identity")
-    report = transfer(Detector(change.spec, names=old.names), source(old))
+    report = transfer(Model(change.spec, names=old.names), source(old))
     assert "3-8 to 4-9" in str(report)
     assert report.having(MOVED)[0].source == 3
 
@@ -324,7 +324,7 @@ def test_a_checkpoint_becomes_a_yaml_a_network_and_a_checkpoint_again(tmp_path):
 
 def test_values_are_those_of_the_source_and_not_only_their_shapes():
     old = tiny_model()
-    new = Detector(edit(old.spec, insert="SE@detect").spec, names=old.names)
+    new = Model(edit(old.spec, insert="SE@detect").spec, names=old.names)
     transfer(new, source(old))
     key = "model.0.conv.weight"
     assert torch.equal(new.state_dict()[key], torch.from_numpy(fill_value(key, (8, 3, 3, 3), 1.35)))

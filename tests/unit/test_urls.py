@@ -1,4 +1,4 @@
-"""What of a URL is shown, and pictures fetched from one."""
+"""What of a URL is shown, and images fetched from one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from data.images.reading import ImageError
 from data.sources import urls
 from data.sources.urls import plain_name, read_remote_image, redacted
-from tests.streaming import SECRET, camera, picture
+from tests.streaming import SECRET, camera, solid_image
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,15 @@ def test_names_are_short():
 @pytest.fixture(scope="module")
 def server():
     with camera() as state:
-        state.files["/über uns.png"] = state.files["/%C3%BCber%20uns.png"] = cv2.imencode(".png", picture(40, 30))[1].tobytes()
+        state.files["/über uns.png"] = state.files["/%C3%BCber%20uns.png"] = cv2.imencode(".png", solid_image(40, 30))[1].tobytes()
         state.files["/deep.png"] = cv2.imencode(".png", np.full((12, 14, 3), 40000, np.uint16))[1].tobytes()
-        state.files["/text.jpg"], state.files["/empty.jpg"] = b"<html>no picture</html>", b""
+        state.files["/text.jpg"], state.files["/empty.jpg"] = b"<html>no image</html>", b""
         yield state
 
 
-def test_a_picture_is_fetched_and_decoded(server):
+def test_an_image_is_fetched_and_decoded(server):
     image = read_remote_image(f"{server.url}/über uns.png?size=large")
-    np.testing.assert_array_equal(image, picture(40, 30))
+    np.testing.assert_array_equal(image, solid_image(40, 30))
     assert server.requests[-1][0] == "/%C3%BCber%20uns.png?size=large"
     assert read_remote_image(f"{server.url}/deep.png").dtype == np.uint16
     assert read_remote_image(f"{server.url}/deep.png", channels=1).shape == (12, 14, 1)
@@ -66,7 +66,7 @@ def test_a_password_is_sent_to_the_host_that_asks_for_it_only(server):
     ("path", "said"),
     [
         ("/nothing.jpg", "the server answers 404 Not Found"),
-        ("/text.jpg", "not a picture that can be read"),
+        ("/text.jpg", "not an image that can be read"),
         ("/empty.jpg", "the file is empty"),
     ],
 )

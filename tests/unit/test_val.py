@@ -28,7 +28,7 @@ SIZE = 64
 
 
 def batch(number: int) -> Batch:
-    """Two pictures of 100 x 200 px, shrunk to a third and padded; the second has no object."""
+    """Two images of 100 x 200 px, shrunk to a third and padded; the second has no object."""
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.25, 0.25], [0, 1, 0.25, 0.5, 0.25, 0.125]])
     boxed = Letterbox(torch.tensor([[100, 200]] * 2), torch.full((2, 2), 0.3), torch.tensor([[2.0, 17.0]] * 2))
     paths = (f"images/{number}a.jpg", f"images/{number}b.jpg")
@@ -36,7 +36,7 @@ def batch(number: int) -> Batch:
 
 
 class Oracle(nn.Module):
-    """Answers what is in ``batch()``; the head of a Detector in miniature."""
+    """Answers what is in ``batch()``; the head of a Model in miniature."""
 
     names = NAMES
 
@@ -65,7 +65,7 @@ class MeanPixel:
         return {"box": output.mean() * 255, "cls": output.new_tensor(len(batch.targets))}
 
 
-def test_boxes_are_compared_in_px_of_the_original_pictures() -> None:
+def test_boxes_are_compared_in_px_of_the_original_images() -> None:
     accumulator = MetricAccumulator(NAMES)
     metrics = val.evaluate(Oracle(), [batch(i) for i in range(3)], accumulator=accumulator, progress=False)
     assert (metrics.map, metrics.images, metrics.rule) == (pytest.approx(1), 6, "coco")
@@ -138,7 +138,7 @@ def test_hybrid_labels_hold_each_object_once() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures with YOLO labels and COCO JSON, and a checkpoint of an untrained network."""
+    """Six images with YOLO labels and COCO JSON, and a checkpoint of an untrained network."""
     root = tmp_path_factory.mktemp("data set")
     rng = np.random.default_rng(0)
     images, annotations = [], []
@@ -182,8 +182,8 @@ def test_whole_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "rule: coco" in text
     assert re.search(r"^ +all +6 +15 ", text, re.MULTILINE)
     out = folder / "runs" / "whole"
-    pictures = {"PR_curve.png", "P_curve.png", "R_curve.png", "F1_curve.png", "confusion_matrix.png", "val_batch0_pred.jpg"}
-    assert pictures <= {p.name for p in out.iterdir()}
+    images = {"PR_curve.png", "P_curve.png", "R_curve.png", "F1_curve.png", "confusion_matrix.png", "val_batch0_pred.jpg"}
+    assert images <= {p.name for p in out.iterdir()}
     rows = json.loads((out / "best_predictions.json").read_text())
     assert {r["category_id"] for r in rows} <= {5, 6}
     assert {r["image_id"] for r in rows} <= set(range(10, 16))

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from utils.files import UNFINISHED, written_whole
+from utils.files import UNFINISHED, atomic_write
 
 
 def test_the_file_comes_at_the_end(tmp_path):
     path = tmp_path / "a.b.txt"
     path.write_text("old")
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         assert (partial.parent, partial.suffix) == (tmp_path, ".txt")
         partial.write_text("new")
         assert list(tmp_path.glob(UNFINISHED)) == [partial]
@@ -27,7 +27,7 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
     path.write_text("old")
 
     def fail() -> None:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half")
             raise error
 
@@ -38,13 +38,13 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "none" / "a.txt") as partial:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "none" / "a.txt") as partial:
         partial.write_text("x")
 
 
 def test_a_long_name_is_no_obstacle(tmp_path):
     path = tmp_path / ("ä" * 125 + ".txt")
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("x")
     assert path.read_text() == "x"
 
@@ -53,14 +53,14 @@ def test_others_may_read_it(tmp_path):
     """Data sets are shared, and so are the caches beside them."""
     plain = tmp_path / "plain"
     plain.write_text("x")
-    with written_whole(tmp_path / "a") as partial:
+    with atomic_write(tmp_path / "a") as partial:
         partial.write_text("x")
     assert (tmp_path / "a").stat().st_mode == plain.stat().st_mode
 
 
 def test_threads_write_the_same_file(tmp_path):
     def write(text: str) -> None:
-        with written_whole(tmp_path / "a") as partial:
+        with atomic_write(tmp_path / "a") as partial:
             partial.write_text(text * 10_000)
 
     with ThreadPoolExecutor(8) as pool:

@@ -47,7 +47,7 @@ class DetectConfig:
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
     augment: bool = False
-    slice: tuple[int, ...] | None = None  # px of the picture, one side or height and width; None means the whole picture only
+    slice: tuple[int, ...] | None = None  # px of the image, one side or height and width; None means the whole image only
     slice_overlap: float = 0.2
     visualize: bool = False
     project: str = "runs/detect"
@@ -97,7 +97,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> DetectConfig:
 def build_parser() -> argparse.ArgumentParser:
     """Flags that are not given are not set, so that DetectConfig's defaults hold."""
     defaults = DetectConfig()
-    description = "Detects objects in pictures and videos."
+    description = "Detects objects in images and videos."
     parser = argparse.ArgumentParser(prog="detect.py", description=description, argument_default=argparse.SUPPRESS)
     for group, flags in _flags().items():
         section = parser.add_argument_group(group)
@@ -129,7 +129,7 @@ def _flags() -> dict[str, list[tuple[list[str], dict, str]]]:
             (["--max-det"], number, "detections an image"),
             (["--classes"], {"type": int, "nargs": "+", "metavar": "N"}, "keep only these classes"),
             (["--agnostic-nms"], on, "boxes of different classes also suppress one another"),
-            (["--augment"], on, "also look at smaller and mirrored versions of each picture"),
+            (["--augment"], on, "also look at smaller and mirrored versions of each image"),
             (["--slice"], {**number, "nargs": "+"}, SLICE_TEXT),
             (["--slice-overlap"], fraction, SLICE_OVERLAP_TEXT),
             (["--vid-stride"], number, "look at every so many frames of a video or stream"),
@@ -140,13 +140,13 @@ def _flags() -> dict[str, list[tuple[list[str], dict, str]]]:
             (["--project"], {"metavar": "DIR"}, "folder of runs"),
             (["--name"], {}, "run folder in it"),
             (["--exist-ok"], on, "write into an existing run folder"),
-            (["--nosave"], on, "no pictures and videos"),
+            (["--nosave"], on, "no images and videos"),
             (["--save-txt"], on, "labels/*.txt"),
             (["--save-conf"], on, "a column of scores in them"),
             (["--save-csv"], on, "predictions.csv"),
             (["--save-crop"], on, "crops/<class>/*.jpg"),
             (["--visualize"], on, "feature maps of every layer"),
-            (["--view-img"], on, "show pictures in a window"),
+            (["--view-img"], on, "show images in a window"),
             (["--line-thickness"], number, "of boxes, px"),
             (["--hide-labels"], on, "boxes without names"),
             (["--hide-conf"], on, "names without scores"),

@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 MIN_SLICE_PX = 32
 MAX_SLICE_OVERLAP = 0.9
-SLICE_TEXT = "also look at the picture through windows of this side, or height and width, in px, and merge what they show"
+SLICE_TEXT = "also look at the image through windows of this side, or height and width, in px, and merge what they show"
 SLICE_OVERLAP_TEXT = "least common part of neighbouring windows, a fraction of their side"
 
 

@@ -35,7 +35,7 @@ class ValConfig:
     conf_thres: float = 0.001
     iou_thres: float = 0.7
     max_det: int = 300
-    slice: tuple[int, ...] | None = None  # px of the picture, one side or height and width; None means the whole picture only
+    slice: tuple[int, ...] | None = None  # px of the image, one side or height and width; None means the whole image only
     slice_overlap: float = 0.2
     augment: bool = False
     task: str = "val"
@@ -94,7 +94,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ValConfig:
     weights = given.pop("weights", [])
     sides = given.pop("imgsz", [])
     if len(set(sides)) > 1:
-        raise UserError(f"--imgsz {' '.join(map(str, sides))}: validation takes one side; rectangular batches follow the pictures")
+        raise UserError(f"--imgsz {' '.join(map(str, sides))}: validation takes one side; rectangular batches follow the images")
     if "study_sizes" in given:
         given["study_sizes"] = tuple(given["study_sizes"])
     files = {"weights": weights[0], "others": tuple(weights[1:])} if weights else {}
@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         (["--data"], {"metavar": "YAML"}, "data set; what the checkpoint says if left out"),
         (["--task"], {"metavar": "TASK"}, "train, val or test: the split; speed: milliseconds an image; study: mAP and speed over sizes"),
         (["--study-sizes"], {"type": int, "nargs": "+", "metavar": "PX"}, "sizes of --task study"),
-        (["--augment"], on, "also look at smaller and mirrored versions of each picture"),
+        (["--augment"], on, "also look at smaller and mirrored versions of each image"),
         (["--batch-size"], {"type": int, "metavar": "N"}, "images a batch"),
         (["--imgsz", "--img", "--img-size"], {"type": int, "nargs": "+", "metavar": "PX"}, "longer side of the input"),
         (["--conf-thres"], {"type": float, "metavar": "X"}, "least score"),

@@ -24,7 +24,7 @@ class Objects(NamedTuple):
 
     image: NDArray[np.int64]  # (n,) index of the image
     label: NDArray[np.int64]  # (n,) class
-    boxes_ltwh: Array  # (n, 4) px of the original picture
+    boxes_ltwh: Array  # (n, 4) px of the original image
     score: Array  # (n,) of a detection; ones for ground truth
     area: Array  # (n,) px²
     crowd: NDArray[np.bool_]  # (n,) whether a box stands for a crowd, which may be found many times and never has to be

@@ -38,7 +38,7 @@ COCO_STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1",
 
 
 class GroundTruth(NamedTuple):
-    """The objects of a batch, in px of the original pictures."""
+    """The objects of a batch, in px of the original images."""
 
     image: Tensor  # (M,) int64, which image of the batch
     classes: Tensor  # (M,) int64
@@ -130,7 +130,7 @@ class MetricAccumulator:
         """Adds a batch.
 
         Args:
-            detections: One per image, boxes xyxy in px of the original picture.
+            detections: One per image, boxes xyxy in px of the original image.
             truth: The objects of the batch.
             images: A name or number for each image, unique in the data set. Equal scores are ordered by it, as COCO does by image id.
         """

@@ -1,4 +1,4 @@
-"""Boxes and labels on pictures, legible at any size."""
+"""Boxes and labels on images, legible at any size."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FIRST_HUE = 0.58
 
 
 def viewable(image: NDArray, *, ignored: int | None = None) -> Image:
-    """A picture (H, W, C) of any depth and channels as 8-bit RGB (H, W, 3): the first three channels, or the first as grey.
+    """An image (H, W, C) of any depth and channels as 8-bit RGB (H, W, 3): the first three channels, or the first as grey.
 
     Sixteen bits are stretched so that the darkest and brightest hundredth of the shown values end at black and white: sensors seldom
-    use the whole range. An 8-bit RGB picture comes back itself.
+    use the whole range. An 8-bit RGB image comes back itself.
 
     Args:
         ignored: A value that does not count for the range, such as that of a border.
@@ -49,11 +49,11 @@ def draw_detections(
     hide_labels: bool = False,
     hide_conf: bool = False,
 ) -> Image:
-    """A copy of an RGB picture (H, W, 3) with its detections, the best score drawn last and so on top.
+    """A copy of an RGB image (H, W, 3) with its detections, the best score drawn last and so on top.
 
     Args:
-        found: Boxes in px of the picture, on any device.
-        line_thickness: In px; by the picture's size if not given.
+        found: Boxes in px of the image, on any device.
+        line_thickness: In px; by the image's size if not given.
         hide_labels: Draw boxes only.
         hide_conf: Leave the score out of the label.
     """
@@ -66,7 +66,7 @@ def draw_detections(
 def draw_boxes(
     image: Image, boxes_xyxy: NDArray, labels: Sequence[str], classes: Sequence[int], *, line_thickness: int | None = None
 ) -> Image:
-    """Draws boxes (n, 4) in px and their labels onto a picture (H, W, 3), in place; an empty label draws only the box."""
+    """Draws boxes (n, 4) in px and their labels onto an image (H, W, 3), in place; an empty label draws only the box."""
     width = line_thickness or default_thickness(image.shape[:2])
     corners = np.nan_to_num(boxes_xyxy, nan=0.0).clip(-32768, 32767).round().astype(int).tolist()
     for (x1, y1, x2, y2), c in zip(corners, classes):
@@ -86,7 +86,7 @@ def colour_of(index: int) -> Colour:
 
 
 def default_thickness(hw: tuple[int, ...]) -> int:
-    """Line width in px for a picture of this height and width."""
+    """Line width in px for an image of this height and width."""
     return max(round((hw[0] + hw[1]) / 2 * 0.003), 2)
 
 
@@ -118,7 +118,7 @@ def text_width(text: str, height: int) -> int:
 
 
 def _label(image: Image, text: str, corner: tuple[int, int], colour: Colour, line: int) -> None:
-    """Text on a filled box above the corner, or below its edge where there is no room; moved left to stay in the picture."""
+    """Text on a filled box above the corner, or below its edge where there is no room; moved left to stay in the image."""
     height = 4 + 3 * line
     margin = max(height // 4, 2)
     wide, high = text_width(text, height) + 2 * margin, height + 2 * margin

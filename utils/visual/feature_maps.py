@@ -1,4 +1,4 @@
-"""What every layer of a network makes of a picture, as one picture a layer: the first channels side by side."""
+"""What every layer of a network makes of an image, as one image a layer: the first channels side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save_feature_maps(layers: nn.Sequential, run: Callable[[], object], folder: 
         folder: made if it is not there.
 
     Returns:
-        How many pictures were written.
+        How many images were written.
     """
     maps: dict[str, Tensor] = {}
 
@@ -48,7 +48,7 @@ def save_feature_maps(layers: nn.Sequential, run: Callable[[], object], folder: 
 
 
 def _tiled(channels: np.ndarray) -> np.ndarray:
-    """Channels (C, H, W), each stretched to its own range, as one BGR picture."""
+    """Channels (C, H, W), each stretched to its own range, as one BGR image."""
     low, high = channels.min(axis=(1, 2), keepdims=True), channels.max(axis=(1, 2), keepdims=True)
     grey = (np.nan_to_num((channels - low) / np.maximum(high - low, 1e-12)) * 255).astype(np.uint8)
     zoom = -(-LEAST_SIDE_PX // max(grey.shape[1:]))

@@ -1,4 +1,4 @@
-"""The pictures of a run: curves, confusion matrix, labels, batches, results. Matplotlib is used without its global state."""
+"""The images of a run: curves, confusion matrix, labels, batches, results. Matplotlib is used without its global state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.visual.draw import colour_of, draw_boxes, draw_text, text_width, view
 MAX_IMAGES = 16
 TILE_PX = (320, 640)  # the longer side of a tile is brought into this range
 MOSAIC_PX = 1920
-BORDER_16_BITS = 114 * 257  # what pictures are padded with; it says nothing about their range
+BORDER_16_BITS = 114 * 257  # what images are padded with; it says nothing about their range
 LEGEND_CLASSES = 20  # more would not be legible
 
 
@@ -36,7 +36,7 @@ def plot_batch(
     paths: Sequence[str] = (),
     max_images: int = MAX_IMAGES,
 ) -> None:
-    """A mosaic of a batch with its boxes, as a picture file.
+    """A mosaic of a batch with its boxes, as an image file.
 
     Args:
         images: (B, C, H, W) uint8 or uint16; the first three channels are shown, or the first in grey.
@@ -104,7 +104,7 @@ def plot_labels(labels: Iterable[NDArray], names: Sequence[str], path: str | Pat
     """What is labelled: objects per class, boxes on top of one another, where centres lie, how large boxes are.
 
     Args:
-        labels: Per picture (n, 5) [class, cx, cy, w, h], normalised.
+        labels: Per image (n, 5) [class, cx, cy, w, h], normalised.
         names: Of the classes.
         path: File to write.
     """
@@ -206,7 +206,7 @@ def as_rgb(image: Tensor) -> NDArray[np.uint8]:
 
 
 def write_image(path: str | Path, image_rgb: NDArray[np.uint8]) -> None:
-    """Writes an RGB picture (H, W, 3); any path that the system takes, in the format of its ending."""
+    """Writes an RGB image (H, W, 3); any path that the system takes, in the format of its ending."""
     _, encoded = cv2.imencode(Path(path).suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
     Path(path).write_bytes(encoded.tobytes())
 

@@ -1,4 +1,4 @@
-"""What detection leaves behind: annotated pictures and videos, label files, a table, crops; each written as soon as its frame is done."""
+"""What detection leaves behind: annotated images and videos, label files, a table, crops; each written as soon as its frame is done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.types import Detections
 
 CROP_GAIN, CROP_PAD_PX = 1.02, 10  # how much more than the box a crop shows
-WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # other pictures are saved as .jpg
+WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # other images are saved as .jpg
 CSV_COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "X1", "Y1", "X2", "Y2")
 
 
@@ -26,7 +26,7 @@ CSV_COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "X1", "Y1", "X
 class SaveOptions:
     """Which files are wanted. Nothing at all is possible: then no folder is needed either."""
 
-    pictures: bool = True
+    images: bool = True
     txt: bool = False
     csv: bool = False
     conf: bool = False  # a sixth column in the label files
@@ -34,7 +34,7 @@ class SaveOptions:
 
     @property
     def any(self) -> bool:
-        return self.pictures or self.txt or self.csv or self.crops
+        return self.images or self.txt or self.csv or self.crops
 
 
 class _Video(NamedTuple):
@@ -48,11 +48,11 @@ class _Video(NamedTuple):
 class ResultWriter:
     """Writes the results of one run into a folder; a context manager, since videos and the table stay open meanwhile.
 
-    Pictures of one name from several folders do not overwrite one another: the second is called ``name_2``.
+    Images of one name from several folders do not overwrite one another: the second is called ``name_2``.
 
     Attributes:
         videos_at_once: how many videos are written side by side; a further one ends the one that was begun first.
-        written: how many files or, of the table, rows there are by kind: ``pictures``, ``videos``, ``labels``, ``crops``, ``rows``.
+        written: how many files or, of the table, rows there are by kind: ``images``, ``videos``, ``labels``, ``crops``, ``rows``.
     """
 
     folder: Path
@@ -78,14 +78,14 @@ class ResultWriter:
     def write(
         self, path: str, image: np.ndarray, found: Detections, *, drawn: np.ndarray, frame: int | None = None, fps: float = 0.0
     ) -> None:
-        """Saves what is wanted of one picture or video frame.
+        """Saves what is wanted of one image or video frame.
 
         Args:
             path: the file it came from, or what a stream is called.
             image: (H, W, 3) uint8 RGB, as it was read; crops are cut from it.
             found: boxes in px of ``image``.
             drawn: ``image`` with the boxes on it.
-            frame: its number within a video; None for a picture.
+            frame: its number within a video; None for an image.
             fps: frames a second of the video that is written.
 
         Raises:
@@ -93,10 +93,10 @@ class ResultWriter:
         """
         stem = self.stem(path)
         try:
-            if self.options.pictures and frame is None:
+            if self.options.images and frame is None:
                 suffix = Path(path).suffix.lower()
-                self._picture(self.folder / f"{stem}{suffix if suffix in WRITABLE else '.jpg'}", drawn, "pictures")
-            elif self.options.pictures:
+                self._image(self.folder / f"{stem}{suffix if suffix in WRITABLE else '.jpg'}", drawn, "images")
+            elif self.options.images:
                 self._video_frame(path, drawn, fps)
             if self.options.txt:
                 self._labels(self.folder / "labels" / f"{stem if frame is None else f'{stem}_{frame}'}.txt", image.shape[:2], found)
@@ -114,11 +114,11 @@ class ResultWriter:
             self._stems[path] = self._unique(stem, stem)
         return self._stems[path]
 
-    def _picture(self, path: Path, image_rgb: np.ndarray, kind: str) -> None:
+    def _image(self, path: Path, image_rgb: np.ndarray, kind: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
         if not done:
-            raise UserError(f"{path}: OpenCV cannot write a picture of {image_rgb.shape[1]}x{image_rgb.shape[0]} px in this format")
+            raise UserError(f"{path}: OpenCV cannot write an image of {image_rgb.shape[1]}x{image_rgb.shape[0]} px in this format")
         path.write_bytes(encoded.tobytes())  # not cv2.imwrite, which fails in silence and does not take every path
         self._count(kind)
 
@@ -144,7 +144,7 @@ class ResultWriter:
         return _Video(writer, size_wh)
 
     def _labels(self, path: Path, hw: tuple[int, ...], found: Detections) -> None:
-        """Rows of class, centre, width, height as fractions of the picture, and the score if wanted; no file where nothing is."""
+        """Rows of class, centre, width, height as fractions of the image, and the score if wanted; no file where nothing is."""
         if not len(found.boxes):
             path.unlink(missing_ok=True)  # of an earlier run with --exist-ok
             return
@@ -172,7 +172,7 @@ class ResultWriter:
     def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
         for box, label in zip(found.boxes.tolist(), found.classes.tolist()):
             folder = self.folder / "crops" / _as_file_name(self.names[label])
-            self._picture(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", crop_of(image, box), "crops")
+            self._image(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", crop_of(image, box), "crops")
 
     def _unique(self, key: str, name: str) -> str:
         number = 1
@@ -186,7 +186,7 @@ class ResultWriter:
 
 
 def crop_of(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
-    """The part of a picture (H, W, C) that a box in px shows, with a margin."""
+    """The part of an image (H, W, C) that a box in px shows, with a margin."""
     height, width = image.shape[:2]
     x1, y1, x2, y2 = box_xyxy
     half_w, half_h = ((b - a) * CROP_GAIN / 2 + CROP_PAD_PX / 2 for a, b in ((x1, x2), (y1, y2)))

@@ -19,7 +19,7 @@ from models.spec.registry import register
 PAPER = "Bottleneck Transformers for Visual Recognition (BoTNet), arXiv 2101.11605"
 
 
-@register("MHSA", "BoTMHSA", channels=rules.attends, paper=PAPER)
+@register("MHSA", "BoTMHSA", channels=rules.same_width, paper=PAPER)
 class MHSA(nn.Module):
     """Multi-head self-attention in the form that YOLO variants use: logits q_i·k_j + p_i·q_j, no scale.
 
@@ -72,7 +72,7 @@ class MHSA(nn.Module):
         return to_height @ rows + columns @ to_width.transpose(0, 1)
 
 
-@register("BottleneckTransformer", channels=rules.projects, paper=PAPER)
+@register("BottleneckTransformer", channels=rules.out_width, paper=PAPER)
 class BottleneckTransformer(nn.Module):
     """A 1x1 convolution and multi-head self-attention, with a residual.
 
@@ -116,7 +116,7 @@ class BottleneckTransformer(nn.Module):
         return self.shortcut(x) + self.cv2(self.cv1(x))
 
 
-@register("BoT3", channels=rules.stacks, paper=PAPER)
+@register("BoT3", channels=rules.out_width_repeated, paper=PAPER)
 class BoT3(nn.Module):
     """A cross-stage block (C3) whose inner blocks are BottleneckTransformer.
 
@@ -150,7 +150,7 @@ class BoT3(nn.Module):
         return self.cv3(torch.cat([self.m(self.cv1(x)), self.cv2(x)], dim=1))
 
 
-@register("BoTPaperAttention", channels=rules.attends, paper=PAPER)
+@register("BoTPaperAttention", channels=rules.same_width, paper=PAPER)
 class BoTPaperAttention(nn.Module):
     """The paper's self-attention (figure 4): logits q·k + q·r, q scaled by 1 / sqrt(d) before both terms, no output projection.
 
@@ -198,7 +198,7 @@ class BoTPaperAttention(nn.Module):
         return out.transpose(2, 3).reshape(batch, self.heads * self.dim_head, height, width)
 
 
-@register("BoTPaperBlock", channels=rules.projects, paper=PAPER)
+@register("BoTPaperBlock", channels=rules.out_width, paper=PAPER)
 class BoTPaperBlock(nn.Module):
     """The paper's bottleneck: 1x1 convolution, attention, 1x1 convolution, each with batch norm, and a residual (figure 3).
 

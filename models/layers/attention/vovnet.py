@@ -10,7 +10,9 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("EffectiveSE", "eSE", channels=rules.attends, paper="CenterMask: Real-Time Anchor-Free Instance Segmentation, arXiv 1911.06667")
+@register(
+    "EffectiveSE", "eSE", channels=rules.same_width, paper="CenterMask: Real-Time Anchor-Free Instance Segmentation, arXiv 1911.06667"
+)
 class EffectiveSE(nn.Module):
     """x · hard-σ(W mean(x)): one full-width layer, so that no channel's information is lost (equation 3 of the paper).
 

@@ -58,7 +58,7 @@ class Embedded:
     def __signature__(self) -> inspect.Signature:
         """The plain block's parameters, and the module's options by name."""
         own = inspect.signature(self.outer).parameters
-        options = list(inspect.signature(self.inner.cls).parameters.values())[1 if self.inner.channels is rules.attends else 2 :]
+        options = list(inspect.signature(self.inner.cls).parameters.values())[1 if self.inner.channels is rules.same_width else 2 :]
         named = [p.replace(kind=p.KEYWORD_ONLY) for p in options if p.name not in own and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return inspect.Signature([*own.values(), *named])
 
@@ -74,7 +74,7 @@ class Embedded:
 
     def _attention(self, bottleneck: Bottleneck | RepNBottleneck, options: dict[str, Any]) -> nn.Module:
         width = bottleneck.cv2.conv.out_channels
-        widths = (width,) if self.inner.channels is rules.attends else (width, width)
+        widths = (width,) if self.inner.channels is rules.same_width else (width, width)
         module = self.inner.cls(*widths, **options)
         return IdentityStart(module) if self.identity_start else module
 
@@ -94,4 +94,4 @@ def embedded(name: str) -> BlockSpec | None:
 def _keeps_width(spec: BlockSpec) -> bool:
     """Whether a module can stand behind a convolution: it keeps its input's width, or is an attention module that can."""
     own = getattr(spec.cls, "__module__", "").startswith("models.layers.attention.")
-    return spec.channels is rules.attends or (own and spec.channels in (rules.projects, rules.stacks))
+    return spec.channels is rules.same_width or (own and spec.channels in (rules.out_width, rules.out_width_repeated))

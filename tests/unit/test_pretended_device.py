@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.elsewhere import GPU, Away, pretended_gpu
+from tests.pretended_device import GPU, Away, pretended_gpu
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A large picture made of many pictures of the embedded data set at their own size, and how much of it is found, by size."""
+"""A large image made of many images of the embedded data set at their own size, and how much of it is found, by size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.tools.shapes import draw_picture
+from data.tools.shapes import draw_image
 from utils.boxes import box_iou
 from utils.types import Detections
 
@@ -15,7 +15,7 @@ UNSEEN = 7  # stream of random numbers that the data set itself does not use
 SIZES_PX = ((8, 16), (16, 32), (32, 96), (96, 1000))  # square root of a box's area
 
 
-class LargePicture(NamedTuple):
+class LargeImage(NamedTuple):
     """With its objects."""
 
     image: np.ndarray  # (side, side, 3) uint8 RGB
@@ -29,27 +29,27 @@ class LargePicture(NamedTuple):
         return "".join(f"{c} {' '.join(f'{v:.7f}' for v in row / side)}\n" for c, row in zip(self.classes, cxcywh))
 
 
-def large_picture(seed: int, *, side: int = 2560) -> LargePicture:
-    """Shelves of pictures that no split of the data set holds, left to right and top to bottom, until it is full; the rest is grey."""
+def large_image(seed: int, *, side: int = 2560) -> LargeImage:
+    """Shelves of images that no split of the data set holds, left to right and top to bottom, until it is full; the rest is grey."""
     image = np.full((side, side, 3), 114, np.uint8)
     classes: list[int] = []
     boxes: list[np.ndarray] = []
     left = top = height = number = 0
     while True:
-        part, labels, corners = draw_picture(np.random.default_rng([UNSEEN, seed, number]))
+        part, labels, corners = draw_image(np.random.default_rng([UNSEEN, seed, number]))
         number += 1
         h, w = part.shape[:2]
         if left + w > side:
             left, top, height = 0, top + height, 0
         if top + h > side:
-            return LargePicture(image, np.array(classes), np.array(boxes, np.float32))
+            return LargeImage(image, np.array(classes), np.array(boxes, np.float32))
         image[top : top + h, left : left + w] = part
         classes += labels
         boxes += [np.array(c) + (left, top, left, top) for c in corners]
         left, height = left + w, max(height, h)
 
 
-def recall_by_size(found: Detections, truth: LargePicture, *, iou: float = 0.5) -> dict[tuple[int, int], tuple[int, int]]:
+def recall_by_size(found: Detections, truth: LargeImage, *, iou: float = 0.5) -> dict[tuple[int, int], tuple[int, int]]:
     """For each range of ``SIZES_PX`` the objects found and all objects; every detection finds one object at most."""
     hit = matched(found, truth, iou=iou)
     size = np.sqrt((truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).prod(1))
@@ -57,7 +57,7 @@ def recall_by_size(found: Detections, truth: LargePicture, *, iou: float = 0.5) 
     return {r: (int(hit[inside].sum()), int(inside.sum())) for r, inside in ranges.items()}
 
 
-def matched(found: Detections, truth: LargePicture, *, iou: float = 0.5) -> np.ndarray:
+def matched(found: Detections, truth: LargeImage, *, iou: float = 0.5) -> np.ndarray:
     """Which objects (n,) are found: best scores choose first."""
     overlap = box_iou(found.boxes, torch.from_numpy(truth.boxes_xyxy)) * (found.classes[:, None] == torch.from_numpy(truth.classes))
     hit = np.zeros(len(truth.classes), bool)
