@@ -16,11 +16,14 @@ import multiprocessing
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +69,8 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + args.seconds
     sizes = TINY if args.tiny else Sizes()
+    if args.cfg:
+        sizes = replace(sizes, train_cfg=args.cfg, resume_cfg=args.cfg, loader_cfg=args.cfg)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("YOLO_CONFIG_DIR", folder)  # where the peer would write its settings
@@ -86,7 +91,8 @@ def main() -> int:
             verdicts = [row["status"] for row in rows if row["step"] == name]
             counted = ", ".join(f"{verdicts.count(word)} {word}" for word in ("ok", "failed", "skipped") if word in verdicts)
             print(f"{name:<12} {seconds:6.1f} s  {counted}  ({ends - time.monotonic():.0f} s left)", flush=True)
-    table = "\n".join(tables(rows))
+    named = " ".join(f"{key} {value}" for key, value in machine().items())
+    table = "\n".join([named, *tables(rows)])
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")
     print("\n" + table, flush=True)
     return 0
@@ -98,6 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", default="runs/gpu-check", help="folder of results.json, table.txt and check.log")
     parser.add_argument("--seconds", type=float, default=480.0, help="time for everything")
     parser.add_argument("--only", nargs="+", choices=list(STEPS), metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--cfg", help="model YAML of all trainings instead of the steps' own")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes on the CPU: a test of this script")
     return parser.parse_args()
 
@@ -148,18 +155,27 @@ def in_child(check: Check, log: Path) -> None:
 
 def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """All rows so far, and what they were measured on; never half a file."""
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count()}
-    text = json.dumps({"machine": machine | gpu_name(), "tiny": args.tiny, "data": Path(args.data).name, "rows": rows}, indent=1)
+    text = json.dumps({"machine": machine(), "tiny": args.tiny, "data": Path(args.data).name, "rows": rows}, indent=1)
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
+@lru_cache(maxsize=1)
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count()}
+    return known | gpu_name()
+
+
 def gpu_name() -> dict[str, str]:
     """As the driver names it; torch is not asked, for processes that are started after that could not use the GPU."""
-    found = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    lines = [line for path in found for line in path.read_text().splitlines() if line.startswith("Model")]
-    return {"gpu": ", ".join(line.partition(":")[2].strip() for line in lines)} if lines else {}
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"gpu": "; ".join(said.strip().splitlines())}
 
 
 def tables(rows: list[dict[str, Any]]) -> list[str]:

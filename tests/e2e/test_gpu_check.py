@@ -36,8 +36,9 @@ def checked(folder: Path, *arguments: str) -> tuple[dict[str, list[dict]], str]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_every_step_gives_rows(tmp_path):
-    data = make_world(tmp_path / "world") / "data.yaml"
-    rows, said = checked(tmp_path, "--tiny", "--data", str(data), "--seconds", "800", "--only", *RUN, "compile")
+    world = make_world(tmp_path / "world")
+    given = ("--data", str(world / "data.yaml"), "--cfg", str(world / "tiny-v9.yaml"))
+    rows, said = checked(tmp_path, "--tiny", *given, "--seconds", "800", "--only", *RUN, "compile")
     log = (tmp_path / "out" / "check.log").read_text()[-4000:]
     for step in RUN[:1] + RUN[2:]:
         ours = [row for row in rows[step] if not row.get("side", "").startswith("peer")]
