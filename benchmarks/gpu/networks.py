@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.common import BOXES_PER_IMAGE, CLASSES, Check, Skip, allocated_mib, brief, free, peak_mib, synchronize
-from engine.compiling import why_not
-from engine.layout import channels_last
-from engine.portions import TrainingPortions
-from engine.step_guard import StepGuard
+from engine.logging.progress import LossMeter
+from engine.memory_format import channels_last
+from engine.micro_batches import TrainingPortions
+from engine.training.compiling import why_not
+from engine.training.ema import ModelEMA
+from engine.training.nonfinite_guard import StepGuard
+from engine.training.optim import build_optimizer, optimizer_step
 from models import build_model
 from train import forward_backward
 from utils.config import Hyperparameters
-from utils.ema import ModelEMA
-from utils.optim import build_optimizer, optimizer_step
 from utils.precision import autocast, gradient_scaler
-from utils.progress import LossMeter
 from utils.types import Batch, Letterbox, to_unit_range
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from benchmarks.gpu.common import Check, Skip
 from data.dataset_spec import load_dataset_spec
-from data.labels import list_images
+from data.labels.yolo import list_images
 from data.loader import build_loader
-from engine.step_guard import StepGuard
-from models.checkpoints import load_checkpoint
+from engine.logging.callbacks import Callback, RunInfo
+from engine.training.nonfinite_guard import StepGuard
+from models.checkpoints.checkpoint import load_checkpoint
 from train import train
-from utils.callbacks import Callback, RunInfo
 from utils.config import Hyperparameters, TrainConfig
 from utils.types import Batch
 
