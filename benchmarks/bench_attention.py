@@ -136,7 +136,7 @@ def _peak_mb(device: str) -> float:
 
 
 def _cases() -> dict[str, Case]:
-    from models.layers.attention.bilevel_routing import BiLevelRoutingAttention
+    from models.layers.attention.bilevel_routing import BiLevelRoutingAttention, BiLevelRoutingAttentionNCHW
     from models.layers.attention.botnet import MHSA
     from models.layers.attention.cloformer import CloAttention
     from models.layers.attention.focalnet import FocalModulation
@@ -151,6 +151,7 @@ def _cases() -> dict[str, Case]:
 
     return {
         "BiLevelRoutingAttention": Case(BiLevelRoutingAttention, _plain_bilevel),
+        "nchwBRA": Case(BiLevelRoutingAttentionNCHW, _plain_bilevel_nchw),
         "FocalModulation": Case(FocalModulation, _plain_focal),
         "CloAttention": Case(CloAttention, _plain_clo),
         **{f"NLBlockND-{mode}": nonlocal_case(mode) for mode in ("gaussian", "embedded", "dot", "concatenate")},
@@ -221,6 +222,24 @@ def _plain_bilevel(m: Any, x: Tensor) -> Tensor:
     )
     out = out + m.lepe(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return F.linear(out, m.wo.weight, m.wo.bias)[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _plain_bilevel_nchw(m: Any, x: Tensor) -> Tensor:
+    """As published, channels first: windows of H // n_win by W // n_win, keys and values gathered from all pairs of windows."""
+    height, width = x.shape[2:]
+    h, w = max(height // m.n_win, 1), max(width // m.n_win, 1)
+    qkv = m.qkv_linear(x)
+    padded = F.pad(qkv, (0, -width % w, 0, -height % h))
+    rows, columns = padded.shape[2] // h, padded.shape[3] // w
+    windows = padded.unflatten(3, (columns, w)).unflatten(2, (rows, h)).permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2, 3)
+    query, key, value = windows.chunk(3, dim=-1)  # (B, windows, h w, C)
+    index, count = m._route(x, h, w), rows * columns
+    pairs = torch.cat([key, value], dim=-1).unsqueeze(1).expand(-1, count, -1, -1, -1)
+    k, v = torch.gather(pairs, 2, index[..., None, None].expand(-1, -1, -1, h * w, 2 * m.dim)).flatten(2, 3).chunk(2, dim=-1)
+    q, k, v = (t.unflatten(-1, (m.num_heads, -1)).transpose(2, 3) for t in (query, k, v))
+    out = (((q * m.scale) @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(2, 3).flatten(3)  # (B, windows, h w, C)
+    out = out.unflatten(2, (h, w)).unflatten(1, (rows, columns)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return m.output_linear(out[..., :height, :width] + m.lepe(qkv[:, 2 * m.dim :]))
 
 
 def _plain_clo(m: Any, x: Tensor) -> Tensor:

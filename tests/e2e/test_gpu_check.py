@@ -1,0 +1,72 @@
+"""The GPU check runs end to end at a tiny size on a CPU, and what cannot run is a row."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu.networks import waiting_lines
+from benchmarks.gpu.trainings import counts
+from tests.tiny_training import make_world
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu" / "check.py"
+RUN = ("train-fp32", "train-fp16", "train-bf16", "throughput", "waits", "latency", "attention", "resume", "loader")
+
+
+def checked(folder: Path, *arguments: str) -> tuple[dict[str, list[dict]], str]:
+    """Rows by step, and what was printed."""
+    command = [sys.executable, str(SCRIPT), "--out", str(folder / "out"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {p.name for p in (folder / "out").iterdir()} <= {"results.json", "table.txt", "check.log"}
+    rows: dict[str, list[dict]] = {}
+    for row in json.loads((folder / "out" / "results.json").read_text())["rows"]:
+        rows.setdefault(row["step"], []).append(row)
+    return rows, done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_every_step_gives_rows(tmp_path):
+    world = make_world(tmp_path / "world")
+    given = ("--data", str(world / "data.yaml"), "--cfg", str(world / "tiny-v9.yaml"))
+    rows, said = checked(tmp_path, "--tiny", *given, "--seconds", "800", "--only", *RUN, "compile")
+    log = (tmp_path / "out" / "check.log").read_text()[-4000:]
+    for step in RUN[:1] + RUN[2:]:
+        ours = [row for row in rows[step] if not row.get("side", "").startswith("peer")]
+        assert [row["status"] for row in ours] == ["ok"] * len(ours), (rows[step], log)
+        assert f"## {step}" in said
+    assert "needs a GPU" in rows["train-fp16"][0]["reason"]
+    assert rows["train-bf16"][0]["largest_gap"] < 0.2
+    assert rows["train-bf16"][0]["non_finite"] == 0
+    assert rows["resume"][0]["bit_equal"]
+    assert all(row["difference"] < 1e-3 for row in rows["attention"])
+    assert rows["compile"][0]["status"] == "skipped"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_time_that_is_up_is_a_row(tmp_path):
+    rows, _ = checked(tmp_path, "--tiny", "--seconds", "1", "--only", "throughput", "latency")
+    assert [row["reason"] for step in rows.values() for row in step] == ["no time left"] * 2
+
+
+def test_lines_that_wait_are_named():
+    def step() -> None:
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally ...)", stacklevel=1)
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+
+    (line,) = waiting_lines(step, torch.device("cpu"))
+    assert line.startswith("tests/e2e/test_gpu_check.py:")
+    assert line.endswith("stacklevel=1)")
+
+
+def test_the_last_line_of_pytest_is_read():
+    assert counts("2 failed, 76 passed, 900 deselected in 31.2s") == {"passed": 76, "failed": 2, "skipped": 0, "error": 0}
