@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from benchmarks.gpu.common import BOXES_PER_IMAGE, CLASSES, Check, Skip, allocated_mib, brief, free, peak_mib, synchronize
 from engine.logging.progress import LossMeter
 from engine.memory_format import channels_last
-from engine.micro_batches import TrainingPortions
-from engine.training.compiling import why_not
+from engine.micro_batches import TrainingMicroBatches
+from engine.training.compiling import unsupported_reason
 from engine.training.ema import ModelEMA
-from engine.training.nonfinite_guard import StepGuard
+from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
 from models import build_model
 from train import forward_backward
@@ -62,9 +62,9 @@ class OurStep:
         self.scaler = gradient_scaler(device, check.precision)
         if compiled:
             model.compile(backend="inductor")
-        self.guard = StepGuard(model, self.loss.names, patience=0, folder=check.work, scaled=self.scaler.is_enabled())
+        self.guard = NonFiniteGuard(model, self.loss.names, patience=0, folder=check.work, scaled=self.scaler.is_enabled())
         self.optimizer = build_optimizer(model, HYP, batch_size=len(batch.images), accumulate=1)
-        self.portions = TrainingPortions(model, self.loss, self.guard, device)
+        self.portions = TrainingMicroBatches(model, self.loss, self.guard, device)
         self.meter = LossMeter(self.loss.names, finite_only=True)
         self.batch, self.model = batch, model
         self.run: Any = SimpleNamespace(
@@ -73,18 +73,18 @@ class OurStep:
         )  # fmt: skip
 
     def __call__(self) -> None:
-        parts, _ = self.portions.passed(self.batch, partial(forward_backward, self.run, 0, 0), place="GPU check")
-        spoilt = self.guard.spoilt()
-        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=HYP.clip_norm, spoilt=spoilt)
-        self.guard.after_step(taken, spoilt)
+        parts, _ = self.micro_batches.run(self.batch, partial(forward_backward, self.run, 0, 0), place="GPU check")
+        non_finite = self.guard.non_finite()
+        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=HYP.clip_norm, non_finite=non_finite)
+        self.guard.after_step(taken, non_finite)
         self.ema.update(taken)
         self.meter.update(parts)
 
-    def settle(self) -> None:
+    def resolve_config(self) -> None:
         """The look at the losses that train.py takes every ten iterations."""
-        self.guard.look()
+        self.guard.check()
         self.meter.means()
-        if self.portions.count > 1:
+        if self.micro_batches.count > 1:
             raise Skip("the memory was full: the batch went through in portions")
 
 
@@ -113,7 +113,7 @@ class PeerStep:
         self.optimizer.zero_grad()
         self.ema.update(self.model)
 
-    def settle(self) -> None:
+    def resolve_config(self) -> None:
         """It takes no look of its own."""
 
 
@@ -156,7 +156,7 @@ def compiled(check: Check) -> None:
     """The same with torch.compile, beside the eager step."""
     if not check.sizes.compiled:
         raise Skip("no network is compiled at this size")
-    if reason := why_not(check.device):
+    if reason := unsupported_reason(check.device):
         raise Skip(f"torch.compile does not work here: {reason}")
     batch = synthetic_batch(check.sizes.step_batch, check.sizes.imgsz).to(check.device)
     for cfg in check.sizes.compiled:

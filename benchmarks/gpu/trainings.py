@@ -25,7 +25,7 @@ from data.dataset_spec import load_dataset_spec
 from data.labels.yolo import list_images
 from data.loader import build_loader
 from engine.logging.callbacks import Callback, RunInfo
-from engine.training.nonfinite_guard import StepGuard
+from engine.training.nonfinite_guard import NonFiniteGuard
 from models.checkpoints.checkpoint import load_checkpoint
 from train import train
 from utils.config import Hyperparameters, TrainConfig
@@ -109,23 +109,23 @@ class Recorded:
 @contextmanager
 def recorded() -> Iterator[Recorded]:
     """Looks over the step guard's shoulder: observers are not told the loss of an iteration."""
-    found, checked, after_step = Recorded(), StepGuard.checked, StepGuard.after_step
+    found, checked, after_step = Recorded(), NonFiniteGuard.checked, NonFiniteGuard.after_step
 
-    def checked_and_kept(self: StepGuard, *args: Any, **kwargs: Any) -> Tensor:
+    def checked_and_kept(self: NonFiniteGuard, *args: Any, **kwargs: Any) -> Tensor:
         total = checked(self, *args, **kwargs)
         found.losses.append(self._waiting[-1].losses)
         found.names = self.names
         return total
 
-    def after_step_and_kept(self: StepGuard, taken: Tensor, spoilt: Tensor) -> None:
+    def after_step_and_kept(self: NonFiniteGuard, taken: Tensor, non_finite: Tensor) -> None:
         found.taken.append(taken)
-        after_step(self, taken, spoilt)
+        after_step(self, taken, non_finite)
 
-    StepGuard.checked, StepGuard.after_step = checked_and_kept, after_step_and_kept  # type: ignore[method-assign]
+    NonFiniteGuard.checked, NonFiniteGuard.after_step = checked_and_kept, after_step_and_kept  # type: ignore[method-assign]
     try:
         yield found
     finally:
-        StepGuard.checked, StepGuard.after_step = checked, after_step  # type: ignore[method-assign]
+        NonFiniteGuard.checked, NonFiniteGuard.after_step = checked, after_step  # type: ignore[method-assign]
 
 
 def config(check: Check, name: str, **changes: Any) -> TrainConfig:
