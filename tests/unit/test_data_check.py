@@ -15,7 +15,7 @@ from data.tools import check
 from data.tools.brief import summarize_labels
 from data.tools.survey import size_counts, survey
 from tests.coco_layout import write_coco_layout
-from tests.damage import FINE, LEFT_OUT, write_damaged
+from tests.damage import FINE, LEFT_OUT, image_bytes, write_damaged
 from tests.image_files import write_images
 
 
