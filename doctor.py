@@ -63,7 +63,6 @@ def doctor(args: argparse.Namespace) -> list[Report]:
     from engine.doctor.pool import Job, Limits, examine_all
     from engine.doctor.table import Table
     from models.spec.registry import load_plugin
-    from val import evaluate
 
     for path in args.plugins:
         load_plugin(path)
@@ -75,7 +74,7 @@ def doctor(args: argparse.Namespace) -> list[Report]:
     print(f"{len(cases)} networks, {len(done)} passed before; {limits}")
     table.start(done)
     started, reports = time.perf_counter(), list(done)
-    for report in examine_all(waiting, Job(evaluate, args.imgsz, tuple(args.plugins)), limits):
+    for report in examine_all(waiting, Job(args.imgsz, tuple(args.plugins)), limits):
         reports.append(report)
         table.add(report)
         print(f"{len(reports):>4}/{len(cases)} {table.line(report)}", flush=True)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.logging.callbacks import Callback
 from engine.logging.loggers import csv_row
 from engine.logging.progress import EpochBar
@@ -194,11 +195,10 @@ def forward_backward(run: Run, epoch: int, iteration: int, batch: Batch) -> Pass
 
 def validate(run: Run) -> Metrics:
     """The moving average on the validation images."""
-    from val import evaluate
-
     distributed.broadcast_tensors(run.ema.model.buffers())  # each process has running statistics of its own
     with run.unchanged():
-        return evaluate(run.ema.model, run.val_loader, loss=run.loss, annotations=run.truth, precision=run.precision)
+        options = EvaluationOptions(precision=run.precision, annotations=run.truth)
+        return evaluate(run.ema.model, run.val_loader, options, loss=run.loss)
 
 
 def set_training_mode(run: Run) -> None:
@@ -210,14 +210,12 @@ def set_training_mode(run: Run) -> None:
 
 def finish(run: Run) -> Metrics:
     """Validates best.pt with all images, leaves its deployed form beside it, and says where everything lies."""
-    from val import evaluate
-
     best, last = (run.save_dir / "weights" / name for name in ("best.pt", "last.pt"))
     if distributed.is_main():
         run.ema.model.load_state_dict(load_checkpoint(best).weights)
     distributed.broadcast_tensors(run.ema.model.state_dict().values())  # other machines may not see the file
-    plots = not run.config.noplots
-    metrics = evaluate(run.ema.model.deploy(), run.val_loader, annotations=run.truth, save_dir=run.save_dir, plots=plots)
+    options = EvaluationOptions(annotations=run.truth, plots_dir=None if run.config.noplots else run.save_dir)
+    metrics = evaluate(run.ema.model.deploy(), run.val_loader, options)
     if distributed.is_main():
         print(metrics.table())
         save_deployed(run, best)

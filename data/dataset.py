@@ -17,9 +17,9 @@ from data.augment.transforms import AugmentHyp, flip, hsv, letterbox, mixup
 from data.images.pixels import fill_of, split_into
 from data.images.reading import ImageError
 from data.images.store import RECENT_BYTES, ImageStore
-from data.labels.instances import Instances
 from data.labels.yolo import LabelTable
-from utils.types import Batch, Letterbox
+from utils.instances import Instances
+from utils.types import Batch, Letterbox, Targets
 
 SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random numbers with the order of an epoch
 
@@ -145,7 +145,8 @@ class ImageDataset(torch.utils.data.Dataset):
         )
         paths = tuple(self.image_files[k.index] for k in keys)
         unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
-        return Batch(torch.from_numpy(images), torch.from_numpy(targets), paths, places, max(counts), unreadable, keys[0].of_step)
+        objects = Targets.of_rows(torch.from_numpy(targets))
+        return Batch(torch.from_numpy(images), objects, paths, places, max(counts), unreadable, keys[0].of_step)
 
     def _augmented(self, key: SampleKey, rng: np.random.Generator) -> Sample:
         use_mosaic = key.mosaic and rng.random() < self.hyp.mosaic

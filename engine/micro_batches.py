@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from utils import distributed
 from utils.errors import UserError
 from utils.memory import is_out_of_memory, release_memory
-from utils.types import Batch, Letterbox
+from utils.types import Batch
 
 if TYPE_CHECKING:
     from engine.training.nonfinite_guard import NonFiniteGuard
@@ -137,15 +137,15 @@ def split(batch: Batch, count: int) -> list[Batch]:
 
 
 def _portion(batch: Batch, first: int, end: int) -> Batch:
-    image = batch.targets[:, 0]
-    targets = batch.targets[(image >= first) & (image < end)].clone()
-    targets[:, 0] -= first
-    most = int(torch.bincount(targets[:, 0].long()).max()) if len(targets) else 0
+    image = batch.targets.image
+    targets = batch.targets[(image >= first) & (image < end)]
+    targets = targets.replace(image=targets.image - first)
+    most = int(torch.bincount(targets.image).max()) if len(targets) else 0
     return batch._replace(
         images=batch.images[first:end],
         targets=targets,
         paths=batch.paths[first:end],
-        letterbox=Letterbox(*(field[first:end] for field in batch.letterbox)),
+        letterbox=batch.letterbox.select(slice(first, end)),
         max_boxes=most,
     )
 

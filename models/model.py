@@ -16,6 +16,7 @@ from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec, Row, load_spec, needed, plan_layers
 from models.spec.registry import load_plugin
 from models.spec.row_arguments import what_it_takes
+from tasks import Task
 from utils.errors import UserError
 from utils.types import Predictions
 
@@ -96,6 +97,11 @@ class Model(nn.Module):
         head = self.model[-1]
         assert isinstance(head, Head)
         return head
+
+    @property
+    def task(self) -> Task:
+        """What its predictions are."""
+        return self.head.task
 
     @property
     def nc(self) -> int:

@@ -21,6 +21,7 @@ from torch import nn
 
 import train
 import val
+from engine.evaluation import validate as validation
 from engine.logging.progress import LossMeter
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig
@@ -149,14 +150,14 @@ def run_main(job: dict[str, Any]) -> int:
 
 def val_job(job: dict[str, Any], folder: Path) -> int:
     """val.py; leaves its metrics."""
-    measured = val.validate
+    measured = validation.validate
 
     def kept(config: Any) -> Any:
         metrics = measured(config)
         torch.save({k: v for k, v in vars(metrics).items() if k not in ("speed_ms", "names")}, folder / f"metrics{distributed.rank()}.pt")
         return metrics
 
-    val.validate = kept
+    validation.validate = kept
     return val.main(job["flags"])
 
 

@@ -1,11 +1,18 @@
-"""The value types that cross package borders: what a batch, a prediction and a detection are."""
+"""The value types that cross package borders: batches and their targets, predictions, detections.
+
+``Targets``, ``Predictions`` and ``Detections`` hold what every task has as attributes and what single tasks add (masks, keypoints, angles)
+as optional attributes or named fields. Indexing, ``cat`` and ``to`` act on all of them alike, and what is absent stays absent.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 
 class Letterbox(NamedTuple):
@@ -15,21 +22,104 @@ class Letterbox(NamedTuple):
     scale_xy: Tensor  # (B, 2) float32
     pad_xy: Tensor  # (B, 2) float32, px of border at the left and at the top
 
+    def select(self, index: Any) -> Letterbox:
+        """The letterbox of some images: an index, slice or mask over B."""
+        return Letterbox(*(values[index] for values in self))
+
+
+class Columns:
+    """Base of the containers: dataclasses of tensors with a common first axis, of mappings of such tensors, and of None."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same container with ``function`` of every tensor; what is absent stays absent."""
+        changed = {}
+        for name, value in self._present():
+            changed[name] = {key: function(t) for key, t in value.items()} if isinstance(value, Mapping) else function(value)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Self:
+        """Every tensor on ``device``."""
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def cpu(self) -> Self:
+        """Every tensor on the host; waits for the device."""
+        return self.map(lambda t: t.cpu())
+
+    def replace(self, **changes: Any) -> Self:
+        """The same container with other values of some attributes."""
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self], *, dim: int = 0) -> Self:
+        """Containers with the same attributes and fields, joined along ``dim``."""
+        first = parts[0]
+        joined: dict[str, Any] = {}
+        for name, value in first._present():
+            values = [getattr(part, name) for part in parts]
+            if isinstance(value, Mapping):
+                joined[name] = {key: torch.cat([v[key] for v in values], dim=dim) for key in value}
+            else:
+                joined[name] = torch.cat(values, dim=dim)
+        return replace(first, **joined)  # type: ignore[type-var]
+
+    def _present(self) -> Iterator[tuple[str, Any]]:
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if value is not None:
+                yield f.name, value
+
+
+@dataclass(frozen=True)
+class Targets(Columns):
+    """The objects of a batch, M in all, as the loss reads them."""
+
+    image: Tensor  # (M,) int64, which image of the batch
+    classes: Tensor  # (M,) int64
+    boxes: Tensor  # (M, 4) float32 cxcywh, in 0-1 of the batch image
+    masks: Tensor | None = None  # (M, h, w) uint8, at the size of the mask branch; None where the task has none
+    keypoints: Tensor | None = None  # (M, K, 3) float32: x and y in 0-1, visibility 0, 1 or 2
+    angle: Tensor | None = None  # (M,) float32 radians
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: Any) -> Targets:
+        """The objects that a mask, a slice or indices over M select."""
+        return self.map(lambda t: t[index])
+
+    def pin_memory(self) -> Targets:
+        """In page-locked memory, from which copies to a GPU do not wait."""
+        return self.map(lambda t: t.pin_memory())
+
+    @staticmethod
+    def of_rows(rows: Tensor) -> Targets:
+        """From rows (M, 6) [image, class, cx, cy, w, h]."""
+        return Targets(rows[:, 0].long(), rows[:, 1].long(), rows[:, 2:6].float())
+
+    def rows(self) -> Tensor:
+        """(M, 6) float32 [image, class, cx, cy, w, h]."""
+        return torch.cat((self.image[:, None].float(), self.classes[:, None].float(), self.boxes), dim=1)
+
+    @staticmethod
+    def empty() -> Targets:
+        """No object at all."""
+        return Targets.of_rows(torch.zeros(0, 6))
+
 
 class Batch(NamedTuple):
     """A collated batch, as the loader yields it and the training step takes it."""
 
     images: Tensor  # (B, C, H, W) uint8 or uint16, RGB order for three channels
-    targets: Tensor  # (M, 6) float32 [image, class, cx, cy, w, h], boxes normalised to the batch image
+    targets: Targets
     paths: tuple[str, ...]  # B file paths
     letterbox: Letterbox
     max_boxes: int  # the most boxes in one image, known on the host so that the loss never asks the device
-    unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of images that grey had to take the place of
-    of_step: int | None = None  # images of this step over all processes, if more; 0: this batch only keeps the others company
+    unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of images that are replaced by grey
+    of_step: int | None = None  # images of this step over all ranks, if more; 0: this batch fills up a rank's share and counts nowhere
 
     @property
     def images_of_step(self) -> int:
-        """Images of this step over all processes; 0 where this batch counts nowhere."""
+        """Images of this step over all ranks; 0 where this batch counts nowhere."""
         return len(self.images) if self.of_step is None else self.of_step
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
@@ -39,19 +129,74 @@ class Batch(NamedTuple):
         )
 
 
-class Predictions(NamedTuple):
-    """What a head decodes to, before non-maximum suppression."""
+@dataclass(frozen=True)
+class Predictions(Columns):
+    """What a head decodes to, before suppression: N candidates for each of B images."""
 
     boxes: Tensor  # (B, N, 4) xyxy px of the network's input
-    scores: Tensor  # (B, N, C) in 0-1
+    scores: Tensor  # (B, N, nc) in 0-1
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # (B, N, ·) by name, such as mask coefficients
+    shared: Mapping[str, Tensor] = field(default_factory=dict)  # (B, …) by name, of the whole image, such as prototypes
+
+    def __getitem__(self, index: Any) -> Predictions:
+        """The predictions of some images: a slice, a mask or indices over B."""
+        return self.map(lambda t: t[index])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """``boxes, scores = model.predict(images)``; what a task adds is in ``fields`` and ``shared``."""
+        return iter((self.boxes, self.scores))
+
+    @classmethod
+    def join_candidates(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Candidates of the same images from several networks or views, joined along N; shared maps are those of the first."""
+        joined = cls.cat([part.replace(shared={}) for part in parts], dim=1)
+        return joined.replace(shared=parts[0].shared)
 
 
-class Detections(NamedTuple):
-    """What is left of one image after non-maximum suppression, best score first."""
+@dataclass(frozen=True)
+class Detections(Columns):
+    """What is left of one image after suppression, best score first."""
 
     boxes: Tensor  # (n, 4) xyxy px
     scores: Tensor  # (n,)
     classes: Tensor  # (n,) int64
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ·) by name
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Any) -> Detections:
+        """The detections that a mask, a slice or indices over n select."""
+        return self.map(lambda t: t[index])
+
+    @staticmethod
+    def empty() -> Detections:
+        """No detection."""
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+
+
+def detections_on_host(detections: Sequence[Detections]) -> list[Detections]:
+    """Detections of a batch on the CPU in float32, in one transfer."""
+    if not detections or detections[0].boxes.device.type == "cpu":
+        return [d.replace(boxes=d.boxes.float(), scores=d.scores.float()) for d in detections]
+    counts = [len(d) for d in detections]
+    together = Detections.cat(detections)
+    widths = [t[0:1].flatten(1).shape[1] if t.ndim > 1 else 1 for t in _tensors(together)]
+    rows = torch.cat([t.float().reshape(sum(counts), -1) for t in _tensors(together)], dim=1).cpu()  # (Σn, ·), class numbers are exact
+    columns = iter(rows.split(widths, dim=1))
+    host = together.map(lambda t: next(columns).reshape(t.shape))
+    host = host.replace(classes=host.classes.long())
+    return split_detections(host, counts)
+
+
+def split_detections(together: Detections, counts: Sequence[int]) -> list[Detections]:
+    """Detections of several images, joined, as those of each: the inverse of ``Detections.cat``."""
+    parts: list[Detections] = []
+    start = 0
+    for count in counts:
+        parts.append(together[start : start + count])
+        start += count
+    return parts
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,3 +213,10 @@ def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if images.is_floating_point():
         return images.to(dtype, memory_format=layout)
     raise TypeError(f"images must be uint8, uint16 or float, not {images.dtype}")
+
+
+def _tensors(columns: Columns) -> list[Tensor]:
+    out: list[Tensor] = []
+    for _, value in columns._present():
+        out.extend(value.values() if isinstance(value, Mapping) else (value,))
+    return out

@@ -24,7 +24,7 @@ from data.augment.transforms import (
     warp_instances,
 )
 from data.images.pixels import fill_of, resized
-from data.labels.instances import Instances, clip_boxes, concatenate
+from utils.instances import Instances, clip_boxes, concatenate
 
 
 class Tile(NamedTuple):

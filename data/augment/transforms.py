@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from data.images.pixels import blended, brightened, fill_of, in_channel_groups, resized
-from data.labels.instances import Instances, clip_boxes, clipped_polygon_boxes, concatenate
+from utils.instances import Instances, clip_boxes, clipped_polygon_boxes, concatenate
 
 MIN_SIDE_PX, MAX_ASPECT, MIN_AREA, MIN_AREA_POLYGON = 2.0, 100.0, 0.1, 0.01
 

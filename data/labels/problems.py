@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.base import COLUMNS, NOT_A_NUMBER, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS
+
 MISSING, CORRUPT, LABEL_FILE = "missing image", "corrupt image", "unreadable labels"
-COLUMNS, NOT_A_NUMBER, NOT_FINITE = "wrong columns", "not a number", "not finite"
-WRONG_CLASS, OUT_OF_RANGE, NO_AREA, DUPLICATE_ROWS = "wrong class", "out of range", "no area", "duplicate rows"
+NO_AREA, DUPLICATE_ROWS = "no area", "duplicate rows"
 DUPLICATE_IMAGE, LEAK, ORPHAN, ANNOTATIONS = "duplicate image", "in two splits", "labels without image", "annotation file"
 KINDS = (
     MISSING, CORRUPT, LABEL_FILE, COLUMNS, NOT_A_NUMBER, NOT_FINITE, WRONG_CLASS, OUT_OF_RANGE, NO_AREA, DUPLICATE_ROWS, DUPLICATE_IMAGE,

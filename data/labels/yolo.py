@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from data.images.bands import without_stored_arrays
 from data.images.reading import ImageError, is_image, probe_image
-from data.labels.instances import Instances
 from data.labels.problems import (
     COLUMNS,
     CORRUPT,
@@ -36,6 +35,7 @@ from data.labels.problems import (
     Problem,
 )
 from utils.errors import UserError
+from utils.instances import Instances
 
 ROUNDING = 1e-3  # how far outside 0-1 a coordinate may lie and still be clipped: labels are written with few digits
 PROCESSES_FROM = 1000  # images; below, starting processes takes longer than they save

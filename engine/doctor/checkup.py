@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.memory_format import channels_last
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recipes import family_hyp, find_hyp
@@ -28,7 +29,7 @@ from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.memory import is_out_of_memory
 from utils.precision import gradient_scaler
-from utils.types import Batch, Letterbox, to_unit_range
+from utils.types import Batch, Letterbox, Targets, to_unit_range
 
 CHECKS = ("build", "train", "val", "fuse", "deploy", "onnx")
 BATCH, BOXES = 2, 3  # images, and boxes in each
@@ -36,7 +37,6 @@ BATCH, BOXES = 2, 3  # images, and boxes in each
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
 STATISTICS_SHARE = 0.9  # of a batch in the running statistics; with all of it, rounding would grow from norm to norm
 
-Evaluate = Callable[..., Any]  # val.evaluate, which stands above this file
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,16 @@ class Report:
 
 
 def examine(
-    case: Case, evaluate: Evaluate, *, side: int = 64, limit: str = "", begin: Callable[[str], object] = lambda name: None
+    case: Case, *, side: int = 64, limit: str = "", begin: Callable[[str], object] = lambda name: None
 ) -> Report:
     """Puts one case through all checks.
 
     Args:
-        evaluate: ``val.evaluate``.
         side: of the training images, px; rounded up to the network's stride, and rectangles are one stride wider.
         limit: what bounds the memory, such as ``--memory 2``, for the reason of what runs out of it.
         begin: is told the name of each check before it.
     """
-    report, subject = Report(case), Subject(case, evaluate, side)
+    report, subject = Report(case), Subject(case, side)
     for check in CHECKS:
         begin(check)
         try:
@@ -113,12 +112,11 @@ class Subject:
 
     Args:
         case: the YAML and its scale.
-        evaluate: ``val.evaluate``.
         side: of the training images, px.
     """
 
-    def __init__(self, case: Case, evaluate: Evaluate, side: int) -> None:
-        self.case, self.evaluate, self.least_side = case, evaluate, side
+    def __init__(self, case: Case, side: int) -> None:
+        self.case, self.least_side = case, side
         self.model: Model | None = None
         self.is_live = False
 
@@ -161,7 +159,7 @@ class Subject:
         """One batch of rectangles through validation: loss, decoding, suppression and metrics."""
         model = self._live()
         batch = noise_batch(model, *self.rectangle)
-        metrics = self.evaluate(model, [batch], loss=model.head.build_loss(self._hyp()), progress=False)
+        metrics = evaluate(model, [batch], EvaluationOptions(progress=False), loss=model.head.build_loss(self._hyp()))
         require_finite({name: torch.tensor(value) for name, value in metrics.losses.items()}, "loss")
         if not 0 <= metrics.map <= 1:
             raise UserError(f"mAP {metrics.map} on noise")
@@ -231,7 +229,7 @@ def noise_batch(model: Model, height: int, width: int) -> Batch:
     sides = torch.linspace(0.15, 0.6, BOXES).repeat(BATCH)
     targets = torch.cat([torch.stack([image, classes], 1), centres, torch.stack([sides, sides], 1)], dim=1)  # (M, 6)
     letterbox = Letterbox(torch.tensor([[height, width]] * BATCH), torch.ones(BATCH, 2), torch.zeros(BATCH, 2))
-    return Batch(images, targets, tuple(f"noise{i}" for i in range(BATCH)), letterbox, BOXES)
+    return Batch(images, Targets.of_rows(targets), tuple(f"noise{i}" for i in range(BATCH)), letterbox, BOXES)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from engine.doctor.checkup import CHECKS, Case, Evaluate, Report, examine
+from engine.doctor.checkup import CHECKS, Case, Report, examine
 from models.spec.registry import BLOCKS, load_plugin
 
 GIB = 2**30
@@ -33,12 +33,10 @@ class Job:
     """What every process is told besides its case.
 
     Attributes:
-        evaluate: ``val.evaluate``.
         side: of the images, px.
         plugins: files with blocks of the user's own.
     """
 
-    evaluate: Evaluate
     side: int
     plugins: tuple[str, ...] = ()
 
@@ -154,7 +152,7 @@ def _work(connection: Connection, case: Case, job: Job, limits: Limits, share: i
         load_plugin(path)
     _limit_memory(share)
     started = time.process_time()
-    report = examine(case, job.evaluate, side=job.side, limit=limits.flag, begin=begin)
+    report = examine(case, side=job.side, limit=limits.flag, begin=begin)
     report.seconds, report.peak_mib = time.process_time() - started, _peak_mib()
     connection.send(report)
 

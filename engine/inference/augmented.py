@@ -34,13 +34,13 @@ class AugmentedModel:
         if not getattr(model, "dynamic", True):
             raise UserError(f"--augment: {getattr(model, 'path', 'the model')} takes one size only; leave it out, or export with --dynamic")
         self.model = model
-        self.names, self.nc, self.ch, self.stride = model.names, model.nc, model.ch, model.stride
+        self.names, self.nc, self.ch, self.stride, self.task = model.names, model.nc, model.ch, model.stride, model.task
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Predictions:
         """Boxes (B, 3N or so, 4) xyxy px and scores for images (B, ch, H, W) in 0-1."""
         found = [self._version(images, scale, mirrored=mirrored) for scale, mirrored in VERSIONS]
-        return Predictions(*(torch.cat(parts, dim=1) for parts in zip(*found)))
+        return Predictions.join_candidates(found)
 
     def _version(self, images: Tensor, scale: float, *, mirrored: bool) -> Predictions:
         height, width = images.shape[2:]

@@ -36,7 +36,7 @@ class Ensemble:
             if model.ch != first.ch:
                 raise UserError(f"--weights: {source} takes images of {model.ch} channels, {sources[0]} of {first.ch}")
         self.models = tuple(models)
-        self.names, self.nc, self.ch = first.names, first.nc, first.ch
+        self.names, self.nc, self.ch, self.task = first.names, first.nc, first.ch, first.task
         self.stride = max(model.stride for model in models)
         fixed = [(m, s) for m, s in zip(models, sources) if not getattr(m, "dynamic", True)]
         self.dynamic = not fixed
@@ -50,7 +50,7 @@ class Ensemble:
     def predict(self, images: Tensor) -> Predictions:
         """Boxes (B, N of all models, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1."""
         found = [model.predict(images) for model in self.models]
-        return Predictions(*(torch.cat(parts, dim=1) for parts in zip(*found)))
+        return Predictions.join_candidates(found)
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

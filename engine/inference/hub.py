@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,10 +14,9 @@ from torch.nn import functional as F
 
 from data.augment.transforms import letterbox
 from data.images.reading import read_image
-from data.sources.frames import Frame
 from data.sources.urls import is_url, read_remote_image, redacted
 from engine.inference.augmented import GREY, AugmentedModel
-from engine.inference.predictor import as_batch, in_original_px
+from engine.inference.predictor import PRE_PROCESS, STAGES, Predictor, collate
 from engine.inference.results import Results
 from engine.memory_format import channels_last
 from models.checkpoints.checkpoint import load_model
@@ -27,7 +25,7 @@ from models.model import Model
 from utils.cli.flags import height_and_width
 from utils.distributed import select_device
 from utils.errors import UserError
-from utils.nms import non_max_suppression
+from utils.nms import Suppression
 from utils.types import Letterbox, to_unit_range
 from utils.visual.draw import viewable
 
@@ -86,44 +84,42 @@ class HubModel(nn.Module):
         Raises:
             UserError: an image that cannot be read, or is of another kind or shape.
         """
-        looker = AugmentedModel(self.model) if augment else self.model
+        predictor = self._predictor(augment=augment)
         inputs = list(source) if isinstance(source, (list, tuple)) else [source]
         inputs = [p for item in inputs for p in _one_by_one(item, self.model.ch)]
         sides = height_and_width(size if isinstance(size, int) else tuple(size))
         hw = tuple(-(-side // self.stride) * self.stride for side in sides)
-        images, found, files, seconds = [], [], [], [0.0, 0.0, 0.0]
+        images, found, files = [], [], []
         for index, item in enumerate(inputs):
-            start = time.perf_counter()
-            image, batch, box = self._prepared(item, hw)
-            ready = time.perf_counter()
-            predictions = looker.predict(batch)
-            seen = time.perf_counter()
-            kept = non_max_suppression(
-                predictions, conf=self.conf, iou=self.iou, max_det=self.max_det, classes=self.classes, agnostic=self.agnostic,
-                multi_label=self.multi_label,
-            )  # fmt: skip
-            found += in_original_px(kept, box)
+            with predictor.stopwatch.stage(PRE_PROCESS):
+                image, batch, placement = self._prepared(item, hw)
+            found += predictor.predict_batch(batch, placement)
             images.append(image)
             files.append(_file_name(item, index))
-            for stage, (a, b) in enumerate(((start, ready), (ready, seen), (seen, time.perf_counter()))):
-                seconds[stage] += b - a
-        return Results(images, found, self.names, files, tuple(1000 * s / max(len(inputs), 1) for s in seconds))
+        times = tuple(1000 * predictor.stopwatch.seconds[stage] / max(len(inputs), 1) for stage in STAGES)
+        return Results(images, found, self.names, files, times, self.model.task)
+
+    def _predictor(self, *, augment: bool) -> Predictor:
+        suppression = Suppression(
+            conf=self.conf, iou=self.iou, max_det=self.max_det, classes=self.classes, agnostic=self.agnostic, multi_label=self.multi_label
+        )
+        return Predictor(AugmentedModel(self.model) if augment else self.model, suppression, device=self.device)
 
     def _prepared(self, item: ImageSource, hw: tuple[int, ...]) -> tuple[np.ndarray, Tensor, Letterbox]:
-        """The image to look at (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
+        """The image to show (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
         if isinstance(item, Tensor):
-            return self._as_it_is(item)
+            return self._padded(item)
         image = _as_array(item, self.model.ch)
-        frame = Frame("", image, letterbox(image, (hw[0], hw[1]), auto=True, stride=self.stride), 0, 1, None)
-        return viewable(image), *as_batch([frame], self.device)
+        boxed = letterbox(image, (hw[0], hw[1]), auto=True, stride=self.stride)
+        return viewable(image), *collate([boxed], [image.shape[:2]], self.device)
 
-    def _as_it_is(self, item: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:
+    def _padded(self, item: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:
         height, width = item.shape[1:]
         batch = to_unit_range(item[None].to(self.device), torch.float32)
         batch = F.pad(batch, (0, -width % self.stride, 0, -height % self.stride), value=GREY)
         image = (to_unit_range(item.cpu(), torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-        unmoved = Letterbox(torch.tensor([[height, width]]), torch.ones(1, 2), torch.zeros(1, 2))
-        return viewable(image.numpy()), batch, unmoved
+        identity = Letterbox(torch.tensor([[height, width]]), torch.ones(1, 2), torch.zeros(1, 2))
+        return viewable(image.numpy()), batch, identity
 
 
 def _one_by_one(image: ImageSource, channels: int) -> list[ImageSource]:

@@ -1,39 +1,126 @@
-"""From images to boxes in their own px: the two ends of every look, shared by detect.py and torch.hub's model."""
+"""From images to detections in their own px: letterbox, network, suppression and the way back, for every script and every kind of network.
+
+detect.py, val.py, torch.hub's model and sliced inference all go through ``Predictor``; what they have in hand decides where they enter:
+original images (``predict``), letterboxed ones (``predict_letterboxed``) or a collated batch (``predict_batch``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.boxes import to_original
-from utils.types import Detections, Letterbox, to_unit_range
+from data.augment.transforms import LetterboxedImage, letterbox
+from tasks import Task
+from utils.nms import Suppression
+from utils.precision import autocast
+from utils.stopwatch import Stopwatch
+from utils.types import Detections, Letterbox, Predictions, to_unit_range
 
-if TYPE_CHECKING:
-    from data.sources.frames import Frame
+PRE_PROCESS, INFERENCE, NMS = STAGES = ("pre-process", "inference", "NMS")
 
 
-def as_batch(frames: Sequence[Frame], device: torch.device) -> tuple[Tensor, Letterbox]:
-    """The letterboxed images, of one shape, as a batch in 0-1, and how they came from the originals."""
-    boxed = [frame.boxed for frame in frames]
+class Network(Protocol):
+    """What a predictor runs: a ``Model``, an exported file, several as one, or either with test-time augmentation."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def nc(self) -> int: ...
+    @property
+    def ch(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def task(self) -> Task: ...
+
+    def predict(self, images: Tensor) -> Predictions:
+        """Predictions for images (B, ch, H, W) in 0-1."""
+
+
+class Predictor:
+    """A network with suppression as one function from images to detections.
+
+    Args:
+        network: What is run; ready for inference, on ``device``.
+        suppression: What is kept of its predictions.
+        device: Where images are sent.
+        precision: Type of the forward pass under autocast; float32 if None.
+        stopwatch: Takes the seconds of ``STAGES``; one of its own if None.
+
+    Attributes:
+        dynamic: Whether images of any size (multiples of ``stride``) can go in.
+        imgsz: Height and width in px that a network of fixed size takes; None for a dynamic one.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        suppression: Suppression,
+        *,
+        device: torch.device,
+        precision: torch.dtype | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self.network, self.suppression, self.device, self.precision = network, suppression, device, precision
+        self.stopwatch = stopwatch or Stopwatch(device, STAGES)
+        self.names, self.nc, self.ch, self.stride, self.task = network.names, network.nc, network.ch, network.stride, network.task
+        self.dynamic = bool(getattr(network, "dynamic", True))
+        self.imgsz: tuple[int, int] | None = None if self.dynamic else network.imgsz  # type: ignore[attr-defined]
+
+    def predict(self, images: Sequence[NDArray], *, hw: tuple[int, int] = (640, 640)) -> list[Detections]:
+        """Detections of original images (H, W, C), uint8 or uint16, each in px of its image, on the host.
+
+        Args:
+            images: Of any sizes; those whose letterboxed shapes agree go through the network together.
+            hw: Height and width in px that images are fitted into, multiples of the stride; a fixed network's own size wins.
+        """
+        hw = self.imgsz or hw
+        boxed = [letterbox(image, hw, auto=self.dynamic, stride=self.stride) for image in images]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, one in enumerate(boxed):
+            groups.setdefault(one.image.shape, []).append(index)
+        found: list[Detections] = [Detections.empty()] * len(images)
+        for members in groups.values():
+            detections = self.predict_letterboxed([boxed[i] for i in members], [images[i].shape[:2] for i in members])
+            for index, one_found in zip(members, detections):
+                found[index] = one_found
+        return found
+
+    def predict_letterboxed(self, boxed: Sequence[LetterboxedImage], original_hw: Sequence[tuple[int, ...]]) -> list[Detections]:
+        """Detections of letterboxed images of one shape, in px of their originals, on the host."""
+        with self.stopwatch.stage(PRE_PROCESS):
+            images, placement = collate(boxed, original_hw, self.device)
+        return self.predict_batch(images, placement)
+
+    def predict_batch(self, images: Tensor, placement: Letterbox) -> list[Detections]:
+        """Detections of a batch (B, C, H, W) in 0-1 on the device, in px of the original images, on the host."""
+        with self.stopwatch.stage(INFERENCE):
+            predictions = self.forward(images)
+        return self.detections(predictions, placement)
+
+    def forward(self, images: Tensor) -> Predictions:
+        """Predictions of a batch (B, C, H, W) in 0-1."""
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return self.network.predict(images)
+
+    def detections(self, predictions: Predictions, placement: Letterbox) -> list[Detections]:
+        """What suppression keeps of predictions, in px of the original images, on the host."""
+        with self.stopwatch.stage(NMS):
+            return self.task.to_original(self.task.postprocess(predictions, self.suppression), placement)
+
+
+def collate(boxed: Sequence[LetterboxedImage], original_hw: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Letterbox]:
+    """Letterboxed images of one shape as a batch (B, C, H, W) in 0-1 on the device, and how they came from their originals."""
     stacked = boxed[0].image[None] if len(boxed) == 1 else np.stack([b.image for b in boxed])
     images = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
-    letterbox = Letterbox(
-        original_hw=torch.tensor([frame.image.shape[:2] for frame in frames]),
+    placement = Letterbox(
+        original_hw=torch.tensor([tuple(hw) for hw in original_hw]),
         scale_xy=torch.tensor([b.scale_xy for b in boxed], dtype=torch.float32),
         pad_xy=torch.tensor([b.pad_xy for b in boxed], dtype=torch.float32),
     )
-    return to_unit_range(images), letterbox
-
-
-def in_original_px(found: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
-    """Detections of a batch, image by image, in px of the originals, on the host."""
-    return [_in_original_px(detections, letterbox, index) for index, detections in enumerate(found)]
-
-
-def _in_original_px(found: Detections, letterbox: Letterbox, index: int) -> Detections:
-    boxes = to_original(found.boxes.float(), letterbox, image=torch.full_like(found.classes, index))
-    return found._replace(boxes=boxes.cpu(), scores=found.scores.float().cpu(), classes=found.classes.cpu())
+    return to_unit_range(images), placement

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.inference.predictor import STAGES
+from tasks import DETECT, Task
+from tasks.base import DrawStyle
 from utils.boxes import normalised, xyxy_to_cxcywh
 from utils.errors import UserError
 from utils.run_folders import new_run_dir
 from utils.types import Detections
-from utils.visual.draw import draw_detections
 from utils.visual.savers import ResultWriter, SaveOptions, crop_of
 
 COLUMNS = {"xyxy": ("xmin", "ymin", "xmax", "ymax"), "xywh": ("xcenter", "ycenter", "width", "height")}
-STAGES = ("pre-process", "inference", "NMS")
 FOLDER = "runs/hub"
 
 
@@ -43,6 +44,7 @@ class Results:
         names: class names.
         files: a path, or ``image0.jpg`` … for images that came from memory.
         times_ms: an image's mean pre-processing, inference and suppression.
+        task: what the detections are.
     """
 
     ims: Sequence[np.ndarray]
@@ -50,6 +52,7 @@ class Results:
     names: Sequence[str]
     files: Sequence[str]
     times_ms: tuple[float, ...]
+    task: Task = DETECT
 
     def __len__(self) -> int:
         """Number of images."""
@@ -57,7 +60,7 @@ class Results:
 
     def __getitem__(self, index: int) -> Results:
         """The results of one image."""
-        return Results([self.ims[index]], [self.found[index]], self.names, [self.files[index]], self.times_ms)
+        return Results([self.ims[index]], [self.found[index]], self.names, [self.files[index]], self.times_ms, self.task)
 
     def __iter__(self) -> Iterator[Results]:
         return (self[i] for i in range(len(self)))
@@ -98,7 +101,8 @@ class Results:
 
     def render(self, *, labels: bool = True) -> list[np.ndarray]:
         """The images with boxes on them."""
-        return [draw_detections(im, found, self.names, hide_labels=not labels) for im, found in zip(self.ims, self.found)]
+        style = DrawStyle(hide_labels=not labels)
+        return [self.task.draw(im, found, self.names, style) for im, found in zip(self.ims, self.found)]
 
     def show(self, *, labels: bool = True) -> None:
         """Opens every image with boxes on it in the system's viewer."""
@@ -118,7 +122,7 @@ class Results:
         return [
             Crop(box, float(score), int(label), self.names[int(label)], crop_of(im, box.tolist()))
             for im, found in zip(self.ims, self.found)
-            for box, score, label in zip(*found)
+            for box, score, label in zip(found.boxes, found.scores, found.classes)
         ]
 
     def pandas(self) -> Tables:
@@ -138,7 +142,7 @@ class Results:
     def _write(self, save_dir: str | Path | None, options: SaveOptions, drawn: Sequence[np.ndarray], *, exist_ok: bool) -> Path:
         where = Path(save_dir) if save_dir else Path(FOLDER) / "exp"
         folder = new_run_dir(where.parent, where.name, exist_ok=exist_ok)
-        with ResultWriter(folder, self.names, options) as writer:
+        with ResultWriter(folder, self.names, options, self.task.label_rows) as writer:
             for file, image, found, shown in zip(self.files, self.ims, self.found, drawn):
                 writer.write(file, image, found, drawn=shown)
         return folder

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks import Task
 from utils.types import Batch
 
 
@@ -20,6 +21,7 @@ class RunInfo:
     save_dir: Path
     names: tuple[str, ...]  # classes
     parts: tuple[str, ...]  # of the loss
+    task: Task
     start_epoch: int = 0  # above 0 after a resume
     rows: tuple[Mapping[str, float], ...] = ()  # of results.csv, of all epochs that are done
 

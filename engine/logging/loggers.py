@@ -12,30 +12,27 @@ from engine.logging.callbacks import Callback, RunInfo
 from utils.types import Batch
 
 if TYPE_CHECKING:
-    from utils.metrics.metrics import Metrics
+    from tasks.base import MetricResult
 
-METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 LEARNING_RATES = ("x/lr0", "x/lr1", "x/lr2")
 
 
-def columns(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns of results.csv for these loss parts, in the order that YOLO users' scripts expect."""
-    return ("epoch", *(f"train/{p}_loss" for p in parts), *METRICS, *(f"val/{p}_loss" for p in parts), *LEARNING_RATES)
+def columns(parts: tuple[str, ...], metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of results.csv for these loss parts and metric columns, in the order that YOLO users' scripts expect."""
+    return ("epoch", *(f"train/{p}_loss" for p in parts), *metrics, *(f"val/{p}_loss" for p in parts), *LEARNING_RATES)
 
 
-def csv_row(epoch: int, losses: Mapping[str, float], metrics: Metrics | None, rates: Sequence[float]) -> dict[str, float]:
+def csv_row(epoch: int, losses: Mapping[str, float], metrics: MetricResult | None, rates: Sequence[float]) -> dict[str, float]:
     """The row of an epoch: mean training losses, metrics where they were measured, and the learning rate of each group."""
     trained = {f"train/{name}_loss": value for name, value in losses.items()}
     return {"epoch": epoch, **trained, **metric_columns(metrics), **dict(zip(LEARNING_RATES, rates))}
 
 
-def metric_columns(metrics: Metrics | None) -> dict[str, float]:
+def metric_columns(metrics: MetricResult | None) -> dict[str, float]:
     """Metrics and validation losses under their names in results.csv."""
     if metrics is None:
         return {}
-    values = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
-    losses = {f"val/{name}_loss": float(value) for name, value in metrics.losses.items()}
-    return {**{name: float(value) for name, value in zip(METRICS, values)}, **losses}
+    return {**metrics.columns, **{f"val/{name}_loss": float(value) for name, value in metrics.losses.items()}}
 
 
 class CsvLogger(Callback):
@@ -46,13 +43,13 @@ class CsvLogger(Callback):
 
     def on_train_start(self, run: RunInfo) -> None:
         with open(run.save_dir / "results.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns(run.parts), extrasaction="ignore", restval="")
+            writer = csv.DictWriter(file, columns(run.parts, run.task.columns), extrasaction="ignore", restval="")
             writer.writeheader()
             writer.writerows(map(_formatted, run.rows))
 
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
         with open(run.save_dir / "results.csv", "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns(run.parts), extrasaction="ignore", restval="")
+            writer = csv.DictWriter(file, columns(run.parts, run.task.columns), extrasaction="ignore", restval="")
             writer.writerow(_formatted(row))
 
 
@@ -98,10 +95,9 @@ class PlotLogger(Callback):
 
     def on_batch(self, run: RunInfo, epoch: int, iteration: int, batch: Batch) -> None:
         if epoch == run.start_epoch and iteration < self.BATCHES:
-            from utils.visual.plots import plot_batch
+            from engine.logging.batch_images import save_batch_image
 
-            path = run.save_dir / f"train_batch{iteration}.jpg"
-            plot_batch(batch.images.cpu(), batch.targets.cpu(), run.names, path, paths=batch.paths)
+            save_batch_image(run.save_dir / f"train_batch{iteration}.jpg", batch, run.task, run.names)
 
     def on_train_end(self, run: RunInfo) -> None:
         from utils.visual.plots import plot_results

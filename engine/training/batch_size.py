@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.memory import free_bytes, is_out_of_memory, release_memory
 from utils.precision import autocast, gradient_scaler, precision_of
 from utils.random_state import random_state, set_random_state
-from utils.types import Batch, Letterbox, to_unit_range
+from utils.types import Batch, Letterbox, Targets, to_unit_range
 
 FEW = 10  # batches an epoch
 BOXES = 100  # of a made-up image: a mosaic of four crowded images
@@ -178,7 +178,8 @@ def synthetic_batch(images: int, *, channels: int, side_px: int, nc: int, seed: 
     pixels = torch.randint(256, (images, channels, side_px, side_px), dtype=torch.uint8, generator=generator)
     hw = torch.full((images, 2), side_px)
     letterbox = Letterbox(hw, torch.ones(images, 2), torch.zeros(images, 2))
-    return Batch(pixels, torch.cat((index, classes, centres, sizes), dim=1), ("made up",) * images, letterbox, max_boxes=BOXES)
+    targets = Targets.of_rows(torch.cat((index, classes, centres, sizes), dim=1))
+    return Batch(pixels, targets, ("synthetic",) * images, letterbox, max_boxes=BOXES)
 
 
 def _gib(amount: int) -> str:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from engine.logging.loggers import METRICS, metric_columns
+from engine.logging.loggers import metric_columns
 from engine.training.nonfinite_guard import Diverged
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.metrics.metrics import COLUMNS
 
 if TYPE_CHECKING:
     from utils.metrics.metrics import Metrics
@@ -100,7 +101,7 @@ def generation(number: int, config: TrainConfig, hyp: Hyperparameters | None, tr
             raise
         print(f"No good: {error}")
     used = Hyperparameters.from_yaml(Path(config.project) / config.name / "hyp.yaml").to_dict()
-    measured = {name: metric_columns(metrics).get(name, 0.0) for name in METRICS}
+    measured = {name: metric_columns(metrics).get(name, 0.0) for name in COLUMNS}
     fitness = metrics.fitness if metrics is not None else 0.0
     return {"generation": number, "fitness": float(fitness), **measured, **{key: float(used[key]) for key in BOUNDS}}
 

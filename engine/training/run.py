@@ -72,7 +72,7 @@ class Run:
 
     @property
     def info(self) -> RunInfo:
-        return RunInfo(self.save_dir, self.model.names, self.loss.names, self.start_epoch, tuple(self.rows))
+        return RunInfo(self.save_dir, self.model.names, self.loss.names, self.model.task, self.start_epoch, tuple(self.rows))
 
     def epochs_left(self) -> Sequence[int]:
         """None for a run that was stopped while it ended."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from utils.boxes import cxcywh_to_xyxy, denormalised
+from utils.types import Targets
 
 
 class PaddedTargets(NamedTuple):
@@ -18,11 +19,11 @@ class PaddedTargets(NamedTuple):
     valid: Tensor  # (B, n) bool
 
 
-def pad_targets(targets: Tensor, max_boxes: int, *, batch_size: int, hw_px: tuple[float, float]) -> PaddedTargets:
+def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tuple[float, float]) -> PaddedTargets:
     """Sorts a batch's targets by image.
 
     Args:
-        targets: (M, 6) image, class, normalised cx cy w h, in any order.
+        targets: the objects of the batch, M in all, in any order.
         max_boxes: the most boxes in one image, or more.
         batch_size: B.
         hw_px: size of the batch's images in px.
@@ -30,14 +31,14 @@ def pad_targets(targets: Tensor, max_boxes: int, *, batch_size: int, hw_px: tupl
     Returns:
         Targets with n = ``max_boxes``; boxes of an image keep their order.
     """
-    device = targets.device
-    image, order = targets[:, 0].long().sort(stable=True)
+    device = targets.boxes.device
+    image, order = targets.image.sort(stable=True)
     per_image = torch.zeros(batch_size, dtype=torch.long, device=device).scatter_add_(0, image, torch.ones_like(image))
     first = per_image.cumsum(0) - per_image
     slot = torch.arange(len(image), device=device) - first[image]
-    rows = targets[order, 1:].float()
     padded = torch.zeros(batch_size, max_boxes, 5, device=device)
-    padded[image, slot] = torch.cat((rows[:, :1], cxcywh_to_xyxy(denormalised(rows[:, 1:], hw_px))), dim=1)
+    boxes_xyxy = cxcywh_to_xyxy(denormalised(targets.boxes[order].float(), hw_px))
+    padded[image, slot] = torch.cat((targets.classes[order, None].float(), boxes_xyxy), dim=1)
     valid = torch.arange(max_boxes, device=device) < per_image[:, None]
     return PaddedTargets(padded[..., 0].long(), padded[..., 1:], valid)
 

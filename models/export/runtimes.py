@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tasks import DETECT, Task
 from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.types import Predictions
@@ -93,6 +94,10 @@ class ExportedModel:
         return self.facts.names
 
     @property
+    def task(self) -> Task:
+        return DETECT
+
+    @property
     def nc(self) -> int:
         return len(self.facts.names)
 
@@ -124,7 +129,7 @@ class ExportedModel:
         """
         self._check_size(images)
         found = [self._run(part) for part in (images.split(self.facts.batch) if not self.dynamic else (images,))]
-        return Predictions(*(torch.cat(parts) for parts in zip(*found)))
+        return Predictions.cat(found)
 
     def _check_size(self, images: Tensor) -> None:
         channels, height, width = images.shape[1:]

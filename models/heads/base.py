@@ -1,12 +1,13 @@
-"""What every detection head promises; the scripts and the Model know nothing else about heads."""
+"""The contract of every head; scripts and the Model know nothing else about heads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from tasks import DETECT, Task
 from utils.types import Batch, Predictions
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class HeadOutput(NamedTuple):
     """
 
     branches: tuple[tuple[Tensor, ...], ...]
+    shared: tuple[Tensor, ...] = ()  # maps of the whole image, such as prototypes
 
     @property
     def main(self) -> tuple[Tensor, ...]:
@@ -30,7 +32,9 @@ class HeadOutput(NamedTuple):
 class Loss(Protocol):
     """What ``build_loss`` gives: an object that knows the strides and gains and turns maps and targets into loss parts."""
 
-    names: tuple[str, ...]  # of the parts, in the order of the training log, such as ("box", "cls", "dfl")
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parts, in the order of the training log, such as ("box", "cls", "dfl")."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the loss remembers from step to step, for a checkpoint; empty for most."""
@@ -54,12 +58,14 @@ class Head(nn.Module):
     """Base of all heads: the only place that knows how many branches there are.
 
     Attributes:
+        task: what its predictions are; scripts ask it for everything that depends on that.
         nc: number of classes.
         strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
 
+    task: ClassVar[Task] = DETECT
     branch_weights: tuple[float, ...] = (1.0,)
     anchor_based = False
     nc: int

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 import detect
+from engine.inference import detect as detection
 from models.export.exporting import ExportOptions, export_model
+from tasks import DETECT
 from tests.tiny import DUAL_HEAD, NAMES, tiny_checkpoint, tiny_model
 from utils.types import Predictions
 
@@ -24,7 +26,7 @@ BOX = (40, 24, 120, 72)  # xyxy px of the bright rectangle in every test image
 class BrightRectangle:
     """Finds the bright rectangle of each image, in px of the network's input."""
 
-    names, nc, ch, stride = ("dull", "bright thing/2"), 2, 3, 32
+    names, nc, ch, stride, task = ("dull", "bright thing/2"), 2, 3, 32, DETECT
 
     def predict(self, images: Tensor) -> Predictions:
         boxes = torch.zeros(len(images), 1, 4)
@@ -38,7 +40,7 @@ class BrightRectangle:
 
 @pytest.fixture
 def finder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "load_model", lambda weights, device, config: BrightRectangle())
+    monkeypatch.setattr(detection, "load_network", lambda weights, device, config: BrightRectangle())
 
 
 @pytest.fixture
@@ -218,7 +220,7 @@ def test_exported_forms_find_what_the_checkpoint_finds(run: Callable[..., int], 
 
 
 def test_checkpoint_is_deployed(weights: dict[str, Path]) -> None:
-    model = detect.load_model(weights["pt"], torch.device("cpu"), detect.DetectConfig())
+    model = detection.load_network(weights["pt"], torch.device("cpu"), detect.DetectConfig())
     assert model.head.branch_weights == (1.0,)
     assert model.spec.fused
     assert model.names == NAMES
@@ -334,4 +336,4 @@ def test_python_interface(tmp_path: Path) -> None:
     assert (report.frames, report.detections, report.skipped) == (1, 1, [])
     assert report.folder == tmp_path / "out/exp"
     assert report.written == {"images": 1}
-    assert set(report.seconds) == {"reading and letterbox", "to device", "model", "suppression", "drawing and saving"}
+    assert set(report.seconds) == {"reading and letterbox", "pre-process", "inference", "NMS", "drawing and saving"}

@@ -14,7 +14,6 @@ from models.spec.parser import CONFIGS
 from models.spec.registry import load_plugin
 from tests.tiny import tiny_cfg
 from utils.memory import is_out_of_memory
-from val import evaluate
 
 PLUGIN = """
 import os
@@ -119,13 +118,13 @@ def test_failures_are_lines_with_file_and_reason(tmp_path, plugin, capsys):
 def test_each_check_can_fail(block, failing, tmp_path, plugin):
     load_plugin(plugin)
     write(tmp_path, block, attention=(block, []))
-    report = examine(Case(tmp_path / f"{block}.yaml"), evaluate)
+    report = examine(Case(tmp_path / f"{block}.yaml"))
     assert [check for check, reason in report.reasons.items() if reason] == failing, report.reasons
 
 
 def test_a_process_that_runs_out_of_memory_is_a_line(tmp_path):
     write(tmp_path, "plain")
-    (report,) = examine_all([Case(tmp_path / "plain.yaml")], Job(evaluate, 64), Limits(jobs=2, memory=2**27))
+    (report,) = examine_all([Case(tmp_path / "plain.yaml")], Job(64), Limits(jobs=2, memory=2**27))
     assert not report.passed
     assert report.out_of_memory
     assert ": out of memory (--memory 0.125): " in report.complaint or "(out of memory?)" in report.complaint
@@ -151,7 +150,7 @@ def test_an_error_for_want_of_memory_is_known_by_what_led_to_it():
 def test_the_training_step_has_channels_last_as_training_has(tmp_path, plugin):
     load_plugin(plugin)
     write(tmp_path, "contiguous", attention=("DoctorContiguous", []))
-    report = examine(Case(tmp_path / "contiguous.yaml"), evaluate)
+    report = examine(Case(tmp_path / "contiguous.yaml"))
     assert "view size is not compatible" in report.reasons["train"]
 
 

@@ -14,6 +14,7 @@ import engine.training.nonfinite_guard
 import engine.training.setup
 import train as script
 from data.dataset_spec import load_dataset_spec
+from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.training.ema import ModelEMA
 from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
@@ -29,7 +30,6 @@ from train import TrainResult, train, train_one_epoch
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.precision import LEAST_FACTOR
-from val import evaluate
 
 GIVEN = {"batch_size": 2, "epochs": 2, "hyp": HYP.replace(nbs=4, warmup_epochs=0)}  # two batches a step
 ATTENTION = {"v5": "CloAttention@3", "v7 auxiliary": "NLBlockND@3", "v8": "nchwBRA@3", "v9 dual": "FocalModulation@3"}
@@ -111,7 +111,7 @@ def test_a_trained_network_finds_the_same_in_half_precision(world, tmp_path):
     given, _ = resolve_config(config(world, tmp_path))
     _, loader = loaders(given, CALM, load_dataset_spec(given.data), stride=model.stride)
     with CudaCasts():
-        full, low = (evaluate(model, loader, precision=p, progress=False) for p in (None, torch.float16))
+        full, low = (evaluate(model, loader, EvaluationOptions(precision=p, progress=False)) for p in (None, torch.float16))
     assert full.map50 > 0.5
     assert low.map == pytest.approx(full.map, abs=1e-3)
     assert low.map50 == pytest.approx(full.map50, abs=1e-3)

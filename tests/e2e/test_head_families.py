@@ -38,7 +38,7 @@ class Watch(Callback):
 
     def on_batch(self, run, epoch, iteration, batch) -> None:
         self.most = max(self.most, batch.max_boxes)
-        self.labels |= set(batch.targets[:, 1].tolist())
+        self.labels |= set(batch.targets.rows()[:, 1].tolist())
 
 
 def config_of(tmp_path, family: str, data, *, iou_loss: str = "CIoU", **flags) -> TrainConfig:

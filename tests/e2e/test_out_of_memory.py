@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train as script
-import val as val_script
+from engine.evaluation import evaluate as evaluation
 from engine.micro_batches import TrainingMicroBatches, mean_parts, split
 from engine.training.saving import explain_interruption
 from models.checkpoints.checkpoint import load_checkpoint
@@ -18,11 +18,11 @@ from utils import distributed
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.memory import free_bytes, is_out_of_memory
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Letterbox, Targets
 
 GIVEN = {"batch_size": 4, "hyp": HYP.replace(nbs=8, iou_loss="WIoU-v3"), "multi_scale": True, "epochs": 2}  # two batches a step
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
-real_pass, real_forward = script.forward_backward, val_script.forward
+real_pass, real_forward = script.forward_backward, evaluation.forward
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +128,12 @@ def test_one_image_too_many(world, tmp_path, monkeypatch):
 def test_validation_halves_too(world, tmp_path, monkeypatch, capsys):
     whole = train(config(world, tmp_path, name="whole", **GIVEN))
 
-    def forward(model, images, **kwargs):
+    def forward(predictor, images):
         if len(images) > 1:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
-        return real_forward(model, images, **kwargs)
+        return real_forward(predictor, images)
 
-    monkeypatch.setattr(val_script, "forward", forward)
+    monkeypatch.setattr(evaluation, "forward", forward)
     halved = train(config(world, tmp_path, name="halved", **GIVEN))
     assert "validation: the memory is full with 2 image(s)" in capsys.readouterr().err
     assert halved.last.map50 == pytest.approx(whole.last.map50, abs=1e-9)
@@ -156,14 +156,14 @@ def test_a_real_allocator():
 def test_portions_of_a_batch():
     hw = torch.arange(10).view(5, 2)
     targets = torch.tensor([[0, 1, 0.5, 0.5, 0.1, 0.1], [0, 2, 0.5, 0.5, 0.1, 0.1], [3, 0, 0.2, 0.2, 0.3, 0.3], [4, 1, 0.1, 0.1, 0.1, 0.1]])
-    batch = Batch(torch.arange(5).view(5, 1, 1, 1), targets, tuple("abcde"), Letterbox(hw, hw.float(), hw.float()), max_boxes=2)
+    batch = Batch(torch.arange(5).view(5, 1, 1, 1), Targets.of_rows(targets), tuple("abcde"), Letterbox(hw, hw.float(), hw.float()), 2)
     first, second = split(batch, 2)
     assert (first.paths, second.paths) == (("a", "b"), ("c", "d", "e"))
     assert (first.max_boxes, second.max_boxes) == (2, 1)
-    assert (first.targets[:, 0].tolist(), second.targets[:, 0].tolist()) == ([0, 0], [1, 2])
-    assert torch.equal(second.targets[:, 1:], targets[2:, 1:])
+    assert (first.targets.image.tolist(), second.targets.image.tolist()) == ([0, 0], [1, 2])
+    assert torch.equal(second.targets.rows()[:, 1:], targets[2:, 1:])
     assert torch.equal(second.letterbox.original_hw, hw[2:])
-    assert batch.targets is targets
+    assert torch.equal(batch.targets.rows(), targets)
     assert targets[2, 0] == 3
     assert [len(p.images) for p in split(batch, 8)] == [1] * 5
     assert split(batch, 1) == [batch]

@@ -118,10 +118,10 @@ def test_a_stop_during_validation_does_not_wait_for_its_end(world, whole, tmp_pa
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args, **kwargs)
 
-    import val
+    import train as train_script
 
-    evaluate = val.evaluate
-    monkeypatch.setattr(val, "evaluate", interrupted)
+    evaluate = train_script.evaluate
+    monkeypatch.setattr(train_script, "evaluate", interrupted)
     last = stopped(world, tmp_path)
     assert (load_checkpoint(last).epoch, load_checkpoint(last).training["batch"]) == (1, 6)
     assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)

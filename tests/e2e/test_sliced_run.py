@@ -26,7 +26,7 @@ from utils.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from utils.cli.detect_arguments import DetectConfig
 from utils.cli.val_arguments import ValConfig
 from utils.config import Hyperparameters
-from utils.types import Batch, Detections, Letterbox, to_unit_range
+from utils.types import Batch, Detections, Letterbox, Targets, to_unit_range
 
 STEPS, BATCH, SIDE = 200, 16, 80
 SHRUNK = 0.35  # of the training images
@@ -61,7 +61,7 @@ def batch(pool: list[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -
         rows.append(np.column_stack((np.full(len(boxes), i), np.zeros(len(boxes)), boxes)))
     nowhere = Letterbox(*(torch.zeros(BATCH, 2) for _ in range(3)))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return Batch(pixels, torch.from_numpy(np.concatenate(rows)).float(), ("",) * BATCH, nowhere, max(map(len, rows)))
+    return Batch(pixels, Targets.of_rows(torch.from_numpy(np.concatenate(rows)).float()), ("",) * BATCH, nowhere, max(map(len, rows)))
 
 
 @pytest.fixture(scope="module")

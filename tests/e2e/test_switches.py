@@ -23,7 +23,7 @@ from train import TrainResult, set_training_mode, train, train_one_epoch
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.precision import autocast
-from utils.types import Batch, to_unit_range
+from utils.types import Batch, Targets, to_unit_range
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +122,9 @@ def halves(world: Path, *, alike: bool) -> tuple[list[Batch], list[Batch]]:
     return whole, parts
 
 
-def joined(first: Tensor, second: Tensor, images: int) -> Tensor:
-    """Targets (M, 6) of two batches as of one, the first of which has so many images."""
-    return torch.cat([first, second + torch.eye(1, 6) * images])
+def joined(first: Targets, second: Targets, images: int) -> Targets:
+    """Targets of two batches as of one, the first of which has so many images."""
+    return Targets.cat([first, second.replace(image=second.image + images)])
 
 
 @pytest.mark.parametrize(("own_loss", "alike"), [(True, True), (False, False)], ids=["own loss", "mean over images"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,8 @@ import torch
 
 import detect
 import val
+from engine.evaluation.evaluate import EvaluationOptions, evaluate
+from engine.evaluation.validate import open_data
 from engine.inference.augmented import AugmentedModel
 from engine.inference.ensemble import Ensemble
 from models import build_model, load_model
@@ -95,8 +98,9 @@ def test_detect_takes_several_weights(folder: Path, capsys: pytest.CaptureFixtur
 def test_validation_with_augmentation_measures_the_augmented_model(folder: Path) -> None:
     augmented = val.validate(config(folder, "tta", "a.pt", augment=True))
     one = config(folder, "by-hand", "a.pt")
-    _, loader = val.open_data(val.replace(one, data=str(folder / "data.yaml")), tiny_model())
-    by_hand = val.evaluate(AugmentedModel(load_model(folder / "a.pt").deploy()), loader, device=torch.device("cpu"), progress=False)
+    _, loader = open_data(replace(one, data=str(folder / "data.yaml")), tiny_model())
+    options = EvaluationOptions(device=torch.device("cpu"), progress=False)
+    by_hand = evaluate(AugmentedModel(load_model(folder / "a.pt").deploy()), loader, options)
     plain = val.validate(config(folder, "plain", "a.pt"))
     np.testing.assert_allclose(augmented.ap, by_hand.ap)
     assert augmented.map > 0

@@ -19,7 +19,7 @@ from models.losses.task_aligned import TaskAlignedLoss
 from models.losses.yolov5 import AnchorLoss, Gains
 from tests import golden
 from utils.config import Hyperparameters
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Letterbox, Targets
 
 ALIGNED = golden.all_names("losses", "v8_") + golden.all_names("losses", "v9_")
 ANCHORED = golden.all_names("losses", "v5_") + golden.all_names("losses", "v7_")
@@ -31,7 +31,7 @@ def batch_of(case: golden.Golden) -> Batch:
     h, w = case.meta["args"]["imgsz"]
     most = int(torch.bincount(targets[:, 0].long()).max()) if len(targets) else 0
     none = Letterbox(torch.zeros(size, 2).long(), torch.ones(size, 2), torch.zeros(size, 2))
-    return Batch(torch.zeros(size, 3, h, w, dtype=torch.uint8), targets, (str(Path()),) * size, none, most)
+    return Batch(torch.zeros(size, 3, h, w, dtype=torch.uint8), Targets.of_rows(targets), (str(Path()),) * size, none, most)
 
 
 def output_of(case: golden.Golden, prefixes: tuple[str, ...]) -> HeadOutput:

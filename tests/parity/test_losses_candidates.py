@@ -7,6 +7,7 @@ import torch
 from models.assigners.anchor_ratio import Scene, anchor_grid, assign_by_ratio
 from models.assigners.targets import pad_targets
 from tests import golden
+from utils.types import Targets
 
 
 def test_build_targets():
@@ -16,7 +17,7 @@ def test_build_targets():
     anchors = torch.tensor(args["anchors_px"]).view(3, 3, 2) / torch.tensor(strides).view(-1, 1, 1)
     maps = [torch.zeros(args["batch"], 1, h // s, w // s) for s in strides]
     targets = case.tensor("targets")
-    padded = pad_targets(targets, int(targets[:, 0].long().bincount().max()), batch_size=args["batch"], hw_px=(h, w))
+    padded = pad_targets(Targets.of_rows(targets), int(targets[:, 0].long().bincount().max()), batch_size=args["batch"], hw_px=(h, w))
     grid = anchor_grid(maps, anchors, strides)
     scene = Scene(maps, grid, anchors, strides, padded, False)
     matches = assign_by_ratio(scene, anchor_t=args["anchor_t"])

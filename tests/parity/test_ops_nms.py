@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.golden import Golden, find
 from utils.boxes import cxcywh_to_xyxy
-from utils.nms import non_max_suppression
+from utils.nms import Suppression, non_max_suppression
 from utils.types import Predictions
 
 NAMES = ("nms_v5", "nms_v9", "nms_ultralytics")
@@ -32,7 +32,7 @@ def test_same_boxes_in_the_same_order(name: str) -> None:
     g = find("ops", name)
     predictions = predictions_of(g)
     for setting, values in g.meta["args"]["settings"].items():
-        for image, found in enumerate(non_max_suppression(predictions, **options(values))):
+        for image, found in enumerate(non_max_suppression(predictions, Suppression(**options(values)))):
             expected: Tensor = g.tensor(f"{setting}_img{image}")
             assert len(found.boxes) == len(expected), (setting, image)
             assert torch.equal(found.classes, expected[:, 5].long()), (setting, image)

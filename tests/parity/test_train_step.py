@@ -8,7 +8,7 @@ import torch
 from models import build_model
 from tests import golden
 from utils.config import Hyperparameters
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Letterbox, Targets
 
 CASES = golden.all_names("models", "train_")
 
@@ -30,7 +30,7 @@ def test_one_training_step(name):
 
     targets = case.tensor("targets")
     letterbox = Letterbox(torch.tensor([[h, w]] * size), torch.ones(size, 2), torch.zeros(size, 2))
-    batch = Batch(torch.zeros(size, 3, h, w), targets, ("",) * size, letterbox, int(targets[:, 0].long().bincount().max()))
+    batch = Batch(torch.zeros(size, 3, h, w), Targets.of_rows(targets), ("",) * size, letterbox, int(targets[:, 0].long().bincount().max()))
     parts = model.head.build_loss(hyperparameters(case))(output, batch)
     golden.assert_close(torch.stack(list(parts.values())), case.tensor("loss_items")[: len(parts)], 1e-4, "loss items")
     total = sum(parts.values()) * size

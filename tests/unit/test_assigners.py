@@ -9,6 +9,7 @@ from models.assigners import task_aligned
 from models.assigners.grid import anchor_points, expected_distances
 from models.assigners.targets import pad_targets
 from models.assigners.task_aligned import TaskAlignedAssigner, all_pairs, pairs_inside
+from utils.types import Targets
 
 STRIDES = (8, 16, 32)
 
@@ -23,7 +24,7 @@ def case(n: int, *, batch: int = 3, size: int = 128, nc: int = 5, seed: int = 0)
     wh = 0.05 + 0.5 * torch.rand(batch * n, 2, generator=g)
     columns = (image[:, None], torch.randint(nc, (batch * n, 1), generator=g), torch.rand(batch * n, 2, generator=g), wh)
     targets = torch.cat([c.float() for c in columns], dim=1)
-    return boxes, maps, pad_targets(targets, n, batch_size=batch, hw_px=(size, size)), points
+    return boxes, maps, pad_targets(Targets.of_rows(targets), n, batch_size=batch, hw_px=(size, size)), points
 
 
 def as_rows(assignment) -> set[tuple]:
@@ -34,11 +35,11 @@ def as_rows(assignment) -> set[tuple]:
 
 def test_padding_sorts_by_image_and_keeps_the_order():
     targets = torch.tensor([[2, 7, 0.5, 0.5, 0.2, 0.4], [0, 1, 0.25, 0.5, 0.5, 0.5], [2, 3, 0.1, 0.1, 0.1, 0.1]])
-    padded = pad_targets(targets, 3, batch_size=4, hw_px=(100, 200))
+    padded = pad_targets(Targets.of_rows(targets), 3, batch_size=4, hw_px=(100, 200))
     assert padded.labels.tolist() == [[1, 0, 0], [0, 0, 0], [7, 3, 0], [0, 0, 0]]
     assert padded.valid.tolist() == [[True, False, False], [False] * 3, [True, True, False], [False] * 3]
     torch.testing.assert_close(padded.boxes_xyxy[2, 0], torch.tensor([80.0, 30.0, 120.0, 70.0]))
-    empty = pad_targets(torch.zeros(0, 6), 0, batch_size=2, hw_px=(64, 64))
+    empty = pad_targets(Targets.empty(), 0, batch_size=2, hw_px=(64, 64))
     assert empty.boxes_xyxy.shape == (2, 0, 4)
 
 
@@ -94,7 +95,8 @@ def test_each_box_gets_at_most_topk_cells_inside_it_and_each_cell_one_box():
 
 def test_a_contested_cell_goes_to_the_box_it_overlaps_most():
     """One level, one cell that two boxes want; its prediction equals the second box."""
-    targets = pad_targets(torch.tensor([[0, 0, 0.5, 0.5, 1, 1], [0, 1, 0.5, 0.5, 0.5, 0.5]]), 2, batch_size=1, hw_px=(8, 8))
+    rows = torch.tensor([[0, 0, 0.5, 0.5, 1, 1], [0, 1, 0.5, 0.5, 0.5, 0.5]])
+    targets = pad_targets(Targets.of_rows(rows), 2, batch_size=1, hw_px=(8, 8))
     boxes = torch.tensor([[[2.0, 2.0, 6.0, 6.0]]])
     got = TaskAlignedAssigner()(boxes, [torch.zeros(1, 2, 1, 1)], (8,), targets)
     assert got.mask.sum() == 1
@@ -105,6 +107,6 @@ def test_a_contested_cell_goes_to_the_box_it_overlaps_most():
 def test_small_boxes_find_candidates_only_in_an_enlarged_area():
     _, maps, _, points = case(1, batch=1)
     boxes = torch.tensor([62.0, 62.0, 66.0, 66.0]).expand(1, points.shape[1], 4)
-    tiny = pad_targets(torch.tensor([[0, 1, 0.5, 0.5, 0.02, 0.02]]), 1, batch_size=1, hw_px=(128, 128))
+    tiny = pad_targets(Targets.of_rows(torch.tensor([[0, 1, 0.5, 0.5, 0.02, 0.02]])), 1, batch_size=1, hw_px=(128, 128))
     assert TaskAlignedAssigner()(boxes, maps, STRIDES, tiny).mask.sum() == 0
     assert TaskAlignedAssigner(min_candidate_side=16)(boxes, maps, STRIDES, tiny).mask.sum() > 0

@@ -150,4 +150,4 @@ def test_loader_gives_the_boxes_of_the_json(coco):
     (batch,) = loader
     content = json.loads((coco.parent / "annotations/instances_val2017.json").read_text())
     boxes = np.array([a["bbox"] for a in content["annotations"] if not a["iscrowd"]])
-    np.testing.assert_allclose(batch.targets[:, 4:].numpy() * 64, boxes[:, 2:], atol=1e-3)
+    np.testing.assert_allclose(batch.targets.rows()[:, 4:].numpy() * 64, boxes[:, 2:], atol=1e-3)

@@ -18,7 +18,7 @@ from data.augment.transforms import (
     warp_instances,
 )
 from data.images.pixels import FILL
-from data.labels.instances import Instances
+from utils.instances import Instances
 
 KEYS = "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste"
 OFF = dict.fromkeys(KEYS.split(), 0.0)

@@ -8,9 +8,9 @@ from PIL import Image
 
 from data.labels import cache as label_cache
 from data.labels.cache import cached_labels, content_key, load, save
-from data.labels.instances import Instances, clipped_polygon_boxes, concatenate
 from data.labels.yolo import build_table, check_classes, label_path, list_images, parse_labels, read_labels, summarise
 from utils.errors import UserError
+from utils.instances import Instances, clipped_polygon_boxes, concatenate
 
 
 def parse(text):
@@ -96,7 +96,7 @@ def test_duplicates_with_polygons_keep_the_right_points():
 
 def test_label_path_takes_the_last_images_folder():
     assert label_path("/a/images/b/images/c/d.e.jpg") == "/a/images/b/labels/c/d.e.txt"
-    assert label_path("/a/images/x.png") == "/a/images/x.txt"
+    assert label_path("/a/photos/x.png") == "/a/photos/x.txt"
 
 
 def test_images_are_listed_with_sub_folders_and_without_other_files(tmp_path):

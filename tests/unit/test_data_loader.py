@@ -49,7 +49,7 @@ def samples(loader, epoch, start_batch=0):
     found = {}
     for batch in loader:
         for i, path in enumerate(batch.paths):
-            found[path] = (batch.images[i].clone(), batch.targets[batch.targets[:, 0] == i, 1:].clone())
+            found[path] = (batch.images[i].clone(), batch.targets.rows()[batch.targets.rows()[:, 0] == i, 1:].clone())
     return found
 
 
@@ -88,7 +88,7 @@ class TestDeterminism:
         for a, b in zip(whole[1:], rest):
             assert a.paths == b.paths
             assert torch.equal(a.images, b.images)
-            assert torch.equal(a.targets, b.targets)
+            assert torch.equal(a.targets.rows(), b.targets.rows())
 
     def test_epochs_and_seeds_differ(self, root):
         run = loader(root)
@@ -140,11 +140,11 @@ class TestBatches:
             assert batch.images.dtype == torch.uint8
             assert batch.images.is_contiguous()
             assert batch.images.shape[1:] == (3, 64, 64)
-            assert batch.targets.dtype == torch.float32
-            assert batch.targets.shape[1] == 6
-            counts = torch.bincount(batch.targets[:, 0].long(), minlength=len(batch.paths))
+            assert batch.targets.rows().dtype == torch.float32
+            assert batch.targets.rows().shape[1] == 6
+            counts = torch.bincount(batch.targets.rows()[:, 0].long(), minlength=len(batch.paths))
             assert batch.max_boxes == counts.max()
-            boxes = batch.targets[:, 2:]
+            boxes = batch.targets.rows()[:, 2:]
             assert (boxes[:, :2] - boxes[:, 2:] / 2 > -1e-5).all()
             assert (boxes[:, :2] + boxes[:, 2:] / 2 < 1 + 1e-5).all()
         assert sum(len(b.paths) for b in run) == COUNT
@@ -167,7 +167,7 @@ class TestBatches:
                 scale, pad = batch.letterbox.scale_xy[i], batch.letterbox.pad_xy[i]
                 original_h, original_w = batch.letterbox.original_hw[i].tolist()
                 truth = run.dataset.labels[run.dataset.image_files.index(path)]
-                boxes = batch.targets[batch.targets[:, 0] == i, 2:] * torch.tensor([w, h, w, h])
+                boxes = batch.targets.rows()[batch.targets.rows()[:, 0] == i, 2:] * torch.tensor([w, h, w, h])
                 back = (boxes[:, :2] - pad) / scale / torch.tensor([original_w, original_h])
                 torch.testing.assert_close(back, torch.from_numpy(truth[:, 1:3]), atol=1e-4, rtol=0)
                 inside = batch.images[i][:, int(pad[1]) : h - int(pad[1]), int(pad[0]) : w - int(pad[0])]
@@ -317,7 +317,7 @@ class TestBadData:
         (tmp_path / "images/1.jpg").write_text("no image")
         (batch,) = run
         assert (batch.images[1] == 114).all()
-        assert batch.targets[:, 0].tolist() == [0, 2]
+        assert batch.targets.rows()[:, 0].tolist() == [0, 2]
         assert capsys.readouterr().err.count("warning: 1 image(s) replaced by grey") == 1
         list(run)
         assert "1.jpg" not in capsys.readouterr().err  # said once
@@ -328,7 +328,7 @@ class TestBadData:
         for augment in (True, False):
             batches = list(loader(tmp_path, augment=augment, batch_size=1, hyp=types.SimpleNamespace(**OFF)))
             assert sorted(b.max_boxes for b in batches) == [0, 0, 1]
-            assert {tuple(b.targets.shape) for b in batches} == {(0, 6), (1, 6)}
+            assert {tuple(b.targets.rows().shape) for b in batches} == {(0, 6), (1, 6)}
 
 
 def test_grey_data_sets(tmp_path):

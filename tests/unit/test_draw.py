@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from engine.logging.batch_images import save_batch_image
+from tasks import DETECT
 from tests.unit.test_metrics import hard_case
 from utils.errors import UserError
 from utils.metrics.metrics import MetricAccumulator
-from utils.types import Detections
+from utils.types import Batch, Detections, Letterbox, Targets
 from utils.visual.draw import colour_of, default_thickness, draw_boxes, draw_detections, text_width
-from utils.visual.plots import as_rgb, plot_batch, plot_confusion, plot_curves, plot_labels, plot_results
+from utils.visual.plots import as_rgb, plot_confusion, plot_curves, plot_labels, plot_results
 
 NAMES = ("cell", "größe", "x")
 NONE = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
@@ -83,22 +85,29 @@ def test_any_image_becomes_rgb(channels: int, dtype: torch.dtype) -> None:
     assert (found == 255).all()
 
 
+def batch_of(images: torch.Tensor, targets: Targets) -> Batch:
+    count = len(images)
+    letterbox = Letterbox(torch.zeros(count, 2), torch.ones(count, 2), torch.zeros(count, 2))
+    return Batch(images, targets, tuple(f"dir/image{i}.jpg" for i in range(count)), letterbox, 2)
+
+
 @pytest.mark.parametrize(("count", "tiles"), [(1, (1, 1)), (3, (2, 2)), (20, (4, 4))])
 def test_batch_mosaic(tmp_path: Path, count: int, tiles: tuple[int, int]) -> None:
-    images = torch.zeros(count, 3, 64, 96, dtype=torch.uint8)
-    targets = torch.tensor([[0, 0, 0.5, 0.5, 0.4, 0.4], [0, 1, 0.2, 0.2, 0.1, 0.1]])
+    targets = Targets.of_rows(torch.tensor([[0, 0, 0.5, 0.5, 0.4, 0.4], [0, 1, 0.2, 0.2, 0.1, 0.1]]))
+    batch = batch_of(torch.zeros(count, 3, 64, 96, dtype=torch.uint8), targets)
     path = tmp_path / "größe 1.jpg"
-    plot_batch(images, targets, NAMES, path, paths=[f"dir/image{i}.jpg" for i in range(count)])
+    save_batch_image(path, batch, DETECT, NAMES)
     h, w = read_unicode(path).shape[:2]
     assert w == 320 * tiles[1]
     assert h == round(320 * 64 / 96) * tiles[0]
-    plot_batch(images, [ONE] * count, NAMES, tmp_path / "pred.jpg")
+    save_batch_image(tmp_path / "pred.jpg", batch, DETECT, NAMES, detections=[ONE] * count)
     assert read(tmp_path / "pred.jpg").max() > 100
 
 
 def test_batch_of_nothing(tmp_path: Path) -> None:
-    plot_batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(0, 6), NAMES, tmp_path / "a.jpg")
-    plot_batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [NONE, NONE], NAMES, tmp_path / "b.jpg")
+    batch = batch_of(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), Targets.empty())
+    save_batch_image(tmp_path / "a.jpg", batch, DETECT, NAMES)
+    save_batch_image(tmp_path / "b.jpg", batch, DETECT, NAMES, detections=[NONE, NONE])
     np.testing.assert_array_equal(read(tmp_path / "a.jpg"), read(tmp_path / "b.jpg"))
 
 

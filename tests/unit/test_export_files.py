@@ -11,14 +11,16 @@ import torch
 
 from engine.inference.augmented import AugmentedModel
 from models.export import exporting
-from models.export.end2end import Suppression, telling_threshold
+from models.export.end2end import Suppression as EndToEndSuppression
+from models.export.end2end import telling_threshold
 from models.export.exporting import EXPORTERS, REFUSED, ExportOptions, export_model, exporter_for
 from models.export.parity import _of_detections
 from models.export.runtimes import ExportedModel, ExportFacts, load_exported, move_constants
 from models.model import Model
+from tasks import DETECT
 from tests.tiny import DUAL_HEAD, NAMES, tiny_model
 from utils.errors import UserError
-from utils.nms import non_max_suppression
+from utils.nms import Suppression, non_max_suppression
 from utils.types import Predictions
 
 SUFFIX = {"torchscript": ".torchscript", "onnx": ".onnx", "onnx_end2end": ".onnx"}
@@ -115,8 +117,8 @@ def test_auxiliary_branches_stay_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 160, 32)])
 def test_suppression_inside_equals_that_outside(model: Model, files: dict, shape: tuple[int, int, int]) -> None:
     exported, x = load_exported(files["onnx_end2end", True]), images(*shape)
-    inside = non_max_suppression(exported.predict(x), conf=0.01, iou=1.0, max_det=1000)
-    outside = non_max_suppression(model.predict(x), conf=0.4, iou=0.45, max_det=100)
+    inside = non_max_suppression(exported.predict(x), Suppression(conf=0.01, iou=1.0, max_det=1000))
+    outside = non_max_suppression(model.predict(x), Suppression(conf=0.4, iou=0.45, max_det=100))
     assert all(len(d.scores) > 3 for d in outside)
     for a, b in zip(inside, outside):
         assert torch.equal(a.classes, b.classes)
@@ -127,13 +129,13 @@ def test_suppression_inside_equals_that_outside(model: Model, files: dict, shape
 def test_suppression_limits_and_empties() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [90, 90, 95, 95]]])
     scores = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.1, 0.7], [0.2, 0.3]]])
-    count, found, best, classes = Suppression(topk=3, iou=0.45, conf=0.25)(boxes, scores)
+    count, found, best, classes = EndToEndSuppression(topk=3, iou=0.45, conf=0.25)(boxes, scores)
     assert count.tolist() == [[3]]
     assert classes.tolist() == [[0, 1, 1]]
     assert found[0].tolist() == boxes[0, [0, 2, 3]].tolist()
     torch.testing.assert_close(best, torch.tensor([[0.9, 0.7, 0.3]]))
-    assert Suppression(topk=2, iou=0.45, conf=0.25)(boxes, scores)[0].tolist() == [[2]]
-    count, found, best, _ = Suppression(topk=5, iou=0.45, conf=0.95)(boxes, scores)
+    assert EndToEndSuppression(topk=2, iou=0.45, conf=0.25)(boxes, scores)[0].tolist() == [[2]]
+    count, found, best, _ = EndToEndSuppression(topk=5, iou=0.45, conf=0.95)(boxes, scores)
     assert count.tolist() == [[0]]
     assert found.shape == (1, 5, 4)
     assert best.sum() == 0
@@ -331,7 +333,7 @@ def test_simplify_needs_its_package(model: Model, tmp_path: Path, monkeypatch: p
 class BrightSquare:
     """A stand-in for a network: finds the one bright rectangle in each image."""
 
-    names, nc, ch, stride = ("bright",), 1, 3, 32
+    names, nc, ch, stride, task = ("bright",), 1, 3, 32, DETECT
 
     def predict(self, x: torch.Tensor) -> Predictions:
         boxes = []

@@ -20,7 +20,7 @@ from models.heads.base import HeadOutput
 from models.losses.cells import places_and_plane
 from tests.pretended_device import Seen, pretended_gpu
 from utils.config import Hyperparameters
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Letterbox, Targets
 
 STRIDES = (8, 16, 32)
 ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
@@ -45,7 +45,7 @@ def batch_of(n: int, *, nc: int = 4, batch: int = 2, seed: int = 0) -> Batch:
     columns = (image, torch.randint(nc, (batch * n, 1), generator=g), *torch.rand(2, batch * n, 2, generator=g))
     none = Letterbox(torch.zeros(batch, 2).long(), torch.ones(batch, 2), torch.zeros(batch, 2))
     targets = torch.cat([c.float() for c in columns], dim=1)
-    return Batch(torch.zeros(batch, 3, 128, 128, dtype=torch.uint8), targets, ("",) * batch, none, n)
+    return Batch(torch.zeros(batch, 3, 128, 128, dtype=torch.uint8), Targets.of_rows(targets), ("",) * batch, none, n)
 
 
 @pytest.mark.parametrize("cls", [AnchorDetect, IDetect, IAuxDetect])
@@ -157,6 +157,7 @@ from models.heads.anchor_based import IAuxDetect
 from models.assigners.anchor_ratio import Scene, anchor_grid
 from models.assigners.targets import pad_targets
 from utils.config import Hyperparameters
+from utils.types import Targets
 
 torch.set_num_threads(1)
 head = IAuxDetect(80, {anchors}, [8] * 6)
@@ -170,7 +171,7 @@ def peak_mib(boxes):
     label = torch.randint(80, (16 * boxes, 1), generator=g)
     centre, size = torch.rand(2, 16 * boxes, 2, generator=g)
     rows = torch.cat((image, label, centre, 0.01 + 0.4 * size**2), 1)
-    targets = pad_targets(rows, boxes, batch_size=16, hw_px=(640, 640))
+    targets = pad_targets(Targets.of_rows(rows), boxes, batch_size=16, hw_px=(640, 640))
     assert int(loss.assign(Scene(maps, grid, head.anchors, head.strides, targets, {auxiliary})).mask.sum()) > 2 * boxes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -214,7 +215,7 @@ def test_a_box_on_every_border_and_one_covering_the_image():
     batch = batch_of(5)
     on_borders = [[0, 0, 0, 0, 0.2, 0.2], [0, 1, 1, 1, 0.2, 0.2], [0, 2, 0, 1, 0.3, 0.1], [1, 3, 1, 0, 0.1, 0.4]]
     edges = torch.tensor([*on_borders, [1, 0, 0.5, 0.5, 1, 1]])
-    parts = built(IDetect).build_loss(HYP)(random_output(), batch._replace(targets=edges, max_boxes=3))
+    parts = built(IDetect).build_loss(HYP)(random_output(), batch._replace(targets=Targets.of_rows(edges), max_boxes=3))
     assert all(v > 0 and v.isfinite() for v in parts.values())
 
 

@@ -17,7 +17,7 @@ from models.losses.classification import ClassLoss
 from models.losses.dfl import distribution_focal_loss
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Letterbox, Targets
 
 STRIDES = (8, 16, 32)
 
@@ -31,7 +31,7 @@ def random_output(branches: int = 1, *, nc: int = 4, size: int = 96, batch: int 
 def batch_of(targets: torch.Tensor, batch: int = 2) -> Batch:
     most = int(targets[:, 0].long().bincount().max()) if len(targets) else 0
     none = Letterbox(torch.zeros(batch, 2).long(), torch.ones(batch, 2), torch.zeros(batch, 2))
-    return Batch(torch.zeros(batch, 3, 96, 96, dtype=torch.uint8), targets, ("",) * batch, none, most)
+    return Batch(torch.zeros(batch, 3, 96, 96, dtype=torch.uint8), Targets.of_rows(targets), ("",) * batch, none, most)
 
 
 TARGETS = torch.tensor([[1, 2, 0.5, 0.5, 0.6, 0.5], [0, 0, 0.3, 0.3, 0.2, 0.3], [1, 3, 0.7, 0.6, 0.3, 0.3]])

@@ -14,7 +14,7 @@ from models.heads.anchor_free import DDetect, Detect
 from models.heads.base import HeadOutput
 from utils.config import Hyperparameters
 from utils.iou import ciou
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Letterbox, Targets
 
 NC, SIZE = 4, 128
 BALANCE = {3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}  # objectness by level, YOLOv5
@@ -31,7 +31,8 @@ def batch_of(n: int = 6) -> Batch:
     g = torch.Generator().manual_seed(3)
     image = torch.arange(2).repeat_interleave(n)[:, None].float()
     rows = torch.cat((image, torch.randint(NC, (2 * n, 1), generator=g), 0.1 + 0.8 * torch.rand(2 * n, 4, generator=g)), dim=1)
-    return Batch(torch.zeros(2, 3, SIZE, SIZE), rows, ("",) * 2, Letterbox(torch.zeros(2, 2), torch.ones(2, 2), torch.zeros(2, 2)), n)
+    letterbox = Letterbox(torch.zeros(2, 2), torch.ones(2, 2), torch.zeros(2, 2))
+    return Batch(torch.zeros(2, 3, SIZE, SIZE), Targets.of_rows(rows), ("",) * 2, letterbox, n)
 
 
 def maps_of(width: int, strides) -> tuple[torch.Tensor, ...]:

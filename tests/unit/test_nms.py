@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.boxes import box_iou
-from utils.nms import non_max_suppression
+from utils.nms import Suppression, non_max_suppression
 from utils.types import Detections, Predictions
 
 
@@ -37,7 +37,7 @@ def plain(boxes: Tensor, scores: Tensor, *, conf: float, iou: float, max_det: in
 def test_equals_the_definition(multi_label: bool, agnostic: bool, max_det: int) -> None:
     predictions = random_predictions(2, 60, 3)
     options = {"conf": 0.3, "iou": 0.4, "max_det": max_det, "multi_label": multi_label, "agnostic": agnostic}
-    for found, boxes, scores in zip(non_max_suppression(predictions, **options), *predictions):
+    for found, boxes, scores in zip(non_max_suppression(predictions, Suppression(**options)), *predictions):
         expected = plain(boxes, scores, **options)
         assert found.classes.tolist() == [r[1] for r in expected]
         torch.testing.assert_close(found.boxes, torch.stack([r[2] for r in expected]))
@@ -49,7 +49,7 @@ def test_looking_at_a_prefix_first_changes_nothing() -> None:
     predictions = random_predictions(1, 3000, 1)
     predictions.boxes[:, :2900] = torch.tensor([10.0, 10.0, 60.0, 60.0])
     predictions.scores[:, :2900] += 1
-    found = non_max_suppression(predictions, conf=0.0, iou=0.5, max_det=20)[0]
+    found = non_max_suppression(predictions, Suppression(conf=0.0, iou=0.5, max_det=20))[0]
     assert len(found.scores) == 20
     assert found.scores[0] > 1 > found.scores[1]
 
@@ -58,25 +58,25 @@ def test_classes_are_kept_apart_in_large_images() -> None:
     boxes = torch.tensor([[[8000.0, 8000.0, 8100.0, 8100.0]]]).repeat(1, 2, 1)
     scores = torch.zeros(1, 2, 400)
     scores[0, 0, 0], scores[0, 1, 399] = 0.9, 0.8
-    assert [len(non_max_suppression(Predictions(boxes, scores), agnostic=a)[0].scores) for a in (False, True)] == [2, 1]
+    assert [len(non_max_suppression(Predictions(boxes, scores), Suppression(agnostic=a))[0].scores) for a in (False, True)] == [2, 1]
 
 
 def test_class_filter_drops_boxes_whose_best_class_is_another() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [20.0, 0.0, 29.0, 9.0]]])
     scores = torch.tensor([[[0.9, 0.8], [0.1, 0.7]]])
-    found = non_max_suppression(Predictions(boxes, scores), classes=[1])[0]
+    found = non_max_suppression(Predictions(boxes, scores), Suppression(classes=[1]))[0]
     assert found.scores.tolist() == pytest.approx([0.7])
-    found = non_max_suppression(Predictions(boxes, scores), classes=[1], multi_label=True)[0]
+    found = non_max_suppression(Predictions(boxes, scores), Suppression(classes=[1], multi_label=True))[0]
     assert found.scores.tolist() == pytest.approx([0.8, 0.7])
     assert found.classes.tolist() == [1, 1]
-    assert len(non_max_suppression(Predictions(boxes, scores), classes=[])[0].scores) == 0
+    assert len(non_max_suppression(Predictions(boxes, scores), Suppression(classes=[]))[0].scores) == 0
 
 
 @pytest.mark.parametrize(("batch", "n", "nc"), [(2, 0, 3), (1, 0, 1), (0, 5, 3), (2, 7, 1)])
 @pytest.mark.parametrize("multi_label", [True, False])
 def test_empty_shapes(batch: int, n: int, nc: int, multi_label: bool) -> None:
     predictions = Predictions(torch.zeros(batch, n, 4), torch.zeros(batch, n, nc))
-    found = non_max_suppression(predictions, multi_label=multi_label)
+    found = non_max_suppression(predictions, Suppression(multi_label=multi_label))
     assert [tuple(d.boxes.shape) for d in found] == [(0, 4)] * batch
     assert all(d.classes.dtype == torch.int64 for d in found)
 
@@ -84,19 +84,20 @@ def test_empty_shapes(batch: int, n: int, nc: int, multi_label: bool) -> None:
 def test_nan_scores_never_pass() -> None:
     predictions = random_predictions(1, 10, 2)
     predictions.scores[0, :5] = float("nan")
-    found = non_max_suppression(predictions, conf=0.0, iou=1.0, multi_label=True)[0]
+    found = non_max_suppression(predictions, Suppression(conf=0.0, iou=1.0, multi_label=True))[0]
     assert len(found.scores) == 10
     assert not found.scores.isnan().any()
 
 
 def test_best_candidates_survive_the_cap() -> None:
     predictions = random_predictions(1, 500, 2)
-    found = non_max_suppression(predictions, conf=0.0, iou=1.0, multi_label=True, max_candidates=7)[0]
+    found = non_max_suppression(predictions, Suppression(conf=0.0, iou=1.0, multi_label=True, max_candidates=7))[0]
     torch.testing.assert_close(found.scores, predictions.scores.flatten().sort(descending=True).values[:7])
 
 
 def test_half_precision() -> None:
     predictions = random_predictions(1, 50, 80)
-    found: Detections = non_max_suppression(Predictions(predictions.boxes.half(), predictions.scores.half()), conf=0.5, multi_label=True)[0]
+    half = Predictions(predictions.boxes.half(), predictions.scores.half())
+    found: Detections = non_max_suppression(half, Suppression(conf=0.5, multi_label=True))[0]
     assert found.boxes.dtype == torch.float16
     assert len(found.scores) > 50

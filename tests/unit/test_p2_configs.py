@@ -8,7 +8,7 @@ import torch
 from models import build_model
 from tests.golden import image_array
 from utils.config import Hyperparameters
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Letterbox, Targets
 
 
 def also_slow(quick: tuple[str, ...], slow: tuple[str, ...]) -> list:
@@ -42,7 +42,7 @@ def test_one_training_step(name):
     model = build_model(name, nc=3).train()
     targets = torch.tensor([[0, 1, 0.5, 0.5, 0.1, 0.1], [0, 2, 0.3, 0.6, 0.6, 0.4], [1, 0, 0.7, 0.4, 0.3, 0.5]])
     letterbox = Letterbox(torch.tensor([[64, 64]] * 2), torch.ones(2, 2), torch.zeros(2, 2))
-    batch = Batch(torch.zeros(2, 3, 64, 64), targets, ("",) * 2, letterbox, 2)
+    batch = Batch(torch.zeros(2, 3, 64, 64), Targets.of_rows(targets), ("",) * 2, letterbox, 2)
     images = torch.cat([image_array(i, (1, 3, 64, 64)) for i in range(2)])
     parts = model.head.build_loss(Hyperparameters())(model(images), batch)
     assert all(part > 0 for part in parts.values())

@@ -75,7 +75,7 @@ def test_waiting_is_seen(gpu, waiting):
     assert not gpu.waits
     waiting(x)
     assert len(gpu.waits) == 1
-    assert "test_elsewhere.py" in gpu.waits[0]
+    assert "test_pretended_device.py" in gpu.waits[0]
 
 
 def test_work_is_not_waiting(gpu):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from engine.inference.predictor import Predictor
 from engine.inference.sliced import SlicedPredictor
-from engine.inference.slicing import Seen, _greedy, _pairs, merge_looks, slice_windows
+from engine.inference.slicing import WindowDetections, _greedy, _pairs, merge_windows, slice_windows
+from tasks import DETECT
 from utils.boxes import box_iou
-from utils.nms import non_max_suppression
+from utils.nms import Suppression
 from utils.types import Detections, Predictions
 
 Box = tuple[float, float, float, float]
@@ -52,20 +53,22 @@ HW = (600, 1000)
 LEFT, RIGHT, WHOLE = (0, 0, 600, 600), (400, 0, 1000, 600), (0, 0, 1000, 600)
 
 
-def seen(*rows: tuple[Box, float, int, Box]) -> Seen:
-    """Boxes with score, class and the window each was seen through."""
+def found_in_windows(*rows: tuple[Box, float, int, Box]) -> WindowDetections:
+    """Boxes with score, class and the window that each was found in."""
     numbers = {w: i for i, w in enumerate(dict.fromkeys(r[3] for r in rows))}
-    return Seen(
-        torch.tensor([r[0] for r in rows]).reshape(-1, 4).float(),
-        torch.tensor([r[1] for r in rows]),
-        torch.tensor([r[2] for r in rows]).long(),
+    return WindowDetections(
+        Detections(
+            torch.tensor([r[0] for r in rows]).reshape(-1, 4).float(),
+            torch.tensor([r[1] for r in rows]),
+            torch.tensor([r[2] for r in rows]).long(),
+        ),
         torch.tensor([r[3] for r in rows]).reshape(-1, 4).float(),
         torch.tensor([numbers[r[3]] for r in rows]).long(),
     )
 
 
 def merged(*rows: tuple[Box, float, int, Box], agnostic: bool = False, max_det: int = 300) -> list[tuple[list[float], float]]:
-    found = merge_looks(seen(*rows), HW, iou=0.45, max_det=max_det, agnostic=agnostic)
+    found = merge_windows(found_in_windows(*rows), HW, iou=0.45, max_det=max_det, agnostic=agnostic)
     return [(b, pytest.approx(s)) for b, s in zip(found.boxes.tolist(), found.scores.tolist())]
 
 
@@ -149,7 +152,7 @@ def test_nothing_and_the_most() -> None:
     assert merged() == []
     rows = [((100 * i, 0, 100 * i + 50, 50), 0.1 * (i + 1), 0, WHOLE) for i in range(9)]
     assert [s for _, s in merged(*rows, max_det=2)] == [pytest.approx(0.9), pytest.approx(0.8)]
-    found = merge_looks(seen(), HW, iou=0.45, max_det=3)
+    found = merge_windows(found_in_windows(), HW, iou=0.45, max_det=3)
     assert (found.boxes.shape, found.classes.dtype) == ((0, 4), torch.int64)
 
 
@@ -157,10 +160,11 @@ def test_pairs_and_greedy_are_those_of_plain_loops() -> None:
     rng = np.random.default_rng(0)
     corner, side = rng.uniform(0, 500, (1500, 2)), rng.uniform(0, 90, (1500, 2))
     boxes = torch.from_numpy(np.concatenate((corner, corner + side), 1)).float()
-    many = Seen(boxes, torch.rand(1500), torch.from_numpy(rng.integers(0, 3, 1500)), boxes, torch.from_numpy(rng.integers(0, 4, 1500)))
+    detections = Detections(boxes, torch.rand(1500), torch.from_numpy(rng.integers(0, 3, 1500)))
+    many = WindowDetections(detections, boxes, torch.from_numpy(rng.integers(0, 4, 1500)))
     overlap = box_iou(boxes, boxes)
     for agnostic in (False, True):
-        wanted = (overlap > 0) & (many.look[:, None] != many.look)
+        wanted = (overlap > 0) & (many.view[:, None] != many.view)
         wanted &= True if agnostic else many.classes[:, None] == many.classes
         low, high = _pairs(boxes, many, agnostic=agnostic)
         got = torch.zeros_like(wanted)
@@ -180,10 +184,13 @@ def test_pairs_and_greedy_are_those_of_plain_loops() -> None:
 class Bright:
     """Finds one bright rectangle in each image of the batch; remembers what it was given."""
 
+    names, nc, ch, stride, task, imgsz = ("bright",), 1, 3, 32, DETECT, (64, 96)
+
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
+        self.dynamic = True
 
-    def __call__(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor) -> Predictions:
         self.shapes.append(tuple(images.shape))
         boxes = torch.zeros(len(images), 1, 4)
         for i, image in enumerate(images):
@@ -194,9 +201,9 @@ class Bright:
 
 
 def look(network: Bright, size: Sequence[int] = (64, 64), *, fixed: bool = False) -> SlicedPredictor:
-    suppress = partial(non_max_suppression, conf=0.5, iou=0.45)
-    input_hw = (64, 96) if fixed else (64, 64)
-    return SlicedPredictor(network, suppress, (size[0], size[1]), 0.25, input_hw, 32, fixed, torch.device("cpu"), 0.45, 300, batch=4)
+    network.dynamic = not fixed
+    predictor = Predictor(network, Suppression(conf=0.5, iou=0.45), device=torch.device("cpu"))
+    return SlicedPredictor(predictor, (size[0], size[1]), 0.25, (64, 96) if fixed else (64, 64), batch=4)
 
 
 NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))

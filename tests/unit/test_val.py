@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 import val
-from engine.evaluation.observers import with_objects
+from engine.evaluation.callbacks import with_objects
+from engine.evaluation.evaluate import EvaluationOptions, Share, evaluate
 from models import build_model
 from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from tasks import DETECT
+from utils import distributed
 from utils.boxes import cxcywh_to_xyxy
 from utils.cli.val_arguments import ValConfig, parse_arguments
 from utils.errors import UserError
 from utils.metrics.metrics import GroundTruth, MetricAccumulator
-from utils.types import Batch, Detections, Letterbox, Predictions
+from utils.types import Batch, Detections, Letterbox, Predictions, Targets
 
 NAMES = ("disc", "box")
 SIZE = 64
@@ -32,13 +35,13 @@ def batch(number: int) -> Batch:
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.25, 0.25], [0, 1, 0.25, 0.5, 0.25, 0.125]])
     boxed = Letterbox(torch.tensor([[100, 200]] * 2), torch.full((2, 2), 0.3), torch.tensor([[2.0, 17.0]] * 2))
     paths = (f"images/{number}a.jpg", f"images/{number}b.jpg")
-    return Batch(torch.full((2, 3, SIZE, SIZE), number, dtype=torch.uint8), targets, paths, boxed, 2)
+    return Batch(torch.full((2, 3, SIZE, SIZE), number, dtype=torch.uint8), Targets.of_rows(targets), paths, boxed, 2)
 
 
 class Oracle(nn.Module):
     """Answers what is in ``batch()``; the head of a Model in miniature."""
 
-    names = NAMES
+    names, nc, ch, stride, task = NAMES, 2, 3, 32, DETECT
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +55,13 @@ class Oracle(nn.Module):
         return images + self.weight
 
     def decode(self, output: Tensor) -> Predictions:
-        boxes = cxcywh_to_xyxy(batch(0).targets[:, 2:] * SIZE)
+        boxes = cxcywh_to_xyxy(batch(0).targets.boxes * SIZE)
         scores = torch.zeros(len(output), 2, 2)
         scores[0, 0, 0], scores[0, 1, 1] = 0.9, 0.8
         return Predictions(boxes.expand(len(output), -1, -1), scores)
+
+
+QUIET = EvaluationOptions(progress=False)
 
 
 class MeanPixel:
@@ -67,7 +73,7 @@ class MeanPixel:
 
 def test_boxes_are_compared_in_px_of_the_original_images() -> None:
     accumulator = MetricAccumulator(NAMES)
-    metrics = val.evaluate(Oracle(), [batch(i) for i in range(3)], accumulator=accumulator, progress=False)
+    metrics = evaluate(Oracle(), [batch(i) for i in range(3)], QUIET, metric=accumulator)
     assert (metrics.map, metrics.images, metrics.rule) == (pytest.approx(1), 6, "coco")
     truth = accumulator.state()["truth"]
     np.testing.assert_allclose(truth[0, 2:6], [(24 - 2) / 0.3, (24 - 17) / 0.3, 16 / 0.3, 16 / 0.3], rtol=1e-5)
@@ -77,7 +83,7 @@ def test_boxes_are_compared_in_px_of_the_original_images() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_model_runs_in_evaluation_mode_and_keeps_its_own(training: bool) -> None:
     model = Oracle().train(training)
-    val.evaluate(model, [batch(0)], progress=False)
+    evaluate(model, [batch(0)], QUIET)
     assert model.modes == [False]
     assert model.training is training
 
@@ -86,36 +92,36 @@ def test_mode_is_kept_when_something_fails() -> None:
     model = Oracle().train()
     model.forward = lambda images: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        val.evaluate(model, [batch(0)], progress=False)
+        evaluate(model, [batch(0)], QUIET)
     assert model.training
 
 
 def test_losses_are_means_over_batches_and_speed_is_per_image() -> None:
-    metrics = val.evaluate(Oracle(), [batch(2), batch(4)], loss=MeanPixel(), progress=False)
+    metrics = evaluate(Oracle(), [batch(2), batch(4)], QUIET, loss=MeanPixel())
     assert metrics.losses == pytest.approx({"box": 3, "cls": 2})
     assert set(metrics.speed_ms) == {"pre-process", "inference", "NMS"}
     assert all(v > 0 for v in metrics.speed_ms.values())
-    assert val.evaluate(Oracle(), [batch(2)], progress=False).losses == {}
+    assert evaluate(Oracle(), [batch(2)], QUIET).losses == {}
 
 
 def test_shards_of_other_processes_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process has seen the second batch, and the first once more as padding."""
     other = MetricAccumulator(NAMES)
-    val.evaluate(Oracle(), [batch(1), batch(0)], accumulator=other, progress=False)
-    state = val.Share(other.state(), {"pre-process": 1.0, "inference": 2.0, "NMS": 3.0}, 4)
-    monkeypatch.setattr(val.distributed, "gather_objects", lambda value: [value, state] if isinstance(value, val.Share) else [value])
-    metrics = val.evaluate(Oracle(), [batch(0)], progress=False)
+    evaluate(Oracle(), [batch(1), batch(0)], QUIET, metric=other)
+    state = Share(other.state(), {"pre-process": 1.0, "inference": 2.0, "NMS": 3.0}, 4)
+    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value, state] if isinstance(value, Share) else [value])
+    metrics = evaluate(Oracle(), [batch(0)], QUIET)
     assert (metrics.images, int(metrics.instances.sum()), metrics.map) == (4, 4, pytest.approx(1))
     assert metrics.speed_ms["NMS"] > 3000 / 6
 
 
 def test_empty_loader() -> None:
-    metrics = val.evaluate(Oracle(), [], progress=False)
+    metrics = evaluate(Oracle(), [], QUIET)
     assert (metrics.images, metrics.map) == (0, 0)
 
 
 def test_plots_are_saved_when_asked_for(tmp_path: Path) -> None:
-    val.evaluate(Oracle(), [batch(0)], save_dir=tmp_path, plots=True, progress=False)
+    evaluate(Oracle(), [batch(0)], EvaluationOptions(progress=False, plots_dir=tmp_path))
     names = {p.name for p in tmp_path.iterdir()}
     assert {"PR_curve.png", "confusion_matrix.png", "val_batch0_labels.jpg", "val_batch0_pred.jpg"} <= names
 

@@ -33,6 +33,7 @@ from utils.metrics.matching import AREA_RANGES, IOU_THRESHOLDS, Objects, match_c
 from utils.types import Detections
 
 COCO_MAX_DETECTIONS = (1, 10, 100)  # per image and class
+COLUMNS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")  # of results.csv
 FITNESS_WEIGHTS = {"map50": 0.1, "map": 0.9}
 COCO_STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
@@ -79,6 +80,11 @@ class Metrics:
     def fitness(self) -> float:
         """What best.pt is chosen by: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95."""
         return fitness(self.map50, self.map)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """The values that results.csv has."""
+        return {name: float(value) for name, value in zip(COLUMNS, (self.precision, self.recall, self.map50, self.map))}
 
     @property
     def map_by_size(self) -> tuple[float, float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.boxes import cxcywh_to_xyxy, denormalised
+from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.metrics.metrics import Metrics
-from utils.types import Detections
 from utils.visual.draw import colour_of, draw_boxes, draw_text, text_width, viewable
 
 MAX_IMAGES = 16
@@ -29,20 +28,18 @@ LEGEND_CLASSES = 20  # more would not be legible
 
 def plot_batch(
     images: Tensor,
-    boxes: Tensor | Sequence[Detections],
-    names: Sequence[str],
     path: str | Path,
     *,
+    draw: Callable[[NDArray[np.uint8], int, float], NDArray[np.uint8]],
     paths: Sequence[str] = (),
     max_images: int = MAX_IMAGES,
 ) -> None:
-    """A mosaic of a batch with its boxes, as an image file.
+    """The images of a batch side by side, with what belongs to them, as one image file.
 
     Args:
         images: (B, C, H, W) uint8 or uint16; the first three channels are shown, or the first in grey.
-        boxes: Targets (M, 6) [image, class, cx, cy, w, h] normalised, or one ``Detections`` per image in px.
-        names: Of the classes.
         path: File to write.
+        draw: Takes a resized image (h, w, 3) RGB, its number in the batch and the factor it was resized by; gives what is shown.
         paths: Of the images; their names are written on the tiles.
         max_images: The most that are shown.
     """
@@ -55,9 +52,7 @@ def plot_batch(
     mosaic = np.full((math.ceil(count / per_row) * tile_h, per_row * tile_w, 3), 255, dtype=np.uint8)
     for i, image in enumerate(images):
         smoothing = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        tile = np.asarray(cv2.resize(as_rgb(image), (tile_w, tile_h), interpolation=smoothing), dtype=np.uint8)
-        corners, labels, classes = _boxes_of(boxes, i, (h, w), names)
-        draw_boxes(tile, corners * scale, labels, classes, line_thickness=2 if wanted < 600 else 3)
+        tile = draw(np.asarray(cv2.resize(as_rgb(image), (tile_w, tile_h), interpolation=smoothing), dtype=np.uint8), i, scale)
         if i < len(paths):
             _caption(tile, Path(paths[i]).name)
         cv2.rectangle(tile, (0, 0), (tile_w - 1, tile_h - 1), (255, 255, 255), 1)
@@ -209,20 +204,6 @@ def write_image(path: str | Path, image_rgb: NDArray[np.uint8]) -> None:
     """Writes an RGB image (H, W, 3); any path that the system takes, in the format of its ending."""
     _, encoded = cv2.imencode(Path(path).suffix, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
     Path(path).write_bytes(encoded.tobytes())
-
-
-def _boxes_of(
-    boxes: Tensor | Sequence[Detections], image: int, hw: tuple[int, int], names: Sequence[str]
-) -> tuple[NDArray, list[str], list[int]]:
-    """Corners (n, 4) in px, labels and classes of one image, the best score last."""
-    if isinstance(boxes, Tensor):
-        rows = boxes[boxes[:, 0] == image].cpu().float()
-        classes = rows[:, 1].long().tolist()
-        return cxcywh_to_xyxy(denormalised(rows[:, 2:], hw)).numpy(), [names[c] for c in classes], classes
-    found = boxes[image]
-    classes = found.classes.tolist()[::-1]
-    labels = [f"{names[c]} {s:.2f}" for c, s in zip(classes, found.scores.tolist()[::-1])]
-    return found.boxes.detach().cpu().float().numpy()[::-1], labels, classes
 
 
 def _caption(tile: NDArray[np.uint8], text: str, *, height: int = 9) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TextIO
 import cv2
 import numpy as np
 
-from utils.boxes import normalised, xyxy_to_cxcywh
 from utils.errors import UserError
 from utils.types import Detections
 
@@ -58,6 +57,7 @@ class ResultWriter:
     folder: Path
     names: Sequence[str]
     options: SaveOptions
+    label_rows: Callable[..., list[str]]  # of the task: (detections, hw, with_confidence=) -> rows of a label file
     written: dict[str, int] = field(default_factory=dict)
     videos_at_once: int = 1
     _stems: dict[str, str] = field(default_factory=dict)  # source path -> unique stem
@@ -144,17 +144,13 @@ class ResultWriter:
         return _Video(writer, size_wh)
 
     def _labels(self, path: Path, hw: tuple[int, ...], found: Detections) -> None:
-        """Rows of class, centre, width, height as fractions of the image, and the score if wanted; no file where nothing is."""
+        """The task's rows; no file where nothing was found."""
         if not len(found.boxes):
             path.unlink(missing_ok=True)  # of an earlier run with --exist-ok
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        boxes = normalised(xyxy_to_cxcywh(found.boxes), (hw[0], hw[1])).tolist()
-        rows = []
-        for box, score, label in zip(boxes, found.scores.tolist(), found.classes.tolist()):
-            values = (*box, score) if self.options.conf else box
-            rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]) + "\n")
-        path.write_text("".join(rows), encoding="utf-8")
+        rows = self.label_rows(found, (hw[0], hw[1]), with_confidence=self.options.conf)
+        path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         self._count("labels")
 
     def _rows(self, name: str, frame: int | None, found: Detections) -> None:

@@ -1,0 +1,107 @@
+"""Callbacks of an evaluation: example images and label files. They see every batch and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from tasks import Task
+from utils import distributed
+from utils.boxes import box_iou, ltwh_to_xyxy
+from utils.metrics.metrics import GroundTruth, Metrics
+from utils.types import Batch, Detections
+from utils.visual.savers import ResultWriter, SaveOptions
+
+EXAMPLES = 3  # batches
+SHOWN_CONFIDENCE = 0.25  # detections above this are drawn
+HYBRID_IOU = 0.7  # a detection that overlaps an object of its class more is that object
+
+
+class EvaluatedBatch(NamedTuple):
+    """A batch and what was found on it."""
+
+    number: int  # from 0
+    batch: Batch
+    task: Task
+    detections: list[Detections]  # px of the original images, on the CPU
+    truth: GroundTruth
+
+    @property
+    def detections_in_batch(self) -> list[Detections]:
+        """The same in px of the batch's images."""
+        return self.task.to_batch(self.detections, self.batch.letterbox)
+
+
+class EvaluationCallback(Protocol):
+    """Sees every batch of an evaluation and changes nothing."""
+
+    def on_batch(self, evaluated: EvaluatedBatch) -> None:
+        """After each batch, on the main rank; where it has a true attribute ``everywhere``, on every rank."""
+
+
+class ImageSaver:
+    """``val_batch{0,1,2}_labels.jpg`` and ``…_pred.jpg`` in a folder."""
+
+    def __init__(self, folder: Path, names: Sequence[str], task: Task) -> None:
+        self.folder, self.names, self.task = folder, names, task
+
+    def on_batch(self, evaluated: EvaluatedBatch) -> None:
+        if evaluated.number >= EXAMPLES:
+            return
+        from engine.logging.batch_images import save_batch_image
+
+        batch, stem = evaluated.batch, f"val_batch{evaluated.number}"
+        confident = [d[d.scores > SHOWN_CONFIDENCE] for d in evaluated.detections_in_batch]
+        save_batch_image(self.folder / f"{stem}_labels.jpg", batch, self.task, self.names)
+        save_batch_image(self.folder / f"{stem}_pred.jpg", batch, self.task, self.names, detections=confident)
+
+
+class TextSaver:
+    """A label file for every image with detections; the main rank writes those of all.
+
+    Args:
+        folder: Run folder; the files go into its ``labels``.
+        with_confidence: Whether rows end in the score.
+        with_truth: Whether the objects themselves are written too, with score 1, and detections of the same objects are left out.
+    """
+
+    everywhere = True
+
+    def __init__(self, folder: Path, names: Sequence[str], *, with_confidence: bool = False, with_truth: bool = False) -> None:
+        self.folder, self.names = folder, names
+        self.with_truth, self.with_confidence = with_truth, with_confidence
+        self.writer: ResultWriter | None = None
+
+    def on_batch(self, evaluated: EvaluatedBatch) -> None:
+        if self.writer is None:
+            options = SaveOptions(images=False, txt=True, conf=self.with_confidence)
+            self.writer = ResultWriter(self.folder, self.names, options, label_rows=evaluated.task.label_rows)
+        rows = []
+        for i, (path, detections) in enumerate(zip(evaluated.batch.paths, evaluated.detections)):
+            found = with_objects(detections, evaluated.truth, image=i) if self.with_truth else detections
+            rows.append((path, evaluated.batch.letterbox.original_hw[i].tolist(), found))
+        shares = distributed.gather_objects(rows if evaluated.batch.images_of_step else [])
+        for path, (height, width), found in (row for share in shares for row in share) if distributed.is_main() else ():
+            blank = np.broadcast_to(np.uint8(0), (height, width, 3))  # only its shape is used
+            self.writer.write(path, blank, found, drawn=blank)
+
+
+def with_objects(detections: Detections, truth: GroundTruth, *, image: int) -> Detections:
+    """The objects of one image, with score 1, and those detections that are none of them."""
+    rows = truth.image == image
+    classes, boxes = truth.classes[rows], ltwh_to_xyxy(truth.boxes_ltwh[rows]).to(detections.boxes)
+    same = (box_iou(detections.boxes, boxes) > HYBRID_IOU) & (detections.classes[:, None] == classes)  # (n, m)
+    objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes)
+    return Detections.cat([objects, detections[~same.any(dim=1)].replace(fields={})])
+
+
+def save_plots(metrics: Metrics, folder: Path) -> None:
+    """Precision, recall and F1 curves and the confusion matrix."""
+    from utils.visual.plots import plot_confusion, plot_curves
+
+    plot_curves(metrics, folder)
+    plot_confusion(metrics.confusion, metrics.names, folder / "confusion_matrix.png")

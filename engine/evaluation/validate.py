@@ -1,0 +1,193 @@
+"""Validation of weights on a split: what val.py does. Prints the table and writes the run folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data.dataset_spec import DatasetSpec, load_dataset_spec
+from data.loader import BatchLoader, build_loader
+from engine.channels import spec_for
+from engine.evaluation.callbacks import EvaluationCallback, ImageSaver, TextSaver, save_plots
+from engine.evaluation.evaluate import EvaluationOptions, evaluate
+from engine.evaluation.ground_truth import split_truth
+from engine.inference.augmented import AugmentedModel
+from engine.inference.networks import is_exported, load_networks
+from engine.inference.predictor import Network, Predictor
+from engine.inference.sliced import SlicedEvaluation, SlicedPredictor
+from models.checkpoints.checkpoint import load_checkpoint
+from tasks.base import Metric
+from utils import distributed
+from utils.cli.flags import multiple_of_stride
+from utils.cli.val_arguments import STUDIES, ValConfig
+from utils.config import Hyperparameters
+from utils.errors import UserError
+from utils.nms import Suppression
+from utils.run_folders import new_run_dir, newest_weights
+
+if TYPE_CHECKING:
+    from utils.metrics.coco_eval import CocoAnnotations
+    from utils.metrics.metrics import Metrics
+
+
+def run_validation(config: ValConfig) -> None:
+    """One validation, or the study that ``--task`` names."""
+    if config.task in STUDIES:
+        from engine.evaluation import studies
+
+        {"speed": studies.speed, "study": studies.study}[config.task](config, validate)
+    else:
+        validate(config)
+
+
+def validate(config: ValConfig) -> Metrics:
+    """Validates the weights on the split that the configuration names, prints the table and writes the run folder.
+
+    Raises:
+        UserError: whatever a user can cause, in one line.
+    """
+    with distributed.watch_ranks():
+        return validate_on_rank(config)
+
+
+def validate_on_rank(config: ValConfig) -> Metrics:
+    """The same on each of several ranks."""
+    device = distributed.select_device(config.device)
+    if config.half and device.type != "cuda":
+        raise UserError(f"--half: needs a GPU, this is {device.type}; leave it out")
+    with distributed.process_group(device):
+        config, model = load_weights(config, device)
+        spec, loader = open_data(config, model)
+        annotations = split_truth(spec, config.task)
+        save_dir = run_folder(config)
+        metric = model.task.metric(spec.names, rule=config.ap_rule)
+        options = evaluation_options(config, model, loader, device=device, annotations=annotations)
+        metrics = evaluate(model, loader, options, metric=metric, callbacks=callbacks_of(config, spec, model, save_dir))
+        if distributed.is_main():
+            report(metrics, config, save_dir)
+            if config.save_json:
+                save_json(metric, metrics, annotations, config, save_dir)
+            print(f"Results in {save_dir}")
+    return metrics
+
+
+def evaluation_options(
+    config: ValConfig, model: Network, loader: BatchLoader, *, device: torch.device, annotations: CocoAnnotations | None
+) -> EvaluationOptions:
+    """How to evaluate, as the flags say."""
+    suppression = Suppression(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det, multi_label=True)
+    precision = torch.float16 if config.half else None
+    sliced = None
+    if config.slice is not None:
+        predictor = Predictor(model, suppression, device=device, precision=precision)
+        side = loader.dataset.imgsz
+        windows = SlicedPredictor(
+            predictor, (config.slice[0], config.slice[1]), config.slice_overlap, (side, side), batch=config.batch_size
+        )  # fmt: skip
+        sliced = SlicedEvaluation.of(windows, loader.dataset)
+    return EvaluationOptions(suppression, device=device, precision=precision, annotations=annotations, sliced=sliced)
+
+
+def callbacks_of(config: ValConfig, spec: DatasetSpec, model: Network, save_dir: Path) -> list[EvaluationCallback]:
+    """Example images, and label files where they are asked for."""
+    callbacks: list[EvaluationCallback] = [ImageSaver(save_dir, spec.names, model.task)]
+    if config.save_txt:
+        callbacks.append(TextSaver(save_dir, spec.names, with_confidence=config.save_conf, with_truth=config.save_hybrid))
+    return callbacks
+
+
+def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Network]:
+    """The model, ready for inference, and the configuration with weights and data filled in where they were left out."""
+    if not config.weights:
+        config = replace(config, weights=str(newest_weights()))
+        print(f"No --weights given: validating the newest run, {config.weights}")
+    if is_exported(config.weights) and not config.data:
+        raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
+    model = load_networks(config.all_weights, device=device, plugins=config.plugins, download=config.download, half=config.half)
+    if not config.data:
+        config = replace(config, data=str(load_checkpoint(config.weights).config.get("data") or ""))
+        if not config.data:
+            raise UserError(f"--data: {config.weights} does not say what it was trained on; give the data set")
+        print(f"No --data given: {config.data}, as the checkpoint says")
+    return config, AugmentedModel(model) if config.augment else model
+
+
+def open_data(config: ValConfig, model: Network) -> tuple[DatasetSpec, BatchLoader]:
+    """The data set and the loader of its split: batches of similar shape for models that take any, square ones for the others."""
+    spec = load_dataset_spec(config.data, single_cls=config.single_cls, need=(config.task,))
+    if spec.nc != model.nc:
+        raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
+    spec = spec_for(spec, model, weights=config.weights)
+    takes_any_shape = getattr(model, "dynamic", True)
+    with distributed.local_main_first():
+        loader = build_loader(
+            spec,
+            config.task,
+            imgsz=_image_size(config, model),
+            batch_size=config.batch_size,
+            hyp=Hyperparameters(),
+            augment=False,
+            rect=takes_any_shape,
+            pad=0.5 if takes_any_shape else 0.0,
+            stride=model.stride,
+            workers=config.workers,
+            single_cls=config.single_cls,
+            min_items=config.min_items,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            whole_batches=True,
+        )
+    return spec, loader
+
+
+def run_folder(config: ValConfig) -> Path:
+    """A new folder, the same on all ranks."""
+    made = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if distributed.is_main() else None
+    return Path(str(distributed.broadcast_object(made)))
+
+
+def report(metrics: Metrics, config: ValConfig, save_dir: Path) -> None:
+    """The table, the speed and the curves."""
+    print(metrics.table(per_class=config.verbose or len(metrics.names) <= 50))
+    sizes = ", ".join(f"{name} {value:.3f}" for name, value in zip(("small", "medium", "large"), metrics.map_by_size) if value == value)
+    if sizes:
+        print(f"mAP50-95 by size (rule: {metrics.rule}): {sizes}")
+    print(f"P and R at confidence {metrics.confidence:.3f}, where F1 is highest (IoU 0.5)")
+    speed = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in metrics.speed_ms.items())
+    print(f"Speed per image at batch {config.batch_size}: {speed}")
+    save_plots(metrics, save_dir)
+
+
+def save_json(
+    metric: Metric, metrics: Metrics, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path
+) -> dict[str, float] | None:
+    """Writes the detections for pycocotools, and runs it where the ground truth is at hand."""
+    from utils.metrics.coco_eval import category_ids_of, run_pycocotools, write_coco_json
+
+    path = save_dir / f"{Path(config.weights).stem}_predictions.json"
+    ids = annotations.category_ids if annotations else category_ids_of(metrics.names)
+    count = write_coco_json(path, metric, category_ids=ids)
+    print(f"{count} detections in {path}")
+    if annotations is None:
+        print("pycocotools: not run, the data set has no annotations/instances_*.json beside its images")
+        return None
+    images = metric.state()["images"]
+    wanted = None if annotations.single_class else ids
+    stats = run_pycocotools(annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class)
+    print("pycocotools: " + ", ".join(f"{name} {value:.3f}" for name, value in stats.items()))
+    return stats
+
+
+def _image_size(config: ValConfig, model: Network) -> int:
+    """The side of the input in px, as the model can take it."""
+    if not getattr(model, "dynamic", True):
+        height, width = model.imgsz  # type: ignore[attr-defined]
+        if height != width:
+            raise UserError(f"{config.weights}: made for {height}x{width} px; validation needs a square size: export it with --dynamic")
+        if height != config.imgsz:
+            print(f"{config.weights}: made for {height} px, which is taken in place of --imgsz {config.imgsz}")
+        return int(height)
+    return multiple_of_stride(config.imgsz, model.stride)

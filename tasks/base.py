@@ -1,0 +1,193 @@
+"""The contract of a task: what a label row, a target, a metric, a drawing, a label file and an exported output of it are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.errors import UserError, nearest
+from utils.instances import Instances
+from utils.nms import Suppression
+from utils.types import Batch, Detections, Letterbox, Predictions, Targets
+
+# kinds of faulty rows, as tables count them
+COLUMNS, NOT_A_NUMBER, NOT_FINITE = "wrong columns", "not a number", "not finite"
+WRONG_CLASS, OUT_OF_RANGE = "wrong class", "out of range"
+
+
+class LabelRow(NamedTuple):
+    """One row of a label file, checked: an object in 0-1 of the image."""
+
+    label: int  # class number
+    box_cxcywh: NDArray[np.float64]  # (4,)
+    points: NDArray[np.float64]  # (p, 2) polygon or corners; (0, 2) for an object that only has a box
+    keypoints: NDArray[np.float64] | None = None  # (K, 3) x, y, visibility
+
+
+class RowFault(NamedTuple):
+    """What is wrong with a row: a message for the user and the kind that tables count it by."""
+
+    message: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class DrawStyle:
+    """How detections are drawn."""
+
+    line_thickness: int | None = None  # px; by the image's size if None
+    hide_labels: bool = False
+    hide_conf: bool = False
+
+
+@dataclass(frozen=True)
+class ExportOutput:
+    """One output of an exported file.
+
+    Attributes:
+        name: of the graph's output.
+        axes: which axes are symbolic in a file of dynamic size, and their names.
+        tolerance: largest difference from torch, by part of the output (such as ``boxes`` in px and ``scores``).
+    """
+
+    name: str
+    axes: Mapping[int, str]
+    tolerance: Mapping[str, float]
+
+
+class MetricResult(Protocol):
+    """What a metric computes to."""
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """Mean validation loss by part, if measured."""
+
+    @property
+    def speed_ms(self) -> Mapping[str, float]:
+        """Milliseconds per image and stage."""
+
+    @property
+    def fitness(self) -> float:
+        """What best.pt is chosen by; larger is better."""
+
+    @property
+    def columns(self) -> Mapping[str, float]:
+        """Values under the names of ``Task.columns``, as results.csv has them."""
+
+    def table(self, *, per_class: bool = True) -> str:
+        """A text table for the console."""
+
+
+class Metric(Protocol):
+    """Collects detections and ground truth over a data set and over ranks."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names."""
+
+    def update(self, detections: Sequence[Detections], truth: Any, *, images: Sequence[int | str]) -> None:
+        """Adds a batch; ``images`` names each image uniquely in the data set."""
+
+    def state(self) -> dict[str, Any]:
+        """What another rank sends to be merged."""
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Adds another rank's state; images that are known already are left out."""
+
+    def compute(self) -> Any:
+        """A :class:`MetricResult` over everything that was added."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """The one place that knows what a kind of result is. A task knows neither networks nor the input pipeline.
+
+    Attributes:
+        name: as users write it: detect, segment, pose, obb, classify.
+        expected_row: how a row of a label file looks, for messages.
+        columns: names of the metric's values in results.csv, in order.
+        outputs: the outputs of an exported file.
+    """
+
+    name: str
+    expected_row: str
+    columns: tuple[str, ...]
+    outputs: tuple[ExportOutput, ...]
+
+    def parse_row(self, fields: Sequence[str]) -> LabelRow | RowFault:
+        """A row of a label file, split at white space; a fault where it is not this task's."""
+
+    def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, NDArray]:
+        """The objects of one image of ``hw`` px as arrays (n, ...) by field name of :class:`utils.types.Targets`, without ``image``."""
+
+    def ground_truth(self, batch: Batch) -> Any:
+        """The objects of a batch, from its targets, in px of the original images: what the metric compares with."""
+
+    def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
+        """Detections of each image in px of the network's input, best score first."""
+
+    def to_original(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
+        """Detections of a batch in px of the original images, on the host."""
+
+    def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
+        """The inverse of ``to_original``: detections in px of the original images in px of the batch."""
+
+    def metric(self, names: Sequence[str], *, rule: str = "coco") -> Metric:
+        """An empty metric for these classes."""
+
+    def detections_of_targets(self, targets: Targets, hw: tuple[int, int], *, count: int) -> list[Detections]:
+        """The targets of ``count`` images of ``hw`` px as detections of score 1 in px of the batch, to be drawn."""
+
+    def draw(self, image_rgb: NDArray[np.uint8], detections: Detections, names: Sequence[str], style: DrawStyle) -> NDArray[np.uint8]:
+        """A copy of an image (H, W, 3) with its detections, which are in its px."""
+
+    def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
+        """Rows of a label file for an image of ``hw`` px, without line ends; the score last, if asked for."""
+
+    def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
+        """Decoded predictions as the tensors of ``outputs``; must be traceable."""
+
+    def from_export(self, tensors: Sequence[Tensor], *, nc: int) -> Predictions:
+        """The inverse of ``to_export``. Raises ValueError where the tensors are not of this task."""
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register_task(task: Task) -> Task:
+    """Makes a task known by its name.
+
+    Raises:
+        UserError: another task has this name.
+    """
+    if TASKS.get(task.name, task) is not task:
+        raise UserError(f"task {task.name!r} is registered already")
+    TASKS[task.name] = task
+    return task
+
+
+def get_task(name: str) -> Task:
+    """A task by its name.
+
+    Raises:
+        UserError: no task is called so; names those that are known.
+    """
+    if name not in TASKS:
+        hint = nearest(name, TASKS)
+        raise UserError(f"task {name!r} is unknown{', ' + hint if hint else ''} (known are {', '.join(sorted(TASKS))})")
+    return TASKS[name]
+
+
+def targets_of_images(parts: Sequence[Mapping[str, NDArray]]) -> Targets:
+    """The targets of a batch from those of its images, in order."""
+    import torch
+
+    counts = torch.tensor([len(part["boxes"]) for part in parts])
+    joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    joined["classes"] = joined["classes"].long()
+    return Targets(image=torch.arange(len(parts)).repeat_interleave(counts), **joined)

@@ -1,0 +1,144 @@
+"""Object detection: axis-aligned boxes with a class and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tasks.base import (
+    COLUMNS,
+    NOT_A_NUMBER,
+    NOT_FINITE,
+    OUT_OF_RANGE,
+    WRONG_CLASS,
+    DrawStyle,
+    ExportOutput,
+    LabelRow,
+    RowFault,
+    register_task,
+)
+from utils.boxes import cxcywh_to_xyxy, denormalised, normalised, to_batch, to_original, xyxy_to_cxcywh, xyxy_to_ltwh
+from utils.instances import Instances
+from utils.metrics.metrics import COLUMNS as METRIC_COLUMNS
+from utils.metrics.metrics import GroundTruth, MetricAccumulator
+from utils.nms import Suppression, non_max_suppression
+from utils.types import Batch, Detections, Letterbox, Predictions, Targets, detections_on_host, split_detections
+
+ROUNDING = 1e-3  # how far outside 0-1 a coordinate may lie and still be clipped: labels are written with few digits
+HIGHEST_CLASS = 1_000_000
+
+
+class DetectTask:
+    """Axis-aligned boxes. A label row with a polygon is taken too: augmentation keeps its box tight."""
+
+    name = "detect"
+    expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
+    columns = METRIC_COLUMNS
+    outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 0.1, "scores": 1e-3}),)
+
+    def parse_row(self, fields: Sequence[str]) -> LabelRow | RowFault:
+        """Class and box (5 columns), or class and polygon (7 or more, an odd number); values are clipped to 0-1."""
+        count = len(fields)
+        if count != 5 and (count < 7 or count % 2 == 0):
+            return RowFault(f"{count} columns, expected: {self.expected_row}", COLUMNS)
+        values = numbers_of_row(fields, self.expected_row)
+        if isinstance(values, RowFault):
+            return values
+        if count == 5:
+            return LabelRow(int(values[0]), values[1:], np.zeros((0, 2)))
+        polygon = values[1:].reshape(-1, 2)
+        low, high = polygon.min(0), polygon.max(0)
+        return LabelRow(int(values[0]), np.concatenate(((low + high) / 2, high - low)), polygon)
+
+    def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, NDArray]:
+        """Classes (n,) and boxes (n, 4) cxcywh in 0-1."""
+        h, w = hw
+        b = instances.boxes_xyxy / np.array((w, h, w, h), np.float32)
+        boxes = np.concatenate(((b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1).astype(np.float32)
+        return {"classes": instances.classes, "boxes": boxes}
+
+    def ground_truth(self, batch: Batch) -> GroundTruth:
+        """The boxes of a batch in px of the original images; their area is the box's, and none is a crowd."""
+        targets, hw = batch.targets.cpu(), batch.images.shape[-2:]
+        boxes = cxcywh_to_xyxy(denormalised(targets.boxes, (float(hw[0]), float(hw[1]))))
+        boxes = to_original(boxes, batch.letterbox, image=targets.image)
+        return GroundTruth.of_boxes(targets.image, targets.classes, xyxy_to_ltwh(boxes.double()))
+
+    def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
+        return non_max_suppression(predictions, suppression)
+
+    def to_original(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
+        return map_boxes(detections_on_host(detections), partial(to_original, letterbox=letterbox))
+
+    def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
+        return map_boxes(detections, partial(to_batch, letterbox=letterbox))
+
+    def metric(self, names: Sequence[str], *, rule: str = "coco") -> MetricAccumulator:
+        return MetricAccumulator(names, rule=rule)
+
+    def detections_of_targets(self, targets: Targets, hw: tuple[int, int], *, count: int) -> list[Detections]:
+        boxes = cxcywh_to_xyxy(denormalised(targets.boxes, (float(hw[0]), float(hw[1]))))
+        together = Detections(boxes, torch.ones(len(targets)), targets.classes)
+        return [together[targets.image == image] for image in range(count)]
+
+    def draw(self, image_rgb: NDArray[np.uint8], detections: Detections, names: Sequence[str], style: DrawStyle) -> NDArray[np.uint8]:
+        from utils.visual.draw import draw_detections
+
+        return draw_detections(
+            image_rgb, detections, names, line_thickness=style.line_thickness, hide_labels=style.hide_labels, hide_conf=style.hide_conf
+        )
+
+    def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
+        """``class cx cy w h`` in 0-1, and the score if asked for."""
+        boxes = normalised(xyxy_to_cxcywh(detections.boxes), (hw[0], hw[1])).tolist()
+        rows = []
+        for box, score, label in zip(boxes, detections.scores.tolist(), detections.classes.tolist()):
+            values = (*box, score) if with_confidence else box
+            rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
+        return rows
+
+    def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
+        """(B, 4 + nc, N): centre, width and height in px, then scores."""
+        return (torch.cat((xyxy_to_cxcywh(predictions.boxes), predictions.scores), dim=2).transpose(1, 2),)
+
+    def from_export(self, tensors: Sequence[Tensor], *, nc: int) -> Predictions:
+        if len(tensors) != 1 or tensors[0].ndim != 3 or tensors[0].shape[1] != 4 + nc:
+            raise ValueError(f"one output (batch, {4 + nc}, boxes) is needed for {nc} classes")
+        boxes_cxcywh, scores = tensors[0].float().transpose(1, 2).split((4, nc), dim=2)  # (B, N, 4), (B, N, nc)
+        return Predictions(cxcywh_to_xyxy(boxes_cxcywh), scores)
+
+
+def numbers_of_row(fields: Sequence[str], expected: str) -> NDArray[np.float64] | RowFault:
+    """The numbers of a row, class first, coordinates clipped to 0-1; or what is wrong with them."""
+    try:
+        values = np.array(fields, np.float64)
+    except ValueError:
+        return RowFault(f"not a number in {' '.join(fields)[:60]!r}, expected: {expected}", NOT_A_NUMBER)
+    if not np.isfinite(values).all():
+        return RowFault("NaN or infinity, finite numbers are expected", NOT_FINITE)
+    if not 0 <= values[0] <= HIGHEST_CLASS or values[0] != int(values[0]):
+        return RowFault(f"class {fields[0]}, a whole number from 0 is expected", WRONG_CLASS)
+    out = np.flatnonzero((values[1:] < -ROUNDING) | (values[1:] > 1 + ROUNDING))
+    if len(out):
+        message = f"coordinate {fields[1 + out[0]]} in column {out[0] + 2}, values normalised to 0-1 are expected"
+        return RowFault(message, OUT_OF_RANGE)
+    values[1:] = values[1:].clip(0, 1)
+    return values
+
+
+def map_boxes(detections: Sequence[Detections], move: Callable[..., Tensor]) -> list[Detections]:
+    """Detections of a batch with boxes in other coordinates; ``move`` takes all boxes at once, and which image each is on."""
+    if not detections:
+        return []
+    counts = [len(d) for d in detections]
+    image = torch.arange(len(detections)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+    together = Detections.cat(detections)
+    return split_detections(together.replace(boxes=move(together.boxes, image=image)), counts)
+
+
+DETECT = register_task(DetectTask())
