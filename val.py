@@ -27,7 +27,7 @@ from engine.logging.progress import LossMeter
 from engine.micro_batches import MicroBatches, mean_parts
 from utils import distributed
 from utils.boxes import cxcywh_to_xyxy, denormalised, to_batch, to_original, xyxy_to_ltwh
-from utils.cli.flags import multiple_of_stride
+from utils.cli.sizes import multiple_of_stride
 from utils.cli.val_arguments import STUDIES, ValConfig, parse_arguments
 from utils.errors import UserError
 from utils.metrics.metrics import GroundTruth, MetricAccumulator, Metrics
