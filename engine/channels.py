@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from models.spec.parser import named_channels
 from utils import distributed
@@ -13,8 +13,6 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
     from models.checkpoints.checkpoint import Checkpoint
-    from models.export.runtimes import ExportedModel
-    from models.model import Model
     from utils.config import TrainConfig
 
 
@@ -38,7 +36,14 @@ def with_channels(spec: DatasetSpec, config: TrainConfig, checkpoint: Checkpoint
     return replace(spec, ch=named or spec.ch)
 
 
-def spec_for(spec: DatasetSpec, model: Model | ExportedModel | Checkpoint, *, weights: str | Path) -> DatasetSpec:
+class HasChannels(Protocol):
+    """A network or a checkpoint: what knows how many channels its images have."""
+
+    @property
+    def ch(self) -> int: ...
+
+
+def spec_for(spec: DatasetSpec, model: HasChannels, *, weights: str | Path) -> DatasetSpec:
     """The data set read with the channels of a model that is there already.
 
     Raises:

@@ -21,19 +21,32 @@ MIN_SIDE_PX, MAX_ASPECT, MIN_AREA, MIN_AREA_POLYGON = 2.0, 100.0, 0.1, 0.01
 class AugmentHyp(Protocol):
     """The hyper-parameters that augmentation reads."""
 
-    hsv_h: float
-    hsv_s: float
-    hsv_v: float
-    degrees: float
-    translate: float
-    scale: float
-    shear: float
-    perspective: float
-    flipud: float
-    fliplr: float
-    mosaic: float
-    mixup: float
-    copy_paste: float
+    @property
+    def hsv_h(self) -> float: ...
+    @property
+    def hsv_s(self) -> float: ...
+    @property
+    def hsv_v(self) -> float: ...
+    @property
+    def degrees(self) -> float: ...
+    @property
+    def translate(self) -> float: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def shear(self) -> float: ...
+    @property
+    def perspective(self) -> float: ...
+    @property
+    def flipud(self) -> float: ...
+    @property
+    def fliplr(self) -> float: ...
+    @property
+    def mosaic(self) -> float: ...
+    @property
+    def mixup(self) -> float: ...
+    @property
+    def copy_paste(self) -> float: ...
 
 
 class LetterboxedImage(NamedTuple):

@@ -57,7 +57,7 @@ class EvaluationOptions:
 @torch.no_grad()
 def evaluate(
     model: Network,
-    loader: BatchLoader,
+    loader: BatchLoader | Sequence[Batch],
     options: EvaluationOptions | None = None,
     *,
     metric: Metric | None = None,
@@ -138,9 +138,9 @@ class Forward(NamedTuple):
 
 def forward(predictor: Predictor, images: Tensor) -> tuple[Any, Predictions]:
     """Raw maps (None where the network is no single Model) and decoded predictions of images (B, C, H, W) in 0-1."""
-    model: Any = predictor.network
-    if not isinstance(model, torch.nn.Module):
+    if not isinstance(predictor.network, torch.nn.Module):
         return None, predictor.forward(images)
+    model: Any = predictor.network
     with autocast(predictor.device, predictor.precision):
         output = model(images)
     return output, model.head.decode(output)
@@ -194,7 +194,7 @@ def device_of(model: Any) -> torch.device:
     return next(model.parameters()).device if isinstance(model, torch.nn.Module) else torch.device("cpu")
 
 
-def with_progress(loader: BatchLoader, *, shown: bool) -> Generator[Batch, None, None]:
+def with_progress(loader: BatchLoader | Sequence[Batch], *, shown: bool) -> Generator[Batch, None, None]:
     """The batches of a loader behind a progress bar."""
     from tqdm import tqdm
 

@@ -16,12 +16,12 @@ from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.evaluation.ground_truth import split_truth
 from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import is_exported, load_networks
-from engine.inference.predictor import Network, Predictor
+from engine.inference.predictor import Network, Predictor, fixed_size
 from engine.inference.sliced import SlicedEvaluation, SlicedPredictor
 from models.checkpoints.checkpoint import load_checkpoint
 from tasks.base import Metric
 from utils import distributed
-from utils.cli.flags import multiple_of_stride
+from utils.cli.sizes import multiple_of_stride
 from utils.cli.val_arguments import STUDIES, ValConfig
 from utils.config import Hyperparameters
 from utils.errors import UserError
@@ -121,7 +121,7 @@ def open_data(config: ValConfig, model: Network) -> tuple[DatasetSpec, BatchLoad
     if spec.nc != model.nc:
         raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
     spec = spec_for(spec, model, weights=config.weights)
-    takes_any_shape = getattr(model, "dynamic", True)
+    takes_any_shape = fixed_size(model) is None
     with distributed.local_main_first():
         loader = build_loader(
             spec,
@@ -183,11 +183,11 @@ def save_json(
 
 def _image_size(config: ValConfig, model: Network) -> int:
     """The side of the input in px, as the model can take it."""
-    if not getattr(model, "dynamic", True):
-        height, width = model.imgsz  # type: ignore[attr-defined]
+    if only := fixed_size(model):
+        height, width = only
         if height != width:
             raise UserError(f"{config.weights}: made for {height}x{width} px; validation needs a square size: export it with --dynamic")
         if height != config.imgsz:
             print(f"{config.weights}: made for {height} px, which is taken in place of --imgsz {config.imgsz}")
-        return int(height)
+        return height
     return multiple_of_stride(config.imgsz, model.stride)

@@ -12,9 +12,7 @@ from utils.errors import UserError
 from utils.types import Predictions
 
 if TYPE_CHECKING:
-    from engine.inference.ensemble import Ensemble
-    from models.export.runtimes import ExportedModel
-    from models.model import Model
+    from engine.inference.predictor import Network
 
 VERSIONS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored: those of YOLOv5 and later
 GREY = 114 / 255  # of the border, as in the letterbox
@@ -30,7 +28,7 @@ class AugmentedModel:
         UserError: an exported file of fixed size.
     """
 
-    def __init__(self, model: Model | Ensemble | ExportedModel) -> None:
+    def __init__(self, model: Network) -> None:
         if not getattr(model, "dynamic", True):
             raise UserError(f"--augment: {getattr(model, 'path', 'the model')} takes one size only; leave it out, or export with --dynamic")
         self.model = model

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from data.sources.frames import Frame, FrameSource
 from data.sources.opening import Source, open_source
 from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import is_exported, load_networks
-from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate
+from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
 from engine.inference.sliced import SlicedPredictor
 from tasks.base import DrawStyle
 from utils.cli.detect_arguments import DetectConfig
@@ -191,7 +191,7 @@ def chosen_weights(config: DetectConfig) -> Path:
 def load_network(weights: Path, device: torch.device, config: DetectConfig) -> Network:
     """What looks at images: the network of the weights, or several as one."""
 
-    files = (weights, *config.others)
+    files: tuple[str | Path, ...] = (weights, *config.others)
     if config.visualize and (config.others or is_exported(weights)):
         reason = "several models have no common layers" if config.others else f"{weights} shows nothing of its layers"
         raise UserError(f"--visualize: {reason}; give one .pt file")
@@ -209,11 +209,11 @@ def open_frames(config: DetectConfig, weights: Path, model: Network, report: Rep
         print(line)
         report.skipped.append(line)
 
-    settings = {
+    settings: dict[str, Any] = {
         "imgsz": input_size(config, model),
         "stride": model.stride,
         "vid_stride": config.vid_stride,
-        "auto_letterbox": getattr(model, "dynamic", True),
+        "auto_letterbox": fixed_size(model) is None,
         "report": skip,
         "channels": model.ch,
     }
@@ -222,15 +222,16 @@ def open_frames(config: DetectConfig, weights: Path, model: Network, report: Rep
     return Source(tuple(validation_images(config, weights)), **settings)
 
 
-def input_size(config: DetectConfig, model: Network) -> tuple[int, int]:
+def input_size(config: DetectConfig, network: Network) -> tuple[int, int]:
     """Height and width of the letterboxed image; without ``--imgsz`` those that a file of fixed size was made for."""
-    if getattr(model, "dynamic", True):
-        return config.imgsz or (640, 640)
-    if config.imgsz not in (None, model.imgsz):
-        made_for = " ".join(map(str, model.imgsz))
-        given = " ".join(map(str, config.imgsz))
-        raise UserError(f"--imgsz {given}: {model.path} was made for {made_for}; leave it out, or export with --dynamic")
-    return model.imgsz
+    only = fixed_size(network)
+    if only is None:
+        height, width = config.imgsz or (640, 640)
+        return height, width
+    if config.imgsz not in (None, only):
+        given, name = " ".join(map(str, config.imgsz or ())), getattr(network, "path", "the network")
+        raise UserError(f"--imgsz {given}: {name} was made for {only[0]} {only[1]}; leave it out, or export with --dynamic")
+    return only
 
 
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:

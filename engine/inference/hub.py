@@ -22,7 +22,7 @@ from engine.memory_format import channels_last
 from models.checkpoints.checkpoint import load_model
 from models.checkpoints.published import ensure_weights
 from models.model import Model
-from utils.cli.flags import height_and_width
+from utils.cli.sizes import height_and_width
 from utils.distributed import select_device
 from utils.errors import UserError
 from utils.nms import Suppression

@@ -42,6 +42,11 @@ class Network(Protocol):
         """Predictions for images (B, ch, H, W) in 0-1."""
 
 
+def fixed_size(network: Network) -> tuple[int, int] | None:
+    """Height and width in px that an exported file of fixed size takes; None for a network that takes any multiple of its stride."""
+    return None if getattr(network, "dynamic", True) else network.imgsz  # type: ignore[attr-defined]
+
+
 class Predictor:
     """A network with suppression as one function from images to detections.
 
@@ -69,8 +74,8 @@ class Predictor:
         self.network, self.suppression, self.device, self.precision = network, suppression, device, precision
         self.stopwatch = stopwatch or Stopwatch(device, STAGES)
         self.names, self.nc, self.ch, self.stride, self.task = network.names, network.nc, network.ch, network.stride, network.task
-        self.dynamic = bool(getattr(network, "dynamic", True))
-        self.imgsz: tuple[int, int] | None = None if self.dynamic else network.imgsz  # type: ignore[attr-defined]
+        self.imgsz = fixed_size(network)
+        self.dynamic = self.imgsz is None
 
     def predict(self, images: Sequence[NDArray], *, hw: tuple[int, int] = (640, 640)) -> list[Detections]:
         """Detections of original images (H, W, C), uint8 or uint16, each in px of its image, on the host.

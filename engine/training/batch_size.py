@@ -16,7 +16,7 @@ from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recompute import checkpoint_activations
 from models.model import Model
 from utils import distributed
-from utils.cli.flags import multiple_of_stride
+from utils.cli.sizes import multiple_of_stride
 from utils.config import FIND_BATCH_SIZE as FIND
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError

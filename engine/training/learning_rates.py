@@ -11,7 +11,7 @@ from models.spec import channel_rules as rules
 from models.spec.channel_rules import LayerPlan
 from models.spec.registry import BLOCKS, BlockSpec
 from utils.errors import UserError
-from utils.rates import read_multipliers, rows_of
+from utils.lr_multipliers import parse_lr_multipliers, rows_of
 
 ATTENTION = ("models.layers.attention.", "models.layers.transformer")
 
@@ -22,13 +22,13 @@ def multipliers(model: Model, text: str) -> dict[str, float]:
     Raises:
         UserError: a row is not there, or nothing trainable is in a part.
     """
-    factors = read_multipliers(text)
+    factors = parse_lr_multipliers(text)
     return {name: factors[part] for name, part in _assigned(model, factors).items()}
 
 
 def rates_line(model: Model, text: str) -> str:
     """What the multipliers do, for the recipe."""
-    factors = read_multipliers(text)
+    factors = parse_lr_multipliers(text)
     assigned = Counter(_assigned(model, factors).values())
     rest = sum(1 for _ in _trainable(model)) - sum(assigned.values())
     return ", ".join(f"{part} x {factor:g} ({assigned[part]} tensors)" for part, factor in factors.items()) + f", x 1 ({rest} tensors)"

@@ -12,19 +12,13 @@ from pathlib import Path
 
 from engine.training.saving import clean, position, save_copies
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, previous_of
-from utils.cli.train_arguments import NEWEST
-from utils.config import TrainConfig
+from utils.cli.flags import resumable_names, spelling_of
+from utils.config import NEWEST, TrainConfig
 from utils.errors import UserError
-
-# Flags that may be given anew with --resume; any other would make the run another one.
-RESUMABLE = frozenset(
-    ("resume", "project", "device", "workers", "cache", "plugins", "patience", "save_period", "save_steps", "nosave", "noplots")
-    + ("nan_patience", "skip_nan", "logger", "checkpoint_activations")
-)
 
 
 def resumed(config: TrainConfig) -> tuple[TrainConfig, Checkpoint]:
-    """The flags of the run that goes on, with those of RESUMABLE that were given anew, and its checkpoint.
+    """The flags of the run that goes on, with the resumable ones that were given anew, and its checkpoint.
 
     Raises:
         UserError: another flag was given, there is nothing to go on from, or the run was finished.
@@ -32,9 +26,8 @@ def resumed(config: TrainConfig) -> tuple[TrainConfig, Checkpoint]:
     defaults = TrainConfig()
     differing = {f.name for f in fields(config) if f.compare and getattr(config, f.name) != getattr(defaults, f.name)}
     names = [f.name for f in fields(config) if f.name in differing.union(config.given)]
-    for name in (n for n in names if n not in RESUMABLE):
-        flag = f"--{name.replace('_', '-')}"
-        raise UserError(f"{flag} with --resume: would make it another run; leave it out, or train on with --weights")
+    for name in (n for n in names if n not in resumable_names(TrainConfig)):
+        raise UserError(f"{spelling_of(name)} with --resume: would make it another run; leave it out, or train on with --weights")
     path, checkpoint = last_whole(find_save(config.resume, config.project))
     if checkpoint.training is None:
         raise UserError(f"{path}: holds no training state (the run was finished, or this is a best.pt); train on with --weights {path}")

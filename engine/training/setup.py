@@ -42,7 +42,7 @@ from models.model import Model, build_model
 from models.spec.parser import load_spec, plan_layers
 from models.spec.registry import load_plugin
 from utils import distributed
-from utils.cli.flags import multiple_of_stride
+from utils.cli.sizes import multiple_of_stride
 from utils.config import FIND_BATCH_SIZE, Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.precision import gradient_scaler, precision_of

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.analysis.operations import OperationCounter, multiply_adds
 from models.model import Model, build_model
 from models.spec.channel_rules import LayerPlan
-from utils.cli.flags import height_and_width, multiple_of_stride
+from utils.cli.sizes import height_and_width, multiple_of_stride
 from utils.distributed import select_device
 from utils.errors import UserError
 

@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 from utils.cli import train_arguments, val_arguments
 
 PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
-PARSERS = {"train.py": train_arguments.build_parser, "val.py": val_arguments.build_parser}
+PARSERS = {"train.py": train_arguments.COMMAND.build_parser, "val.py": val_arguments.COMMAND.build_parser}
 
 
 def fences(language: str) -> list[str]:
@@ -61,14 +61,14 @@ def test_every_flag_of_the_page_exists():
         given = [w for w in launch.training_script_args if w != "$@"]
         PARSERS[launch.training_script]().parse_args(given)  # exits on a flag that is not known
     for given in re.findall(r"set -- (.*?)(?:;|$)", container()["args"][0], flags=re.MULTILINE):
-        train_arguments.build_parser().parse_args(shlex.split(given))
+        train_arguments.COMMAND.build_parser().parse_args(shlex.split(given))
 
 
 def test_an_unknown_flag_would_be_found():
     with pytest.raises(SystemExit):
         get_args_parser().parse_args(["--nproc_per_machine", "2", "train.py"])
     with pytest.raises(SystemExit):
-        train_arguments.build_parser().parse_args(["--save-stepz", "5"])
+        train_arguments.COMMAND.build_parser().parse_args(["--save-stepz", "5"])
 
 
 def test_the_manifests_fit_together():

@@ -233,9 +233,9 @@ def test_exported_file_of_one_size(folder: Path, capsys: pytest.CaptureFixture[s
     ("flags", "message"),
     [
         (["--task", "study", "--study-sizes", "16"], "--study-sizes 16"),
-        (["--task", "fast"], "--task fast: one of train, val, test, speed, study"),
+        (["--task", "fast"], "--task 'fast': one of train, val, test, speed, study"),
         (["--dnn"], "--dnn"),
-        (["--slice", "20"], "--slice 20 20: windows of at least 32 px"),
+        (["--slice", "20"], "--slice 20: whole numbers of at least 32 are needed"),
         (["--slice", "640", "480", "320"], "--slice 640 480 320"),
         (["--slice", "640", "--slice-overlap", "0.95"], "--slice-overlap 0.95"),
         (["--slice-overlap", "0.5"], "belongs to --slice"),

@@ -1,66 +1,194 @@
-"""What command lines share: flags that are known by name only, to answer them, and sizes given as one number or two."""
+"""A flag is defined once, on the field of the frozen dataclass that holds it: name, type, default, allowed values, help, use with --resume.
+
+argparse (``utils.cli.command``), the checks of a config's values, the rules of ``--resume`` and docs/flags.md are made from these fields.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Container, Iterable, Sequence
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
 
-MIN_SLICE_PX = 32
-MAX_SLICE_OVERLAP = 0.9
-SLICE_TEXT = "also look at the image through windows of this side, or height and width, in px, and merge what they show"
-SLICE_OVERLAP_TEXT = "least common part of neighbouring windows, a fraction of their side"
+_METADATA_KEY = "flag"
 
 
-def add_noted_flags(parser: argparse.ArgumentParser, flags: Iterable[str], *, dest: str) -> None:
-    """Lets the parser take each flag with any values; ``dest`` of the result lists those that were given, spelled as in ``flags``."""
-    for flag in flags:
-        parser.add_argument(flag, dest=dest, action=_Noted, nargs="*", help=argparse.SUPPRESS)
+@dataclass(frozen=True)
+class Flag:
+    """How a field is given on a command line, and which values it may have.
+
+    Attributes:
+        help: one line for ``--help`` and docs/flags.md, without the default.
+        section: title of the section of ``--help`` that begins with this flag; empty continues the one before.
+        aliases: further spellings, with their dashes.
+        shorthands: flags without a value -> the value of this one that they stand for; the flag itself takes precedence.
+        metavar: what stands for the value in ``--help``; None means N for integers, X for numbers.
+        nargs: number of values as argparse counts them, where the annotation does not say it.
+        const: the value of a flag that is given without one.
+        least: smallest allowed number.
+        most: largest allowed number.
+        below: number that all allowed ones are smaller than.
+        special: further allowed values -> what they mean.
+        choices: allowed texts, in any letter case; an empty default is allowed too.
+        hint: added to the message about a value that is not allowed.
+        resumable: whether it may be given together with ``--resume``; any other would make the run another one.
+        name: of the field. This and what follows is filled in by ``flags_of``.
+        default: of the field.
+        scalar: type of one value: bool, int, float or str.
+        many: whether the field is a tuple of them.
+        mixed: whether the field also takes values of other types, which its class converts and checks by itself.
+    """
+
+    help: str
+    section: str = ""
+    aliases: tuple[str, ...] = ()
+    shorthands: Mapping[str, Any] = field(default_factory=dict)
+    metavar: str | None = None
+    nargs: str | None = None
+    const: Any = None
+    least: float | None = None
+    most: float | None = None
+    below: float | None = None
+    special: Mapping[int, str] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    hint: str = ""
+    resumable: bool = False
+    name: str = ""
+    default: Any = None
+    scalar: type = str
+    many: bool = False
+    mixed: bool = False
+
+    @property
+    def spelling(self) -> str:
+        """As it is typed: ``--batch-size``."""
+        return spelling_of(self.name)
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, such as ``at least 1``; empty where all of the type are."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.below is not None:
+            return f"at least {self.least:g} and below {self.below:g}"
+        if self.most is not None:
+            return f"from {self.least:g} to {self.most:g}"
+        return "" if self.least is None else f"at least {self.least:g}"
 
 
-def height_and_width(px: int | Sequence[int], *, flag: str = "--imgsz") -> tuple[int, int]:
-    """The two sides in px that ``--imgsz`` or another flag means: one number is a square.
+def flag(default: Any, help: str, **options: Any) -> Any:
+    """A dataclass field that is a flag; ``options`` are attributes of ``Flag``."""
+    return field(default=default, metadata={_METADATA_KEY: Flag(help, **options)})
+
+
+def flags_of(config_class: type) -> tuple[Flag, ...]:
+    """The flags of a config class in the order of its fields; fields that are no flags are left out."""
+    return _resolve_flags(config_class)
+
+
+def resumable_names(config_class: type) -> frozenset[str]:
+    """Names of the fields that may be given anew together with ``--resume``."""
+    return frozenset(flag.name for flag in flags_of(config_class) if flag.resumable)
+
+
+def spelling_of(name: str) -> str:
+    """The flag of a field: ``batch_size`` -> ``--batch-size``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def validate_flags(config: Any) -> None:
+    """Checks the values of a frozen dataclass, for its ``__post_init__``.
+
+    What Python users naturally pass is converted first: paths, lists, one value where several are allowed, names in another letter case.
 
     Raises:
-        UserError: more than two numbers, or one below 1.
+        UserError: a value of another type, or one that is not allowed.
     """
-    sides = (px,) if isinstance(px, int) else tuple(px)
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(f"{flag} {' '.join(map(str, sides))}: one side in px, or height and width, are needed")
-    return sides[0], sides[-1]
+    for flag in flags_of(type(config)):
+        value = getattr(config, flag.name)
+        if not flag.mixed:
+            value = _converted(flag, value)
+            object.__setattr__(config, flag.name, value)
+        _check(flag, value)
 
 
-def slice_size(px: int | Sequence[int] | None, overlap: float) -> tuple[int, int] | None:
-    """Height and width in px that ``--slice`` means, None where it is not given; ``--slice-overlap`` is checked as well.
-
-    Raises:
-        UserError: a side that is too small to see anything in, or an overlap out of range.
-    """
-    if not 0 <= overlap <= MAX_SLICE_OVERLAP:
-        raise UserError(f"--slice-overlap {overlap:g}: a fraction of the window in 0-{MAX_SLICE_OVERLAP} is needed, such as 0.2")
-    size = None if px is None else height_and_width(px, flag="--slice")
-    if size and min(size) < MIN_SLICE_PX:
-        raise UserError(f"--slice {size[0]} {size[1]}: windows of at least {MIN_SLICE_PX} px a side are needed")
-    return size
-
-
-def check_slice_flags(given: Container[str]) -> None:
-    """Refuses an overlap of windows that were not asked for."""
-    if "slice_overlap" in given and "slice" not in given:
-        raise UserError("--slice-overlap: belongs to --slice, which is not given; write for example --slice 640 --slice-overlap 0.2")
+@cache
+def _resolve_flags(config_class: type) -> tuple[Flag, ...]:
+    """The flags with what the annotations and defaults of their fields say."""
+    hints = get_type_hints(config_class)
+    section, resolved = "", []
+    for item in fields(config_class):
+        flag = item.metadata.get(_METADATA_KEY)
+        if flag is not None:
+            section = flag.section or section
+            scalar, many, mixed = _type_of(hints[item.name])
+            resolved.append(replace(flag, section=section, name=item.name, default=item.default, scalar=scalar, many=many, mixed=mixed))
+    return tuple(resolved)
 
 
-def multiple_of_stride(px: int, stride: int) -> int:
-    """The side that is used for ``--imgsz``: the next multiple of the model's stride, with a line where that is another number."""
-    rounded = -(-px // stride) * stride
-    if rounded != px:
-        print(f"--imgsz {px} is no multiple of the model's stride {stride}: {rounded} is used")
-    return rounded
+def _type_of(hint: Any) -> tuple[type, bool, bool]:
+    """Type of one value, whether there are several, and whether other types are allowed too; ``| None`` makes no difference."""
+    choices = set(get_args(hint)) - {type(None)} if get_origin(hint) in (Union, UnionType) else {hint}
+    if len(choices) > 1:
+        return str, False, True
+    (hint,) = choices
+    if get_origin(hint) is tuple:
+        scalar, _, mixed = _type_of(get_args(hint)[0])
+        return scalar, True, mixed
+    return hint, False, False
 
 
-class _Noted(argparse.Action):
-    """Remembers that a flag was given, whatever follows it."""
+def _converted(flag: Flag, value: Any) -> Any:
+    if not flag.many:
+        return _converted_text(flag, value) if flag.scalar is str else value
+    if value is None:
+        return None if flag.default is None else ()
+    values = (value,) if isinstance(value, (str, os.PathLike, int)) else tuple(value)
+    if flag.scalar is not str:
+        return values
+    texts = tuple(_converted_text(flag, v) for v in values)
+    return tuple(dict.fromkeys(texts)) if flag.choices else texts
 
-    def __call__(self, parser: object, namespace: argparse.Namespace, values: object, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), self.option_strings[0]])
+
+def _converted_text(flag: Flag, value: Any) -> str:
+    text = "" if value is None or value is False else str(value)
+    return next((choice for choice in flag.choices if choice.lower() == text.lower()), text)
+
+
+def _check(flag: Flag, value: Any) -> None:
+    if value is None and flag.default is None:
+        return
+    values = value if flag.many else (value,)
+    if all(_is_allowed(flag, v) for v in values) and (values or flag.least is None):
+        return
+    shown = " ".join(map(str, value)) if flag.many else repr(value)
+    raise UserError(f"{flag.spelling} {shown}: {_expected(flag)}" + (f"; {flag.hint}" if flag.hint else ""))
+
+
+def _is_allowed(flag: Flag, value: Any) -> bool:
+    if flag.choices:
+        return value in flag.choices or value == flag.default == ""
+    if flag.scalar not in (int, float) or flag.mixed:
+        return True
+    if isinstance(value, bool) or not isinstance(value, (int, flag.scalar)):
+        return False
+    if value in flag.special:
+        return True
+    least, most, below = flag.least, flag.most, flag.below
+    return (least is None or value >= least) and (most is None or value <= most) and (below is None or value < below)
+
+
+def _expected(flag: Flag) -> str:
+    """``a whole number of at least 1 is needed``."""
+    if flag.choices:
+        return f"{flag.allowed} is needed"
+    kind = "whole number" if flag.scalar is int else "number"
+    bounds = f" of {flag.allowed}" if flag.allowed.startswith("at") else f" {flag.allowed}" if flag.allowed else ""
+    if flag.many:
+        return f"{kind}s{bounds} are needed"
+    special = ", ".join(f"or {value} for {meaning}" for value, meaning in flag.special.items())
+    return f"a {kind}{bounds}{f', {special},' if special else ''} is needed"

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -100,8 +100,14 @@ def image_id_of(path: str | Path) -> int | str:
     return int(stem) if stem.isdecimal() else stem
 
 
+class CollectedState(Protocol):
+    """A metric: what holds the detections of an evaluation."""
+
+    def state(self) -> dict[str, Any]: ...
+
+
 def write_coco_json(
-    path: str | Path, accumulator: MetricAccumulator, *, category_ids: Sequence[int], image_ids: Sequence[int | str] | None = None
+    path: str | Path, accumulator: CollectedState, *, category_ids: Sequence[int], image_ids: Sequence[int | str] | None = None
 ) -> int:
     """Writes all detections of an evaluation in COCO's results format.
 

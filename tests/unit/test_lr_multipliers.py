@@ -11,7 +11,7 @@ from models import build_model
 from tests.tiny import tiny_cfg
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
-from utils.rates import multipliers_text, read_multipliers
+from utils.lr_multipliers import format_lr_multipliers, parse_lr_multipliers
 
 
 @pytest.fixture
@@ -100,10 +100,10 @@ def test_the_recipe_says_it(model):
 
 
 def test_text_and_mappings_mean_the_same():
-    assert multipliers_text({"attention": 2, 10: 0.5}) == "attention=2,10=0.5"
+    assert format_lr_multipliers({"attention": 2, 10: 0.5}) == "attention=2,10=0.5"
     assert TrainConfig(cfg="a.yaml", lr_mult={"head": 3}) == TrainConfig(cfg="a.yaml", lr_mult="head = 3")
-    assert read_multipliers("attention=2,0-9=1e-1") == {"attention": 2.0, "0-9": 0.1}
-    assert multipliers_text(None) == ""
+    assert parse_lr_multipliers("attention=2,0-9=1e-1") == {"attention": 2.0, "0-9": 0.1}
+    assert format_lr_multipliers(None) == ""
 
 
 @pytest.mark.parametrize(

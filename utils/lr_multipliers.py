@@ -11,16 +11,16 @@ PARTS = ("attention", "backbone", "neck", "head")
 ROWS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
-def multipliers_text(given: str | Mapping[str | int, float] | None) -> str:
+def format_lr_multipliers(given: str | Mapping[str | int, float] | None) -> str:
     """The same as text, from what Python users pass: ``{"attention": 2, 10: 0.5}``. Checked on the way."""
     if isinstance(given, Mapping):
         given = ",".join(f"{part}={factor}" for part, factor in given.items())
     text = str(given or "").replace(" ", "")
-    read_multipliers(text)
+    parse_lr_multipliers(text)
     return text
 
 
-def read_multipliers(text: str) -> dict[str, float]:
+def parse_lr_multipliers(text: str) -> dict[str, float]:
     """Part (attention, backbone, neck, head, a row ``10`` or rows ``0-9``) -> factor of the learning rate.
 
     Raises:
