@@ -16,7 +16,7 @@ CASES = golden.all_names("models", "train_")
 ROUNDING = {"train_gelan-t": 5, "train_yolov9-t": 5, "train_yolov7-tiny": 20}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", golden.cases("models", CASES))
 def test_one_training_step(name):
     case = golden.find("models", name)
     args, wider = case.meta["args"], ROUNDING.get(name, 1)
