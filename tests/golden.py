@@ -6,12 +6,17 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
+
+from tests.pending import PENDING
 
 HERE = Path(__file__).parent / "goldens"
 REFERENCE = Path(os.environ.get("YOLO_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
@@ -35,6 +40,27 @@ def folders(folder: str) -> list[Path]:
 def all_names(folder: str, prefix: str = "") -> list[str]:
     """Names of all cases of a folder at hand (kept ones, and the reference's where it is there), sorted."""
     return sorted({p.stem for f in folders(folder) for p in f.glob(f"{prefix}*.npz")})
+
+
+def waits_for(folder: str, name: str, part: str = "") -> str | None:
+    """What a vector, or one part of it, waits for by the table of tests/pending.py; None where it does not wait."""
+    for row, reason in PENDING.items():
+        start, _, wanted = row.partition(":")
+        if fnmatchcase(f"{folder}/{name}", f"{start}*") and (not part or not wanted or wanted == part):
+            return reason
+    return None
+
+
+def cases(folder: str, names: Iterable[str], part: str = "values", slow: Iterable[str] = ()) -> list:
+    """The names as parameters of one test, those that wait marked so that they must fail."""
+    slow = set(slow)
+
+    def case(name: str) -> Any:
+        reason = waits_for(folder, name, part)
+        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+        return pytest.param(name, marks=[*marks, *([pytest.mark.slow] if name in slow else [])])
+
+    return [case(name) for name in names]
 
 
 def find(folder: str, name: str) -> Golden:

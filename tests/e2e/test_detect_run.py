@@ -323,7 +323,7 @@ def test_interruption_is_one_line(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(detect, "drawn_on", interrupted)
+    monkeypatch.setattr(detection, "save_frame", interrupted)
     assert run("--weights", "x.pt", "--source", save(tmp_path / "p.png", image(320, 240))) == 130
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.spec.registry import BLOCKS
+from tests import golden as vectors
 from tests.golden import all_names, assert_close, cotangent, fill_, find, input_array
 
 # other names under which a golden's module must resolve
@@ -84,7 +85,7 @@ def from_map(x: Tensor, meta: dict[str, Any]) -> Tensor:
     return x.flatten(1, 2) if meta["layout"] == "BLC" else x
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", vectors.cases("attention", cases()))
 def test_outputs_and_input_gradients(case):
     golden = find("attention", case)
     meta, name = golden.meta, module_of(case)
@@ -100,7 +101,7 @@ def test_outputs_and_input_gradients(case):
         assert_close(from_map(gradient, meta), golden.arrays[f"grad_input{i}"], 1e-4, f"gradient {i}")
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", vectors.cases("attention", cases(), "names"))
 def test_parameter_names_and_shapes_are_the_published_ones(case):
     meta, name = find("attention", case).meta, module_of(case)
     absent = ABSENT.get(name, ())

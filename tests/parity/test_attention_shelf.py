@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.spec.registry import BLOCKS
+from tests import golden as vectors
 from tests.golden import all_names, assert_close, cotangent, fill_, find, input_array
 from tests.parity.test_attention import from_map, module_of, to_map
 
@@ -46,7 +47,7 @@ def build(case: str) -> tuple[nn.Module, dict]:
     return fill_(cls(**args)).eval(), meta
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", vectors.cases("attention", cases()))
 def test_outputs_and_input_gradients(case):
     golden = find("attention", case)
     module, meta = build(case)
@@ -60,14 +61,14 @@ def test_outputs_and_input_gradients(case):
         assert_close(from_map(gradient, meta), golden.arrays[f"grad_input{i}"], 1e-4, f"gradient {i}")
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", vectors.cases("attention", cases(), "names"))
 def test_parameter_names_and_shapes_are_the_published_ones(case):
     module, meta = build(case)
     published = {key: tuple(shape) for key, shape in meta["keys"]}
     assert {key: tuple(value.shape) for key, value in module.state_dict().items()} == published
 
 
-@pytest.mark.parametrize("case", [name for name in cases() if module_of(name) == "DATAttention"])
+@pytest.mark.parametrize("case", vectors.cases("attention", [name for name in cases() if module_of(name) == "DATAttention"]))
 def test_deformable_attention_samples_where_the_published_one_does(case):
     golden = find("attention", case)
     module, meta = build(case)
@@ -76,7 +77,7 @@ def test_deformable_attention_samples_where_the_published_one_does(case):
         assert_close(got, golden.arrays[f"output{i}"], 1e-4, f"output {i}")
 
 
-@pytest.mark.parametrize("case", [name for name in all_names("attention") if module_of(name) == "BAM"])
+@pytest.mark.parametrize("case", vectors.cases("attention", [name for name in all_names("attention") if module_of(name) == "BAM"]))
 def test_bam_has_the_published_branches_but_adds_them(case):
     """The source of these numbers multiplies the branches; they agree once that is done here, and differ as the module is."""
     golden = find("attention", case)

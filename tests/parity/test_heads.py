@@ -19,8 +19,9 @@ HEADS = {
     "v9_DualDDetect": DualDDetect,
     "v9_TripleDDetect": TripleDDetect,
 }
+FOLDED = "v7_IDetect_nc4_fused_weights"
 ANCHORED = {"v5_Detect_nc4": AnchorDetect, "v7_Detect_nc4": AnchorDetect, "v7_IDetect_nc4": IDetect, "v7_IAuxDetect_nc4": IAuxDetect}
-CASES = [n for n in golden.all_names("heads") if n.rsplit("_nc", 1)[0] in HEADS]
+CASES = [n for n in golden.all_names("heads") if n not in (*ANCHORED, FOLDED)]
 
 
 def built(case: golden.Golden, name: str) -> Head:
@@ -34,13 +35,13 @@ def test_there_are_cases():
     assert CASES
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", golden.cases("heads", CASES, "names"))
 def test_names_shapes_and_order_of_the_parameters(name):
     case = golden.find("heads", name)
     assert [[k, list(v.shape)] for k, v in built(case, name).state_dict().items()] == case.meta["keys"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", golden.cases("heads", CASES))
 @torch.no_grad()
 def test_maps_and_predictions(name):
     case = golden.find("heads", name)
@@ -92,7 +93,7 @@ def test_anchor_based_heads(name):
 @torch.no_grad()
 def test_folding_the_implicit_layers():
     case, head = built_with_anchors("v7_IDetect_nc4")
-    wanted = golden.find("heads", "v7_IDetect_nc4_fused_weights")
+    wanted = golden.find("heads", FOLDED)
     lean = head.deploy().head
     for key in ("m.0.weight", "m.0.bias", "m.1.weight", "m.1.bias", "m.2.weight", "m.2.bias"):
         golden.assert_close(lean.state_dict()[key], wanted.tensor(key.replace(".", "__")), 1e-6, key)

@@ -12,16 +12,20 @@ from utils.boxes import cxcywh_to_xyxy
 LARGE = 10_000_000  # parameters
 
 
-def cases() -> list:
+def cases() -> list[str]:
     found = []
     for name in golden.all_names("models", "yolov5") + golden.all_names("models", "yolov7"):
         case = golden.find("models", name)
         if "decoded" in case.arrays and case.arrays["decoded"].shape[-1] == case.meta["nc"] + 5:
-            found.append(pytest.param(name, marks=pytest.mark.slow if case.meta["params"] > LARGE else ()))
+            found.append(name)
     return found
 
 
-@pytest.mark.parametrize("name", cases())
+def large(name: str) -> bool:
+    return golden.find("models", name).meta["params"] > LARGE
+
+
+@pytest.mark.parametrize("name", golden.cases("models", cases(), slow=filter(large, cases())))
 @torch.no_grad()
 def test_outputs(name):
     case = golden.find("models", name)

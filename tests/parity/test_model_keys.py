@@ -12,15 +12,12 @@ from torch import nn
 from models import build_model
 from models.model import Model
 from models.spec.parser import CONFIGS, load_spec, plan_layers
-from tests.golden import HERE, all_names, find
+from tests.golden import HERE, all_names, cases, find
 
 NO_CONFIG = ("train_", "deploy_maps", "baseline-")
 PUBLISHED = sorted(p for folder in ("v5", "v7", "v8", "v9") for p in (CONFIGS / folder).glob("*.yaml"))
-CASES = [
-    pytest.param(name, marks=() if (HERE / "models" / f"{name}.npz").is_file() else pytest.mark.slow)  # the kept ones cover every family
-    for name in all_names("models")
-    if not name.startswith(NO_CONFIG)
-]
+CASES = [name for name in all_names("models") if not name.startswith(NO_CONFIG)]
+SLOW = [name for name in CASES if not (HERE / "models" / f"{name}.npz").is_file()]  # the kept ones cover every family
 
 
 def config_of(name: str) -> str:
@@ -47,7 +44,7 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases("models", CASES, "names", slow=SLOW))
 def test_network_is_the_published_one(name: str) -> None:
     meta = find("models", name).meta
     model = build(name, meta["nc"])

@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from models import build_model
-from tests.golden import all_names, assert_close, fill_, find, image_array
+from tests.golden import all_names, assert_close, cases, fill_, find, image_array
 from utils.boxes import xyxy_to_cxcywh
 
 WHOLE = [n for n in all_names("models") if not n.startswith(("train_", "deploy_", "baseline-"))]
 
 
 def has_output(name: str) -> bool:
-    """Whether a vector holds maps of an anchor-free head; test_heads_in_models.py compares those of the others."""
+    """Whether a vector holds outputs of a network without anchors; test_heads_in_models.py compares those of the others."""
     golden = find("models", name)
-    return "decoded_main" in golden.arrays or ("decoded" in golden.arrays and golden.arrays["decoded"].shape[1] == 4 + golden.meta["nc"])
+    decoded = golden.arrays.get("decoded")
+    return bool(golden.arrays) and (decoded is None or decoded.shape[-1] != golden.meta["nc"] + 5)
 
 
 WITH_OUTPUT = [n for n in WHOLE if has_output(n)]
@@ -38,7 +39,7 @@ def check_decoded(boxes, scores, reference, what):
     assert_close(scores, reference[:, 4:], 1e-4, f"{what} scores")
 
 
-@pytest.mark.parametrize("name", WITH_OUTPUT)
+@pytest.mark.parametrize("name", cases("models", WITH_OUTPUT))
 @torch.no_grad()
 def test_outputs(name):
     golden = find("models", name)
@@ -56,7 +57,7 @@ def test_outputs(name):
         check_decoded(*decoded_parts(net, output), golden.tensor("decoded_main" if dual else "decoded"), f"{name} {variant}")
 
 
-@pytest.mark.parametrize("name", [n for n in all_names("models") if n.startswith(("gelan", "yolov9"))])
+@pytest.mark.parametrize("name", cases("models", [n for n in all_names("models") if n.startswith(("gelan", "yolov9"))], "biases"))
 def test_strides_and_initial_biases(name):
     meta = find("models", name).meta
     model = built(name)

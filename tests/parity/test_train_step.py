@@ -11,38 +11,41 @@ from utils.config import Hyperparameters
 from utils.types import Batch, Letterbox, Targets
 
 CASES = golden.all_names("models", "train_")
+# Networks whose batch statistics over a few pixels magnify rounding: float32 and float64 differ by more than the usual tolerances, and an
+# input disturbed by 1e-6 moves maps of yolov9-t by 1.5e-3 and the first gradient of yolov7-tiny by 3e-2. How much wider they are compared.
+ROUNDING = {"train_gelan-t": 5, "train_yolov9-t": 5, "train_yolov7-tiny": 20}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", golden.cases("models", CASES))
 def test_one_training_step(name):
     case = golden.find("models", name)
-    args = case.meta["args"]
+    args, wider = case.meta["args"], ROUNDING.get(name, 1)
     model = build_model(f"{name.removeprefix('train_')}.yaml", nc=args["nc"])
     golden.fill_(model, 1.35).train()
     size, (h, w) = args["batch"], args["imgsz"]
     output = model(torch.cat([golden.image_array(i, (1, 3, h, w)) for i in range(size)]))
     for i, raw in enumerate(raw for maps in output.branches for raw in maps):
-        golden.assert_close(as_map(raw), as_map(case.tensor(f"raw_{i}")), 1e-4, f"raw map {i}")
+        golden.assert_close(as_map(raw), as_map(case.tensor(f"raw_{i}")), 1e-4 * wider, f"raw map {i}")
     for i, layer in enumerate(case.meta["bn_checked"]):
         for statistic in ("running_mean", "running_var"):
             value = getattr(model.get_submodule(layer), statistic)
-            golden.assert_close(value, case.tensor(f"bn_{i}_{statistic}"), 1e-4, f"{layer}.{statistic}")
+            golden.assert_close(value, case.tensor(f"bn_{i}_{statistic}"), 1e-4 * wider, f"{layer}.{statistic}")
 
     targets = case.tensor("targets")
     letterbox = Letterbox(torch.tensor([[h, w]] * size), torch.ones(size, 2), torch.zeros(size, 2))
     batch = Batch(torch.zeros(size, 3, h, w), Targets.of_rows(targets), ("",) * size, letterbox, int(targets[:, 0].long().bincount().max()))
     parts = model.head.build_loss(hyperparameters(case))(output, batch)
-    golden.assert_close(torch.stack(list(parts.values())), case.tensor("loss_items")[: len(parts)], 1e-4, "loss items")
+    golden.assert_close(torch.stack(list(parts.values())), case.tensor("loss_items")[: len(parts)], 1e-4 * wider, "loss items")
     total = sum(parts.values()) * size
-    golden.assert_close(total, case.tensor("loss_total").reshape(()), 1e-4, "loss")
+    golden.assert_close(total, case.tensor("loss_total").reshape(()), 1e-4 * wider, "loss")
 
     total.backward()
     parameters = dict(model.named_parameters())
-    golden.assert_close(next(iter(parameters.values())).grad, case.tensor("grad_first_param"), 1e-3, "first gradient")
+    golden.assert_close(next(iter(parameters.values())).grad, case.tensor("grad_first_param"), 1e-3 * wider, "first gradient")
     for key, norm in case.meta["param_grad_norms"].items():
         gradient = parameters[key].grad
         assert (gradient is None) == (norm is None), key
-        assert norm is None or float(gradient.norm()) == pytest.approx(norm, rel=2e-3), key
+        assert norm is None or float(gradient.norm()) == pytest.approx(norm, rel=2e-3 * wider), key
 
 
 def as_map(raw: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,84 @@
+"""The golden vectors that wait for something this project does not have yet: the one table that every test reads through tests/golden.py.
+
+A row is the beginning of ``folder/name``, where ``*`` stands for anything. With ``:values`` after it, it holds only the test of that part
+(``values``, ``names``, ``assignment``, ``biases``), and the others must pass. A vector waits while any row holds it, and must fail until
+then: one that passes fails its test, and a row that holds no vector fails test_coverage.py.
+"""
+
+from __future__ import annotations
+
+OPTIONS = "known defect: an option of the published constructor is refused"
+NUMBERS = "known defect: other numbers than the published ones"
+
+PENDING = {
+    # known defects
+    "attention/BiFormerBlock__case5:values": NUMBERS,
+    "attention/AFPNBody4__case1:values": NUMBERS,
+    "losses/v7_auxota_crowd": NUMBERS,
+    "losses/v8_classweights_nc3:values": NUMBERS,
+    "attention/BiFormerBlockNCHW__case2": OPTIONS,
+    "attention/BiLevelRoutingAttention__case7": OPTIONS,
+    "attention/CBAM__case2": OPTIONS,
+    "attention/DATAttention__case5": OPTIONS,
+    "attention/MSDA__case2": OPTIONS,
+    "attention/YOLOv6RepBlock__case1": OPTIONS,
+    "attention/iRMB__case3": OPTIONS,
+    "attention/iRMB__case4": OPTIONS,
+    "blocks/v7_Ghost__": "known defect: a published block is missing",
+    # families
+    "models/*yolov10": "YOLOv10",
+    "heads/v10_": "YOLOv10",
+    "losses/v10_": "YOLOv10",
+    "blocks/ul_Attention": "YOLOv10",
+    "blocks/ul_C2fCIB": "YOLOv10",
+    "blocks/ul_CIB": "YOLOv10",
+    "blocks/ul_PSA__": "YOLOv10",
+    "blocks/ul_RepVGGDW": "YOLOv10",
+    "blocks/ul_SCDown": "YOLOv10",
+    "models/*yolo11": "YOLO11",
+    "heads/v11_": "YOLO11",
+    "blocks/ul_C2PSA": "YOLO11",
+    "blocks/ul_C2fPSA": "YOLO11",
+    "blocks/ul_C3k": "YOLO11",
+    "blocks/ul_PSABlock": "YOLO11",
+    "models/*yolo12": "YOLO12",
+    "blocks/ul_ABlock": "YOLO12",
+    "models/*yolo26": "YOLO26",
+    "heads/v26_": "YOLO26",
+    "losses/v26_": "YOLO26",
+    "blocks/ul_SPPF__case1": "YOLO26",
+    "blocks/ul_SPPF__case2": "YOLO26",
+    "ops/musgd": "YOLO26",
+    "models/ultralytics-rtdetr": "RT-DETR",
+    # tasks
+    "models/*-seg": "segmentation",
+    "models/*-dseg": "segmentation",
+    "heads/*_Segment": "segmentation",
+    "losses/v5_seg:values": "segmentation",
+    "losses/v8_seg": "segmentation",
+    "losses/v26_seg": "segmentation",
+    "blocks/ul_Proto": "segmentation",
+    "ops/map_masks": "segmentation",
+    "ops/mask_iou": "segmentation",
+    "ops/polygon_masks": "segmentation",
+    "ops/process_mask": "segmentation",
+    "models/*-pose": "pose",
+    "heads/*_Pose": "pose",
+    "losses/*_pose": "pose",
+    "blocks/ul_RealNVP": "pose",
+    "ops/keypoint_flip": "pose",
+    "ops/map_keypoints": "pose",
+    "ops/oks": "pose",
+    "models/*-obb": "rotated boxes",
+    "heads/*_OBB": "rotated boxes",
+    "losses/*_obb": "rotated boxes",
+    "ops/map_obb": "rotated boxes",
+    "ops/nms_rotated": "rotated boxes",
+    "ops/probiou": "rotated boxes",
+    "ops/rboxes": "rotated boxes",
+    "models/*-cls": "classification",
+    "heads/ul_Classify": "classification",
+    "losses/ul_cls": "classification",
+    "ops/top_k": "classification",
+    "ops/defaults_tasks": "the defaults of the tasks",
+}
