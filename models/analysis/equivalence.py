@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.analysis.compare import absolute_difference, prediction_difference
 from models.model import Model
 from utils.errors import UserError
 
@@ -77,14 +78,8 @@ def _of(before: Model, after: Model, images: Tensor, *, mean: bool) -> tuple[flo
     expected, got = before(images), after(images)
     if [m.shape for m in expected.main] != [m.shape for m in got.main]:
         return math.inf, math.inf, math.inf
-    maps = max(_largest(e - g) / max(_largest(e), 1e-12) for e, g in zip(expected.main, got.main))
-    (boxes_a, scores_a), (boxes_b, scores_b) = before.head.decode(expected), after.head.decode(got)
-    px = (boxes_a - boxes_b).abs().nan_to_num(nan=math.inf)
-    return maps, float(px.mean() if mean else px.max()), _largest(scores_a - scores_b)
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.abs().nan_to_num(nan=math.inf).max())
+    maps = max(absolute_difference(e, g) / max(absolute_difference(e, torch.zeros_like(e)), 1e-12) for e, g in zip(expected.main, got.main))
+    return (maps, *prediction_difference(before.head.decode(expected), after.head.decode(got), mean_boxes=mean))
 
 
 def _random_images(model: Model) -> Iterable[Tensor]:
