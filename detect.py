@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from data.sources.frames import Frame, FrameSource
     from engine.inference.ensemble import Ensemble
     from engine.inference.sliced import SlicedPredictor
-    from models.export.runtimes import ExportedModel
+    from models.export.model import ExportedModel
     from models.model import Model
     from utils.types import Detections, Predictions
 
@@ -176,7 +176,7 @@ def load_model(weights: Path, device: torch.device, config: DetectConfig) -> Any
     from engine.inference.networks import is_exported, load_networks
 
     files = (weights, *config.others)
-    if config.visualize and (config.others or is_exported(weights)):
+    if config.visualize and (config.others or is_exported(weights, plugins=config.plugins)):
         reason = "several models have no common layers" if config.others else f"{weights} shows nothing of its layers"
         raise UserError(f"--visualize: {reason}; give one .pt file")
     model = load_networks(files, device=device, plugins=config.plugins, download=config.download, half=config.half)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from data.loader import BatchLoader
     from engine.inference.augmented import AugmentedModel
     from engine.inference.ensemble import Ensemble
-    from models.export.runtimes import ExportedModel
+    from models.export.model import ExportedModel
     from models.heads.base import Loss
     from models.model import Model
     from utils.metrics.coco_eval import CocoAnnotations
@@ -285,7 +285,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, An
     if not config.weights:
         config = replace(config, weights=str(newest_weights()))
         print(f"No --weights given: validating the newest run, {config.weights}")
-    if is_exported(config.weights) and not config.data:
+    if is_exported(config.weights, plugins=config.plugins) and not config.data:
         raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
     model = load_networks(config.all_weights, device=device, plugins=config.plugins, download=config.download, half=config.half)
     if not config.data:

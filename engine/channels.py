@@ -13,7 +13,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
     from models.checkpoints.checkpoint import Checkpoint
-    from models.export.runtimes import ExportedModel
+    from models.export.model import ExportedModel
     from models.model import Model
     from utils.config import TrainConfig
 

@@ -13,7 +13,7 @@ from utils.types import Predictions
 
 if TYPE_CHECKING:
     from engine.inference.ensemble import Ensemble
-    from models.export.runtimes import ExportedModel
+    from models.export.model import ExportedModel
     from models.model import Model
 
 VERSIONS = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored: those of YOLOv5 and later

@@ -1,11 +1,8 @@
-"""Suppression inside an ONNX file: a network whose outputs are detections, by the standard operator NonMaxSuppression."""
+"""Suppression as a layer of a network, by ONNX's standard operator NonMaxSuppression, and the outputs of a file that holds it."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,29 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from models.model import Model
+from utils.types import Predictions
 
 DETECTIONS = ("num_dets", "det_boxes", "det_scores", "det_classes")  # outputs of the file
-DECODED = ("boxes", "scores")  # tensors inside, from which they are made
-
-
-class End2EndNetwork(nn.Module):
-    """A deployed Model followed by suppression.
-
-    Args:
-        detector: already deployed.
-        topk, iou, conf: see Suppression.
-    """
-
-    def __init__(self, detector: Model, *, topk: int = 100, iou: float = 0.45, conf: float = 0.25) -> None:
-        super().__init__()
-        self.detector = detector
-        self.suppression = Suppression(topk=topk, iou=iou, conf=conf)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, ch, H, W) in 0-1 to DETECTIONS and then DECODED, as Suppression and the head describe them."""
-        boxes, scores = self.detector.head.decode(self.detector(images))
-        return (*self.suppression(boxes, scores), boxes, scores)
+CANDIDATES = ("boxes", "scores")  # tensors inside, which the detections are selected from
+OUTPUTS = {**{name: {0: "batch"} for name in DETECTIONS}, **{name: {} for name in CANDIDATES}}  # name -> free axes
 
 
 class Suppression(nn.Module):
@@ -90,7 +69,7 @@ class _Operator(torch.autograd.Function):
         return g.op("NonMaxSuppression", boxes, scores, *constants)
 
 
-def telling_threshold(scores: Tensor, *, least: int = 8, most: int = 64) -> float:
+def threshold_in_widest_gap(scores: Tensor, *, least: int = 8, most: int = 64) -> float:
     """A confidence that ``least`` to ``most`` boxes of the first image exceed, in the widest gap between two of their scores (B, N, nc)."""
     best = scores[0].amax(dim=1).double().sort(descending=True).values[: most + 1]  # (n,)
     if len(best) < 2:
@@ -101,23 +80,20 @@ def telling_threshold(scores: Tensor, *, least: int = 8, most: int = 64) -> floa
     return float(above[widest] + below[widest]) / 2
 
 
-@contextmanager
-def probing_copy(path: Path, conf: float) -> Iterator[Path]:
-    """A copy of an end-to-end ONNX file with another confidence threshold, and DECODED among its outputs; gone after the block."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+def decode_detections(outputs: Sequence[Tensor], *, nc: int) -> Predictions:
+    """Detections as predictions whose other scores are zero, so that suppressing them again changes nothing.
 
-    proto = onnx.load(path)
-    name = next(node.input[4] for node in proto.graph.node if node.op_type == "NonMaxSuppression")
-    value = numpy_helper.from_array(torch.tensor([conf]).float().numpy(), name)
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.output[0] == name:
-            node.attribute[0].t.CopyFrom(value)
-    for initializer in proto.graph.initializer:
-        if initializer.name == name:
-            initializer.CopyFrom(value)
-    proto.graph.output.extend(helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in DECODED)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
-        onnx.save(proto, copy)
-        yield copy
+    Args:
+        outputs: num_dets (B, 1), det_boxes (B, K, 4) xyxy px, det_scores (B, K) and det_classes (B, K).
+        nc: number of classes.
+
+    Raises:
+        ValueError: another number of outputs.
+    """
+    if len(outputs) != len(DETECTIONS):
+        raise ValueError(f"the {len(DETECTIONS)} outputs {', '.join(DETECTIONS)} are needed")
+    counts, boxes, best, classes = outputs
+    valid = torch.arange(best.shape[1], device=best.device)[None] < counts  # (B, K)
+    scores = torch.zeros(*best.shape, nc, device=best.device)
+    scores.scatter_(2, classes.long().clamp(0, nc - 1)[..., None], (best.float() * valid)[..., None])
+    return Predictions(boxes.float(), scores)

@@ -59,13 +59,13 @@ class ExportConfig:
             object.__setattr__(self, name, (str(value),) if isinstance(value, (str, Path)) else tuple(map(str, value)))
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> ExportConfig:
-    """Reads the command line; prefixes such as ``--batch`` and ``--img`` are accepted.
+def parse_arguments(argv: Sequence[str] | None = None, *, epilog: str = "") -> ExportConfig:
+    """Reads the command line; prefixes such as ``--batch`` and ``--img`` are accepted. ``epilog`` is the end of ``--help``.
 
     Raises:
         UserError: a flag that is refused by name, or an unusable value.
     """
-    given = vars(build_parser().parse_args(argv))
+    given = vars(build_parser(epilog).parse_args(argv))
     for flag in given.pop("refused", ()):
         raise UserError(f"{flag}: {REFUSED[flag]}")
     for flag in given.pop("accepted", ()):
@@ -74,12 +74,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> ExportConfig:
     return ExportConfig(**values)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(epilog: str = "") -> argparse.ArgumentParser:
     """Flags that are not given are not set, so that ExportConfig's defaults hold."""
-    parser = argparse.ArgumentParser(prog="export.py", description="Exports a checkpoint.", argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description="Exports a checkpoint.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--weights", metavar="PT", help="checkpoint (default: the newest run's best.pt)")
     parser.add_argument("--download", action="store_true", help="fetch published weights that are not on disk")
-    parser.add_argument("--include", nargs="+", metavar="FORMAT", help="torchscript, onnx, onnx_end2end (default: torchscript onnx)")
+    parser.add_argument("--include", nargs="+", metavar="FORMAT", help="formats, listed below (default: torchscript onnx)")
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, nargs="+", metavar="PX", help="height and width (default 640 640)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a call, unless dynamic (default 1)")
     parser.add_argument("--dynamic", action="store_true", help="batch, height and width stay free")
@@ -89,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--topk-all", type=int, metavar="N", help="suppression inside: detections an image (default 100)")
     parser.add_argument("--iou-thres", type=float, metavar="X", help="suppression inside: overlap that is dropped (default 0.45)")
     parser.add_argument("--conf-thres", type=float, metavar="X", help="suppression inside: least score (default 0.25)")
-    parser.add_argument("--plugins", nargs="+", metavar="FILE", help="Python files of yours whose modules the model uses")
+    parser.add_argument("--plugins", nargs="+", metavar="FILE", help="Python files of yours with modules or export formats")
     for dest, table in (("refused", REFUSED), ("accepted", ACCEPTED)):
         add_noted_flags(parser, table, dest=dest)
     return parser
