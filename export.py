@@ -85,10 +85,10 @@ def export_options(config: ExportConfig, *, stride: int) -> ExportOptions:
 
 
 def _rounded_up(imgsz: Sequence[int], stride: int) -> tuple[int, int]:
-    """Height and width as multiples of the stride; says so where that changes them."""
+    """Height and width as multiples of the stride; prints a line where that changes them."""
     height, width = (max(-(-side // stride), 1) * stride for side in imgsz)
     if (height, width) != tuple(imgsz):
-        print(f"--imgsz {imgsz[0]} {imgsz[1]}: made {height} {width}, multiples of the stride {stride}")
+        print(f"--imgsz {imgsz[0]} {imgsz[1]}: rounded up to {height} {width}, multiples of the stride {stride}")
     return height, width
 
 

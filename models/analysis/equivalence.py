@@ -22,7 +22,7 @@ RANDOM = ((1, 1.0), (2, 0.6))  # images, height as a part of the side
 
 
 class Tolerance(NamedTuple):
-    """What may differ: raw maps (a part of their largest value), coordinates in px (the largest, or their mean), scores (the largest)."""
+    """Allowed differences: raw maps (a part of their largest value), coordinates in px (the largest, or their mean), scores (the largest)."""
 
     maps: float
     boxes_px: float
@@ -36,7 +36,7 @@ FOLDED, HALVED = Tolerance(2e-5, 1e-2, 1e-4), Tolerance(5e-2, 0.25, 2e-2, mean=T
 
 
 class Difference(NamedTuple):
-    """What two networks differ by over all images that were tried."""
+    """The largest differences of two networks over all images that were compared."""
 
     maps: float
     boxes_px: float
@@ -61,20 +61,20 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed: Tolerance) -> Difference:
-    """Runs both on random images and on ``images``, in float64, so that only what the weights lost counts.
+    """Runs both on random images and on ``inputs``, in float64, so that only differences of the weights are measured.
 
     Args:
-        images: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
+        inputs: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
     """
     a, b = (copy.deepcopy(model).cpu().double().eval() for model in (before, after))
     random = list(_random_images(before))
-    found = [_of(a, b, images.double(), mean=allowed.mean) for images in (*random, *inputs)]
+    found = [_differences(a, b, images.double(), mean=allowed.mean) for images in (*random, *inputs)]
     maps, boxes, scores = (max(values) for values in zip(*found))
     return Difference(maps, boxes, scores, sum(map(len, random)), len(inputs), allowed)
 
 
-def _of(before: Model, after: Model, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
-    """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes or NaN tell the two apart."""
+def _differences(before: Model, after: Model, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
+    """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes differ, or one is NaN."""
     expected, got = before(images), after(images)
     if [m.shape for m in expected.main] != [m.shape for m in got.main]:
         return math.inf, math.inf, math.inf

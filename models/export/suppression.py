@@ -18,12 +18,12 @@ OUTPUTS = {**{name: {0: "batch"} for name in DETECTIONS}, **{name: {} for name i
 
 
 class Suppression(nn.Module):
-    """Suppression within each class, as tensors of a size that does not depend on what is found.
+    """Suppression within each class, with outputs whose size does not depend on the number of detections.
 
     Args:
-        topk: detections an image at the most; also the length of the outputs.
-        iou: boxes of one class that overlap a better one by more than this are dropped.
-        conf: only scores above this take part.
+        topk: largest number of detections per image; also the length of the outputs.
+        iou: boxes that overlap a box of the same class and a higher score by more than this are dropped.
+        conf: only boxes with a score above this are candidates.
     """
 
     def __init__(self, *, topk: int, iou: float, conf: float) -> None:
@@ -37,9 +37,9 @@ class Suppression(nn.Module):
         """
         best, classes = scores.max(dim=2)  # (B, N); a box counts for its best class only
         candidates = torch.where(F.one_hot(classes, scores.shape[2]).bool(), scores, torch.zeros_like(scores))
-        chosen = _Operator.apply(boxes, candidates.transpose(1, 2), self.topk, self.iou, self.conf)  # (K, 3) image, class, box
+        chosen = _Operator.apply(boxes, candidates.transpose(1, 2), self.topk, self.iou, self.conf)  # (K, 3)
         kept = torch.zeros_like(best).index_put((chosen[:, 0], chosen[:, 2]), torch.ones_like(chosen[:, 0], dtype=best.dtype))
-        # Room for topk rows even where there are fewer boxes than that.
+        # topk needs that many rows, even where there are fewer boxes
         best, boxes, classes = F.pad(best * kept, (0, self.topk)), F.pad(boxes, (0, 0, 0, self.topk)), F.pad(classes, (0, self.topk))
         det_scores, index = best.topk(self.topk, dim=1)  # (B, topk)
         valid = det_scores > 0
@@ -49,22 +49,22 @@ class Suppression(nn.Module):
 
 
 class _Operator(torch.autograd.Function):
-    """NonMaxSuppression as ONNX defines it: within each image and class, rows of [image, class, box] that are kept."""
+    """NonMaxSuppression as ONNX defines it: within each image and class, rows of [image, class, box] that remain."""
 
     @staticmethod
-    def forward(ctx: Any, boxes: Tensor, scores: Tensor, most: int, iou: float, conf: float) -> Tensor:
-        """Boxes (B, N, 4) xyxy and scores (B, C, N) to (K, 3) int64. For tracing and comparison; the file runs the operator."""
+    def forward(ctx: Any, boxes: Tensor, scores: Tensor, topk: int, iou: float, conf: float) -> Tensor:
+        """Boxes (B, N, 4) xyxy and scores (B, C, N) to (K, 3) int64. For tracing and comparison; the file runs its runtime's operator."""
         rows = [torch.zeros(0, 3, dtype=torch.int64, device=boxes.device)]
         for image, label in (scores > conf).any(dim=2).nonzero().tolist():
             above = (scores[image, label] > conf).nonzero().flatten()
-            kept = above[nms(boxes[image, above], scores[image, label, above], iou)[:most]]
+            kept = above[nms(boxes[image, above], scores[image, label, above], iou)[:topk]]
             rows.append(F.pad(kept[:, None], (2, 0)) + kept.new_tensor([image, label, 0]))
         return torch.cat(rows)
 
     @staticmethod
-    def symbolic(g: Any, boxes: Any, scores: Any, most: int, iou: float, conf: float) -> Any:
+    def symbolic(g: Any, boxes: Any, scores: Any, topk: int, iou: float, conf: float) -> Any:
         constants = (
-            g.op("Constant", value_t=value) for value in (torch.tensor([most]), torch.tensor([iou]).float(), torch.tensor([conf]).float())
+            g.op("Constant", value_t=value) for value in (torch.tensor([topk]), torch.tensor([iou]).float(), torch.tensor([conf]).float())
         )
         return g.op("NonMaxSuppression", boxes, scores, *constants)
 

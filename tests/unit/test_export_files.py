@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +15,11 @@ import pytest
 import torch
 
 from engine.inference.augmented import AugmentedModel
-from models.analysis.compare import PredictionDifference, matched_difference
+from models.analysis.compare import PredictionDifference, matched_difference, prediction_difference
 from models.export import networks, parity, registry
 from models.export.exporting import ExportOptions, export_model
 from models.export.facts import ExportFacts
-from models.export.formats import BUILTIN, REFUSED, find_format
+from models.export.formats import BUILTIN, REFUSED, describe_formats, find_format, formats_to_write
 from models.export.model import ExportedModel, load_exported
 from models.export.source import ExportSource
 from models.export.suppression import Suppression, threshold_in_widest_gap
@@ -387,3 +390,69 @@ def test_a_file_may_differ_by_what_float32_leaves_and_no_more(monkeypatch, diffe
     found = parity.compare(None, Path("any.onnx"), facts=ExportFacts(names=("a",)), export_format=find_format("onnx"))
     assert found.holds is holds
     assert ("rounding" in str(found)) == (found.allowed_px > 1e-3)
+
+
+def registered(monkeypatch: pytest.MonkeyPatch, **changes: object) -> registry.ExportFormat:
+    """A further format, like torchscript but for some fields, which is gone after the test."""
+    monkeypatch.setattr(registry, "FORMATS", dict(registry.FORMATS))
+    return registry.register_format(replace(find_format("torchscript"), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "My Format", "suffix": ".mine"}, "'My Format': expected lower-case letters"),
+        ({"name": "mine", "suffix": "mine"}, "suffix 'mine', expected one such as"),
+        ({"name": "mine", "suffix": ".pt"}, "suffix '.pt'"),
+        ({"name": "onnx", "suffix": ".mine"}, "'onnx' is registered already"),
+        ({"name": "mine", "suffix": ".onnx"}, ".onnx files are opened by the format 'onnx'"),
+        ({"name": "mine"}, "same file name as 'torchscript'; set stem, such as '-mine'"),
+    ],
+)
+def test_format_that_would_hide_another_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict, message: str) -> None:
+    before = dict(registry.FORMATS)
+    with pytest.raises(UserError, match=re.escape(message)):
+        registered(monkeypatch, **changes)
+    assert before == registry.FORMATS
+
+
+def test_formats_with_one_suffix_share_its_opener(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registered(monkeypatch, name="mine", stem="-mine").path_beside(Path("runs/best.pt")) == Path("runs/best-mine.torchscript")
+
+
+def test_missing_package_is_named_before_anything_is_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FORMATS, "onnx", replace(find_format("onnx"), needs=("onnx", "no_such_package")))
+    with pytest.raises(UserError, match="--include onnx: needs the package no_such_package"):
+        export_model(model, "onnx", tmp_path / "x.onnx", ExportOptions(imgsz=SIZE))
+    assert not list(tmp_path.iterdir())
+
+
+def test_suppression_inside_is_asked_for_by_flag() -> None:
+    assert [f.name for f in formats_to_write(("torchscript", "onnx", "onnx_end2end"), nms=True)] == ["torchscript", "onnx_end2end"]
+    assert [f.name for f in formats_to_write(("onnx", "onnx"), nms=False)] == ["onnx"]
+
+
+def test_help_and_page_list_every_format() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    for export_format in BUILTIN:
+        assert export_format.path_beside(Path("best.pt")).name in describe_formats()
+        assert f"`{export_format.name}`" in page
+        assert f"`{export_format.path_beside(Path('best.pt')).name}`" in page
+    assert all(f"`{name}`" in page for name in REFUSED)
+
+
+def test_listing_formats_imports_no_torch() -> None:
+    code = "import sys; from models.export.formats import describe_formats; describe_formats(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_predictions_are_compared_by_largest_or_mean_difference() -> None:
+    a = Predictions(torch.zeros(1, 2, 4), torch.zeros(1, 2, 3))
+    moved = torch.zeros(1, 2, 4)
+    moved[0, 1, 2] = 4.0
+    assert prediction_difference(a, Predictions(moved, a.scores)) == (4.0, 0.0)
+    assert prediction_difference(a, Predictions(moved, a.scores), mean_boxes=True) == (0.5, 0.0)
+    assert prediction_difference(a, Predictions(moved * float("nan"), a.scores)) == (float("inf"), 0.0)
+    assert prediction_difference(a, Predictions(a.boxes[:, :1], a.scores[:, :1])) == (float("inf"), float("inf"))
+    empty = Predictions(torch.zeros(1, 0, 4), torch.zeros(1, 0, 3))
+    assert prediction_difference(empty, empty) == (0.0, 0.0)
