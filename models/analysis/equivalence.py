@@ -22,7 +22,7 @@ RANDOM = ((1, 1.0), (2, 0.6))  # images, height as a part of the side
 
 
 class Tolerance(NamedTuple):
-    """Allowed differences: raw maps (a part of their largest value), coordinates in px (the largest, or their mean), scores (the largest)."""
+    """Allowed differences of raw maps (as part of their largest value), of coordinates in px (the largest, or the mean), and of scores."""
 
     maps: float
     boxes_px: float
