@@ -155,6 +155,9 @@ class Task(Protocol):
     def from_export(self, tensors: Sequence[Tensor], *, nc: int) -> Predictions:
         """The inverse of ``to_export``. Raises ValueError where the tensors are not of this task."""
 
+    def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
+        """Number of classes that the shapes of a foreign file's outputs imply; 0 where they imply none."""
+
 
 TASKS: dict[str, Task] = {}
 

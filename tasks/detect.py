@@ -39,7 +39,7 @@ class DetectTask:
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
     columns = METRIC_COLUMNS
-    outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 0.1, "scores": 1e-3}),)
+    outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     def parse_row(self, fields: Sequence[str]) -> LabelRow | RowFault:
         """Class and box (5 columns), or class and polygon (7 or more, an odd number); values are clipped to 0-1."""
@@ -111,6 +111,10 @@ class DetectTask:
             raise ValueError(f"one output (batch, {4 + nc}, boxes) is needed for {nc} classes")
         boxes_cxcywh, scores = tensors[0].float().transpose(1, 2).split((4, nc), dim=2)  # (B, N, 4), (B, N, nc)
         return Predictions(cxcywh_to_xyxy(boxes_cxcywh), scores)
+
+    def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
+        rows = output_shapes[0][1] if output_shapes and len(output_shapes[0]) == 3 else None
+        return max(rows - 4, 0) if rows is not None else 0
 
 
 def numbers_of_row(fields: Sequence[str], expected: str) -> NDArray[np.float64] | RowFault:

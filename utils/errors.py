@@ -20,3 +20,8 @@ def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     """The known names closest to ``name``, letter case aside, best first."""
     by_lower = {k.lower(): k for k in known}
     return [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.55)]
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says about an error, short enough to be quoted in a message of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -22,8 +22,8 @@ from engine.memory_format import channels_last
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recipes import family_hyp, find_hyp
 from engine.training.setup import HYPS
+from models.analysis.compare import prediction_difference
 from models.export.exporting import ExportOptions, export_model
-from models.export.parity import largest_differences
 from models.model import Model, build_model
 from utils.config import Hyperparameters
 from utils.errors import UserError
@@ -194,7 +194,7 @@ class Subject:
 
     def _require_same_predictions(self, other: Model, what: str) -> None:
         images = noise_images(1, self.network.ch, *self.rectangle)
-        boxes_px, scores = largest_differences(self.network.predict(images), other.predict(images))
+        boxes_px, scores = prediction_difference(self.network.predict(images), other.predict(images))
         if not (boxes_px < BOX_TOLERANCE_PX and scores < SCORE_TOLERANCE):
             raise UserError(f"{what} differs by {boxes_px:.1e} px and {scores:.1e} in score")
 

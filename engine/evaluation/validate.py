@@ -104,7 +104,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
     if not config.weights:
         config = replace(config, weights=str(newest_weights()))
         print(f"No --weights given: validating the newest run, {config.weights}")
-    if is_exported(config.weights) and not config.data:
+    if is_exported(config.weights, plugins=config.plugins) and not config.data:
         raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
     model = load_networks(config.all_weights, device=device, plugins=config.plugins, download=config.download, half=config.half)
     if not config.data:

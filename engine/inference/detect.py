@@ -192,7 +192,7 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> N
     """What looks at images: the network of the weights, or several as one."""
 
     files: tuple[str | Path, ...] = (weights, *config.others)
-    if config.visualize and (config.others or is_exported(weights)):
+    if config.visualize and (config.others or is_exported(weights, plugins=config.plugins)):
         reason = "several models have no common layers" if config.others else f"{weights} shows nothing of its layers"
         raise UserError(f"--visualize: {reason}; give one .pt file")
     model = load_networks(files, device=device, plugins=config.plugins, download=config.download, half=config.half)

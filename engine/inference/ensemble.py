@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.types import Predictions
 
 if TYPE_CHECKING:
-    from models.export.runtimes import ExportedModel
+    from models.export.model import ExportedModel
     from models.model import Model
 
 

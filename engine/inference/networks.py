@@ -10,7 +10,9 @@ import torch
 
 from engine.inference.ensemble import Ensemble
 from engine.memory_format import channels_last
-from models.export.runtimes import SUFFIXES, ExportedModel, load_exported
+from models.export import formats
+from models.export.model import ExportedModel, load_exported
+from models.spec.registry import load_plugin
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def load_network(
     path: Path, *, device: torch.device, plugins: Sequence[str] = (), download: bool = False, half: bool = False
 ) -> Model | ExportedModel:
     """A network ready for inference: a checkpoint's without auxiliary branches and fused, or an exported file."""
-    if is_exported(path):
+    if is_exported(path, plugins=plugins):
         if half:
             raise UserError(f"--half: {path} is run in the precision it was exported in; leave --half out")
         return load_exported(path, device=device)
@@ -44,6 +46,8 @@ def load_network(
     return channels_last(load_model(path, plugins=plugins).deploy()).to(device)
 
 
-def is_exported(path: str | Path) -> bool:
-    """Whether the file is an exported network rather than a checkpoint."""
-    return Path(path).suffix.lower() in SUFFIXES
+def is_exported(path: str | Path, *, plugins: Sequence[str] = ()) -> bool:
+    """Whether the file is an exported network, of a built-in format or of one that a plugin registers, rather than a checkpoint."""
+    for plugin in plugins:
+        load_plugin(plugin)
+    return formats.is_exported(path)

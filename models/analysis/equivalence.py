@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.analysis.compare import absolute_difference, prediction_difference
 from models.model import Model
 from utils.errors import UserError
 
@@ -21,7 +22,7 @@ RANDOM = ((1, 1.0), (2, 0.6))  # images, height as a part of the side
 
 
 class Tolerance(NamedTuple):
-    """What may differ: raw maps (a part of their largest value), coordinates in px (the largest, or their mean), scores (the largest)."""
+    """Allowed differences of raw maps (as part of their largest value), of coordinates in px (the largest, or the mean), and of scores."""
 
     maps: float
     boxes_px: float
@@ -35,7 +36,7 @@ FOLDED, HALVED = Tolerance(2e-5, 1e-2, 1e-4), Tolerance(5e-2, 0.25, 2e-2, mean=T
 
 
 class Difference(NamedTuple):
-    """What two networks differ by over all images that were tried."""
+    """The largest differences of two networks over all images that were compared."""
 
     maps: float
     boxes_px: float
@@ -60,31 +61,25 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed: Tolerance) -> Difference:
-    """Runs both on random images and on ``images``, in float64, so that only what the weights lost counts.
+    """Runs both on random images and on ``inputs``, in float64, so that only differences of the weights are measured.
 
     Args:
-        images: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
+        inputs: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
     """
     a, b = (copy.deepcopy(model).cpu().double().eval() for model in (before, after))
     random = list(_random_images(before))
-    found = [_of(a, b, images.double(), mean=allowed.mean) for images in (*random, *inputs)]
+    found = [_differences(a, b, images.double(), mean=allowed.mean) for images in (*random, *inputs)]
     maps, boxes, scores = (max(values) for values in zip(*found))
     return Difference(maps, boxes, scores, sum(map(len, random)), len(inputs), allowed)
 
 
-def _of(before: Model, after: Model, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
-    """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes or NaN tell the two apart."""
+def _differences(before: Model, after: Model, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
+    """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes differ, or one is NaN."""
     expected, got = before(images), after(images)
     if [m.shape for m in expected.main] != [m.shape for m in got.main]:
         return math.inf, math.inf, math.inf
-    maps = max(_largest(e - g) / max(_largest(e), 1e-12) for e, g in zip(expected.main, got.main))
-    (boxes_a, scores_a), (boxes_b, scores_b) = before.head.decode(expected), after.head.decode(got)
-    px = (boxes_a - boxes_b).abs().nan_to_num(nan=math.inf)
-    return maps, float(px.mean() if mean else px.max()), _largest(scores_a - scores_b)
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.abs().nan_to_num(nan=math.inf).max())
+    maps = max(absolute_difference(e, g) / max(absolute_difference(e, torch.zeros_like(e)), 1e-12) for e, g in zip(expected.main, got.main))
+    return (maps, *prediction_difference(before.head.decode(expected), after.head.decode(got), mean_boxes=mean))
 
 
 def _random_images(model: Model) -> Iterable[Tensor]:

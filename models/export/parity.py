@@ -3,114 +3,102 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.export.end2end import Suppression, probing_copy, telling_threshold
-from models.export.runtimes import ExportFacts, decode_detections, load_exported
+from models.analysis.compare import PredictionDifference, matched_difference, prediction_difference
+from models.export.facts import ExportFacts
+from models.export.model import ExportedModel
+from models.export.registry import ExportFormat
+from models.export.suppression import CANDIDATES, Suppression, decode_detections, threshold_in_widest_gap
 from models.model import Model
 from utils.types import Predictions
 
-BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-4
-# Logits of a trained network can be so large that float32 itself leaves more than a thousandth of a pixel. Then a file may differ from
-# torch by this many times torch's own rounding, measured against float64 on the same inputs, and never by more than the limit.
+# Logits of a trained network can be so large that float32 itself rounds boxes by more than a thousandth of a pixel. Then a file may differ
+# from torch by this many times torch's own rounding, measured against float64 on the same inputs, and never by more than the limit.
 ROUNDINGS, ROUNDING_LIMIT_PX = 4.0, 1e-2
 
 
 class Agreement(NamedTuple):
-    """The largest difference between an exported file and torch, over all inputs that were tried."""
+    """The largest difference between an exported file and torch over all inputs that were compared, and what is allowed."""
 
     boxes_px: float
     scores: float
     shapes: tuple[tuple[int, ...], ...]  # of the inputs
-    allowed_px: float = BOX_TOLERANCE_PX
+    allowed_px: float
+    allowed_score: float
+    by_rounding: bool = False  # whether torch's own rounding raised allowed_px
 
     @property
     def holds(self) -> bool:
-        return self.boxes_px < self.allowed_px and self.scores < SCORE_TOLERANCE  # false for NaN
+        return self.boxes_px < self.allowed_px and self.scores < self.allowed_score  # false for NaN
 
     def __str__(self) -> str:
         sizes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
+        reason = f", {ROUNDINGS:g} times torch's own rounding," if self.by_rounding else ""
         return (
             f"differs from torch by at most {self.boxes_px:.1e} px and {self.scores:.1e} in score "
-            f"(allowed {self.allowed_px:.2g}{self._why} and {SCORE_TOLERANCE:g}; inputs {sizes})"
+            f"(allowed {self.allowed_px:.2g}{reason} and {self.allowed_score:g}; inputs {sizes})"
         )
 
-    @property
-    def _why(self) -> str:
-        return f", {ROUNDINGS:g} times torch's own rounding," if self.allowed_px > BOX_TOLERANCE_PX else ""
 
-
-def compare(deployed: Model, path: Path, facts: ExportFacts) -> Agreement:
+def compare(deployed: Model, path: Path, *, facts: ExportFacts, export_format: ExportFormat) -> Agreement:
     """Runs the file and torch on random images: two of the exported size, and where it is dynamic also two other sizes, one as a batch."""
     shapes = [(facts.batch, facts.ch, *facts.imgsz)] * 2
     if facts.dynamic:
         shapes += [(2, facts.ch, 5 * facts.stride, 7 * facts.stride), (1, facts.ch, 9 * facts.stride, 3 * facts.stride)]
     inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in enumerate(shapes)]
-    differences = _end2end_differences if facts.end2end else _plain_differences
-    boxes_px, scores = (max(values) for values in zip(*differences(deployed, path, facts, inputs)))
-    agreement = Agreement(boxes_px, scores, tuple(dict.fromkeys(shapes)))
-    if BOX_TOLERANCE_PX <= boxes_px < ROUNDING_LIMIT_PX:
-        allowed = min(ROUNDINGS * _rounding_px(deployed, inputs), ROUNDING_LIMIT_PX)
-        agreement = agreement._replace(allowed_px=max(BOX_TOLERANCE_PX, allowed))
+    compare_inputs = _compare_detections if export_format.has_suppression else _compare_predictions
+    found = compare_inputs(deployed, path, facts, export_format, inputs)
+    allowed_px, allowed_score = (min(o.tolerance[part] for o in deployed.task.outputs) for part in ("boxes", "scores"))
+    agreement = Agreement(found.boxes_px, found.scores, tuple(dict.fromkeys(shapes)), allowed_px, allowed_score)
+    if allowed_px <= found.boxes_px < ROUNDING_LIMIT_PX:
+        by_rounding = min(ROUNDINGS * _rounding_px(deployed, inputs), ROUNDING_LIMIT_PX)
+        if by_rounding > allowed_px:
+            return agreement._replace(allowed_px=by_rounding, by_rounding=True)
     return agreement
 
 
 def _rounding_px(deployed: Model, inputs: list[Tensor]) -> float:
     """The largest difference of a coordinate between torch in float32 and in float64, px."""
     exact = copy.deepcopy(deployed).double()
-    return max(largest_differences(exact.predict(images.double()), deployed.predict(images))[0] for images in inputs)
+    pairs = ((exact.predict(images.double()), deployed.predict(images)) for images in inputs)
+    return PredictionDifference.largest(prediction_difference(expected, got) for expected, got in pairs).boxes_px
 
 
-def _plain_differences(deployed: Model, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
-    exported = load_exported(path)
-    return [largest_differences(deployed.predict(images), exported.predict(images)) for images in inputs]
+def _compare_predictions(
+    deployed: Model, path: Path, facts: ExportFacts, export_format: ExportFormat, inputs: list[Tensor]
+) -> PredictionDifference:
+    exported = _open(path, export_format)
+    return PredictionDifference.largest(prediction_difference(deployed.predict(x), exported.predict(x)) for x in inputs)
 
 
-def _end2end_differences(deployed: Model, path: Path, facts: ExportFacts, inputs: list[Tensor]) -> list[tuple[float, float]]:
-    """Compares what goes into the file's suppression with torch, and what comes out of it with torch's suppression of the same.
+def _compare_detections(
+    deployed: Model, path: Path, facts: ExportFacts, export_format: ExportFormat, inputs: list[Tensor]
+) -> PredictionDifference:
+    """Compares the candidates of the file's suppression with torch, and its detections with torch's suppression of the same candidates.
 
-    The two steps are apart because which of two boxes wins can hang on the last bit of a score. The threshold is one that lets some boxes
-    through: noise gives none at the usual ones.
+    The two steps are separate because which of two boxes wins can depend on the last bit of a score. The threshold is one that some boxes
+    exceed: on noise, none exceeds the usual ones.
     """
-    conf = telling_threshold(deployed.predict(inputs[0]).scores)
+    assert export_format.expose_candidates is not None
+    nc = len(facts.names)
+    conf = threshold_in_widest_gap(deployed.predict(inputs[0]).scores)
     suppress = Suppression(topk=facts.topk, iou=facts.iou, conf=conf)
     found = []
-    with probing_copy(path, conf) as probe:
-        exported = load_exported(probe)
+    with export_format.expose_candidates(path, conf) as copied:
+        exported = _open(copied, export_format)
         for images in inputs:
-            *detections, boxes, scores = exported.network(images)
-            expected = decode_detections(suppress(boxes, scores), len(facts.names))
-            found.append(largest_differences(deployed.predict(images), Predictions(boxes, scores)))
-            found.append(_of_detections(expected, decode_detections(detections, len(facts.names))))
-    return found
+            outputs = exported.run(images)
+            detections, (boxes, scores) = outputs[: -len(CANDIDATES)], outputs[-len(CANDIDATES) :]
+            found.append(prediction_difference(deployed.predict(images), Predictions(boxes, scores)))
+            expected = decode_detections(suppress(boxes, scores), nc=nc)
+            found.append(matched_difference(expected, decode_detections(detections, nc=nc)))
+    return PredictionDifference.largest(found)
 
 
-def largest_differences(expected: Predictions, got: Predictions) -> tuple[float, float]:
-    """The largest difference of a coordinate in px, and of a score."""
-    if expected.boxes.shape != got.boxes.shape or expected.scores.shape != got.scores.shape:
-        return math.inf, math.inf
-    boxes, scores = (float((e - g).abs().nan_to_num(nan=math.inf).max()) for e, g in zip(expected, got))
-    return boxes, scores
-
-
-def _of_detections(expected: Predictions, got: Predictions) -> tuple[float, float]:
-    """The same where each box is matched with the nearest of its class and score: equal scores may come in another order."""
-    worst_px, worst_score = 0.0, 0.0
-    for boxes_a, scores_a, boxes_b, scores_b in zip(*expected, *got):
-        a, b = scores_a.amax(dim=1) > 0, scores_b.amax(dim=1) > 0
-        if a.sum() != b.sum():
-            return math.inf, math.inf
-        if not a.any():
-            continue
-        px = (boxes_a[a][:, None] - boxes_b[b][None]).abs().amax(dim=2)  # (n, n)
-        score = (scores_a[a][:, None] - scores_b[b][None]).abs().amax(dim=2)
-        unlike = (px + score).nan_to_num(nan=math.inf)
-        for partner, dim in ((unlike.argmin(dim=1, keepdim=True), 1), (unlike.argmin(dim=0, keepdim=True), 0)):
-            worst_px = max(worst_px, float(px.gather(dim, partner).max()))
-            worst_score = max(worst_score, float(score.gather(dim, partner).max()))
-    return worst_px, worst_score
+def _open(path: Path, export_format: ExportFormat) -> ExportedModel:
+    return ExportedModel(export_format.open(path, torch.device("cpu")), path)

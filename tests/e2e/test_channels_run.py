@@ -20,7 +20,7 @@ from export import ExportConfig, export
 from models import build_model, load_model
 from models.analysis.profiling import main as profiling
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.export.runtimes import load_exported
+from models.export.model import load_exported
 from tests.bands import square_image, write_image, write_squares
 from tests.golden import fill_
 from train import main, train

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import export
-from models.export.runtimes import load_exported
+from models.export.model import load_exported
 from tests.tiny import NAMES, tiny_checkpoint
 
 

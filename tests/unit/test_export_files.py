@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +15,24 @@ import pytest
 import torch
 
 from engine.inference.augmented import AugmentedModel
-from models.export import exporting
-from models.export.end2end import Suppression as EndToEndSuppression
-from models.export.end2end import telling_threshold
-from models.export.exporting import EXPORTERS, REFUSED, ExportOptions, export_model, exporter_for
-from models.export.parity import _of_detections
-from models.export.runtimes import ExportedModel, ExportFacts, load_exported, move_constants
+from models.analysis.compare import PredictionDifference, matched_difference, prediction_difference
+from models.export import networks, parity, registry
+from models.export.exporting import ExportOptions, export_model
+from models.export.facts import ExportFacts
+from models.export.formats import BUILTIN, REFUSED, describe_formats, find_format, formats_to_write
+from models.export.model import ExportedModel, load_exported
+from models.export.source import ExportSource
+from models.export.suppression import Suppression, threshold_in_widest_gap
+from models.export.torchscript import move_constants
 from models.model import Model
 from tasks import DETECT
 from tests.tiny import DUAL_HEAD, NAMES, tiny_model
 from utils.errors import UserError
-from utils.nms import Suppression, non_max_suppression
+from utils.nms import Suppression as NMS
+from utils.nms import non_max_suppression
 from utils.types import Predictions
 
-SUFFIX = {"torchscript": ".torchscript", "onnx": ".onnx", "onnx_end2end": ".onnx"}
+SUFFIX = {export_format.name: export_format.suffix for export_format in BUILTIN}
 SIZE = (64, 96)
 PLAIN = ("torchscript", "onnx")
 pytestmark = pytest.mark.filterwarnings(r"ignore:`?torch\.jit\.:FutureWarning")  # where the tests themselves call it
@@ -38,7 +47,7 @@ def model() -> Model:
 def files(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Path]:
     """Every format, static with two images a call, and dynamic."""
     folder, made = tmp_path_factory.mktemp("exports"), {}
-    for name in EXPORTERS:
+    for name in SUFFIX:
         for dynamic in (False, True):
             path = folder / f"{name}-{dynamic}{SUFFIX[name]}"
             options = ExportOptions(imgsz=SIZE, batch_size=1 if dynamic else 2, dynamic=dynamic, conf=0.4)
@@ -87,7 +96,7 @@ def test_onnx_is_what_other_readers_expect(model: Model, files: dict, dynamic: b
     np.testing.assert_allclose(array[:, 4:], scores.transpose(1, 2).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", SUFFIX)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_names_and_sizes_travel_with_the_file(files: dict, name: str, dynamic: bool) -> None:
     exported = load_exported(files[name, dynamic])
@@ -117,8 +126,8 @@ def test_auxiliary_branches_stay_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 160, 32)])
 def test_suppression_inside_equals_that_outside(model: Model, files: dict, shape: tuple[int, int, int]) -> None:
     exported, x = load_exported(files["onnx_end2end", True]), images(*shape)
-    inside = non_max_suppression(exported.predict(x), Suppression(conf=0.01, iou=1.0, max_det=1000))
-    outside = non_max_suppression(model.predict(x), Suppression(conf=0.4, iou=0.45, max_det=100))
+    inside = non_max_suppression(exported.predict(x), NMS(conf=0.01, iou=1.0, max_det=1000))
+    outside = non_max_suppression(model.predict(x), NMS(conf=0.4, iou=0.45, max_det=100))
     assert all(len(d.scores) > 3 for d in outside)
     for a, b in zip(inside, outside):
         assert torch.equal(a.classes, b.classes)
@@ -129,13 +138,13 @@ def test_suppression_inside_equals_that_outside(model: Model, files: dict, shape
 def test_suppression_limits_and_empties() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [90, 90, 95, 95]]])
     scores = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.1, 0.7], [0.2, 0.3]]])
-    count, found, best, classes = EndToEndSuppression(topk=3, iou=0.45, conf=0.25)(boxes, scores)
+    count, found, best, classes = Suppression(topk=3, iou=0.45, conf=0.25)(boxes, scores)
     assert count.tolist() == [[3]]
     assert classes.tolist() == [[0, 1, 1]]
     assert found[0].tolist() == boxes[0, [0, 2, 3]].tolist()
     torch.testing.assert_close(best, torch.tensor([[0.9, 0.7, 0.3]]))
-    assert EndToEndSuppression(topk=2, iou=0.45, conf=0.25)(boxes, scores)[0].tolist() == [[2]]
-    count, found, best, _ = EndToEndSuppression(topk=5, iou=0.45, conf=0.95)(boxes, scores)
+    assert Suppression(topk=2, iou=0.45, conf=0.25)(boxes, scores)[0].tolist() == [[2]]
+    count, found, best, _ = Suppression(topk=5, iou=0.45, conf=0.95)(boxes, scores)
     assert count.tolist() == [[0]]
     assert found.shape == (1, 5, 4)
     assert best.sum() == 0
@@ -143,45 +152,45 @@ def test_suppression_limits_and_empties() -> None:
 
 def test_probe_threshold_lets_some_boxes_through() -> None:
     scores = torch.rand(2, 500, 3, generator=torch.Generator().manual_seed(0))
-    above = (scores[0].amax(dim=1) > telling_threshold(scores)).sum()
+    above = (scores[0].amax(dim=1) > threshold_in_widest_gap(scores)).sum()
     assert 8 <= above <= 64
-    assert telling_threshold(torch.rand(1, 1, 3)) == 0.0
+    assert threshold_in_widest_gap(torch.rand(1, 1, 3)) == 0.0
 
 
 def test_detections_are_compared_whatever_their_order() -> None:
     boxes, scores = torch.rand(1, 6, 4) * 100, torch.rand(1, 6, 3).softmax(dim=2)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     same = Predictions(boxes[:, order], scores[:, order])
-    assert _of_detections(Predictions(boxes, scores), same) == (0.0, 0.0)
+    assert matched_difference(Predictions(boxes, scores), same) == (0.0, 0.0)
     moved = boxes.clone()
     moved[0, 2, 1] += 0.5
-    px, _ = _of_detections(Predictions(boxes, scores), Predictions(moved, scores))
+    px, _ = matched_difference(Predictions(boxes, scores), Predictions(moved, scores))
     assert px == pytest.approx(0.5, abs=1e-4)
     fewer = scores.clone()
     fewer[0, 0] = 0
-    assert _of_detections(Predictions(boxes, scores), Predictions(boxes, fewer))[0] == float("inf")
+    assert matched_difference(Predictions(boxes, scores), Predictions(boxes, fewer))[0] == float("inf")
 
 
 class Wrong:
-    """An exporter that writes another network than it was given."""
+    """A writer that writes another network than it was given."""
 
     def __init__(self, name: str, change: float) -> None:
-        self.exporter, self.change = EXPORTERS[name], change
+        self.write, self.change = find_format(name).write, change
 
-    def __call__(self, deployed: Model, path: Path, options: ExportOptions) -> ExportFacts:
-        other = deployed.fuse()
+    def __call__(self, source: ExportSource, path: Path) -> None:
+        network = copy.deepcopy(source.network)
         with torch.no_grad():
-            for parameter in other.head.parameters():
+            for parameter in network.detector.head.parameters():
                 parameter.mul_(self.change)
-        return self.exporter(other, path, options)
+        self.write(replace(source, network=network), path)
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", SUFFIX)
 @pytest.mark.parametrize("change", [1.01, float("nan")])
 def test_file_that_disagrees_is_refused_and_removed(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: float
 ) -> None:
-    monkeypatch.setitem(EXPORTERS, name, Wrong(name, change))
+    monkeypatch.setitem(registry.FORMATS, name, replace(find_format(name), write=Wrong(name, change)))
     path = tmp_path / f"best{SUFFIX[name]}"
     path.write_bytes(b"the previous export")
     with pytest.raises(UserError, match=r"not written, because the .* differs from torch"):
@@ -190,7 +199,7 @@ def test_file_that_disagrees_is_refused_and_removed(
     assert path.read_bytes() == b"the previous export"
 
 
-class RightAtOneSize(exporting.ExportedNetwork):
+class RightAtOneSize(networks.ExportedNetwork):
     """Computes what it should at the height it is traced at, and nowhere else."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -201,7 +210,7 @@ class RightAtOneSize(exporting.ExportedNetwork):
 def test_dynamic_file_that_is_right_at_one_size_only_is_refused(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(exporting, "ExportedNetwork", RightAtOneSize)
+    monkeypatch.setattr(networks, "ExportedNetwork", RightAtOneSize)
     path = tmp_path / f"best{SUFFIX[name]}"
     with pytest.raises(UserError, match="differs from torch"):
         export_model(model, name, path, ExportOptions(imgsz=SIZE, dynamic=True))
@@ -299,12 +308,12 @@ def test_facts_survive_the_way_through_text() -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_formats_of_other_programs_say_how(name: str) -> None:
     with pytest.raises(UserError, match=rf"--include {name}: needs .*; export (onnx|torchscript) and convert"):
-        exporter_for(name)
+        find_format(name)
 
 
 def test_unknown_format_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'torchscript'"):
-        exporter_for("torchscrpt")
+        find_format("torchscrpt")
 
 
 @pytest.mark.parametrize(
@@ -362,7 +371,7 @@ def test_augmentation_refuses_files_of_one_size(files: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cfg", ["yolov9-t-FocalModulation", "yolov9-s", "yolov9-c-FocalModulationBlock", "yolov9-c-FocalModulation"])
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", SUFFIX)
 def test_published_networks_agree_when_dynamic(tmp_path: Path, cfg: str, name: str) -> None:
     from models import build_model
     from tests.golden import fill_
@@ -378,10 +387,74 @@ ALLOWED = [(9e-4, 0.0, True), (3e-3, 1e-3, True), (3e-3, 1e-4, False), (2e-2, 1.
 @pytest.mark.parametrize(("difference", "rounding", "holds"), ALLOWED)
 def test_a_file_may_differ_by_what_float32_leaves_and_no_more(monkeypatch, difference, rounding, holds):
     """A thousandth of a pixel, or four times torch's own rounding where that is more, never above a hundredth."""
-    from models.export import parity as agreement
-
-    monkeypatch.setattr(agreement, "_plain_differences", lambda *_: [(difference, 0.0)])
-    monkeypatch.setattr(agreement, "_rounding_px", lambda *_: rounding)
-    found = agreement.compare(None, Path("any.onnx"), agreement.ExportFacts(names=("a",)))
+    monkeypatch.setattr(parity, "_compare_predictions", lambda *_: PredictionDifference(difference, 0.0))
+    monkeypatch.setattr(parity, "_rounding_px", lambda *_: rounding)
+    found = parity.compare(None, Path("any.onnx"), facts=ExportFacts(names=("a",)), export_format=find_format("onnx"))
     assert found.holds is holds
-    assert ("rounding" in str(found)) == (found.allowed_px > agreement.BOX_TOLERANCE_PX)
+    assert ("rounding" in str(found)) == (found.allowed_px > 1e-3)
+
+
+def registered(monkeypatch: pytest.MonkeyPatch, **changes: object) -> registry.ExportFormat:
+    """A further format, like torchscript but for some fields, which is gone after the test."""
+    monkeypatch.setattr(registry, "FORMATS", dict(registry.FORMATS))
+    return registry.register_format(replace(find_format("torchscript"), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "My Format", "suffix": ".mine"}, "'My Format': expected lower-case letters"),
+        ({"name": "mine", "suffix": "mine"}, "suffix 'mine', expected one such as"),
+        ({"name": "mine", "suffix": ".pt"}, "suffix '.pt'"),
+        ({"name": "onnx", "suffix": ".mine"}, "'onnx' is registered already"),
+        ({"name": "mine", "suffix": ".onnx"}, ".onnx files are opened by the format 'onnx'"),
+        ({"name": "mine"}, "same file name as 'torchscript'; set stem, such as '-mine'"),
+    ],
+)
+def test_format_that_would_hide_another_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict, message: str) -> None:
+    before = dict(registry.FORMATS)
+    with pytest.raises(UserError, match=re.escape(message)):
+        registered(monkeypatch, **changes)
+    assert before == registry.FORMATS
+
+
+def test_formats_with_one_suffix_share_its_opener(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registered(monkeypatch, name="mine", stem="-mine").path_beside(Path("runs/best.pt")) == Path("runs/best-mine.torchscript")
+
+
+def test_missing_package_is_named_before_anything_is_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FORMATS, "onnx", replace(find_format("onnx"), needs=("onnx", "no_such_package")))
+    with pytest.raises(UserError, match="--include onnx: needs the package no_such_package"):
+        export_model(model, "onnx", tmp_path / "x.onnx", ExportOptions(imgsz=SIZE))
+    assert not list(tmp_path.iterdir())
+
+
+def test_suppression_inside_is_asked_for_by_flag() -> None:
+    assert [f.name for f in formats_to_write(("torchscript", "onnx", "onnx_end2end"), nms=True)] == ["torchscript", "onnx_end2end"]
+    assert [f.name for f in formats_to_write(("onnx", "onnx"), nms=False)] == ["onnx"]
+
+
+def test_help_and_page_list_every_format() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    for export_format in BUILTIN:
+        assert export_format.path_beside(Path("best.pt")).name in describe_formats()
+        assert f"`{export_format.name}`" in page
+        assert f"`{export_format.path_beside(Path('best.pt')).name}`" in page
+    assert all(f"`{name}`" in page for name in REFUSED)
+
+
+def test_listing_formats_imports_no_torch() -> None:
+    code = "import sys; from models.export.formats import describe_formats; describe_formats(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_predictions_are_compared_by_largest_or_mean_difference() -> None:
+    a = Predictions(torch.zeros(1, 2, 4), torch.zeros(1, 2, 3))
+    moved = torch.zeros(1, 2, 4)
+    moved[0, 1, 2] = 4.0
+    assert prediction_difference(a, Predictions(moved, a.scores)) == (4.0, 0.0)
+    assert prediction_difference(a, Predictions(moved, a.scores), mean_boxes=True) == (0.5, 0.0)
+    assert prediction_difference(a, Predictions(moved * float("nan"), a.scores)) == (float("inf"), 0.0)
+    assert prediction_difference(a, Predictions(a.boxes[:, :1], a.scores[:, :1])) == (float("inf"), float("inf"))
+    empty = Predictions(torch.zeros(1, 0, 4), torch.zeros(1, 0, 3))
+    assert prediction_difference(empty, empty) == (0.0, 0.0)

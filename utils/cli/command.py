@@ -31,13 +31,13 @@ class Command:
     accepted: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
 
-    def read(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
-        """Name of a field -> value, for the flags that were given; several values as a tuple.
+    def read(self, argv: Sequence[str] | None = None, *, epilog: str = "") -> dict[str, Any]:
+        """Name of a field -> value, for the flags that were given; several values as a tuple. ``epilog`` is the end of ``--help``.
 
         Raises:
             UserError: a flag that is refused.
         """
-        given = vars(self.build_parser().parse_args(argv))
+        given = vars(self.build_parser(epilog=epilog).parse_args(argv))
         for spelling in given.pop("refused", ()):
             raise UserError(f"{spelling}: {self.refused[spelling]}")
         for spelling in given.pop("accepted", ()):
@@ -47,9 +47,15 @@ class Command:
             given.setdefault(name, value)
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
-    def build_parser(self) -> argparse.ArgumentParser:
+    def build_parser(self, *, epilog: str = "") -> argparse.ArgumentParser:
         """A parser that sets only what was given, so that the defaults of the config hold; prefixes such as ``--batch`` are accepted."""
-        parser = argparse.ArgumentParser(prog=self.prog, description=self.description, argument_default=argparse.SUPPRESS)
+        parser = argparse.ArgumentParser(
+            prog=self.prog,
+            description=self.description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+        )
         for section, flags in self.sections():
             group = parser.add_argument_group(section) if section else parser
             for flag in flags:

@@ -17,7 +17,7 @@ class ExportConfig:
 
     weights: str = flag("", "checkpoint (default: the newest run's best.pt)", metavar="PT")
     download: bool = flag(False, "fetch published weights that are not on disk")
-    include: tuple[str, ...] = flag(("torchscript", "onnx"), "formats: torchscript, onnx, onnx_end2end", metavar="FORMAT")
+    include: tuple[str, ...] = flag(("torchscript", "onnx"), "formats, listed below", metavar="FORMAT")
     imgsz: tuple[int, ...] = flag((640, 640), "height and width, or one side", aliases=("--img", "--img-size"), metavar="PX", least=1)
     batch_size: int = flag(1, "images per call, unless dynamic", least=1)
     dynamic: bool = flag(False, "batch, height and width stay free")
@@ -27,7 +27,7 @@ class ExportConfig:
     topk_all: int = flag(100, "suppression inside: most detections per image", least=1)
     iou_thres: float = flag(0.45, "suppression inside: overlap above which the box of lower score is dropped", least=0, most=1)
     conf_thres: float = flag(0.25, "suppression inside: lowest score", least=0, most=1)
-    plugins: tuple[str, ...] = flag((), "Python files of yours whose modules the model uses", metavar="FILE")
+    plugins: tuple[str, ...] = flag((), "Python files of yours with modules or export formats", metavar="FILE")
 
     def __post_init__(self) -> None:
         validate_flags(self)
@@ -60,10 +60,10 @@ COMMAND = Command(
 )
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> ExportConfig:
-    """Reads the command line; prefixes such as ``--batch`` and ``--img`` are accepted.
+def parse_arguments(argv: Sequence[str] | None = None, *, epilog: str = "") -> ExportConfig:
+    """Reads the command line; prefixes such as ``--batch`` and ``--img`` are accepted. ``epilog`` is the end of ``--help``.
 
     Raises:
         UserError: a flag that is refused by name, or an unusable value.
     """
-    return ExportConfig(**COMMAND.read(argv))
+    return ExportConfig(**COMMAND.read(argv, epilog=epilog))
