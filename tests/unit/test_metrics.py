@@ -62,7 +62,7 @@ def test_coco_rule_equals_pycocotools(seed: int) -> None:
 
 def test_perfect_detections() -> None:
     metrics = MetricAccumulator(NAMES)
-    metrics.update([hit(), hit(0.8, 1)], GroundTruth(*(torch.cat(c) for c in zip(one_box(), one_box(1, 1)))), images=["x", "y"])
+    metrics.update([hit(), hit(0.8, 1)], GroundTruth.cat([one_box(), one_box(1, 1)]), images=["x", "y"])
     result = metrics.compute()
     assert (result.map, result.map50, result.precision, result.recall, result.fitness) == pytest.approx((1, 1, 1, 1, 1))
     assert np.isnan(result.ap[2]).all()
@@ -99,8 +99,8 @@ def test_every_table_says_its_rule_and_lists_the_classes_that_have_objects() -> 
 
 
 def test_a_crowd_is_never_missed_and_never_wrong() -> None:
-    crowd = one_box()._replace(crowd=torch.tensor([True]))
-    both = GroundTruth(*(torch.cat(c) for c in zip(crowd, one_box(0, 1))))
+    crowd = one_box().replace(crowd=torch.tensor([True]))
+    both = GroundTruth.cat([crowd, one_box(0, 1)])
     metrics = MetricAccumulator(NAMES)
     metrics.update([hit(0.99), hit(0.5)], both, images=["x", "y"])
     result = metrics.compute()
@@ -113,7 +113,7 @@ def test_older_rule_credits_recall_that_was_never_reached() -> None:
     values = {}
     for rule in ("coco", "ultralytics", "yolov5"):
         metrics = MetricAccumulator(NAMES, rule=rule)
-        metrics.update([hit(), NONE], GroundTruth(*(torch.cat(c) for c in zip(one_box(), one_box(0, 1)))), images=["x", "y"])
+        metrics.update([hit(), NONE], GroundTruth.cat([one_box(), one_box(0, 1)]), images=["x", "y"])
         values[rule] = metrics.compute().map
     assert values == pytest.approx({"coco": 51 / 101, "ultralytics": 0.495, "yolov5": 0.75}, abs=1e-3)
 

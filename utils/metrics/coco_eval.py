@@ -51,7 +51,8 @@ class CocoAnnotations:
         image = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         taken = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         columns = (image, *(a[taken] for a in (self.classes, self.boxes_ltwh, self.area, self.crowd)))
-        return GroundTruth(*map(torch.from_numpy, columns))
+        image_index, classes, boxes, area, crowd = map(torch.from_numpy, columns)
+        return GroundTruth(image_index, classes, boxes, area, crowd)
 
 
 def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False) -> CocoAnnotations:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.metrics.matching import Objects, overlapping_pairs
+from utils.metrics.matching import Objects, Similarity, box_overlap, overlapping_pairs
 
 CONFIDENCE, IOU = 0.25, 0.45
 
 
-def confusion_matrix(dets: Objects, truth: Objects, *, nc: int, conf: float = CONFIDENCE, iou: float = IOU) -> NDArray[np.int64]:
+def confusion_matrix(
+    dets: Objects, truth: Objects, *, nc: int, conf: float = CONFIDENCE, iou: float = IOU, similarity: Similarity = box_overlap
+) -> NDArray[np.int64]:
     """Counts (nc + 1, nc + 1): row what was predicted, column what was there, the last one background.
 
     Detections above ``conf`` and objects of one image are paired whatever their classes: a detection with the object that it overlaps most,
@@ -20,13 +22,13 @@ def confusion_matrix(dets: Objects, truth: Objects, *, nc: int, conf: float = CO
     """
     dets = dets.take(dets.score > conf)
     crowds, truth = truth.take(truth.crowd), truth.take(~truth.crowd)
-    pairs = overlapping_pairs(dets, truth, at_least=iou, across_classes=True)
+    pairs = overlapping_pairs(dets, truth, at_least=iou, across_classes=True, similarity=similarity)
     order = np.lexsort((-pairs.iou, pairs.det))
     favourite = order[np.unique(pairs.det[order], return_index=True)[1]]
     order = favourite[np.lexsort((-pairs.iou[favourite], pairs.truth[favourite]))]
     pair = order[np.unique(pairs.truth[order], return_index=True)[1]]
     predicted, there = dets.label[pairs.det[pair]], truth.label[pairs.truth[pair]]
-    in_crowd = overlapping_pairs(dets, crowds, at_least=iou).det
+    in_crowd = overlapping_pairs(dets, crowds, at_least=iou, similarity=similarity).det
     alone = np.delete(dets.label, np.union1d(pairs.det[pair], in_crowd))
     missed = np.delete(truth.label, pairs.truth[pair])
     row = np.concatenate((predicted, alone, np.full(len(missed), nc)))

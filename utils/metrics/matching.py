@@ -7,7 +7,8 @@ greedy rule runs over them in rounds: round r settles the r-th best detection of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +29,12 @@ class Objects(NamedTuple):
     score: Array  # (n,) of a detection; ones for ground truth
     area: Array  # (n,) px²
     crowd: NDArray[np.bool_]  # (n,) whether a box stands for a crowd, which may be found many times and never has to be
+    fields: Mapping[str, NDArray] = MappingProxyType({})  # (n, …) what a task adds, by name
 
     def take(self, rows: NDArray) -> Objects:
-        return Objects(*(column[rows] for column in self))
+        """Some of them, by a mask or by index."""
+        image, label, boxes, score, area, crowd = (column[rows] for column in self[:6])
+        return Objects(image, label, boxes, score, area, crowd, {name: column[rows] for name, column in self.fields.items()})
 
 
 class Pairs(NamedTuple):
@@ -41,6 +45,9 @@ class Pairs(NamedTuple):
     iou: Array  # (p,)
 
 
+Similarity = Callable[[Objects, Objects, NDArray, NDArray], Array]  # (dets, truth, rows of dets (p,), rows of truth (p,)) -> (p,) in 0-1
+
+
 class Match(NamedTuple):
     """What became of each detection at T thresholds (and A ranges of area)."""
 
@@ -48,7 +55,31 @@ class Match(NamedTuple):
     ignored: NDArray[np.bool_]  # (n, T, A) neither right nor wrong
 
 
-def match_coco(dets: Objects, truth: Objects, *, thresholds: Array = IOU_THRESHOLDS, areas: Array = AREA_RANGES) -> Match:
+def box_overlap(dets: Objects, truth: Objects, d: NDArray, g: NDArray) -> Array:
+    """Intersection over union of pairs of boxes (over the detection's area for crowds), (p,).
+
+    In float64 and in the order of operations of pycocotools, so that borderline cases agree.
+    """
+    (dx, dy, dw, dh), (gx, gy, gw, gh) = dets.boxes_ltwh[d].T, truth.boxes_ltwh[g].T
+    width = np.minimum(dx + dw, gx + gw) - np.maximum(dx, gx)
+    height = np.minimum(dy + dh, gy + gh) - np.maximum(dy, gy)
+    meet = np.flatnonzero((width > 0) & (height > 0))
+    common = width[meet] * height[meet]
+    det_area = dw[meet] * dh[meet]
+    union = np.where(truth.crowd[g[meet]], det_area, det_area + gw[meet] * gh[meet] - common)
+    overlap = np.zeros(len(d))
+    overlap[meet] = common / union
+    return overlap
+
+
+def match_coco(
+    dets: Objects,
+    truth: Objects,
+    *,
+    thresholds: Array = IOU_THRESHOLDS,
+    areas: Array = AREA_RANGES,
+    similarity: Similarity = box_overlap,
+) -> Match:
     """COCO's greedy rule, as pycocotools applies it.
 
     Detections choose in order of score; each takes the free object of its class that it overlaps most (the later one of equals), a counted
@@ -60,15 +91,16 @@ def match_coco(dets: Objects, truth: Objects, *, thresholds: Array = IOU_THRESHO
         truth: Ground truth.
         thresholds: (T,) the least overlap, each 0.5 or more.
         areas: (A, 2) px², both ends included.
+        similarity: How alike a detection and an object are.
     """
-    pairs = overlapping_pairs(dets, truth, at_least=float(thresholds.min()))
+    pairs = overlapping_pairs(dets, truth, at_least=float(thresholds.min()), similarity=similarity)
     ignored_truth = _outside(truth.area, areas) | truth.crowd[:, None]  # (m, A)
     matched, ignored = _match_rounds(pairs, _rounds(pairs, dets), truth.crowd, ignored_truth, thresholds=thresholds, dets=len(dets.image))
     outside = _outside(dets.area, areas)[:, None]  # (n, 1, A)
     return Match(correct=matched & ~ignored, ignored=np.where(matched, ignored, outside))
 
 
-def match_yolov5(dets: Objects, truth: Objects, *, thresholds: Array = IOU_THRESHOLDS) -> Match:
+def match_yolov5(dets: Objects, truth: Objects, *, thresholds: Array = IOU_THRESHOLDS, similarity: Similarity = box_overlap) -> Match:
     """YOLOv5's rule: every detection points at the object that it overlaps most; of those that point at one object the best scored wins.
 
     A detection whose favourite is taken gets no second choice, and there are neither crowds nor ranges of area.
@@ -77,8 +109,9 @@ def match_yolov5(dets: Objects, truth: Objects, *, thresholds: Array = IOU_THRES
         dets: Detections, sorted by score inside each image.
         truth: Ground truth.
         thresholds: (T,) the least overlap.
+        similarity: How alike a detection and an object are.
     """
-    pairs = overlapping_pairs(dets, truth, at_least=float(thresholds.min()))
+    pairs = overlapping_pairs(dets, truth, at_least=float(thresholds.min()), similarity=similarity)
     order = np.lexsort((-pairs.iou, pairs.det))
     favourite = order[np.unique(pairs.det[order], return_index=True)[1]]  # best pair of every detection, in order of detection
     correct = np.zeros((len(dets.image), len(thresholds), 1), dtype=bool)
@@ -89,9 +122,15 @@ def match_yolov5(dets: Objects, truth: Objects, *, thresholds: Array = IOU_THRES
     return Match(correct, np.zeros_like(correct))
 
 
-def overlapping_pairs(dets: Objects, truth: Objects, *, at_least: float, across_classes: bool = False) -> Pairs:
-    """All pairs of one image (and one class) whose intersection over union (over the detection's area for crowds) is enough."""
-    parts = [_overlaps(dets, truth, d, g, at_least) for d, g in _pairs_in_chunks(dets, truth, across_classes=across_classes)]
+def overlapping_pairs(
+    dets: Objects, truth: Objects, *, at_least: float, across_classes: bool = False, similarity: Similarity = box_overlap
+) -> Pairs:
+    """All pairs of one image (and one class) that are alike enough."""
+    parts = []
+    for d, g in _pairs_in_chunks(dets, truth, across_classes=across_classes):
+        overlap = similarity(dets, truth, d, g)
+        near = overlap >= at_least
+        parts.append(Pairs(d[near], g[near], overlap[near]))
     if not parts:
         none = np.zeros(0, dtype=np.int64)
         return Pairs(none, none, np.zeros(0))
@@ -118,20 +157,6 @@ def _pairs_in_chunks(dets: Objects, truth: Objects, *, across_classes: bool) -> 
         offset = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         yield np.repeat(chunk, sizes), by_key[np.repeat(first[chunk], sizes) + offset]
         start = stop
-
-
-def _overlaps(dets: Objects, truth: Objects, d: NDArray, g: NDArray, at_least: float) -> Pairs:
-    """Intersection over union in float64 and in the order of operations of pycocotools, so that borderline cases agree."""
-    (dx, dy, dw, dh), (gx, gy, gw, gh) = dets.boxes_ltwh[d].T, truth.boxes_ltwh[g].T
-    width = np.minimum(dx + dw, gx + gw) - np.maximum(dx, gx)
-    height = np.minimum(dy + dh, gy + gh) - np.maximum(dy, gy)
-    meet = np.flatnonzero((width > 0) & (height > 0))
-    common = width[meet] * height[meet]
-    det_area = dw[meet] * dh[meet]
-    union = np.where(truth.crowd[g[meet]], det_area, det_area + gw[meet] * gh[meet] - common)
-    iou = common / union
-    near = iou >= at_least
-    return Pairs(d[meet[near]], g[meet[near]], iou[near])
 
 
 def _outside(area: Array, areas: Array) -> NDArray[np.bool_]:

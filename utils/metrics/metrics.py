@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -29,8 +29,17 @@ from utils.metrics.average_precision import (
     trapezoid_average_precision,
 )
 from utils.metrics.confusion import confusion_matrix
-from utils.metrics.matching import AREA_RANGES, IOU_THRESHOLDS, Objects, match_coco, match_yolov5, rank_in_group
-from utils.types import Detections
+from utils.metrics.matching import (
+    AREA_RANGES,
+    IOU_THRESHOLDS,
+    Objects,
+    Similarity,
+    box_overlap,
+    match_coco,
+    match_yolov5,
+    rank_in_group,
+)
+from utils.types import Columns, Detections
 
 COCO_MAX_DETECTIONS = (1, 10, 100)  # per image and class
 COLUMNS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")  # of results.csv
@@ -38,7 +47,8 @@ FITNESS_WEIGHTS = {"map50": 0.1, "map": 0.9}
 COCO_STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
 
-class GroundTruth(NamedTuple):
+@dataclass(frozen=True)
+class GroundTruth(Columns):
     """The objects of a batch, in px of the original images."""
 
     image: Tensor  # (M,) int64, which image of the batch
@@ -46,6 +56,7 @@ class GroundTruth(NamedTuple):
     boxes_ltwh: Tensor  # (M, 4) px, float64 where they come from a JSON file
     area: Tensor  # (M,) px², the annotation's area where there is one (a polygon's is smaller than its box)
     crowd: Tensor  # (M,) bool
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # (M, …) what a task adds, by name
 
     @classmethod
     def of_boxes(cls, image: Tensor, classes: Tensor, boxes_ltwh: Tensor) -> GroundTruth:
@@ -123,11 +134,30 @@ class MetricAccumulator:
         >>> metrics.compute().map50
     """
 
-    def __init__(self, names: Sequence[str] | Mapping[int, str], *, rule: str = "coco") -> None:
+    def __init__(
+        self,
+        names: Sequence[str] | Mapping[int, str],
+        *,
+        rule: str = "coco",
+        similarity: Similarity = box_overlap,
+        fields: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            names: Class names.
+            rule: ``coco``, ``yolov5`` or ``ultralytics``.
+            similarity: How alike a detection and an object are; overlap of boxes for detection.
+            fields: Names of the fields of detections and ground truth that ``similarity`` reads.
+
+        Raises:
+            ValueError: an unknown rule.
+        """
         if rule not in get_args(Rule):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {rule!r}")
         self.names = tuple(names[i] for i in range(len(names)))
         self.rule = cast(Rule, rule)
+        self.similarity, self.fields = similarity, tuple(fields)
+        self._fields: dict[str, dict[str, list[NDArray]]] = {kind: {name: [] for name in fields} for kind in ("detections", "truth")}
         self._images: list[int | str] = []
         self._dets: list[NDArray[np.float64]] = []  # (n, 7) image, class, left, top, width, height, score
         self._truth: list[NDArray[np.float64]] = []  # (m, 8) image, class, left, top, width, height, area, crowd
@@ -147,7 +177,10 @@ class MetricAccumulator:
         boxes = xyxy_to_ltwh(torch.cat([d.boxes for d in detections]).double().cpu())
         label, score = torch.cat([d.classes for d in detections]).cpu(), torch.cat([d.scores for d in detections]).cpu()
         self._dets.append(torch.cat((_columns(image, label), boxes, _columns(score)), dim=1).numpy())
-        objects = GroundTruth(*(column.cpu() for column in truth))
+        objects = truth.cpu()
+        for name in self.fields:
+            self._fields["detections"][name] += [d.fields[name].cpu().numpy() for d in detections]
+            self._fields["truth"][name].append(truth.fields[name].cpu().numpy())
         known = (_columns(objects.image + start, objects.classes), objects.boxes_ltwh.double(), _columns(objects.area, objects.crowd))
         self._truth.append(torch.cat(known, dim=1).numpy())
 
@@ -157,6 +190,7 @@ class MetricAccumulator:
             "images": list(self._images),
             "detections": np.concatenate(self._dets) if self._dets else np.zeros((0, 7)),
             "truth": np.concatenate(self._truth) if self._truth else np.zeros((0, 8)),
+            "fields": {kind: {n: np.concatenate(parts) for n, parts in columns.items() if parts} for kind, columns in self._fields.items()},
         }
 
     def merge(self, state: Mapping[str, Any]) -> None:
@@ -164,10 +198,13 @@ class MetricAccumulator:
         known = set(self._images)
         new = np.array([name not in known for name in state["images"]], dtype=bool)
         place = np.cumsum(new) - 1 + len(self._images)
-        for rows, mine in ((state["detections"], self._dets), (state["truth"], self._truth)):
+        for kind, mine in (("detections", self._dets), ("truth", self._truth)):
+            rows = state[kind]
             image = rows[:, 0].astype(np.int64)
-            kept = rows[new[image]]
-            mine.append(np.column_stack((place[image[new[image]]], kept[:, 1:])))
+            kept = new[image]
+            mine.append(np.column_stack((place[image[kept]], rows[kept][:, 1:])))
+            for name, values in state.get("fields", {}).get(kind, {}).items():
+                self._fields[kind][name].append(values[kept])
         self._images.extend(name for name, is_new in zip(state["images"], new) if is_new)
 
     def compute(self) -> Metrics:
@@ -177,7 +214,10 @@ class MetricAccumulator:
         counted = truth.take(~truth.crowd)
         instances = np.bincount(counted.label, minlength=nc)
         images_with = np.bincount(np.unique(counted.image * nc + counted.label) % nc, minlength=nc)
-        ap, curves, stats = _coco(dets, truth, nc) if self.rule == "coco" else _trapezoid(dets, counted, nc, rule=self.rule)
+        if self.rule == "coco":
+            ap, curves, stats = _coco(dets, truth, nc, self.similarity)
+        else:
+            ap, curves, stats = _trapezoid(dets, counted, nc, self.similarity, rule=self.rule)
         present = instances > 0
         best = int(smoothed(curves.f1[present].mean(axis=0), 0.1).argmax()) if present.any() else 0
         best = min(best, len(CURVE_POINTS) - 1)
@@ -197,7 +237,7 @@ class MetricAccumulator:
             precision_per_class=precision,
             recall_per_class=recall,
             curves=curves,
-            confusion=confusion_matrix(dets, truth, nc=nc),
+            confusion=confusion_matrix(dets, truth, nc=nc, similarity=self.similarity),
             coco_stats=stats,
         )
 
@@ -211,17 +251,18 @@ class MetricAccumulator:
         image, label = place[det[:, 0].astype(np.int64)], det[:, 1].astype(np.int64)
         sort = np.lexsort((-det[:, 6], label, image))
         area = det[:, 4] * det[:, 5]
-        dets = Objects(image, label, det[:, 2:6], det[:, 6], area, np.zeros(len(det), dtype=bool)).take(sort)
+        fields = state["fields"]
+        dets = Objects(image, label, det[:, 2:6], det[:, 6], area, np.zeros(len(det), dtype=bool), fields["detections"]).take(sort)
         where, what = place[truth[:, 0].astype(np.int64)], truth[:, 1].astype(np.int64)
-        return dets, Objects(where, what, truth[:, 2:6], np.ones(len(truth)), truth[:, 6], truth[:, 7] > 0)
+        return dets, Objects(where, what, truth[:, 2:6], np.ones(len(truth)), truth[:, 6], truth[:, 7] > 0, fields["truth"])
 
 
-def _coco(dets: Objects, truth: Objects, nc: int) -> tuple[Array, Curves, dict[str, float]]:
+def _coco(dets: Objects, truth: Objects, nc: int, similarity: Similarity) -> tuple[Array, Curves, dict[str, float]]:
     """Average precision (nc, 10), curves and the 12 numbers, by COCO's rule."""
     rank = rank_in_group(dets.image * nc + dets.label)
     kept = rank < COCO_MAX_DETECTIONS[-1]
     dets, rank = dets.take(kept), rank[kept]
-    match = match_coco(dets, truth)
+    match = match_coco(dets, truth, similarity=similarity)
     inside = (truth.area[:, None] >= AREA_RANGES[:, 0]) & (truth.area[:, None] <= AREA_RANGES[:, 1]) & ~truth.crowd[:, None]
     positives = np.stack([np.bincount(truth.label[i], minlength=nc) for i in inside.T], axis=1)  # (nc, A)
     ap, recall = np.full((2, nc, len(IOU_THRESHOLDS), len(AREA_RANGES)), np.nan)
@@ -241,9 +282,12 @@ def _coco(dets: Objects, truth: Objects, nc: int) -> tuple[Array, Curves, dict[s
     return ap[..., 0], curves, {name: _mean(v, of_nothing=-1.0) for name, v in zip(COCO_STATS, values)}
 
 
-def _trapezoid(dets: Objects, truth: Objects, nc: int, *, rule: Rule) -> tuple[Array, Curves, dict[str, float]]:
+def _trapezoid(dets: Objects, truth: Objects, nc: int, similarity: Similarity, *, rule: Rule) -> tuple[Array, Curves, dict[str, float]]:
     """Average precision (nc, 10) and curves by the rule of YOLOv5 or ultralytics, which know no crowds."""
-    match = match_yolov5(dets, truth) if rule == "yolov5" else match_coco(dets, truth, areas=AREA_RANGES[:1])
+    if rule == "yolov5":
+        match = match_yolov5(dets, truth, similarity=similarity)
+    else:
+        match = match_coco(dets, truth, areas=AREA_RANGES[:1], similarity=similarity)
     positives = np.bincount(truth.label, minlength=nc)
     ap = np.full((nc, len(IOU_THRESHOLDS)), np.nan)
     curves = _empty_curves(nc)
