@@ -21,9 +21,10 @@ from engine.memory_format import channels_last
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recipes import family_hyp, find_hyp
 from engine.training.setup import HYPS
+from models.build import build_model
 from models.export.exporting import ExportOptions, export_model
 from models.export.parity import largest_differences
-from models.model import Model, build_model
+from models.model import Model
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.memory import is_out_of_memory

@@ -254,8 +254,8 @@ ROWS: dict[str, list[Any]] = {
     "nn.ReflectionPad2d": [1], "nn.Conv2d": [32, 3], "nn.ConvTranspose2d": [32, 2, 2],
     "nn.PixelShuffle": [2], "nn.PixelUnshuffle": [2], "GhostBottleneck": [32, 3, 2],
 }  # fmt: skip
-BARE = {"projects": [32], "stacks": [32]}
-SEVERAL = {"concatenates", "takes_first"}
+BARE = {"out_width": [32], "out_width_repeated": [32]}
+SEVERAL = {"concat", "add"}
 
 
 def inputs_for(name: str) -> tuple[Any, tuple[Any, ...]]:
