@@ -252,7 +252,9 @@ def _check_width(plan: LayerPlan, out: Any, where: str) -> None:
     widths = tuple(o.shape[1] for o in out) if isinstance(out, (tuple, list)) else out.shape[1]
     if widths != plan.out_channels:
         promised = plan.out_channels
-        raise UserError(f"{where}: gives {widths} channels where its channel rule promises {promised}; register it with another rule")
+        raise UserError(
+            f"{where}: gives {widths} channels where its channel rule promises {promised}; register it with a rule that gives {widths}"
+        )
 
 
 def _shape(value: Any) -> Any:

@@ -159,7 +159,7 @@ class AnchorDetect(Head):
         return (self.m,)
 
 
-@register("IDetect", channels=rules.head)
+@register("IDetect", channels=rules.head, kind="head")
 class IDetect(AnchorDetect):
     """YOLOv7's head: a learned vector is added before the output convolution and another multiplied after it.
 
@@ -217,7 +217,7 @@ class IDetect(AnchorDetect):
             self.anchor_grid.copy_(anchors_px.view_as(self.anchor_grid))
 
 
-@register("IAuxDetect", channels=rules.head)
+@register("IAuxDetect", channels=rules.head, kind="head")
 class IAuxDetect(IDetect):
     """YOLOv7's head with auxiliary branch: the first half of the inputs is the main one (lead), the second half the auxiliary one.
 

@@ -152,7 +152,7 @@ class DetectV9(DistributionHead):
     """YOLOv9's ``Detect``: the class convolutions are max(ch0, min(2 nc, 128)) wide."""
 
 
-@register("Detect", channels=rules.head)
+@register("Detect", channels=rules.head, kind="head")
 class Detect(DistributionHead):
     """YOLOv8's ``Detect``: the class convolutions are max(ch0, min(nc, 100)) wide.
 
@@ -174,7 +174,7 @@ class Detect(DistributionHead):
         return Detect if dialect == "v8" else DetectV9
 
 
-@register("DDetect", channels=rules.head)
+@register("DDetect", channels=rules.head, kind="head")
 class DDetect(DistributionHead):
     """YOLOv9's decoupled head: the last two box convolutions are in 4 groups, one for each side."""
 
