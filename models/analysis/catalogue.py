@@ -14,7 +14,6 @@ import math
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +108,6 @@ def sentence(spec: BlockSpec) -> str:
     return first.rstrip(".").replace("|", r"\|").replace("``", "`")
 
 
-def stale_rows(written: str, fresh: str) -> list[str]:
-    """Rows of a written page that differ from a fresh one, the times left aside."""
-    old, new = (Counter(_without_time(row) for row in text.splitlines()) for text in (written, fresh))
-    return sorted((new - old) + (old - new))
-
-
 def _entry(spec: BlockSpec, *, timed: bool) -> Entry:
     torch.manual_seed(0)
     module = build_same_width(spec.name, CHANNELS).eval()
@@ -175,11 +168,6 @@ def _linked(paper: str) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def _without_time(row: str) -> str:
-    cells = row.split(" | ")
-    return " | ".join([*cells[:TIME], *cells[TIME + 1 :]]) if len(cells) == len(HEADER) else row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
