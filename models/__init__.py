@@ -6,15 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from models.build import build_model
     from models.checkpoints.checkpoint import load_model
-    from models.model import Model, build_model
+    from models.model import Model
 
 __all__ = ["Model", "build_model", "load_model"]
-_HOMES = {"Model": "models.model", "build_model": "models.model", "load_model": "models.checkpoints.checkpoint"}
+_RENAMED = {"Detector": "Model"}  # users' scripts import the class under its former name
+_HOMES = {"Model": "models.model", "build_model": "models.build", "load_model": "models.checkpoints.checkpoint", "Detector": "models.model"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports the parts on first use, so that ``import models`` (and ``train.py --help``) stays cheap."""
     if name not in _HOMES:
         raise AttributeError(f"module 'models' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), _RENAMED.get(name, name))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 
 from models.heads.base import Head, HeadOutput
 from models.spec.channel_rules import LayerPlan
-from models.spec.parser import ModelSpec, Row, load_spec, needed, plan_layers
-from models.spec.registry import load_plugin
+from models.spec.parser import ModelSpec, Row, needed, plan_layers
 from models.spec.row_arguments import what_it_takes
 from tasks import Task
 from utils.errors import UserError
@@ -22,42 +20,6 @@ from utils.types import Predictions
 
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03  # of all published YOLOs, set on every batch norm of a network
 DRY_RUN_SIZE = 256  # px; a multiple of every stride in use
-
-
-def build_model(
-    cfg: str | Path | Mapping[str, Any],
-    *,
-    nc: int | None = None,
-    ch: int | None = None,
-    names: Sequence[str] | None = None,
-    plugins: Sequence[str | Path] = (),
-    attention: str | Sequence[str] = (),
-    attention_init: str = "",
-) -> Model:
-    """Builds a network from a model YAML (path, bare name or dictionary), freshly initialised and in training mode.
-
-    Args:
-        cfg: such as ``"yolov9-c-FocalModulation.yaml"``.
-        nc: number of classes; the YAML's if not given.
-        ch: number of input channels; the YAML's (3 if it has none) if not given.
-        names: class names; ``class0`` … if not given.
-        plugins: Python files of the caller's whose blocks the YAML uses.
-        attention: modules to insert, such as ``["FocalModulation@9", "EMA@detect"]``: :func:`models.edit.rows.edit`.
-        attention_init: ``"identity"`` starts them as exact no-ops.
-
-    Raises:
-        UserError: what is wrong with the YAML, a row or a name.
-    """
-    for path in plugins:
-        load_plugin(path)
-    if names is not None and nc is None:
-        nc = len(names)
-    spec = load_spec(cfg, nc=nc, ch=ch)
-    if attention or attention_init:
-        from models.edit.rows import insert
-
-        spec = insert(spec, attention, init=attention_init).spec
-    return Model(spec, names=names)
 
 
 class Model(nn.Module):
@@ -296,7 +258,9 @@ def _check_width(plan: LayerPlan, out: Any, where: str) -> None:
     widths = tuple(o.shape[1] for o in out) if isinstance(out, (tuple, list)) else out.shape[1]
     if widths != plan.out_channels:
         promised = plan.out_channels
-        raise UserError(f"{where}: gives {widths} channels where its channel rule promises {promised}; register it with another rule")
+        raise UserError(
+            f"{where}: gives {widths} channels where its channel rule promises {promised}; register it with a rule that gives {widths}"
+        )
 
 
 def _shape(value: Any) -> Any:

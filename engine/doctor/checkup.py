@@ -23,8 +23,9 @@ from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recipes import family_hyp, find_hyp
 from engine.training.setup import HYPS
 from models.analysis.compare import prediction_difference
+from models.build import build_model
 from models.export.exporting import ExportOptions, export_model
-from models.model import Model, build_model
+from models.model import Model
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.memory import is_out_of_memory

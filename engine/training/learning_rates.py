@@ -13,8 +13,6 @@ from models.spec.registry import BLOCKS, BlockSpec
 from utils.errors import UserError
 from utils.lr_multipliers import parse_lr_multipliers, rows_of
 
-ATTENTION = ("models.layers.attention.", "models.layers.transformer")
-
 
 def multipliers(model: Model, text: str) -> dict[str, float]:
     """Name -> factor for every trainable parameter whose learning rate is multiplied; a row's number goes before its part's name.
@@ -67,6 +65,5 @@ def _part(plan: LayerPlan, name: str) -> str:
 
 
 def is_attention(block: BlockSpec) -> bool:
-    """Whether a block is a same-width module, or another one of the attention shelf."""
-    home = getattr(block.cls, "__module__", "")
-    return home.startswith(ATTENTION) or (block.channels is rules.same_width and not home.startswith("torch."))
+    """Whether a block is attention, or another same-width module, such as ``--attention`` inserts."""
+    return block.kind == "attention" or (block.channels is rules.same_width and block.kind != "framework")

@@ -34,11 +34,12 @@ from engine.training.run import Run, restore, snapshot
 from engine.training.saving import save_last
 from engine.training.schedule import Schedule
 from models.assigners.autoanchor import sizes_in_training
+from models.build import build_model
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, require_plugins
 from models.checkpoints.published import ensure_weights
 from models.edit.graph_table import write_spec
 from models.edit.rows import Edited, edit
-from models.model import Model, build_model
+from models.model import Model
 from models.spec.parser import load_spec, plan_layers
 from models.spec.registry import load_plugin
 from utils import distributed

@@ -2,7 +2,7 @@
 
     python -m models.catalogue --write docs/attention.md
 
-Name, aliases and paper stand at ``@register``, the sentence in the docstring, what cannot hold in models/limits.py; the rest is computed.
+Name, aliases and paper stand at ``@register``, the sentence in the docstring; the rest is computed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import math
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ import torch
 from torch import nn
 
 from models.analysis.operations import multiply_adds
-from models.limits import LIMITS
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS, BlockSpec
 from models.spec.row_arguments import what_it_takes
@@ -31,7 +29,7 @@ from utils.errors import UserError
 
 CHANNELS, SIDE = 256, 40  # of the map that costs are given for
 FAR = (512, 1024)  # sides between which the growth shows that the largest term has
-HEADER = ("module", "paper", "what it does", "parameters", "M mult-adds", "ms", "grows as", "deterministic", "exports")
+HEADER = ("module", "paper", "what it does", "parameters", "M mult-adds", "ms", "grows as")
 TIME = HEADER.index("ms")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
@@ -47,8 +45,6 @@ class Entry:
     parameters: int
     multiply_adds: int
     growth: str
-    deterministic: bool
-    exports: bool
     milliseconds: float | None = None
 
     def cells(self) -> tuple[str, ...]:
@@ -56,7 +52,7 @@ class Entry:
         name = ", ".join(f"`{n}`" for n in (self.name, *self.aliases))
         took = "" if self.milliseconds is None else f"{self.milliseconds:.1f}"
         cost = (f"{self.parameters:,}", f"{self.multiply_adds / 1e6:,.1f}", took, self.growth)
-        return (name, _linked(self.paper), self.sentence, *cost, "yes" if self.deterministic else "no", "yes" if self.exports else "no")
+        return (name, _linked(self.paper), self.sentence, *cost)
 
 
 def page(*, timed: bool = True) -> str:
@@ -64,15 +60,12 @@ def page(*, timed: bool = True) -> str:
     rows = [entry.cells() for entry in entries(timed=timed)]
     options = [(f"`{name}`", f"`{text}`") for name in _catalogued() if (text := _options(BLOCKS[name]))]
     others = [(f"`{name}`", _linked(spec.paper), sentence(spec)) for name, spec in _published_parts()]
-    limits = [f"- `{name}`, {check}: {reason}" for (name, check), reason in sorted(LIMITS.items())]
     return "\n\n".join(
         [
             INTRODUCTION,
             _table(HEADER, rows),
             OPTIONS_HEADING,
             _table(("module", "options and defaults"), options),
-            LIMITS_HEADING,
-            "\n".join(limits) or "Nothing is listed: every module of the table keeps every promise.",
             PARTS_HEADING,
             _table(("name", "paper", "what it is"), others),
         ]
@@ -85,7 +78,7 @@ def entries(*, timed: bool) -> list[Entry]:
 
 
 def _catalogued() -> list[str]:
-    return [name for name in same_width_names() if BLOCKS[name].paper and BLOCKS[name].cls.__module__.startswith("models.layers.")]
+    return [name for name in same_width_names() if BLOCKS[name].kind == "attention" and BLOCKS[name].built_in and BLOCKS[name].paper]
 
 
 def _options(spec: BlockSpec) -> str:
@@ -95,9 +88,8 @@ def _options(spec: BlockSpec) -> str:
 
 def same_width_names() -> list[str]:
     """Canonical names of all same-width modules, and of the attention layers that choose their output width and so can keep it."""
-    own, free = ("models.layers.attention.", "models.layers.transformer"), (rules.out_width_repeated, rules.out_width)
-    specs = BLOCKS.values()
-    return [s.name for s in specs if s.channels is rules.same_width or (s.channels in free and s.cls.__module__.startswith(own))]
+    free = (rules.out_width_repeated, rules.out_width)
+    return [s.name for s in BLOCKS.values() if s.channels is rules.same_width or (s.kind == "attention" and s.channels in free)]
 
 
 def build_same_width(name: str, channels: int) -> nn.Module:
@@ -116,12 +108,6 @@ def sentence(spec: BlockSpec) -> str:
     return first.rstrip(".").replace("|", r"\|").replace("``", "`")
 
 
-def stale_rows(written: str, fresh: str) -> list[str]:
-    """Rows of a written page that differ from a fresh one, the times left aside."""
-    old, new = (Counter(_without_time(row) for row in text.splitlines()) for text in (written, fresh))
-    return sorted((new - old) + (old - new))
-
-
 def _entry(spec: BlockSpec, *, timed: bool) -> Entry:
     torch.manual_seed(0)
     module = build_same_width(spec.name, CHANNELS).eval()
@@ -133,8 +119,6 @@ def _entry(spec: BlockSpec, *, timed: bool) -> Entry:
         parameters=sum(p.numel() for p in module.parameters()),
         multiply_adds=count(module, SIDE),
         growth=growth(module),
-        deterministic=(spec.name, "deterministic") not in LIMITS,
-        exports=not {(spec.name, "onnx"), (spec.name, "trace")} & LIMITS.keys(),
         milliseconds=_milliseconds(module) if timed else None,
     )
 
@@ -175,7 +159,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def _published_parts() -> list[tuple[str, BlockSpec]]:
     """Backbones and necks, whole and by stage."""
-    return [(name, spec) for name, spec in BLOCKS.items() if spec.cls.__module__.startswith(("models.backbones.", "models.necks."))]
+    return [(name, spec) for name, spec in BLOCKS.items() if spec.kind in ("backbone", "neck") and spec.built_in]
 
 
 def _linked(paper: str) -> str:
@@ -184,11 +168,6 @@ def _linked(paper: str) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def _without_time(row: str) -> str:
-    cells = row.split(" | ")
-    return " | ".join([*cells[:TIME], *cells[TIME + 1 :]]) if len(cells) == len(HEADER) else row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,14 +196,17 @@ Every module takes (B, C, H, W) maps of any height and width and gives the same 
 ([models.md](models.md#same-width-modules)); `C2f_CBAM`, `C3_CBAM` and `RepNCSPELAN4_CBAM` put it inside a block.
 
 - `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C3TR`, `TransformerBlock` and `iRMB` can also change the width, so
-  their rows name it: `[-1, 3, BoT3, [1024]]`. `C3TR` and `TransformerBlock` have no form inside a block.
+  their rows name it: `[-1, 3, BoT3, [1024]]`.
 - What else a row may say: [options](#options). A module of your own: [own_modules.md](own_modules.md).
 
 Costs are those of the defaults on one map of {CHANNELS} x {SIDE} x {SIDE}: multiply-adds at operator level with attention counted
 ([what counts](models.md#what-a-network-costs)), and processor milliseconds of a forward pass on one thread of the machine that wrote the
 page, good for comparing rows only. *Grows as* is the power with which the multiply-adds grow with the number of pixels N when N is large,
-windows and options at their defaults. *Deterministic*: with `torch.use_deterministic_algorithms` on, two training steps agree bit for bit.
-*Exports*: TorchScript, and ONNX (opset 17) with free height and width, agree with torch.
+windows and options at their defaults.
+
+Every module keeps these promises: any size, no state between calls, a gradient for every parameter, finite in half precision, copies, two
+training steps that agree bit for bit with `torch.use_deterministic_algorithms` on, `torch.compile` without graph breaks, and TorchScript
+and ONNX (opset 17, free height and width) that agree with torch.
 
 Time and memory of training, forward and backward, beside the papers' formulas written out:
 [benchmarks/README.md](../benchmarks/README.md#attention-bench_attentionpy)."""
@@ -232,10 +214,6 @@ OPTIONS_HEADING = """## Options
 
 A row gives options by place, in this order, or better by name: `[-1, 1, EMA, [{factor: 16}]]`; in `C2f_EMA` and its like only by name. Only
 what differs from the default need be written. What an option means is said in the module's docstring, under `models/layers/attention/`."""
-LIMITS_HEADING = """## What cannot hold
-
-The promises of every module: any size, no state between calls, a gradient for every parameter, finite in half precision, copies,
-determinism, `torch.compile` without graph breaks, TorchScript and ONNX. Exceptions, with the reason (`models/limits.py`):"""
 PARTS_HEADING = """## Backbones and necks
 
 Published networks by row, under their published parameter names where these exist; ready-made YAMLs are in `models/configs/attention/`."""

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from models.analysis.operations import OperationCounter, multiply_adds
-from models.model import Model, build_model
+from models.build import build_model
+from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from utils.cli.sizes import height_and_width, multiple_of_stride
 from utils.distributed import select_device

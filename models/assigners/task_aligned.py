@@ -192,7 +192,6 @@ class _View(NamedTuple):
         return total
 
 
-
 def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> _Pairs:
     """Boxes and the cells inside them. How many there are is known only afterwards.
 

@@ -18,7 +18,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("BiFormerStage", channels=rules.out_width_repeated, paper=PAPER)
+@register("BiFormerStage", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class BiFormerStage(nn.Module):
     """One stage of BiFormer: strided convolutions, then ``n`` blocks.
 
@@ -61,7 +61,7 @@ class BiFormerStage(nn.Module):
         return self.blocks(self.embed(x))
 
 
-@register("BiFormerBackbone", channels=listed_by_stage("yolov8-BiFormer-T.yaml"), paper=PAPER)
+@register("BiFormerBackbone", channels=listed_by_stage("yolov8-BiFormer-T.yaml"), kind="backbone", paper=PAPER)
 class BiFormerBackbone(nn.Module):
     """All of BiFormer under its published parameter names; gives the maps of the four stages.
 
@@ -153,9 +153,7 @@ def rows_from_published(state: Mapping[str, Tensor], first_row: int = 0) -> dict
 
 def _stem(c1: int, c2: int) -> nn.Sequential:
     half = c2 // 2
-    return nn.Sequential(
-        nn.Conv2d(c1, half, 3, 2, 1), nn.BatchNorm2d(half), nn.GELU(), nn.Conv2d(half, c2, 3, 2, 1), nn.BatchNorm2d(c2)
-    )
+    return nn.Sequential(nn.Conv2d(c1, half, 3, 2, 1), nn.BatchNorm2d(half), nn.GELU(), nn.Conv2d(half, c2, 3, 2, 1), nn.BatchNorm2d(c2))
 
 
 def _down(c1: int, c2: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("BoTNetStage", channels=rules.out_width_repeated, paper=PAPER)
+@register("BoTNetStage", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class BoTNetStage(nn.Module):
     """``n`` bottleneck transformer blocks, the first of which halves the map.
 
@@ -28,9 +28,7 @@ class BoTNetStage(nn.Module):
         block: further options of BoTPaperBlock.
     """
 
-    def __init__(
-        self, c1: int, c2: int, n: int = 3, stride: int = 2, *, fmap_size: Sequence[int] = (20, 20), **block: Any
-    ) -> None:
+    def __init__(self, c1: int, c2: int, n: int = 3, stride: int = 2, *, fmap_size: Sequence[int] = (20, 20), **block: Any) -> None:
         super().__init__()
         first = BoTPaperBlock(c1, c2, fmap_size=fmap_size, downsample=stride == 2, **block)
         self.blocks = nn.Sequential(first, *(BoTPaperBlock(c2, c2, fmap_size=fmap_size, **block) for _ in range(n - 1)))

@@ -28,7 +28,7 @@ class _ConvBNReLU(nn.Module):
         return self.conv(x)
 
 
-@register("CloFormerStem", channels=rules.out_width, paper=PAPER)
+@register("CloFormerStem", channels=rules.out_width, kind="backbone", paper=PAPER)
 class CloFormerStem(nn.Module):
     """CloFormer's patch embedding: four 3x3 convolutions (the first two of stride 2), a 1x1 convolution and normalisation.
 
@@ -51,7 +51,7 @@ class CloFormerStem(nn.Module):
         return self.layernorm(self.conv5(self.conv4(self.conv3(self.conv2(self.conv1(x))))))
 
 
-@register("CloFormerStage", channels=rules.out_width_repeated, paper=PAPER)
+@register("CloFormerStage", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class CloFormerStage(nn.Module):
     """One stage of CloFormer: ``n`` blocks, the last of which halves the map and widens it.
 
@@ -95,7 +95,7 @@ class CloFormerStage(nn.Module):
         return self.blocks(x)
 
 
-@register("CloFormerBackbone", channels=listed_by_stage("yolov8-CloFormer-XXS.yaml"), paper=PAPER)
+@register("CloFormerBackbone", channels=listed_by_stage("yolov8-CloFormer-XXS.yaml"), kind="backbone", paper=PAPER)
 class CloFormerBackbone(nn.Module):
     """All of CloFormer under its published parameter names; gives the embedding and the outputs of the four stages.
 

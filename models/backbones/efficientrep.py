@@ -17,7 +17,7 @@ from models.spec.registry import register
 PAPER = "YOLOv6: A Single-Stage Object Detection Framework for Industrial Applications, arXiv 2209.02976"
 
 
-@register("RepVGGBlock", channels=rules.out_width, paper="RepVGG: Making VGG-style ConvNets Great Again, arXiv 2101.03697")
+@register("RepVGGBlock", channels=rules.out_width, kind="backbone", paper="RepVGG: Making VGG-style ConvNets Great Again, arXiv 2101.03697")
 class RepVGGBlock(nn.Module):
     """ReLU(BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x)), the last only where widths and stride allow (figure 4 of the paper).
 
@@ -59,7 +59,7 @@ class RepVGGBlock(nn.Module):
         return FusedConv(merge_branches(branches), nn.ReLU()).train(self.training)
 
 
-@register("YOLOv6RepBlock", channels=rules.out_width_repeated, paper=PAPER)
+@register("YOLOv6RepBlock", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class YOLOv6RepBlock(nn.Module):
     """``n`` RepVGG blocks in a row (figure 3a of the paper).
 
@@ -80,7 +80,7 @@ class YOLOv6RepBlock(nn.Module):
         return x if self.block is None else self.block(x)
 
 
-@register("EfficientRepStage", channels=rules.out_width_repeated, paper=PAPER)
+@register("EfficientRepStage", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class EfficientRepStage(nn.Sequential):
     """A RepVGG block with stride 2, then ``n`` at the new size: (B, c1, H, W) -> (B, c2, ceil(H / 2), ceil(W / 2)).
 
@@ -94,7 +94,7 @@ class EfficientRepStage(nn.Sequential):
         super().__init__(RepVGGBlock(c1, c2, stride=2), YOLOv6RepBlock(c2, c2, n))
 
 
-@register("EfficientRep", channels=listed_by_stage("yolov8-EfficientRep.yaml"), paper=PAPER)
+@register("EfficientRep", channels=listed_by_stage("yolov8-EfficientRep.yaml"), kind="backbone", paper=PAPER)
 class EfficientRep(nn.Module):
     """The whole backbone up to its last stage; gives the maps at strides 4 to 32.
 

@@ -17,7 +17,7 @@ from models.spec.registry import register
 PAPER = "Run, Don't Walk: Chasing Higher FLOPS for Faster Neural Networks, arXiv 2303.03667"
 
 
-@register("PConv", channels=rules.same_width, paper=PAPER)
+@register("PConv", channels=rules.same_width, kind="backbone", paper=PAPER)
 class PConv(nn.Module):
     """A 3x3 convolution on the first ``dim // n_div`` channels; the others pass (section 3.3 of the paper).
 
@@ -38,7 +38,7 @@ class PConv(nn.Module):
         return torch.cat((self.partial_conv3(x[:, : self.convolved]), x[:, self.convolved :]), 1)
 
 
-@register("FasterNetBlock", channels=rules.same_width, paper=PAPER)
+@register("FasterNetBlock", channels=rules.same_width, kind="backbone", paper=PAPER)
 class FasterNetBlock(nn.Module):
     """x + γ · conv1x1(act(BN(conv1x1(PConv(x))))) (figure 4 of the paper).
 
@@ -84,7 +84,7 @@ class FasterNetBlock(nn.Module):
         return x + self.drop_path(out if self.layer_scale is None else per_channel(self.layer_scale) * out)
 
 
-@register("FasterNetStage", channels=rules.out_width_repeated, paper=PAPER)
+@register("FasterNetStage", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class FasterNetStage(nn.Sequential):
     """Embedding by a strided convolution and batch norm, then ``n`` blocks: (B, c1, H, W) -> (B, c2, H / patch, W / patch).
 
@@ -105,7 +105,7 @@ class FasterNetStage(nn.Sequential):
         )
 
 
-@register("FasterNet", channels=listed_by_stage("yolov8-FasterNet.yaml"), paper=PAPER)
+@register("FasterNet", channels=listed_by_stage("yolov8-FasterNet.yaml"), kind="backbone", paper=PAPER)
 class FasterNet(nn.Module):
     """The four stages; gives their maps. The defaults are FasterNet-T0.
 

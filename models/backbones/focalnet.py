@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x))
 
 
-@register("FocalNetStage", channels=rules.out_width_repeated, paper=PAPER)
+@register("FocalNetStage", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class FocalNetStage(nn.Module):
     """One stage of FocalNet: patch embedding, then ``n`` blocks.
 
@@ -78,7 +78,7 @@ class FocalNetStage(nn.Module):
         return self.blocks(self.embed(x))
 
 
-@register("FocalNetBackbone", channels=listed_by_stage("yolov8-FocalNet-T-srf.yaml"), paper=PAPER)
+@register("FocalNetBackbone", channels=listed_by_stage("yolov8-FocalNet-T-srf.yaml"), kind="backbone", paper=PAPER)
 class FocalNetBackbone(nn.Module):
     """All of FocalNet under its published parameter names; gives the maps of the four stages.
 

@@ -16,7 +16,7 @@ from models.spec.registry import register
 PAPER = "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design, arXiv 1807.11164"
 
 
-@register("ShuffleNetV2Unit", channels=rules.out_width, paper=PAPER)
+@register("ShuffleNetV2Unit", channels=rules.out_width, kind="backbone", paper=PAPER)
 class ShuffleNetV2Unit(nn.Module):
     """The basic unit (stride 1) and the one for spatial down-sampling (stride 2), figure 3c and 3d of the paper.
 
@@ -47,7 +47,7 @@ class ShuffleNetV2Unit(nn.Module):
         return channel_shuffle(torch.cat(branches, 1), 2)
 
 
-@register("ShuffleNetV2Stem", channels=rules.out_width, paper=PAPER)
+@register("ShuffleNetV2Stem", channels=rules.out_width, kind="backbone", paper=PAPER)
 class ShuffleNetV2Stem(nn.Sequential):
     """Convolution of stride 2, batch norm, ReLU, max pool of stride 2: (B, c1, H, W) -> (B, c2, H / 4, W / 4)."""
 
@@ -55,7 +55,7 @@ class ShuffleNetV2Stem(nn.Sequential):
         super().__init__(nn.Conv2d(c1, c2, 3, 2, 1, bias=False), nn.BatchNorm2d(c2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
 
 
-@register("ShuffleNetV2Stage", channels=rules.out_width_repeated, paper=PAPER)
+@register("ShuffleNetV2Stage", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class ShuffleNetV2Stage(nn.Sequential):
     """A unit of stride 2 and ``n - 1`` of stride 1: (B, c1, H, W) -> (B, c2, ceil(H / 2), ceil(W / 2)).
 
@@ -69,7 +69,7 @@ class ShuffleNetV2Stage(nn.Sequential):
         super().__init__(ShuffleNetV2Unit(c1, c2, 2), *(ShuffleNetV2Unit(c2, c2) for _ in range(n - 1)))
 
 
-@register("ShuffleNetV2", channels=listed_by_stage("yolov8-ShuffleNetV2.yaml"), paper=PAPER)
+@register("ShuffleNetV2", channels=listed_by_stage("yolov8-ShuffleNetV2.yaml"), kind="backbone", paper=PAPER)
 class ShuffleNetV2(nn.Module):
     """Stem and three stages; gives the maps of the stages. The defaults are the size x1.0.
 

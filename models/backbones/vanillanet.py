@@ -37,7 +37,7 @@ class SeriesActivation(nn.Module):
         return self.bn(F.conv2d(F.relu(x), self.weight, None, padding=self.weight.shape[-1] // 2, groups=self.weight.shape[0]))
 
 
-@register("VanillaBlock", channels=rules.out_width, paper=PAPER)
+@register("VanillaBlock", channels=rules.out_width, kind="backbone", paper=PAPER)
 class VanillaBlock(nn.Module):
     """Two pointwise layers with a leaky ReLU between them, a max pool, and the series activation (section 3 of the paper).
 
@@ -76,7 +76,7 @@ class VanillaBlock(nn.Module):
         return nn.Sequential(merged, pool, self.act).train(self.training)
 
 
-@register("VanillaStem", channels=rules.out_width, paper=PAPER)
+@register("VanillaStem", channels=rules.out_width, kind="backbone", paper=PAPER)
 class VanillaStem(nn.Module):
     """A convolution with kernel and stride 4, a pointwise layer, the series activation: (B, c1, H, W) -> (B, c2, H / 4, W / 4).
 
@@ -95,7 +95,7 @@ class VanillaStem(nn.Module):
         return self.stem2(self.stem1(x))
 
 
-@register("VanillaNet", channels=listed_by_stage("yolov8-VanillaNet.yaml"), paper=PAPER)
+@register("VanillaNet", channels=listed_by_stage("yolov8-VanillaNet.yaml"), kind="backbone", paper=PAPER)
 class VanillaNet(nn.Module):
     """Stem and stages; gives the map of each stage. The defaults are VanillaNet-5 (512 channels after the stem).
 

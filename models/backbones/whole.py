@@ -37,6 +37,4 @@ def ends(rate: float | Sequence[float]) -> tuple[float, float]:
 
 def rename_prefixes(state: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
     """Entries whose key begins with one of ``prefixes``, under the new beginning; the others are left out."""
-    return {
-        new + key.removeprefix(old): value for key, value in state.items() for old, new in prefixes.items() if key.startswith(old)
-    }
+    return {new + key.removeprefix(old): value for key, value in state.items() for old, new in prefixes.items() if key.startswith(old)}

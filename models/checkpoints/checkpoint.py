@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.build import build_model
 from models.checkpoints.foreign import is_safetensors, read_foreign
 from models.checkpoints.foreign_modules import Layer, differences
 from models.checkpoints.published import missing_weights
 from models.checkpoints.torch_files import read_torch_file
-from models.model import Model, build_model
+from models.model import Model
 from models.spec.registry import load_plugin, loaded_plugins
 from utils.errors import UserError
 from utils.files import atomic_write

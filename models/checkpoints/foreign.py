@@ -16,11 +16,14 @@ from torch import Tensor
 
 from models.checkpoints.foreign_modules import Layer, children, is_module, layers_of, loaded, rows_of, tensors_of, unwrapped
 from models.checkpoints.foreign_yaml import plain, translated
+from models.checkpoints.recognition import recognised
 from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
+from models.heads.anchor_based import CERTAIN
 from utils.errors import UserError
 
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
+DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
 TASKS = {
     "Segment": "segments", "ISegment": "segments", "Segment26": "segments", "Panoptic": "segments", "Pose": "finds key points",
@@ -66,7 +69,7 @@ def read_foreign(path: Path, content: Any = None) -> Foreign:
         if content is None and is_safetensors(path):
             tensors, notes = read_safetensors(path)
             return _bare(path, tensors, notes)
-        network = _network(read_torch_file(path) if content is None else content)
+        network = _find_network(read_torch_file(path) if content is None else content)
         if isinstance(network, Record):
             return _from_module(path, network)
         return _bare(path, network, {})
@@ -82,49 +85,42 @@ def is_safetensors(path: Path) -> bool:
     return head[8:9] == b"{"
 
 
-def _network(content: Any) -> Record | dict[str, StoredTensor]:
-    """The network among what a file holds: a pickled module, or a state dict; the moving average where there is one."""
-    if is_module(content):
-        return unwrapped(content)
-    if isinstance(content, Record) and "ema" in content.state:  # a pickled ModelEMA
-        return _network(content.state["ema"])
-    if isinstance(content, (tuple, list)) and content and not isinstance(content[0], (tuple, list)):
-        return _network(content[0])  # the average with its number of updates
-    if not isinstance(content, dict):
-        raise UserError(f"holds {_what(content)}, not a network")
-    if content and all(isinstance(v, StoredTensor) for v in content.values()):
-        return content
-    for name in ENTRIES:
-        entry = content.get(name)
-        if entry is not None and entry is not content and (isinstance(entry, (Record, tuple, list)) or (isinstance(entry, dict) and entry)):
-            return _network_within(entry)
+def _find_network(content: Any) -> Record | dict[str, StoredTensor]:
+    """The network among what a file holds: a pickled module, or a state dict; the moving average where there is one.
+
+    It may lie within a ModelEMA, beside its number of updates, and in the entries of dictionaries, to a few levels.
+    """
+    for _ in range(DEEPEST_ENTRY):
+        if is_module(content):
+            return unwrapped(content)
+        if isinstance(content, Record) and "ema" in content.state:  # a pickled ModelEMA
+            content = content.state["ema"]
+        elif isinstance(content, (tuple, list)) and content:  # the average with its number of updates
+            content = content[0]
+        elif isinstance(content, dict):
+            entry = None if _is_state_dict(content) else next((e for name in ENTRIES if _may_hold_network(e := content.get(name))), None)
+            if entry is None:
+                return _tensors_of(content)
+            content = entry
+        else:
+            break
+    raise UserError(f"holds {_what(content)}, not a network")
+
+
+def _is_state_dict(content: dict[Any, Any]) -> bool:
+    return bool(content) and all(isinstance(value, StoredTensor) for value in content.values())
+
+
+def _may_hold_network(entry: Any) -> bool:
+    return isinstance(entry, (Record, tuple, list)) or (isinstance(entry, dict) and bool(entry))
+
+
+def _tensors_of(content: dict[Any, Any]) -> dict[str, StoredTensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, StoredTensor)}
-    if tensors:
-        return tensors
-    known = ", ".join(str(k)[:20] for k in list(content)[:8])
-    raise UserError(f"holds no network; its entries are {known or 'none'}")
-
-
-def _network_within(entry: Any) -> Record | dict[str, StoredTensor]:
-    """An entry is a module, a state dict, an average, or one more dictionary around these; not deeper."""
-    if isinstance(entry, dict):
-        inner = next((entry[k] for k in ENTRIES if k in entry and not isinstance(entry[k], StoredTensor)), None)
-        if inner is not None and (is_module(inner) or isinstance(inner, dict)):
-            entry = inner
-        if isinstance(entry, dict):
-            tensors = {k: v for k, v in entry.items() if isinstance(v, StoredTensor)}
-            if not tensors:
-                raise UserError("holds no network; its model entry has no tensors")
-            return tensors
-    if isinstance(entry, (tuple, list)):
-        entry = entry[0] if entry else None
-    if isinstance(entry, Record) and not is_module(entry) and is_module(entry.state.get("ema")):
-        entry = entry.state["ema"]
-    if isinstance(entry, dict):
-        return _network_within(entry)
-    if not is_module(entry):
-        raise UserError(f"holds {_what(entry)} in place of a network")
-    return unwrapped(entry)
+    if not tensors:
+        known = ", ".join(str(k)[:20] for k in list(content)[:8])
+        raise UserError(f"holds no network; its entries are {known or 'none'}")
+    return tensors
 
 
 def _from_module(path: Path, model: Record) -> Foreign:
@@ -145,8 +141,6 @@ def _from_module(path: Path, model: Record) -> Foreign:
 
 def _bare(path: Path, tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]) -> Foreign:
     """Tensors alone: the architecture is in the notes of a safetensors file, or is recognised by its names and shapes."""
-    from models.checkpoints.recognition import recognised
-
     weights = loaded(_without_prefixes(tensors))
     if "cfg" in notes:
         try:
@@ -226,8 +220,6 @@ def _is_v7_single_class(cfg: Mapping[str, Any]) -> bool:
 
 
 def _make_class_certain(weights: dict[str, Tensor], *, last: int) -> None:
-    from models.heads.anchor_based import CERTAIN
-
     for name, value in weights.items():
         if name.startswith(f"model.{last}.m."):
             outputs = value.view(-1, 6, *value.shape[1:])  # x, y, w, h, objectness, class

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
+from models.checkpoints.torch_files import read_torch_file
 from utils import distributed
 from utils.errors import UserError, nearest
 from utils.files import atomic_write
@@ -98,8 +99,6 @@ def _fetch(release: Release, path: Path) -> None:
 
 def _look_at(path: Path, url: str) -> None:
     """Refuses a web page, a stub and anything that torch did not write."""
-    from models.checkpoints.torch_files import read_torch_file
-
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(64)

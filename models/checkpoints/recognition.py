@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import CONFIGS, ModelSpec, find_config, load_spec, plan_layers
 from utils.errors import UserError
@@ -48,8 +49,6 @@ def published_names() -> tuple[str, ...]:
 
 def _fitting(name: str, nc: int, shapes: Shapes, last: int) -> ModelSpec | None:
     """The spec of this name if its network has these tensors, each of this shape; it is built without memory."""
-    from models.model import Model
-
     spec = _spec(name)
     if len(spec.rows) != last + 1:
         return None

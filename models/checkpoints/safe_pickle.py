@@ -2,6 +2,11 @@
 
 ``pickletools`` only splits the bytes into opcodes. A global is a pair of words that is compared with a list; what the file would build from
 it becomes a :class:`Record` of the class's name, its arguments and its attributes. Anything off the list ends the reading in one line.
+
+A restricted ``pickle.Unpickler`` (``find_class`` returning inert stubs) would be shorter, but it cannot refuse what this reader refuses:
+its memo is an array, so that a pickle of 8 bytes with the memo number 2^31 - 1 makes it reserve 32 GiB; a deeply nested tuple as a
+dictionary key is hashed by recursion and ends the process with a segmentation fault; and BUILD writes attributes to whatever is on the
+stack, classes included. tests/unit/test_hostile_checkpoints.py has all three.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.assigners.anchor_ratio import Matches, Scene, anchor_grid, decode_places
 from models.assigners.autoanchor import about, better_anchors, guessed_anchors
 from models.assigners.simota import SimOTA
-from models.heads.base import Deployed, Head, HeadOutput, Loss
+from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.implicit import ImplicitA, ImplicitM
 from models.losses.yolov5 import AnchorLoss, Gains
 from models.spec import channel_rules as rules
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NOMINAL_SIZE = 640  # px of the image for which the objectness bias is set
 NOMINAL_OBJECTS = 8  # objects expected on such an image
+VALUES = {"box": slice(0, 4), "objectness": slice(4, 5), "class": slice(5, None)}  # output channels of one anchor
 CERTAIN = 20.0  # a logit whose sigmoid is 1 in float32
 
 
@@ -70,6 +71,13 @@ class AnchorDetect(Head):
         self._add_grid()
         width = self.outputs * self.anchors.shape[1]
         self.m = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[:levels])
+
+    @classmethod
+    def parameter_parts(cls) -> Mapping[str, ParameterPart]:
+        return {
+            "m": ParameterPart("output", channels=VALUES, by_anchor=True),
+            "anchors": ParameterPart("anchors", by_level=False),
+        }
 
     def _add_grid(self) -> None:
         """Only YOLOv7's heads keep a second copy of the anchors."""
@@ -159,7 +167,7 @@ class AnchorDetect(Head):
         return (self.m,)
 
 
-@register("IDetect", channels=rules.head)
+@register("IDetect", channels=rules.head, kind="head")
 class IDetect(AnchorDetect):
     """YOLOv7's head: a learned vector is added before the output convolution and another multiplied after it.
 
@@ -174,6 +182,15 @@ class IDetect(AnchorDetect):
         self._add_auxiliary(channels)
         self.ia = nn.ModuleList(ImplicitA(conv.in_channels) for conv in self.m)
         self.im = nn.ModuleList(ImplicitM(conv.out_channels) for conv in self.m)
+
+    @classmethod
+    def parameter_parts(cls) -> Mapping[str, ParameterPart]:
+        return {
+            **super().parameter_parts(),
+            "ia": ParameterPart("implicit addition"),
+            "im": ParameterPart("implicit factor", channels=VALUES, dim=1, by_anchor=True),
+            "anchor_grid": ParameterPart("anchors in px", by_level=False),
+        }
 
     def _add_grid(self) -> None:
         self.register_buffer("anchor_grid", self.anchors.clone().view(len(self.anchors), 1, -1, 1, 1, 2))
@@ -217,7 +234,7 @@ class IDetect(AnchorDetect):
             self.anchor_grid.copy_(anchors_px.view_as(self.anchor_grid))
 
 
-@register("IAuxDetect", channels=rules.head)
+@register("IAuxDetect", channels=rules.head, kind="head")
 class IAuxDetect(IDetect):
     """YOLOv7's head with auxiliary branch: the first half of the inputs is the main one (lead), the second half the auxiliary one.
 
@@ -226,6 +243,10 @@ class IAuxDetect(IDetect):
 
     branch_weights = (0.25, 1.0)
     overlaps = 20
+
+    @classmethod
+    def parameter_parts(cls) -> Mapping[str, ParameterPart]:
+        return {**super().parameter_parts(), "m2": ParameterPart("output", -2, channels=VALUES, by_anchor=True)}
 
     @classmethod
     def main_inputs(cls, count: int) -> range:

@@ -5,7 +5,7 @@ Generalized Focal Loss (arXiv 2006.04388) introduced the distribution; YOLOv8 an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.assigners.grid import anchor_points, expected_distances
 from models.heads.anchor_based import AnchorDetect
-from models.heads.base import Deployed, Head, HeadOutput, Loss
+from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.conv import DFL, Conv
 from models.spec import channel_rules as rules
 from models.spec.registry import register
@@ -23,6 +23,7 @@ from utils.types import Predictions
 if TYPE_CHECKING:
     from utils.config import Hyperparameters
 
+TOWER_OUTPUT = "2"  # the last of a tower's three convolutions
 BINS = 16  # of each side's distribution: distances 0 … 15 strides
 NOMINAL_SIZE = 640  # px of the image for which the class bias is set
 NOMINAL_OBJECTS = 5  # objects expected on such an image
@@ -85,6 +86,18 @@ class DistributionHead(Head):
     def class_width(cls, first: int, nc: int) -> int:
         """Width of a branch's class convolutions, given its first input's (YOLOv9's rule)."""
         return max(first, min(2 * nc, 128))
+
+    @classmethod
+    def parameter_parts(cls) -> Mapping[str, ParameterPart]:
+        parts = {}
+        branches = len(cls.branch_weights)
+        for branch in range(branches):
+            boxes, classes, dfl = _names(branch)
+            place = branch - branches
+            parts[boxes] = ParameterPart("box", place, output=TOWER_OUTPUT, channels={"box": slice(0, None)})
+            parts[classes] = ParameterPart("class", place, output=TOWER_OUTPUT, channels={"class": slice(0, None)})
+            parts[dfl] = ParameterPart("distribution", place, by_level=False)
+        return parts
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         """Feature maps (B, C_i, H_i, W_i), auxiliary branches first, to raw maps (B, 64 + nc, H_i, W_i)."""
@@ -152,7 +165,7 @@ class DetectV9(DistributionHead):
     """YOLOv9's ``Detect``: the class convolutions are max(ch0, min(2 nc, 128)) wide."""
 
 
-@register("Detect", channels=rules.head)
+@register("Detect", channels=rules.head, kind="head")
 class Detect(DistributionHead):
     """YOLOv8's ``Detect``: the class convolutions are max(ch0, min(nc, 100)) wide.
 
@@ -174,7 +187,7 @@ class Detect(DistributionHead):
         return Detect if dialect == "v8" else DetectV9
 
 
-@register("DDetect", channels=rules.head)
+@register("DDetect", channels=rules.head, kind="head")
 class DDetect(DistributionHead):
     """YOLOv9's decoupled head: the last two box convolutions are in 4 groups, one for each side."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -52,6 +53,31 @@ class Deployed(NamedTuple):
     head: Head
     inputs: list[int]
     name: str  # registered name under which a YAML can build it
+
+
+@dataclass(frozen=True)
+class ParameterPart:
+    """What the parameters of one submodule (or buffer) of a head are for, in terms that mean the same in every head.
+
+    Two heads' parts of one role and branch are partners, level by level, when weights are transferred.
+
+    Attributes:
+        role: such as ``"box"``, ``"class"``, ``"distribution"``, ``"output"`` (all values of an anchor), ``"anchors"``.
+        branch: counted from the main one, which is -1.
+        by_level: whether the submodule is a list with one module a level.
+        output: name, within a level's module, of the layer whose output channels ``channels`` lists; empty for the module itself.
+        channels: meaning -> output channels, those of one anchor where ``by_anchor``; ``"class"`` channels are one a class.
+        dim: dimension of the output layer's tensors along which its channels lie.
+        by_anchor: whether the channels repeat for every anchor of a cell.
+    """
+
+    role: str
+    branch: int = -1
+    by_level: bool = True
+    output: str = ""
+    channels: Mapping[str, slice] = field(default_factory=dict)
+    dim: int = 0
+    by_anchor: bool = False
 
 
 class Head(nn.Module):
@@ -104,6 +130,11 @@ class Head(nn.Module):
             One line that says what was done; empty for a head without anchors.
         """
         return ""
+
+    @classmethod
+    def parameter_parts(cls) -> Mapping[str, ParameterPart]:
+        """Name of a submodule or buffer -> what its parameters are for; what is not listed is transferred under its own name only."""
+        return {}
 
     @classmethod
     def main_inputs(cls, count: int) -> range:

@@ -9,7 +9,7 @@ from models.spec.registry import register
 AUXILIARY, MAIN = 0.25, 1.0  # weights of the branches' losses
 
 
-@register("DualDetect", channels=rules.head)
+@register("DualDetect", channels=rules.head, kind="head")
 class DualDetect(DistributionHead):
     """Two ``Detect`` branches: the first half of the inputs is the auxiliary one, the second half the main one."""
 
@@ -17,7 +17,7 @@ class DualDetect(DistributionHead):
     single = DetectV9
 
 
-@register("DualDDetect", channels=rules.head)
+@register("DualDDetect", channels=rules.head, kind="head")
 class DualDDetect(DistributionHead):
     """Two ``DDetect`` branches: the first half of the inputs is the auxiliary one, the second half the main one."""
 
@@ -27,7 +27,7 @@ class DualDDetect(DistributionHead):
     single_name = DDetect.single_name
 
 
-@register("TripleDetect", channels=rules.head)
+@register("TripleDetect", channels=rules.head, kind="head")
 class TripleDetect(DistributionHead):
     """Three ``Detect`` branches: two auxiliary ones, then the main one."""
 
@@ -35,7 +35,7 @@ class TripleDetect(DistributionHead):
     single = DetectV9
 
 
-@register("TripleDDetect", channels=rules.head)
+@register("TripleDDetect", channels=rules.head, kind="head")
 class TripleDDetect(DistributionHead):
     """Three ``DDetect`` branches: two auxiliary ones, then the main one."""
 

@@ -132,9 +132,7 @@ class BottleneckCSP(nn.Module):
     ``k`` are the kernels of each bottleneck: (3, 3) in YOLOv9, (1, 3) in YOLOv5.
     """
 
-    def __init__(
-        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: Sequence[Size] = (3, 3)
-    ) -> None:
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: Sequence[Size] = (3, 3)) -> None:
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1)

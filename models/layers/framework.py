@@ -9,15 +9,15 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 for _name in ("Upsample", "MaxPool2d", "AvgPool2d", "ReflectionPad2d", "Dropout2d", "SiLU", "ReLU", "LeakyReLU"):
-    register(f"nn.{_name}", channels=rules.keep_width)(getattr(nn, _name))
+    register(f"nn.{_name}", channels=rules.keep_width, kind="framework")(getattr(nn, _name))
 for _name in ("Conv2d", "ConvTranspose2d"):
-    register(f"nn.{_name}", channels=rules.out_width)(getattr(nn, _name))
-register("nn.BatchNorm2d", channels=rules.same_width)(nn.BatchNorm2d)
-register("nn.PixelShuffle", channels=rules.rearrange(lambda c, factor: c // factor**2))(nn.PixelShuffle)
-register("nn.PixelUnshuffle", channels=rules.rearrange(lambda c, factor: c * factor**2))(nn.PixelUnshuffle)
+    register(f"nn.{_name}", channels=rules.out_width, kind="framework")(getattr(nn, _name))
+register("nn.BatchNorm2d", channels=rules.same_width, kind="framework")(nn.BatchNorm2d)
+register("nn.PixelShuffle", channels=rules.rearrange(lambda c, factor: c // factor**2), kind="framework")(nn.PixelShuffle)
+register("nn.PixelUnshuffle", channels=rules.rearrange(lambda c, factor: c * factor**2), kind="framework")(nn.PixelUnshuffle)
 
 
-@register("nn.ZeroPad2d", channels=rules.keep_width)
+@register("nn.ZeroPad2d", channels=rules.keep_width, kind="framework")
 class ZeroPad2d(nn.ZeroPad2d):
     """Zeros around a map: (B, C, H, W) to (B, C, H + top + bottom, W + left + right).
 

@@ -9,7 +9,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("ImplicitA", channels=rules.same_width)
+@register("ImplicitA", channels=rules.same_width, kind="block")
 class ImplicitA(nn.Module):
     """x + a with one learned value a channel; (B, C, H, W) to the same."""
 
@@ -21,7 +21,7 @@ class ImplicitA(nn.Module):
         return x + self.implicit
 
 
-@register("ImplicitM", channels=rules.same_width)
+@register("ImplicitM", channels=rules.same_width, kind="block")
 class ImplicitM(nn.Module):
     """x · m with one learned value a channel; (B, C, H, W) to the same."""
 

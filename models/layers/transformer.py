@@ -29,7 +29,7 @@ class TransformerLayer(nn.Module):
         return self.fc2(self.fc1(x)) + x
 
 
-@register("TransformerBlock", channels=rules.out_width, paper=PAPER)
+@register("TransformerBlock", channels=rules.out_width, kind="attention", paper=PAPER)
 class TransformerBlock(nn.Module):
     """A learned position (a linear layer of the pixel itself) and ``n`` transformer layers; (B, c1, H, W) to (B, c2, H, W)."""
 
@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
         return self.tr(pixels + self.linear(pixels)).permute(1, 2, 0).reshape(b, c, h, w)
 
 
-@register("C3TR", channels=rules.out_width_repeated, paper=PAPER)
+@register("C3TR", channels=rules.out_width_repeated, kind="attention", paper=PAPER)
 class C3TR(C3):
     """C3 with a transformer on the long path (YOLOv5); (B, c1, H, W) to (B, c2, H, W)."""
 

@@ -22,7 +22,7 @@ PAPER = "AFPN: Asymptotic Feature Pyramid Network for Object Detection, arXiv 23
 ASFF_PAPER = "Learning Spatial Fusion for Single-Shot Object Detection, arXiv 1911.09516"
 
 
-@register("ASFF", channels=blends, paper=ASFF_PAPER)
+@register("ASFF", channels=blends, kind="neck", paper=ASFF_PAPER)
 class ASFF(nn.Module):
     """conv3x3(Σ wₗ xₗ), w the softmax over the levels of a pointwise layer on compressed features (equations 1 to 3 of ASFF).
 
@@ -51,7 +51,7 @@ class ASFF(nn.Module):
         return self.conv(weighted_sum(maps, weights.split(1, 1)))
 
 
-@register("ASFF2", channels=blends, paper=ASFF_PAPER)
+@register("ASFF2", channels=blends, kind="neck", paper=ASFF_PAPER)
 class ASFF2(ASFF):
     """ASFF between two levels."""
 
@@ -59,7 +59,7 @@ class ASFF2(ASFF):
         super().__init__(inter_dim, _exactly(2, inputs), act=act)
 
 
-@register("ASFF3", channels=blends, paper=ASFF_PAPER)
+@register("ASFF3", channels=blends, kind="neck", paper=ASFF_PAPER)
 class ASFF3(ASFF):
     """ASFF between three levels."""
 
@@ -67,7 +67,7 @@ class ASFF3(ASFF):
         super().__init__(inter_dim, _exactly(3, inputs), act=act)
 
 
-@register("ASFF4", channels=blends, paper=ASFF_PAPER)
+@register("ASFF4", channels=blends, kind="neck", paper=ASFF_PAPER)
 class ASFF4(ASFF):
     """ASFF between four levels; its parameters count the levels from 0, and its activation is ReLU, as published."""
 
@@ -75,7 +75,7 @@ class ASFF4(ASFF):
         super().__init__(inter_dim, _exactly(4, inputs), act=act, first=0)
 
 
-@register("AFPNBasicBlock", channels=rules.same_width, paper=PAPER)
+@register("AFPNBasicBlock", channels=rules.same_width, kind="neck", paper=PAPER)
 class AFPNBasicBlock(nn.Module):
     """act(x + BN(conv3x3(act(BN(conv3x3(x)))))): ResNet's basic block with biases.
 
@@ -97,7 +97,7 @@ class AFPNBasicBlock(nn.Module):
         return self.act(x + self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
 
 
-@register("AFPNDown", channels=rules.out_width, paper=PAPER)
+@register("AFPNDown", channels=rules.out_width, kind="neck", paper=PAPER)
 class AFPNDown(nn.Module):
     """A convolution whose kernel and stride are the factor: (B, c1, H, W) -> (B, c2, H / factor, W / factor).
 
@@ -116,7 +116,7 @@ class AFPNDown(nn.Module):
         return self.downsample(x)
 
 
-@register("AFPNUp", channels=rules.out_width, paper=PAPER)
+@register("AFPNUp", channels=rules.out_width, kind="neck", paper=PAPER)
 class AFPNUp(nn.Module):
     """A pointwise layer and bilinear interpolation: (B, c1, H, W) -> (B, c2, factor H, factor W).
 
@@ -192,7 +192,7 @@ class AFPNBody(nn.Module):
         return getattr(self, f"asff_{self.names[target]}{step}")(resized)
 
 
-@register("AFPNBody3", channels=listed_by_stage("yolov8-AFPN.yaml"), paper=PAPER)
+@register("AFPNBody3", channels=listed_by_stage("yolov8-AFPN.yaml"), kind="neck", paper=PAPER)
 class AFPNBody3(AFPNBody):
     """The body for three levels, as the authors use it on YOLOv5: SiLU, three basic blocks between steps.
 
@@ -204,7 +204,7 @@ class AFPNBody3(AFPNBody):
         super().__init__(channels, names=("top", "mid", "bot"), blocks=3, act=nn.SiLU)
 
 
-@register("AFPNBody4", channels=listed_by_stage("yolov8-AFPN.yaml"), paper=PAPER)
+@register("AFPNBody4", channels=listed_by_stage("yolov8-AFPN.yaml"), kind="neck", paper=PAPER)
 class AFPNBody4(AFPNBody):
     """The body for four levels, as the authors use it on Faster R-CNN: ReLU, four basic blocks between steps.
 
@@ -216,7 +216,7 @@ class AFPNBody4(AFPNBody):
         super().__init__(channels, names=("scalezero", "scaleone", "scaletwo", "scalethree"), blocks=4, act=nn.ReLU)
 
 
-@register("AFPN", channels=listed_by_stage("yolov8-AFPN.yaml"), paper=PAPER)
+@register("AFPN", channels=listed_by_stage("yolov8-AFPN.yaml"), kind="neck", paper=PAPER)
 class AFPN(nn.Module):
     """The whole neck for three levels: widths to a quarter, the body, widths back.
 

@@ -21,7 +21,7 @@ EPS = 1e-4  # in the sum of the weights
 PAPER = "EfficientDet: Scalable and Efficient Object Detection, arXiv 1911.09070"
 
 
-@register("BiFPN", "BiFPNNode", channels=blends, paper=PAPER)
+@register("BiFPN", "BiFPNNode", channels=blends, kind="neck", paper=PAPER)
 class BiFPNNode(nn.Module):
     """BN(conv1x1(depth-wise 3x3(SiLU(Σ wᵢ xᵢ / (ε + Σ wᵢ))))), w = ReLU of the parameters: fast normalised fusion (section 3.3).
 
@@ -55,7 +55,7 @@ class SeparableConv(nn.Module):
         return self.bn(self.pointwise_conv(self.depthwise_conv(x)))
 
 
-@register("BiFPNLayer", channels=listed_by_stage("yolov8-BiFPN.yaml"), paper=PAPER)
+@register("BiFPNLayer", channels=listed_by_stage("yolov8-BiFPN.yaml"), kind="neck", paper=PAPER)
 class BiFPNLayer(nn.Module):
     """One layer of EfficientDet's pyramid over five levels, P3 to P7 (figure 2d of the paper), under the published names.
 

@@ -14,6 +14,11 @@ from typing import Any, TypeAlias, get_args, get_origin
 from utils.errors import UserError
 
 Channels: TypeAlias = "int | tuple[int, ...]"  # a tuple for a layer that gives several maps (CBLinear)
+# Former names of the rules, which users' files may still have.
+FORMER_NAMES = {
+    "projects": "out_width", "stacks": "out_width_repeated", "preserves": "keep_width", "attends": "same_width", "concatenates": "concat",
+    "takes_first": "add", "folds": "rearrange", "splits": "split_maps", "fuses": "select_and_add", "detects": "head",
+}  # fmt: skip
 LARGEST_OPTION = 64  # a leading integer above it is meant as a width, not as a reduction, a kernel or a number of heads
 
 
@@ -92,6 +97,17 @@ class RuleContext:
 
 
 ChannelRule = Callable[[Sequence[Any], RuleContext], LayerPlan]
+
+
+def __getattr__(name: str) -> Any:
+    """Names the new rule where a user's file asks for one by its former name.
+
+    Raises:
+        UserError: the rule was renamed.
+    """
+    if name in FORMER_NAMES:
+        raise UserError(f"channel rule {name!r} is now called {FORMER_NAMES[name]!r}: write rules.{FORMER_NAMES[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:

@@ -95,9 +95,7 @@ class ModelSpec:
         return out
 
 
-def load_spec(
-    cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch: int | None = None, scale: str | None = None
-) -> ModelSpec:
+def load_spec(cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch: int | None = None, scale: str | None = None) -> ModelSpec:
     """Reads a model YAML given by path or bare name, or a dictionary of the same form.
 
     Args:

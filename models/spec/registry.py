@@ -15,15 +15,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from utils.errors import UserError, closest
-
-if TYPE_CHECKING:
-    from models.spec.channel_rules import ChannelRule
+from models.spec.channel_rules import ChannelRule, same_width
+from utils.errors import UserError, closest, nearest
 
 BUILTIN_PACKAGES = ("models.layers", "models.backbones", "models.necks", "models.heads")
 ADDED_WORD = re.compile(r"_?(attention|attn|block|module|layer)$")  # GAM_Attention, SE_Block: what other programs call GAM and SE
+# What a block is in a network; "framework" is for torch's own classes, "block" for all other layers.
+Kind: TypeAlias = Literal["attention", "backbone", "neck", "head", "framework", "block"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Block = TypeVar("Block", bound=Callable[..., Any])
 
 
@@ -37,6 +38,7 @@ class BlockSpec:
         channels: the rule that turns a row's arguments into constructor arguments and an output width.
         aliases: other names that mean the same block.
         paper: title and arXiv number for the catalogue, empty for plain layers.
+        kind: what it is in a network.
     """
 
     name: str
@@ -44,6 +46,12 @@ class BlockSpec:
     channels: ChannelRule
     aliases: tuple[str, ...] = ()
     paper: str = ""
+    kind: Kind = "block"
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is this project's or torch's, not a plugin's."""
+        return getattr(self.cls, "__module__", "").startswith(("models.", "torch."))
 
 
 Resolver = Callable[[str], "BlockSpec | None"]
@@ -117,19 +125,28 @@ class Registry(Mapping[str, BlockSpec]):
 BLOCKS = Registry()
 
 
-def register(name: str, *aliases: str, channels: ChannelRule, paper: str = "") -> Callable[[Block], Block]:
+def register(name: str, *aliases: str, channels: ChannelRule, kind: Kind | None = None, paper: str = "") -> Callable[[Block], Block]:
     """Class decorator that enters a block under ``name`` (and ``aliases``) with its channel rule.
 
+    Args:
+        channels: the rule, of models/spec/channel_rules.py.
+        kind: what the block is in a network; if not given, a same-width module is attention and anything else a plain block.
+        paper: title and arXiv number.
+
     Example:
-        >>> @register("CBAM", channels=rules.same_width, paper="CBAM, arXiv 1807.06521")
+        >>> @register("CBAM", channels=rules.same_width, kind="attention", paper="CBAM, arXiv 1807.06521")
         ... class CBAM(nn.Module): ...
 
     Raises:
-        UserError: the name is taken.
+        UserError: the name is taken, or the kind is unknown.
     """
+    if kind is None:
+        kind = "attention" if channels is same_width else "block"
+    elif kind not in KINDS:
+        raise UserError(f"block {name!r}: unknown kind {kind!r}; {nearest(str(kind), KINDS) or 'known are ' + ', '.join(KINDS)}")
 
     def enter(cls: Block) -> Block:
-        BLOCKS.add(BlockSpec(name=name, cls=cls, channels=channels, aliases=aliases, paper=paper))
+        BLOCKS.add(BlockSpec(name=name, cls=cls, channels=channels, aliases=aliases, paper=paper, kind=kind))
         return cls
 
     return enter
@@ -168,9 +185,9 @@ def load_plugin(path: str | Path) -> Plugin:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except UserError:
+    except UserError as error:
         del sys.modules[module_name]
-        raise
+        raise UserError(f"--plugins {path}: {error}") from error
     except Exception as error:  # whatever a user's file raises becomes one line that names the file
         del sys.modules[module_name]
         raise UserError(f"--plugins {path}: {type(error).__name__}: {error}") from error

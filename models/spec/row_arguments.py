@@ -15,7 +15,6 @@ from models.spec.channel_rules import LayerPlan, kinds_of, same_width
 from models.spec.registry import BlockSpec
 from utils.errors import UserError, nearest
 
-SHELF = "models.layers.attention."
 ODD = ("kernel_size", "kernel_sizes", "k_size", "mlp_kernel_size", "side_dwconv", "before_attn_dwconv")
 WORDS = {
     "int": "a whole number", "float": "a number", "bool": "True or False", "str": "a word", "None": "None",
@@ -81,7 +80,7 @@ def _in_reach(module: BlockSpec, parameter: inspect.Parameter, value: Any) -> st
     """What a count or size, or each of a list, should be, in words; empty where it is that, or where the parameter is none."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     counted = kinds_of(parameter.annotation) & {"int", "Sequence[int]"} and all(_is(v, "int") for v in values)
-    if module.channels is not same_width or not module.cls.__module__.startswith(SHELF) or not counted:
+    if module.channels is not same_width or module.kind != "attention" or not module.built_in or not counted:
         return ""
     least = 0 if parameter.default == 0 else 1
     if parameter.name not in getattr(module.cls, "below_one", ()) and any(v < least for v in values):

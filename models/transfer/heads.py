@@ -1,7 +1,8 @@
 """Which tensor of one head goes to which of another: by branch from the main one, by level, and by class.
 
-Branches are counted from the main one, so a dual head's second branch and a single head's only one are partners. Rows of the class
-convolutions belong to classes: they go by class name where both sides know names, and by number where there are as many classes.
+What a tensor is for is declared by the heads (``Head.parameter_parts``). Branches are counted from the main one, so a dual head's second
+branch and a single head's only one are partners. Class channels of output layers go by class name where both sides know names, and by
+number where there are as many classes.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from models.heads.base import ParameterPart
 from models.transfer.alignment import Alignment
-from models.transfer.structure import Row, Shape
+from models.transfer.head_parts import NO_LEVEL, HeadTensor, identify
+from models.transfer.structure import Shape
 
-TOWER = re.compile(r"(?P<prefix>.*?)cv(?P<number>\d+)\.(?P<level>\d+)\.(?P<rest>.+)")
-DISTRIBUTION = re.compile(r"dfl(?P<number>\d*)\.(?P<rest>.+)")
-BY_ANCHOR = re.compile(r"(?P<kind>m2?|ia|im)\.(?P<level>\d+)\.(?P<rest>.+)")
+ANCHOR_ROLES = ("anchors", "anchors in px")
 PLACEHOLDER = re.compile(r"class_?\d+|\d+")
-BOX_VALUES = 5  # of an anchor: x, y, w, h, objectness
 
 
 class Move(NamedTuple):
@@ -34,15 +34,6 @@ class Move(NamedTuple):
     rows: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     dim: int = 0
     note: str = ""
-
-
-class Part(NamedTuple):
-    """What a tensor is for, in terms that mean the same in every head."""
-
-    kind: str
-    branch: int  # from the main one, which is -1
-    level: int
-    rest: str
 
 
 @dataclass(frozen=True)
@@ -75,47 +66,64 @@ def head_moves(alignment: Alignment, classes: Classes, *, keep_anchors: bool) ->
         keep_anchors: the target's anchors stay as they are.
     """
     source, target = alignment.source.rows[-1], alignment.target.rows[-1]
-    theirs, ours = {part: name for name, part in _parts(source).items()}, _parts(target)
-    branches = {part.branch for part in ours.values()}
-    levels = {b: alignment.levels(b, (_levels(theirs, b), _levels(ours.values(), b))) for b in branches}
+    theirs = {identify(name, source.head_parts)[0]: name for name in source.tensors}
+    ours = {name: identify(name, target.head_parts) for name in target.tensors}
+    levels = {
+        b: alignment.levels(b, (_levels(theirs, b), _levels([tensor for tensor, _ in ours.values()], b)))
+        for b in {tensor.branch for tensor, _ in ours.values()}
+    }
     moves = []
-    for name, part in ours.items():
-        partner = theirs.get(part._replace(level=levels[part.branch].get(part.level, -2) if part.level >= 0 else -1))
-        if partner is None:
+    for name, (tensor, part) in ours.items():
+        level = levels[tensor.branch].get(tensor.level) if part.by_level else NO_LEVEL
+        partner = theirs.get(tensor._replace(level=level)) if level is not None else None
+        if partner is None or (keep_anchors and part.role in ANCHOR_ROLES):
             continue
-        move = _move(name, partner, part, (source.tensors, target.tensors), classes)
+        move = _move(Move(name, partner), tensor.rest, part, (source.tensors, target.tensors), classes)
         moves += [move] if move else []
-    if not keep_anchors:
-        same = [n for n in ("anchors", "anchor_grid") if n in target.tensors and source.tensors.get(n) == target.tensors[n]]
-        moves += [Move(name, name) for name in same]
     return moves
 
 
-def _move(name: str, partner: str, part: Part, tensors: tuple[Mapping[str, Shape], Mapping[str, Shape]], classes: Classes) -> Move | None:
-    theirs, ours = tensors[0][partner], tensors[1][name]
-    if part.kind.endswith("class") and re.fullmatch(r"\d+\.(weight|bias)", part.rest):
-        pairs = classes.pairs((theirs[0], ours[0]))
-        return _by_rows(Move(name, partner, pairs, 0, _note(pairs, ours[0])), (theirs, ours))
-    if part.kind in ("m", "im"):
-        return _by_anchor(Move(name, partner, None, 0 if part.kind == "m" else 1), tensors, classes)
-    return Move(name, partner) if theirs == ours else None
+def _move(
+    move: Move, rest: str, part: ParameterPart, tensors: tuple[Mapping[str, Shape], Mapping[str, Shape]], classes: Classes
+) -> Move | None:
+    """The move between two partners: the whole tensor, or of an output layer with classes the channels that mean the same.
 
-
-def _by_anchor(move: Move, tensors: tuple[Mapping[str, Shape], Mapping[str, Shape]], classes: Classes) -> Move | None:
-    """Output rows of an anchor-based head: for every anchor its box and objectness, and the classes that have a partner."""
+    Args:
+        rest: the target's name within its level's module.
+    """
     theirs, ours = tensors[0][move.source], tensors[1][move.target]
-    anchors = [_anchors_a_cell(t) for t in tensors]
-    per_cell = anchors[1]
-    if per_cell is None or anchors[0] not in (None, per_cell) or theirs[move.dim] % per_cell:
-        return None
-    outputs = theirs[move.dim] // per_cell, ours[move.dim] // per_cell
-    pairs = classes.pairs((outputs[0] - BOX_VALUES, outputs[1] - BOX_VALUES))
-    mine, other = ((*range(BOX_VALUES), *(BOX_VALUES + i for i in side)) for side in pairs)
-    rows = (
-        tuple(anchor * outputs[1] + i for anchor in range(per_cell) for i in mine),
-        tuple(anchor * outputs[0] + i for anchor in range(per_cell) for i in other),
-    )
-    return _by_rows(move._replace(rows=rows, note=_note(pairs, outputs[1] - BOX_VALUES)), (theirs, ours))
+    if "class" not in part.channels or rest.rpartition(".")[0] != part.output:
+        return move if theirs == ours else None
+    per_cell = 1
+    if part.by_anchor:
+        anchors = [_anchors_a_cell(t) for t in tensors]
+        if anchors[1] is None or anchors[0] not in (None, anchors[1]) or theirs[part.dim] % anchors[1]:
+            return None
+        per_cell = anchors[1]
+    outputs = theirs[part.dim] // per_cell, ours[part.dim] // per_cell
+    pairs, note = _channel_pairs(part, outputs, classes)
+    mine = tuple(anchor * outputs[1] + i for anchor in range(per_cell) for i, _ in pairs)
+    other = tuple(anchor * outputs[0] + j for anchor in range(per_cell) for _, j in pairs)
+    return _by_rows(Move(move.target, move.source, (mine, other), part.dim, note), (theirs, ours))
+
+
+def _channel_pairs(part: ParameterPart, counts: tuple[int, int], classes: Classes) -> tuple[list[tuple[int, int]], str]:
+    """(target, source) output channels of one anchor that mean the same, and how many of the classes are among them.
+
+    Args:
+        counts: output channels of the source and of the target.
+    """
+    pairs: list[tuple[int, int]] = []
+    note = ""
+    for meaning, where in part.channels.items():
+        theirs, ours = (range(count)[where] for count in counts)
+        if meaning == "class":
+            same = classes.pairs((len(theirs), len(ours)))
+            pairs += [(ours[i], theirs[j]) for i, j in zip(*same)]
+            note = _note(same, len(ours))
+        elif len(theirs) == len(ours):
+            pairs += zip(ours, theirs)
+    return pairs, note
 
 
 def _by_rows(move: Move, shapes: tuple[Shape, Shape]) -> Move | None:
@@ -130,32 +138,8 @@ def _note(pairs: tuple[tuple[int, ...], tuple[int, ...]], count: int) -> str:
     return f"{len(pairs[0])} of {count} classes, by name" if pairs[0] else f"none of {count} classes"
 
 
-def _parts(head: Row) -> dict[str, Part]:
-    """Every tensor's part; the anchors, which belong to no level, are left out."""
-    names = list(head.tensors)
-    branches = 1 + max((_branch(m["number"]) for n in names if (m := TOWER.fullmatch(n))), default=0)
-    parts: dict[str, Part] = {}
-    for name in names:
-        if tower := TOWER.fullmatch(name):
-            kind = "box" if int(tower["number"]) % 2 == 0 else "class"
-            parts[name] = Part(tower["prefix"] + kind, _branch(tower["number"]) - branches, int(tower["level"]), tower["rest"])
-        elif distribution := DISTRIBUTION.fullmatch(name):
-            parts[name] = Part("dfl", int(distribution["number"] or 1) - 1 - branches, -1, distribution["rest"])
-        elif anchored := BY_ANCHOR.fullmatch(name):
-            kind, branch = ("m", -2) if anchored["kind"] == "m2" else (anchored["kind"], -1)
-            parts[name] = Part(kind, branch, int(anchored["level"]), anchored["rest"])
-        elif name not in ("anchors", "anchor_grid"):
-            parts[name] = Part("other", -1, -1, name)
-    return parts
-
-
-def _branch(number: str) -> int:
-    """cv2 and cv3 are the first branch, cv4 and cv5 the second."""
-    return int(number) // 2 - 1
-
-
-def _levels(parts: Iterable[Part], branch: int) -> int:
-    return 1 + max((part.level for part in parts if part.branch == branch), default=-1)
+def _levels(tensors: Iterable[HeadTensor], branch: int) -> int:
+    return 1 + max((tensor.level for tensor in tensors if tensor.branch == branch), default=-1)
 
 
 def _anchors_a_cell(tensors: Mapping[str, Shape]) -> int | None:

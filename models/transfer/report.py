@@ -80,11 +80,6 @@ class TransferReport:
         """Share of the network's parameters that are filled, 0-1."""
         return self.landed / max(sum(row.target_size for row in self.rows), 1)
 
-    @property
-    def whole_rows(self) -> frozenset[int]:
-        """The network's rows of which every tensor is filled."""
-        return frozenset(row.target for row in self.rows if row.target is not None and row.landed == row.target_size)
-
     def having(self, *outcomes: str) -> list[RowReport]:
         return [row for row in self.rows if row.outcome in outcomes]
 

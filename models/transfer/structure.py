@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
+from models.heads.base import ParameterPart
 from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec, plan_layers
+from models.transfer.head_parts import parts_of_names
 
 Shape = tuple[int, ...]
 STATISTIC = "num_batches_tracked"
 REPEAT = re.compile(r"(\d+)\.(.+)")
 GAMMA, SCALE = "gamma", "γ"  # the scale of an identity start: among the tensors, and as a place
 WITHIN = "attention."  # the module in the bottlenecks of C2f_EMA and its like
-HEAD_TOWER = re.compile(r"((one2one_)?cv\d+|m2?)\.\d+\.")
 
 
 def counts(name: str) -> bool:
@@ -55,6 +56,7 @@ class Row:
         sources: positions of the rows that it reads, -1 for the image; None where unknown.
         is_head: the detection head.
         branches: of a head, the positions of each branch's inputs among ``sources``, auxiliary branches first.
+        head_parts: of a head, what its submodules are for.
     """
 
     index: int
@@ -65,6 +67,7 @@ class Row:
     is_head: bool = False
     branches: tuple[tuple[int, ...], ...] = ()
     written: tuple[Any, ...] = ()
+    head_parts: Mapping[str, ParameterPart] = field(default_factory=dict)
 
     @property
     def wrapped(self) -> bool:
@@ -147,13 +150,18 @@ def _from_plans(spec: ModelSpec, plans: Sequence[LayerPlan], shapes: Mapping[str
 def _planned_row(plan: LayerPlan, written: tuple[Any, ...], tensors: Mapping[str, Shape]) -> Row:
     is_head = plan.out_channels == 0
     branches = branch_inputs(plan.cls, len(plan.sources)) if is_head else ()
-    return Row(plan.index, plan.name, plan.args, tensors, plan.sources, is_head, branches, written)
+    parts = getattr(plan.cls, "parameter_parts", dict)() if is_head else {}
+    return Row(plan.index, plan.name, plan.args, tensors, plan.sources, is_head, branches, written, parts)
 
 
 def _from_names(shapes: Mapping[str, Shape]) -> Structure:
     groups = sorted(rows_of(shapes).items())
     last = groups[-1][0] if groups else -1
-    return Structure(tuple(Row(i, "", (), tensors, None, i == last and _looks_like_head(tensors)) for i, tensors in groups), False)
+    rows = []
+    for i, tensors in groups:
+        parts = parts_of_names(tensors) if i == last else {}
+        rows.append(Row(i, "", (), tensors, is_head=bool(parts), head_parts=parts))
+    return Structure(tuple(rows), False)
 
 
 def branch_inputs(head: Callable[..., Any] | None, count: int) -> tuple[tuple[int, ...], ...]:
@@ -173,10 +181,3 @@ def rows_of(shapes: Mapping[str, Shape]) -> dict[int, dict[str, Shape]]:
         if first == "model" and index.isdecimal() and inner:
             rows.setdefault(int(index), {})[inner] = tuple(shape)
     return rows
-
-
-def _looks_like_head(tensors: Mapping[str, Shape]) -> bool:
-    """By its names: towers or output convolutions a level, and a distribution layer, anchors, or nothing but plain convolutions."""
-    marks = any(name.startswith("dfl") or name.endswith("anchors") for name in tensors)
-    plain = all(re.fullmatch(r"(m2?\.\d+\.(weight|bias))|(i[am]\.\d+\.implicit)|anchors|anchor_grid", name) for name in tensors)
-    return plain or (marks and any(HEAD_TOWER.match(name) for name in tensors))

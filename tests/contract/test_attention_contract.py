@@ -1,7 +1,6 @@
 """What every attention module promises, checked for every registered name: a new module is covered by being in the registry.
 
-models/limits.py is the one table of what a module cannot hold, with the reason; such a check is expected to fail, and a promise that holds
-after all must leave the table (strict xfail). ``--plugins my_blocks.py -k MyBlock`` checks a module of your own.
+``--plugins my_blocks.py -k MyBlock`` checks a module of your own.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.analysis.catalogue import build_same_width, same_width_names
 from models.layers.attention.nonlocal_block import MODES, NLBlockND
-from models.limits import LIMITS
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS
 from tests.cuda_casts import CudaCasts
@@ -45,25 +43,19 @@ def sample(height: int, width: int, *, batch: int = 1, channels: int = CHANNELS,
     return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def each_block(check: str, only: Callable[[str], bool] = lambda name: True) -> pytest.MarkDecorator:
-    """Runs a test over all names, with strict expected failures from LIMITS."""
-    cases = []
-    for name in filter(only, same_width_names()):
-        reason = LIMITS.get((name, check))
-        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-        cases.append(pytest.param(name, marks=marks))
-    return pytest.mark.parametrize("name", cases)
+def each_block(only: Callable[[str], bool] = lambda name: True) -> pytest.MarkDecorator:
+    """Runs a test over all names."""
+    return pytest.mark.parametrize("name", list(filter(only, same_width_names())))
 
 
-def compiled_cases(check: str) -> pytest.MarkDecorator:
+def compiled_cases() -> pytest.MarkDecorator:
     """As each_block; the costly checks run with ``-m slow``, except for part A and for blocks of the user's own."""
-    mark = each_block(check)
-    cases = [c if _always(c.values[0]) else pytest.param(*c.values, marks=[*c.marks, pytest.mark.slow]) for c in mark.args[1]]
+    cases = [name if _always(name) else pytest.param(name, marks=pytest.mark.slow) for name in same_width_names()]
     return pytest.mark.parametrize("name", cases)
 
 
 def _always(name: str) -> bool:
-    return name in PART_A or BLOCKS[name].cls.__module__.startswith("yolo_plugin_")
+    return name in PART_A or not BLOCKS[name].built_in
 
 
 def step(module: nn.Module, x: Tensor) -> Tensor:
@@ -81,7 +73,7 @@ def test_the_registry_has_attention():
     assert {"FocalModulation", "FocalModulationBlock"} <= set(same_width_names())
 
 
-@each_block("size")
+@each_block()
 def test_any_size_gives_the_same_shape_dtype_and_finite_values(name):
     module = build(name)
     for height, width in SIZES:
@@ -94,7 +86,7 @@ def test_any_size_gives_the_same_shape_dtype_and_finite_values(name):
         assert torch.isfinite(y).all(), f"{height}x{width}"
 
 
-@each_block("meta")
+@each_block()
 def test_shapes_can_be_had_without_values(name):
     """Built, run and differentiated on the meta device, as dry runs and counts of operations do."""
     with torch.device("meta"):
@@ -110,7 +102,7 @@ def test_shapes_can_be_had_without_values(name):
                 assert all(p.grad is not None for p in module.parameters())
 
 
-@each_block("state")
+@each_block()
 def test_calls_leave_no_trace(name):
     module = build(name)
     before = [(k, sorted(vars(m))) for k, m in module.named_modules()]
@@ -125,7 +117,7 @@ def test_calls_leave_no_trace(name):
     assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
 
 
-@each_block("batch")
+@each_block()
 def test_images_of_a_batch_do_not_meet(name):
     module = build(name)
     x = sample(13, 20, batch=2)
@@ -134,7 +126,7 @@ def test_images_of_a_batch_do_not_meet(name):
     assert_close(both[1:], second, 1e-5, name)
 
 
-@each_block("gradient")
+@each_block()
 def test_every_parameter_and_the_input_get_a_gradient(name):
     module = build(name).train()
     x = sample(13, 20, batch=2).requires_grad_()
@@ -149,7 +141,7 @@ def test_every_parameter_and_the_input_get_a_gradient(name):
     assert x.grad.abs().max() > 0
 
 
-@each_block("gradient")
+@each_block()
 def test_one_image_after_a_batch_norm_gives_the_gradients_of_two_alike(name):
     """torch's batch norm on CPUs is silently wrong where one image's gradient has a stride of the batch that its view made up."""
     net = nn.Sequential(fill_(nn.BatchNorm2d(CHANNELS)), build(name)).eval()
@@ -180,7 +172,7 @@ class RangeCheck(TorchDispatchMode):
         return result
 
 
-@each_block("range")
+@each_block()
 def test_values_stay_within_half_precision(name):
     module = build(name)
     with torch.no_grad(), RangeCheck() as seen:
@@ -188,7 +180,7 @@ def test_values_stay_within_half_precision(name):
     assert seen.largest < HALF_MAX, f"{seen.operator} gives {seen.largest:.3g}"
 
 
-@each_block("autocast")
+@each_block()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_stays_finite(name, dtype):
     """float16 with the casts of a GPU, where it is used."""
@@ -214,7 +206,7 @@ def test_a_non_local_block_holds_features_in_the_hundreds(mode):
     assert all(torch.isfinite(p.grad).all() for p in module.parameters())
 
 
-@each_block("half")
+@each_block()
 def test_half_weights_and_input_give_half_output(name):
     module = build(name)
     x = sample(13, 20)
@@ -224,7 +216,7 @@ def test_half_weights_and_input_give_half_output(name):
     assert torch.isfinite(y).all()
 
 
-@each_block("copy")
+@each_block()
 def test_copy_and_save_after_a_training_step(name):
     module = build(name).train()
     fresh = io.BytesIO()
@@ -245,7 +237,7 @@ def test_copy_and_save_after_a_training_step(name):
         assert torch.equal(other(x), expected)
 
 
-@each_block("deterministic")
+@each_block()
 def test_deterministic_algorithms(name):
     grads = []
     torch.use_deterministic_algorithms(True)
@@ -261,7 +253,7 @@ def test_deterministic_algorithms(name):
     assert all(torch.equal(a, b) for a, b in zip(*grads))
 
 
-@each_block("cuda")
+@each_block()
 def test_on_a_pretended_gpu(name, monkeypatch):
     """Beside the CPU's numbers: nothing is left on the CPU, nothing waits for the device, and every kernel is deterministic there."""
     module, far = build(name).train(), build(name).train()
@@ -286,7 +278,7 @@ def test_on_a_pretended_gpu(name, monkeypatch):
         torch.testing.assert_close(other.grad.held, parameter.grad, rtol=1e-4, atol=float(noise), msg=key)
 
 
-@compiled_cases("compile")
+@compiled_cases()
 def test_compiles_without_graph_breaks(name):
     torch._dynamo.reset()
     module = build(name)
@@ -296,7 +288,7 @@ def test_compiles_without_graph_breaks(name):
         assert_close(compiled(x), module(x), 1e-4, name)
 
 
-@compiled_cases("trace")
+@compiled_cases()
 @pytest.mark.filterwarnings("ignore")
 def test_traces_for_other_sizes(name):
     module = build(name)
@@ -322,7 +314,7 @@ class ReadsSize(nn.Module):
         return y + torch.arange(y.shape[2])[:, None] + torch.arange(y.shape[3])
 
 
-@compiled_cases("onnx")
+@compiled_cases()
 @pytest.mark.filterwarnings("ignore")
 def test_exports_to_onnx_with_dynamic_size(name):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -341,7 +333,7 @@ def test_exports_to_onnx_with_dynamic_size(name):
             assert_close(np.asarray(got), module(x), 1e-4, f"{name} {height}x{width}")
 
 
-@each_block("options")
+@each_block()
 def test_every_option_has_a_default(name):
     """A row needs no more than its width: every constructor argument after the channels has a default."""
     spec = BLOCKS[name]
@@ -351,7 +343,7 @@ def test_every_option_has_a_default(name):
 
 
 @pytest.mark.gpu
-@each_block("cuda")
+@each_block()
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_and_trains_in_half_precision(name):
     module = build(name)

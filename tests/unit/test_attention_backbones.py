@@ -11,7 +11,7 @@ from torch import nn
 from models.backbones import biformer, cloformer, focalnet
 from models.backbones.botnet import BoTNetStage
 from models.backbones.whole import ramp
-from models.model import build_model
+from models.build import build_model
 from models.spec.registry import BLOCKS
 from tests.golden import fill_
 from utils.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from models.model import build_model
+from models.build import build_model
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import CONFIGS, plan_layers, read_spec
 

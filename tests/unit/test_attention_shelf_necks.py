@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.model import build_model
+from models.build import build_model
 from models.spec.registry import BLOCKS
 from utils.errors import UserError
 

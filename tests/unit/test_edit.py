@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from models import build_model
+from models.edit.__main__ import main
 from models.edit.graph_table import graph_table, spec_yaml
 from models.edit.requests import read_insertion
-from models.edit.rows import Edited, edit, insert, main
+from models.edit.rows import Edited, edit
 from models.heads.base import Head
 from models.model import Model
 from models.spec import channel_rules as rules
@@ -64,7 +65,7 @@ def test_insertion_gives_every_single_row_variant(name):
     variant = load_spec(f"{name}.yaml")
     (block,) = [p for p in plan_layers(variant) if p.name == BLOCKS[module].name]
     options = ", ".join(f"{key}={value!r}" for key, value in block.kwargs.items())
-    assert graph(insert(load_spec(base), f"{module}@{block.index - 1}({options})").spec) == graph(variant)
+    assert graph(edit(load_spec(base), insert=f"{module}@{block.index - 1}({options})").spec) == graph(variant)
 
 
 @pytest.mark.parametrize("name", IN_THE_HEAD)
@@ -90,7 +91,7 @@ def test_inserting_and_removing_again_gives_the_network_before(name):
     spec = load_spec(name)
     plans = plan_layers(spec)
     rows = [p.index for p in plans if isinstance(p.out_channels, int) and p.out_channels][:: max(1, len(plans) // 6)]
-    edited = insert(spec, "SimAM@" + ",".join(map(str, rows)))
+    edited = edit(spec, insert="SimAM@" + ",".join(map(str, rows)))
     assert len(edited.inserted) == len(rows)
     back = edit(edited.spec, remove=edited.inserted)
     assert graph(back.spec) == graph(spec)
@@ -100,18 +101,18 @@ def test_inserting_and_removing_again_gives_the_network_before(name):
 def test_readers_of_the_main_branch_follow_and_auxiliary_ones_stay():
     """tiny: rows 3, 4 and 6 feed the auxiliary branch, 3, 4 and 7 the main one."""
     spec = tiny(head=DUAL_HEAD)
-    plain = insert(spec, "SE@3")
+    plain = edit(spec, insert="SE@3")
     assert (plain.inserted, plain.rows) == ((4,), {0: 0, 1: 1, 2: 2, 3: 3, 4: 5, 5: 6, 6: 7, 7: 8, 8: 9})
     assert sources(plain.spec)[4:] == [(3,), (4,), (5,), (6,), (7,), (3, 5, 7, 4, 5, 8)]
-    assert sources(insert(spec, "SE@3+aux").spec)[-1] == (4, 5, 7, 4, 5, 8)
-    assert sources(insert(spec, "SE@detect").spec)[-1] == (3, 5, 8, 4, 6, 10)
-    assert sources(insert(spec, "SE@detect+aux").spec)[-1] == (4, 6, 9, 4, 6, 11)
+    assert sources(edit(spec, insert="SE@3+aux").spec)[-1] == (4, 5, 7, 4, 5, 8)
+    assert sources(edit(spec, insert="SE@detect").spec)[-1] == (3, 5, 8, 4, 6, 10)
+    assert sources(edit(spec, insert="SE@detect+aux").spec)[-1] == (4, 6, 9, 4, 6, 11)
 
 
 def test_an_auxiliary_branch_whose_inputs_stand_last_is_left_alone_too():
     """IAuxDetect of YOLOv7 reads its main branch first."""
     before = plan_layers(load_spec("yolov7-w6"))
-    edited = insert(load_spec("yolov7-w6"), "SE@detect")
+    edited = edit(load_spec("yolov7-w6"), insert="SE@detect")
     after = plan_layers(edited.spec)
     assert edited.inserted == after[-1].sources[:4]
     assert after[-1].sources[4:] == tuple(edited.rows[s] for s in before[-1].sources[4:])
@@ -123,12 +124,12 @@ def test_what_only_the_auxiliary_branch_reads_is_followed_there():
     (aux,) = [p.index for p in plan_layers(spec) if p.sources == (5,) and p.name == "CBLinear"]
     row = plan_layers(spec)[-1].sources[0]  # of the auxiliary branch
     assert row > aux
-    edited = insert(spec, f"SE@{row}")
+    edited = edit(spec, insert=f"SE@{row}")
     assert edited.inserted[0] == plan_layers(edited.spec)[-1].sources[0]
 
 
 def test_several_at_once_count_in_the_original_numbering():
-    edited = insert(tiny(), ["EMA@7,4", "SE@4", "CBAM@backbone.last"])
+    edited = edit(tiny(), insert=["EMA@7,4", "SE@4", "CBAM@backbone.last"])
     names = [(p.name, p.sources) for p in plan_layers(edited.spec)][4:]
     assert names == [
         ("ADown", (3,)), ("EMA", (4,)), ("SE", (5,)), ("ADown", (6,)), ("SPPELAN", (7,)), ("FocalModulation", (8,)), ("EMA", (9,)),
@@ -283,7 +284,7 @@ def random_insertion(spec: ModelSpec, seed: int, least_stride: int) -> Edited:
     shapes = Model(spec).shapes
     wide = [i for i, p in enumerate(plan_layers(spec)) if isinstance(p.out_channels, int) and p.out_channels >= 16]
     rows = [i for i in wide if 256 // shapes[i][-1] >= least_stride]
-    return insert(spec, f"{draw.choice(modules)}@{draw.choice(rows)}", init="identity")
+    return edit(spec, insert=f"{draw.choice(modules)}@{draw.choice(rows)}", init="identity")
 
 
 def check_that_nothing_changes(name: str, seed: int, least_stride: int) -> None:

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from models.build import build_model
 from models.heads.anchor_free import DDetect, Detect, DetectV9
 from models.heads.multi_branch import DualDDetect, DualDetect, TripleDDetect, TripleDetect
-from models.model import build_model
 from models.spec.channel_rules import RuleContext
 from models.spec.channel_rules import head as head_rule
 from tests import golden

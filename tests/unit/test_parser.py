@@ -10,8 +10,9 @@ import torch
 import yaml
 
 from models import build_model
+from models.spec import channel_rules as rules
 from models.spec.parser import find_config, load_spec, plan_layers, read_spec
-from models.spec.registry import BLOCKS
+from models.spec.registry import BLOCKS, KINDS, load_plugin
 from utils.errors import UserError
 
 TINY = {
@@ -299,6 +300,49 @@ def test_a_bad_plugin_is_one_line(tmp_path, text, word):
     with pytest.raises(UserError, match=word) as caught:
         build_model(tiny(), plugins=[path])
     assert "bad.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(("old", "new"), rules.FORMER_NAMES.items())
+@pytest.mark.parametrize("importing", ["models", "models.spec"])
+def test_a_plugin_with_a_former_rule_is_told_the_new_one(tmp_path, old, new, importing):
+    path = tmp_path / "older.py"
+    path.write_text(
+        PLUGIN.format(tag="old").replace("rules.same_width", f"rules.{old}").replace("from models.spec import", f"from {importing} import")
+    )
+    with pytest.raises(UserError) as caught:
+        load_plugin(path)
+    assert str(caught.value) == f"--plugins {path}: channel rule {old!r} is now called {new!r}: write rules.{new}"
+    assert callable(getattr(rules, new))
+    path.write_text(f"from {importing}.channel_rules import {old}")
+    with pytest.raises(UserError, match=f"older.py: .* write rules.{new}$"):
+        load_plugin(path)
+
+
+def test_plugins_import_from_the_former_places(tmp_path):
+    text = (
+        PLUGIN.format(tag="former")
+        .replace("from models.spec import", "from models import")
+        .replace("models.spec.registry", "models.registry")
+    )
+    (tmp_path / "mine.py").write_text(text)
+    load_plugin(tmp_path / "mine.py")
+    assert BLOCKS["Doubled_former"].channels is rules.same_width
+    assert not hasattr(rules, "no_such_rule")
+
+
+def test_the_kind_is_that_of_the_registration(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        PLUGIN.format(tag="k1").replace("same_width)", 'same_width, kind="neck")')
+        + PLUGIN.format(tag="k2")
+        + PLUGIN.format(tag="k3").replace("same_width", "out_width")
+    )
+    load_plugin(tmp_path / "mine.py")
+    assert [BLOCKS[f"Doubled_k{i}"].kind for i in (1, 2, 3)] == ["neck", "attention", "block"]
+    assert not BLOCKS["Doubled_k1"].built_in
+    (tmp_path / "wrong.py").write_text(PLUGIN.format(tag="k4").replace("same_width)", 'same_width, kind="atention")'))
+    with pytest.raises(UserError, match=r"wrong.py: block 'Doubled_k4': unknown kind 'atention'; did you mean 'attention'\?"):
+        load_plugin(tmp_path / "wrong.py")
+    assert {spec.kind for spec in BLOCKS.values() if spec.built_in} == set(KINDS)
 
 
 def test_a_rule_that_promises_the_wrong_width_is_named(tmp_path):

@@ -11,7 +11,9 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("ACmix", channels=rules.out_width, paper="On the Integration of Self-Attention and Convolution, arXiv 2111.14556")
+@register(
+    "ACmix", channels=rules.out_width, kind="attention", paper="On the Integration of Self-Attention and Convolution, arXiv 2111.14556"
+)
 class ACmix(nn.Module):
     """α · neighbourhood attention + β · convolution, both from the same q, k, v (equations 10 to 13 of the paper).
 

@@ -11,7 +11,12 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("AxialAttention", channels=rules.same_width, paper="Axial Attention in Multidimensional Transformers, arXiv 1912.12180")
+@register(
+    "AxialAttention",
+    channels=rules.same_width,
+    kind="attention",
+    paper="Axial Attention in Multidimensional Transformers, arXiv 1912.12180",
+)
 class AxialAttention(nn.Module):
     """Softmax attention within each column plus the same within each row (section 3.1 of the paper); O(N (H + W)) instead of O(N²).
 

@@ -11,7 +11,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("BAM", channels=rules.same_width, paper="BAM: Bottleneck Attention Module, arXiv 1807.06514")
+@register("BAM", channels=rules.same_width, kind="attention", paper="BAM: Bottleneck Attention Module, arXiv 1807.06514")
 class BAM(nn.Module):
     """x · (1 + σ(BN-MLP(mean(x)) + S(x))) (equations 1 to 4 of the paper).
 

@@ -37,7 +37,7 @@ Linear = Callable[..., nn.Module]
 conv1x1: Linear = partial(nn.Conv2d, kernel_size=1)
 
 
-@register("BiLevelRoutingAttention", "BRA", channels=rules.same_width, paper=PAPER)
+@register("BiLevelRoutingAttention", "BRA", channels=rules.same_width, kind="attention", paper=PAPER)
 class BiLevelRoutingAttention(nn.Module):
     """Bi-level routing attention on (B, C, H, W) maps (section 3.2 of the paper), in its first published form.
 
@@ -156,7 +156,7 @@ class BiLevelRoutingAttention(nn.Module):
         return fewer.flatten(2).transpose(1, 2).reshape(batch, count, -1, channels)
 
 
-@register("nchwBRA", "BiLevelRoutingAttention_nchw", channels=rules.same_width, paper=PAPER)
+@register("nchwBRA", "BiLevelRoutingAttention_nchw", channels=rules.same_width, kind="attention", paper=PAPER)
 class BiLevelRoutingAttentionNCHW(nn.Module):
     """Bi-level routing attention in its second published form, channels first.
 
@@ -222,7 +222,7 @@ class BiLevelRoutingAttentionNCHW(nn.Module):
             return torch.topk(affinity, min(self.topk, affinity.shape[-1]), dim=-1).indices
 
 
-@register("BiFormerBlock", channels=rules.same_width, paper=PAPER)
+@register("BiFormerBlock", channels=rules.same_width, kind="attention", paper=PAPER)
 class BiFormerBlock(nn.Module):
     """BiFormer's block: x + pos(x), then x + γ₁ · attention(LN(x)), then x + γ₂ · MLP(LN(x)) (figure 4 of the paper).
 
@@ -296,7 +296,7 @@ class BiFormerBlock(nn.Module):
         return x if self.pre_norm else norm(x)
 
 
-@register("BiFormerBlockNCHW", channels=rules.same_width, paper=PAPER)
+@register("BiFormerBlockNCHW", channels=rules.same_width, kind="attention", paper=PAPER)
 class BiFormerBlockNCHW(nn.Module):
     """The block of BiFormer's channels-first form: x + attention(norm(x)), then x + MLP(norm(x)), no positional convolution.
 

@@ -19,7 +19,7 @@ from models.spec.registry import register
 PAPER = "Bottleneck Transformers for Visual Recognition (BoTNet), arXiv 2101.11605"
 
 
-@register("MHSA", "BoTMHSA", channels=rules.same_width, paper=PAPER)
+@register("MHSA", "BoTMHSA", channels=rules.same_width, kind="attention", paper=PAPER)
 class MHSA(nn.Module):
     """Multi-head self-attention in the form that YOLO variants use: logits q_i·k_j + p_i·q_j, no scale.
 
@@ -72,7 +72,7 @@ class MHSA(nn.Module):
         return to_height @ rows + columns @ to_width.transpose(0, 1)
 
 
-@register("BottleneckTransformer", channels=rules.out_width, paper=PAPER)
+@register("BottleneckTransformer", channels=rules.out_width, kind="attention", paper=PAPER)
 class BottleneckTransformer(nn.Module):
     """A 1x1 convolution and multi-head self-attention, with a residual.
 
@@ -116,7 +116,7 @@ class BottleneckTransformer(nn.Module):
         return self.shortcut(x) + self.cv2(self.cv1(x))
 
 
-@register("BoT3", channels=rules.out_width_repeated, paper=PAPER)
+@register("BoT3", channels=rules.out_width_repeated, kind="attention", paper=PAPER)
 class BoT3(nn.Module):
     """A cross-stage block (C3) whose inner blocks are BottleneckTransformer.
 
@@ -133,24 +133,20 @@ class BoT3(nn.Module):
         pos_emb: positions.
     """
 
-    def __init__(
-        self, c1: int, c2: int, n: int = 1, e: float = 0.5, e2: int = 1, w: int = 20, h: int = 20, pos_emb: bool = True
-    ) -> None:
+    def __init__(self, c1: int, c2: int, n: int = 1, e: float = 0.5, e2: int = 1, w: int = 20, h: int = 20, pos_emb: bool = True) -> None:
         super().__init__()
         inner = int(c2 * e)
         self.cv1 = Conv(c1, inner, 1, 1)
         self.cv2 = Conv(c1, inner, 1, 1)
         self.cv3 = Conv(2 * inner, c2, 1)
-        self.m = nn.Sequential(
-            *(BottleneckTransformer(inner, inner, resolution=(w, h), expansion=e2, pos_emb=pos_emb) for _ in range(n))
-        )
+        self.m = nn.Sequential(*(BottleneckTransformer(inner, inner, resolution=(w, h), expansion=e2, pos_emb=pos_emb) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c1, H, W) -> (B, c2, H, W)."""
         return self.cv3(torch.cat([self.m(self.cv1(x)), self.cv2(x)], dim=1))
 
 
-@register("BoTPaperAttention", channels=rules.same_width, paper=PAPER)
+@register("BoTPaperAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class BoTPaperAttention(nn.Module):
     """The paper's self-attention (figure 4): logits q·k + q·r, q scaled by 1 / sqrt(d) before both terms, no output projection.
 
@@ -198,7 +194,7 @@ class BoTPaperAttention(nn.Module):
         return out.transpose(2, 3).reshape(batch, self.heads * self.dim_head, height, width)
 
 
-@register("BoTPaperBlock", channels=rules.out_width, paper=PAPER)
+@register("BoTPaperBlock", channels=rules.out_width, kind="attention", paper=PAPER)
 class BoTPaperBlock(nn.Module):
     """The paper's bottleneck: 1x1 convolution, attention, 1x1 convolution, each with batch norm, and a residual (figure 3).
 

@@ -16,7 +16,7 @@ from models.spec.registry import register
 PAPER = "CBAM: Convolutional Block Attention Module, arXiv 1807.06521"
 
 
-@register("CBAM", channels=rules.same_width, paper=PAPER)
+@register("CBAM", channels=rules.same_width, kind="attention", paper=PAPER)
 class CBAM(nn.Module):
     """Channel gate, then spatial gate (equations 1 to 3 of the paper).
 
@@ -64,7 +64,7 @@ class SpatialGate(nn.Module):
         return x * torch.sigmoid(self.spatial(torch.cat(channel_extremes(x), 1)))
 
 
-@register("ChannelAttention", channels=rules.same_width, paper=PAPER)
+@register("ChannelAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class ChannelAttention(nn.Module):
     """x · σ(W mean(x)): the single full-width layer that YOLOv8 has under this name.
 
@@ -81,7 +81,7 @@ class ChannelAttention(nn.Module):
         return x * torch.sigmoid(self.fc(global_mean(x)))
 
 
-@register("SpatialAttention", channels=rules.same_width, paper=PAPER)
+@register("SpatialAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class SpatialAttention(nn.Module):
     """x · σ(conv([mean, max] over the channels)), as YOLOv8 has it under this name.
 

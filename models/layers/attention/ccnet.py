@@ -11,7 +11,7 @@ from models.spec.registry import register
 PAPER = "CCNet: Criss-Cross Attention for Semantic Segmentation, arXiv 1811.11721"
 
 
-@register("CrissCross", "CrissCrossAttention", channels=rules.same_width, paper=PAPER)
+@register("CrissCross", "CrissCrossAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class CrissCross(nn.Module):
     """x + γ Σ softmax(q · k) v over the H + W - 1 pixels of a pixel's row and column (equations 1 and 2 of the paper); no scale.
 

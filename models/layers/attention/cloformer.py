@@ -18,7 +18,7 @@ from models.spec.registry import register
 PAPER = "Rethinking Local Perception in Lightweight Vision Transformer (CloFormer), arXiv 2303.17803"
 
 
-@register("CloAttention", "EfficientAttention", channels=rules.same_width, paper=PAPER)
+@register("CloAttention", "EfficientAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class CloAttention(nn.Module):
     """CloFormer's attention on (B, C, H, W) maps: AttnConv in some heads, attention to a pooled map in the others (section 3.2).
 
@@ -96,7 +96,7 @@ class CloAttention(nn.Module):
         return attend(self.global_q(x), key, value, heads=self.global_heads, scale=self.scale, dropout=drop)
 
 
-@register("ConvFFN", "CloConvFFN", channels=rules.same_width, paper=PAPER)
+@register("ConvFFN", "CloConvFFN", channels=rules.same_width, kind="attention", paper=PAPER)
 class ConvFFN(nn.Module):
     """CloFormer's feed-forward: 1x1 convolution, GELU, depthwise convolution, 1x1 convolution; no residual inside.
 
@@ -130,7 +130,7 @@ class ConvFFN(nn.Module):
         return self.drop(self.fc2(self.dwconv(F.gelu(self.fc1(x)))))
 
 
-@register("CloBlock", channels=rules.same_width, paper=PAPER)
+@register("CloBlock", channels=rules.same_width, kind="attention", paper=PAPER)
 class CloBlock(nn.Module):
     """CloFormer's block: x + attention(norm(x)), then down(x) + ConvFFN(norm(x)); the norms are over the whole image (one group).
 

@@ -12,7 +12,7 @@ from models.spec.registry import register
 PAPER = "Coordinate Attention for Efficient Mobile Network Design, arXiv 2103.02907"
 
 
-@register("CoordAtt", "CoordAttention", "CA", channels=rules.same_width, paper=PAPER)
+@register("CoordAtt", "CoordAttention", "CA", channels=rules.same_width, kind="attention", paper=PAPER)
 class CoordAtt(nn.Module):
     """x · σ(F_h) · σ(F_w): row and column means share one convolution and batch norm (equations 4 to 8 of the paper).
 

@@ -19,7 +19,7 @@ SHARED = 8  # channels that share a head's local matrix
 PAPER = "Contextual Transformer Networks for Visual Recognition, arXiv 2107.12292"
 
 
-@register("CoTAttention", "CoT", channels=rules.same_width, paper=PAPER)
+@register("CoTAttention", "CoT", channels=rules.same_width, kind="attention", paper=PAPER)
 class CoTAttention(nn.Module):
     """Static context K¹ = conv_kxk(x), local matrices A = W_δ ReLU(W_θ [K¹, x]), dynamic context K² = SiLU(BN(V ⊛ A)) (equations 4 and 5).
 

@@ -13,7 +13,12 @@ from models.spec.registry import register
 STRIPS = (7, 11, 21)
 
 
-@register("CPCA", channels=rules.same_width, paper="Channel prior convolutional attention for medical image segmentation, arXiv 2306.05196")
+@register(
+    "CPCA",
+    channels=rules.same_width,
+    kind="attention",
+    paper="Channel prior convolutional attention for medical image segmentation, arXiv 2306.05196",
+)
 class CPCA(nn.Module):
     """y = x · σ(MLP(mean) + MLP(max)), then y · conv1x1(Σ strips of a depth-wise 5x5 of y) (equations 1 to 4 of the paper).
 

@@ -11,7 +11,13 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("DANet", "DualAttention", channels=rules.same_width, paper="Dual Attention Network for Scene Segmentation, arXiv 1809.02983")
+@register(
+    "DANet",
+    "DualAttention",
+    channels=rules.same_width,
+    kind="attention",
+    paper="Dual Attention Network for Scene Segmentation, arXiv 1809.02983",
+)
 class DANet(nn.Module):
     """conv(position attention(x)) + conv(channel attention(x)) (equations 1 to 4 and section 3.4 of the paper).
 

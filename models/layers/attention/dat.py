@@ -19,7 +19,13 @@ from models.spec.registry import register
 HEAD_CHANNELS = 32  # the paper's
 
 
-@register("DATAttention", "DAttention", channels=rules.same_width, paper="Vision Transformer with Deformable Attention, arXiv 2201.00520")
+@register(
+    "DATAttention",
+    "DAttention",
+    channels=rules.same_width,
+    kind="attention",
+    paper="Vision Transformer with Deformable Attention, arXiv 2201.00520",
+)
 class DATAttention(nn.Module):
     """softmax(q kᵀ / √d + position bias) v, with k and v at sampled points (equations 4 to 9 of the paper).
 

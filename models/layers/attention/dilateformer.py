@@ -21,7 +21,7 @@ PAPER = "DilateFormer: Multi-Scale Dilated Transformer for Visual Recognition, a
 HEAD_CHANNELS = 24  # the paper's
 
 
-@register("MSDA", channels=rules.same_width, paper=PAPER)
+@register("MSDA", channels=rules.same_width, kind="attention", paper=PAPER)
 class MSDA(nn.Module):
     """Sliding-window dilated attention (equations 1 to 4 of the paper): heads in equal groups, group i with dilation[i].
 
@@ -76,7 +76,7 @@ class MSDA(nn.Module):
         return neighbourhood_attention(query, F.pad(key, margin), F.pad(value, margin), at, scale=self.scale)
 
 
-@register("DilateBlock", channels=rules.same_width, paper=PAPER)
+@register("DilateBlock", channels=rules.same_width, kind="attention", paper=PAPER)
 class DilateBlock(nn.Module):
     """DilateFormer's block: x + attention(LN(x)), then x + MLP(LN(x)), on maps.
 

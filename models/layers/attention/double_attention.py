@@ -8,7 +8,13 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("A2Attention", "DoubleAttention", channels=rules.same_width, paper="A²-Nets: Double Attention Networks, arXiv 1810.11579")
+@register(
+    "A2Attention",
+    "DoubleAttention",
+    channels=rules.same_width,
+    kind="attention",
+    paper="A²-Nets: Double Attention Networks, arXiv 1810.11579",
+)
 class A2Attention(nn.Module):
     """x + W [A softmax_pixels(B)ᵀ] softmax_descriptors(V) (equations 4 to 6 of the paper); linear in the number of pixels.
 

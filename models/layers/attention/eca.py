@@ -10,7 +10,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("ECA", channels=rules.same_width, paper="ECA-Net: Efficient Channel Attention for Deep CNNs, arXiv 1910.03151")
+@register("ECA", channels=rules.same_width, kind="attention", paper="ECA-Net: Efficient Channel Attention for Deep CNNs, arXiv 1910.03151")
 class ECA(nn.Module):
     """x · σ(conv1d(mean(x))) over the channels (equation 9 of the paper); no bias, as published.
 

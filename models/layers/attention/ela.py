@@ -10,7 +10,12 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("ELA", channels=rules.same_width, paper="ELA: Efficient Local Attention for Deep Convolutional Neural Networks, arXiv 2403.01123")
+@register(
+    "ELA",
+    channels=rules.same_width,
+    kind="attention",
+    paper="ELA: Efficient Local Attention for Deep Convolutional Neural Networks, arXiv 2403.01123",
+)
 class ELA(nn.Module):
     """x · σ(GN(conv(rows))) · σ(GN(conv(columns))), one convolution and norm for both (equations 5 to 8 of the paper); ELA-B by default.
 

@@ -10,7 +10,12 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("EMA", channels=rules.same_width, paper="Efficient Multi-Scale Attention Module with Cross-Spatial Learning, arXiv 2305.13563")
+@register(
+    "EMA",
+    channels=rules.same_width,
+    kind="attention",
+    paper="Efficient Multi-Scale Attention Module with Cross-Spatial Learning, arXiv 2305.13563",
+)
 class EMA(nn.Module):
     """Cross-spatial learning in groups of channels (figure 3 and section III of the paper).
 

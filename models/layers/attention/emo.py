@@ -17,7 +17,12 @@ NORMS = {"bn_2d": lambda c: nn.BatchNorm2d(c, eps=1e-6), "none": lambda c: nn.Id
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}
 
 
-@register("iRMB", channels=rules.out_width, paper="Rethinking Mobile Block for Efficient Attention-based Models, arXiv 2301.01146")
+@register(
+    "iRMB",
+    channels=rules.out_width,
+    kind="attention",
+    paper="Rethinking Mobile Block for Efficient Attention-based Models, arXiv 2301.01146",
+)
 class iRMB(nn.Module):
     """x + proj(y + dwconv(y)), y = attention(v) among every n-th pixel (equations 2 to 5 of the paper).
 

@@ -11,7 +11,7 @@ from models.spec.registry import register
 PAPER = "Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks, arXiv 2105.02358"
 
 
-@register("ExternalAttention", channels=rules.same_width, paper=PAPER)
+@register("ExternalAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class ExternalAttention(nn.Module):
     """Norm(x M_kᵀ) M_v (equations 5 to 9 of the paper); Norm is a softmax over pixels, then a division by the sum over the memory.
 

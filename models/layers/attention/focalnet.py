@@ -16,7 +16,7 @@ from models.spec.registry import register
 PAPER = "Focal Modulation Networks, arXiv 2203.11926"
 
 
-@register("FocalModulation", channels=rules.same_width, paper=PAPER)
+@register("FocalModulation", channels=rules.same_width, kind="attention", paper=PAPER)
 class FocalModulation(nn.Module):
     """Focal modulation on (B, C, H, W) maps (equations 4 to 7 of the paper).
 
@@ -90,7 +90,7 @@ class FocalModulation(nn.Module):
         return [F.conv2d(x, weight, bias) for weight, bias in zip(weights, biases)]
 
 
-@register("FocalModulationBlock", "FocalNetBlock", channels=rules.same_width, paper=PAPER)
+@register("FocalModulationBlock", "FocalNetBlock", channels=rules.same_width, kind="attention", paper=PAPER)
 class FocalModulationBlock(nn.Module):
     """FocalNet's block: x + γ₁ · modulation(LN(x)), then x + γ₂ · MLP(LN(x)), on (B, C, H, W) maps.
 

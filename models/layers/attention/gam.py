@@ -13,7 +13,7 @@ from models.spec.registry import register
 PAPER = "Global Attention Mechanism: Retain Information to Enhance Channel-Spatial Interactions, arXiv 2112.05561"
 
 
-@register("GAM", channels=rules.same_width, paper=PAPER)
+@register("GAM", channels=rules.same_width, kind="attention", paper=PAPER)
 class GAM(nn.Module):
     """y = x · MLP(x) per pixel, then y · σ(shuffle(conv7x7(conv7x7(y)))) (equations 1 and 2 of the paper).
 

@@ -13,7 +13,7 @@ from models.spec.registry import register
 PAPER = "Gather-Excite: Exploiting Feature Context in Convolutional Neural Networks, arXiv 1810.12348"
 
 
-@register("GE", "GatherExcite", channels=rules.same_width, paper=PAPER)
+@register("GE", "GatherExcite", channels=rules.same_width, kind="attention", paper=PAPER)
 class GE(nn.Module):
     """x · σ(upsample(gather(x))) (equation 1 of the paper): the learned gather GE-θ or, over the whole map, GE-θ⁻ without parameters.
 

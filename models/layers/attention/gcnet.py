@@ -11,7 +11,7 @@ from models.spec.registry import register
 PAPER = "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, arXiv 1904.11492"
 
 
-@register("GC", "GlobalContext", channels=rules.same_width, paper=PAPER)
+@register("GC", "GlobalContext", channels=rules.same_width, kind="attention", paper=PAPER)
 class GC(nn.Module):
     """x + W₂ ReLU(LN(W₁ Σ softmax(Wₖ x) x)) (equation 5 of the paper). W₂ starts at zero, so the module starts as the identity.
 

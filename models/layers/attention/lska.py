@@ -12,7 +12,7 @@ PAPER = "Large Separable Kernel Attention, arXiv 2309.01439"
 KERNELS = {7: (3, 3, 2), 11: (3, 5, 2), 23: (5, 7, 3), 35: (5, 11, 3), 41: (5, 13, 3), 53: (5, 17, 3)}  # field: kernel, dilated, dilation
 
 
-@register("LSKA", channels=rules.same_width, paper=PAPER)
+@register("LSKA", channels=rules.same_width, kind="attention", paper=PAPER)
 class LSKA(nn.Module):
     """x · conv1x1 of row, column, dilated row, dilated column (equations 8 to 11 of the paper).
 
@@ -40,7 +40,7 @@ class LSKA(nn.Module):
         return x * self.conv1(self.conv_spatial_v(self.conv_spatial_h(self.conv0v(self.conv0h(x)))))
 
 
-@register("LSKAAttention", channels=rules.same_width, paper=PAPER)
+@register("LSKAAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class LSKAAttention(GatedResidual):
     """LSKA between two pointwise convolutions, with a residual.
 

@@ -12,7 +12,7 @@ from models.spec.registry import register
 PAPER = "Large Selective Kernel Network for Remote Sensing Object Detection, arXiv 2303.09030"
 
 
-@register("LSK", "LSKBlock", channels=rules.same_width, paper=PAPER)
+@register("LSK", "LSKBlock", channels=rules.same_width, kind="attention", paper=PAPER)
 class LSK(nn.Module):
     """x · conv(σ₁ u₁ + σ₂ u₂): u₁ from a 5x5, u₂ from a dilated 7x7 behind it, σ chosen per pixel (equations 2 to 8 of the paper).
 

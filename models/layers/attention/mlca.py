@@ -12,7 +12,7 @@ from models.spec.registry import register
 PAPER = "Mixed local channel attention for object detection, Engineering Applications of Artificial Intelligence 123, 2023"
 
 
-@register("MLCA", channels=rules.same_width, paper=PAPER)
+@register("MLCA", channels=rules.same_width, kind="attention", paper=PAPER)
 class MLCA(nn.Module):
     """x · unpool(λ σ(conv(local)) + (1 - λ) σ(conv(global))) (figure 3 of the paper), local = mean in a grid of places.
 

@@ -16,7 +16,7 @@ PAPER = "MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Tr
 HEAD_CHANNELS = 32
 
 
-@register("MobileViTAttention", channels=rules.same_width, paper=PAPER)
+@register("MobileViTAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class MobileViTAttention(nn.Module):
     """conv([x, fold(transformer(unfold(local(x))))]) (section 3.1 and figure 1b of the paper).
 

@@ -10,7 +10,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("NAM", channels=rules.same_width, paper="NAM: Normalization-based Attention Module, arXiv 2111.12419")
+@register("NAM", channels=rules.same_width, kind="attention", paper="NAM: Normalization-based Attention Module, arXiv 2111.12419")
 class NAM(nn.Module):
     """x · σ(BN(x) · |γ| / Σ|γ|) (equation 2 of the paper), the channel part, as published.
 

@@ -18,7 +18,7 @@ MODES = ("gaussian", "embedded", "dot", "concatenate")
 PREFIX_BLOCK = 64  # positions that one triangular product sums up
 
 
-@register("NLBlockND", "NonLocal", channels=rules.same_width, paper=PAPER)
+@register("NLBlockND", "NonLocal", channels=rules.same_width, kind="attention", paper=PAPER)
 class NLBlockND(nn.Module):
     """z = W_z(y) + x with y_i = Σ_j f(x_i, x_j) g(x_j) / C(x) (equations 1 and 6 of the paper), over 1, 2 or 3 dimensions.
 

@@ -11,7 +11,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("ParNetAttention", channels=rules.same_width, paper="Non-deep Networks, arXiv 2110.07641")
+@register("ParNetAttention", channels=rules.same_width, kind="attention", paper="Non-deep Networks, arXiv 2110.07641")
 class ParNetAttention(nn.Module):
     """SiLU(BN(conv1x1(x)) + BN(conv3x3(x)) + x · σ(W mean(x))) (section 3.1 and figure 2 of the paper).
 

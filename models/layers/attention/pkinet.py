@@ -12,7 +12,9 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("CAA", channels=rules.same_width, paper="Poly Kernel Inception Network for Remote Sensing Detection, arXiv 2403.06258")
+@register(
+    "CAA", channels=rules.same_width, kind="attention", paper="Poly Kernel Inception Network for Remote Sensing Detection, arXiv 2403.06258"
+)
 class CAA(nn.Module):
     """x · σ(conv1x1(column strip(row strip(conv1x1(mean7x7(x)))))) (equations 5 to 7 of the paper).
 

@@ -42,7 +42,7 @@ class _Polarized(nn.Module):
         return torch.sigmoid((query * value).sum(1, keepdim=True))
 
 
-@register("ParallelPolarizedSelfAttention", channels=rules.same_width, paper=PAPER)
+@register("ParallelPolarizedSelfAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class ParallelPolarizedSelfAttention(_Polarized):
     """Channel-gated plus space-gated copy of x (equation 5 of the paper).
 
@@ -55,7 +55,7 @@ class ParallelPolarizedSelfAttention(_Polarized):
         return x * (self.channel_gate(x) + self.spatial_gate(x))
 
 
-@register("SequentialPolarizedSelfAttention", channels=rules.same_width, paper=PAPER)
+@register("SequentialPolarizedSelfAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class SequentialPolarizedSelfAttention(_Polarized):
     """The space gate of the channel-gated x (equation 6 of the paper).
 

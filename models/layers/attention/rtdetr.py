@@ -14,7 +14,7 @@ from models.spec.registry import register
 TEMPERATURE = 10000.0  # of the sine positions
 
 
-@register("AIFI", channels=rules.same_width, paper="DETRs Beat YOLOs on Real-time Object Detection, arXiv 2304.08069")
+@register("AIFI", channels=rules.same_width, kind="attention", paper="DETRs Beat YOLOs on Real-time Object Detection, arXiv 2304.08069")
 class AIFI(nn.Module):
     """LN(x + MHSA(x + p, x + p, x)), then LN(x + FFN(x)) (section 4.2 of the paper), p two-dimensional sine positions of the map at hand.
 

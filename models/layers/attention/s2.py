@@ -11,7 +11,12 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("S2Attention", channels=rules.same_width, paper="S²-MLPv2: Improved Spatial-Shift MLP Architecture for Vision, arXiv 2108.01072")
+@register(
+    "S2Attention",
+    channels=rules.same_width,
+    kind="attention",
+    paper="S²-MLPv2: Improved Spatial-Shift MLP Architecture for Vision, arXiv 2108.01072",
+)
 class S2Attention(nn.Module):
     """Three copies: shifted along H then W, along W then H, not shifted; blended by split attention (algorithm 1 of the paper).
 

@@ -12,7 +12,9 @@ from models.spec.registry import register
 ITERATIONS = 5  # of Newton and Schulz, as published
 
 
-@register("SOCA", channels=rules.same_width, paper="Second-order Attention Network for Single Image Super-Resolution, CVPR 2019")
+@register(
+    "SOCA", channels=rules.same_width, kind="attention", paper="Second-order Attention Network for Single Image Super-Resolution, CVPR 2019"
+)
 class SOCA(nn.Module):
     """x · σ(W₂ ReLU(W₁ mean(√cov(x)))) (equations 6 to 13 of the paper), the root by five Newton-Schulz steps in float32.
 

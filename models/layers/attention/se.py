@@ -10,7 +10,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("SE", "SEAttention", channels=rules.same_width, paper="Squeeze-and-Excitation Networks, arXiv 1709.01507")
+@register("SE", "SEAttention", channels=rules.same_width, kind="attention", paper="Squeeze-and-Excitation Networks, arXiv 1709.01507")
 class SE(nn.Module):
     """x · σ(W₂ ReLU(W₁ mean(x))) (equations 2 to 4 of the paper); no biases, as published.
 

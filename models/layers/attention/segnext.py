@@ -17,7 +17,7 @@ from models.spec.registry import register
 PAPER = "SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation, arXiv 2209.08575"
 
 
-@register("MSCA", channels=rules.same_width, paper=PAPER)
+@register("MSCA", channels=rules.same_width, kind="attention", paper=PAPER)
 class MSCA(nn.Module):
     """x · conv1x1(Σ scales of a depth-wise 5x5) (equations 1 and 2 of the paper): identity and strips of 7, 11 and 21 px.
 
@@ -40,7 +40,7 @@ class MSCA(nn.Module):
         return x * self.conv3(near + strips)
 
 
-@register("MSCASpatialAttention", channels=rules.same_width, paper=PAPER)
+@register("MSCASpatialAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class MSCASpatialAttention(GatedResidual):
     """MSCA between two pointwise convolutions, with a residual.
 
@@ -52,7 +52,7 @@ class MSCASpatialAttention(GatedResidual):
         super().__init__(d_model, MSCA(d_model))
 
 
-@register("MSCANBlock", channels=rules.same_width, paper=PAPER)
+@register("MSCANBlock", channels=rules.same_width, kind="attention", paper=PAPER)
 class MSCANBlock(nn.Module):
     """SegNeXt's block: x + γ₁ · attention(BN(x)), then x + γ₂ · MLP(BN(x)), on maps.
 

@@ -12,7 +12,7 @@ from models.spec.registry import register
 PAPER = "Spatial Group-wise Enhance: Improving Semantic Feature Learning in Convolutional Networks, arXiv 1905.09646"
 
 
-@register("SGE", "SpatialGroupEnhance", channels=rules.same_width, paper=PAPER)
+@register("SGE", "SpatialGroupEnhance", channels=rules.same_width, kind="attention", paper=PAPER)
 class SGE(nn.Module):
     """x · σ(γ ĉ + β), ĉ the normalised similarity ⟨x, mean(x)⟩ of a pixel within its group (equations 1 to 5 of the paper).
 

@@ -10,7 +10,9 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("ShuffleAttention", channels=rules.same_width, paper="SA-Net: Shuffle Attention for Deep CNNs, arXiv 2102.00240")
+@register(
+    "ShuffleAttention", channels=rules.same_width, kind="attention", paper="SA-Net: Shuffle Attention for Deep CNNs, arXiv 2102.00240"
+)
 class ShuffleAttention(nn.Module):
     """x₁ · σ(w₁ mean(x₁) + b₁) and x₂ · σ(w₂ GN(x₂) + b₂) in every group (equations 1 to 3 of the paper).
 

@@ -10,7 +10,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("SimAM", channels=rules.same_width, paper="SimAM: A Simple, Parameter-Free Attention Module, ICML 2021")
+@register("SimAM", channels=rules.same_width, kind="attention", paper="SimAM: A Simple, Parameter-Free Attention Module, ICML 2021")
 class SimAM(nn.Module):
     """x · σ(1/e*), 1/e* = (x - μ)² / (4 (σ² + λ)) + 1/2 (equations 5 and 6 of the paper), σ² over H W - 1 pixels.
 

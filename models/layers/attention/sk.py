@@ -13,7 +13,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("SK", channels=rules.same_width, paper="Selective Kernel Networks, arXiv 1903.06586")
+@register("SK", channels=rules.same_width, kind="attention", paper="Selective Kernel Networks, arXiv 1903.06586")
 class SK(nn.Module):
     """Split, fuse, select (equations 1 to 6 of the paper): Σ aᵢ · ReLU(BN(Uᵢ(x))), a = softmax over branches of Wᵢ ReLU(BN(W mean(Σ U))).
 

@@ -20,7 +20,7 @@ PAPER = "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows
 HEAD_CHANNELS = 32  # the paper's
 
 
-@register("SwinWindowAttention", "WindowAttention", channels=rules.same_width, paper=PAPER)
+@register("SwinWindowAttention", "WindowAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class SwinWindowAttention(nn.Module):
     """softmax(q kᵀ / √d + B) v inside each window of a map (equation 4 of the paper).
 
@@ -98,7 +98,7 @@ class SwinWindowAttention(nn.Module):
         return x
 
 
-@register("SwinBlock", "SwinTransformerBlock", channels=rules.same_width, paper=PAPER)
+@register("SwinBlock", "SwinTransformerBlock", channels=rules.same_width, kind="attention", paper=PAPER)
 class SwinBlock(nn.Module):
     """x + window attention(LN(x)), then x + MLP(LN(x)), on maps; the windows may be shifted (equation 3 of the paper).
 

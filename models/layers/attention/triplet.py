@@ -10,7 +10,12 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 
-@register("TripletAttention", channels=rules.same_width, paper="Rotate to Attend: Convolutional Triplet Attention Module, arXiv 2010.03045")
+@register(
+    "TripletAttention",
+    channels=rules.same_width,
+    kind="attention",
+    paper="Rotate to Attend: Convolutional Triplet Attention Module, arXiv 2010.03045",
+)
 class TripletAttention(nn.Module):
     """The mean of three gated copies: over (C, W), over (H, C) and over (H, W) (equations 1 and 2 of the paper).
 

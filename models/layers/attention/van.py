@@ -11,7 +11,7 @@ from models.spec.registry import register
 PAPER = "Visual Attention Network, arXiv 2202.09741"
 
 
-@register("LKA", channels=rules.same_width, paper=PAPER)
+@register("LKA", channels=rules.same_width, kind="attention", paper=PAPER)
 class LKA(nn.Module):
     """x · conv1x1(dilated 7x7(5x5(x))), both depth-wise, dilation 3: a 21x21 field (equations 1 and 2 of the paper).
 
@@ -30,7 +30,7 @@ class LKA(nn.Module):
         return x * self.conv1(self.conv_spatial(self.conv0(x)))
 
 
-@register("LKAAttention", "LKA_Attention", channels=rules.same_width, paper=PAPER)
+@register("LKAAttention", "LKA_Attention", channels=rules.same_width, kind="attention", paper=PAPER)
 class LKAAttention(GatedResidual):
     """LKA between two pointwise convolutions, with a residual.
 

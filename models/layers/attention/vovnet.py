@@ -11,7 +11,11 @@ from models.spec.registry import register
 
 
 @register(
-    "EffectiveSE", "eSE", channels=rules.same_width, paper="CenterMask: Real-Time Anchor-Free Instance Segmentation, arXiv 1911.06667"
+    "EffectiveSE",
+    "eSE",
+    channels=rules.same_width,
+    kind="attention",
+    paper="CenterMask: Real-Time Anchor-Free Instance Segmentation, arXiv 1911.06667",
 )
 class EffectiveSE(nn.Module):
     """x · hard-σ(W mean(x)): one full-width layer, so that no channel's information is lost (equation 3 of the paper).

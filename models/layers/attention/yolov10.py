@@ -14,7 +14,7 @@ from models.spec.registry import register
 HEAD_CHANNELS = 64  # YOLOv10's
 
 
-@register("PSA", channels=rules.same_width, paper="YOLOv10: Real-Time End-to-End Object Detection, arXiv 2405.14458")
+@register("PSA", channels=rules.same_width, kind="attention", paper="YOLOv10: Real-Time End-to-End Object Detection, arXiv 2405.14458")
 class PSA(nn.Module):
     """conv([a, b']), b' = b + attention(b), then b' + FFN(b') (figure 3c of the paper); parameter names are YOLOv10's.
 

@@ -20,7 +20,7 @@ HEAD_CHANNELS = 32  # YOLOv12's
 PAPER = "YOLOv12: Attention-Centric Real-Time Object Detectors, arXiv 2502.12524"
 
 
-@register("AreaAttention", "AAttn", channels=rules.same_width, paper=PAPER)
+@register("AreaAttention", "AAttn", channels=rules.same_width, kind="attention", paper=PAPER)
 class AreaAttention(nn.Module):
     """proj(softmax(q kᵀ / √d) v + conv7x7(v)) inside each of ``area`` stripes of rows (section 3.2 of the paper).
 
@@ -84,7 +84,7 @@ class _AreaBlock(nn.Module):
         return x + self.mlp(x)
 
 
-@register("A2C2f", channels=rules.out_width_repeated, paper=PAPER)
+@register("A2C2f", channels=rules.out_width_repeated, kind="attention", paper=PAPER)
 class A2C2f(nn.Module):
     """Residual efficient layer aggregation (section 3.3 of the paper): a chain of stages, each of two area-attention blocks, concatenated.
 

@@ -110,9 +110,7 @@ def from_windows(windows: Tensor, height: int, width: int, *, columns: int) -> T
     return grid.reshape(batch, rows * height, columns * width, channels).permute(0, 3, 1, 2)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: float | None = None, dropout: float = 0.0
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: float | None = None, dropout: float = 0.0) -> Tensor:
     """Softmax attention between the positions of maps, without a matrix of positions by positions.
 
     Heads are contiguous groups of channels.

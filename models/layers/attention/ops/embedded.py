@@ -93,5 +93,4 @@ def embedded(name: str) -> BlockSpec | None:
 
 def _keeps_width(spec: BlockSpec) -> bool:
     """Whether a module can stand behind a convolution: it keeps its input's width, or is an attention module that can."""
-    own = getattr(spec.cls, "__module__", "").startswith("models.layers.attention.")
-    return spec.channels is rules.same_width or (own and spec.channels in (rules.out_width, rules.out_width_repeated))
+    return spec.channels is rules.same_width or (spec.kind == "attention" and spec.channels in (rules.out_width, rules.out_width_repeated))
