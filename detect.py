@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from utils.cli.detect_arguments import DetectConfig, parse_arguments
 from utils.errors import UserError
-from utils.process_exit import leave
+from utils.process_exit import exit_process
 
 if TYPE_CHECKING:
     import numpy as np
@@ -359,4 +359,4 @@ def _check_surroundings(config: DetectConfig, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -1,4 +1,4 @@
-"""Observers are told everything and can break nothing."""
+"""Callbacks are called for every event and cannot break a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Broken(Callback):
         raise OSError("disk\nfull")
 
 
-def test_a_failing_observer_is_dropped_with_one_line(tmp_path, capsys):
+def test_a_failing_callback_is_removed_with_one_warning(tmp_path, capsys):
     recorder = Recorder()
     callbacks = Callbacks([Broken(), recorder])
     run = RunInfo(tmp_path, ("a",), ("box",))
@@ -28,5 +28,5 @@ def test_a_failing_observer_is_dropped_with_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == "warning: Broken failed (OSError: disk full) and is left out from now on\n"
 
 
-def test_other_processes_have_no_observers():
-    assert Callbacks([Recorder()], is_main=False).observers == []
+def test_other_ranks_have_no_callbacks():
+    assert Callbacks([Recorder()], is_main=False).callbacks == []

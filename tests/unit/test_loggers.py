@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 
 from engine.logging.callbacks import RunInfo
-from engine.logging.loggers import CsvLogger, TensorBoardLogger, columns
+from engine.logging.loggers import METRIC_COLUMNS, CsvLogger, TensorBoardLogger, columns
 
 PARTS = ("box", "cls", "dfl")
 
@@ -16,7 +16,7 @@ def rows_of(path):
 
 
 def test_columns_are_those_of_yolo():
-    assert columns(PARTS) == (
+    assert columns(PARTS, METRIC_COLUMNS) == (
         *("epoch", "train/box_loss", "train/cls_loss", "train/dfl_loss"),
         *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
         *("val/box_loss", "val/cls_loss", "val/dfl_loss", "x/lr0", "x/lr1", "x/lr2"),
@@ -25,13 +25,13 @@ def test_columns_are_those_of_yolo():
 
 def test_a_resumed_run_writes_the_rows_that_it_brings_along(tmp_path):
     logger, rows = CsvLogger(), []
-    logger.on_train_start(RunInfo(tmp_path, ("a",), PARTS))
+    logger.on_train_start(RunInfo(tmp_path, ("a",), PARTS, metric_columns=METRIC_COLUMNS))
     for epoch in range(3):
         rows.append({"epoch": epoch, "train/box_loss": 1 / 3, "x/lr0": 0.01})
-        logger.on_epoch_end(RunInfo(tmp_path, ("a",), PARTS), rows[-1])
+        logger.on_epoch_end(RunInfo(tmp_path, ("a",), PARTS, metric_columns=METRIC_COLUMNS), rows[-1])
     with open(tmp_path / "results.csv", "a") as file:
         file.write("3,0.12")  # torn
-    resumed = RunInfo(tmp_path, ("a",), PARTS, start_epoch=2, rows=tuple(rows[:2]))
+    resumed = RunInfo(tmp_path, ("a",), PARTS, metric_columns=METRIC_COLUMNS, start_epoch=2, rows=tuple(rows[:2]))
     logger.on_train_start(resumed)
     logger.on_epoch_end(resumed, {"epoch": 2, "train/box_loss": 0.5})
     rows = rows_of(tmp_path)
@@ -42,7 +42,7 @@ def test_a_resumed_run_writes_the_rows_that_it_brings_along(tmp_path):
 
 def test_tensorboard_leaves_events(tmp_path):
     logger = TensorBoardLogger()
-    run = RunInfo(tmp_path, ("a",), PARTS)
+    run = RunInfo(tmp_path, ("a",), PARTS, metric_columns=METRIC_COLUMNS)
     logger.on_train_start(run)
     logger.on_epoch_end(run, {"epoch": 0, "x/lr0": 0.01})
     logger.on_train_end(run)
