@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from utils.cli.detect_arguments import DetectConfig, parse_arguments
 from utils.errors import UserError
-from utils.process_exit import leave
+from utils.process_exit import exit_process
 
 if TYPE_CHECKING:
     from engine.inference.detect import Report
@@ -41,4 +41,4 @@ def detect(config: DetectConfig) -> Report:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

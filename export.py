@@ -17,6 +17,7 @@ from models.export.source import ExportOptions
 from utils.cli.export_arguments import ExportConfig, parse_arguments
 from utils.errors import UserError
 from utils.run_folders import newest_weights
+from utils.sizes import round_up_to_stride
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +87,7 @@ def export_options(config: ExportConfig, *, stride: int) -> ExportOptions:
 
 def _rounded_up(imgsz: Sequence[int], stride: int) -> tuple[int, int]:
     """Height and width as multiples of the stride; prints a line where that changes them."""
-    height, width = (max(-(-side // stride), 1) * stride for side in imgsz)
+    height, width = (round_up_to_stride(side, stride) for side in imgsz)
     if (height, width) != tuple(imgsz):
         print(f"--imgsz {imgsz[0]} {imgsz[1]}: rounded up to {height} {width}, multiples of the stride {stride}")
     return height, width

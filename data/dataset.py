@@ -31,7 +31,7 @@ class SampleKey(NamedTuple):
     epoch: int
     hw: tuple[int, int]  # of the batch, px
     mosaic: bool  # whether mosaic (and with it mixup) may happen
-    of_step: int | None = None  # images of its batch over all processes; 0: it stands for none, and has no objects
+    step_images: int | None = None  # images of its batch over all processes; 0: it stands for none, and has no objects
     repeat: int = 0  # times that the epoch has shown the image before
 
 
@@ -131,7 +131,7 @@ class ImageDataset(torch.utils.data.Dataset):
         samples = []
         for planes, key in zip(images, keys):
             sample = self[key]
-            if key.of_step == 0:
+            if key.step_images == 0:
                 sample = sample._replace(targets=sample.targets[:0])
             split_into(sample.image, planes)
             samples.append(sample._replace(image=sample.image[:0]))
@@ -146,7 +146,7 @@ class ImageDataset(torch.utils.data.Dataset):
         paths = tuple(self.image_files[k.index] for k in keys)
         unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
         objects = Targets.of_rows(torch.from_numpy(targets))
-        return Batch(torch.from_numpy(images), objects, paths, places, max(counts), unreadable, keys[0].of_step)
+        return Batch(torch.from_numpy(images), objects, paths, places, max(counts), unreadable, keys[0].step_images)
 
     def _augmented(self, key: SampleKey, rng: np.random.Generator) -> Sample:
         use_mosaic = key.mosaic and rng.random() < self.hyp.mosaic

@@ -225,8 +225,8 @@ class EpochSampler(Sampler):
             order, shapes = self.rect_shapes
             batches = list(zip(self._batches(order), shapes))
             batches = [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
-        for indices, of_step, hw in list(self._share(batches))[self.start_batch :]:
-            yield [SampleKey(int(i) % self.count, self.epoch, hw, mosaic, of_step, int(i) // self.count) for i in indices]
+        for indices, step_images, hw in list(self._share(batches))[self.start_batch :]:
+            yield [SampleKey(int(i) % self.count, self.epoch, hw, mosaic, step_images, int(i) // self.count) for i in indices]
 
     def _batches(self, order: np.ndarray) -> list[np.ndarray]:
         """The batches of all processes."""

@@ -1,4 +1,4 @@
-"""Which number of channels a network and its images have, where model YAML, data YAML and checkpoint say different things."""
+"""The number of channels of a network and its images, where model YAML, data YAML and checkpoint disagree."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def with_channels(spec: DatasetSpec, config: TrainConfig, checkpoint: Checkpoint | None) -> DatasetSpec:
-    """The data set with the channels that a training reads and builds for: the data YAML's if it names them, else the model's, else 3.
+    """The data set with the channels of a training: the data YAML's if it gives them, else the model's, else 3.
 
-    A disagreement between the two is one line.
+    Where the two disagree a line is printed.
 
     Raises:
-        UserError: The data YAML names others than the run that goes on.
+        UserError: the data YAML gives another number than the resumed run has.
     """
     if config.resume and checkpoint is not None:
         return spec_for(spec, checkpoint, weights=config.resume)
@@ -30,8 +30,8 @@ def with_channels(spec: DatasetSpec, config: TrainConfig, checkpoint: Checkpoint
     named = named_channels(cfg) if cfg else None
     if spec.ch_given:
         if named not in (None, spec.ch) and distributed.is_main():
-            said_by = config.cfg or config.weights
-            print(f"channels  {spec.ch}, as {spec.yaml_path} says (ch), which decides; {said_by} says {named}")
+            source = config.cfg or config.weights
+            print(f"channels  {spec.ch}, as {spec.yaml_path} says (ch), which decides; {source} says {named}")
         return spec
     return replace(spec, ch=named or spec.ch)
 
@@ -44,10 +44,10 @@ class HasChannels(Protocol):
 
 
 def spec_for(spec: DatasetSpec, model: HasChannels, *, weights: str | Path) -> DatasetSpec:
-    """The data set read with the channels of a model that is there already.
+    """The data set with the channels of an existing model.
 
     Raises:
-        UserError: The data YAML names others.
+        UserError: the data YAML gives another number.
     """
     if spec.ch_given and spec.ch != model.ch:
         raise UserError(f"{spec.yaml_path}: ch: {spec.ch}, but {weights} takes {model.ch} channels; give the data set of its own")

@@ -1,4 +1,4 @@
-"""The order of a network's weights in memory: channels last, as ``utils.types.to_unit_range`` lays the images."""
+"""The memory format of a network's weights: channels last, like the images of ``utils.types.to_unit_range``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def channels_last(model: Model) -> Model:
-    """The model, changed in place: what has four dimensions lies channels last (``Module.to`` refuses the five of a position table)."""
+    """Converts tensors with four dimensions to channels last, in place (``Module.to`` refuses a position table with five dimensions)."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

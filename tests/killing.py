@@ -114,7 +114,7 @@ def run(config: TrainConfig, pipe: int) -> int:
     os.setpgid(0, 0)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            train(config, observers=[Beat(pipe)])
+            train(config, callbacks=[Beat(pipe)])
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -23,6 +23,7 @@ import train
 import val
 from engine.evaluation import validate as validation
 from engine.logging.progress import LossMeter
+from engine.training.step import TrainingState
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
@@ -92,21 +93,21 @@ def train_job(job: dict[str, Any], folder: Path) -> int:
             steps.append((distributed.all_reduce_sum(values) / distributed.world_size()).tolist())
         update(self, parts, counts=counts)
 
-    def frozen(run: train.Run) -> None:
-        run.network.train()
-        for module in run.model.modules():
+    def frozen(self: TrainingState) -> None:
+        self.network.train()
+        for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
     LossMeter.update = recorded  # type: ignore[method-assign]
     if job.get("frozen"):
-        train.set_training_mode = frozen
+        TrainingState.set_training_mode = frozen  # type: ignore[method-assign]
     same: list[bool] = []
     measure = train.validate
 
     def compared(run: train.Run) -> Any:
         metrics = measure(run)
-        averages = distributed.gather_objects([float(v.double().sum()) for v in run.ema.model.state_dict().values()])
+        averages = distributed.gather_objects([float(v.double().sum()) for v in run.state.ema.model.state_dict().values()])
         same.append(all(a == averages[0] for a in averages))
         return metrics
 
@@ -120,9 +121,8 @@ def train_job(job: dict[str, Any], folder: Path) -> int:
 def failing_job(job: dict[str, Any], folder: Path) -> int:
     """A training in which one process ends in mid-epoch."""
 
-    def fail(run: train.Run) -> None:
-        before(run)
-        loader, when = run.train_loader, job["at"]
+    def fail(run: train.Run, epoch: int) -> dict[str, float]:
+        loader, when = run.loaders.train, job["at"]
         draw = type(loader).__iter__
 
         class Failing(type(loader)):  # type: ignore[misc]
@@ -135,8 +135,9 @@ def failing_job(job: dict[str, Any], folder: Path) -> int:
                     yield batch
 
         loader.__class__ = Failing
+        return before(run, epoch)
 
-    before, train.set_training_mode = train.set_training_mode, fail
+    before, train.train_one_epoch = train.train_one_epoch, fail
     return run_main(job)
 
 

@@ -1,7 +1,7 @@
-"""The only place that reads RANK and WORLD_SIZE: which process this is, and sums over all of them. Alone, everything is a no-op.
+"""The only place that reads RANK and WORLD_SIZE: which process this is, and collectives over all of them. With one process all are no-ops.
 
-``watch_ranks`` brings the processes of torchrun together, sees to it that all end when one does, and that one of them says why;
-``process_group`` inside it is what tensors are summed over, NCCL between GPUs and Gloo between CPUs.
+``watch_ranks`` connects the processes of torchrun, ends all of them when one does, and lets one of them print why (``utils.watchdog``).
+Inside it ``process_group`` is what tensors are reduced over: NCCL between GPUs, Gloo between CPUs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,50 +24,56 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.watchdog import CONNECT_S, Watchdog
 
-TIMEOUT = timedelta(minutes=30)  # of a collective: the longest that processes may wait for the slowest; a dead one is noticed at once
-MEETING = timedelta(minutes=10)  # until all processes are there
-NOTICE_S = 8  # between a failed collective and the news why: loader processes hold a dead one's connections for up to 5 s
+Value = TypeVar("Value")
+TIMEOUT = timedelta(minutes=30)  # of a collective: the longest that ranks may wait for the slowest; the watchdog finds a dead one sooner
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # until all processes have started
+NOTICE_S = 8  # between a failed collective and the watchdog's notice: loader processes keep a dead rank's connections for up to 5 s
 POLL_S = 0.05
-LINGER_S = 3  # that the main process stays after a failure, for the others to end in order
+LINGER_S = 3  # that the main rank stays after a failure, so that the others can end in order
 
 
 class _RankWatch:
-    """What the processes share beside the process group."""
+    """What the ranks share beside the process group: a key-value store and the watchdog."""
 
     def __init__(self, store: dist.Store, watchdog: Watchdog) -> None:
         self.store, self.watchdog = store, watchdog
-        self.count = itertools.count()  # of what was agreed on, the same on all
+        self._calls = itertools.count()  # the same on all ranks, as all make the same calls in the same order
 
-    def key(self) -> str:
-        return f"agreed/{next(self.count)}"
+    def new_key(self) -> str:
+        """A key for the next exchange, the same on all ranks."""
+        return f"exchange/{next(self._calls)}"
 
     def wait_for(self, key: str) -> None:
-        """Without end: the watchdog ends the waiting when the process that is waited for dies."""
+        """Waits without limit until the key is set.
+
+        Raises:
+            _RankEndedError: another rank has ended, so that the key may never be set.
+        """
         while not self.store.check([key]):
-            if self.watchdog.news is not None:
-                raise _Told
+            if self.watchdog.ended is not None:
+                raise _RankEndedError
             time.sleep(POLL_S)
 
-    def any(self, mine: bool) -> bool:
-        """Whether it holds for one of the processes."""
-        key = self.key()
-        self.store.set(f"{key}/{rank()}", str(mine))
+    def any_rank(self, value: bool) -> bool:
+        """Whether ``value`` is true on one of the ranks."""
+        key = self.new_key()
+        self.store.set(f"{key}/{rank()}", str(value))
         for other in range(world_size()):
             self.wait_for(f"{key}/{other}")
         return any(self.store.get(f"{key}/{other}") == b"True" for other in range(world_size()))
 
-    def is_first(self) -> bool:
-        """Whether no other process has had something to say before."""
+    def claim_report(self) -> bool:
+        """Whether this rank is the first that has an error to print; the others stay silent."""
         if self.watchdog.wait(2 * POLL_S):
             return False
         try:
-            return self.store.add("speakers", 1) == 1
-        except RuntimeError:  # whoever kept the store has gone, and spoken
+            return self.store.add("reports", 1) == 1
+        except RuntimeError:  # the rank that kept the store has ended, and printed its error
             return False
 
 
-class _Told(RuntimeError):
-    """Another process has ended."""
+class _RankEndedError(RuntimeError):
+    """Another rank has ended."""
 
 
 _watch: _RankWatch | None = None
@@ -96,11 +102,11 @@ def local_world_size() -> int:
 def restarted() -> bool:
     """Whether torchrun (``--max-restarts``) or SLURM (a requeued job) has started this job again; each torchrun counts its own."""
     count = _number("TORCHELASTIC_RESTART_COUNT", 0) + _number("SLURM_RESTART_COUNT", 0)
-    return count > 0 if _watch is None else _watch.any(count > 0)
+    return count > 0 if _watch is None else _watch.any_rank(count > 0)
 
 
 def job_id() -> str:
-    """What tells this job from others and stays the same when it is restarted; empty where nobody restarts it."""
+    """Identifies this job and stays the same when it is restarted; empty where neither torchrun nor SLURM started it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return f"slurm {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     given = os.environ["TORCHELASTIC_RUN_ID"]
@@ -148,42 +154,42 @@ def select_device(name: str = "") -> torch.device:
 
 @contextmanager
 def watch_ranks() -> Iterator[None]:
-    """Meets the other processes of torchrun. Only the main one prints; when one ends early all do, and one of them says why.
+    """Connects to the other ranks. Only the main rank prints; when one rank ends early all do, and one of them prints why.
 
     Raises:
-        UserError: the environment is incomplete, another process was lost, or what was raised inside.
-        SystemExit: another process says why all end.
+        UserError: the environment is incomplete, another rank was lost, or what was raised inside.
+        SystemExit: another rank prints why all end.
     """
     global _watch
     if world_size() == 1 or _watch is not None:
         yield
         return
-    with _quiet():
-        _watch = _meet()
-        word = "failed"
+    with _silence_other_ranks():
+        _watch = _connect_ranks()
+        outcome = "failed"
         try:
             yield
-            word = "bye"
+            outcome = "bye"
         except KeyboardInterrupt:
-            word = "stopped"
-            if not _watch.is_first():
+            outcome = "stopped"
+            if not _watch.claim_report():
                 raise SystemExit(130) from None
             raise
         except UserError:
-            news = _watch.watchdog.news
-            if _watch.watchdog.speaks() if news and news.kind == "lost" else _watch.is_first():
+            ended = _watch.watchdog.ended
+            if _watch.watchdog.reports_loss() if ended and ended.kind == "lost" else _watch.claim_report():
                 raise
             raise SystemExit(1) from None
         except RuntimeError as error:
-            _end_with_others(error)
+            _raise_reason(error)
         finally:
-            _watch.watchdog.close(word, linger_s=LINGER_S if is_main() and word != "bye" else 0)  # it may keep the store
+            _watch.watchdog.close(outcome, linger_s=LINGER_S if is_main() and outcome != "bye" else 0)  # it may keep the store
             _watch = None
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the other processes to sum tensors on ``device``, and leaves them whatever happens inside."""
+    """Initializes torch's process group for tensors on ``device``, and destroys it whatever happens inside."""
     if _watch is None or is_distributed():
         yield
         return
@@ -203,16 +209,16 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def lost_rank_message() -> str:
-    """What a failed collective was due to: a sentence if another process was lost, else empty. Waits some seconds for the news."""
-    news = _watch.watchdog.wait(NOTICE_S) if _watch else None
-    return _watch.watchdog.text() if _watch and news and news.kind == "lost" else ""
+    """Why a collective failed: a sentence if another rank was lost, else empty. Waits some seconds for the watchdog's notice."""
+    ended = _watch.watchdog.wait(NOTICE_S) if _watch else None
+    return _watch.watchdog.loss_message() if _watch and ended and ended.kind == "lost" else ""
 
 
 def main_rank_decision(decide: Callable[[], str]) -> str:
-    """What the main process decides, on every process. Needs no process group."""
+    """The text that ``decide`` returns on the main rank, on every rank. Needs no process group."""
     if _watch is None:
         return decide()
-    key = _watch.key()
+    key = _watch.new_key()
     if is_main():
         _watch.store.set(key, "=" + decide())
     else:
@@ -222,11 +228,11 @@ def main_rank_decision(decide: Callable[[], str]) -> str:
 
 @contextmanager
 def local_main_first() -> Iterator[None]:
-    """The first process of each machine goes through alone, then the others: it leaves caches that they find. Waits without limit."""
+    """Runs the block on the first rank of each machine, then on the others, which find the caches it wrote. Waits without limit."""
     if _watch is None:
         yield
         return
-    key = f"{_watch.key()}/{rank() - local_rank()}"
+    key = f"{_watch.new_key()}/{rank() - local_rank()}"
     if local_rank():
         _watch.wait_for(key)
     yield
@@ -235,17 +241,17 @@ def local_main_first() -> Iterator[None]:
 
 
 def gradient_sync(network: nn.Module, *, now: bool) -> AbstractContextManager[Any]:
-    """Around forward and backward: ``now`` decides whether gradients are averaged over processes, or only added up for a later step."""
+    """Around forward and backward: ``now`` decides whether gradients are averaged over ranks, or only summed for a later step."""
     return nullcontext() if now or not isinstance(network, nn.parallel.DistributedDataParallel) else network.no_sync()
 
 
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> None:
-    """Turns batch norms, in place, into ones whose statistics are of the images of all processes (``--sync-bn``); says so where it cannot.
+    """Replaces batch norms by synchronized ones, whose statistics are of the images of all ranks (``--sync-bn``), if there are several.
 
-    Kinds of batch norm with a rule of their own stay as they are.
+    Subclasses of batch norm, which have rules of their own, stay as they are.
 
     Raises:
-        UserError: processes on CPUs, for which torch has no such batch norm.
+        UserError: ranks on CPUs, for which torch has no synchronized batch norm.
     """
     if world_size() == 1:
         print("--sync-bn: one process, so its batch statistics are those of all images anyway")
@@ -261,14 +267,14 @@ def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> None:
 
 @torch.no_grad()
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Gives the tensors the main process's values."""
+    """Copies the main rank's values into the tensors of all ranks."""
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over all processes; the value itself when alone. Not differentiated through."""
+    """The sum over all ranks; the value itself with one process. No gradient flows through it."""
     if not is_distributed():
         return value
     total = value.detach().clone()
@@ -276,23 +282,23 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return total
 
 
-def broadcast_object(value: object) -> object:
-    """The main process's value, on every process. For small plain values such as a path or a decision."""
+def broadcast_object(value: Value) -> Value:
+    """The main rank's value, on every rank. For small plain values such as a path or a decision."""
     if not is_distributed():
         return value
-    holder = [value]
+    holder: list[Any] = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
 
 
 def barrier() -> None:
-    """Waits for all processes."""
+    """Waits until all ranks get here."""
     if is_distributed():
         dist.barrier()
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The values of all processes, in order of rank, on every process. Meant for plain values once in a while, such as metrics."""
+    """The values of all ranks, in order of rank, on every rank. For plain values that are exchanged rarely, such as metrics."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -308,8 +314,8 @@ def _number(name: str, default: int) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Processes other than the main one print nothing; errors and warnings go their own way."""
+def _silence_other_ranks() -> Iterator[None]:
+    """Discards what ranks other than the main one write to stdout; errors and warnings on stderr stay."""
     if is_main():
         yield
         return
@@ -317,31 +323,34 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _meet() -> _RankWatch:
-    """Waits for all processes."""
+def _connect_ranks() -> _RankWatch:
+    """Waits until all ranks have started.
+
+    Raises:
+        UserError: the environment is incomplete, or a rank is missing.
+    """
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE={world_size()} but no {', '.join(missing)} in the environment: start several processes with torchrun")
     try:
-        store = next(dist.rendezvous("env://", timeout=MEETING))[0]
+        store = next(dist.rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))[0]
         watchdog = Watchdog(store, rank(), world_size(), host=os.environ["MASTER_ADDR"], name=Path(sys.argv[0]).name)
     except (RuntimeError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the {world_size()} processes do not meet at {place} ({' '.join(str(error).split())[:200]})") from error
-    absent = watchdog.absent(CONNECT_S) if is_main() else []
-    if absent:
+    missing_ranks = watchdog.missing_ranks(CONNECT_S) if is_main() else []
+    if missing_ranks:
         watchdog.close("failed")
-        raise UserError(f"process(es) {', '.join(map(str, absent))} of {world_size()} cannot reach the main one, or have ended")
-    return _RankWatch(dist.PrefixStore(watchdog.token, store), watchdog)  # the store may outlive a restart, and what stands in it
+        raise UserError(f"process(es) {', '.join(map(str, missing_ranks))} of {world_size()} cannot reach the main one, or have ended")
+    return _RankWatch(dist.PrefixStore(watchdog.token, store), watchdog)  # the store and its keys may outlive a restart
 
 
-def _end_with_others(error: RuntimeError) -> NoReturn:
-    """What a failed collective was due to, if another process has ended; else the error itself."""
+def _raise_reason(error: RuntimeError) -> NoReturn:
+    """Raises the end of another rank in place of the error that it caused here; the error itself if all ranks run."""
     assert _watch is not None
     watchdog = _watch.watchdog
-    news = watchdog.wait(NOTICE_S)
-    if news is None:
+    if watchdog.wait(NOTICE_S) is None:
         raise error
-    if watchdog.speaks():
-        raise UserError(watchdog.text()) from error
+    if watchdog.reports_loss():
+        raise UserError(watchdog.loss_message()) from error
     raise SystemExit(1) from None

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Atomic writes: a file is complete or absent, whatever happens while it is written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNFINISHED = ".*.partial*"  # what a killed process leaves beside them
+UNFINISHED = ".*.partial*"  # partial files that a killed process leaves
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to; the file takes the place of what is there at the end, and leaves nothing if there is an error.
+    """Yields a temporary path beside ``path``; at the end the file replaces ``path``, and after an error it is removed.
 
-    The suffix is that of ``path``, by which a reader knows what it is. Processes and threads do not get in each other's way.
+    The suffix is that of ``path``, as some writers choose the format by it. Names are unique to the process and thread.
 
     Raises:
-        OSError: it cannot be put in place.
+        OSError: the file cannot be renamed.
     """
     start = path.stem[:40]  # a name may have 255 bytes
     partial = path.with_name(f".{start}.{os.getpid()}-{threading.get_ident():x}.partial{path.suffix}")

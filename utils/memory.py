@@ -1,4 +1,4 @@
-"""Memory that is full: how to know it from other errors, how to give back what can be given, and what is left at all."""
+"""Memory: recognizing out-of-memory errors, releasing caches, and how many bytes are free."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import torch
 
 from utils.errors import UserError
 
-# How torch, its convolutions, cuDNN, cuBLAS and onnxruntime say it; only some of it has a class of its own. In lower case.
-SIGNS = (
+# Messages of torch, its convolutions, cuDNN, cuBLAS and onnxruntime, in lower case; only some have an exception class of their own.
+OUT_OF_MEMORY_TEXTS = (
     ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate memory", "alloc_failed", "bad_alloc")
     + ("bad allocation", "could not create a primitive", "could not create a memory")
 )  # fmt: skip
 CGROUP = Path("/sys/fs/cgroup")
-UNLIMITED = 2**60  # bytes; version 1 of the control groups writes a number near 2^63 for none
+UNLIMITED = 2**60  # bytes; version 1 of the control groups writes a number near 2^63 for no limit
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that there was no memory left, of the device or of the machine."""
+    """Whether an error, or one of its causes, says that the memory of the device or of the machine was full."""
     while error is not None:
         text = str(error).lower()
-        if isinstance(error, MemoryError) or any(sign in text for sign in SIGNS):
+        if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY_TEXTS):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def release_memory(device: torch.device) -> None:
-    """What a failed pass left: cycles that hold tensors, and blocks that the allocator keeps in pieces."""
+    """Frees what a failed pass left: reference cycles that hold tensors, and cached blocks of the allocator."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a training could still take on the device.
+    """Bytes that this process could still allocate on the device.
 
     Raises:
-        UserError: the system does not say.
+        UserError: the system does not report it.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -47,7 +47,7 @@ def free_bytes(device: torch.device) -> int:
     available = _meminfo()
     if available is None:
         raise UserError(f"the free memory of this {device.type} is not known here")
-    return min(available, *_left_in_groups(), UNLIMITED)
+    return min(available, *_free_in_cgroups(), UNLIMITED)
 
 
 def _meminfo() -> int | None:
@@ -59,15 +59,15 @@ def _meminfo() -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
-def _left_in_groups() -> list[int]:
-    """What control groups (containers, batch systems) leave; both versions of their files."""
+def _free_in_cgroups() -> list[int]:
+    """Bytes left under the limits of control groups (containers, batch systems), version 1 and 2."""
     pairs = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-    left = []
+    free = []
     for limit, used in pairs:
         try:
             most, now = ((CGROUP / name).read_text().strip() for name in (limit, used))
         except OSError:
             continue
         if most.isdecimal() and int(most) < UNLIMITED:
-            left.append(max(int(most) - int(now), 0))
-    return left
+            free.append(max(int(most) - int(now), 0))
+    return free

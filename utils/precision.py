@@ -1,4 +1,4 @@
-"""Mixed precision: which type the network runs in, and the scaler that float16 needs."""
+"""Mixed precision: the type that the network runs in, and the gradient scaler that float16 needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-LEAST_FACTOR = 1.0  # of a scaler: gradients that are not finite at this are not its doing
+MIN_SCALE = 1.0  # of a gradient scaler: gradients that are non-finite at this scale are not due to scaling
 
 
 def precision_of(choice: str, device: torch.device) -> torch.dtype | None:
@@ -37,22 +37,22 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def gradient_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.amp.GradScaler:
-    """A scaler that works for float16 and passes everything through otherwise."""
+    """A gradient scaler, enabled for float16 only."""
     return torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
 
-def settle_factor(scaler: torch.amp.GradScaler, *, non_finite: Tensor) -> None:
-    """The scaler's factor after a step: lower where the gradient overflowed, higher after many that did not. Nothing waits for it.
+def update_scale(scaler: torch.amp.GradScaler, *, non_finite: Tensor) -> None:
+    """Updates the scale after a step: lower where the gradient overflowed, higher after many steps that did not. Does not synchronize.
 
-    torch alone would let the factor run to zero on losses or gradients that are not finite whatever it is. Here a non_finite loss leaves it
-    as it is, and it ends at ``LEAST_FACTOR``.
+    torch alone would lower the scale to zero on losses or gradients that are non-finite at any scale. Here a non-finite loss leaves the
+    scale as it is, and ``MIN_SCALE`` is its lower bound.
 
     Args:
-        non_finite: () bool on the device, whether a loss of the step was not finite.
+        non_finite: () bool on the device, whether a loss of the step was non-finite.
     """
     if not scaler.is_enabled():
         return
     one = torch.ones((), device=non_finite.device)
     before = scaler.scale(one)
     scaler.update()
-    scaler.update(torch.where(non_finite, before, scaler.scale(one)).clamp(min=LEAST_FACTOR))
+    scaler.update(torch.where(non_finite, before, scaler.scale(one)).clamp(min=MIN_SCALE))

@@ -1,4 +1,4 @@
-"""The end of a script although a thread hangs in foreign code, where nothing can reach it."""
+"""Ends a script although a thread hangs in foreign code, where nothing can interrupt it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 import threading
 from typing import NoReturn
 
-HANGING = "may hang: "  # the names of such threads begin so
+MAY_HANG = "may hang: "  # prefix of the names of such threads
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Ends the process with an exit status.
 
-    Python waits at its end for threads whose names begin with ``HANGING`` (a stream's reader does, until its time-out), as one that wakes
-    up when half of Python is gone aborts the process. A script has closed its files by now: it ends at once.
+    An ``atexit`` handler waits for threads whose names begin with ``MAY_HANG`` (a stream's reader, until its time-out): one that wakes up
+    during interpreter shutdown would abort the process. A script has closed its files by now and need not wait.
     """
-    if any(thread.name.startswith(HANGING) for thread in threading.enumerate()):
+    if any(thread.name.startswith(MAY_HANG) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""Random state: seeding it, taking it into a checkpoint and putting it back."""
+"""Random state: seeding, reading it for a checkpoint, and restoring it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
     """Seeds Python, numpy and torch. ``deterministic`` also refuses kernels whose result depends on the order of threads (slower).
 
-    Refused, not warned of: while torch is told to warn only, the fused attention kernels of CUDA stay with the order that is faster.
+    Refused rather than warned about: with ``warn_only`` CUDA's fused attention kernels keep their nondeterministic order.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global state is what plugins and libraries draw from
@@ -26,7 +26,7 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
 
 
 def refused_kernel(error: BaseException) -> str | None:
-    """The operation that torch refused because its result depends on the order of threads, if that is what an error says."""
+    """The operation that torch refused because its result depends on the order of threads; None for any other error."""
     found = re.match(r"(\S+) does not have a deterministic implementation", str(error))
     return found[1] if found else None
 
@@ -44,7 +44,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts back what ``random_state`` took; GPU states only where there are as many GPUs."""
+    """Restores what ``random_state`` returned; GPU states only where there are as many GPUs."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

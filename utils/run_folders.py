@@ -1,4 +1,4 @@
-"""Where runs lie: a new folder for each (race-free), and the newest weights when none are given."""
+"""Run folders: a new one for each run (race-free), and the newest weights when none are given."""
 
 from __future__ import annotations
 

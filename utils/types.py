@@ -115,12 +115,12 @@ class Batch(NamedTuple):
     letterbox: Letterbox
     max_boxes: int  # the most boxes in one image, known on the host so that the loss never asks the device
     unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of images that are replaced by grey
-    of_step: int | None = None  # images of this step over all ranks, if more; 0: this batch fills up a rank's share and counts nowhere
+    step_images: int | None = None  # images of this step over all ranks, if more; 0: takes part, counts nowhere
 
     @property
     def images_of_step(self) -> int:
         """Images of this step over all ranks; 0 where this batch counts nowhere."""
-        return len(self.images) if self.of_step is None else self.of_step
+        return len(self.images) if self.step_images is None else self.step_images
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The batch with images and targets on ``device``; what only reports need stays on the host."""

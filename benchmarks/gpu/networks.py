@@ -13,7 +13,6 @@ from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,19 +21,20 @@ from torch import Tensor, nn
 from benchmarks.gpu.common import BOXES_PER_IMAGE, CLASSES, Check, Skip, allocated_mib, brief, free, peak_mib, synchronize
 from engine.logging.progress import LossMeter
 from engine.memory_format import channels_last
-from engine.micro_batches import TrainingMicroBatches
 from engine.training.compiling import unsupported_reason
 from engine.training.ema import ModelEMA
+from engine.training.initial_weights import FrozenLayers
 from engine.training.nonfinite_guard import NonFiniteGuard
-from engine.training.optim import build_optimizer, optimizer_step
+from engine.training.optim import build_optimizer
+from engine.training.schedule import Schedule
+from engine.training.step import TrainingState, TrainingStep
 from models import build_model
-from train import forward_backward
-from utils.config import Hyperparameters
+from utils.config import Hyperparameters, TrainConfig
 from utils.precision import autocast, gradient_scaler
 from utils.types import Batch, Letterbox, to_unit_range
 
 ROOT = Path(__file__).resolve().parents[2]
-HYP = Hyperparameters(lr0=1e-3)
+HYP = Hyperparameters(lr0=1e-3, warmup_epochs=0)
 
 
 def synthetic_batch(size: int, imgsz: int) -> Batch:
@@ -52,40 +52,36 @@ def synthetic_batch(size: int, imgsz: int) -> Batch:
 
 
 class OurStep:
-    """The training step of train.py: forward, loss, backward, step guard, optimizer, moving average, meter."""
+    """The training step of train.py (``TrainingStep`` and the loss meter) on one batch, at a fixed learning rate."""
 
     def __init__(self, check: Check, cfg: str, batch: Batch, *, compiled: bool = False) -> None:
-        device = check.device
+        device, size = check.device, len(batch.images)
         torch.manual_seed(0)
         model = channels_last(build_model(cfg, nc=CLASSES).to(device)).train()
-        self.ema, self.loss = ModelEMA(model), model.head.build_loss(HYP)
-        self.scaler = gradient_scaler(device, check.precision)
+        ema, loss = ModelEMA(model), model.head.build_loss(HYP)
         if compiled:
             model.compile(backend="inductor")
-        self.guard = NonFiniteGuard(model, self.loss.names, patience=0, folder=check.work, scaled=self.scaler.is_enabled())
-        self.optimizer = build_optimizer(model, HYP, batch_size=len(batch.images), accumulate=1)
-        self.portions = TrainingMicroBatches(model, self.loss, self.guard, device)
-        self.meter = LossMeter(self.loss.names, finite_only=True)
+        optimizer = build_optimizer(model, HYP, batch_size=size, accumulate=1)
+        state = TrainingState(model, model, FrozenLayers(), loss, ema, optimizer, gradient_scaler(device, check.precision))
+        guard = NonFiniteGuard(model, loss.names, patience=0, folder=check.work, scaled=state.scaler.is_enabled())
+        schedule = Schedule(HYP, "fixed", epochs=1, iterations=1, batch_size=size, accumulate=1)
+        config = TrainConfig(imgsz=batch.images.shape[-1])
+        self.step = TrainingStep(state, schedule, guard, config, clip_norm=HYP.clip_norm, device=device, precision=check.precision)
+        self.meter = LossMeter(loss.names, finite_only=True)
         self.batch, self.model = batch, model
-        self.run: Any = SimpleNamespace(
-            config=SimpleNamespace(multi_scale=False, imgsz=batch.images.shape[-1]), device=device, precision=check.precision,
-            network=model, model=model, loss=self.loss, guard=self.guard, scaler=self.scaler,
-        )  # fmt: skip
 
     def __call__(self) -> None:
-        parts, _ = self.micro_batches.run(self.batch, partial(forward_backward, self.run, 0, 0), place="GPU check")
-        non_finite = self.guard.non_finite()
-        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=HYP.clip_norm, non_finite=non_finite)
-        self.guard.after_step(taken, non_finite)
-        self.ema.update(taken)
+        self.step.begin(0, 0, is_last=True)
+        parts, _ = self.step.backward(self.batch)
+        self.step.update_weights()
         self.meter.update(parts)
 
-    def resolve_config(self) -> None:
-        """The look at the losses that train.py takes every ten iterations."""
-        self.guard.check()
+    def read_losses(self) -> None:
+        """What train.py does every ten iterations to log the losses."""
+        self.step.guard.check()
         self.meter.means()
-        if self.micro_batches.count > 1:
-            raise Skip("the memory was full: the batch went through in portions")
+        if self.step.micro_batches.count > 1:
+            raise Skip("the memory was full: the batch was split into micro-batches")
 
 
 class PeerStep:
@@ -113,7 +109,7 @@ class PeerStep:
         self.optimizer.zero_grad()
         self.ema.update(self.model)
 
-    def resolve_config(self) -> None:
+    def read_losses(self) -> None:
         """It takes no look of its own."""
 
 
@@ -185,7 +181,7 @@ def _beside(check: Check, sides: dict[str, Callable[[], Any]], names: dict[str, 
             step = build()
             for _ in range(check.sizes.warm_up):
                 step()
-            step.settle()
+            step.read_losses()
             synchronize(check.device)
         except Exception as error:
             traceback.print_exc()
@@ -199,7 +195,7 @@ def _beside(check: Check, sides: dict[str, Callable[[], Any]], names: dict[str, 
             started = time.perf_counter()
             for _ in range(check.sizes.block):
                 step()
-            step.settle()
+            step.read_losses()
             synchronize(check.device)
             seconds[side].append((time.perf_counter() - started) / check.sizes.block)
     medians = {side: statistics.median(values) for side, values in seconds.items()}
@@ -231,9 +227,9 @@ def _waits(check: Check, cfg: str) -> None:
     first = waiting_lines(step, check.device)
     for _ in range(check.sizes.warm_up):
         step()
-    step.settle()
+    step.read_losses()
     steady = waiting_lines(step, check.device)
-    look = waiting_lines(step.settle, check.device)
+    look = waiting_lines(step.read_losses, check.device)
     counts = {"waits": sum(steady.values()), "first_step": sum(first.values()), "look": sum(look.values())}
     check.row(cfg, **counts, lines=dict(steady), first_lines=dict(first))
     check.row(cfg, **kernels(step, check.device))

@@ -108,24 +108,24 @@ class Recorded:
 
 @contextmanager
 def recorded() -> Iterator[Recorded]:
-    """Looks over the step guard's shoulder: observers are not told the loss of an iteration."""
-    found, checked, after_step = Recorded(), NonFiniteGuard.checked, NonFiniteGuard.after_step
+    """Records the losses that the guard of non-finite steps gets: callbacks do not get the loss of an iteration."""
+    found, total_loss, after_step = Recorded(), NonFiniteGuard.total_loss, NonFiniteGuard.after_step
 
-    def checked_and_kept(self: NonFiniteGuard, *args: Any, **kwargs: Any) -> Tensor:
-        total = checked(self, *args, **kwargs)
-        found.losses.append(self._waiting[-1].losses)
+    def record_loss(self: NonFiniteGuard, *args: Any, **kwargs: Any) -> Tensor:
+        total = total_loss(self, *args, **kwargs)
+        found.losses.append(self._pending[-1].losses)
         found.names = self.names
         return total
 
-    def after_step_and_kept(self: NonFiniteGuard, taken: Tensor, non_finite: Tensor) -> None:
-        found.taken.append(taken)
-        after_step(self, taken, non_finite)
+    def record_step(self: NonFiniteGuard, applied: Tensor, non_finite: Tensor) -> None:
+        found.taken.append(applied)
+        after_step(self, applied, non_finite)
 
-    NonFiniteGuard.checked, NonFiniteGuard.after_step = checked_and_kept, after_step_and_kept  # type: ignore[method-assign]
+    NonFiniteGuard.total_loss, NonFiniteGuard.after_step = record_loss, record_step  # type: ignore[method-assign]
     try:
         yield found
     finally:
-        NonFiniteGuard.checked, NonFiniteGuard.after_step = checked, after_step  # type: ignore[method-assign]
+        NonFiniteGuard.total_loss, NonFiniteGuard.after_step = total_loss, after_step  # type: ignore[method-assign]
 
 
 def config(check: Check, name: str, **changes: Any) -> TrainConfig:
@@ -151,7 +151,7 @@ def precision(check: Check) -> None:
     result, error = None, None
     with recorded() as found:
         try:
-            result = train(config(check, check.step, **flags), observers=[watch])
+            result = train(config(check, check.step, **flags), callbacks=[watch])
         except KeyboardInterrupt:
             if not watch.stopped:
                 raise
@@ -183,7 +183,7 @@ def resume(check: Check) -> None:
     flags |= {"deterministic": True, "nosave": False, "amp": "auto"}
     whole = train(config(check, "whole", **flags)).last_weights
     try:
-        train(config(check, "cut", **flags), observers=[Watch(epochs=1)])
+        train(config(check, "cut", **flags), callbacks=[Watch(epochs=1)])
     except KeyboardInterrupt:
         pass
     else:
@@ -210,7 +210,7 @@ def loader(check: Check) -> None:
     watch = Watch(epochs=sizes.loader_epochs, until=check.deadline - END_S / 2)
     flags = {"cfg": sizes.loader_cfg, "batch_size": sizes.loader_batch, "epochs": sizes.loader_epochs + 1, "data": data}
     try:
-        train(config(check, check.step, **flags), observers=[watch])
+        train(config(check, check.step, **flags), callbacks=[watch])
     except KeyboardInterrupt:
         if not watch.stopped:
             raise

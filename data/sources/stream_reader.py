@@ -19,7 +19,7 @@ import numpy as np
 
 from data.images.reading import ImageError
 from data.sources.urls import is_url, open_url
-from utils.process_exit import HANGING
+from utils.process_exit import MAY_HANG
 
 MOST_FPS = 1000.0  # some cameras give the rate of their clock
 _PORTS = {"rtmp": 1935, "rtmps": 443, "rtsp": 554, "rtsps": 322}
@@ -72,7 +72,7 @@ class Reader(threading.Thread):
     def __init__(
         self, stream: Stream, vid_stride: int, patience: ReconnectPolicy, changed: threading.Condition, stop: threading.Event
     ) -> None:
-        super().__init__(name=f"{HANGING}reader of {stream.shown}", daemon=True)
+        super().__init__(name=f"{MAY_HANG}reader of {stream.shown}", daemon=True)
         self.stream, self.vid_stride, self.patience, self._changed, self._stop_asked = stream, vid_stride, patience, changed, stop
         self.newest: NewestFrame | None = None
         self.lines: list[str] = []

@@ -26,6 +26,7 @@ from utils.cli.sizes import height_and_width
 from utils.distributed import select_device
 from utils.errors import UserError
 from utils.nms import Suppression
+from utils.sizes import round_up_to_stride
 from utils.types import Letterbox, to_unit_range
 from utils.visual.draw import viewable
 
@@ -88,7 +89,7 @@ class HubModel(nn.Module):
         inputs = list(source) if isinstance(source, (list, tuple)) else [source]
         inputs = [p for item in inputs for p in _one_by_one(item, self.model.ch)]
         sides = height_and_width(size if isinstance(size, int) else tuple(size))
-        hw = tuple(-(-side // self.stride) * self.stride for side in sides)
+        hw = tuple(round_up_to_stride(side, self.stride) for side in sides)
         images, found, files = [], [], []
         for index, item in enumerate(inputs):
             with predictor.stopwatch.stage(PRE_PROCESS):

@@ -1,6 +1,6 @@
-"""Observers of a training run. They are told what happened, on the main process only, and can change nothing.
+"""Callbacks of a training run. They are called on the main rank only, and observe the run without changing it.
 
-An observer that fails is dropped with one line; the run goes on.
+A callback that raises is removed with a warning; the run continues.
 """
 
 from __future__ import annotations
@@ -16,24 +16,32 @@ from utils.types import Batch
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What observers know of a run."""
+    """What callbacks get of a run.
+
+    Attributes:
+        names: of the classes.
+        parts: names of the loss parts.
+        start_epoch: above 0 after a resume.
+        rows: of results.csv, of all epochs that are done.
+        metric_columns: names of the metrics in ``rows``, such as metrics/mAP_0.5.
+    """
 
     save_dir: Path
-    names: tuple[str, ...]  # classes
-    parts: tuple[str, ...]  # of the loss
+    names: tuple[str, ...]
+    parts: tuple[str, ...]
     task: Task
-    start_epoch: int = 0  # above 0 after a resume
-    rows: tuple[Mapping[str, float], ...] = ()  # of results.csv, of all epochs that are done
+    start_epoch: int = 0
+    rows: tuple[Mapping[str, float], ...] = ()
 
 
 class Callback:
-    """Every method may be left as it is."""
+    """Base class; every method does nothing unless overridden."""
 
     def on_train_start(self, run: RunInfo) -> None:
         """Once, before the first epoch."""
 
     def on_batch(self, run: RunInfo, epoch: int, iteration: int, batch: Batch) -> None:
-        """After each training step; ``batch`` is what the network saw, possibly on another device."""
+        """After each iteration; ``batch`` is the network's input, on the host."""
 
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
         """After validation and saving, with the row of results.csv."""
@@ -43,28 +51,28 @@ class Callback:
 
 
 class Callbacks(Callback):
-    """Tells each observer in turn; empty on all processes but the main one."""
+    """Calls several callbacks in turn; empty on all ranks but the main one."""
 
-    def __init__(self, observers: Sequence[Callback] = (), *, is_main: bool = True) -> None:
-        self.observers = list(observers) if is_main else []
+    def __init__(self, callbacks: Sequence[Callback] = (), *, is_main: bool = True) -> None:
+        self.callbacks = list(callbacks) if is_main else []
 
     def on_train_start(self, run: RunInfo) -> None:
-        self._tell("on_train_start", run)
+        self._call("on_train_start", run)
 
     def on_batch(self, run: RunInfo, epoch: int, iteration: int, batch: Batch) -> None:
-        self._tell("on_batch", run, epoch, iteration, batch)
+        self._call("on_batch", run, epoch, iteration, batch)
 
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
-        self._tell("on_epoch_end", run, row)
+        self._call("on_epoch_end", run, row)
 
     def on_train_end(self, run: RunInfo) -> None:
-        self._tell("on_train_end", run)
+        self._call("on_train_end", run)
 
-    def _tell(self, event: str, *args: object) -> None:
-        for observer in tuple(self.observers):
+    def _call(self, event: str, *args: object) -> None:
+        for callback in tuple(self.callbacks):
             try:
-                getattr(observer, event)(*args)
-            except Exception as error:  # whatever a logger raises, the training is worth more
-                self.observers.remove(observer)
+                getattr(callback, event)(*args)
+            except Exception as error:  # no failure of a logger may end a training
+                self.callbacks.remove(callback)
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                print(f"warning: {type(observer).__name__} failed ({reason}) and is left out from now on", file=sys.stderr)
+                print(f"warning: {type(callback).__name__} failed ({reason}) and is left out from now on", file=sys.stderr)

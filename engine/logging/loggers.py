@@ -1,10 +1,10 @@
-"""What a run leaves besides weights: results.csv, TensorBoard events and images."""
+"""The loggers of every run: results.csv, TensorBoard events and plots."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from numpy.typing import NDArray
 
@@ -17,40 +17,39 @@ if TYPE_CHECKING:
 LEARNING_RATES = ("x/lr0", "x/lr1", "x/lr2")
 
 
-def columns(parts: tuple[str, ...], metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns of results.csv for these loss parts and metric columns, in the order that YOLO users' scripts expect."""
-    return ("epoch", *(f"train/{p}_loss" for p in parts), *metrics, *(f"val/{p}_loss" for p in parts), *LEARNING_RATES)
+def columns(parts: Sequence[str], metric_names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of results.csv for these loss parts and metrics, in the order that scripts of YOLO users expect."""
+    return ("epoch", *(f"train/{p}_loss" for p in parts), *metric_names, *(f"val/{p}_loss" for p in parts), *LEARNING_RATES)
 
 
 def csv_row(epoch: int, losses: Mapping[str, float], metrics: MetricResult | None, rates: Sequence[float]) -> dict[str, float]:
-    """The row of an epoch: mean training losses, metrics where they were measured, and the learning rate of each group."""
+    """The row of an epoch: mean training losses, metrics if there was a validation, and the learning rate of each group."""
     trained = {f"train/{name}_loss": value for name, value in losses.items()}
     return {"epoch": epoch, **trained, **metric_columns(metrics), **dict(zip(LEARNING_RATES, rates))}
 
 
 def metric_columns(metrics: MetricResult | None) -> dict[str, float]:
-    """Metrics and validation losses under their names in results.csv."""
+    """Metrics and validation losses by their names in results.csv; empty without a validation."""
     if metrics is None:
         return {}
     return {**metrics.columns, **{f"val/{name}_loss": float(value) for name, value in metrics.losses.items()}}
 
 
 class CsvLogger(Callback):
-    """Appends one row an epoch to results.csv; a value that was not measured is left empty.
+    """Appends one row per epoch to results.csv; a value that was not measured is left empty.
 
-    A resumed run brings its rows along, so that none is missing, torn or there twice, whenever it was stopped.
+    A resumed run writes the file again from the rows of its checkpoint, so that no row is missing, torn or written twice.
     """
 
     def on_train_start(self, run: RunInfo) -> None:
         with open(run.save_dir / "results.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns(run.parts, run.task.columns), extrasaction="ignore", restval="")
+            writer = _csv_writer(file, run)
             writer.writeheader()
-            writer.writerows(map(_formatted, run.rows))
+            writer.writerows(map(_format_row, run.rows))
 
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
         with open(run.save_dir / "results.csv", "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns(run.parts, run.task.columns), extrasaction="ignore", restval="")
-            writer.writerow(_formatted(row))
+            _csv_writer(file, run).writerow(_format_row(row))
 
 
 class TensorBoardLogger(Callback):
@@ -62,7 +61,7 @@ class TensorBoardLogger(Callback):
     def on_train_start(self, run: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        last = run.rows[-1:]  # of a resumed run; it may have been stopped before that was written
+        last = run.rows[-1:]  # of a resumed run, which may have been stopped before it was written
         self.writer = SummaryWriter(str(run.save_dir), purge_step=int(last[0]["epoch"]) if last else None)
         for row in last:
             self.on_epoch_end(run, row)
@@ -77,7 +76,7 @@ class TensorBoardLogger(Callback):
 
 
 class PlotLogger(Callback):
-    """Images of the labels, of the first batches, and of the curves at the end.
+    """Plots the labels, the first training batches, and at the end the curves.
 
     Args:
         labels: of every training image, (n, 5) [class, cx, cy, w, h] normalised.
@@ -105,5 +104,9 @@ class PlotLogger(Callback):
         plot_results(run.save_dir / "results.csv", run.save_dir / "results.png")
 
 
-def _formatted(row: Mapping[str, float]) -> dict[str, Any]:
+def _csv_writer(file: TextIO, run: RunInfo) -> csv.DictWriter:
+    return csv.DictWriter(file, columns(run.parts, run.task.columns), extrasaction="ignore", restval="")
+
+
+def _format_row(row: Mapping[str, float]) -> dict[str, Any]:
     return {k: v if k == "epoch" else f"{v:.6g}" for k, v in row.items()}

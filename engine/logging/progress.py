@@ -1,34 +1,37 @@
-"""The progress bar of an epoch and the running means behind it, without a wait for the device at every step."""
+"""The progress bar of an epoch and the running means that it shows, without a device synchronization at every step."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from utils.distributed import all_reduce_sum
 
+if TYPE_CHECKING:
+    from data.loader import BatchLoader
+
 BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {elapsed} {rate_fmt}"
 
 
 class LossMeter:
-    """Means of the loss parts over all processes, added up on the device; only ``means`` waits for it, and for the other processes.
+    """Means of the loss parts over all ranks, summed on the device; only ``means`` waits for it, and for the other ranks.
 
     Args:
         names: of the parts.
-        finite_only: leave out batches with a part that is not finite, as no step is taken for them.
+        finite_only: leave out batches with a non-finite part, as their step is skipped.
     """
 
     def __init__(self, names: Sequence[str], *, finite_only: bool = False) -> None:
         self.names, self.finite_only = tuple(names), finite_only
         self.count = 0  # updates
-        self._sum: Tensor | None = None  # (parts + 1,), the last is the number of batches that were added
+        self._sum: Tensor | None = None  # (parts + 1,), the last is the number of batches that were summed
 
     def update(self, parts: dict[str, Tensor], *, counts: bool = True) -> None:
-        """Adds a batch; one that does not count is of no image, but of a step of the others."""
+        """Adds a batch; one that does not count has no image of its own and only takes part in the step of the other ranks."""
         values = torch.stack([parts[name].detach().float() for name in self.names])
         values = values if counts else torch.zeros_like(values)
         values = torch.cat((values, values.new_ones(1)))
@@ -38,7 +41,7 @@ class LossMeter:
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """One transfer from the device; NaN where nothing was added."""
+        """The means, in one transfer from the device; NaN where nothing was added."""
         values = [float("nan")] * len(self.names)
         if self._sum is not None:
             total = all_reduce_sum(self._sum)
@@ -58,17 +61,23 @@ class LossMeter:
 
 
 class EpochBar:
-    """A tqdm bar over the batches of an epoch whose description carries epoch, memory, losses and sizes; ``done`` of them ran before."""
+    """A tqdm bar over the batches of an epoch, described by epoch, memory, losses and sizes.
+
+    Args:
+        batches: of the whole epoch, by length; iterating yields those that are left.
+        done: batches that were trained on before a resume.
+        shown: whether anything is printed.
+    """
 
     def __init__(
-        self, batches: Iterable[Any], *, total: int, names: Sequence[str], epoch: int, epochs: int, done: int = 0, shown: bool = True
+        self, batches: BatchLoader, *, names: Sequence[str], epoch: int, epochs: int, done: int = 0, shown: bool = True
     ) -> None:
         from tqdm import tqdm
 
         if shown:
             print("".join(f"{title:>10}" for title in ("epoch", "memory", *names, "boxes", "px")))
         self.place = f"{epoch + 1}/{epochs}"
-        self.bar = tqdm(batches, total=total, initial=done, disable=not shown, bar_format=BAR)
+        self.bar = tqdm(batches, total=len(batches), initial=done, disable=not shown, bar_format=BAR)
 
     def __iter__(self) -> Iterator[Any]:
         with self.bar:
@@ -80,7 +89,7 @@ class EpochBar:
 
 
 def memory_used(device: torch.device) -> str:
-    """Memory reserved on a GPU, or the most that this process ever held."""
+    """Memory reserved on a GPU, or the peak memory of this process on a CPU."""
     if device.type == "cuda":
         return f"{torch.cuda.memory_reserved(device) / 2**30:.2f}G"
     try:

@@ -1,4 +1,4 @@
-"""Loggers that ``--logger`` asks for: MLflow and Weights & Biases. A resumed run goes on in its own record of them."""
+"""Loggers that ``--logger`` names: MLflow and Weights & Biases. A resumed run continues its own record there."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from engine.logging.callbacks import Callback, RunInfo
 from utils.errors import UserError
 
-LONGEST = 250  # characters of a value; MLflow's older servers refuse more
-AT_ONCE = 50  # values in one request
-LEFT_BEHIND = ("results.csv", "opt.yaml", "hyp.yaml", "results.png", "confusion_matrix.png", "weights/best.pt")
+MAX_CHARACTERS = 250  # of a value; older MLflow servers refuse more
+PARAMS_PER_REQUEST = 50
+ARTIFACTS = ("results.csv", "opt.yaml", "hyp.yaml", "results.png", "confusion_matrix.png", "weights/best.pt")
 
 
 class _Tracker(Callback):
-    """Flags, hyper-parameters, every column of results.csv, and at the end files and best.pt.
+    """Logs flags, hyper-parameters, every column of results.csv, and at the end files and best.pt.
 
     Args:
-        project: name of the experiment, or project.
+        project: name of the project or experiment.
         values: flags and hyper-parameters.
     """
 
@@ -29,7 +29,7 @@ class _Tracker(Callback):
 
 
 class MlflowLogger(_Tracker):
-    """Goes where MLFLOW_TRACKING_URI says."""
+    """Logs to the server that MLFLOW_TRACKING_URI names."""
 
     mlflow: Any = None
 
@@ -39,10 +39,10 @@ class MlflowLogger(_Tracker):
         known = _read_id(run, "mlflow")
         started = self.mlflow.start_run(run_id=known) if known else self.mlflow.start_run(run_name=run.save_dir.name)
         _write_id(run, "mlflow", started.info.run_id)
-        texts = [(_allowed(key), str(value)[:LONGEST]) for key, value in self.values.items()]
-        for start in range(0, 0 if known else len(texts), AT_ONCE):
-            self.mlflow.log_params(dict(texts[start : start + AT_ONCE]))
-        for row in run.rows[-1:]:  # of a resumed run; it may have been stopped before that was logged
+        texts = [(_allowed(key), str(value)[:MAX_CHARACTERS]) for key, value in self.values.items()]
+        for start in range(0, 0 if known else len(texts), PARAMS_PER_REQUEST):
+            self.mlflow.log_params(dict(texts[start : start + PARAMS_PER_REQUEST]))
+        for row in run.rows[-1:]:  # of a resumed run, which may have been stopped before it was logged
             self.on_epoch_end(run, row)
 
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
@@ -55,7 +55,7 @@ class MlflowLogger(_Tracker):
 
 
 class WandbLogger(_Tracker):
-    """Goes where WANDB_ENTITY and WANDB_MODE say."""
+    """Logs to Weights & Biases; WANDB_ENTITY and WANDB_MODE configure it."""
 
     wandb: Any = None
     run: Any = None
@@ -91,18 +91,18 @@ def trackers(names: Sequence[str], project: str, values: Mapping[str, Any]) -> l
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a package of others' that is half installed raises anything
+        except Exception as error:  # a package that is half installed may raise anything
             what = "is not installed" if isinstance(error, ModuleNotFoundError) and error.name == name else f"cannot be imported ({error})"
             raise UserError(f"--logger {name}: the package {name} {what}; pip install {name}, or leave it out") from None
     return [TRACKERS[name](project, values) for name in names]
 
 
 def _files(run: RunInfo) -> list[Path]:
-    return [path for path in (run.save_dir / name for name in LEFT_BEHIND) if path.is_file()]
+    return [path for path in (run.save_dir / name for name in ARTIFACTS) if path.is_file()]
 
 
 def _read_id(run: RunInfo, tracker: str) -> str | None:
-    """The tracker's name for this run, if it goes on."""
+    """The tracker's id of this run if it is resumed, else None."""
     path = run.save_dir / f".{tracker}_run"
     return path.read_text(encoding="utf-8").strip() or None if run.rows and path.is_file() else None
 
@@ -112,10 +112,10 @@ def _write_id(run: RunInfo, tracker: str, name: str) -> None:
 
 
 def _project(name: str) -> str:
-    """Weights & Biases takes no slashes and five other signs in a project's name, and 128 characters."""
+    """A project name that Weights & Biases accepts: no slashes and no ``\\#?%:``, at most 128 characters."""
     return re.sub(r"[/\\#?%:]+", "-", name).strip("-.")[-128:] or "train"
 
 
 def _allowed(name: str) -> str:
-    """MLflow takes letters, digits and ``_-. /``."""
+    """A name that MLflow accepts: letters, digits and ``_-. /``."""
     return re.sub(r"[^\w\-. /]", "-", name)

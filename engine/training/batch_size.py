@@ -1,4 +1,4 @@
-"""``--batch-size -1``: the largest batch that fits, found by training steps on made-up images."""
+"""``--batch-size -1``: the largest batch that fits into memory, found by training steps on synthetic images."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recompute import checkpoint_activations
 from models.model import Model
 from utils import distributed
-from utils.cli.sizes import multiple_of_stride
 from utils.config import FIND_BATCH_SIZE as FIND
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.memory import free_bytes, is_out_of_memory, release_memory
 from utils.precision import autocast, gradient_scaler, precision_of
 from utils.random_state import random_state, set_random_state
+from utils.sizes import round_up_to_stride
 from utils.types import Batch, Letterbox, Targets, to_unit_range
 
-FEW = 10  # batches an epoch
-BOXES = 100  # of a made-up image: a mosaic of four crowded images
+FEW = 10  # batches an epoch, below which a warning is printed
+BOXES = 100  # in a synthetic image: a mosaic of four crowded images
 # Of the free memory; the rest is for pieces that the allocator cannot use, loader processes, and images with more boxes.
 SHARE = {"cuda": 0.85, "cpu": 0.6}
 
 
 def largest_batch(model: Model, config: TrainConfig, hyp: Hyperparameters, device: torch.device, *, images: int) -> int:
-    """Images a step over all processes that fit into the memory of the smallest; says what it tried.
+    """The batch size over all ranks that fits into the memory of the smallest; prints every trial.
 
     Args:
         images: of the data set; a batch is never larger.
@@ -42,9 +42,9 @@ def largest_batch(model: Model, config: TrainConfig, hyp: Hyperparameters, devic
     """
     if device.type not in SHARE:
         raise UserError(f"--batch-size {FIND}: memory cannot be measured on {device.type}; give a number, such as 16")
-    state, fits = random_state(), trial(model, config, hyp, device)
+    state, measure_peak = random_state(), make_trial(model, config, hyp, device)
     budget = int(free_bytes(device) * SHARE[device.type])
-    own = search(fits, budget=budget, most=max(images // distributed.world_size(), 1))
+    own = search(measure_peak, budget=budget, most=max(images // distributed.world_size(), 1))
     release_memory(device)
     set_random_state(state)
     found = min(distributed.gather_objects(own)) * distributed.world_size()
@@ -60,17 +60,17 @@ def largest_batch(model: Model, config: TrainConfig, hyp: Hyperparameters, devic
     return found
 
 
-def search(peak_of: Callable[[int], int | None], *, budget: int, most: int) -> int:
-    """The largest number of images whose step stays within ``budget`` bytes: doubles, draws a line through the last two, tries it.
+def search(measure_peak: Callable[[int], int | None], *, budget: int, most: int) -> int:
+    """The largest number of images whose step stays within ``budget`` bytes: doubles it, then extrapolates from the last two and verifies.
 
     Args:
-        peak_of: bytes that a step of so many images takes; None where memory was full.
-        most: images, never more.
+        measure_peak: bytes that a step of so many images takes; None where the memory was full.
+        most: upper bound of the number of images.
     """
     peaks: list[tuple[int, int]] = []  # images, bytes
     images, too_many = 1, most + 1
     while images < too_many:
-        peak = peak_of(images)
+        peak = measure_peak(images)
         if peak is None or peak > budget:
             too_many = images
             break
@@ -80,27 +80,27 @@ def search(peak_of: Callable[[int], int | None], *, budget: int, most: int) -> i
         images = min(images * 2, most) if 2 * peak <= budget or len(peaks) < 2 else too_many
     if not peaks:
         return 0
-    return _between(peaks, peak_of, budget=budget, too_many=too_many)
+    return _between(peaks, measure_peak, budget=budget, too_many=too_many)
 
 
-def _between(peaks: list[tuple[int, int]], peak_of: Callable[[int], int | None], *, budget: int, too_many: int) -> int:
-    """The line's answer, made smaller until a step has shown that it fits; what was seen to fit at worst."""
+def _between(peaks: list[tuple[int, int]], measure_peak: Callable[[int], int | None], *, budget: int, too_many: int) -> int:
+    """The linear extrapolation, lowered until a step of that size fits; the largest measured size at worst."""
     fits, peak = peaks[-1]
     before, lower = peaks[-2] if len(peaks) > 1 else (0, 0)
     slope = max((peak - lower) / (fits - before), 1.0)
     guess = min(int(fits + (budget - peak) / slope), too_many - 1)
     while guess > fits:
-        taken = peak_of(guess)
-        if taken is not None and taken <= budget:
+        peak_then = measure_peak(guess)
+        if peak_then is not None and peak_then <= budget:
             return guess
         guess = min(int(guess * 0.9), guess - 1)
     return fits
 
 
-def trial(model: Model, config: TrainConfig, hyp: Hyperparameters, device: torch.device) -> Callable[[int], int | None]:
-    """A function that takes two training steps of so many images with a copy of the model, and returns the bytes that they took.
+def make_trial(model: Model, config: TrainConfig, hyp: Hyperparameters, device: torch.device) -> Callable[[int], int | None]:
+    """A function that runs two training steps of so many images on a copy of the model, and returns the peak of their memory in bytes.
 
-    The copy stands for the moving average that a run has beside its model. Of two steps, as the first one makes the optimizer's state.
+    The copy takes the memory of the moving average that a run has beside its model. Two steps, as the first makes the optimizer's state.
     """
     copy = deepcopy(model).train()
     checkpoint_activations(copy, config.checkpoint_activations)
@@ -108,7 +108,7 @@ def trial(model: Model, config: TrainConfig, hyp: Hyperparameters, device: torch
     optimizer = build_optimizer(copy, hyp, name=config.optimizer, batch_size=hyp.nbs, accumulate=1)
     precision = precision_of(config.amp, device)
     scaler = gradient_scaler(device, precision)
-    side = multiple_of_stride(config.imgsz, model.stride)
+    side = round_up_to_stride(config.imgsz, model.stride)
     side = longest_side(side, stride=model.stride) if config.multi_scale else side
     meter = PeakMeter(device)
 
@@ -121,27 +121,27 @@ def trial(model: Model, config: TrainConfig, hyp: Hyperparameters, device: torch
             scaler.scale(total * images).backward()
             optimizer_step(optimizer, scaler, clip_norm=hyp.clip_norm)
 
-    def peak_of(images: int) -> int | None:
+    def measure_peak(images: int) -> int | None:
         meter.begin()
         try:
             steps(images)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            taken = None
+            peak = None
         else:
-            taken = meter.taken()
+            peak = meter.peak_bytes()
         optimizer.zero_grad(set_to_none=True)
         release_memory(device)
         if distributed.is_main():
-            print(f"--batch-size {FIND}: {images} image(s) of {side} px take {'too much' if taken is None else _gib(taken)}")
-        return taken
+            print(f"--batch-size {FIND}: {images} image(s) of {side} px take {'too much' if peak is None else _gib(peak)}")
+        return peak
 
-    return peak_of
+    return measure_peak
 
 
 class PeakMeter:
-    """The most bytes that were in use between ``begin`` and ``taken``, above those at the start of all."""
+    """Peak memory in bytes since ``begin``, above what was in use when the meter was made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -149,15 +149,21 @@ class PeakMeter:
         self.base = torch.cuda.memory_allocated(device) if device.type == "cuda" else self._status("VmRSS")
 
     def begin(self) -> None:
+        """Resets the peak.
+
+        Raises:
+            UserError: the system does not report it.
+        """
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             try:
-                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             except OSError:
-                raise UserError(f"--batch-size {FIND}: this system does not tell a process's peak memory; give a number") from None
+                raise UserError(f"--batch-size {FIND}: this system does not report a process's peak memory; give a number") from None
 
-    def taken(self) -> int:
+    def peak_bytes(self) -> int:
+        """The peak since ``begin``."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.base
         return max(self._status("VmHWM") - self.base, 0)
@@ -169,7 +175,7 @@ class PeakMeter:
 
 
 def synthetic_batch(images: int, *, channels: int, side_px: int, nc: int, seed: int) -> Batch:
-    """Noise with many boxes."""
+    """A batch (images, channels, side_px, side_px) of noise with many boxes."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.rand(images * BOXES, 2, generator=generator) * 0.3 + 0.02
     centres = sizes / 2 + torch.rand(images * BOXES, 2, generator=generator) * (1 - sizes)

@@ -1,4 +1,4 @@
-"""``--compile``: torch.compile where this machine can, else a line that says why not, and training goes on without."""
+"""``--compile``: torch.compile where this machine supports it, else a warning with the reason, and training without it."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ BACKEND = "inductor"
 
 
 def compile_network(network: nn.Module, device: torch.device, *, sizes_vary: bool, recomputed: bool = False) -> None:
-    """Compiles what is called in training, in place.
+    """Compiles the module that is called in training, in place.
 
     Args:
-        sizes_vary: batches come in many shapes, so that one graph for all of them is wanted at once.
-        recomputed: parts of it run again in the backward pass.
+        sizes_vary: batches have many shapes, so that one dynamic graph is compiled at once.
+        recomputed: modules in it are recomputed in the backward pass.
     """
     if reason := unsupported_reason(device, recomputed=recomputed):
         if distributed.is_main():
-            print(f"warning: --compile: {reason}; training goes on without it", file=sys.stderr)
+            print(f"warning: --compile: {reason}; training continues without it", file=sys.stderr)
         return
     network.compile(backend=BACKEND, dynamic=True if sizes_vary else None)
 
 
 def unsupported_reason(device: torch.device, *, recomputed: bool = False) -> str:
-    """What keeps this machine from compiling, found by compiling a little; empty where nothing does."""
+    """Why this machine cannot compile, found by compiling a small function; empty where it can."""
     try:
-        torch.compile(_little, backend=BACKEND)(torch.ones(8, device=device))
+        torch.compile(_small_function, backend=BACKEND)(torch.ones(8, device=device))
         if recomputed and not _counts_once(device):
             return f"torch {torch.__version__} counts a batch twice in running statistics where --checkpoint-activations computes it again"
-    except Exception as error:  # a missing compiler, a Python or a GPU that is not supported: each has a type of its own
+    except Exception as error:  # a missing compiler, an unsupported Python or GPU: each raises a type of its own
         return _first_line(error)
     return ""
 
 
-def _little(x: Tensor) -> Tensor:
+def _small_function(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(x) + x
 
 
 def _counts_once(device: torch.device) -> bool:
-    """Whether a compiled batch norm that runs again in the backward pass updates its statistics as a plain one does."""
+    """Whether a compiled batch norm that is recomputed in the backward pass updates its statistics once, as a plain one does."""
     x = torch.arange(8.0, device=device).view(2, 1, 2, 2).requires_grad_()
     norms = [nn.BatchNorm2d(1, device=device) for _ in range(2)]
     norms[1].forward = MethodType(recompute.forward, norms[1])  # type: ignore[method-assign]
@@ -55,7 +55,7 @@ def _counts_once(device: torch.device) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of a compiler's complaint, without the stack that follows it."""
+    """The first line of a compiler's error message, without the stack that follows it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text[:200].rstrip(".:;")

@@ -1,4 +1,4 @@
-"""Remembers the best epoch, and says when there has been none for too long."""
+"""Early stopping: the best epoch so far, and whether too many epochs have passed since."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 @dataclass
 class EarlyStop:
-    """``patience`` epochs without a better fitness end the training; 0 never does."""
+    """Ends the training after ``patience`` epochs without a better fitness; 0 never does."""
 
     patience: int
     best_fitness: float = -1.0
     best_epoch: int = 0
 
     def update(self, epoch: int, fitness: float) -> bool:
-        """Takes the fitness of an epoch and says whether it is the best so far; equal counts, the later weights saw more."""
+        """Records the fitness of an epoch; returns whether it is the best so far. Of equal ones the later counts, it was trained longer."""
         is_best = fitness >= self.best_fitness
         if is_best:
             self.best_fitness, self.best_epoch = fitness, epoch
         return is_best
 
     def is_due(self, epoch: int) -> bool:
+        """Whether training ends after this epoch."""
         return self.patience > 0 and epoch - self.best_epoch >= self.patience

@@ -1,8 +1,8 @@
-"""``--evolve N``: a genetic search for hyper-parameters; every generation is a whole training.
+"""``--evolve N``: a genetic search for hyper-parameters; every generation is a complete training.
 
-The first one trains with the recipe as it is. Each later one takes a parent among the best so far, the better the more likely, and
-multiplies most of its values by random factors, within bounds; a value of 0 stays 0, so what is switched off stays so. Everything hangs
-on the seed and on ``evolve.csv``, which is whole at every moment: the same command goes on where it was stopped.
+The first generation trains with the recipe as it is. Each later one selects a parent among the best so far, with a probability that grows
+with its fitness, and multiplies most of its values by random factors, within bounds; a value of 0 stays 0, so that what is switched off
+stays so. The result depends only on the seed and on ``evolve.csv``, which is complete at every moment: the same command resumes a search.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from utils.metrics.metrics import COLUMNS
 if TYPE_CHECKING:
     from utils.metrics.metrics import Metrics
 
-PARENTS = 5  # the best so far
+PARENTS = 5  # the best generations so far
 CHANCE, SPREAD = 0.8, 0.2  # that a value changes, and the deviation of its factor
 FACTORS = (0.3, 3.0)
 DIGITS = 5  # significant ones
-# key -> bounds of its values, wider where the recipe lies outside; keys that are not here keep the recipe's value
+# key -> bounds of its values, extended where the recipe lies outside; other keys keep the recipe's value
 BOUNDS: dict[str, tuple[float, float]] = {
     "lr0": (1e-5, 0.1),
     "lrf": (0.01, 1.0),
@@ -56,42 +56,42 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "perspective": (0.0, 0.001),
     **dict.fromkeys(("flipud", "fliplr", "mosaic", "mixup", "copy_paste"), (0.0, 1.0)),
 }
-# flags that may differ when the same search goes on
-FREE = frozenset(("evolve", "device", "workers", "cache", "exist_ok", "plugins", "download"))
+# flags that may differ when a search is resumed
+RESUMABLE = frozenset(("evolve", "device", "workers", "cache", "exist_ok", "plugins", "download"))
 Row = dict[str, float]  # of evolve.csv: generation, fitness, metrics, values
 
 
 def evolve(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> Path:
-    """Searches for ``config.evolve`` generations in all, and returns the folder with what was found.
+    """Searches for ``config.evolve`` generations in all; returns the folder of the results.
 
     Args:
-        train: ``train.train``, which stands above this file.
+        train: trains with a config and returns the result, as ``train.train`` does.
 
     Raises:
         UserError: the first generation cannot be trained, or the folder holds another search.
     """
-    _check(config)
+    _check_world_size()
     folder = Path(config.project) / config.name
     single = config.replace(evolve=0, project=str(folder), name="generation", exist_ok=True, nosave=True, noplots=True)
-    rows = begun(folder, config)
+    rows = read_generations(folder, config)
     if rows:
-        print(f"Going on with {folder / 'evolve.csv'} after {len(rows)} generations")
+        print(f"Resuming {folder / 'evolve.csv'} after {len(rows)} generations")
     try:
         while len(rows) < config.evolve:
-            hyp = child(rows, recipe_of(folder), seed=config.seed, generation=len(rows)) if rows else None
+            hyp = make_child(rows, read_recipe(folder), seed=config.seed, generation=len(rows)) if rows else None
             print(f"\nGeneration {len(rows) + 1} of {config.evolve}")
-            rows.append(generation(len(rows), single, hyp, train))
-            leave(folder, rows)
+            rows.append(train_generation(len(rows), single, hyp, train))
+            write_results(folder, rows)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{folder} holds {len(rows)} of {config.evolve} generations, the same command goes on") from None
+        raise KeyboardInterrupt(f"{folder} holds {len(rows)} of {config.evolve} generations, the same command resumes it") from None
     best = max(rows, key=lambda row: row["fitness"])
     found = f"{folder / 'hyp_evolve.yaml'} (use it with --hyp); every generation in {folder / 'evolve.csv'} and evolve.png"
     print(f"Best of {len(rows)} generations: number {int(best['generation']) + 1}, fitness {best['fitness']:.4f}: {found}")
     return folder
 
 
-def generation(number: int, config: TrainConfig, hyp: Hyperparameters | None, train: Callable[[TrainConfig], Any]) -> Row:
-    """Trains once; values with which the loss becomes no finite number have fitness 0."""
+def train_generation(number: int, config: TrainConfig, hyp: Hyperparameters | None, train: Callable[[TrainConfig], Any]) -> Row:
+    """Trains one generation; values with which the loss diverges have fitness 0."""
     metrics: Metrics | None = None
     try:
         result = train(config.replace(hyp=hyp) if hyp else config)
@@ -99,36 +99,36 @@ def generation(number: int, config: TrainConfig, hyp: Hyperparameters | None, tr
     except UserError as error:
         if hyp is None or not isinstance(error.__cause__, Diverged):
             raise
-        print(f"No good: {error}")
+        print(f"Fitness 0: {error}")
     used = Hyperparameters.from_yaml(Path(config.project) / config.name / "hyp.yaml").to_dict()
     measured = {name: metric_columns(metrics).get(name, 0.0) for name in COLUMNS}
     fitness = metrics.fitness if metrics is not None else 0.0
     return {"generation": number, "fitness": float(fitness), **measured, **{key: float(used[key]) for key in BOUNDS}}
 
 
-def child(rows: Sequence[Row], recipe: Hyperparameters, *, seed: int, generation: int) -> Hyperparameters:
-    """The values of a generation: a parent's, most of them changed."""
+def make_child(rows: Sequence[Row], recipe: Hyperparameters, *, seed: int, generation: int) -> Hyperparameters:
+    """The hyper-parameters of a generation: a parent's, most of them mutated."""
     rng = np.random.default_rng((seed, generation))
     best = sorted(rows, key=lambda row: -row["fitness"])[:PARENTS]
-    lead = np.array([row["fitness"] for row in best])
-    lead = lead - lead.min() + 1e-6
-    parent = best[rng.choice(len(best), p=lead / lead.sum())]
+    weights = np.array([row["fitness"] for row in best])
+    weights = weights - weights.min() + 1e-6
+    parent = best[rng.choice(len(best), p=weights / weights.sum())]
     factors = np.ones(len(BOUNDS))
     while (factors == 1).all():
         changed = rng.random(len(BOUNDS)) < CHANCE
         factors = np.where(changed, (1 + SPREAD * rng.standard_normal(len(BOUNDS))).clip(*FACTORS), 1.0)
-    values = {key: bounded(parent[key] * factor, key, getattr(recipe, key)) for (key, factor) in zip(BOUNDS, factors.tolist())}
+    values = {key: clip_to_bounds(parent[key] * factor, key, getattr(recipe, key)) for (key, factor) in zip(BOUNDS, factors.tolist())}
     return recipe.replace(**values, source=f"generation {generation + 1}")
 
 
-def bounded(value: float, key: str, of_recipe: float) -> float:
-    """Within the bounds, which hold the recipe's value, to five digits."""
+def clip_to_bounds(value: float, key: str, recipe_value: float) -> float:
+    """The value within the bounds, which are extended to the recipe's value, to five digits."""
     low, high = BOUNDS[key]
-    return float(f"{min(max(value, min(low, of_recipe)), max(high, of_recipe)):.{DIGITS}g}")
+    return float(f"{min(max(value, min(low, recipe_value)), max(high, recipe_value)):.{DIGITS}g}")
 
 
-def begun(folder: Path, config: TrainConfig) -> list[Row]:
-    """The generations that this search has trained already.
+def read_generations(folder: Path, config: TrainConfig) -> list[Row]:
+    """The generations that this search has trained already; makes the folder of a new one.
 
     Raises:
         UserError: the folder holds a search with other flags, or something else.
@@ -141,7 +141,7 @@ def begun(folder: Path, config: TrainConfig) -> list[Row]:
         config.to_yaml(flags)
         return []
     stored, now = read_yaml_mapping(flags), config.to_dict()
-    for name in (n for n in now if n not in FREE and n in stored and stored[n] != now[n]):
+    for name in (n for n in now if n not in RESUMABLE and n in stored and stored[n] != now[n]):
         flag = f"--{name.replace('_', '-')}"
         raise UserError(f"{flag} {now[name]}: {folder} holds a search with {flag} {stored[name]}; give the same, or another --name")
     try:
@@ -154,38 +154,38 @@ def begun(folder: Path, config: TrainConfig) -> list[Row]:
     return rows
 
 
-def recipe_of(folder: Path) -> Hyperparameters:
-    """What the first generation trained with."""
+def read_recipe(folder: Path) -> Hyperparameters:
+    """The hyper-parameters of the first generation."""
     return Hyperparameters.from_yaml(folder / "recipe.yaml")
 
 
-def leave(folder: Path, rows: Sequence[Row]) -> None:
-    """evolve.csv, the best values as hyp_evolve.yaml, and an image of both."""
+def write_results(folder: Path, rows: Sequence[Row]) -> None:
+    """Writes evolve.csv, the best values as hyp_evolve.yaml, and evolve.png."""
     from utils.visual.plots import plot_evolution
 
     used = Hyperparameters.from_yaml(folder / "generation" / "hyp.yaml")
     if len(rows) == 1:
         used.to_yaml(folder / "recipe.yaml")
     best = max(rows, key=lambda row: row["fitness"])
-    values = recipe_of(folder).replace(**{key: best[key] for key in BOUNDS}).to_dict()
+    values = read_recipe(folder).replace(**{key: best[key] for key in BOUNDS}).to_dict()
     title = f"# Best of {len(rows)} generations: number {int(best['generation']) + 1}, fitness {best['fitness']:.5f}\n"
-    _write(folder / "hyp_evolve.yaml", title + yaml.safe_dump(values, sort_keys=False))
-    lines = [",".join(rows[0]), *(",".join(_text(row[key]) for key in rows[0]) for row in rows)]
-    _write(folder / "evolve.csv", "\n".join(lines) + "\n")
+    _write_file(folder / "hyp_evolve.yaml", title + yaml.safe_dump(values, sort_keys=False))
+    lines = [",".join(rows[0]), *(",".join(_format(row[key]) for key in rows[0]) for row in rows)]
+    _write_file(folder / "evolve.csv", "\n".join(lines) + "\n")
     plot_evolution(rows, tuple(BOUNDS), folder / "evolve.png")
 
 
-def _check(config: TrainConfig) -> None:
+def _check_world_size() -> None:
     if distributed.world_size() > 1:
         raise UserError("--evolve: trains in one process; start it without torchrun")
 
 
-def _text(value: float) -> str:
+def _format(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
+def _write_file(path: Path, text: str) -> None:
+    """Writes a file atomically."""
     try:
         with atomic_write(path) as partial:
             partial.write_text(text, encoding="utf-8")

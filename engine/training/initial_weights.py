@@ -1,4 +1,4 @@
-"""What a training starts from, and what of it stays as it is: weights carried over, published backbones, ``--freeze``."""
+"""Initial weights: transferred from a checkpoint or a published backbone, and ``--freeze``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 class FrozenLayers(NamedTuple):
-    """What is not trained: names of parameters, and rows that keep their running statistics too."""
+    """What is not trained: names of parameters, and rows whose running statistics are frozen too."""
 
     parameters: tuple[str, ...] = ()
     rows: tuple[int, ...] = ()
@@ -32,7 +32,7 @@ class FrozenLayers(NamedTuple):
 
 
 def check_flags(config: TrainConfig) -> None:
-    """Raises UserError for flags about weights that are not there, before anything is built."""
+    """Raises UserError for flags about transferred weights where none are given, before anything is built."""
     weights = config.weights or config.backbone_weights
     for flag, given in (("--freeze pretrained", config.freeze_pretrained), ("--weights-report", config.weights_report)):
         if given and not weights:
@@ -41,7 +41,7 @@ def check_flags(config: TrainConfig) -> None:
         check_report_path(config.weights_report)
 
 
-def carry_over(model: Model, config: TrainConfig, checkpoint: Checkpoint | None) -> list[TransferReport]:
+def transfer_weights(model: Model, config: TrainConfig, checkpoint: Checkpoint | None) -> list[TransferReport]:
     """Fills ``model`` from the checkpoint of --weights, then its backbone from --backbone-weights; prints and writes the reports."""
     reports = []
     if checkpoint is not None:
@@ -54,18 +54,18 @@ def carry_over(model: Model, config: TrainConfig, checkpoint: Checkpoint | None)
             print(report)
             if not report.landed:
                 print(f"warning: nothing of {report.origin} fits this network, which starts from scratch", file=sys.stderr)
-        _write(reports, config.weights_report)
+        _write_reports(reports, config.weights_report)
     return reports
 
 
 def freeze(model: Model, config: TrainConfig, reports: Iterable[TransferReport]) -> FrozenLayers:
-    """Takes the gradient from what --freeze names.
+    """Freezes what --freeze names.
 
     Returns:
-        What is frozen, for a resume: "pretrained" cannot be found out again from the run's own weights.
+        What is frozen, for the checkpoint: a resumed run could not derive "pretrained" from its own weights.
 
     Raises:
-        UserError: a layer that the model has not, or nothing is left to train.
+        UserError: the model has no such layer, or nothing is left to train.
     """
     if config.freeze_pretrained:
         frozen = _pretrained(model, list(reports))
@@ -75,12 +75,12 @@ def freeze(model: Model, config: TrainConfig, reports: Iterable[TransferReport])
             if index >= len(model.model):
                 raise UserError(f"--freeze: layer {index} is not there, the model has layers 0 to {len(model.model) - 1}")
         frozen = FrozenLayers(tuple(name for name, _ in model.named_parameters() if int(name.split(".")[1]) in rows), rows)
-    apply(model, frozen)
+    apply_frozen(model, frozen)
     return frozen
 
 
-def apply(model: Model, frozen: FrozenLayers) -> None:
-    """Takes the gradient from the named parameters."""
+def apply_frozen(model: Model, frozen: FrozenLayers) -> None:
+    """Switches the gradient of the named parameters off."""
     names = set(frozen.parameters)
     for name, parameter in model.named_parameters():
         if name in names:
@@ -88,7 +88,7 @@ def apply(model: Model, frozen: FrozenLayers) -> None:
 
 
 def _pretrained(model: Model, reports: list[TransferReport]) -> FrozenLayers:
-    """Every parameter that came in whole; rows whose tensors all did keep their running statistics too."""
+    """Every parameter that was transferred completely, and the rows of which every tensor was."""
     filled = frozenset().union(*(report.filled for report in reports))
     parameters = tuple(name for name, _ in model.named_parameters() if name in filled)
     trained = [name for name, p in model.named_parameters() if name not in filled and p.requires_grad]
@@ -102,8 +102,8 @@ def _pretrained(model: Model, reports: list[TransferReport]) -> FrozenLayers:
     return FrozenLayers(parameters, tuple(sorted(rows)))
 
 
-def _write(reports: list[TransferReport], path: str) -> None:
-    """The report, and that of the backbone, where both are there, beside it."""
+def _write_reports(reports: list[TransferReport], path: str) -> None:
+    """Writes the reports; that of the backbone beside the other one where there are both."""
     names = [Path(path), Path(path).with_stem(f"{Path(path).stem}-backbone")] if path else []
     for report, name in zip(reports, names):
         report.write(name)

@@ -1,4 +1,4 @@
-"""Which part of a network a parameter belongs to, and the factor that ``--lr-mult`` gives its learning rate."""
+"""``--lr-mult``: which part of a network a parameter belongs to, and the factor of its learning rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.lr_multipliers import parse_lr_multipliers, rows_of
 
 
 def multipliers(model: Model, text: str) -> dict[str, float]:
-    """Name -> factor for every trainable parameter whose learning rate is multiplied; a row's number goes before its part's name.
+    """Name -> factor for every trainable parameter whose learning rate is multiplied; a row's number takes precedence over its part.
 
     Raises:
         UserError: a row is not there, or nothing trainable is in a part.
@@ -25,7 +25,7 @@ def multipliers(model: Model, text: str) -> dict[str, float]:
 
 
 def rates_line(model: Model, text: str) -> str:
-    """What the multipliers do, for the recipe."""
+    """Describes the multipliers in the printed recipe."""
     factors = parse_lr_multipliers(text)
     assigned = Counter(_assigned(model, factors).values())
     rest = sum(1 for _ in _trainable(model)) - sum(assigned.values())
@@ -33,9 +33,9 @@ def rates_line(model: Model, text: str) -> str:
 
 
 def _assigned(model: Model, factors: Mapping[str, float]) -> dict[str, str]:
-    """Name of a parameter -> the part, of those asked for, whose factor it gets."""
+    """Name of a parameter -> the given part whose factor it gets."""
     assigned: dict[str, str] = {}
-    for part in sorted(factors, key=lambda part: bool(rows_of(part))):  # rows last, so that they win
+    for part in sorted(factors, key=lambda part: bool(rows_of(part))):  # rows last, so that they take precedence
         rows = rows_of(part)
         if rows and rows[-1] >= len(model.plans):
             raise UserError(f"--lr-mult {part}: row {rows[-1]} is not there, the model has rows 0 to {len(model.plans) - 1}")
@@ -55,7 +55,7 @@ def _trainable(model: Model) -> Iterator[tuple[str, int, str]]:
 
 
 def _part(plan: LayerPlan, name: str) -> str:
-    """Attention rows (inserted ones always are), attention inside blocks, and else where the row stands."""
+    """``attention`` for attention rows (all inserted ones) and attention inside blocks, else the section of the row."""
     inside = isinstance(plan.cls, Embedded)
     if (is_attention(BLOCKS[plan.name]) and not inside) or (inside and ".attention." in name):
         return "attention"

@@ -1,7 +1,7 @@
-"""Steps whose loss or gradient is not finite change nothing; they are counted, their files are named, and too many in a row end the run.
+"""Steps with a non-finite loss or gradient change nothing; they are counted, their images are listed, and too many in a row end the run.
 
-A non-finite loss makes its whole gradient non-finite, on every process, so the norm of the gradient alone decides about a step. That
-decision stays on the device (``engine.training.optim.optimizer_step``): only ``check`` waits for it, where the losses are logged anyway.
+A non-finite loss makes its whole gradient non-finite, on every rank, so the norm of the gradient decides whether a step is applied.
+The decision stays on the device (``engine.training.optim.optimizer_step``); only ``check`` waits for it, where losses are logged anyway.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from utils import distributed
 from utils.errors import UserError
 
-LISTED = 200  # batches that are written down, of one run
+MAX_LISTED = 200  # batches in the file, of one run
 FILE = "nan_batches.txt"
-HALVINGS = 24  # of a scaler's factor, one after another, that are its search for a factor; it begins at 2^16
+MAX_HALVINGS = 24  # in a row, by which a gradient scaler searches its scale; it starts at 2^16
 
 
 class Diverged(UserError):
-    """Too many losses in a row were not finite."""
+    """Too many losses in a row were non-finite."""
 
 
 class PendingBatch(NamedTuple):
-    """A batch that waits for its verdict."""
+    """A batch whose step has not been checked yet."""
 
     epoch: int
     iteration: int
@@ -40,14 +40,14 @@ class PendingBatch(NamedTuple):
 
 
 class NonFiniteGuard:
-    """Watches the losses and steps of a run.
+    """Checks the losses and steps of a run.
 
     Args:
         parts: names of the loss parts.
-        patience: steps without a usable loss, one after another, that end the run; 0 never does.
+        patience: so many skipped steps in a row end the run; 0 never does.
         folder: where ``nan_batches.txt`` is written.
-        scaled: a gradient scaler is at work: it deals with gradients that overflow by itself, so only losses count, and gradients that
-            are not finite whatever its factor is.
+        scaled: a gradient scaler is in use: it handles overflowing gradients itself, so only non-finite losses count, and gradients that
+            are non-finite at any scale.
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[str], *, patience: int, folder: Path, scaled: bool = False) -> None:
@@ -55,59 +55,59 @@ class NonFiniteGuard:
         self.names = (*(f"{name} loss" for name in self.parts), "loss")
         self.in_row = self.skipped = self.listed = self.overflows = 0
         self._statistics = BufferBackup(model)
-        self._waiting: list[PendingBatch] = []  # their gradients are not stepped yet
-        self._steps: list[tuple[list[PendingBatch], Tensor]] = []  # since the last look, with (2,) bool: taken, non_finite
+        self._pending: list[PendingBatch] = []  # no step has used their gradients yet
+        self._steps: list[tuple[list[PendingBatch], Tensor]] = []  # since the last check, with (2,) bool: applied, non_finite
 
-    def checked(self, parts: dict[str, Tensor], *, epoch: int, iteration: int, paths: tuple[str, ...]) -> Tensor:
-        """The sum of the parts; its gradient is not finite where the sum is none."""
+    def total_loss(self, parts: dict[str, Tensor], *, epoch: int, iteration: int, paths: tuple[str, ...]) -> Tensor:
+        """The sum of the loss parts () on the device, recorded for the next check; a non-finite sum gets a non-finite gradient."""
         total = cast("Tensor", sum(parts.values()))
         losses = torch.stack([*(parts[name].detach().float() for name in self.parts), total.detach().float()])
-        self._waiting.append(PendingBatch(epoch, iteration, paths, losses))
+        self._pending.append(PendingBatch(epoch, iteration, paths, losses))
         return total * torch.where(torch.isfinite(total.detach()), 1.0, math.nan).to(total.dtype)
 
-    def non_finite(self) -> Tensor:
-        """() bool on the device: whether a loss that waits for its step is not finite, on any process where a scaler wants to know."""
-        finite = torch.isfinite(torch.stack([batch.losses[-1] for batch in self._waiting])).all()
+    def has_non_finite_loss(self) -> Tensor:
+        """() bool on the device: whether a loss of the coming step is non-finite; on any rank, where a scaler needs to know."""
+        finite = torch.isfinite(torch.stack([batch.losses[-1] for batch in self._pending])).all()
         return distributed.all_reduce_sum((~finite).float()) > 0 if self.scaled else ~finite
 
-    def after_step(self, taken: Tensor, non_finite: Tensor) -> None:
-        """Puts the running statistics back where the step was not taken.
+    def after_step(self, applied: Tensor, non_finite: Tensor) -> None:
+        """Restores the running statistics where the step was not applied. Does not synchronize.
 
         Args:
-            taken: () bool, on the device.
-            non_finite: () bool, on the device, as before the step.
+            applied: () bool on the device.
+            non_finite: () bool on the device, of ``has_non_finite_loss`` before the step.
         """
-        self._statistics.commit(taken)
-        self._steps.append((self._waiting, torch.stack((taken, non_finite))))
-        self._waiting = []
+        self._statistics.commit(applied)
+        self._steps.append((self._pending, torch.stack((applied, non_finite))))
+        self._pending = []
 
     def pending_count(self) -> int:
-        """How many batches wait for their step, for :meth:`rewind`."""
-        return len(self._waiting)
+        """Batches recorded since the last step, for :meth:`rewind`."""
+        return len(self._pending)
 
-    def rewind(self, mark: int) -> None:
-        """Forgets the batches since the mark: their passes were not finished."""
-        del self._waiting[mark:]
+    def rewind(self, count: int) -> None:
+        """Keeps the first ``count`` pending batches: the passes of the others were not finished."""
+        del self._pending[count:]
 
     def check(self) -> None:
-        """Waits for the device and counts the steps since the last look.
+        """Waits for the device and counts the skipped steps since the last check.
 
         Raises:
-            UserError: too many in a row were not taken; the message says where and what to try.
+            Diverged: too many in a row were skipped; the message says where and what to try.
         """
         if not self._steps:
             return
         steps, self._steps = self._steps, []
-        verdicts = torch.stack([verdict for _, verdict in steps]).tolist()
-        for (batches, _), (taken, non_finite) in zip(steps, verdicts):
-            self.overflows = 0 if taken or non_finite else self.overflows + 1
-            if taken:
+        outcomes = torch.stack([outcome for _, outcome in steps]).tolist()
+        for (batches, _), (applied, non_finite) in zip(steps, outcomes):
+            self.overflows = 0 if applied or non_finite else self.overflows + 1
+            if applied:
                 self.in_row = 0
-            elif non_finite or not self.scaled or self.overflows > HALVINGS:  # else the scaler lowers its factor
-                self._count(batches)
+            elif non_finite or not self.scaled or self.overflows > MAX_HALVINGS:  # else the scaler lowers its scale
+                self._count_skipped(batches)
 
     def report(self, epoch: int) -> None:
-        """Says how many steps of the epoch were skipped, if any, and begins to count anew."""
+        """Prints how many steps of the epoch were skipped, if any, and resets the count."""
         self.check()
         if self.skipped and distributed.is_main():
             where = f"; their files are named in {self.folder / FILE}" if self.listed else ""
@@ -115,9 +115,9 @@ class NonFiniteGuard:
             print(f"warning: epoch {epoch + 1}: {reason}{where}", file=sys.stderr)
         self.skipped = 0
 
-    def keep_statistics(self) -> None:
-        """Takes the model's present statistics as good, after they were loaded."""
-        self._statistics.keep()
+    def save_statistics(self) -> None:
+        """Backs up the model's running statistics, after they were loaded."""
+        self._statistics.save()
 
     def state_dict(self) -> dict[str, int]:
         return {"in_row": self.in_row, "skipped": self.skipped, "listed": self.listed, "overflows": self.overflows}
@@ -125,12 +125,12 @@ class NonFiniteGuard:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.in_row, self.skipped, self.listed, self.overflows = (int(state.get(key, 0)) for key in self.state_dict())
 
-    def _count(self, batches: list[PendingBatch]) -> None:
+    def _count_skipped(self, batches: list[PendingBatch]) -> None:
         losses = [batch.losses.tolist() for batch in batches]
         wrong = [(b, values) for b, values in zip(batches, losses) if not all(map(math.isfinite, values))]
         self.skipped += 1
         self.in_row += 1
-        self._list(wrong or list(zip(batches, losses)))
+        self._write_batches(wrong or list(zip(batches, losses)))
         if self.patience and self.in_row >= self.patience:
             batch, values = wrong[0] if wrong else (batches[0], losses[0])
             parts = (f"the {name} became {value}" for name, value in zip(self.names, values) if not math.isfinite(value))
@@ -141,9 +141,9 @@ class NonFiniteGuard:
                 f"{self.folder / FILE}; --skip-nan skips any number of such steps"
             )
 
-    def _list(self, found: list[tuple[PendingBatch, list[float]]]) -> None:
-        """Appends the batches to the file, as long as it is not long."""
-        found = found[: max(LISTED - self.listed, 0)]
+    def _write_batches(self, found: list[tuple[PendingBatch, list[float]]]) -> None:
+        """Appends the batches to the file, up to ``MAX_LISTED``."""
+        found = found[: max(MAX_LISTED - self.listed, 0)]
         lines = []
         for batch, values in found:
             losses = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.names, values))
@@ -158,28 +158,29 @@ class NonFiniteGuard:
 
 
 class BufferBackup:
-    """The float buffers of a model as the last good step left them; a handful of kernels whatever their number."""
+    """The float buffers of a model after the last applied step; copied in a few kernels whatever their number."""
 
     def __init__(self, model: nn.Module) -> None:
         self.buffers = [b for b in model.buffers() if b.is_floating_point() and b.numel()]
         sizes = [b.numel() for b in self.buffers]
         wide = torch.float64 if any(b.dtype is torch.float64 for b in self.buffers) else torch.float32  # holds every type exactly
         device = self.buffers[0].device if self.buffers else None
-        self._kept, self._fresh = (torch.empty(sum(sizes), dtype=wide, device=device) for _ in range(2))
-        self._kept_views, self._fresh_views = (
-            [view.view(b.shape) for view, b in zip(flat.split(sizes), self.buffers)] for flat in (self._kept, self._fresh)
+        self._saved, self._current = (torch.empty(sum(sizes), dtype=wide, device=device) for _ in range(2))
+        self._saved_views, self._current_views = (
+            [view.view(b.shape) for view, b in zip(flat.split(sizes), self.buffers)] for flat in (self._saved, self._current)
         )
-        self.keep()
+        self.save()
 
     @torch.no_grad()
-    def keep(self) -> None:
+    def save(self) -> None:
+        """Backs up the present values."""
         if self.buffers:
-            torch._foreach_copy_(self._kept_views, self.buffers)
+            torch._foreach_copy_(self._saved_views, self.buffers)
 
     @torch.no_grad()
-    def commit(self, taken: Tensor) -> None:
-        """Keeps the present buffers if the step was ``taken`` () bool, else puts the kept ones back."""
+    def commit(self, applied: Tensor) -> None:
+        """Backs up the present values if the step was ``applied`` (() bool on the device), else restores the saved ones."""
         if self.buffers:
-            torch._foreach_copy_(self._fresh_views, self.buffers)
-            self._kept.copy_(torch.where(taken, self._fresh, self._kept))
-            torch._foreach_copy_(self.buffers, self._kept_views)
+            torch._foreach_copy_(self._current_views, self.buffers)
+            self._saved.copy_(torch.where(applied, self._current, self._saved))
+            torch._foreach_copy_(self.buffers, self._saved_views)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from engine.training.schedule import StepSettings
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.precision import settle_factor
+from utils.precision import update_scale
 
 GROUPS = ("bias", "decay", "no_decay")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
@@ -51,7 +51,7 @@ def build_optimizer(
     Args:
         batch_size: over all processes.
         accumulate: after warm-up. Weight decay is scaled by batch_size * accumulate / nominal batch.
-        multipliers: parameter name -> factor of its learning rate; such parameters stand in groups of their own behind the three.
+        multipliers: parameter name -> factor of its learning rate; such parameters are in groups of their own after the three.
 
     Raises:
         UserError: nothing is left to train, or the optimizer is unknown.
@@ -66,7 +66,7 @@ def build_optimizer(
     ]
     fused = {"fused": True} if _can_fuse(model) else {"foreach": True}
     if name == "SGD":
-        return with_momentum(torch.optim.SGD(described, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, **fused))
+        return initialize_momentum(torch.optim.SGD(described, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, **fused))
     betas = (hyp.momentum, 0.999)
     if name == "Adam":
         return torch.optim.Adam(described, lr=hyp.lr0, betas=betas, **fused)
@@ -77,8 +77,8 @@ def build_optimizer(
     raise UserError(f"--optimizer {name!r} is unknown, one of SGD, Adam, AdamW, LION is needed")
 
 
-def with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """Momenta that begin at zero: torch makes them in the first step, and leaves them unset where that one is skipped."""
+def initialize_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Initializes the momenta with zero: torch makes them in the first step, and leaves them unset where that one is skipped."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -86,8 +86,8 @@ def with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
 
 
 def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Puts a saved state back. Fused kernels on a CPU walk through memory without a look at strides, so every tensor gets the memory
-    layout of its parameter, whatever it was saved in.
+    """Loads a saved state. Fused kernels on a CPU ignore strides, so every tensor gets the memory layout of its parameter, whatever
+    layout it was saved in.
     """
     optimizer.load_state_dict(dict(state))
     for parameter, values in optimizer.state.items():
@@ -112,30 +112,31 @@ def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
 def optimizer_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, non_finite: Tensor | None = None
 ) -> Tensor:
-    """Unscales, clips, steps and clears the gradients; gradients that are not finite change nothing.
+    """Unscales, clips, steps and clears the gradients; non-finite gradients change nothing.
 
-    Fused optimizers are told so on the device. The others (LION, and all on devices without fused kernels) wait for it once a step.
-    With a scaler the norm decides as well, which ``scaler.step`` would not look at: gradients may be finite where their norm is not.
+    Fused optimizers read on the device whether to skip the step. The others (LION, and all on devices without fused kernels) wait for the
+    device once a step. The norm decides, with a scaler too: gradients may be finite, which is all that ``scaler.step`` checks, where
+    their norm is not.
 
     Args:
-        non_finite: () bool on the device, whether a loss of the step was not finite; see :func:`settle_factor`.
+        non_finite: () bool on the device, whether a loss of the step was non-finite; see :func:`update_scale`.
 
     Returns:
-        () bool on the device, whether the step was taken.
+        () bool on the device, whether the step was applied.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or torch.inf, foreach=True)
-    taken = torch.isfinite(norm)
+    applied = torch.isfinite(norm)
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
         optimizer.step()
         del optimizer.found_inf  # type: ignore[attr-defined]
-    elif taken:
+    elif applied:
         optimizer.step()
-    settle_factor(scaler, non_finite=torch.zeros_like(taken) if non_finite is None else non_finite)
+    update_scale(scaler, non_finite=torch.zeros_like(applied) if non_finite is None else non_finite)
     optimizer.zero_grad(set_to_none=True)
-    return taken
+    return applied
 
 
 class Lion(Optimizer):

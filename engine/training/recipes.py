@@ -1,4 +1,4 @@
-"""Which hyper-parameter file a model starts from when none is given."""
+"""The hyper-parameter file of a model's family, used when none is given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Family(NamedTuple):
     no_anchors: str
 
 
-SEVERAL = 1.0  # box gains of heads with anchors lie far below it, those of the others far above
+GAIN_BORDER = 1.0  # box gains of heads with anchors lie far below it, those of the others far above
 # Published pairings; the first that fits counts. YOLOv5u is trained as YOLOv8, YOLOv7-AF as YOLOv9.
 FAMILIES = (
     Family("v5", "scratch-low", "v8"),
@@ -28,15 +28,15 @@ FAMILIES = (
 
 
 def family_hyp(cfg_name: str, dialect: str, anchor_based: bool) -> str:
-    """The hyp file of the family that a model YAML's name tells, or else its dialect and head."""
+    """The hyp file of the family that the name of a model YAML belongs to, or else of its dialect and head."""
     other = Family("", "scratch-low", "v8" if dialect == "v8" else "scratch-high")
     family = next((f for f in FAMILIES if f.part in cfg_name.lower()), other)
     return f"hyp.{family.anchors if anchor_based else family.no_anchors}.yaml"
 
 
 def gains_warning(box: float, anchor_based: bool) -> str:
-    """A line where a recipe's box gain is the other kind of head's (published ones are 0.05 with anchors and 7.5 without), or nothing."""
-    if anchor_based != (box > SEVERAL):
+    """A warning where the box gain suits the other kind of head (published are 0.05 with anchors and 7.5 without), else empty."""
+    if anchor_based != (box > GAIN_BORDER):
         return ""
     kind, other = ("anchors", "no anchors") if anchor_based else ("no anchors", "anchors")
     usual = "0.05" if anchor_based else "7.5"
@@ -44,6 +44,6 @@ def gains_warning(box: float, anchor_based: bool) -> str:
 
 
 def find_hyp(name: str | Path, folder: Path) -> Path:
-    """A hyp file given by path, or by the last part of one that lies in ``folder``."""
+    """The path as given, or the file of that name in ``folder`` where the path does not exist."""
     beside = folder / Path(name).name
     return beside if not Path(name).exists() and beside.is_file() else Path(name)

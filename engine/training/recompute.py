@@ -1,7 +1,7 @@
-"""``--checkpoint-activations``: parts of a network keep nothing but their input, and run once more in the backward pass.
+"""``--checkpoint-activations``: modules store only their input, and are recomputed in the backward pass.
 
-Training is what it would be without, bit for bit: a part that runs again draws the same random numbers, in the same precision, and updates
-running statistics in copies that are thrown away. Parameters keep their names, for a part gets another ``forward`` and nothing else.
+Training is bit for bit what it is without: a recomputed module draws the same random numbers, in the same precision, and updates running
+statistics in copies that are discarded. Parameters keep their names, as only the ``forward`` of a module is replaced.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from utils.errors import UserError
 
 
 def recomputed_parts(model: Model, scope: str) -> list[nn.Module]:
-    """The modules that would run again: of ``attention`` every outermost attention module, wherever it stands; of ``all`` every row with
-    parameters but the head, and within a row its attention modules once more, as a row of many blocks would need much at once.
+    """The modules that are recomputed: for ``attention`` every outermost attention module, wherever it is in the network; for ``all`` also
+    every row with parameters except the head. Attention inside such a row is checkpointed again, which lowers the row's own peak.
 
     Raises:
         UserError: there are none.
@@ -42,7 +42,7 @@ def recomputed_parts(model: Model, scope: str) -> list[nn.Module]:
 
 
 def checkpoint_activations(model: Model, scope: str) -> str:
-    """Lets the parts run again, changing the model in place; says in a line what was done."""
+    """Replaces the ``forward`` of the modules, in place; returns a line that describes it."""
     parts = recomputed_parts(model, scope)
     for part in parts:
         part.forward = MethodType(forward, part)  # type: ignore[method-assign]
@@ -50,32 +50,32 @@ def checkpoint_activations(model: Model, scope: str) -> str:
 
 
 def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Stands before the ``forward`` of a part's class. It is bound to the part, so that a copy of a part is bound to the copy, and has
-    this name because a pickled part looks for it by name, and then finds the plain one.
+    """The checkpointed form of the ``forward`` of a module's class. It is bound to the instance, so that deepcopy binds it to the copy, and
+    has this name because a pickled bound method is looked up by name: unpickled, it is the plain one.
     """
     plain = type(self).forward
     if not torch.is_grad_enabled() or torch.jit.is_tracing():
         return plain(self, *args, **kwargs)
-    if torch.compiler.is_compiling():  # a compiler knows by itself what may run once only, and takes no contexts of ours
+    if torch.compiler.is_compiling():  # a compiler handles side effects itself, and supports no context_fn
         return checkpoint(plain, self, *args, use_reentrant=False, **kwargs)
     return checkpoint(plain, self, *args, use_reentrant=False, context_fn=partial(_contexts, self), **kwargs)
 
 
 class FirstBuffers:
-    """While a part runs again its buffers are copies of what they were when it ran first, and the copies take its updates."""
+    """While a module is recomputed its buffers are copies of their values at the first run, and the copies get the updates."""
 
     def __init__(self, part: nn.Module) -> None:
         places = [(m._buffers, name) for m in part.modules() for name, value in m._buffers.items() if value is not None]
-        self.first = [(buffers, name, buffers[name].clone()) for buffers, name in places]  # type: ignore[union-attr]
+        self.copies = [(buffers, name, buffers[name].clone()) for buffers, name in places]  # type: ignore[union-attr]
         self.present: list[torch.Tensor | None] = []
 
     def __enter__(self) -> None:
-        self.present = [buffers[name] for buffers, name, _ in self.first]
-        for buffers, name, value in self.first:
+        self.present = [buffers[name] for buffers, name, _ in self.copies]
+        for buffers, name, value in self.copies:
             buffers[name] = value
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for (buffers, name, _), value in zip(self.first, self.present):
+        for (buffers, name, _), value in zip(self.copies, self.present):
             buffers[name] = value
 
 

@@ -1,6 +1,6 @@
-"""When a run is saved, and what stands in its weights folder. ``last.pt`` is the truth: everything else there follows from it.
+"""When a run is saved, and the files of its weights folder. All other files there follow from ``last.pt``.
 
-``last.pt`` is whole at every moment, and the save before it lies beside it as ``last.prev.pt`` until the run has ended.
+``last.pt`` is complete at every moment, and the save before it is kept beside it as ``last.prev.pt`` until the run has ended.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from engine.training.run import Run, snapshot
 from engine.training.stop_signals import Stopped
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
+from models.checkpoints.convert import convert
 from utils import distributed
 from utils.errors import UserError
 from utils.files import UNFINISHED
@@ -23,23 +24,24 @@ from utils.random_state import refused_kernel
 if TYPE_CHECKING:
     from utils.metrics.metrics import Metrics
 
-STOP_EVERY = 10  # steps between agreements of several processes whether to stop
+STOP_EVERY = 10  # steps between two exchanges of several ranks about a requested stop
+DEPLOY_CHECK_IMAGES = 2  # validation images on which the deployed form is compared with best.pt
 
 
 def save_epoch(run: Run, metrics: Metrics | None) -> None:
-    """last.pt with all that a resume needs, best.pt where this is the best, and every --save-period epochs one more."""
+    """Saves last.pt, best.pt where this epoch is the best, and one more checkpoint every --save-period epochs."""
     last = snapshot(run, metrics)
     save_last(run, last)
     save_copies(run.save_dir / "weights", last, period=run.config.save_period)
 
 
 def save_last(run: Run, last: Checkpoint) -> None:
-    """last.pt, with the one before it kept beside it."""
+    """Saves last.pt and keeps the one before it."""
     save_checkpoint(run.save_dir / "weights" / "last.pt", last, keep_previous=True)
 
 
 def save_copies(weights: Path, last: Checkpoint, *, period: int) -> None:
-    """What follows from a last.pt at the end of an epoch; done again on a resume, as a kill may have come between the two."""
+    """Saves what follows from the last.pt of an epoch; repeated on a resume, as the process may have been killed in between."""
     assert last.training is not None
     plain = last.without_training_state()
     if last.training["best_epoch"] == last.epoch - 1 or not (weights / "best.pt").exists():
@@ -48,25 +50,45 @@ def save_copies(weights: Path, last: Checkpoint, *, period: int) -> None:
         save_checkpoint(weights / f"epoch{last.epoch}.pt", plain)
 
 
-def save_midway(run: Run) -> None:
-    """Called when no gradient waits: saves every --save-steps steps, and where a stop was asked for.
+def save_within_epoch(run: Run) -> None:
+    """Called after an optimizer step: saves every --save-steps steps, and where a stop was requested.
 
     Raises:
-        Stopped: a stop was asked for.
+        Stopped: a stop was requested.
     """
-    config, steps = run.config, run.ema.updates
-    if _stop_is_due(run, steps):
-        run.agree()
+    config, steps = run.config, run.state.ema.updates
+    if _is_stop_due(run, steps):
+        run.gather_rank_states()
         raise Stopped
     if config.save_steps > 0 and steps % config.save_steps == 0:
-        run.guard.check()
-        run.agree()
+        run.step.guard.check()
+        run.gather_rank_states()
         if distributed.is_main():
             save_last(run, snapshot(run))
 
 
+def save_deployed(run: Run, best: Path) -> Path | None:
+    """Saves ``best-deploy.pt`` beside best.pt, after comparing the two on validation images; prints a line about it.
+
+    The training has ended by then, so that a failure is a warning.
+
+    Returns:
+        The file; None where the network is folded already or the comparison fails.
+    """
+    if run.state.model.spec.fused:
+        return None
+    images = run.loaders.val.dataset.image_files[:DEPLOY_CHECK_IMAGES]
+    try:
+        result = convert(best, deploy=True, images=images)
+    except UserError as error:
+        print(f"warning: no deployed weights: {error}", file=sys.stderr)
+        return None
+    print(f"Deployed  {result}")
+    return result.path
+
+
 def finish_weights(run: Run) -> None:
-    """Takes the training state out of last.pt: the very last thing of a run, for it cannot go on after that."""
+    """Removes the training state from last.pt and the save before it: the last action of a run, which cannot be resumed afterwards."""
     last = run.save_dir / "weights" / "last.pt"
     if distributed.is_main():
         previous_of(last).unlink(missing_ok=True)
@@ -75,34 +97,46 @@ def finish_weights(run: Run) -> None:
 
 @contextmanager
 def explain_interruption(run: Run) -> Iterator[None]:
-    """Whatever ends the run early ends in one line that says what is kept and how to go on; a stop that was asked for is saved first."""
+    """Ends an interrupted run with one line: the reason, what is saved and how to resume. A requested stop is saved first.
+
+    Raises:
+        KeyboardInterrupt: a stop was requested.
+        UserError: the run failed for a reason that a user can act on.
+    """
     try:
         yield
     except Stopped:
-        run.guard.check()
-        if distributed.is_main() and run.batch and not run.config.nosave:  # at the end of an epoch it was saved already
+        run.step.guard.check()
+        if distributed.is_main() and run.progress.batch and not run.config.nosave:  # at the end of an epoch it is saved already
             save_last(run, snapshot(run))
-        raise KeyboardInterrupt(saved_position(run)) from None
+        raise KeyboardInterrupt(describe_saved(run)) from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(saved_position(run)) from None
+        raise KeyboardInterrupt(describe_saved(run)) from None
     except UserError as error:
-        raise UserError(f"{error}; {saved_position(run)}") from error
+        raise UserError(f"{error}; {describe_saved(run)}") from error
     except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):  # of several processes, or outside the network
-            raise UserError(f"the memory is full: train anew with a smaller --batch-size or --imgsz; {saved_position(run)}") from error
-        if kernel := refused_kernel(error):
-            advice = "leave out --deterministic, or the layer that needs it (docs/own_modules.md says what stands in for which)"
-            raise UserError(f"{kernel} has no deterministic form on this device: {advice}; {saved_position(run)}") from error
-        if loss := distributed.lost_rank_message():
-            raise UserError(f"{loss}; {saved_position(run)}") from error
-        if "DataLoader worker" not in str(error) or "Traceback" in str(error):
-            raise  # not a worker that died
-        advice = "most likely for lack of memory: give fewer --workers, or leave out --cache ram"
-        raise UserError(f"a loader process was killed, {advice}; {saved_position(run)}") from error
+        reason = explain_error(error)
+        if not reason:
+            raise
+        raise UserError(f"{reason}; {describe_saved(run)}") from error
 
 
-def saved_position(run: Run) -> str:
-    """What a resume would go on from."""
+def explain_error(error: RuntimeError | MemoryError) -> str:
+    """The reason of an error of torch and what to do about it; empty where it is not known."""
+    if is_out_of_memory(error):  # of several ranks, or outside the network
+        return "the memory is full: start the training again with a smaller --batch-size or --imgsz"
+    if kernel := refused_kernel(error):
+        advice = "leave out --deterministic, or the layer that needs it (docs/own_modules.md says what stands in for which)"
+        return f"{kernel} has no deterministic form on this device: {advice}"
+    if loss := distributed.lost_rank_message():
+        return loss
+    if "DataLoader worker" in str(error) and "Traceback" not in str(error):  # a worker that was killed, not one that raised
+        return "a loader process was killed, most likely for lack of memory: give fewer --workers, or leave out --cache ram"
+    return ""
+
+
+def describe_saved(run: Run) -> str:
+    """What last.pt holds and how to resume from it."""
     last = run.save_dir / "weights" / "last.pt"
     if not last.exists():
         return "nothing was saved"
@@ -112,19 +146,19 @@ def saved_position(run: Run) -> str:
         return str(error)
     if checkpoint.training is None:
         return f"{last} is finished"
-    return f"{last} holds {position(checkpoint)}, resume with --resume {last}"
+    return f"{last} holds {describe_position(checkpoint)}, resume with --resume {last}"
 
 
-def position(checkpoint: Checkpoint) -> str:
-    """How far a checkpoint's run had come."""
+def describe_position(checkpoint: Checkpoint) -> str:
+    """Epochs and batches that the run of a checkpoint had done."""
     assert checkpoint.training is not None
     batches = checkpoint.training.get("batch", 0)
     more = f" and {batches} of {checkpoint.training['iterations']} batches of the next" if batches else ""
     return f"{checkpoint.epoch} of {checkpoint.config.get('epochs')} epochs{more}"
 
 
-def clean(weights: Path) -> None:
-    """Removes what killed saves have left."""
+def remove_partial_files(weights: Path) -> None:
+    """Removes the partial files of saves that were killed."""
     for partial in weights.glob(UNFINISHED):
         try:
             partial.unlink()
@@ -132,8 +166,8 @@ def clean(weights: Path) -> None:
             print(f"warning: {partial}: cannot be removed ({error.strerror or error})", file=sys.stderr)
 
 
-def _stop_is_due(run: Run, steps: int) -> bool:
-    """Whether a stop was asked for, of any process; several processes ask one another only now and then."""
+def _is_stop_due(run: Run, steps: int) -> bool:
+    """Whether a stop was requested, on any rank; several ranks exchange that every ``STOP_EVERY`` steps only."""
     if distributed.world_size() == 1:
         return run.signals.requested
     return steps % STOP_EVERY == 0 and any(distributed.gather_objects(run.signals.requested))

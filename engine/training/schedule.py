@@ -16,7 +16,7 @@ KINDS = ("linear", "cosine", "flat-cosine", "fixed")
 
 
 class StepSettings(NamedTuple):
-    """What holds while one iteration runs."""
+    """The settings of one iteration."""
 
     lr_bias: float
     lr: float  # of every other group

@@ -1,11 +1,11 @@
-"""From flags to a run that can start: settles what was not given, builds everything, restores a stopped run, prints the recipe."""
+"""From flags to a run that can start: resolves the config, builds everything, restores a resumed run, prints the recipe."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,22 +17,22 @@ from engine.logging.loggers import CsvLogger, PlotLogger, TensorBoardLogger
 from engine.logging.progress import LossMeter
 from engine.logging.trackers import trackers
 from engine.memory_format import channels_last
-from engine.micro_batches import TrainingMicroBatches
 from engine.training.batch_size import largest_batch
 from engine.training.compiling import compile_network
 from engine.training.early_stop import EarlyStop
 from engine.training.ema import ModelEMA
-from engine.training.initial_weights import FrozenLayers, apply, carry_over, check_flags, freeze
+from engine.training.initial_weights import FrozenLayers, apply_frozen, check_flags, freeze, transfer_weights
 from engine.training.learning_rates import multipliers, rates_line
 from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import GROUPS, build_optimizer, parameter_groups
 from engine.training.recipes import family_hyp, find_hyp, gains_warning
 from engine.training.recompute import checkpoint_activations, recomputed_parts
-from engine.training.restart import continued, mark
-from engine.training.resume import repair_weights_folder, resumed
-from engine.training.run import Run, restore, snapshot
+from engine.training.restart import resume_after_restart, write_job_id
+from engine.training.resume import load_resumed_run, repair_weights_folder
+from engine.training.run import Loaders, Progress, Run, restore, snapshot
 from engine.training.saving import save_last
 from engine.training.schedule import Schedule
+from engine.training.step import TrainingState, TrainingStep
 from models.assigners.autoanchor import sizes_in_training
 from models.build import build_model
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, require_plugins
@@ -51,7 +51,6 @@ from utils.run_folders import new_run_dir
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
-    from data.loader import BatchLoader
 
 EMBEDDED_DATA = "shapes.yaml"
 HYPS = Path(__file__).parents[2] / "data" / "hyps"
@@ -69,12 +68,19 @@ DEMO: dict[str, Any] = {
 
 
 def resolve_config(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
-    """Fills what was not given: a resumed run's own flags, the demo's preset, the embedded data set."""
+    """Fills in what was not given: the stored flags of a resumed run, the demo's preset, the embedded data set.
+
+    Returns:
+        The config, and the checkpoint of --resume or --weights if there is one.
+
+    Raises:
+        UserError: flags that contradict each other, or a checkpoint that cannot be read.
+    """
     if config.evolve:
         raise UserError("evolve: is many trainings, not one; call engine.training.evolve.evolve(config, train)")
-    config = continued(config)
+    config = resume_after_restart(config)
     if config.resume:
-        return resumed(config)
+        return load_resumed_run(config)
     if not (config.cfg or config.weights):
         if config.data:
             raise UserError("give --cfg (such as yolov9-t-FocalModulation.yaml) or --weights: what should be trained on --data?")
@@ -90,71 +96,103 @@ def resolve_config(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]
     return config, load_checkpoint(config.weights) if config.weights else None
 
 
-def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
-    """Builds everything a run works with, restores it after a resume, and prints the recipe."""
+def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, callbacks: Sequence[Callback] = ()) -> Run:
+    """Builds everything a run works with, restores it after a resume, and prints the recipe.
+
+    Args:
+        config: as resolved by :func:`resolve_config`, like ``checkpoint``.
+        callbacks: of the caller, after the default ones.
+
+    Raises:
+        UserError: model, data, weights or flags that cannot be used.
+    """
     from data.dataset_spec import load_dataset_spec
-    from data.labels.yolo import list_images
 
     precision = precision_of(config.amp, device)
     spec = with_channels(load_dataset_spec(config.data, single_cls=config.single_cls), config, checkpoint)
-    model, frozen = build(config, checkpoint, spec)
+    model, frozen = build_network(config, checkpoint, spec)
     model = channels_last(model.to(device))
-    hyp = recipe(config, checkpoint, model)
-    recomputed_parts(model, config.checkpoint_activations)  # refuses before there is a folder
-    save_dir = run_folder(config)
-    if config.batch_size == FIND_BATCH_SIZE:
-        config = config.replace(batch_size=largest_batch(model, config, hyp, device, images=len(list_images(spec.sources("train")))))
-    train_loader, val_loader = loaders(config, hyp, spec, stride=model.stride)
-    report_data(train_loader, val_loader, spec, save_dir)
+    hyp = resolve_hyp(config, checkpoint, model)
+    recomputed_parts(model, config.checkpoint_activations)  # refuses the flag before a folder is made
+    save_dir = make_run_folder(config)
+    config = resolve_batch_size(config, model, hyp, spec)
+    loaders = build_loaders(config, hyp, spec, stride=model.stride)
+    report_data(loaders, spec, save_dir)
     if not config.resume:
-        sizes = sizes_in_training(*train_loader.dataset.box_sizes(), train_loader.dataset.imgsz)
-        adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)  # empty for heads without anchors
-        print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
-    distributed.broadcast_tensors(model.state_dict().values())
-    ema = ModelEMA(model)  # of the model before --sync-bn changes its layers
-    loss, scaler = model.head.build_loss(hyp), gradient_scaler(device, precision)
+        fit_anchors(model, config, hyp, loaders)
+    state = build_state(model, frozen, config, hyp, scaler=gradient_scaler(device, precision), batches=len(loaders.train))
     patience = 0 if config.skip_nan else config.nan_patience
-    network = network_of(model, config, device)
-    guard = NonFiniteGuard(model, loss.names, patience=patience, folder=save_dir, scaled=scaler.is_enabled())
-    schedule = Schedule(hyp, config.schedule, config.epochs, len(train_loader), config.batch_size, config.accumulate)
+    guard = NonFiniteGuard(model, state.loss.names, patience=patience, folder=save_dir, scaled=state.scaler.is_enabled())
+    schedule = build_schedule(config, hyp, batches=len(loaders.train))
     run = Run(
         config=config,
         hyp=hyp,
         device=device,
         save_dir=save_dir,
-        model=model,
-        frozen=frozen,
-        network=network,
-        loss=loss,
-        ema=ema,
-        optimizer=build_optimizer(
-            model, hyp, name=config.optimizer, batch_size=config.batch_size, accumulate=schedule.full_accumulate,
-            multipliers=multipliers(model, config.lr_mult),
-        ),
-        scaler=scaler,
-        precision=precision,
-        schedule=schedule,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        early_stop=EarlyStop(config.patience),
-        callbacks=Callbacks([*default_callbacks(config, hyp, train_loader), *observers], is_main=distributed.is_main()),
-        guard=guard,
-        micro_batches=TrainingMicroBatches(model, loss, guard, device),
-        meter=LossMeter(loss.names, finite_only=True),
-        truth=label_truth(spec, "val", val_loader.dataset.image_files),
-        class_ap=(0.0,) * model.nc if config.image_weights else None,
+        loaders=loaders,
+        state=state,
+        step=TrainingStep(state, schedule, guard, config, clip_norm=hyp.clip_norm, device=device, precision=precision),
+        progress=Progress(EarlyStop(config.patience), class_ap=(0.0,) * model.nc if config.image_weights else None),
+        meter=LossMeter(state.loss.names, finite_only=True),
+        callbacks=Callbacks([*default_callbacks(config, hyp, loaders), *callbacks], is_main=distributed.is_main()),
     )
     if config.resume and checkpoint is not None:
         restore(run, checkpoint)
-    run.agree()
+    run.gather_rank_states()
     if distributed.is_main():
         write_run_files(run, checkpoint)
         print_recipe(run)
     return run
 
 
+def resolve_batch_size(config: TrainConfig, model: Model, hyp: Hyperparameters, spec: DatasetSpec) -> TrainConfig:
+    """The config with the largest batch that fits into memory, where --batch-size asks for it."""
+    from data.labels.yolo import list_images
+
+    if config.batch_size != FIND_BATCH_SIZE:
+        return config
+    device = next(model.parameters()).device
+    return config.replace(batch_size=largest_batch(model, config, hyp, device, images=len(list_images(spec.sources("train")))))
+
+
+def fit_anchors(model: Model, config: TrainConfig, hyp: Hyperparameters, loaders: Loaders) -> None:
+    """Adapts anchors to the training boxes unless --noautoanchor is given, and prints a line; nothing for heads without anchors."""
+    dataset = loaders.train.dataset
+    sizes = sizes_in_training(*dataset.box_sizes(), dataset.imgsz)
+    adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)
+    print(adapted if distributed.is_main() else "", end="\n" if adapted else "")
+
+
+def build_schedule(config: TrainConfig, hyp: Hyperparameters, *, batches: int) -> Schedule:
+    """Learning rate, momentum and accumulation for epochs of so many batches."""
+    return Schedule(hyp, config.schedule, config.epochs, batches, config.batch_size, config.accumulate)
+
+
+def build_state(
+    model: Model, frozen: FrozenLayers, config: TrainConfig, hyp: Hyperparameters, *, scaler: torch.amp.GradScaler, batches: int
+) -> TrainingState:
+    """The model with the weights of the main rank, and its moving average, loss and optimizer.
+
+    Args:
+        batches: of an epoch.
+    """
+    distributed.broadcast_tensors(model.state_dict().values())
+    ema = ModelEMA(model)  # of the model before --sync-bn changes its layers
+    loss = model.head.build_loss(hyp)
+    network = wrap_network(model, config)
+    optimizer = build_optimizer(
+        model,
+        hyp,
+        name=config.optimizer,
+        batch_size=config.batch_size,
+        accumulate=build_schedule(config, hyp, batches=batches).full_accumulate,
+        multipliers=multipliers(model, config.lr_mult),
+    )
+    return TrainingState(model, network, frozen, loss, ema, optimizer, scaler)
+
+
 def write_run_files(run: Run, checkpoint: Checkpoint | None) -> None:
-    """What stands in the run's folder before the first step.
+    """Writes the files of the run folder that exist before the first step.
 
     Raises:
         UserError: the folder cannot be written.
@@ -163,52 +201,60 @@ def write_run_files(run: Run, checkpoint: Checkpoint | None) -> None:
     try:
         config.to_yaml(folder / "opt.yaml")
         run.hyp.to_yaml(folder / "hyp.yaml")
-        write_spec(folder / "model.yaml", run.model.spec, notes=model_notes(config))
+        write_spec(folder / "model.yaml", run.state.model.spec, notes=describe_model(config))
         if config.resume and checkpoint is not None:
             repair_weights_folder(folder / "weights", Path(config.resume), checkpoint)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    if not (config.resume or config.nosave):  # at once: a full disk shows before the first epoch, and a kill in it leaves a file
+    if not (config.resume or config.nosave):  # a full disk is found early, and a run killed in its first epoch can resume
         save_last(run, snapshot(run))
 
 
-def build(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Model, FrozenLayers]:
-    """The network for the data's classes, and what of it is not trained: from --cfg, or from the checkpoint, with what --attention
-    inserts; weights are carried over by structure."""
+def build_network(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Model, FrozenLayers]:
+    """The network for the data's classes from --cfg or from the checkpoint, with what --attention inserts and transferred weights; and
+    what of it is frozen.
+
+    Raises:
+        UserError: the model YAML, the checkpoint or --attention cannot be used.
+    """
     for path in config.plugins:
         load_plugin(path)
     if checkpoint is not None:
         require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
     if config.resume:
-        return stopped(config, checkpoint, spec)
+        return rebuild_network(config, checkpoint, spec)
     if checkpoint is not None and not (checkpoint.cfg or config.cfg):
         raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
-    model = Model(edited(config, config.cfg or as_stored(checkpoint), spec).spec, names=spec.names)
-    return model, freeze(model, config, carry_over(model, config, checkpoint))
+    model = Model(insert_attention(config, config.cfg or stored_spec(checkpoint), spec).spec, names=spec.names)
+    return model, freeze(model, config, transfer_weights(model, config, checkpoint))
 
 
-def stopped(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Model, FrozenLayers]:
-    """The network of a run that goes on, as it was."""
+def rebuild_network(config: TrainConfig, checkpoint: Checkpoint | None, spec: DatasetSpec) -> tuple[Model, FrozenLayers]:
+    """The network of a resumed run, with its weights, and what of it is frozen."""
     assert checkpoint is not None
     assert checkpoint.training is not None
-    model = build_model(as_stored(checkpoint), nc=spec.nc, ch=spec.ch, names=spec.names)  # with what was inserted
+    model = build_model(stored_spec(checkpoint), nc=spec.nc, ch=spec.ch, names=spec.names)  # including inserted attention
     model.load_state_dict(checkpoint.training["model"])
-    if "frozen" not in checkpoint.training:  # a file from before there was "pretrained"
+    if "frozen" not in checkpoint.training:  # a file older than --freeze pretrained
         return model, freeze(model, config, ())
     frozen = FrozenLayers.from_dict(checkpoint.training["frozen"])
-    apply(model, frozen)
+    apply_frozen(model, frozen)
     return model, frozen
 
 
-def as_stored(checkpoint: Checkpoint | None) -> dict[str, Any]:
+def stored_spec(checkpoint: Checkpoint | None) -> dict[str, Any]:
     """The YAML in a checkpoint."""
     return {**checkpoint.cfg, "yaml_file": checkpoint.cfg_name} if checkpoint else {}
 
 
-def edited(config: TrainConfig, cfg: str | Mapping[str, Any], spec: DatasetSpec) -> Edited:
-    """The rows of ``cfg`` with what --attention inserts."""
+def insert_attention(config: TrainConfig, cfg: str | Mapping[str, Any], spec: DatasetSpec) -> Edited:
+    """The model YAML ``cfg`` with the rows that --attention inserts.
+
+    Raises:
+        UserError: the YAML is wrong, or what --attention names cannot be inserted.
+    """
     base = load_spec(cfg, nc=spec.nc, ch=spec.ch)
-    plan_layers(base)  # a file that is wrong by itself is not --attention's doing
+    plan_layers(base)  # an error of the file itself is not attributed to --attention
     try:
         change = edit(base, insert=config.attention, init=config.attention_init)
     except UserError as error:
@@ -218,15 +264,15 @@ def edited(config: TrainConfig, cfg: str | Mapping[str, Any], spec: DatasetSpec)
     return change
 
 
-def model_notes(config: TrainConfig) -> list[str]:
-    """The head of a run's model.yaml."""
+def describe_model(config: TrainConfig) -> list[str]:
+    """The comment at the head of a run's model.yaml."""
     source = config.cfg or config.weights or config.resume
     how = f" (start: {config.attention_init})" if config.attention_init else ""
     return [f"The network of this run, for --cfg: {source}{' with ' if config.attention else ''}{', '.join(config.attention)}{how}"]
 
 
-def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Model) -> Hyperparameters:
-    """The hyper-parameters: a resumed run's, those given, or those of the model's family; with what the flags say instead."""
+def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model) -> Hyperparameters:
+    """The hyper-parameters: of the resumed run, as given, or of the model's family; flags override single values."""
     if config.resume and checkpoint is not None:
         return Hyperparameters.from_dict(checkpoint.hyp, source=f"{config.resume} (hyp)")
     if isinstance(config.hyp, Hyperparameters):
@@ -240,8 +286,12 @@ def recipe(config: TrainConfig, checkpoint: Checkpoint | None, model: Model) -> 
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
 
 
-def run_folder(config: TrainConfig) -> Path:
-    """A new folder (a resumed run's own), made by the main process and known to all."""
+def make_run_folder(config: TrainConfig) -> Path:
+    """Makes a new run folder, or takes that of the resumed run, on the main rank; all ranks get its path.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     folder: Path | None = None
     if distributed.is_main():
         last = Path(config.resume).absolute()
@@ -251,14 +301,20 @@ def run_folder(config: TrainConfig) -> Path:
             folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         try:
             (folder / "weights").mkdir(exist_ok=True)
-            mark(folder)
+            write_job_id(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another --project or --name") from None
-    return cast("Path", distributed.broadcast_object(folder))
+    folder = distributed.broadcast_object(folder)
+    assert folder is not None
+    return folder
 
 
-def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[BatchLoader, BatchLoader]:
-    """Training and validation batches; a process of each machine reads the labels first, so that the others find its cache."""
+def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> Loaders:
+    """Training and validation batches. One rank of each machine reads the labels first, so that the others find its cache.
+
+    Raises:
+        UserError: --batch-size is no multiple of the number of ranks, or the data set cannot be read.
+    """
     from data.loader import build_loader
 
     world = distributed.world_size()
@@ -270,7 +326,7 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
         "rank": distributed.rank(), "world_size": world,
     }  # fmt: skip
     with distributed.local_main_first():
-        return (
+        train, val = (
             build_loader(
                 spec, "train", imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect,
                 min_items=config.min_items, mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
@@ -280,16 +336,17 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
                 rect=True, pad=0.5, prefix="val: ", **shared,
             ),
         )  # fmt: skip
+    return Loaders(train, val, label_truth(spec, "val", val.dataset.image_files))
 
 
-def report_data(train_loader: BatchLoader, val_loader: BatchLoader, spec: DatasetSpec, folder: Path) -> None:
-    """What the labels, read by now, say about the data as a whole, in a few lines; every problem goes into a file of the run's folder."""
+def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
+    """Prints a summary of the labels, which have been read by now, and writes every problem into a file of the run folder."""
     from data.labels.problems import write_problems
     from data.tools.brief import summarize_labels
 
     if not distributed.is_main():
         return
-    train, val = train_loader.dataset, val_loader.dataset
+    train, val = loaders.train.dataset, loaders.val.dataset
     print("\n".join(summarize_labels((train.image_files, train.table), (val.image_files, val.table), spec.names)))
     problems = list(dict.fromkeys((*train.problems, *val.problems)))
     if problems:
@@ -300,9 +357,11 @@ def report_data(train_loader: BatchLoader, val_loader: BatchLoader, spec: Datase
         print(f"data      {len(problems)} problems, all in {folder / 'data_problems.txt'}; python -m data.check looks closer")
 
 
-def network_of(model: Model, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The model as it is called in training: averaging gradients over processes, compiled if so asked. Parameters are the model's own."""
+def wrap_network(model: Model, config: TrainConfig) -> nn.Module:
+    """The model as it is called in training: with synchronized batch norms, recomputed activations, gradients averaged over ranks, and
+    compiled, each where configured. Its parameters are the model's own."""
     network: nn.Module = model
+    device = next(model.parameters()).device
     if config.sync_bn:
         distributed.convert_sync_batchnorm(model, device)
     if config.checkpoint_activations != "off":
@@ -311,36 +370,37 @@ def network_of(model: Model, config: TrainConfig, device: torch.device) -> nn.Mo
         network = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     if config.compile:
         varied, recomputed = config.multi_scale or config.rect, config.checkpoint_activations != "off"
-        called = model if recomputed else network  # its splitting for processes knows no checkpoints
+        called = model if recomputed else network  # torch.compile cannot split a DDP graph with activation checkpoints
         compile_network(called, device, sizes_vary=varied, recomputed=recomputed)
     return network
 
 
-def default_callbacks(config: TrainConfig, hyp: Hyperparameters, loader: BatchLoader) -> list[Callback]:
-    """What writes results.csv, TensorBoard events and images, and what --logger asks for."""
-    asked = trackers(config.logger if distributed.is_main() else (), config.project, {**config.to_dict(), **hyp.to_dict()})
-    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loader.dataset.labels)]), *asked]
+def default_callbacks(config: TrainConfig, hyp: Hyperparameters, loaders: Loaders) -> list[Callback]:
+    """The loggers of results.csv, TensorBoard events and plots, and those that --logger names."""
+    tracking = trackers(config.logger if distributed.is_main() else (), config.project, {**config.to_dict(), **hyp.to_dict()})
+    return [CsvLogger(), TensorBoardLogger(), *([] if config.noplots else [PlotLogger(loaders.train.dataset.labels)]), *tracking]
 
 
 def print_recipe(run: Run) -> None:
-    """What will happen, in a few lines, before it does."""
-    config, hyp, schedule = run.config, run.hyp, run.schedule
-    groups = {name: len(parameters) for name, parameters in parameter_groups(run.model).items()}
-    parameters = sum(p.numel() for p in run.model.parameters())
+    """Prints in a few lines what will be trained and how."""
+    config, hyp, schedule, model = run.config, run.hyp, run.step.schedule, run.state.model
+    groups = {name: len(parameters) for name, parameters in parameter_groups(model).items()}
+    parameters = sum(p.numel() for p in model.parameters())
     warmup, total = schedule.warmup_iterations, config.epochs * schedule.iterations
-    print(f"model     {run.model.spec.origin}, {len(run.model.model)} layers, {parameters / 1e6:.2f} M parameters, {run.model.nc} classes")
+    print(f"model     {model.spec.origin}, {len(model.model)} layers, {parameters / 1e6:.2f} M parameters, {model.nc} classes")
     last_lr = schedule.at(config.epochs - 1, schedule.iterations - 1).lr
     print(f"recipe    {hyp.source or 'given in Python'}; {config.optimizer} lr {hyp.lr0:g}, {config.schedule} to {last_lr:.2g}")
     print(f"groups    {', '.join(f'{groups[name]} tensors {name}' for name in GROUPS)}")
     if config.lr_mult:
-        print(f"rates     {rates_line(run.model, config.lr_mult)}")
+        print(f"rates     {rates_line(model, config.lr_mult)}")
     print(f"batch     {config.batch_size} x {schedule.full_accumulate} accumulated = {schedule.effective_batch} (nominal {hyp.nbs})")
     share = f"{warmup} of {total} iterations ({warmup / schedule.iterations:.1f} epochs of {schedule.iterations})"
     print(f"warm-up   {share if warmup else 'none'}")
     if 2 * warmup > total:
         print("warning: warm-up is more than half of the training: lower warmup_epochs and warmup_min_iters in --hyp", file=sys.stderr)
-    if warning := gains_warning(hyp.box, run.model.head.anchor_based):
+    if warning := gains_warning(hyp.box, model.head.anchor_based):
         print(warning, file=sys.stderr)
-    amp = str(run.precision).removeprefix("torch.") if run.precision else "off"
+    precision = run.step.precision
+    amp = str(precision).removeprefix("torch.") if precision else "off"
     print(f"device    {run.device}, {distributed.world_size()} process(es), amp {amp}, seed {config.seed}")
     print(f"results   {run.save_dir}")

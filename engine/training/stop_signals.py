@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a training: the first lets the step come to its end and be saved, the second stops at once."""
+"""Ctrl-C and SIGTERM in a training: the first stops after the current step, which is saved, the second stops at once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A stop that was asked for, at a moment at which everything can be saved."""
+    """A stop that was requested, raised where the whole state can be saved."""
 
 
 class StopSignals:
-    """While entered, a first Ctrl-C or SIGTERM only sets ``requested``; the loop that sees it raises Stopped where it can be saved.
+    """While entered, a first Ctrl-C or SIGTERM only sets ``requested``; the training loop then raises Stopped where it can be saved.
 
-    In threads other than the main one signals cannot be caught, and everything stays as it is.
+    Signals are handled by the main thread only: in other threads entering has no effect.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         self.requested = False
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._heard) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -42,7 +42,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, nothing changes that a save holds: there is nothing to wait for."""
+        """Inside, a requested stop raises Stopped at once, as nothing changes that a checkpoint stores (validation)."""
         if self.requested:
             raise Stopped
         self._at_once = True
@@ -51,7 +51,7 @@ class StopSignals:
         finally:
             self._at_once = False
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

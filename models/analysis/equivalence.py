@@ -16,6 +16,7 @@ from torch import Tensor
 from models.analysis.compare import absolute_difference, prediction_difference
 from models.model import Model
 from utils.errors import UserError
+from utils.sizes import round_up_to_stride
 
 SIDE_PX, PAD_GREY = 320, 114
 RANDOM = ((1, 1.0), (2, 0.6))  # images, height as a part of the side
@@ -138,4 +139,4 @@ def _letterboxed(image: np.ndarray, side: int, channels: int) -> Tensor:
 
 
 def _side(model: Model) -> int:
-    return -(-SIDE_PX // model.stride) * model.stride
+    return round_up_to_stride(SIDE_PX, model.stride)

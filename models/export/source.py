@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models.export.facts import ExportFacts
 from utils.errors import UserError
+from utils.sizes import round_up_to_stride
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,7 @@ class ExportOptions:
             UserError: an option out of range.
         """
         if any(side < 1 or side % stride for side in self.imgsz):
-            height, width = (max(math.ceil(side / stride), 1) * stride for side in self.imgsz)
+            height, width = (round_up_to_stride(side, stride) for side in self.imgsz)
             raise UserError(f"--imgsz {self.imgsz[0]} {self.imgsz[1]}: multiples of {stride} are needed, such as {height} {width}")
         if self.batch_size < 1:
             raise UserError(f"--batch-size {self.batch_size}: at least 1 is needed")

@@ -83,7 +83,7 @@ def test_validation_between_epochs_ignores_crowds_too(tmp_path, monkeypatch):
     given = config(tmp_path, tmp_path / "runs", data=str(yaml_path), cfg=str(tmp_path / "tiny-v9.yaml"), batch_size=2)
     run = build_run(*resolve_config(given), torch.device("cpu"))
     content = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())
-    shown = iter(run.val_loader)
+    shown = iter(run.loaders.val)
 
     def answers(predictions, **_):
         batch, found = next(shown), []

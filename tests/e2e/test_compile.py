@@ -62,7 +62,7 @@ def test_where_nothing_compiles_one_line_says_so(world, tmp_path, monkeypatch, c
     errors = [line for line in capsys.readouterr().err.splitlines() if "--compile" in line]
     assert len(errors) == 1
     assert errors[0].startswith("warning: --compile: ")
-    assert errors[0].endswith("; training goes on without it")
+    assert errors[0].endswith("; training continues without it")
     assert furthest(weights_of(result), weights_of(plain)) == 0
 
 
@@ -111,7 +111,7 @@ def test_a_compiled_run_goes_on_and_its_weights_are_as_any_others(world, tmp_pat
     given = {"cfg": world / "dual-v9.yaml", "batch_size": 5, "compile": True}
     whole = train(config(world, tmp_path / "whole", **given))
     with pytest.raises(KeyboardInterrupt):
-        train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
+        train(config(world, tmp_path / "cut", **given), callbacks=[Interrupt(1, 1)])
     resumed = train(TrainConfig(resume=tmp_path / "cut" / "exp" / "weights" / "last.pt"))
     assert furthest(weights_of(resumed), weights_of(whole)) == 0
     there = ["--weights", str(resumed.best_weights), "--imgsz", "64"]

@@ -221,7 +221,7 @@ def test_torchrun_restarts_what_a_kill_has_ended_in_the_same_folder(world, tmp_p
     said = agent.communicate(timeout=240)[0]
     assert agent.returncode == 0
     assert "This job was started again; its run is" in said
-    assert "Going on with" in said
+    assert "Resuming " in said
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["exp"]
     assert len(table.read_text().splitlines()) == 31
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]

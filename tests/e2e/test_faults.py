@@ -53,10 +53,10 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def failed(world: Path, folder: Path, says: str, *observers: Callback, **changes) -> Path:
+def failed(world: Path, folder: Path, says: str, *callbacks: Callback, **changes) -> Path:
     """last.pt of a run that ends with one line that says this, and how to go on."""
     with pytest.raises(UserError, match=says + r".*, resume with --resume ") as caught:
-        train(config(world, folder, **{**GIVEN, **changes}), observers=observers)
+        train(config(world, folder, **{**GIVEN, **changes}), callbacks=callbacks)
     assert "\n" not in str(caught.value)
     return folder / "exp" / "weights" / "last.pt"
 
@@ -117,7 +117,7 @@ def test_a_few_vanished_images_are_named_once_and_many_end_the_run(tmp_path, mon
     monkeypatch.setattr("data.loader.RECENT_BYTES", 0)
     world = make_world(tmp_path / "disk")
     images = world / "images" / "train"
-    train(config(world, tmp_path, **GIVEN), observers=[At(0, 1, lambda run: (images / "3.png").unlink())])
+    train(config(world, tmp_path, **GIVEN), callbacks=[At(0, 1, lambda run: (images / "3.png").unlink())])
     said = capsys.readouterr().err
     assert said.count("image(s) replaced by grey") == 1
     assert said.count("3.png: cannot be read: No such file") == 1
@@ -144,7 +144,7 @@ def test_a_logger_that_raises_never_stops_a_run(world, whole, tmp_path, capsys):
             Bad.calls += 1
             raise RuntimeError("the server\nis away")
 
-    result = train(config(world, tmp_path, **GIVEN), observers=[Bad()])
+    result = train(config(world, tmp_path, **GIVEN), callbacks=[Bad()])
     said = capsys.readouterr().err
     assert Bad.calls == 1
     assert said.count("warning: Bad failed (RuntimeError: the server is away) and is left out from now on") == 1
@@ -153,14 +153,14 @@ def test_a_logger_that_raises_never_stops_a_run(world, whole, tmp_path, capsys):
 
 def poisoned(monkeypatch, steps: set[tuple[int, int]]) -> None:
     """Losses that are not finite at these (epoch, iteration)."""
-    real = NonFiniteGuard.checked
+    real = NonFiniteGuard.total_loss
 
-    def checked(self, parts, *, epoch, iteration, paths):
+    def total_loss(self, parts, *, epoch, iteration, paths):
         if (epoch, iteration) in steps:
             parts = {**parts, "box": parts["box"] * float("nan")}
         return real(self, parts, epoch=epoch, iteration=iteration, paths=paths)
 
-    monkeypatch.setattr(NonFiniteGuard, "checked", checked)
+    monkeypatch.setattr(NonFiniteGuard, "total_loss", total_loss)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION"])

@@ -12,13 +12,13 @@ import yaml
 
 import engine.training.nonfinite_guard
 import engine.training.setup
-import train as script
+import engine.training.step
 from data.dataset_spec import load_dataset_spec
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.training.ema import ModelEMA
 from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
-from engine.training.setup import loaders, resolve_config
+from engine.training.setup import build_loaders, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint, load_model
 from tests.cuda_casts import CudaCasts
 from tests.e2e.test_faults import poisoned
@@ -29,7 +29,7 @@ from tests.tiny_training import HYP, config, make_world
 from train import TrainResult, train, train_one_epoch
 from utils.config import TrainConfig
 from utils.errors import UserError
-from utils.precision import LEAST_FACTOR
+from utils.precision import MIN_SCALE
 
 GIVEN = {"batch_size": 2, "epochs": 2, "hyp": HYP.replace(nbs=4, warmup_epochs=0)}  # two batches a step
 ATTENTION = {"v5": "CloAttention@3", "v7 auxiliary": "NLBlockND@3", "v8": "nchwBRA@3", "v9 dual": "FocalModulation@3"}
@@ -60,7 +60,7 @@ class Watch:
         self.taken: list[bool] = []
         self.gradients: list[list[torch.Tensor]] = []  # before the step, with the factor in them
         self.averages: list[torch.Tensor] = []
-        step, update = script.optimizer_step, ModelEMA.update
+        step, update = engine.training.step.optimizer_step, ModelEMA.update
 
         def watched(optimizer, scaler, **given):
             self.gradients.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
@@ -73,7 +73,7 @@ class Watch:
             update(ema, taken)
             self.averages.append(torch.cat([value.flatten() for value in ema.model.state_dict().values() if value.is_floating_point()]))
 
-        monkeypatch.setattr(script, "optimizer_step", watched)
+        monkeypatch.setattr(engine.training.step, "optimizer_step", watched)
         monkeypatch.setattr(ModelEMA, "update", updated)
 
 
@@ -109,7 +109,7 @@ def test_a_trained_network_finds_the_same_in_half_precision(world, tmp_path):
     result = train(config(world, tmp_path, hyp=CALM, attention="BRA@3", optimizer="AdamW", epochs=25, noval=True, nosave=True))
     model = load_model(result.last_weights)
     given, _ = resolve_config(config(world, tmp_path))
-    _, loader = loaders(given, CALM, load_dataset_spec(given.data), stride=model.stride)
+    loader = build_loaders(given, CALM, load_dataset_spec(given.data), stride=model.stride).val
     with CudaCasts():
         full, low = (evaluate(model, loader, EvaluationOptions(precision=p, progress=False)) for p in (None, torch.float16))
     assert full.map50 > 0.5
@@ -144,18 +144,18 @@ def test_losses_that_are_no_numbers_do_not_lower_the_factor(world, tmp_path, mon
 
 def test_gradients_that_no_factor_mends_end_the_run(world, tmp_path, monkeypatch, half):
     """The loss is a number, its slope is none; torch alone would halve the factor until it is zero, and say nothing."""
-    real = NonFiniteGuard.checked
+    real = NonFiniteGuard.total_loss
 
-    def checked(self, parts, **given):
+    def total_loss(self, parts, **given):
         return real(self, parts, **given) + (parts["box"] * 0).sqrt()
 
-    monkeypatch.setattr(NonFiniteGuard, "checked", checked)
-    monkeypatch.setattr(engine.training.nonfinite_guard, "HALVINGS", 3)
+    monkeypatch.setattr(NonFiniteGuard, "total_loss", total_loss)
+    monkeypatch.setattr(engine.training.nonfinite_guard, "MAX_HALVINGS", 3)
     scaler_of(monkeypatch, init_scale=4.0)
     watch = Watch(monkeypatch)
     with pytest.raises(UserError, match="the gradient is not finite for 2 steps in a row; lower lr0 in --hyp, train with --amp bf16"):
         train(config(world, tmp_path, nan_patience=2, **{**GIVEN, "epochs": 9}))
-    assert watch.factors == [2.0, *[LEAST_FACTOR] * 5]  # it looks at the end of an epoch, of three steps
+    assert watch.factors == [2.0, *[MIN_SCALE] * 5]  # the guard checks at the end of an epoch, of three steps
 
 
 def test_gradients_without_a_finite_norm_change_nothing():
@@ -173,7 +173,7 @@ def test_a_resumed_run_has_the_factor_that_it_was_stopped_with(world, tmp_path, 
     scaler_of(monkeypatch, init_scale=16.0, growth_interval=2)
     whole = train(config(world, tmp_path / "whole", **GIVEN))
     with pytest.raises(KeyboardInterrupt):
-        train(config(world, tmp_path, **GIVEN), observers=[Signal(1, 1)])
+        train(config(world, tmp_path, **GIVEN), callbacks=[Signal(1, 1)])
     last = tmp_path / "exp" / "weights" / "last.pt"
     state = load_checkpoint(last).training["scaler"]
     assert (state["scale"], state["_growth_tracker"]) == (64.0, 0)  # after four steps
@@ -183,21 +183,21 @@ def test_a_resumed_run_has_the_factor_that_it_was_stopped_with(world, tmp_path, 
 def test_a_run_that_began_without_a_scaler_goes_on_with_one(world, tmp_path, request):
     """Begun on a CPU, resumed with ``--device 0``."""
     with pytest.raises(KeyboardInterrupt):
-        train(config(world, tmp_path, **GIVEN), observers=[Signal(1, 1)])
+        train(config(world, tmp_path, **GIVEN), callbacks=[Signal(1, 1)])
     request.getfixturevalue("half")
     last = tmp_path / "exp" / "weights" / "last.pt"
     assert load_checkpoint(last).training["scaler"] == {}
     assert train(TrainConfig(resume=last)).epochs == 2
 
 
-def test_portions_and_accumulation_add_up_gradients_of_one_factor(world, tmp_path, monkeypatch, half):
+def test_micro_batches_and_accumulation_add_up_gradients_of_one_factor(world, tmp_path, monkeypatch, half):
     """With batch statistics that stay, and a loss that is a mean over images, they are the gradients of the whole batch."""
     scaler_of(monkeypatch, init_scale=1024.0)
     whole, parts = halves(world, alike=False)
     watch = Watch(monkeypatch)
-    for name, batches, accumulate, portions in (("whole", whole, 1, 1), ("portions", whole, 1, 2), ("accumulated", parts, 2, 1)):
+    for name, batches, accumulate, count in (("whole", whole, 1, 1), ("micro-batches", whole, 1, 2), ("accumulated", parts, 2, 1)):
         run = prepared(world, tmp_path / name, batches[: 4 * accumulate], accumulate=accumulate, own_loss=False)
-        run.micro_batches.count = portions
+        run.step.micro_batches.count = count
         train_one_epoch(run, 0)
     assert watch.taken == [True] * 12
     for i, other in enumerate(watch.gradients[4:]):

@@ -52,7 +52,7 @@ def config_of(tmp_path, family: str, data, *, iou_loss: str = "CIoU", **flags) -
 
 def trained(tmp_path, family: str, data, **flags) -> tuple[TrainResult, Watch]:
     watch = Watch()
-    return train(config_of(tmp_path, family, data, **flags), observers=[watch]), watch
+    return train(config_of(tmp_path, family, data, **flags), callbacks=[watch]), watch
 
 
 class Interrupt(Callback):
@@ -116,7 +116,7 @@ def test_the_running_mean_of_a_box_loss_survives_a_resume(tmp_path, family):
     config = config_of(tmp_path, family, data, iou_loss="WIoU-v3")
     whole = load_checkpoint(train(config.replace(name="whole")).last_weights).weights
     with pytest.raises(KeyboardInterrupt):
-        train(config.replace(name="stopped"), observers=[Interrupt()])
+        train(config.replace(name="stopped"), callbacks=[Interrupt()])
     last = tmp_path / "runs" / "stopped" / "weights" / "last.pt"
     assert 0 < float(load_checkpoint(last).training["loss"]["mean"]) < 1
     resumed = load_checkpoint(train(TrainConfig(resume=str(last))).last_weights).weights

@@ -1,4 +1,4 @@
-"""Memory that is full halves what goes through the network at a time; the run goes on as if it had begun so."""
+"""Full memory halves the micro-batches; the run continues as if it had started with them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import train as script
+import engine.training.step
 from engine.evaluation import evaluate as evaluation
 from engine.micro_batches import TrainingMicroBatches, mean_parts, split
 from engine.training.saving import explain_interruption
+from engine.training.step import TrainingStep
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
 from train import train
@@ -22,7 +23,7 @@ from utils.types import Batch, Letterbox, Targets
 
 GIVEN = {"batch_size": 4, "hyp": HYP.replace(nbs=8, iou_loss="WIoU-v3"), "multi_scale": True, "epochs": 2}  # two batches a step
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
-real_pass, real_forward = script.forward_backward, evaluation.forward
+real_pass, real_forward = TrainingStep.forward_backward, evaluation.forward
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def world(tmp_path_factory):
 def full_above(images: int, *, first_at: tuple[int, int] = (0, 0), late: bool = True):
     """A pass that needs too much memory above so many images, from a moment on; ``late``: at its very end, when everything has changed."""
 
-    def forward_backward(run, epoch, iteration, batch):
-        is_full = len(batch.images) > images and (epoch, iteration) >= first_at
-        result = real_pass(run, epoch, iteration, batch) if late or not is_full else None
+    def forward_backward(self, batch):
+        is_full = len(batch.images) > images and (self.epoch, self.iteration) >= first_at
+        result = real_pass(self, batch) if late or not is_full else None
         if is_full:
             raise torch.OutOfMemoryError(FULL)
         return result
@@ -47,7 +48,7 @@ def weights_of(result) -> dict[str, torch.Tensor]:
     return load_checkpoint(result.last_weights).weights
 
 
-def portions_from_start(monkeypatch, count: int) -> None:
+def micro_batches_from_start(monkeypatch, count: int) -> None:
     made = TrainingMicroBatches.__init__
 
     def init(self, *args) -> None:
@@ -60,38 +61,38 @@ def portions_from_start(monkeypatch, count: int) -> None:
 @pytest.mark.parametrize("late", [True, False])
 def test_a_pass_that_failed_leaves_no_trace(world, tmp_path, monkeypatch, capsys, late):
     with monkeypatch.context() as patch:
-        patch.setattr(script, "forward_backward", full_above(2, late=late))
+        patch.setattr(TrainingStep, "forward_backward", full_above(2, late=late))
         halved = train(config(world, tmp_path, name="halved", **GIVEN))
     warning = "epoch 1, iteration 1: the memory is full with 4 image(s) of 64 px; the network takes 2 at a time from here on"
     assert capsys.readouterr().err.count(warning) == 1
-    portions_from_start(monkeypatch, 2)
+    micro_batches_from_start(monkeypatch, 2)
     begun_so = train(config(world, tmp_path, name="begun", **GIVEN))
     first, second = weights_of(halved), weights_of(begun_so)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_gradients_that_wait_survive(world, tmp_path, monkeypatch):
-    """The second batch of a step fails, after the first has left its gradients, and the portions are of one image in the end."""
+def test_summed_gradients_survive(world, tmp_path, monkeypatch):
+    """The second batch of a step fails, after the gradients of the first were summed, and micro-batches have one image in the end."""
     steps = []
-    real_step = script.optimizer_step
+    real_step = engine.training.step.optimizer_step
 
     def step(optimizer, scaler, **kwargs):
         steps.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
         return real_step(optimizer, scaler, **kwargs)
 
-    monkeypatch.setattr(script, "optimizer_step", step)
+    monkeypatch.setattr(engine.training.step, "optimizer_step", step)
     given = {**GIVEN, "epochs": 1, "hyp": HYP.replace(nbs=8, warmup_epochs=0), "multi_scale": False}
-    monkeypatch.setattr(script, "forward_backward", full_above(1, first_at=(0, 1)))
+    monkeypatch.setattr(TrainingStep, "forward_backward", full_above(1, first_at=(0, 1)))
     train(config(world, tmp_path, name="halved", **given))
 
     def plainly(self, batch, one_pass, *, place):
         """The first batch whole, of the others every image for itself, and torch adds up."""
-        for portion in split(batch, 4) if place == "epoch 1, iteration 2" else [batch]:
-            result = one_pass(portion)
+        for part in split(batch, 4) if place == "epoch 1, iteration 2" else [batch]:
+            result = one_pass(part)
         return result
 
-    monkeypatch.setattr(script, "forward_backward", real_pass)
-    monkeypatch.setattr(TrainingMicroBatches, "passed", plainly)
+    monkeypatch.setattr(TrainingStep, "forward_backward", real_pass)
+    monkeypatch.setattr(TrainingMicroBatches, "run", plainly)
     train(config(world, tmp_path, name="plain", **given))
     assert len(steps) == 4
     for halved, plain in zip(steps[0], steps[2]):
@@ -99,18 +100,18 @@ def test_gradients_that_wait_survive(world, tmp_path, monkeypatch):
 
 
 def test_the_count_survives_a_resume(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "forward_backward", full_above(2, first_at=(0, 2)))
+    monkeypatch.setattr(TrainingStep, "forward_backward", full_above(2, first_at=(0, 2)))
     whole = train(config(world, tmp_path, name="whole", **GIVEN))
 
-    def interrupted(run, epoch, iteration, batch):
-        if (epoch, iteration) == (1, 0):
+    def interrupted(self, batch):
+        if (self.epoch, self.iteration) == (1, 0):
             raise KeyboardInterrupt
-        return full_above(2, first_at=(0, 2))(run, epoch, iteration, batch)
+        return full_above(2, first_at=(0, 2))(self, batch)
 
-    monkeypatch.setattr(script, "forward_backward", interrupted)
+    monkeypatch.setattr(TrainingStep, "forward_backward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config(world, tmp_path, name="stopped", **GIVEN))
-    monkeypatch.setattr(script, "forward_backward", real_pass)
+    monkeypatch.setattr(TrainingStep, "forward_backward", real_pass)
     capsys.readouterr()
     resumed = train(TrainConfig(resume=tmp_path / "stopped"))
     assert "memory is full" not in capsys.readouterr().err
@@ -119,7 +120,7 @@ def test_the_count_survives_a_resume(world, tmp_path, monkeypatch, capsys):
 
 
 def test_one_image_too_many(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "forward_backward", full_above(0))
+    monkeypatch.setattr(TrainingStep, "forward_backward", full_above(0))
     says = r"epoch 1, iteration 1: the memory is full with a single image of 64 px, lower --imgsz \(CUDA out of memory.*\); .*resume with"
     with pytest.raises(UserError, match=says):
         train(config(world, tmp_path, **GIVEN))
@@ -140,7 +141,7 @@ def test_validation_halves_too(world, tmp_path, monkeypatch, capsys):
     assert halved.last.losses.keys() == whole.last.losses.keys()
 
 
-def test_means_of_portions():
+def test_means_of_micro_batches():
     parts = mean_parts([({"box": torch.tensor(1.0)}, 3), ({"box": torch.tensor(5.0)}, 1)])
     assert {name: value.item() for name, value in parts.items()} == {"box": 2.0}
 
@@ -153,7 +154,7 @@ def test_a_real_allocator():
     assert 2**20 < free_bytes(torch.device("cpu")) < 2**60
 
 
-def test_portions_of_a_batch():
+def test_micro_batches_of_a_batch():
     hw = torch.arange(10).view(5, 2)
     targets = torch.tensor([[0, 1, 0.5, 0.5, 0.1, 0.1], [0, 2, 0.5, 0.5, 0.1, 0.1], [3, 0, 0.2, 0.2, 0.3, 0.3], [4, 1, 0.1, 0.1, 0.1, 0.1]])
     batch = Batch(torch.arange(5).view(5, 1, 1, 1), Targets.of_rows(targets), tuple("abcde"), Letterbox(hw, hw.float(), hw.float()), 2)
@@ -169,7 +170,7 @@ def test_portions_of_a_batch():
     assert split(batch, 1) == [batch]
 
 
-def test_several_processes_end_in_one_line(tmp_path, monkeypatch):
+def test_several_ranks_end_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     run = SimpleNamespace(save_dir=tmp_path)
     message = r"the memory is full: .*smaller --batch-size or --imgsz; nothing was saved"

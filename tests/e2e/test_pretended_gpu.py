@@ -19,7 +19,8 @@ from tests.tiny_training import TINY, config, make_world
 from utils import distributed
 from utils.errors import UserError
 
-LOOKS = ("engine/logging/progress.py", "engine/training/nonfinite_guard.py")  # at the losses, every so many iterations
+STEP = ("train.py", "engine/training/step.py")
+LOGGING = ("engine/logging/progress.py", "engine/training/nonfinite_guard.py")  # read the losses every so many iterations
 PUTS = """
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ def gpu() -> Iterator[Seen]:
 
 
 def waits_in_training(seen: Seen) -> set[str]:
-    return {wait for wait in seen.waits if "train.py" in wait and not any(look in wait for look in LOOKS)}
+    return {wait for wait in seen.waits if any(file in wait for file in STEP) and not any(file in wait for file in LOGGING)}
 
 
 def trained(world: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 
 import train as script
 from engine.logging.callbacks import Callback
-from engine.training.resume import find_save
+from engine.training.resume import find_last_checkpoint
 from models.checkpoints.checkpoint import load_checkpoint, previous_of
 from tests.tiny_training import HYP, config, make_world
 from train import train
@@ -62,10 +62,10 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert {p.name for p in (b / "weights").iterdir()} == {"last.pt", "best.pt", "best-deploy.pt"}
 
 
-def stopped(world: Path, folder: Path, *observers: Callback, **changes) -> Path:
-    """last.pt of a run that observers stop."""
+def stopped(world: Path, folder: Path, *callbacks: Callback, **changes) -> Path:
+    """last.pt of a run that callbacks stop."""
     with pytest.raises(KeyboardInterrupt, match="resume with --resume"):
-        train(config(world, folder, **{**GIVEN, **changes}), observers=observers)
+        train(config(world, folder, **{**GIVEN, **changes}), callbacks=callbacks)
     return folder / "exp" / "weights" / "last.pt"
 
 
@@ -210,28 +210,28 @@ def test_an_early_stopped_run_is_not_trained_on(world, tmp_path, monkeypatch):
 def test_what_may_be_given_to_resume(world, tmp_path, monkeypatch):
     weights = tmp_path / "runs" / "exp" / "weights"
     with pytest.raises(UserError, match=r"no run in .*; start one without --resume"):
-        find_save("newest", str(tmp_path / "runs"))
+        find_last_checkpoint("newest", str(tmp_path / "runs"))
     weights.mkdir(parents=True)
     for given in ("newest", str(weights), str(weights.parent)):
         with pytest.raises(UserError, match="exp was stopped before its first save; start it again"):
-            find_save(given, str(tmp_path / "runs"))
+            find_last_checkpoint(given, str(tmp_path / "runs"))
     previous_of(weights / "last.pt").touch()
-    assert find_save("newest", str(tmp_path / "runs")) == weights / "last.pt"
+    assert find_last_checkpoint("newest", str(tmp_path / "runs")) == weights / "last.pt"
     newer = tmp_path / "runs" / "exp2" / "weights"
     newer.mkdir(parents=True)
     os.utime(newer, (2**31, 2**31))
     with pytest.raises(UserError, match="exp2 was stopped before"):
-        find_save("newest", str(tmp_path / "runs"))
+        find_last_checkpoint("newest", str(tmp_path / "runs"))
 
 
 def test_flags_given_anew_count_even_where_they_are_the_defaults(world, tmp_path):
-    from engine.training.resume import resumed
+    from engine.training.resume import load_resumed_run
 
     last = stopped(world, tmp_path, Signal(0, 1), patience=7, workers=0)
-    config_anew, _ = resumed(parse_arguments(["--resume", str(last), "--patience", "100", "--workers", "8"]))
+    config_anew, _ = load_resumed_run(parse_arguments(["--resume", str(last), "--patience", "100", "--workers", "8"]))
     assert (config_anew.patience, config_anew.workers, config_anew.epochs) == (100, 8, 3)
     with pytest.raises(UserError, match="--epochs with --resume: would make it another run"):
-        resumed(parse_arguments(["--resume", str(last), "--epochs", "100"]))
+        load_resumed_run(parse_arguments(["--resume", str(last), "--epochs", "100"]))
 
 
 def test_other_data_begin_the_epoch_anew_and_say_so(world, tmp_path, capsys):
@@ -240,7 +240,7 @@ def test_other_data_begin_the_epoch_anew_and_say_so(world, tmp_path, capsys):
     (mine / "images" / "train" / "3.png").unlink()
     assert train(TrainConfig(resume=last)).epochs == 3
     said = capsys.readouterr().err
-    assert "the data have changed, 12 images in 6 batches then, 11 images in 6 batches now: epoch 2 begins anew" in said
+    assert "the data have changed, 12 images in 6 batches then, 11 images in 6 batches now: epoch 2 starts from its first batch" in said
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")

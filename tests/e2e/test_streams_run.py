@@ -21,7 +21,7 @@ import detect
 from data.sources.stream_reader import ReconnectPolicy
 from tests.streaming import SECRET, Given, Grabber, camera, solid_image, video
 from tests.tiny import tiny_checkpoint
-from utils.process_exit import HANGING
+from utils.process_exit import MAY_HANG
 from utils.types import Predictions
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def run(tmp_path):
     def call(*arguments):
         common = ("--weights", "x.pt", "--img", "64", "--project", tmp_path / "out", "--device", "cpu")
         status = detect.main([*map(str, (*common, *arguments))])
-        assert not [t for t in threading.enumerate() if t.name.startswith(HANGING)]
+        assert not [t for t in threading.enumerate() if t.name.startswith(MAY_HANG)]
         return status
 
     return call

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from engine.doctor.checkup import noise_batch
 from engine.logging.progress import LossMeter
-from engine.micro_batches import TrainingMicroBatches
 from engine.training.initial_weights import FrozenLayers
 from engine.training.run import Run
 from engine.training.setup import build_run, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.e2e.test_train import ROOT, Interrupt, rows_of
 from tests.tiny_training import HYP, config, make_world
-from train import TrainResult, set_training_mode, train, train_one_epoch
+from train import TrainResult, train, train_one_epoch
 from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.precision import autocast
@@ -48,7 +47,7 @@ def test_a_run_that_computes_activations_again_is_the_same_run(world, tmp_path, 
     assert "memory    activations of 5 modules are computed again in the backward pass" in capsys.readouterr().out
     assert_equal_weights(weights_of(again), plain)
     with pytest.raises(KeyboardInterrupt):
-        train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
+        train(config(world, tmp_path / "cut", **given), callbacks=[Interrupt(1, 1)])
     last = tmp_path / "cut" / "exp" / "weights" / "last.pt"  # a run that needs less memory goes on where the other ended
     resumed = train(TrainConfig(resume=last, plugins=world / "noisy.py", checkpoint_activations="attention"))
     assert_equal_weights(weights_of(resumed), plain)
@@ -97,11 +96,11 @@ def prepared(world: Path, folder: Path, batches: list[Batch], *, accumulate: int
     given = config(world, folder, batch_size=len(batches[0].images), accumulate=accumulate, hyp=HYP.replace(warmup_epochs=0), nosave=True)
     torch.manual_seed(0)
     run = build_run(*resolve_config(given), torch.device("cpu"))
-    run.train_loader = Fixed(batches)
-    run.frozen = FrozenLayers(rows=tuple(range(len(run.model.model))))
+    run.loaders.train = Fixed(batches)
+    run.state.frozen = FrozenLayers(rows=tuple(range(len(run.state.model.model))))
     if not own_loss:
-        run.loss, run.guard.parts, run.meter = MeanSquare(), MeanSquare.names, LossMeter(MeanSquare.names)
-        run.portions = TrainingMicroBatches(run.model, run.loss, run.guard, run.device)
+        run.state.loss, run.step.guard.parts, run.meter = MeanSquare(), MeanSquare.names, LossMeter(MeanSquare.names)
+        run.step.micro_batches.loss = run.state.loss
     return run
 
 
@@ -134,25 +133,26 @@ def test_batch_4_accumulated_twice_is_batch_8(world, tmp_path, own_loss, alike):
         prepared(world, tmp_path / name, batches, accumulate=n, own_loss=own_loss)
         for name, batches, n in (("8", whole, 1), ("4", parts, 2))
     ]
-    start = [p.detach().clone() for p in runs[0].model.parameters()]
+    start = [p.detach().clone() for p in runs[0].state.model.parameters()]
     for run in runs:
         for epoch in range(2):
             run.end_epoch(train_one_epoch(run, epoch))
-    assert [run.ema.updates for run in runs] == [8, 8]
-    assert max(float((p - q).detach().abs().max()) for p, q in zip(runs[0].model.parameters(), start)) > 1e-3
-    for (name, p), q in zip(runs[0].model.named_parameters(), runs[1].model.parameters()):
+    assert [run.state.ema.updates for run in runs] == [8, 8]
+    assert max(float((p - q).detach().abs().max()) for p, q in zip(runs[0].state.model.parameters(), start)) > 1e-3
+    for (name, p), q in zip(runs[0].state.model.named_parameters(), runs[1].state.model.parameters()):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_last_step_of_an_epoch_takes_what_is_left(world, tmp_path):
     parts = halves(world, alike=True)[1][:5]
     run, steps = prepared(world, tmp_path, parts, accumulate=2, own_loss=True), []
-    take = run.optimizer.step
-    run.optimizer.step = lambda: (steps.append(run.optimizer.param_groups[0]["params"][0].grad.clone()), take())
+    optimizer = run.state.optimizer
+    take = optimizer.step
+    optimizer.step = lambda: (steps.append(optimizer.param_groups[0]["params"][0].grad.clone()), take())
     for epoch in range(2):
         run.end_epoch(train_one_epoch(run, epoch))
-        assert all(p.grad is None for p in run.model.parameters())
-    assert len(steps) == run.ema.updates == 2 * 3
+        assert all(p.grad is None for p in run.state.model.parameters())
+    assert len(steps) == run.state.ema.updates == 2 * 3
 
 
 CALM = HYP.replace(
@@ -164,13 +164,13 @@ def first_losses(world: Path, folder: Path, precision: torch.dtype | None) -> li
     """Of the same batches on the same weights, which do not change."""
     torch.manual_seed(0)
     run = build_run(*resolve_config(config(world, folder, hyp=CALM, attention="BRA@3")), torch.device("cpu"))
-    run.train_loader.set_epoch(0)
-    set_training_mode(run)
+    run.loaders.train.set_epoch(0)
+    run.state.set_training_mode()
     sums = []
-    for batch in run.train_loader:
+    for batch in run.loaders.train:
         with autocast(run.device, precision):
-            output = run.network(to_unit_range(batch.images))
-        sums.append(sum(part.item() for part in run.loss(output, batch).values()))
+            output = run.state.network(to_unit_range(batch.images))
+        sums.append(sum(part.item() for part in run.state.loss(output, batch).values()))
     return sums
 
 
@@ -188,7 +188,7 @@ def test_bfloat16_on_a_cpu_trains_and_validates_as_float32_does(world, tmp_path)
 
 def test_the_search_for_a_batch_size_computes_activations_again_too(world, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("engine.training.batch_size.search", lambda peak_of, **limits: (peak_of(2), 4)[1])
+    monkeypatch.setattr("engine.training.batch_size.search", lambda measure_peak, **limits: (measure_peak(2), 4)[1])
     plain = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (seen.append(self), plain(self, x))[1])
     counts = []

@@ -19,7 +19,7 @@ import export
 import val
 from data.dataset_spec import load_dataset_spec
 from engine.logging.callbacks import Callback
-from engine.training.setup import build, resolve_config
+from engine.training.setup import build_network, resolve_config
 from models import build_model, load_model
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world
@@ -74,7 +74,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(world, tmp_path, optimizer)
     given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "optimizer": optimizer, "multi_scale": True, "cos_lr": True}
     whole = train(config(world, tmp_path / "whole", **given))
     with pytest.raises(KeyboardInterrupt, match="holds 1 of 3 epochs, resume with --resume"):
-        train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
+        train(config(world, tmp_path / "cut", **given), callbacks=[Interrupt(1, 1)])
     last = tmp_path / "cut" / "exp" / "weights" / "last.pt"
     assert load_checkpoint(last).epoch == 1
     torch.manual_seed(999)
@@ -132,7 +132,7 @@ def test_what_was_carried_over_stays_as_it_is(world, tmp_path, capsys):
     given = {"cfg": "", "weights": first.best_weights, "freeze": "pretrained", "attention": "SE@3", "attention_init": "identity"}
     before = load_checkpoint(first.best_weights).weights
     with pytest.raises(KeyboardInterrupt):
-        train(config(world, tmp_path / "cut", **given), observers=[Interrupt(1, 1)])
+        train(config(world, tmp_path / "cut", **given), callbacks=[Interrupt(1, 1)])
     resumed = train(TrainConfig(resume=tmp_path / "cut" / "exp" / "weights" / "last.pt"))
     after = load_checkpoint(resumed.last_weights).weights
     kept = {k: v for k, v in after.items() if not k.startswith("model.4.")}
@@ -185,7 +185,7 @@ def test_nothing_is_saved_or_validated_before_the_end_if_so_asked(world, tmp_pat
         def on_batch(self, run, epoch, iteration, batch):
             seen.append(sorted(p.name for p in (run.save_dir / "weights").iterdir()))
 
-    result = train(config(world, tmp_path, nosave=True, noval=True, epochs=2), observers=[Look()])
+    result = train(config(world, tmp_path, nosave=True, noval=True, epochs=2), callbacks=[Look()])
     assert seen
     assert all(files == [] for files in seen)
     assert result.best_weights.is_file()
@@ -279,7 +279,7 @@ def test_attention_put_into_trained_weights_starts_as_a_no_op_and_trains(world, 
     given = config(world, tmp_path, cfg="", weights=first.best_weights, name="attended", **ATTENDED)
     spec = load_dataset_spec(str(world / "data.yaml"))
     for changed in (given, given.replace(cfg=str(world / "tiny-v9.yaml"))):  # with --weights alone, and with both
-        start = build(changed, load_checkpoint(first.best_weights), spec)[0].eval()
+        start = build_network(changed, load_checkpoint(first.best_weights), spec)[0].eval()
         images = torch.rand(2, 3, 64, 64)
         assert all(torch.equal(a, b) for a, b in zip(start(images).main, source(images).main, strict=True))
     capsys.readouterr()
@@ -298,7 +298,7 @@ def test_attention_put_into_trained_weights_starts_as_a_no_op_and_trains(world, 
 def test_a_resumed_run_with_attention_and_rates_equals_one_that_never_stopped(world, tmp_path):
     whole = train(config(world, tmp_path / "whole", **ATTENDED))
     with pytest.raises(KeyboardInterrupt):
-        train(config(world, tmp_path / "cut", **ATTENDED), observers=[Interrupt(1, 1)])
+        train(config(world, tmp_path / "cut", **ATTENDED), callbacks=[Interrupt(1, 1)])
     resumed = train(TrainConfig(resume=tmp_path / "cut" / "exp" / "weights" / "last.pt"))
     a, b = (load_checkpoint(r.last_weights).weights for r in (whole, resumed))
     assert a.keys() == b.keys()
@@ -321,7 +321,7 @@ def test_images_are_drawn_by_weight_and_a_resume_draws_the_same(world, tmp_path)
     given = {"image_weights": True, "epochs": 3}
     whole = train(config(world, tmp_path / "whole", **given))
     with pytest.raises(KeyboardInterrupt):
-        train(config(world, tmp_path / "cut", **given, save_steps=1), observers=[Interrupt(2, 1)])
+        train(config(world, tmp_path / "cut", **given, save_steps=1), callbacks=[Interrupt(2, 1)])
     last = tmp_path / "cut" / "exp" / "weights" / "last.pt"
     kept = load_checkpoint(last).training
     assert kept is not None

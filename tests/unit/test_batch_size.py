@@ -9,7 +9,7 @@ import torch
 
 from engine.training import batch_size
 from engine.training.batch_size import PeakMeter, search
-from engine.training.multi_scale import longest_side, rescaled
+from engine.training.multi_scale import longest_side, rescale
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import config, make_world
 from train import train
@@ -74,7 +74,7 @@ def test_a_run(world, tmp_path, capsys, monkeypatch):
     assert all(torch.equal(value, weights[name]) for name, value in saved.weights.items())
 
     monkeypatch.setattr(batch_size, "free_bytes", lambda device: 2)
-    monkeypatch.setattr(PeakMeter, "taken", lambda self: 100)
+    monkeypatch.setattr(PeakMeter, "peak_bytes", lambda self: 100)
     with pytest.raises(UserError, match=r"--batch-size -1: not even one image of 64 px fits into 0.00 GiB; lower --imgsz"):
         train(config(world, tmp_path, batch_size=-1, epochs=1, name="none"))
 
@@ -84,9 +84,9 @@ def test_the_meter_sees_what_was_freed_again():
     meter.begin()
     with mmap.mmap(-1, 2**26) as pages:  # new ones whatever the allocator still holds
         pages.write(bytes(2**25))
-    assert 2**25 - 2**20 < meter.taken() < 2**28
+    assert 2**25 - 2**20 < meter.peak_bytes() < 2**28
 
 
 def test_longest_side():
-    sides = {rescaled(torch.zeros(1, 1, 64, 64), base_px=64, stride=8, key=(k,)).shape[-1] for k in range(200)}
+    sides = {rescale(torch.zeros(1, 1, 64, 64), base_px=64, stride=8, key=(k,)).shape[-1] for k in range(200)}
     assert max(sides) == longest_side(64, stride=8) == 96

@@ -1,8 +1,9 @@
-"""Observers are told everything and can break nothing."""
+"""Callbacks are called for every event and cannot break a run."""
 
 from __future__ import annotations
 
 from engine.logging.callbacks import Callback, Callbacks, RunInfo
+from tasks import DETECT
 
 
 class Recorder(Callback):
@@ -18,15 +19,15 @@ class Broken(Callback):
         raise OSError("disk\nfull")
 
 
-def test_a_failing_observer_is_dropped_with_one_line(tmp_path, capsys):
+def test_a_failing_callback_is_removed_with_one_warning(tmp_path, capsys):
     recorder = Recorder()
     callbacks = Callbacks([Broken(), recorder])
-    run = RunInfo(tmp_path, ("a",), ("box",))
+    run = RunInfo(tmp_path, ("a",), ("box",), DETECT)
     callbacks.on_epoch_end(run, {"epoch": 0})
     callbacks.on_epoch_end(run, {"epoch": 1})
     assert recorder.rows == [0, 1]
     assert capsys.readouterr().err == "warning: Broken failed (OSError: disk full) and is left out from now on\n"
 
 
-def test_other_processes_have_no_observers():
-    assert Callbacks([Recorder()], is_main=False).observers == []
+def test_other_ranks_have_no_callbacks():
+    assert Callbacks([Recorder()], is_main=False).callbacks == []

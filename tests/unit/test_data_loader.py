@@ -253,9 +253,9 @@ class TestSampler:
         shares = [list(self.make(count, rank=r, world_size=world_size, shuffle=shuffle)) for r in range(world_size)]
         assert {len(s) for s in shares} == {len(alone)} == {len(self.make(count, rank=1, world_size=world_size))}
         for whole, *parts in zip(alone, *shares):
-            counted = [keys for keys in parts if keys[0].of_step]
+            counted = [keys for keys in parts if keys[0].step_images]
             assert [k.index for keys in counted for k in keys] == [k.index for k in whole]
-            assert {k.of_step for keys in counted for k in keys} == {len(whole)}
+            assert {k.step_images for keys in counted for k in keys} == {len(whole)}
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
             assert all(parts)
 
@@ -266,7 +266,7 @@ class TestSampler:
         runs = [self.make(count, rank=r, world_size=world_size, whole_batches=True) for r in range(world_size)]
         shares = [list(run) for run in runs]
         assert {len(s) for s in shares} == {len(run) for run in runs} == {-(-len(alone) // world_size)}
-        assert [[k.index for k in keys] for step in zip(*shares) for keys in step if keys[0].of_step] == alone
+        assert [[k.index for k in keys] for step in zip(*shares) for keys in step if keys[0].step_images] == alone
 
     def test_a_batch_that_only_keeps_company_has_no_objects(self, tmp_path):
         TestBadData().make(tmp_path)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.training.evolve import BOUNDS, begun, child, evolve
+from engine.training.evolve import BOUNDS, evolve, make_child, read_generations
 from engine.training.nonfinite_guard import Diverged
 from engine.training.setup import resolve_config
 from train import main
@@ -68,7 +68,7 @@ def rows_of(folder):
 
 def test_a_child_stays_within_bounds_and_leaves_alone_what_is_off():
     rows = [row(0, 0.5, scale=0.9, momentum=0.98)]
-    children = [child(rows, HYP, seed=0, generation=g) for g in range(1, 200)]
+    children = [make_child(rows, HYP, seed=0, generation=g) for g in range(1, 200)]
     for key, (low, high) in BOUNDS.items():
         values = [getattr(c, key) for c in children]
         assert min(low, getattr(HYP, key)) <= min(values), key
@@ -84,7 +84,7 @@ def test_better_parents_are_taken_more_often_and_only_the_best_five():
     rows = [row(i, fitness, box=1.0 + i) for i, fitness in enumerate((0.1, 0.2, 0.3, 0.4, 0.5, 0.9))]
     taken = [0] * 6
     for generation in range(400):
-        made = child(rows, HYP.replace(), seed=1, generation=generation)
+        made = make_child(rows, HYP.replace(), seed=1, generation=generation)
         taken[min(range(6), key=lambda i: abs(made.box / (1 + i) - 1))] += 1
     assert taken[5] > taken[4] > taken[1]
     assert taken[5] > 150  # of 400, its share of the lead is 0.7 / 1.3
@@ -103,7 +103,7 @@ def test_a_search_that_was_stopped_ends_like_one_that_was_not(tmp_path, capsys):
     best = max(rows, key=lambda r: float(r["fitness"]))
     assert Hyperparameters.from_yaml(whole / "hyp_evolve.yaml").lr0 == float(best["lr0"])
     assert float(rows[0]["lr0"]) == HYP.lr0
-    assert "Going on" in capsys.readouterr().out
+    assert "Resuming" in capsys.readouterr().out
     more = Trainer()
     evolve(config(tmp_path / "cut", evolve=7), more)
     assert len(more.seen) == 1
@@ -122,7 +122,7 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
         evolve(config(tmp_path, epochs=3), Trainer())
     (tmp_path / "run" / "weights").mkdir(parents=True)
     with pytest.raises(UserError, match="give another --name"):
-        begun(tmp_path / "run", config(tmp_path))
+        read_generations(tmp_path / "run", config(tmp_path))
 
 
 def test_what_does_not_go_together(tmp_path, capsys):

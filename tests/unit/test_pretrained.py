@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.training.initial_weights import FrozenLayers, carry_over, check_flags, freeze
+from engine.training.initial_weights import FrozenLayers, check_flags, freeze, transfer_weights
 from models import build_model
 from models.backbones.focalnet import FocalNetBackbone
 from models.checkpoints.checkpoint import load_checkpoint
@@ -28,7 +28,7 @@ def test_a_backbone_and_its_report_and_what_is_frozen(tmp_path, capsys):
     config = TrainConfig(backbone_weights=tmp_path / "focalnet.pth", weights_report=tmp_path / "report.csv", freeze="pretrained")
     check_flags(config)
     model = build_model(SMALL_FOCALNET)
-    reports = carry_over(model, config, None)
+    reports = transfer_weights(model, config, None)
     said = capsys.readouterr().out
     assert "focalnet.pth: transferred" in said
     assert "100 % of the network's are filled" in said
@@ -45,7 +45,7 @@ def test_both_kinds_of_weights_write_a_report_each(tmp_path):
     torch.save(FocalNetBackbone(embed_dim=8, depths=(1, 2)).state_dict(), tmp_path / "focalnet.pth")
     path = tiny_checkpoint(tmp_path / "best.pt")
     config = TrainConfig(weights=path, backbone_weights=tmp_path / "focalnet.pth", weights_report=tmp_path / "report.md")
-    carry_over(build_model(SMALL_FOCALNET), config, load_checkpoint(path))
+    transfer_weights(build_model(SMALL_FOCALNET), config, load_checkpoint(path))
     assert "best.pt" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "focalnet.pth" in (tmp_path / "report-backbone.md").read_text(encoding="utf-8")
 
@@ -54,7 +54,7 @@ def test_nothing_that_fits_is_a_warning(tmp_path, capsys):
     path = tiny_checkpoint(tmp_path / "best.pt")
     head = [[0, 1], 1, "Detect", [4, [[9, 9], [30, 30]]]]
     wide = {**SMALL_FOCALNET, "backbone": [[-1, 1, "Conv", [24, 5, 2]], [-1, 1, "SE", []]], "head": [head]}
-    carry_over(build_model(wide), TrainConfig(weights=path), load_checkpoint(path))
+    transfer_weights(build_model(wide), TrainConfig(weights=path), load_checkpoint(path))
     assert "nothing of" in capsys.readouterr().err
 
 
@@ -62,7 +62,7 @@ def test_a_row_filled_in_part_trains_the_rest(tmp_path):
     path = tiny_checkpoint(tmp_path / "best.pt", names=("a", "b"))
     config = TrainConfig(weights=path, freeze="pretrained")
     model = build_model(tiny_cfg(), names=("b", "c", "d"))
-    frozen = freeze(model, config, carry_over(model, config, load_checkpoint(path)))
+    frozen = freeze(model, config, transfer_weights(model, config, load_checkpoint(path)))
     assert 8 not in frozen.rows
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {f"model.8.cv3.{level}.2.{part}" for level in range(3) for part in ("weight", "bias")}

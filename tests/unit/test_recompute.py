@@ -173,14 +173,14 @@ def test_copies_folded_and_deployed_forms_are_sound():
     torch.testing.assert_close(model.predict(images).boxes, expected.boxes, rtol=0, atol=0)  # the copy is one
 
 
-def test_a_spoilt_step_changes_nothing(tmp_path):
+def test_a_non_finite_step_changes_nothing(tmp_path):
     model = pair(cfg("CloBlock", []), "all")[1]
     guard = NonFiniteGuard(model, ("box",), patience=0, folder=tmp_path)
     optimizer = build_optimizer(model, Hyperparameters(), batch_size=64, accumulate=1)
     before = deepcopy(model.state_dict())
-    total = guard.checked({"box": model.train()(torch.rand(2, 3, 64, 64)).main[0].sum() * float("nan")}, epoch=0, iteration=0, paths=("a",))
-    total.backward()
-    non_finite = guard.non_finite()
+    loss = model.train()(torch.rand(2, 3, 64, 64)).main[0].sum() * float("nan")
+    guard.total_loss({"box": loss}, epoch=0, iteration=0, paths=("a",)).backward()
+    non_finite = guard.has_non_finite_loss()
     guard.after_step(optimizer_step(optimizer, torch.amp.GradScaler("cpu", enabled=False), clip_norm=10.0), non_finite)
     after = model.state_dict()
     assert [k for k, v in before.items() if v.is_floating_point() and not torch.equal(v, after[k])] == []

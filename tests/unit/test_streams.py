@@ -20,7 +20,7 @@ from data.sources.streams import StreamSource, listed_streams, stream_of
 from tests.rtsp_server import rtsp_camera
 from tests.streaming import SECRET, Given, camera, solid_image, video
 from utils.errors import UserError
-from utils.process_exit import HANGING
+from utils.process_exit import MAY_HANG
 
 QUICK = ReconnectPolicy(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
 
@@ -34,7 +34,7 @@ def server():
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not [t for t in threading.enumerate() if t.name.startswith(HANGING)]
+    assert not [t for t in threading.enumerate() if t.name.startswith(MAY_HANG)]
 
 
 @pytest.fixture

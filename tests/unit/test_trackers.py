@@ -9,6 +9,7 @@ import pytest
 
 from engine.logging.callbacks import Callbacks, RunInfo
 from engine.logging.trackers import trackers
+from tasks import DETECT
 from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
 from utils.errors import UserError
@@ -36,20 +37,20 @@ class Recorder:
         return [(args, kwargs) for called, args, kwargs in self.calls if called == name]
 
 
-def told(folder, name, values, *, rows=()):
+def log_run(folder, name, values, *, rows=()):
     """A run of two epochs, or the rest of one."""
     callbacks = Callbacks(trackers([name], "runs/train", values))
     (folder / "results.csv").write_text("epoch")
-    callbacks.on_train_start(RunInfo(folder, ("a",), ("box",), len(rows), rows))
+    callbacks.on_train_start(RunInfo(folder, ("a",), ("box",), DETECT, len(rows), rows))
     for row in ROWS[len(rows) :]:
-        callbacks.on_epoch_end(RunInfo(folder, ("a",), ("box",)), row)
-    callbacks.on_train_end(RunInfo(folder, ("a",), ("box",)))
+        callbacks.on_epoch_end(RunInfo(folder, ("a",), ("box",), DETECT), row)
+    callbacks.on_train_end(RunInfo(folder, ("a",), ("box",), DETECT))
 
 
 def test_mlflow(tmp_path, monkeypatch):
     mlflow = Recorder()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    told(tmp_path, "mlflow", {f"key{i}": "x" * 1000 for i in range(120)})
+    log_run(tmp_path, "mlflow", {f"key{i}": "x" * 1000 for i in range(120)})
     parameters = [args[0] for args, _ in mlflow.named("log_params")]
     assert [len(p) for p in parameters] == [50, 50, 20]
     assert all(len(v) <= 250 for p in parameters for v in p.values())
@@ -58,7 +59,7 @@ def test_mlflow(tmp_path, monkeypatch):
     assert mlflow.named("end_run")
     again = Recorder()
     monkeypatch.setitem(sys.modules, "mlflow", again)
-    told(tmp_path, "mlflow", {"key": 1}, rows=ROWS[:1])
+    log_run(tmp_path, "mlflow", {"key": 1}, rows=ROWS[:1])
     assert again.named("start_run") == [((), {"run_id": "run-7"})]
     assert not again.named("log_params")
     assert [kwargs["step"] for _, kwargs in again.named("log_metrics")] == [0, 1]
@@ -67,14 +68,14 @@ def test_mlflow(tmp_path, monkeypatch):
 def test_wandb(tmp_path, monkeypatch):
     wandb = Recorder()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    told(tmp_path, "wandb", {"lr0": 0.01})
+    log_run(tmp_path, "wandb", {"lr0": 0.01})
     ((_, given),) = wandb.named("init")
     assert given["project"] == "runs-train"  # no slash may be in it
     assert (given["name"], given["config"], given["id"]) == (tmp_path.name, {"lr0": 0.01}, None)
     assert wandb.named("log") == [(({"metrics/mAP_0.5:0.95": v},), {"step": i}) for i, v in enumerate((0.25, 0.5))]
     assert wandb.named("save")
     assert wandb.named("finish")
-    told(tmp_path, "wandb", {}, rows=ROWS[:1])
+    log_run(tmp_path, "wandb", {}, rows=ROWS[:1])
     assert wandb.named("init")[1][1]["id"] == "run-7"
 
 
@@ -82,7 +83,7 @@ def test_wandb(tmp_path, monkeypatch):
 def test_one_that_fails_is_left_out(tmp_path, monkeypatch, capsys, name, broken):
     package = Recorder(broken=broken)
     monkeypatch.setitem(sys.modules, name, package)
-    told(tmp_path, name, {})
+    log_run(tmp_path, name, {})
     assert capsys.readouterr().err.count("failed (ConnectionError: no server) and is left out from now on") == 1
     assert package.calls[-1][0] == broken
 

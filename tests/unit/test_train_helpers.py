@@ -11,7 +11,7 @@ import torch
 from engine.logging.progress import LossMeter
 from engine.memory_format import channels_last
 from engine.training.early_stop import EarlyStop
-from engine.training.multi_scale import rescaled
+from engine.training.multi_scale import rescale
 from engine.training.recipes import family_hyp, find_hyp, gains_warning
 from engine.training.setup import HYPS
 from models import build_model
@@ -52,8 +52,8 @@ def test_means_leave_out_what_is_no_number_and_go_on_from_a_saved_state():
 
 def test_sides_hang_on_the_key_alone():
     images = torch.rand(2, 3, 320, 256)
-    sides = [rescaled(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
-    assert sides == [rescaled(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
+    sides = [rescale(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
+    assert sides == [rescale(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
     heights = {h for h, _ in sides}
     assert min(heights) >= 160
     assert max(heights) <= 480

@@ -7,6 +7,7 @@ from typing import Any
 
 from utils.cli.flags import flag
 from utils.errors import UserError
+from utils.sizes import round_up_to_stride
 
 MIN_SLICE_PX = 32
 MAX_SLICE_OVERLAP = 0.9
@@ -44,7 +45,7 @@ def check_slice_flags(given: Container[str]) -> None:
 
 def multiple_of_stride(px: int, stride: int) -> int:
     """The side that is used for ``--imgsz``: the next multiple of the model's stride, with a line where that is another number."""
-    rounded = -(-px // stride) * stride
+    rounded = round_up_to_stride(px, stride)
     if rounded != px:
         print(f"--imgsz {px} is no multiple of the model's stride {stride}: {rounded} is used")
     return rounded

@@ -1,4 +1,4 @@
-"""A step that is not taken leaves everything as it was, to the bit; every other step is what it would be without the guard."""
+"""A skipped step leaves everything as it was, to the bit; every other step is what it would be without the guard."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Training:
         self.guard = NonFiniteGuard(self.model, ("box", "cls"), patience=patience, folder=tmp_path)
         self.iteration = 0
 
-    def step(self, spoil=None) -> None:
+    def step(self, fault=None) -> None:
         images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(self.iteration))
-        if spoil == "images":
+        if fault == "images":
             images[0, 0, 0, 0] = INF
         mean = self.model(images).square().mean()
-        parts = {"box": mean, "cls": mean * (NAN if spoil == "loss" else INF if spoil == "infinite" else 1.0)}
-        total = self.guard.checked(parts, epoch=0, iteration=self.iteration, paths=("a.png",))
-        if spoil == "gradient":
+        parts = {"box": mean, "cls": mean * (NAN if fault == "loss" else INF if fault == "infinite" else 1.0)}
+        total = self.guard.total_loss(parts, epoch=0, iteration=self.iteration, paths=("a.png",))
+        if fault == "gradient":
             total = total + (self.model[0].weight.sum() * 0).sqrt()  # 0, but its slope is infinite
         total.backward()
-        non_finite = self.guard.non_finite()
-        taken = optimizer_step(self.optimizer, self.scaler, clip_norm=10.0, non_finite=non_finite)
-        self.guard.after_step(taken, non_finite)
-        self.ema.update(taken)
+        non_finite = self.guard.has_non_finite_loss()
+        applied = optimizer_step(self.optimizer, self.scaler, clip_norm=10.0, non_finite=non_finite)
+        self.guard.after_step(applied, non_finite)
+        self.ema.update(applied)
         self.iteration += 1
 
     def state(self) -> list[torch.Tensor]:
@@ -60,14 +60,14 @@ class Training:
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "LION"])
-@pytest.mark.parametrize("spoil", ["loss", "infinite", "images", "gradient"])
-def test_a_spoilt_step_changes_nothing(tmp_path, name, spoil):
+@pytest.mark.parametrize("fault", ["loss", "infinite", "images", "gradient"])
+def test_a_non_finite_step_changes_nothing(tmp_path, name, fault):
     run = Training(tmp_path, name)
-    run.step(spoil)  # the first, before the optimizer has a state
+    run.step(fault)  # the first, before the optimizer has a state
     run.step()
     assert all(torch.isfinite(t).all() for t in run.state())
     before = run.state()
-    run.step(spoil)
+    run.step(fault)
     assert all(torch.equal(a, b) for a, b in zip(before, run.state(), strict=True))
     run.step()
     assert not torch.equal(before[0], run.state()[0])
@@ -75,7 +75,7 @@ def test_a_spoilt_step_changes_nothing(tmp_path, name, spoil):
 
 
 def test_the_first_step_of_sgd_is_the_published_one():
-    """Momenta that begin at zero are what torch makes of a first gradient, and a non_finite first step leaves no rubbish in them."""
+    """Momenta that begin at zero are what torch makes of a first gradient, and a non_finite first step leaves no NaN in them."""
     ours, plain = network()[0], network()[0]
     optimizer = build_optimizer(nn.Sequential(ours), HYP.replace(weight_decay=0), batch_size=4, accumulate=1)
     reference = torch.optim.SGD(plain.parameters(), lr=HYP.lr0, momentum=HYP.momentum, nesterov=True)
@@ -89,8 +89,8 @@ def test_the_first_step_of_sgd_is_the_published_one():
 
 def test_a_run_ends_after_so_many_in_a_row(tmp_path, capsys):
     run = Training(tmp_path, "SGD", patience=3)
-    for spoil in ("loss", "loss", None, "gradient", "loss"):
-        run.step(spoil)
+    for fault in ("loss", "loss", None, "gradient", "loss"):
+        run.step(fault)
     run.guard.check()
     assert (run.guard.in_row, run.guard.skipped) == (2, 4)
     assert "epoch 1, iteration 4: box loss" in (tmp_path / "nan_batches.txt").read_text()
@@ -116,9 +116,9 @@ def test_an_overflow_that_a_scaler_handles_is_not_counted(tmp_path):
         run.guard.check()
 
 
-def test_a_guard_changes_no_step_that_is_taken(tmp_path):
+def test_a_guard_changes_no_finite_step(tmp_path):
     run, plain = Training(tmp_path, "SGD"), Training(tmp_path, "SGD")
-    plain.guard.after_step = lambda taken, non_finite: None
+    plain.guard.after_step = lambda applied, non_finite: None
     for _ in range(3):
         run.step()
         plain.step()
