@@ -12,8 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data.augment.colour import hsv
+from data.augment.flips import flip
+from data.augment.hyp import AugmentHyp
+from data.augment.letterbox import letterbox
+from data.augment.mixup import mixup
 from data.augment.mosaic import mosaic_scene, single_scene, view
-from data.augment.transforms import AugmentHyp, flip, hsv, letterbox, mixup
 from data.images.pixels import fill_of, split_into
 from data.images.reading import ImageError
 from data.images.store import RECENT_BYTES, ImageStore

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from data.augment.transforms import AugmentHyp
+from data.augment.hyp import AugmentHyp
 from data.dataset import ORDER_STREAM, ImageDataset, SampleKey
 from data.dataset_spec import DatasetSpec
 from data.images.depth import colour_note, depth_of

@@ -11,20 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.augment.transforms import (
-    MIN_AREA,
-    MIN_AREA_POLYGON,
-    AugmentHyp,
-    Transform,
-    copy_paste,
-    random_transform,
-    still_visible,
-    tightened,
-    warp_image,
-    warp_instances,
-)
+from data.augment.affine import MIN_AREA, MIN_AREA_POLYGON, Transform, random_transform, still_visible, warp_image, warp_instances
+from data.augment.copy_paste import copy_paste
+from data.augment.hyp import AugmentHyp
 from data.images.pixels import fill_of, resized
-from data.labels.instances import Instances, clip_boxes, concatenate
+from data.labels.instances import Instances, concatenate
 
 
 class Tile(NamedTuple):
@@ -66,17 +57,19 @@ def single_scene(image: np.ndarray, instances: Instances, hw: tuple[int, int]) -
     return Scene((Tile(image, instances, (hw[1] - w) // 2, (hw[0] - h) // 2),), hw)
 
 
-def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+def view(
+    scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator, *, flip_idx: Sequence[int] | None = None
+) -> tuple[np.ndarray, Instances]:
     """The scene under a random transform: a new (H, W, C) image and the objects that are still visible in it.
 
-    Copies are pasted in mosaics only.
+    Copies are pasted in mosaics only; ``flip_idx`` is for their keypoints.
     """
     transform = random_transform(scene.hw, out_hw, hyp, rng)
     paste = hyp.copy_paste if len(scene.tiles) > 1 and any(len(t.instances.points) for t in scene.tiles) else 0.0
     if transform.is_axis_aligned and not paste:
         image, before, after = resize_tiles(scene, transform, out_hw)
     else:
-        image, before, after = warp_canvas(scene, transform, out_hw, paste, rng)
+        image, before, after = warp_canvas(scene, transform, out_hw, paste, rng, flip_idx=flip_idx)
     polygonal = after.counts > 0
     zoomed = before.boxes_xyxy * np.float32(transform.gain)
     visible = still_visible(zoomed, after.boxes_xyxy, min_area=np.where(polygonal, MIN_AREA_POLYGON, MIN_AREA))
@@ -84,14 +77,20 @@ def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.
 
 
 def warp_canvas(
-    scene: Scene, transform: Transform, out_hw: tuple[int, int], paste: float, rng: np.random.Generator
+    scene: Scene,
+    transform: Transform,
+    out_hw: tuple[int, int],
+    paste: float,
+    rng: np.random.Generator,
+    *,
+    flip_idx: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, Instances, Instances]:
     """Draws the canvas, pastes copies, and warps it: image, objects before and after the warp."""
     image = _blank(scene, scene.hw)
     for tile in scene.tiles:
         _paste(image, tile.image, tile.x, tile.y)
     before = _on_canvas(scene)
-    image, before = copy_paste(image, before, paste, rng)
+    image, before = copy_paste(image, before, paste, rng, flip_idx=flip_idx)
     return warp_image(image, transform.matrix, out_hw), before, warp_instances(before, transform.matrix, out_hw)
 
 
@@ -109,7 +108,7 @@ def resize_tiles(scene: Scene, transform: Transform, out_hw: tuple[int, int]) ->
             _paste(image, resized(part, (x.target, y.target)), x.place, y.place)
         kept = _cut(tile, scene.hw)
         after.append(kept.shifted(-x.start, -y.start).scaled(x.scale, y.scale).shifted(x.place, y.place))
-    return image, _on_canvas(scene), tightened(concatenate(after), out_hw)
+    return image, _on_canvas(scene), concatenate(after).clipped(out_hw)
 
 
 class _Span(NamedTuple):
@@ -148,9 +147,7 @@ def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
 
 def _cut(tile: Tile, canvas_hw: tuple[int, int]) -> Instances:
     """A tile's objects, in its own px, cut where the canvas ends."""
-    moved = tile.instances.shifted(tile.x, tile.y)
-    points = np.clip(moved.points, 0, np.array(canvas_hw[::-1], np.float32))
-    return moved._replace(boxes_xyxy=clip_boxes(moved.boxes_xyxy, canvas_hw), points=points).shifted(-tile.x, -tile.y)
+    return tile.instances.shifted(tile.x, tile.y).clamped(canvas_hw).shifted(-tile.x, -tile.y)
 
 
 def _on_canvas(scene: Scene) -> Instances:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.augment.transforms import AugmentHyp
+from data.augment.hyp import AugmentHyp
 from data.images.reading import ImageError, holds_more_than_8_bits
 
 LOOKED_AT = 16  # images

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.augment.transforms import LetterboxedImage, letterbox
+from data.augment.letterbox import LetterboxedImage, letterbox
 from data.images.pixels import as_hwc
 from data.images.reading import CONVERTED, ImageError
 

@@ -8,7 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment.transforms import flip, hsv, letterbox, mixup, warp_image
+from data.augment.affine import warp_image
+from data.augment.colour import hsv
+from data.augment.flips import flip
+from data.augment.letterbox import letterbox
+from data.augment.mixup import mixup
 from data.dataset_spec import load_dataset_spec
 from data.images.bands import as_grey_or_rgb, without_stored_arrays
 from data.images.depth import colour_note, depth_of

@@ -5,18 +5,13 @@ import types
 import numpy as np
 import pytest
 
+from data.augment.affine import random_transform, still_visible, warp_image, warp_instances
+from data.augment.colour import hsv
+from data.augment.copy_paste import copy_paste
+from data.augment.flips import flip
+from data.augment.letterbox import letterbox
+from data.augment.mixup import mixup
 from data.augment.mosaic import Scene, Tile, mosaic_scene, resize_tiles, single_scene, view, warp_canvas
-from data.augment.transforms import (
-    copy_paste,
-    flip,
-    hsv,
-    letterbox,
-    mixup,
-    random_transform,
-    still_visible,
-    warp_image,
-    warp_instances,
-)
 from data.images.pixels import FILL
 from data.labels.instances import Instances
 

@@ -1,0 +1,29 @@
+"""Colour: hue, saturation and value multiplied by random factors."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from data.augment.hyp import AugmentHyp
+from data.images.pixels import brightened
+
+
+def hsv(image: np.ndarray, hyp: AugmentHyp, rng: np.random.Generator) -> np.ndarray:
+    """Hue, saturation and value each multiplied by 1 ± its gain at most.
+
+    Hue and saturation are those of 8-bit RGB. All values of other images (one channel, more than three, 16 bits) are multiplied by
+    value's factor, which is what it does to a grey RGB image.
+    """
+    gains = np.array((hyp.hsv_h, hyp.hsv_s, hyp.hsv_v))
+    factors = rng.uniform(-1, 1, 3) * gains + 1
+    if not gains.any():
+        return image
+    if image.shape[2] != 3 or image.dtype != np.uint8:
+        return brightened(image, float(factors[2])) if hyp.hsv_v else image
+    levels = np.arange(256) * factors[:, None]
+    levels[0] %= 180
+    tables = np.clip(levels, 0, 255).astype(np.uint8)
+    planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    changed = [cv2.LUT(plane, table) for plane, table in zip(planes, tables)]
+    return cv2.cvtColor(cv2.merge(changed), cv2.COLOR_HSV2RGB)
