@@ -243,7 +243,7 @@ def sliced_predictor(
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:
     """The images that are looked at when no source is given."""
     from data.dataset_spec import load_dataset_spec
-    from data.labels.yolo import list_images
+    from data.labels.files import list_images
 
     data = config.data
     if not data and weights.suffix.lower() == ".pt":

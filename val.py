@@ -299,7 +299,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, An
 def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, BatchLoader]:
     """The data set and the loader of its split: batches of similar shape for models that take any, square ones for the others."""
     from data.dataset_spec import load_dataset_spec
-    from data.loader import build_loader
+    from data.loader import LoaderOptions, build_loader
     from utils.config import Hyperparameters
 
     spec = load_dataset_spec(config.data, single_cls=config.single_cls, need=(config.task,))
@@ -307,24 +307,23 @@ def open_data(config: ValConfig, model: AnyModel) -> tuple[DatasetSpec, BatchLoa
         raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
     spec = spec_for(spec, model, weights=config.weights)
     takes_any_shape = getattr(model, "dynamic", True)
+    options = LoaderOptions(
+        imgsz=_image_size(config, model),
+        batch_size=config.batch_size,
+        hyp=Hyperparameters(),
+        augment=False,
+        rect=takes_any_shape,
+        pad=0.5 if takes_any_shape else 0.0,
+        stride=model.stride,
+        workers=config.workers,
+        single_cls=config.single_cls,
+        min_items=config.min_items,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        whole_batches=True,
+    )
     with distributed.local_main_first():
-        loader = build_loader(
-            spec,
-            config.task,
-            imgsz=_image_size(config, model),
-            batch_size=config.batch_size,
-            hyp=Hyperparameters(),
-            augment=False,
-            rect=takes_any_shape,
-            pad=0.5 if takes_any_shape else 0.0,
-            stride=model.stride,
-            workers=config.workers,
-            single_cls=config.single_cls,
-            min_items=config.min_items,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            whole_batches=True,
-        )
+        loader = build_loader(spec, config.task, options)
     return spec, loader
 
 

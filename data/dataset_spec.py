@@ -36,6 +36,7 @@ class DatasetSpec:
         download: The file's ``download:`` entry as text, for messages only.
         single_cls: Whether all classes count as one.
         annotations: By split, the COCO JSON that the file says to take labels from.
+        flip_idx: For each keypoint the index of its left-right counterpart; None if the file has none.
     """
 
     yaml_path: Path
@@ -52,6 +53,7 @@ class DatasetSpec:
     download: str | None = None
     single_cls: bool = False
     annotations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    flip_idx: tuple[int, ...] | None = None
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """The sources of ``train``, ``val`` or ``test``.
@@ -127,7 +129,7 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     return DatasetSpec(
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
         ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls,
-        annotations=_read_annotations(yaml_path, raw, roots), **resolved,
+        annotations=_read_annotations(yaml_path, raw, roots), flip_idx=_read_flip_idx(yaml_path, raw), **resolved,
     )  # fmt: skip
 
 
@@ -266,3 +268,13 @@ def _read_bits(yaml_path: Path, raw: dict[str, Any]) -> int | None:
     if bits not in (None, 8, 16):
         raise UserError(f"{yaml_path}: bits: {bits!r}, 8 or 16 is expected (or leave it out: the images tell)")
     return bits
+
+
+def _read_flip_idx(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, ...] | None:
+    given = raw.get("flip_idx")
+    if given is None:
+        return None
+    count = len(given) if isinstance(given, list) else 0
+    if not count or not all(type(i) is int and 0 <= i < count and given[i] == k for k, i in enumerate(given)):
+        raise UserError(f"{yaml_path}: flip_idx: {given!r}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]")
+    return tuple(given)

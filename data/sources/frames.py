@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -14,8 +13,10 @@ import numpy as np
 from data.augment.letterbox import LetterboxedImage, letterbox
 from data.images.pixels import as_hwc
 from data.images.reading import CONVERTED, ImageError
+from utils.sizes import round_up_to_stride
 
 VIDEO_SUFFIXES = frozenset((".asf", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"))
+
 
 class VideoInfo(NamedTuple):
     """What is known about the video that a frame is from."""
@@ -70,7 +71,7 @@ class FrameSource(ABC):
         channels: int = 3,
     ) -> None:
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-        self.hw = (math.ceil(height / stride) * stride, math.ceil(width / stride) * stride)
+        self.hw = (round_up_to_stride(height, stride), round_up_to_stride(width, stride))
         self.stride, self.auto, self.vid_stride, self.report, self.channels = stride, auto_letterbox, vid_stride, report, channels
 
     @abstractmethod

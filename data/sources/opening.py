@@ -15,7 +15,7 @@ import numpy as np
 
 from data.images.bands import without_stored_arrays
 from data.images.reading import IMAGE_SUFFIXES, ImageError, is_image, read_image
-from data.labels.yolo import read_list
+from data.labels.files import read_list
 from data.sources.frames import VIDEO_SUFFIXES, Frame, FrameSource, VideoInfo
 from data.sources.screen import ScreenSource, is_screen
 from data.sources.streams import LIST_SUFFIX, StreamSource, listed_streams, stream_of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.labels.yolo import LabelTable
+from data.labels.table import LabelTable
 from data.tools.survey import SIZES, size_counts
 
 SHOWN = 5
@@ -16,11 +16,11 @@ Split = tuple[Sequence[str], LabelTable]  # images and their labels
 def summarize_labels(train: Split, val: Split, names: Sequence[str]) -> list[str]:
     """A line about the boxes, and one for each thing that is likely a mistake: classes without objects, images in both splits."""
     (train_files, train_table), (val_files, val_table) = train, val
-    wh = train_table.boxes_cxcywh[:, 2:] * np.repeat(train_table.shapes_hw[:, ::-1], np.diff(train_table.starts), axis=0)
-    counts = size_counts(wh[:, 0] * wh[:, 1])
-    total = max(len(wh), 1)
+    areas = train_table.box_sizes_px().prod(1)
+    counts = size_counts(areas)
+    total = max(len(areas), 1)
     parts = ", ".join(f"{counts[size] / total:.0%} {size}" for size in SIZES)
-    lines = [f"data      {len(wh)} objects of {len(names)} classes to train on: {parts} (COCO's areas, in the original images)"]
+    lines = [f"data      {len(areas)} objects of {len(names)} classes to train on: {parts} (COCO's areas, in the original images)"]
     seen, asked = (np.bincount(t.classes, minlength=len(names)) > 0 for t in (train_table, val_table))
     if not seen.all():
         lines.append(f"warning: no object to train on for {_listed(names, ~seen)}")

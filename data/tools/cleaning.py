@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset_spec import DatasetSpec
-from data.labels.yolo import label_path
+from data.labels.files import label_path
 from data.tools.survey import SplitSurvey
 from data.tools.writing import dataset_yaml, label_text, place_image, refuse_existing, write_text
 from utils.errors import UserError

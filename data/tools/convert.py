@@ -21,11 +21,14 @@ import numpy as np
 
 from data.dataset_spec import load_dataset_spec
 from data.images.reading import IMAGE_SUFFIXES
+from data.labels.checks import check_classes
 from data.labels.coco import CocoFile, load_coco
+from data.labels.files import list_images
+from data.labels.probing import probe_labels
 from data.labels.problems import MISSING, Problem
 from data.labels.source import split_labels
+from data.labels.table import ImageLabels, build_table
 from data.labels.voc import read_voc, voc_files
-from data.labels.yolo import FileLabels, build_table, check_classes, list_images, probe_file
 from data.tools.writing import dataset_yaml, label_text, place_image, refuse_existing, same_file, write_text
 from utils.errors import UserError
 from utils.metrics.coco_eval import category_ids_of
@@ -190,7 +193,7 @@ def print_image_folders(out: Path, splits: Sequence[str], *, have_images: bool) 
 
 
 def write_yolo(
-    out: Path, labels: dict[str, FileLabels], names: Sequence[str], sources: dict[str, Path], *, segments: bool = False,
+    out: Path, labels: dict[str, ImageLabels], names: Sequence[str], sources: dict[str, Path], *, segments: bool = False,
     exist_ok: bool = False,
 ) -> None:  # fmt: skip
     """Label files, images and ``data.yaml``.
@@ -227,16 +230,16 @@ def write_yolo(
     write_text(out / "data.yaml", yaml_text)
 
 
-def _labelled(coco: CocoFile, folder: Path | None) -> dict[str, FileLabels]:
+def _labelled(coco: CocoFile, folder: Path | None) -> dict[str, ImageLabels]:
     """By file name, what the JSON says of each image."""
     return {name: _of_image(coco, i, name, folder) for i, name in coco.files.items()}
 
 
-def _of_image(coco: CocoFile, image_id: int, name: str, folder: Path | None) -> FileLabels:
+def _of_image(coco: CocoFile, image_id: int, name: str, folder: Path | None) -> ImageLabels:
     hw = coco.sizes_hw.get(image_id)
     path = str(folder / name) if folder else name
     if hw is None:
-        probed = probe_file(path)
+        probed = probe_labels(path)
         if probed.problems:
             return probed
         hw = probed.hw

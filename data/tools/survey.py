@@ -14,9 +14,12 @@ import numpy as np
 
 from data.dataset_spec import SPLITS, DatasetSpec
 from data.images.reading import ImageError, read_image
+from data.labels.checks import find_nameless_objects
+from data.labels.files import label_path, list_images
+from data.labels.probing import map_images
 from data.labels.problems import CORRUPT, DUPLICATE_IMAGE, LEAK, ORPHAN, Problem
 from data.labels.source import labels_json, split_labels
-from data.labels.yolo import LabelTable, label_path, list_images, map_images, nameless_objects
+from data.labels.table import LabelTable
 
 SMALL_PX2, LARGE_PX2 = 32.0**2, 96.0**2  # COCO's bounds of area
 SIZES = ("small", "medium", "large")
@@ -125,12 +128,12 @@ def _look(spec: DatasetSpec, split: str, files: list[str], workers: int, progres
     """Labels and contents of one split."""
     table, _ = split_labels(spec, split, files, workers=workers, progress=progress)
     names = spec.names if spec.label_nc == spec.nc else [""] * spec.label_nc
-    table = table.exclude(*nameless_objects(table, files, names, spec.yaml_path))
+    table = table.mark_unusable(*find_nameless_objects(table, files, names, spec.yaml_path))
     regular = [f if os.path.isfile(f) else "" for f in files]  # a pipe would be waited for
-    looks = map_images(partial(_look_at_file, channels=spec.ch), regular, workers=workers, what=f"{split}: decoding", progress=progress)
+    looks = map_images(partial(_look_at_file, channels=spec.ch), regular, workers=workers, title=f"{split}: decoding", progress=progress)
     broken = np.array([bool(look.fault) and hw[0] > 0 for look, hw in zip(looks, table.shapes_hw)], bool)
     faults = [Problem(files[i], 0, looks[i].fault, True, CORRUPT) for i in np.flatnonzero(broken)]
-    table = table.exclude(broken, faults) if faults else table
+    table = table.mark_unusable(broken, faults) if faults else table
     nothing = np.zeros(len(files), bool)
     return SplitSurvey(split, tuple(files), table, tuple(look.digest for look in looks), nothing, nothing, table.problems)
 

@@ -92,7 +92,7 @@ def resolve_config(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]
 def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, observers: Sequence[Callback] = ()) -> Run:
     """Builds everything a run works with, restores it after a resume, and prints the recipe."""
     from data.dataset_spec import load_dataset_spec
-    from data.labels.yolo import list_images
+    from data.labels.files import list_images
 
     precision = precision_of(config.amp, device)
     spec = with_channels(load_dataset_spec(config.data, single_cls=config.single_cls), config, checkpoint)
@@ -258,7 +258,7 @@ def run_folder(config: TrainConfig) -> Path:
 
 def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> tuple[BatchLoader, BatchLoader]:
     """Training and validation batches; a process of each machine reads the labels first, so that the others find its cache."""
-    from data.loader import build_loader
+    from data.loader import LoaderOptions, build_loader
 
     world = distributed.world_size()
     if config.batch_size % world:
@@ -268,17 +268,15 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
         "hyp": hyp, "stride": stride, "workers": config.workers, "seed": config.seed, "cache": config.cache or None,
         "rank": distributed.rank(), "world_size": world,
     }  # fmt: skip
+    train_options = LoaderOptions(
+        imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect, min_items=config.min_items,
+        mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
+    )  # fmt: skip
+    val_options = LoaderOptions(
+        imgsz=val_px, batch_size=config.batch_size * 2, augment=False, rect=True, pad=0.5, prefix="val: ", **shared
+    )  # fmt: skip
     with distributed.local_main_first():
-        return (
-            build_loader(
-                spec, "train", imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect,
-                min_items=config.min_items, mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
-            ),
-            build_loader(
-                spec, "val", imgsz=val_px, batch_size=config.batch_size * 2, augment=False,
-                rect=True, pad=0.5, prefix="val: ", **shared,
-            ),
-        )  # fmt: skip
+        return build_loader(spec, "train", train_options), build_loader(spec, "val", val_options)
 
 
 def report_data(train_loader: BatchLoader, val_loader: BatchLoader, spec: DatasetSpec, folder: Path) -> None:

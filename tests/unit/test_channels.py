@@ -21,7 +21,7 @@ from data.images.reading import ImageError, is_image, probe_image, read_image
 from data.images.store import ImageStore
 from data.images.tiff import TiffError, read_pages
 from data.labels.instances import Instances
-from data.loader import build_loader
+from data.loader import LoaderOptions, build_loader
 from tests.bands import square_image, write_image, write_squares, write_tiff
 from utils.config import Hyperparameters
 from utils.errors import UserError
@@ -278,7 +278,7 @@ def test_brightness_is_what_value_does_to_grey_rgb():
 class TestLoader:
     def open(self, path, **changes):
         given = {"imgsz": 64, "batch_size": 4, "hyp": EVERYTHING, "augment": True, "workers": 0, "seed": 1} | changes
-        return build_loader(load_dataset_spec(path), "train", **given)
+        return build_loader(load_dataset_spec(path), "train", LoaderOptions(**given))
 
     @pytest.mark.parametrize(
         ("channels", "dtype", "suffix"), [(1, np.uint16, ".png"), (4, np.uint8, ".png"), (5, np.uint16, ".tif"), (6, np.uint8, ".npy")]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data.dataset_spec import load_dataset_spec
+from data.labels.files import list_images
 from data.labels.voc import parse_xml
-from data.labels.yolo import list_images, read_labels
+from data.labels.yolo import read_labels
 from data.tools import convert
 from data.tools.convert import coco_to_yolo, voc_to_yolo, yolo_to_coco
 from tests.coco_layout import edit_json, write_coco_layout

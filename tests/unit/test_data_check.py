@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.dataset_spec import load_dataset_spec
-from data.labels.yolo import list_images, read_labels
+from data.labels.files import list_images
+from data.labels.yolo import read_labels
 from data.tools import check
 from data.tools.brief import summarize_labels
 from data.tools.survey import size_counts, survey

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data.images.reading import read_image
-from data.labels.yolo import list_images, read_labels
+from data.labels.files import list_images
+from data.labels.yolo import read_labels
 from data.tools import shapes
 
 
