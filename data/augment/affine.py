@@ -67,13 +67,12 @@ def warp_instances(instances: Instances, matrix: np.ndarray, out_hw: tuple[int, 
     Objects are not removed: what lies outside gets a box without area.
     """
     b = instances.boxes_xyxy
-    corners = b[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 2)
-    corners = _warp_points(corners, matrix).reshape(-1, 4, 2)
+    corners = _warp_points(b[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 2), matrix).reshape(-1, 4, 2)
     boxes = np.concatenate((corners.min(1), corners.max(1)), 1) if len(b) else b
     return instances.moved(boxes, lambda xy: _warp_points(xy, matrix)).clipped(out_hw)
 
 
-def still_visible(before_xyxy: np.ndarray, after_xyxy: np.ndarray, *, min_area: float = MIN_AREA) -> np.ndarray:
+def still_visible(before_xyxy: np.ndarray, after_xyxy: np.ndarray, *, min_area: float | np.ndarray = MIN_AREA) -> np.ndarray:
     """Which objects (n,) survive a warp: more than 2 px a side, an aspect ratio under 100, enough of their area left.
 
     Args:

@@ -282,7 +282,7 @@ def loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, str
 def report_data(train_loader: BatchLoader, val_loader: BatchLoader, spec: DatasetSpec, folder: Path) -> None:
     """What the labels, read by now, say about the data as a whole, in a few lines; every problem goes into a file of the run's folder."""
     from data.labels.problems import write_problems
-    from data.tools.brief import summarize_labels
+    from data.tools.summary import summarize_labels
 
     if not distributed.is_main():
         return

@@ -101,11 +101,11 @@ def test_nothing_is_written_over_without_exist_ok(tmp_path, capsys):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     assert convert.main(["coco-to-yolo", str(path), "--out", str(tmp_path / "out")]) == 2
-    assert "000000000402.txt: there already" in capsys.readouterr().err
+    assert "000000000402.txt: exists already" in capsys.readouterr().err
     assert mine.read_text() == "mine"
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [mine]
     data = write_images(tmp_path / "a", {"val": [[(0, 0.5, 0.5, 0.1, 0.1)]]})
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="exists already"):
         yolo_to_coco(str(data), path)
     yolo_to_coco(str(data), path, exist_ok=True)
     assert len(json.loads(path.read_text())["annotations"]) == 1

@@ -1,4 +1,4 @@
-"""What labels that are read anyway say about a data set before a training: costs no look at any file."""
+"""A summary of the labels before a training, from what the loaders have read already: no file is opened."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.labels.table import LabelTable
-from data.tools.survey import SIZES, size_counts
+from data.tools.inspection import SIZES, size_counts
 
 SHOWN = 5
 Split = tuple[Sequence[str], LabelTable]  # images and their labels
@@ -21,18 +21,18 @@ def summarize_labels(train: Split, val: Split, names: Sequence[str]) -> list[str
     total = max(len(areas), 1)
     parts = ", ".join(f"{counts[size] / total:.0%} {size}" for size in SIZES)
     lines = [f"data      {len(areas)} objects of {len(names)} classes to train on: {parts} (COCO's areas, in the original images)"]
-    seen, asked = (np.bincount(t.classes, minlength=len(names)) > 0 for t in (train_table, val_table))
-    if not seen.all():
-        lines.append(f"warning: no object to train on for {_listed(names, ~seen)}")
-    if (asked & ~seen).any():
-        lines.append(f"warning: val has objects of classes that are never trained: {_listed(names, asked & ~seen)}")
+    trained, validated = (np.bincount(t.classes, minlength=len(names)) > 0 for t in (train_table, val_table))
+    if not trained.all():
+        lines.append(f"warning: no object to train on for {_join_names(names, ~trained)}")
+    if (validated & ~trained).any():
+        lines.append(f"warning: val has objects of classes that are never trained: {_join_names(names, validated & ~trained)}")
     shared = sorted(set(train_files) & set(val_files))
     if shared:
         lines.append(f"warning: {len(shared)} images are in both train and val, first: {shared[0]}")
     return lines
 
 
-def _listed(names: Sequence[str], which: np.ndarray) -> str:
-    chosen = [names[i] for i in np.flatnonzero(which)]
+def _join_names(names: Sequence[str], which: np.ndarray) -> str:
+    chosen = [names[i] for i in np.flatnonzero(which).tolist()]
     more = f" and {len(chosen) - SHOWN} more" if len(chosen) > SHOWN else ""
     return ", ".join(chosen[:SHOWN]) + more
