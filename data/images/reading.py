@@ -16,7 +16,7 @@ import numpy as np
 from data.images import orientation
 from data.images.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
 from data.images.pixels import TO_16_BITS, as_hwc
-from data.images.tiff import TiffError, only_read_here, read_pages
+from data.images.tiff import TiffError, opencv_misreads, read_pages
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -165,7 +165,7 @@ def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.ge
         return as_grey_or_rgb(read_array(data, channels), channels)
     if channels not in CONVERTED:
         return read_bands(data, channels)
-    if only_read_here(data):
+    if opencv_misreads(data):
         return as_grey_or_rgb(read_pages(data)[0], channels)
     image = _decode_opencv(data, channels, dtype)
     return as_hwc(_decode_pillow(path, data, channels, dtype) if image is None else image)
