@@ -118,14 +118,14 @@ def detect(config: DetectConfig) -> Report:
                 seen = viewable(frame.image)
                 drawn = drawn_on(seen, found, model.names, config)
                 number, fps = video_position(frame, config)
-                writer.write(frame.called, seen, found, drawn=drawn, frame=number, fps=fps)
+                writer.write(frame.output_name, seen, found, drawn=drawn, frame=number, fps=fps)
             report.frames += 1
             report.detections += len(found.boxes)
             windows = len(sliced.windows(frame.image.shape[:2])) if sliced else 0
             seconds = report.seconds["model"][-1] + (report.seconds["windows"][-1] if sliced else 0.0)
             print(f"{frame_line(frame, images, found, model.names, windows=windows)}, {1000 * seconds:.1f} ms")
             if config.visualize and (number or 1) == 1:  # of a video the first frame
-                visualize(cast("Model", model), images, writer.folder / "features" / writer.stem(frame.called), report)
+                visualize(cast("Model", model), images, writer.folder / "features" / writer.stem(frame.output_name), report)
             if config.view_img and not show(drawn, frame):
                 break
     print_report(report)
@@ -188,7 +188,8 @@ def load_model(weights: Path, device: torch.device, config: DetectConfig) -> Any
 
 def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Report) -> FrameSource:
     """The frames of ``--source``, or the validation images; a file that cannot be read is one line."""
-    from data.sources.opening import Source, open_source
+    from data.sources.files import FileSource
+    from data.sources.opening import open_source
 
     def skip(line: str) -> None:
         print(line)
@@ -199,12 +200,12 @@ def open_frames(config: DetectConfig, weights: Path, model: AnyModel, report: Re
         "stride": model.stride,
         "vid_stride": config.vid_stride,
         "auto_letterbox": getattr(model, "dynamic", True),
-        "report": skip,
+        "on_skip": skip,
         "channels": model.ch,
     }
     if config.source:
         return open_source(config.source, **settings)
-    return Source(tuple(validation_images(config, weights)), **settings)
+    return FileSource(tuple(validation_images(config, weights)), **settings)
 
 
 def input_size(config: DetectConfig, model: AnyModel) -> tuple[int, int]:

@@ -24,6 +24,10 @@ from data.images.orientation import upright
 WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, SAMPLES, STRIP_ROWS, COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, FORMAT = 284, 317, 322, 323, 324, 325, 339
 KIND, PHOTOMETRIC = 254, 262
+TAGS = frozenset(
+    (WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, SAMPLES, STRIP_ROWS, COUNTS, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS)
+    + (TILE_COUNTS, FORMAT, KIND, ORIENTATION)
+)
 SHORT, LONG = 3, 4
 TYPES = {1: "B", SHORT: "H", LONG: "I"}  # those that the tags above may have
 DTYPES = {(1, 8): np.uint8, (1, 16): np.uint16, (2, 16): np.int16, (3, 32): np.float32}  # by sample format and bits
@@ -169,16 +173,16 @@ def _with_directory(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: s
 
 
 def _directories(data: memoryview, order: str) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The whole-number tags of page after page."""
+    """The tags of TAGS, page after page; ends where the directories of a damaged file form a cycle."""
     (start,) = struct.unpack_from(f"{order}I", data, 4)
-    for _ in range(MAX_PAGES):  # the directories of a damaged file may form a cycle
-        if not start:
-            return
+    visited: set[int] = set()
+    while start and start not in visited and len(visited) < MAX_PAGES:
+        visited.add(start)
         (count,) = struct.unpack_from(f"{order}H", data, start)
         entries = (struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * i) for i in range(count))
         tags = {}
         for i, (tag, kind, length) in enumerate(entries):
-            if kind in TYPES and length:
+            if tag in TAGS and kind in TYPES and length:
                 at = start + 2 + 12 * i + 8
                 if struct.calcsize(TYPES[kind]) * length > 4:
                     (at,) = struct.unpack_from(f"{order}I", data, at)

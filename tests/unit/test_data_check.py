@@ -13,8 +13,8 @@ from data.dataset_spec import load_dataset_spec
 from data.labels.files import list_images
 from data.labels.yolo import read_labels
 from data.tools import check
-from data.tools.summary import summarize_labels
 from data.tools.inspection import inspect_dataset, size_counts
+from data.tools.summary import summarize_labels
 from tests.coco_layout import write_coco_layout
 from tests.damage import FINE, LEFT_OUT, image_bytes, write_damaged
 from tests.image_files import write_images
