@@ -18,7 +18,7 @@ from data.augment.flips import flip
 from data.augment.hyp import AugmentHyp
 from data.augment.letterbox import letterbox
 from data.augment.mixup import mixup
-from data.augment.mosaic import mosaic_scene, single_scene, view
+from data.augment.mosaic import mosaic_scene, render_view, single_scene
 from data.images.pixels import fill_of, split_into
 from data.images.reading import ImageError
 from data.images.store import RECENT_BYTES, ImageStore
@@ -189,11 +189,11 @@ class ImageDataset(torch.utils.data.Dataset):
         """Image ``index`` and three others, in any order."""
         members = rng.permutation([index, *rng.integers(len(self), size=3)])
         scene = mosaic_scene([self._image(int(i)) for i in members], self.options.imgsz, rng)
-        return view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
 
     def _single(self, key: SampleKey, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
         scene = single_scene(*self._image(key.index), key.hw)
-        return view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
 
     def _image(self, index: int) -> tuple[np.ndarray, Instances]:
         """An image at training size with its objects in px; grey and without objects if its file has become unreadable since."""

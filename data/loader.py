@@ -17,10 +17,11 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
+from data.augment.colour import colour_note
 from data.augment.hyp import AugmentHyp
 from data.dataset import ImageDataset, ImageOptions
 from data.dataset_spec import DatasetSpec
-from data.images.depth import colour_note, depth_of
+from data.images.depth import depth_of
 from data.images.store import RECENT_BYTES
 from data.images.unreadable import UnreadableImages
 from data.labels.checks import check_classes, summarise

@@ -73,12 +73,12 @@ def warp_instances(instances: Instances, matrix: np.ndarray, out_hw: tuple[int, 
 
 
 def still_visible(before_xyxy: np.ndarray, after_xyxy: np.ndarray, *, min_area: float | np.ndarray = MIN_AREA) -> np.ndarray:
-    """Which objects (n,) survive a warp: more than 2 px a side, an aspect ratio under 100, enough of their area left.
+    """Which objects (n,) are kept after a warp: more than 2 px a side, an aspect ratio under 100, enough of their area left.
 
     Args:
         before_xyxy: (n, 4) boxes before the warp, already at its zoom.
         after_xyxy: (n, 4) boxes after it, cut at the borders.
-        min_area: Least part of the area that must be left.
+        min_area: least part of the area that must be left.
     """
     before, after = before_xyxy[:, 2:] - before_xyxy[:, :2], after_xyxy[:, 2:] - after_xyxy[:, :2]
     w, h = after[:, 0], after[:, 1]

@@ -17,10 +17,10 @@ def copy_paste(
 
     Args:
         image: (H, W, C); not changed.
-        instances: Its objects.
-        probability: Part of the objects with polygons of which a copy is tried.
-        rng: The sample's generator.
-        flip_idx: For each keypoint the index of its left-right counterpart; None: each is its own.
+        instances: its objects.
+        probability: part of the objects with polygons of which a copy is tried.
+        rng: the sample's generator.
+        flip_idx: for each keypoint the index of its left-right counterpart; None: each is its own.
     """
     polygonal = np.flatnonzero(instances.counts > 0)
     tried = rng.permutation(polygonal)[: round(probability * len(polygonal))]
@@ -29,7 +29,7 @@ def copy_paste(
     chosen = np.zeros(len(instances.counts), bool)
     chosen[tried] = True
     copies = instances.select(chosen).mirrored(image.shape[1], flip_idx=flip_idx)
-    kept = _uncovering(instances.boxes_xyxy, copies.boxes_xyxy)
+    kept = _select_uncovering(instances.boxes_xyxy, copies.boxes_xyxy)
     if not kept.any():
         return image, instances
     copies = copies.select(kept)
@@ -41,14 +41,14 @@ def copy_paste(
     return image, concatenate((instances, copies))
 
 
-def _uncovering(boxes_xyxy: np.ndarray, copies_xyxy: np.ndarray) -> np.ndarray:
-    """Which copies (m,) may be pasted one after the other so that each covers less than 30 % of every box there by then."""
+def _select_uncovering(boxes_xyxy: np.ndarray, copies_xyxy: np.ndarray) -> np.ndarray:
+    """Which copies (m,) to paste, one after another, so that each covers less than 30 % of every box and of every copy before it."""
     everything = np.concatenate((boxes_xyxy, copies_xyxy))
     low = np.maximum(everything[None, :, :2], copies_xyxy[:, None, :2])
     high = np.minimum(everything[None, :, 2:], copies_xyxy[:, None, 2:])
     covered = (high - low).clip(0).prod(2) / ((everything[:, 2:] - everything[:, :2]).prod(1) + 1e-16)  # (m, n + m)
     n, kept = len(boxes_xyxy), np.zeros(len(copies_xyxy), bool)
-    there = np.concatenate((np.ones(n, bool), kept))
-    for i in range(len(copies_xyxy)):  # each choice depends on the ones before it
-        kept[i] = there[n + i] = bool((covered[i, there] < 0.3).all())
+    present = np.concatenate((np.ones(n, bool), kept))
+    for i in range(len(copies_xyxy)):  # each choice depends on those before
+        kept[i] = present[n + i] = bool((covered[i, present] < 0.3).all())
     return kept

@@ -19,10 +19,10 @@ def flip(
 
     Args:
         image: (H, W, C); not changed.
-        instances: Its objects.
+        instances: its objects.
         hyp: ``flipud`` and ``fliplr``.
-        rng: The sample's generator.
-        flip_idx: For each keypoint the index of its left-right counterpart; None: each is its own.
+        rng: the sample's generator.
+        flip_idx: for each keypoint the index of its left-right counterpart; None: each is its own.
     """
     upside_down, mirrored = rng.random(2) < (hyp.flipud, hyp.fliplr)
     if not (upside_down or mirrored):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from data.images.pixels import fill_of, resized
@@ -27,19 +26,17 @@ def letterbox(
     scale_fill: bool = False,
     scaleup: bool = True,
     stride: int = 32,
-    interpolation: int = cv2.INTER_LINEAR,
 ) -> LetterboxedImage:
     """Fits an image into a shape at its own aspect ratio and fills the rest.
 
     Args:
         image: (h, w, C).
-        new_shape: Height and width in px, or one number for both.
-        color: Of the border of an RGB image, in its own depth; grey 114 of 255 if not given, as for all others.
-        auto: Pad only to the next multiple of ``stride`` in each direction.
-        scale_fill: Stretch instead of padding (ignored with ``auto``).
-        scaleup: Whether small images are enlarged.
-        stride: In px.
-        interpolation: OpenCV's constant.
+        new_shape: height and width in px, or one number for both.
+        color: of the border of an RGB image, in its own depth; else, and for all other images, grey 114 of 255.
+        auto: pad only to the next multiple of ``stride`` in each direction.
+        scale_fill: stretch instead of padding (ignored with ``auto``).
+        scaleup: whether small images are enlarged.
+        stride: in px.
     """
     h, w = image.shape[:2]
     new_h, new_w = (new_shape, new_shape) if isinstance(new_shape, int) else new_shape
@@ -52,7 +49,7 @@ def letterbox(
     elif scale_fill:
         inner_w, inner_h, dw, dh = new_w, new_h, 0, 0
     if (w, h) != (inner_w, inner_h):
-        image = resized(image, (inner_w, inner_h), interpolation=interpolation)
+        image = resized(image, (inner_w, inner_h))
     left, top = dw // 2, dh // 2
     if dw or dh:
         padded = np.empty((inner_h + dh, inner_w + dw, image.shape[2]), image.dtype)

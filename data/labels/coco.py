@@ -32,14 +32,14 @@ class CocoFile:
     """An instances JSON by image.
 
     Attributes:
-        path: The file.
-        names: Of its classes, in order.
-        files: Image id: file name as the JSON has it.
-        sizes_hw: Image id: height and width in px, where given.
-        image_ids: By name, for ``find_image_id``.
-        objects: Image id: its annotations without crowd regions.
-        crowds: Number of crowd regions.
-        problems: About the file as a whole.
+        path: the file.
+        names: of its classes, in order.
+        files: image id: file name as the JSON has it.
+        sizes_hw: image id: height and width in px, where given.
+        image_ids: by name, for ``find_image_id``.
+        objects: image id: its annotations without crowd regions.
+        crowds: number of crowd regions.
+        problems: about the file as a whole.
     """
 
     path: Path
@@ -55,9 +55,9 @@ class CocoFile:
         """The objects of one image; problems name its path.
 
         Args:
-            image_id: Of the image.
-            hw: Its size in px, as displayed.
-            shown_path: Its file.
+            image_id: of the image.
+            hw: its size in px, as displayed.
+            shown_path: its file.
         """
         given = self.sizes_hw.get(image_id, hw)
         if max(abs(a - b) for a, b in zip(given, hw)) > SIZE_SLACK_PX:
@@ -104,13 +104,13 @@ def read_coco_labels(
     """Checks all images and takes their objects from a JSON.
 
     Args:
-        path: The JSON.
+        path: the JSON.
         image_files: N images.
-        names: Of the classes; None makes all objects class 0.
-        channels: That the images should have.
-        workers: Most parallel readers of images.
-        prefix: Words before the progress bar.
-        progress: Whether to show it.
+        names: of the classes; None makes all objects class 0.
+        channels: that the images should have.
+        workers: most parallel readers of images.
+        prefix: words before the progress bar.
+        progress: whether to show it.
     """
     coco = load_coco(path, names)
     probe = partial(probe_labels, channels=channels)

@@ -71,8 +71,8 @@ class Instances:
         """Left and right exchanged in an image ``width`` px wide.
 
         Args:
-            width: In px.
-            flip_idx: For each keypoint the index of its left-right counterpart (left eye: right eye); None: each is its own.
+            width: in px.
+            flip_idx: for each keypoint the index of its left-right counterpart (left eye: right eye); None: each is its own.
         """
         boxes = self.boxes_xyxy.copy()
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
@@ -119,7 +119,7 @@ def concatenate(parts: Sequence[Instances]) -> Instances:
     """All objects of several images of one coordinate frame.
 
     Raises:
-        ValueError: Some parts with objects have keypoints and others have none.
+        ValueError: some parts with objects have keypoints and others have none.
     """
     if not parts:
         return Instances.empty()
@@ -150,7 +150,7 @@ def clipped_polygon_boxes(points: np.ndarray, counts: np.ndarray, hw: tuple[int,
     Args:
         points: (p, 2) all points, polygon after polygon.
         counts: (n,) points per polygon, at least 1 each.
-        hw: Height and width of the image in px.
+        hw: height and width of the image in px.
 
     Returns:
         (n, 4) xyxy px; all zeros where nothing is left inside.
@@ -177,7 +177,7 @@ def clipped_polygon_boxes(points: np.ndarray, counts: np.ndarray, hw: tuple[int,
 
 
 def _edge_parameters(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From where to where, in parts of its length, each edge a-b lies inside 0 … size; start above end where it does not."""
+    """Start and end, in parts of its length, of each edge a-b within 0 … size; start above end where it is outside."""
     delta = b - a
     with np.errstate(divide="ignore", invalid="ignore"):
         enter, leave = -a / delta, (size - a) / delta

@@ -22,16 +22,16 @@ OVERHANG_PX = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class VocFile:
-    """What an XML file says.
+    """The content of an XML file.
 
     Attributes:
-        path: The file.
-        image_name: Of the image, without folders.
-        hw: Its size in px.
-        labels: Class names, one for each object.
+        path: the file.
+        image_name: of the image, without folders.
+        hw: its size in px.
+        labels: class names, one for each object.
         boxes_xyxy: (n, 4) px.
-        difficult: Objects left out because they are marked so.
-        problems: What is wrong.
+        difficult: objects left out because they are marked so.
+        problems: what is wrong.
     """
 
     path: Path
@@ -61,7 +61,7 @@ def voc_files(source: Path) -> list[Path]:
     """The XML files of a folder, with everything below it, or the file itself.
 
     Raises:
-        UserError: There is none.
+        UserError: there is none.
     """
     found = [source] if source.is_file() else sorted(source.rglob("*.xml"))
     if not found:
@@ -98,8 +98,8 @@ def parse_xml(data: bytes) -> Element:
     """The root of a document without a document type declaration.
 
     Raises:
-        ValueError: It has one.
-        ExpatError: Not well-formed.
+        ValueError: it has one.
+        ExpatError: not well-formed.
     """
     builder = TreeBuilder()
     parser = expat.ParserCreate()

@@ -40,7 +40,7 @@ class Frame:
         boxed: the same, letterboxed for the network.
         index: of the file or stream among all, from 0.
         total: number of files or streams.
-        video: None for an image.
+        video: none for an image.
         name: of the results, unique among streams; empty: the path's.
     """
 

@@ -11,7 +11,7 @@ from data.augment.copy_paste import copy_paste
 from data.augment.flips import flip
 from data.augment.letterbox import letterbox
 from data.augment.mixup import mixup
-from data.augment.mosaic import mosaic_scene, resize_tiles, single_scene, view, warp_canvas
+from data.augment.mosaic import mosaic_scene, render_view, resize_tiles, single_scene, warp_canvas
 from data.labels.instances import Instances, concatenate
 
 KEYS = "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste"
@@ -117,7 +117,7 @@ def test_mosaic_and_single_view(changes):
         scenes = [single_scene(*drawn(90, 120, seed), (128, 128))]
         scenes += [mosaic_scene([blank(128, 100), blank(90, 128), blank(128, 128), drawn(100, 128, seed)], 128, rng(seed))]
         for scene in scenes:
-            image, after = view(scene, (128, 128), hyp(**changes), rng(seed))
+            image, after = render_view(scene, (128, 128), hyp(**changes), rng(seed))
             if len(after):
                 seen += 1
                 assert_on_pixels(image, after, tolerance_px=2.0)

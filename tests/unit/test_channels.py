@@ -1,5 +1,6 @@
 """Images of one, four and more channels and of 16 bits: reading, augmenting, loading, looking at them."""
 
+import struct
 import types
 
 import cv2
@@ -9,13 +10,14 @@ import torch
 from PIL import Image
 
 from data.augment.affine import warp_image
-from data.augment.colour import hsv
+from data.augment.colour import colour_note, hsv
 from data.augment.flips import flip
 from data.augment.letterbox import letterbox
 from data.augment.mixup import mixup
 from data.dataset_spec import load_dataset_spec
+from data.images import tiff
 from data.images.bands import as_grey_or_rgb, without_stored_arrays
-from data.images.depth import colour_note, depth_of
+from data.images.depth import depth_of
 from data.images.pixels import brightened, fill_of, resized
 from data.images.reading import ImageError, is_image, probe_image, read_image
 from data.images.store import ImageStore
@@ -376,3 +378,22 @@ class TestLooking:
     def test_unit_range(self):
         images = torch.tensor([0, 65535, fill_of(np.uint16)], dtype=torch.int32).to(torch.uint16).reshape(1, 3, 1, 1)
         torch.testing.assert_close(to_unit_range(images).flatten(), torch.tensor([0, 1, 114 / 255]))
+
+
+class TestHostileTiff:
+    def tiff(self, entries, following=8):
+        """A little-endian TIFF of one directory at byte 8; its last word names the next directory."""
+        head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries))
+        body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        return np.frombuffer(head + body + struct.pack("<I", following), np.uint8)
+
+    def test_directories_in_a_cycle_are_read_once(self):
+        data = self.tiff([(254, 4, 1, 1)])  # a reduced copy, which is no page
+        assert len(list(tiff._directories(memoryview(data.tobytes()), "<"))) == 1
+        with pytest.raises(TiffError, match="without pages"):
+            read_pages(data)
+
+    def test_a_directory_of_many_unknown_tags_holds_none_of_them(self):
+        data = self.tiff([(40000 + i, 1, 4000, 8) for i in range(20000)], following=0)
+        (tags,) = tiff._directories(memoryview(data.tobytes()), "<")
+        assert tags == {}
