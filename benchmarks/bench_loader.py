@@ -109,14 +109,12 @@ def our_epochs(options: argparse.Namespace, recipe: dict[str, float]) -> Iterato
     """One iterator over batches of images after the other."""
     sys.path.insert(0, str(ROOT))
     from data.dataset_spec import load_dataset_spec
-    from data.loader import build_loader
+    from data.loader import LoaderOptions, build_loader
     from utils.config import Hyperparameters
 
     hyp = Hyperparameters().replace(copy_paste=0.0, **recipe)
-    loader = build_loader(
-        load_dataset_spec(options.data), "train", imgsz=options.imgsz, batch_size=options.batch_size, hyp=hyp, augment=True,
-        workers=options.workers,
-    )  # fmt: skip
+    settings = LoaderOptions(imgsz=options.imgsz, batch_size=options.batch_size, hyp=hyp, augment=True, workers=options.workers)
+    loader = build_loader(load_dataset_spec(options.data), "train", settings)
     for epoch in range(options.epochs + 1):
         loader.set_epoch(epoch)
         yield (batch.images for batch in loader)

@@ -22,9 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.dataset_spec import load_dataset_spec
+from data.labels.files import list_images
 from data.labels.source import split_labels
-from data.labels.yolo import list_images
-from data.loader import BatchLoader, build_loader
+from data.loader import BatchLoader, LoaderOptions, build_loader
 from utils.config import Hyperparameters
 
 SIDE, DIFFERENT = 64, 200  # px; images that really differ, the others are links to them
@@ -110,9 +110,8 @@ def worker_memory(yaml_path: Path, *, epochs: int, workers: int) -> list[float]:
 
 def make_loader(yaml_path: Path, workers: int) -> BatchLoader:
     """As training builds it, without its lines."""
-    return build_loader(
-        load_dataset_spec(yaml_path), "train", imgsz=SIDE, batch_size=32, hyp=Hyperparameters(), augment=True, workers=workers, rank=0
-    )  # fmt: skip
+    options = LoaderOptions(imgsz=SIDE, batch_size=32, hyp=Hyperparameters(), augment=True, workers=workers)
+    return build_loader(load_dataset_spec(yaml_path), "train", options)
 
 
 def children() -> list[int]:

@@ -1,90 +1,120 @@
-"""From a sample's key to its part of a batch. A key says which image, epoch and shape; with the seed, that is all that decides.
+"""From sample keys to a batch. A key holds image, epoch and shape; with the seed, these alone decide what a sample is.
 
-Workers hold no state that matters: any of them, in any process, gives the same sample for the same key.
+Workers hold no state that matters: any of them, in any process, returns the same sample for the same key.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data.augment.mosaic import mosaic_scene, single_scene, view
-from data.augment.transforms import AugmentHyp, flip, hsv, letterbox, mixup
+from data.augment.colour import hsv
+from data.augment.flips import flip
+from data.augment.hyp import AugmentHyp
+from data.augment.letterbox import letterbox
+from data.augment.mixup import mixup
+from data.augment.mosaic import mosaic_scene, render_view, single_scene
 from data.images.pixels import fill_of, split_into
 from data.images.reading import ImageError
 from data.images.store import RECENT_BYTES, ImageStore
-from data.labels.yolo import LabelTable
+from data.labels.problems import Problem
+from data.labels.table import LabelTable
+from tasks import DETECT, Task
+from tasks.base import targets_of_images
 from utils.instances import Instances
-from utils.types import Batch, Letterbox, Targets
+from utils.types import Batch, Letterbox
 
 SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random numbers with the order of an epoch
 
 
-class SampleKey(NamedTuple):
-    """Everything, beside the seed, that decides what a sample looks like."""
+@dataclass(frozen=True)
+class SampleKey:
+    """Everything, beside the seed, that decides what a sample is.
 
-    index: int  # of the image
+    Attributes:
+        index: of the image.
+        epoch: from 0.
+        hw: of the batch, px.
+        mosaic: whether mosaic (and with it mixup) may happen.
+        step_images: images of its batch over all processes; 0: the sample is not counted, and has no objects.
+        repeat: how often the epoch has drawn the image before.
+    """
+
+    index: int
     epoch: int
-    hw: tuple[int, int]  # of the batch, px
-    mosaic: bool  # whether mosaic (and with it mixup) may happen
-    step_images: int | None = None  # images of its batch over all processes; 0: it stands for none, and has no objects
-    repeat: int = 0  # times that the epoch has shown the image before
+    hw: tuple[int, int]
+    mosaic: bool
+    step_images: int | None = None
+    repeat: int = 0
 
 
 class Sample(NamedTuple):
     """One image of a batch."""
 
     image: np.ndarray  # (H, W, C)
-    targets: np.ndarray  # (n, 5) float32 [class, cx, cy, w, h], normalised
+    targets: Mapping[str, np.ndarray]  # each with a row for every object, as the task makes them
     scale_xy: tuple[float, float]
     pad_xy: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class ImageOptions:
+    """How the images of a data set are read and augmented.
+
+    Attributes:
+        imgsz: longer side of an image in px, and side of a mosaic.
+        hyp: hyper-parameters of the augmentation.
+        augment: whether to augment at all.
+        seed: of the run.
+        channels: of the images.
+        dtype: of the images, ``np.uint8`` or ``np.uint16``.
+        recent_bytes: of decoded images that each process keeps.
+        flip_idx: for each keypoint the index of its left-right counterpart; None: each is its own.
+    """
+
+    imgsz: int
+    hyp: AugmentHyp
+    augment: bool
+    seed: int = 0
+    channels: int = 3
+    dtype: type[np.generic] = np.uint8
+    recent_bytes: int = RECENT_BYTES
+    flip_idx: tuple[int, ...] | None = None
+
+
 class ImageDataset(torch.utils.data.Dataset):
-    """Images with their labels; ``__getitems__`` draws a whole batch straight into one tensor.
+    """Images with their labels; ``__getitems__`` writes a whole batch straight into one tensor.
 
     Args:
         image_files: N images.
-        table: Their labels.
-        imgsz: Longer side of an image in px, and side of a mosaic.
-        hyp: Hyper-parameters of the augmentation.
-        augment: Whether to augment at all.
-        seed: Of the run.
-        channels: Of the images.
-        dtype: Of the images, ``np.uint8`` or ``np.uint16``.
-        recent_bytes: Of decoded images that each process keeps.
+        table: their labels.
+        options: how they are read and augmented.
+        task: makes the targets of a batch.
     """
 
-    def __init__(
-        self,
-        image_files: Sequence[str],
-        table: LabelTable,
-        *,
-        imgsz: int,
-        hyp: AugmentHyp,
-        augment: bool,
-        seed: int = 0,
-        channels: int = 3,
-        dtype: type[np.generic] = np.uint8,
-        recent_bytes: int = RECENT_BYTES,
-    ) -> None:
+    def __init__(self, image_files: Sequence[str], table: LabelTable, options: ImageOptions, *, task: Task = DETECT) -> None:
         if len(image_files) != len(table):
             raise ValueError(f"{len(image_files)} images but labels of {len(table)}")
         self.image_files = tuple(image_files)
-        self.table = table
-        self.imgsz, self.hyp, self.augment, self.seed = imgsz, hyp, augment, seed
-        self.channels, self.dtype = channels, dtype
+        self.table, self.options, self.task = table, options, task
         self.store = ImageStore(
-            image_files, imgsz=imgsz, channels=channels, dtype=dtype, smooth=not augment, recent_bytes=recent_bytes
+            image_files, imgsz=options.imgsz, channels=options.channels, dtype=options.dtype, smooth=not options.augment,
+            recent_bytes=options.recent_bytes,
         )  # fmt: skip
-        self._unreadable: dict[int, str] = {}  # of the batch that is drawn
+        self._unreadable: dict[int, str] = {}  # of the current batch
 
     def __len__(self) -> int:
         return len(self.image_files)
+
+    @property
+    def imgsz(self) -> int:
+        """Longer side of an image in px."""
+        return self.options.imgsz
 
     @cached_property
     def labels(self) -> tuple[np.ndarray, ...]:
@@ -98,75 +128,74 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def box_sizes(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of all objects: width and height (M, 2), normalised, and width and height of their images (M, 2) px."""
-        counts = torch.tensor([len(rows) for rows in self.labels])
-        wh = np.concatenate([np.zeros((0, 2), np.float32), *(rows[:, 3:] for rows in self.labels)])
-        return torch.from_numpy(wh), torch.from_numpy(self.shapes_hw[:, ::-1].copy()).float().repeat_interleave(counts, dim=0)
+        image_wh = np.repeat(self.shapes_hw[:, ::-1], self.table.counts, axis=0).astype(np.float32)
+        return torch.from_numpy(self.table.boxes_cxcywh[:, 2:].copy()), torch.from_numpy(image_wh)
 
     def original(self, path: str) -> np.ndarray:
         """(H, W, C) an image at its own size. Raises ImageError if its file has become unreadable since."""
         return self.store.original(path)
 
     @property
-    def problems(self) -> tuple:
+    def problems(self) -> tuple[Problem, ...]:
         """Everything wrong that was found when reading, also about images that were left out."""
         return self.table.problems
 
     def __getitem__(self, key: SampleKey) -> Sample:
         repeat = (key.repeat,) if key.repeat else ()
-        rng = np.random.default_rng((self.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
-        if self.augment:
-            return self._augmented(key, rng)
-        image, instances = self._image(key.index)
-        boxed = letterbox(image, key.hw, auto=False, scaleup=False)
-        h0, w0 = self.table.shapes_hw[key.index]
-        scale = (image.shape[1] / w0 * boxed.scale_xy[0], image.shape[0] / h0 * boxed.scale_xy[1])
-        instances = instances.scaled(*boxed.scale_xy).shifted(*boxed.pad_xy)
-        return Sample(boxed.image, _targets(instances, key.hw), scale, boxed.pad_xy)
+        rng = np.random.default_rng((self.options.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
+        return self._augmented(key, rng) if self.options.augment else self._letterboxed(key)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         """A batch; images are split into planes directly in its tensor."""
         h, w = keys[0].hw
         self._unreadable = {}
-        images = np.empty((len(keys), self.channels, h, w), self.dtype)
+        images = np.empty((len(keys), self.options.channels, h, w), self.options.dtype)
         samples = []
         for planes, key in zip(images, keys):
             sample = self[key]
             if key.step_images == 0:
-                sample = sample._replace(targets=sample.targets[:0])
+                sample = sample._replace(targets={name: array[:0] for name, array in sample.targets.items()})
             split_into(sample.image, planes)
             samples.append(sample._replace(image=sample.image[:0]))
-        counts = [len(s.targets) for s in samples]
-        owners = np.repeat(np.arange(len(keys), dtype=np.float32), counts)
-        targets = np.concatenate((owners[:, None], np.concatenate([s.targets for s in samples])), 1)
-        places = Letterbox(
+        letterboxes = Letterbox(
             torch.from_numpy(self.table.shapes_hw[[k.index for k in keys]]),
             torch.tensor([s.scale_xy for s in samples], dtype=torch.float32),
             torch.tensor([s.pad_xy for s in samples], dtype=torch.float32),
         )
+        targets = targets_of_images([s.targets for s in samples])
+        max_boxes = max(len(s.targets["classes"]) for s in samples)
         paths = tuple(self.image_files[k.index] for k in keys)
         unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
-        objects = Targets.of_rows(torch.from_numpy(targets))
-        return Batch(torch.from_numpy(images), objects, paths, places, max(counts), unreadable, keys[0].step_images)
+        return Batch(torch.from_numpy(images), targets, paths, letterboxes, max_boxes, unreadable, keys[0].step_images)
+
+    def _letterboxed(self, key: SampleKey) -> Sample:
+        image, instances = self._image(key.index)
+        fitted = letterbox(image, key.hw, auto=False, scaleup=False)
+        h0, w0 = self.table.shapes_hw[key.index]
+        scale = (image.shape[1] / w0 * fitted.scale_xy[0], image.shape[0] / h0 * fitted.scale_xy[1])
+        instances = instances.scaled(*fitted.scale_xy).shifted(*fitted.pad_xy)
+        return Sample(fitted.image, self.task.targets(instances, key.hw), scale, fitted.pad_xy)
 
     def _augmented(self, key: SampleKey, rng: np.random.Generator) -> Sample:
-        use_mosaic = key.mosaic and rng.random() < self.hyp.mosaic
+        hyp = self.options.hyp
+        use_mosaic = key.mosaic and rng.random() < hyp.mosaic
         image, instances = self._mosaic(key, key.index, rng) if use_mosaic else self._single(key, rng)
-        if use_mosaic and rng.random() < self.hyp.mixup:
+        if use_mosaic and rng.random() < hyp.mixup:
             other = self._mosaic(key, int(rng.integers(len(self))), rng)
             image, instances = mixup((image, instances), other, rng)
-        image = hsv(image, self.hyp, rng)
-        image, instances = flip(image, instances, self.hyp, rng)
-        return Sample(image, _targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
+        image = hsv(image, hyp, rng)
+        image, instances = flip(image, instances, hyp, rng, flip_idx=self.options.flip_idx)
+        return Sample(image, self.task.targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
 
     def _mosaic(self, key: SampleKey, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
         """Image ``index`` and three others, in any order."""
         members = rng.permutation([index, *rng.integers(len(self), size=3)])
-        scene = mosaic_scene([self._image(int(i)) for i in members], self.imgsz, rng)
-        return view(scene, key.hw, self.hyp, rng)
+        scene = mosaic_scene([self._image(int(i)) for i in members], self.options.imgsz, rng)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
 
     def _single(self, key: SampleKey, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
         scene = single_scene(*self._image(key.index), key.hw)
-        return view(scene, key.hw, self.hyp, rng)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
 
     def _image(self, index: int) -> tuple[np.ndarray, Instances]:
         """An image at training size with its objects in px; grey and without objects if its file has become unreadable since."""
@@ -175,14 +204,9 @@ class ImageDataset(torch.utils.data.Dataset):
         except ImageError as error:
             self._unreadable[index] = str(error)
             h, w = self.table.shapes_hw[index]
-            ratio = self.imgsz / max(h, w)
-            shape = (max(round(h * ratio), 1), max(round(w * ratio), 1), self.channels)
-            return np.full(shape, fill_of(self.dtype), self.dtype), Instances.empty()
+            ratio = self.options.imgsz / max(h, w)
+            shape = (max(round(h * ratio), 1), max(round(w * ratio), 1), self.options.channels)
+            image = np.full(shape, fill_of(self.options.dtype), self.options.dtype)
+            instances = self.table.instances(index, hw=shape[:2])
+            return image, instances.select(np.zeros(len(instances), bool))
         return image, self.table.instances(index, hw=image.shape[:2])
-
-
-def _targets(instances: Instances, hw: tuple[int, int]) -> np.ndarray:
-    """(n, 5) float32 [class, cx, cy, w, h], normalised to the batch image."""
-    h, w = hw
-    b = instances.boxes_xyxy / np.array((w, h, w, h), np.float32)
-    return np.concatenate((instances.classes[:, None], (b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1).astype(np.float32)

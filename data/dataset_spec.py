@@ -1,6 +1,6 @@
-"""A dataset YAML in any of the forms users have, read into one frozen value: where the images lie and what the classes are called.
+"""A dataset YAML in any common form, read into one frozen value: where the images are, and the names of the classes.
 
-Nothing in the file is ever run: a ``download:`` entry is shown to the user when images are missing, and that is all.
+Nothing in the file is ever executed: a ``download:`` entry is only shown to the user when images are missing.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ HERE = Path(__file__).resolve().parent
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What a dataset YAML says, with every path resolved.
+    """The content of a dataset YAML, with every path resolved.
 
     Attributes:
-        yaml_path: The file it was read from.
-        root: The folder that relative paths were resolved against first.
-        names: Class names in class order (``("item",)`` when all classes are treated as one).
-        nc: Number of classes the model learns.
-        label_nc: Number of classes in the label files; differs from ``nc`` only with ``single_cls``.
-        train: Image folders, image files or .txt lists of the training images; ``val`` and ``test`` likewise, empty if the file has none.
-        ch: Image channels.
-        ch_given: Whether the file names them; else a model that names others decides.
+        yaml_path: the file it was read from.
+        root: the folder that relative paths were resolved against first.
+        names: class names in class order (``("item",)`` when all classes are treated as one).
+        nc: number of classes the model learns.
+        label_nc: number of classes in the label files; differs from ``nc`` only with ``single_cls``.
+        train: image folders, image files or .txt lists of the training images; ``val`` and ``test`` likewise, empty if the file has none.
+        ch: image channels.
+        ch_given: whether the file names them; else a model that names others decides.
         bits: 8 or 16 a value; None where the images decide.
-        download: The file's ``download:`` entry as text, for messages only.
-        single_cls: Whether all classes count as one.
-        annotations: By split, the COCO JSON that the file says to take labels from.
+        download: the file's ``download:`` entry as text, for messages only.
+        single_cls: whether all classes count as one.
+        annotations: by split, the COCO JSON that the file says to take labels from.
+        flip_idx: for each keypoint the index of its left-right counterpart; None if the file has none.
     """
 
     yaml_path: Path
@@ -52,12 +53,13 @@ class DatasetSpec:
     download: str | None = None
     single_cls: bool = False
     annotations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    flip_idx: tuple[int, ...] | None = None
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """The sources of ``train``, ``val`` or ``test``.
 
         Raises:
-            UserError: The file has no such split, or a source is not there.
+            UserError: the file has no such split, or a source is not there.
         """
         if split not in SPLITS:
             raise UserError(f"split {split!r} is unknown, one of {', '.join(SPLITS)} is expected")
@@ -92,18 +94,18 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     when its YAML is asked for the first time.
 
     Args:
-        path_or_name: The file, or the name of one that lies under ``data/``.
-        single_cls: Treat all classes as one, called ``item`` unless there is only one anyway.
-        need: The splits that have to exist. Default: those of train and val that the file mentions, at least one.
+        path_or_name: the file, or the name of one that lies under ``data/``.
+        single_cls: treat all classes as one, called ``item`` unless there is only one anyway.
+        need: the splits that have to exist. Default: those of train and val that the file mentions, at least one.
 
     Raises:
-        UserError: No such file, not a mapping, names and ``nc`` that disagree, or images that are not there; the message names every
+        UserError: no such file, not a mapping, names and ``nc`` that disagree, or images that are not there; the message names every
             path tried.
     """
     yaml_path = _find_yaml(path_or_name)
     raw = _read_yaml(yaml_path)
     if yaml_path == HERE / "shapes.yaml":
-        _draw_embedded(HERE / "shapes")
+        _generate_embedded(HERE / "shapes")
     download = None if raw.get("download") is None else str(raw["download"]).strip()
     roots = _roots(yaml_path, raw.get("path"))
     resolved: dict[str, tuple[Path, ...]] = {}
@@ -127,11 +129,11 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     return DatasetSpec(
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
         ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls,
-        annotations=_read_annotations(yaml_path, raw, roots), **resolved,
+        annotations=_read_annotations(yaml_path, raw, roots), flip_idx=_read_flip_idx(yaml_path, raw), **resolved,
     )  # fmt: skip
 
 
-def _draw_embedded(folder: Path) -> None:
+def _generate_embedded(folder: Path) -> None:
     try:
         ensure_shapes(folder)
     except OSError as error:
@@ -266,3 +268,13 @@ def _read_bits(yaml_path: Path, raw: dict[str, Any]) -> int | None:
     if bits not in (None, 8, 16):
         raise UserError(f"{yaml_path}: bits: {bits!r}, 8 or 16 is expected (or leave it out: the images tell)")
     return bits
+
+
+def _read_flip_idx(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, ...] | None:
+    given = raw.get("flip_idx")
+    if given is None:
+        return None
+    count = len(given) if isinstance(given, list) else 0
+    if not count or not all(type(i) is int and 0 <= i < count and given[i] == k for k, i in enumerate(given)):
+        raise UserError(f"{yaml_path}: flip_idx: {given!r}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]")
+    return tuple(given)

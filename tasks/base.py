@@ -4,36 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tasks.rows import InvalidRow, LabelRow
 from utils.errors import UserError, nearest
 from utils.instances import Instances
 from utils.nms import Suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets
-
-# kinds of faulty rows, as tables count them
-COLUMNS, NOT_A_NUMBER, NOT_FINITE = "wrong columns", "not a number", "not finite"
-WRONG_CLASS, OUT_OF_RANGE = "wrong class", "out of range"
-
-
-class LabelRow(NamedTuple):
-    """One row of a label file, checked: an object in 0-1 of the image."""
-
-    label: int  # class number
-    box_cxcywh: NDArray[np.float64]  # (4,)
-    points: NDArray[np.float64]  # (p, 2) polygon or corners; (0, 2) for an object that only has a box
-    keypoints: NDArray[np.float64] | None = None  # (K, 3) x, y, visibility
-
-
-class RowFault(NamedTuple):
-    """What is wrong with a row: a message for the user and the kind that tables count it by."""
-
-    message: str
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -114,13 +95,17 @@ class Task(Protocol):
         outputs: the outputs of an exported file.
     """
 
-    name: str
-    expected_row: str
-    columns: tuple[str, ...]
-    outputs: tuple[ExportOutput, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def expected_row(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def outputs(self) -> tuple[ExportOutput, ...]: ...
 
-    def parse_row(self, fields: Sequence[str]) -> LabelRow | RowFault:
-        """A row of a label file, split at white space; a fault where it is not this task's."""
+    def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
+        """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
 
     def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, NDArray]:
         """The objects of one image of ``hw`` px as arrays (n, ...) by field name of :class:`utils.types.Targets`, without ``image``."""

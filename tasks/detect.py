@@ -10,27 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import (
-    COLUMNS,
-    NOT_A_NUMBER,
-    NOT_FINITE,
-    OUT_OF_RANGE,
-    WRONG_CLASS,
-    DrawStyle,
-    ExportOutput,
-    LabelRow,
-    RowFault,
-    register_task,
-)
+from tasks.base import DrawStyle, ExportOutput, register_task
+from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import cxcywh_to_xyxy, denormalised, normalised, to_batch, to_original, xyxy_to_cxcywh, xyxy_to_ltwh
 from utils.instances import Instances
 from utils.metrics.metrics import COLUMNS as METRIC_COLUMNS
 from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.nms import Suppression, non_max_suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets, detections_on_host, split_detections
-
-ROUNDING = 1e-3  # how far outside 0-1 a coordinate may lie and still be clipped: labels are written with few digits
-HIGHEST_CLASS = 1_000_000
 
 
 class DetectTask:
@@ -41,19 +28,23 @@ class DetectTask:
     columns = METRIC_COLUMNS
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
-    def parse_row(self, fields: Sequence[str]) -> LabelRow | RowFault:
-        """Class and box (5 columns), or class and polygon (7 or more, an odd number); values are clipped to 0-1."""
-        count = len(fields)
+    def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
+        """Class and box (5 columns), or class and polygon (7 or more, an odd number); coordinates just outside 0-1 are clipped."""
+        count = len(values)
         if count != 5 and (count < 7 or count % 2 == 0):
-            return RowFault(f"{count} columns, expected: {self.expected_row}", COLUMNS)
-        values = numbers_of_row(fields, self.expected_row)
-        if isinstance(values, RowFault):
-            return values
+            return InvalidRow(f"{count} columns, expected: {self.expected_row}", COLUMNS)
+        numbers = parse_numbers(values, self.expected_row)
+        if isinstance(numbers, InvalidRow):
+            return numbers
         if count == 5:
-            return LabelRow(int(values[0]), values[1:], np.zeros((0, 2)))
-        polygon = values[1:].reshape(-1, 2)
+            if not (numbers[3:] > 0).all():
+                return InvalidRow("a box without area, dropped", NO_AREA, False)
+            return LabelRow(int(numbers[0]), numbers[1:], NO_POLYGON)
+        polygon = numbers[1:].reshape(-1, 2)
         low, high = polygon.min(0), polygon.max(0)
-        return LabelRow(int(values[0]), np.concatenate(((low + high) / 2, high - low)), polygon)
+        if not (high - low > 0).all() or len(np.unique(polygon, axis=0)) < 3:
+            return InvalidRow("a polygon without area, dropped", NO_AREA, False)
+        return LabelRow(int(numbers[0]), np.concatenate(((low + high) / 2, high - low)), polygon)
 
     def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, NDArray]:
         """Classes (n,) and boxes (n, 4) cxcywh in 0-1."""
@@ -115,24 +106,6 @@ class DetectTask:
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         rows = output_shapes[0][1] if output_shapes and len(output_shapes[0]) == 3 else None
         return max(rows - 4, 0) if rows is not None else 0
-
-
-def numbers_of_row(fields: Sequence[str], expected: str) -> NDArray[np.float64] | RowFault:
-    """The numbers of a row, class first, coordinates clipped to 0-1; or what is wrong with them."""
-    try:
-        values = np.array(fields, np.float64)
-    except ValueError:
-        return RowFault(f"not a number in {' '.join(fields)[:60]!r}, expected: {expected}", NOT_A_NUMBER)
-    if not np.isfinite(values).all():
-        return RowFault("NaN or infinity, finite numbers are expected", NOT_FINITE)
-    if not 0 <= values[0] <= HIGHEST_CLASS or values[0] != int(values[0]):
-        return RowFault(f"class {fields[0]}, a whole number from 0 is expected", WRONG_CLASS)
-    out = np.flatnonzero((values[1:] < -ROUNDING) | (values[1:] > 1 + ROUNDING))
-    if len(out):
-        message = f"coordinate {fields[1 + out[0]]} in column {out[0] + 2}, values normalised to 0-1 are expected"
-        return RowFault(message, OUT_OF_RANGE)
-    values[1:] = values[1:].clip(0, 1)
-    return values
 
 
 def map_boxes(detections: Sequence[Detections], move: Callable[..., Tensor]) -> list[Detections]:

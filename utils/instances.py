@@ -1,61 +1,138 @@
-"""The objects of one image as flat arrays (classes, boxes, polygons where labels have them), and the geometry that moves them.
+"""The objects of one image as flat arrays: classes, boxes, polygons, and keypoints where the data have them; and what moves them.
 
 Polygons lie one after another in ``points``; ``counts`` says how many points each object has (0: only a box). So warping and clipping
-never loop over objects.
+never loop over objects. Every method acts on every field; a field that is absent (None) stays absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 
-class Instances(NamedTuple):
-    """Objects of one image."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Instances:
+    """Objects of one image, in its px; coordinates count from pixel corners.
 
-    classes: np.ndarray  # (n,) float32
-    boxes_xyxy: np.ndarray  # (n, 4) float32, px of the image they belong to
-    points: np.ndarray  # (p, 2) float32, px
-    counts: np.ndarray  # (n,) int64, points per object
+    Attributes:
+        classes: (n,) float32.
+        boxes_xyxy: (n, 4) float32.
+        points: (p, 2) float32, the corners of all polygons, object after object.
+        counts: (n,) int64, points per object.
+        keypoints: (n, K, 3) float32 of x, y and visibility (0: not labelled or outside, 1: hidden, 2: visible), or None.
+    """
 
-    @staticmethod
-    def empty() -> Instances:
-        return Instances(np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    classes: np.ndarray
+    boxes_xyxy: np.ndarray
+    points: np.ndarray
+    counts: np.ndarray
+    keypoints: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @classmethod
+    def empty(cls) -> Instances:
+        """No objects, and no keypoints."""
+        return cls(np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+
+    def replace(self, **fields: np.ndarray) -> Instances:
+        """The same objects with some fields exchanged."""
+        return dataclasses.replace(self, **fields)
 
     def select(self, keep: np.ndarray) -> Instances:
         """The objects where ``keep`` (n,) is true."""
         points = self.points[np.repeat(keep, self.counts)] if len(self.points) else self.points
-        return Instances(self.classes[keep], self.boxes_xyxy[keep], points, self.counts[keep])
+        keypoints = None if self.keypoints is None else self.keypoints[keep]
+        return Instances(self.classes[keep], self.boxes_xyxy[keep], points, self.counts[keep], keypoints)
+
+    def moved(self, boxes_xyxy: np.ndarray, move: Callable[[np.ndarray], np.ndarray]) -> Instances:
+        """The objects under a transform: their new boxes, and ``move`` applied to the coordinates (…, 2) of polygons and keypoints."""
+        points, keypoints = self.points, self.keypoints
+        if len(points):
+            points = move(points)
+        if keypoints is not None:
+            keypoints = np.concatenate((move(keypoints[..., :2]), keypoints[..., 2:]), axis=-1)
+        return Instances(self.classes, boxes_xyxy, points, self.counts, keypoints)
 
     def shifted(self, dx: float, dy: float) -> Instances:
         """Moved by (dx, dy) px."""
-        points = self.points + np.array((dx, dy), np.float32) if len(self.points) else self.points
-        return self._replace(boxes_xyxy=self.boxes_xyxy + np.array((dx, dy, dx, dy), np.float32), points=points)
+        shift = np.array((dx, dy, dx, dy), np.float32)
+        return self.moved(self.boxes_xyxy + shift, lambda xy: xy + shift[:2])
 
     def scaled(self, sx: float, sy: float) -> Instances:
         """Coordinates multiplied by (sx, sy)."""
-        points = self.points * np.array((sx, sy), np.float32) if len(self.points) else self.points
-        return self._replace(boxes_xyxy=self.boxes_xyxy * np.array((sx, sy, sx, sy), np.float32), points=points)
+        scale = np.array((sx, sy, sx, sy), np.float32)
+        return self.moved(self.boxes_xyxy * scale, lambda xy: xy * scale[:2])
 
-    def mirrored(self, width: float) -> Instances:
-        """Left and right exchanged in an image ``width`` px wide."""
+    def mirrored(self, width: float, *, flip_idx: Sequence[int] | None = None) -> Instances:
+        """Left and right exchanged in an image ``width`` px wide.
+
+        Args:
+            width: in px.
+            flip_idx: for each keypoint the index of its left-right counterpart (left eye: right eye); None: each is its own.
+        """
         boxes = self.boxes_xyxy.copy()
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-        points = self.points * np.array((-1, 1), np.float32) + np.array((width, 0), np.float32) if len(self.points) else self.points
-        return self._replace(boxes_xyxy=boxes, points=points)
+        mirrored = self.moved(boxes, lambda xy: xy * np.array((-1, 1), np.float32) + np.array((width, 0), np.float32))
+        if mirrored.keypoints is None or flip_idx is None:
+            return mirrored
+        return mirrored.replace(keypoints=mirrored.keypoints[:, list(flip_idx)])
+
+    def flipped(self, height: float) -> Instances:
+        """Upside down in an image ``height`` px high."""
+        boxes = self.boxes_xyxy.copy()
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+        return self.moved(boxes, lambda xy: xy * np.array((1, -1), np.float32) + np.array((0, height), np.float32))
+
+    def clamped(self, hw: tuple[int, int]) -> Instances:
+        """Boxes and polygon corners moved to the nearest point of an image of ``hw`` px; keypoints outside it get visibility 0."""
+        points = np.clip(self.points, 0, np.array(hw[::-1], np.float32)) if len(self.points) else self.points
+        return Instances(self.classes, clip_boxes(self.boxes_xyxy, hw), points, self.counts, self._keypoints_within(hw))
+
+    def clipped(self, hw: tuple[int, int]) -> Instances:
+        """Boxes cut at the borders of an image of ``hw`` px, tight about what is left inside where there is a polygon.
+
+        Polygons keep their corners outside, so that their edges inside stay as they are; keypoints outside get visibility 0.
+        """
+        boxes = clip_boxes(self.boxes_xyxy, hw)
+        has_polygon = self.counts > 0
+        if has_polygon.any():
+            boxes[has_polygon] = clipped_polygon_boxes(self.points, self.counts[has_polygon], hw)
+        return Instances(self.classes, boxes, self.points, self.counts, self._keypoints_within(hw))
 
     def polygons(self) -> list[np.ndarray]:
         """The points of every object, (k, 2) each; empty for those that only have a box."""
         return np.split(self.points, np.cumsum(self.counts)[:-1]) if len(self.counts) else []
 
+    def _keypoints_within(self, hw: tuple[int, int]) -> np.ndarray | None:
+        if self.keypoints is None:
+            return None
+        xy, visibility = self.keypoints[..., :2], self.keypoints[..., 2:]
+        inside = ((xy >= 0) & (xy <= np.array(hw[::-1], np.float32))).all(-1, keepdims=True)
+        return np.concatenate((xy, visibility * inside), axis=-1)
+
 
 def concatenate(parts: Sequence[Instances]) -> Instances:
-    """All objects of several images of one coordinate frame."""
+    """All objects of several images of one coordinate frame.
+
+    Raises:
+        ValueError: some parts with objects have keypoints and others have none.
+    """
     if not parts:
         return Instances.empty()
-    return Instances(*(np.concatenate(arrays) for arrays in zip(*parts)))
+    keypoints = [part.keypoints for part in parts if part.keypoints is not None]
+    if keypoints and any(part.keypoints is None and len(part) for part in parts):
+        raise ValueError("some objects have keypoints and others have none; all or none are expected")
+    return Instances(
+        np.concatenate([part.classes for part in parts]),
+        np.concatenate([part.boxes_xyxy for part in parts]),
+        np.concatenate([part.points for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+        np.concatenate(keypoints) if keypoints else None,
+    )
 
 
 def clip_boxes(boxes_xyxy: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -73,7 +150,7 @@ def clipped_polygon_boxes(points: np.ndarray, counts: np.ndarray, hw: tuple[int,
     Args:
         points: (p, 2) all points, polygon after polygon.
         counts: (n,) points per polygon, at least 1 each.
-        hw: Height and width of the image in px.
+        hw: height and width of the image in px.
 
     Returns:
         (n, 4) xyxy px; all zeros where nothing is left inside.
@@ -100,7 +177,7 @@ def clipped_polygon_boxes(points: np.ndarray, counts: np.ndarray, hw: tuple[int,
 
 
 def _edge_parameters(a: np.ndarray, b: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From where to where, in parts of its length, each edge a-b lies inside 0 … size; start above end where it does not."""
+    """Start and end, in parts of its length, of each edge a-b within 0 … size; start above end where it is outside."""
     delta = b - a
     with np.errstate(divide="ignore", invalid="ignore"):
         enter, leave = -a / delta, (size - a) / delta

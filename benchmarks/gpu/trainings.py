@@ -22,8 +22,8 @@ from torch import Tensor
 
 from benchmarks.gpu.common import Check, Skip
 from data.dataset_spec import load_dataset_spec
-from data.labels.yolo import list_images
-from data.loader import build_loader
+from data.labels.files import list_images
+from data.loader import LoaderOptions, build_loader
 from engine.logging.callbacks import Callback, RunInfo
 from engine.training.nonfinite_guard import NonFiniteGuard
 from models.checkpoints.checkpoint import load_checkpoint
@@ -227,7 +227,8 @@ def loader(check: Check) -> None:
 def repeated(check: Check) -> Path:
     """A dataset YAML whose training images are copies of the data's, up to the wanted number."""
     spec, folder = load_dataset_spec(check.data), check.work / "repeated"
-    dataset = build_loader(spec, "train", imgsz=check.sizes.imgsz, batch_size=1, hyp=Hyperparameters(), augment=False, workers=0).dataset
+    options = LoaderOptions(imgsz=check.sizes.imgsz, batch_size=1, hyp=Hyperparameters(), augment=False, workers=0)
+    dataset = build_loader(spec, "train", options).dataset
     for kind in ("images", "labels"):
         (folder / kind / "train").mkdir(parents=True)
     for copy in range(max(1, round(check.sizes.loader_images / len(dataset.image_files)))):

@@ -1,7 +1,7 @@
-"""Images laid out on a canvas and seen through a random transform: four for a mosaic, one otherwise.
+"""Images placed on a canvas and rendered under a random transform: four for a mosaic, one otherwise.
 
-When the transform only zooms and moves, which is every recipe's default, each tile is resized straight into the output: the canvas, four
-times its area, is never drawn. Tile borders then fall on whole pixels, and boxes follow the same rounding, so labels fit exactly.
+When the transform only zooms and moves, the default of every hyp file, each tile is resized straight into the output: the canvas, four
+times its area, is never drawn. Tile borders are then rounded to whole pixels, and labels with them, so that they fit exactly.
 """
 
 from __future__ import annotations
@@ -11,20 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.augment.transforms import (
-    MIN_AREA,
-    MIN_AREA_POLYGON,
-    AugmentHyp,
-    Transform,
-    copy_paste,
-    random_transform,
-    still_visible,
-    tightened,
-    warp_image,
-    warp_instances,
-)
+from data.augment.affine import MIN_AREA, MIN_AREA_POLYGON, Transform, random_transform, still_visible, warp_image, warp_instances
+from data.augment.copy_paste import copy_paste
+from data.augment.hyp import AugmentHyp
 from data.images.pixels import fill_of, resized
-from utils.instances import Instances, clip_boxes, concatenate
+from utils.instances import Instances, concatenate
 
 
 class Tile(NamedTuple):
@@ -32,12 +23,12 @@ class Tile(NamedTuple):
 
     image: np.ndarray  # (h, w, C), never changed: it may be cached
     instances: Instances  # in px of the image
-    x: int  # where its left upper corner lies on the canvas; may be outside
+    x: int  # position of its upper left corner on the canvas; may be outside
     y: int
 
 
 class Scene(NamedTuple):
-    """Tiles on a canvas; what lies outside the canvas is not seen."""
+    """Tiles on a canvas; what lies outside the canvas is not rendered."""
 
     tiles: tuple[Tile, ...]
     hw: tuple[int, int]
@@ -48,9 +39,9 @@ def mosaic_scene(images: Sequence[tuple[np.ndarray, Instances]], size: int, rng:
     arXiv 2004.10934).
 
     Args:
-        images: Four images of at most ``size`` px a side, with their objects.
-        size: Side of the output in px.
-        rng: The sample's generator.
+        images: four images of at most ``size`` px a side, with their objects.
+        size: side of the output in px.
+        rng: the sample's generator.
     """
     cx, cy = (int(v) for v in rng.uniform(size * 0.5, size * 1.5, 2))
     tiles = []
@@ -66,17 +57,19 @@ def single_scene(image: np.ndarray, instances: Instances, hw: tuple[int, int]) -
     return Scene((Tile(image, instances, (hw[1] - w) // 2, (hw[0] - h) // 2),), hw)
 
 
-def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+def render_view(
+    scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator, *, flip_idx: Sequence[int] | None = None
+) -> tuple[np.ndarray, Instances]:
     """The scene under a random transform: a new (H, W, C) image and the objects that are still visible in it.
 
-    Copies are pasted in mosaics only.
+    Copies are pasted in mosaics only; ``flip_idx`` is for their keypoints.
     """
     transform = random_transform(scene.hw, out_hw, hyp, rng)
     paste = hyp.copy_paste if len(scene.tiles) > 1 and any(len(t.instances.points) for t in scene.tiles) else 0.0
     if transform.is_axis_aligned and not paste:
         image, before, after = resize_tiles(scene, transform, out_hw)
     else:
-        image, before, after = warp_canvas(scene, transform, out_hw, paste, rng)
+        image, before, after = warp_canvas(scene, transform, out_hw, paste, rng, flip_idx=flip_idx)
     polygonal = after.counts > 0
     zoomed = before.boxes_xyxy * np.float32(transform.gain)
     visible = still_visible(zoomed, after.boxes_xyxy, min_area=np.where(polygonal, MIN_AREA_POLYGON, MIN_AREA))
@@ -84,19 +77,25 @@ def view(scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.
 
 
 def warp_canvas(
-    scene: Scene, transform: Transform, out_hw: tuple[int, int], paste: float, rng: np.random.Generator
+    scene: Scene,
+    transform: Transform,
+    out_hw: tuple[int, int],
+    paste: float,
+    rng: np.random.Generator,
+    *,
+    flip_idx: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, Instances, Instances]:
-    """Draws the canvas, pastes copies, and warps it: image, objects before and after the warp."""
+    """Renders through a canvas, on which copies are pasted: the image, and the objects before and after the warp."""
     image = _blank(scene, scene.hw)
     for tile in scene.tiles:
         _paste(image, tile.image, tile.x, tile.y)
-    before = _on_canvas(scene)
-    image, before = copy_paste(image, before, paste, rng)
+    before = _objects_on_canvas(scene)
+    image, before = copy_paste(image, before, paste, rng, flip_idx=flip_idx)
     return warp_image(image, transform.matrix, out_hw), before, warp_instances(before, transform.matrix, out_hw)
 
 
 def resize_tiles(scene: Scene, transform: Transform, out_hw: tuple[int, int]) -> tuple[np.ndarray, Instances, Instances]:
-    """The same for a transform that only zooms and moves, without a canvas: each tile's visible part is resized into its place."""
+    """Renders a transform that only zooms and moves without a canvas: each tile's visible part is resized into its place."""
     m = transform.matrix
     image = _blank(scene, out_hw)
     after = []
@@ -107,9 +106,8 @@ def resize_tiles(scene: Scene, transform: Transform, out_hw: tuple[int, int]) ->
         if x.target > 0 and y.target > 0:
             part = tile.image[y.start : y.start + y.length, x.start : x.start + x.length]
             _paste(image, resized(part, (x.target, y.target)), x.place, y.place)
-        kept = _cut(tile, scene.hw)
-        after.append(kept.shifted(-x.start, -y.start).scaled(x.scale, y.scale).shifted(x.place, y.place))
-    return image, _on_canvas(scene), tightened(concatenate(after), out_hw)
+        after.append(_clamp_to_canvas(tile, scene.hw).shifted(-x.start, -y.start).scaled(x.scale, y.scale).shifted(x.place, y.place))
+    return image, _objects_on_canvas(scene), concatenate(after).clipped(out_hw)
 
 
 class _Span(NamedTuple):
@@ -146,13 +144,11 @@ def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
         image[y1:y2, x1:x2] = tile[y1 - y : y2 - y, x1 - x : x2 - x]
 
 
-def _cut(tile: Tile, canvas_hw: tuple[int, int]) -> Instances:
-    """A tile's objects, in its own px, cut where the canvas ends."""
-    moved = tile.instances.shifted(tile.x, tile.y)
-    points = np.clip(moved.points, 0, np.array(canvas_hw[::-1], np.float32))
-    return moved._replace(boxes_xyxy=clip_boxes(moved.boxes_xyxy, canvas_hw), points=points).shifted(-tile.x, -tile.y)
+def _clamp_to_canvas(tile: Tile, canvas_hw: tuple[int, int]) -> Instances:
+    """A tile's objects, in its own px, clamped to the canvas."""
+    return tile.instances.shifted(tile.x, tile.y).clamped(canvas_hw).shifted(-tile.x, -tile.y)
 
 
-def _on_canvas(scene: Scene) -> Instances:
-    """All objects in px of the canvas, cut at its borders."""
-    return concatenate([_cut(t, scene.hw).shifted(t.x, t.y) for t in scene.tiles])
+def _objects_on_canvas(scene: Scene) -> Instances:
+    """All objects in px of the canvas, clamped to it."""
+    return concatenate([_clamp_to_canvas(t, scene.hw).shifted(t.x, t.y) for t in scene.tiles])

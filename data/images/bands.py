@@ -1,4 +1,4 @@
-"""Images of any number of channels, none of them converted: RGBA and RGBN files, TIFFs of many bands or pages, and .npy arrays."""
+"""Images of any number of channels, read without conversion: RGBA and RGBN files, TIFFs of many bands or pages, .npy arrays."""
 
 from __future__ import annotations
 
@@ -10,44 +10,41 @@ import cv2
 import numpy as np
 
 from data.images.orientation import orientation_of, upright
-from data.images.pixels import as_hwc
+from data.images.pixels import as_hwc, imdecode
 from data.images.tiff import is_tiff, read_pages
 
 ARRAY_SUFFIX = ".npy"
-IMAGE_CACHE = re.compile(r"\.\d+[al]\d+w?\.npy$")  # what data/images/store.py writes beside an image
+IMAGE_CACHE = re.compile(r"\.\d+[al]\d+w?\.npy$")  # files that data/images/store.py writes beside images
 
 
 class BandsError(ValueError):
-    """An image whose channels cannot be had; the message says why."""
+    """An image whose channels cannot be read; the message says why."""
 
 
 def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
-    """The image of a file that should hold ``channels`` channels, as they lie in it, turned as its EXIF orientation says.
+    """Decodes a file that should hold ``channels`` channels, without conversion, and applies its EXIF orientation.
 
-    Of a TIFF it is the first page that holds them all; else all pages, one after another.
+    Of a TIFF, the first page is read if it has all channels; else all pages, one after another.
 
     Args:
         data: (n,) uint8, the whole file.
-        channels: How many are wanted; two, or four and more.
+        channels: expected number; two, or four and more.
 
     Returns:
         (H, W, C) in the file's own depth, RGB order first; C is what the file has, which may be another number.
 
     Raises:
-        BandsError: Not an image, or damaged.
-        TiffError: The same of a TIFF.
+        BandsError: not an image, or damaged.
+        TiffError: the same of a TIFF.
     """
     if is_tiff(data):
         return _stacked(read_pages(data), channels)
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        image = None
+    image = imdecode(data, cv2.IMREAD_UNCHANGED)
     if image is not None:
         code = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(as_hwc(image).shape[2])
         image = as_hwc(image if code is None else cv2.cvtColor(image, code))
     if image is None or image.shape[2] != channels:
-        other = _pillow_bands(data)  # keeps grey with alpha, and CMYK, as they are
+        other = _pillow_bands(data)  # does not convert grey with alpha, and CMYK
         image = other if other is not None and (image is None or other.shape[2] == channels) else image
     if image is None:
         raise BandsError("not an image that can be read")
@@ -55,10 +52,10 @@ def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
 
 
 def read_array(data: np.ndarray, channels: int) -> np.ndarray:
-    """An array of numpy's file format as an image (H, W, C): (H, W), (H, W, C) and (C, H, W) are understood.
+    """An array of numpy's file format as an image (H, W, C): (H, W), (H, W, C) and (C, H, W) are accepted.
 
     Raises:
-        BandsError: Damaged, or of another shape or kind.
+        BandsError: damaged, or of another shape or kind.
     """
     try:
         array = np.load(io.BytesIO(data.tobytes()), allow_pickle=False)
@@ -74,20 +71,20 @@ def read_array(data: np.ndarray, channels: int) -> np.ndarray:
 
 
 def as_grey_or_rgb(image: np.ndarray, channels: int) -> np.ndarray:
-    """Grey (1) or RGB (3) of an image (H, W, C) of 1, 3 or 4 channels; as it is for others."""
-    have = image.shape[2]
-    if channels == 3 and have == 1:
+    """Converts an image (H, W, C) of 1, 3 or 4 channels to grey (1) or RGB (3); returns others unchanged."""
+    own = image.shape[2]
+    if channels == 3 and own == 1:
         return np.repeat(image, 3, axis=2)
-    if channels == 3 and have == 4:
+    if channels == 3 and own == 4:
         return image[:, :, :3]
-    if channels == 1 and have in (3, 4):
+    if channels == 1 and own in (3, 4):
         rgb = np.ascontiguousarray(image[:, :, :3])
         return as_hwc(cv2.cvtColor(rgb if rgb.dtype in (np.uint8, np.uint16) else rgb.astype(np.float32), cv2.COLOR_RGB2GRAY))
     return image
 
 
 def without_stored_arrays(files: Iterable[str]) -> list[str]:
-    """The images of a folder: .npy files count only where there is nothing else, since programs store theirs beside images."""
+    """The images of a folder: .npy files count only where there are no others, since many programs store arrays beside images."""
     files = list(files)
     return [f for f in files if not f.lower().endswith(ARRAY_SUFFIX)] or files
 

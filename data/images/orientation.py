@@ -1,4 +1,4 @@
-"""EXIF orientation: the corner of an image where its first pixel belongs, 1 (top left, as it lies in the file) to 8."""
+"""EXIF orientation: the corner of an image where its first pixel belongs, from 1 (top left, as stored) to 8."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import io
 import numpy as np
 
 TAG = 0x0112  # in EXIF, and in a TIFF's directory
-MARKS = (b"Exif", b"EXIF", b"eXIf", b"Raw profile type")  # of JPEG, WebP and PNG; without one of them there is no EXIF to parse
+SIGNATURES = (b"Exif", b"EXIF", b"eXIf", b"Raw profile type")  # of JPEG, WebP and PNG; a file without them has no EXIF to parse
 
 
 def orientation_of(data: np.ndarray) -> int:
-    """The orientation that a file's EXIF names, 1 where there is none.
+    """The orientation in a file's EXIF, 1 where there is none.
 
     Args:
         data: (n,) uint8, the whole file.
@@ -19,7 +19,7 @@ def orientation_of(data: np.ndarray) -> int:
     from PIL import Image
 
     raw = data.tobytes()
-    if not any(mark in raw for mark in MARKS):
+    if not any(signature in raw for signature in SIGNATURES):
         return 1
     try:
         with Image.open(io.BytesIO(raw)) as image:
@@ -29,10 +29,10 @@ def orientation_of(data: np.ndarray) -> int:
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """An image (H, W, C) as it is meant to be seen; as it is where the orientation is none of the eight."""
+    """An image (H, W, C) turned upright; unchanged where the orientation is none of the eight."""
     if orientation not in range(2, 9):
         return image
     if orientation > 4:
         image = image.swapaxes(0, 1)
-    turns = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
-    return np.flip(image, turns.get(orientation, ()))
+    flipped_axes = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
+    return np.flip(image, flipped_axes.get(orientation, ()))

@@ -1,4 +1,4 @@
-"""Image operations for any number of channels and both depths: OpenCV's own functions take four channels and 8-bit colours."""
+"""Image operations for any number of channels and both depths; OpenCV's own functions take four channels and 8-bit colours."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 FILL = 114  # grey of the border, in 8 bits
 TO_16_BITS = 257  # 255 becomes 65535
-OPENCV_CHANNELS = 4  # all of its functions take as many
+OPENCV_CHANNELS = 4  # that all of its functions accept
 
 
 def fill_of(dtype: np.dtype | type[np.generic]) -> int:
-    """The grey of the border at a depth; as a part of the full range it is the same."""
+    """The grey of the border at a depth: the same part of the full range at each."""
     return FILL * TO_16_BITS if np.dtype(dtype) == np.uint16 else FILL
 
 
 def in_channel_groups(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """What an OpenCV function that treats all channels alike makes of an image (H, W, C), four channels at a time."""
+    """Applies an OpenCV function that treats all channels alike to an image (H, W, C), four channels at a time."""
     channels = image.shape[2]
     if channels <= OPENCV_CHANNELS:
         return as_hwc(function(image))
@@ -54,5 +54,13 @@ def split_into(image: np.ndarray, planes: np.ndarray) -> None:
 
 
 def as_hwc(image: np.ndarray) -> np.ndarray:
-    """Gives back the channel axis that OpenCV drops from images with one channel."""
+    """Restores the channel axis that OpenCV drops from images with one channel."""
     return image if image.ndim == 3 else image[:, :, None]
+
+
+def imdecode(data: np.ndarray, flag: int) -> np.ndarray | None:
+    """OpenCV's image of the bytes (n,) uint8 of a file; None where it cannot decode it."""
+    try:
+        return cv2.imdecode(data, flag)
+    except cv2.error:
+        return None

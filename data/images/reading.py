@@ -1,7 +1,7 @@
-"""Any image that OpenCV or Pillow can open as an array of the wanted channels and depth, and a cheap check of one that decodes nothing.
+"""Any image that OpenCV or Pillow can open, as an array of the requested channels and depth; and a check that decodes only if necessary.
 
-Files are read with numpy and decoded from memory, so paths may hold any character. Grey and RGB are made of whatever the file has;
-any other number of channels is what the file must hold (data/images/bands.py), taken as it lies there. EXIF orientation is applied to all.
+Files are read with numpy and decoded from memory, so paths may contain any character. Any image is converted to grey or RGB; any other
+number of channels is what the file must hold (data/images/bands.py), without conversion. EXIF orientation is always applied.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 from data.images import orientation
 from data.images.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
-from data.images.pixels import TO_16_BITS, as_hwc
-from data.images.tiff import TiffError, only_read_here, read_pages
+from data.images.pixels import TO_16_BITS, as_hwc, imdecode
+from data.images.tiff import TiffError, opencv_misreads, read_pages
 from utils.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png")
     + (".pnm", ".ppm", ".tif", ".tiff", ".webp", ARRAY_SUFFIX)
 )
-CONVERTED = (1, 3)  # channels that any image can be given
+CONVERTED = (1, 3)  # channels that any image is converted to
 MIN_SIDE_PX = 10
 JPEG_START = b"\xff\xd8"
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -37,15 +37,15 @@ def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] |
     """Decodes an image of any mode.
 
     Args:
-        path: The file.
+        path: the file.
         channels: 1 (grey), 3 (RGB) or more (the file must hold that many; the first three in RGB order).
-        dtype: ``np.uint8`` or ``np.uint16``; other depths are converted. None: the file's own, 16 bits for all that is not 8.
+        dtype: ``np.uint8`` or ``np.uint16``; other depths are converted. None: the file's own, 16 bits for everything but 8.
 
     Returns:
         (H, W, channels) contiguous array.
 
     Raises:
-        ImageError: Missing, empty, undecodable, or of another number of channels.
+        ImageError: missing, empty, undecodable, or of another number of channels.
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -55,7 +55,7 @@ def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] |
 
 
 def decode_image(data: np.ndarray, path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
-    """The same of the bytes (N,) uint8 of an image; ``path`` is for its suffix and for messages only."""
+    """Decodes the bytes (n,) uint8 of an image, as ``read_image`` does; ``path`` is for its suffix and for messages only."""
     if not data.size:
         raise ImageError(f"{path}: the file is empty")
     try:
@@ -72,23 +72,23 @@ def decode_image(data: np.ndarray, path: str | Path, *, channels: int = 3, dtype
 def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
     """Height and width of an image as displayed, without decoding it where its format allows a check of completeness.
 
-    JPEG must end with its end marker (files with bytes behind it are decoded to find out), PNG chunks must have right checksums; all
-    other formats are decoded, and so are all files that must hold a number of channels of their own.
+    JPEG must end with its end marker (files with trailing bytes are decoded instead), PNG chunks must have correct checksums; all other
+    formats are decoded, and so are all files that must hold a number of channels other than 1 and 3.
 
     Raises:
-        ImageError: Missing, empty, cut short, not an image, smaller than 10 px, or without the ``channels``.
+        ImageError: missing, empty, cut short, not an image, smaller than 10 px, or without the ``channels``.
     """
     from PIL import Image
 
     path = Path(path)
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would block
             raise ImageError(f"{path}: not a file{', but a folder' if stat.S_ISDIR(found.st_mode) else ''}")
         if found.st_size == 0:
             raise ImageError(f"{path}: the file is empty")
         if path.suffix.lower() == ARRAY_SUFFIX:
-            return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)
+            return _check_size(path, read_image(path, channels=channels, dtype=None).shape)
         with Image.open(path) as image:
             width, height = image.size
             if image.format in ("JPEG", "MPO"):
@@ -99,7 +99,7 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
             elif image.format == "PNG":
                 rotated = image.info.get("exif") and image.getexif().get(orientation.TAG) in _TRANSPOSED
                 image.verify()
-                if rotated:  # which not every OpenCV heeds in a PNG
+                if rotated:  # not every OpenCV applies it to a PNG
                     height, width = read_image(path).shape[:2]
             else:
                 image.load()
@@ -112,7 +112,7 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
         raise ImageError(f"{path}: no such file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         height, width = _probe_without_pillow(path, channels, error)
-    return _large_enough(path, (height, width))
+    return _check_size(path, (height, width))
 
 
 def is_image(path: str | Path) -> bool:
@@ -122,10 +122,10 @@ def is_image(path: str | Path) -> bool:
 
 
 def holds_more_than_8_bits(path: str | Path, *, channels: int) -> bool:
-    """Whether an image has 16 bits, or floats; decodes it only where its format can and its first bytes do not tell.
+    """Whether an image has 16 bits, or floats; decodes it only where its format and its first bytes do not decide.
 
     Raises:
-        ImageError: It cannot be decoded.
+        ImageError: it cannot be decoded.
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".jpg", ".jpeg", ".bmp", ".webp"):
@@ -138,7 +138,7 @@ def holds_more_than_8_bits(path: str | Path, *, channels: int) -> bool:
     return read_image(path, channels=channels, dtype=None).dtype != np.uint8
 
 
-def _large_enough(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+def _check_size(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     height, width = shape[:2]
     if min(height, width) < MIN_SIDE_PX:
         raise ImageError(f"{path}: {width}x{height} px, at least {MIN_SIDE_PX} px a side are needed")
@@ -146,11 +146,11 @@ def _large_enough(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _probe_without_pillow(path: Path, channels: int, error: Exception) -> tuple[int, int]:
-    """Size of an image that Pillow refuses: OpenCV decides, except about files that are cut short, which it fills with grey."""
+    """Size of an image that Pillow refuses, by OpenCV; not of truncated files, which OpenCV fills with grey."""
     text = " ".join(str(error).split())
     if "truncated" in text.lower() or "broken" in text.lower():
         raise ImageError(f"{path}: the file is cut short or damaged ({text})") from error
-    return _large_enough(path, read_image(path, channels=channels, dtype=None).shape)
+    return _check_size(path, read_image(path, channels=channels, dtype=None).shape)
 
 
 def _has_jpeg_end(path: Path) -> bool:
@@ -160,12 +160,12 @@ def _has_jpeg_end(path: Path) -> bool:
 
 
 def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
-    """(H, W, C) in RGB order, in a depth of the file's; grey or RGB where one or three channels are wanted."""
+    """(H, W, C) in RGB order and the file's depth; grey or RGB where one or three channels are requested."""
     if Path(path).suffix.lower() == ARRAY_SUFFIX:
         return as_grey_or_rgb(read_array(data, channels), channels)
     if channels not in CONVERTED:
         return read_bands(data, channels)
-    if only_read_here(data):
+    if opencv_misreads(data):
         return as_grey_or_rgb(read_pages(data)[0], channels)
     image = _decode_opencv(data, channels, dtype)
     return as_hwc(_decode_pillow(path, data, channels, dtype) if image is None else image)
@@ -177,39 +177,38 @@ def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic] | No
     eight_bits = dtype == np.uint8 or data[:2].tobytes() == JPEG_START
     if not eight_bits:
         flag |= cv2.IMREAD_ANYDEPTH
-    rgb_flag = getattr(cv2, "IMREAD_COLOR_RGB", None)  # newer OpenCV decodes to RGB at no cost
-    direct = channels == 3 and eight_bits and rgb_flag is not None  # of 16-bit TIFFs it makes BGR
-    try:
-        image = cv2.imdecode(data, rgb_flag if direct else flag)
-    except cv2.error:
-        return None
+    rgb_flag: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # newer OpenCV decodes to RGB at no cost
+    direct = channels == 3 and eight_bits and rgb_flag is not None  # it decodes 16-bit TIFFs to BGR
+    if direct and rgb_flag is not None:
+        flag = rgb_flag
+    image = imdecode(data, flag)
     if image is None or image.dtype not in (np.uint8, np.uint16):
         return None
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 and not direct else image
 
 
 def _decode_pillow(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
-    """The same with Pillow, for the formats and modes that OpenCV leaves out."""
+    """Decodes with Pillow the formats and modes that OpenCV does not read."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data.tobytes())) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):
                 grey = np.asarray(image)
                 return np.repeat(_to_depth(grey, dtype or np.uint16)[:, :, None], channels, axis=2)
             return np.array(image.convert("RGB" if channels == 3 else "L"))
-    except UnidentifiedImageError as error:  # which only repeats the path
+    except UnidentifiedImageError as error:  # its text only repeats the path
         raise ImageError(f"{path}: not an image that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: not an image that can be read ({' '.join(str(error).split())})") from error
 
 
 def _to_depth(image: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    """Integer depths by their full range; floats and wider integers by 0-1, 0-255 or 0-65535, whichever holds their maximum."""
+    """Scales integers by their full range, floats and wider integers by 0-1, 0-255 or 0-65535, whichever includes their maximum."""
     if image.dtype == dtype:
         return image
-    top = float(np.iinfo(dtype).max)
+    top = float(np.iinfo(np.dtype(dtype)).max)
     if image.dtype == np.uint8:
         return image.astype(np.uint16) * np.uint16(TO_16_BITS)
     if image.dtype == np.uint16:

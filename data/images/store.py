@@ -1,15 +1,16 @@
-"""Decoded images at training size, kept as long as memory allows: all of them (ram), as files (disk), or the ones used last.
+"""Decoded images at training size, cached: all of them in memory (ram) or in files (disk), else those that were used last.
 
-What is kept never changes what comes out, only how soon.
+The cache changes the speed and never the result.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -19,7 +20,9 @@ from data.images.pixels import resized
 from data.images.reading import ImageError, read_image
 from utils.files import atomic_write
 
-RECENT_BYTES = 256 * 2**20  # of decoded images that a process keeps
+RECENT_BYTES = 256 * 2**20  # of decoded images that each process caches
+
+Result = TypeVar("Result")
 
 
 class ImageStore:
@@ -27,11 +30,11 @@ class ImageStore:
 
     Args:
         files: N images.
-        imgsz: Longer side in px.
-        channels: Of the images.
+        imgsz: longer side in px.
+        channels: of the images.
         dtype: ``np.uint8`` or ``np.uint16``.
-        smooth: Shrink by area instead of bilinearly, as validation does.
-        recent_bytes: Of decoded images used last that this process keeps.
+        smooth: shrink by area instead of bilinearly, as validation does.
+        recent_bytes: of decoded images used last that this process caches.
     """
 
     def __init__(
@@ -52,13 +55,14 @@ class ImageStore:
         self.recent_bytes = 0
 
     def get(self, i: int) -> np.ndarray:
-        """(h, w, C) image i, shared: it must not be changed.
+        """(h, w, C) image i, shared: it must not be modified.
 
         Raises:
-            ImageError: It cannot be decoded.
+            ImageError: it cannot be decoded.
         """
-        if self.all and self.all[i] is not None:
-            return self.all[i]
+        cached = self.all[i] if self.all else None
+        if cached is not None:
+            return cached
         if i in self.recent:
             self.recent.move_to_end(i)
             return self.recent[i]
@@ -82,16 +86,16 @@ class ImageStore:
         return resized(image, size, interpolation=interpolation)
 
     def original(self, path: str) -> np.ndarray:
-        """(H, W, C) an image at its own size, as the network is to see it; nothing is kept."""
+        """(H, W, C) an image at its own size, in the data set's channels and depth; not cached."""
         return read_image(path, channels=self.channels, dtype=self.dtype)
 
     def keep_in_ram(self, *, processes: int = 1, prefix: str = "", progress: bool = True) -> str:
-        """Decodes all images at once if they fit in half of the free memory; returns one line for the user where they do not.
+        """Decodes all images if they fit in half of the free memory; returns a message where they do not.
 
         Args:
-            processes: How many processes keep all images.
-            prefix: Words before messages and the progress bar.
-            progress: Whether to show it.
+            processes: number of processes that cache all images.
+            prefix: words before messages and the progress bar.
+            progress: whether to show it.
         """
         sample = [self._decode_or_none(i) for i in range(0, len(self.files), max(1, len(self.files) // 16))]
         sizes = [s.nbytes for s in sample if s is not None]
@@ -102,7 +106,7 @@ class ImageStore:
         return ""
 
     def keep_on_disk(self, *, prefix: str = "", progress: bool = True) -> str:
-        """Writes ``<image>.<imgsz>.npy`` beside each image, unless it is there and newer; returns one line where it cannot."""
+        """Writes ``<image>.<imgsz>….npy`` beside each image, unless it exists and is newer; returns a message where that fails."""
         try:
             self._map(self._to_disk, f"{prefix}caching images on disk", progress)
         except OSError as error:
@@ -111,7 +115,7 @@ class ImageStore:
         self.on_disk = True
         return ""
 
-    def _map(self, function, title: str, progress: bool) -> list:
+    def _map(self, function: Callable[[int], Result], title: str, progress: bool) -> list[Result]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             work = pool.map(function, range(len(self.files)))
             return list(tqdm(work, total=len(self.files), desc=title, unit="image", disable=not progress, leave=False))
@@ -120,11 +124,11 @@ class ImageStore:
         try:
             return self.decode(i)
         except ImageError:
-            return None  # said when it is drawn
+            return None  # reported when the loader reads it
 
     def _disk_path(self, i: int) -> Path:
         kind, depth = "a" if self.smooth else "l", "" if self.dtype == np.uint8 else "w"
-        return Path(f"{self.files[i]}.{self.imgsz}{kind}{self.channels}{depth}.npy")  # data/images/bands.py knows these names
+        return Path(f"{self.files[i]}.{self.imgsz}{kind}{self.channels}{depth}.npy")  # data/images/bands.py recognises these names
 
     def _to_disk(self, i: int) -> None:
         path = self._disk_path(i)
@@ -147,7 +151,7 @@ class ImageStore:
 
 
 def free_memory() -> float:
-    """Bytes of memory that can be had without swapping; infinite where the system does not say."""
+    """Bytes of memory available without swapping; infinite where the system does not report them."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return float(fields["MemAvailable"].split()[0]) * 1024

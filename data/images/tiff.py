@@ -1,8 +1,12 @@
-"""TIFF files as they are: all pages, any number of samples a pixel, in one plane or several, 8 and 16 bits and floats, no value changed.
+"""TIFF files without conversion: all pages, any number of samples a pixel, in one plane or several, 8 and 16 bits and floats.
 
-OpenCV reads at most four samples, mixes planes up and multiplies colours by alpha; Pillow halves 16 bits. So the directory is read here,
-and the samples are shown to OpenCV, that is libtiff, as grey images of the same bytes: it decompresses them, and nothing else. See
-"TIFF, Revision 6.0" (Adobe, 1992) for tags and predictors.
+OpenCV reads at most four samples, confuses planes and multiplies colours by alpha; Pillow reduces 16 bits to 8. So the directory is read
+here, and the samples are passed to OpenCV, that is libtiff, as grey images of the same bytes: it decompresses them, and nothing else.
+See "TIFF, Revision 6.0" (Adobe, 1992) for tags and predictors.
+
+The package ``tifffile`` (2026.3) is not used: it needs ``imagecodecs``, a second and large binary package, for LZW, which most programs
+write; it allocates an array of the size that a header claims before it checks that the file has as many bytes; and it needs
+Python 3.11, where this project supports 3.10.
 """
 
 from __future__ import annotations
@@ -20,6 +24,10 @@ from data.images.orientation import upright
 WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, SAMPLES, STRIP_ROWS, COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, FORMAT = 284, 317, 322, 323, 324, 325, 339
 KIND, PHOTOMETRIC = 254, 262
+TAGS = frozenset(
+    (WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, SAMPLES, STRIP_ROWS, COUNTS, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS)
+    + (TILE_COUNTS, FORMAT, KIND, ORIENTATION)
+)
 SHORT, LONG = 3, 4
 TYPES = {1: "B", SHORT: "H", LONG: "I"}  # those that the tags above may have
 DTYPES = {(1, 8): np.uint8, (1, 16): np.uint16, (2, 16): np.int16, (3, 32): np.float32}  # by sample format and bits
@@ -38,12 +46,12 @@ def is_tiff(data: np.ndarray) -> bool:
     return data[:4].tobytes() in (b"II*\0", b"MM\0*")
 
 
-def only_read_here(data: np.ndarray) -> bool:
-    """Whether OpenCV reads a file's first page wrongly or not at all: a TIFF of more than four samples, or of 16 bits in several planes."""
+def opencv_misreads(data: np.ndarray) -> bool:
+    """Whether OpenCV misreads a file's first page or refuses it: a TIFF of more than four samples, or of 16 bits in several planes."""
     if not is_tiff(data):
         return False
     try:
-        tags = next(_directories(memoryview(data), "<" if data[0] == ord("I") else ">"))
+        tags = next(_directories(memoryview(data.data), "<" if data[0] == ord("I") else ">"))
     except (struct.error, StopIteration):
         return False
     samples, deep = tags.get(SAMPLES, (1,))[0], max(tags.get(BITS, (1,))) > 8
@@ -51,17 +59,17 @@ def only_read_here(data: np.ndarray) -> bool:
 
 
 def read_pages(data: np.ndarray) -> list[np.ndarray]:
-    """All pages, each (H, W, samples) of its own depth and the right way up; smaller copies and masks of other pages are left out.
+    """All pages, each (H, W, samples) of its own depth and upright; smaller copies and masks of other pages are left out.
 
     Args:
         data: (n,) uint8, the whole file.
 
     Raises:
-        TiffError: Damaged, or a compression or sample format that is not read.
+        TiffError: damaged, or a compression or sample format that is not read.
     """
     order = "<" if data[0] == ord("I") else ">"
     try:
-        directories = _directories(memoryview(data), order)
+        directories = _directories(memoryview(data.data), order)
         pages = [_read_page(data, tags, order) for tags in directories if not tags.get(KIND, (0,))[0] & REDUCED_OR_MASK]
     except (struct.error, IndexError, KeyError) as error:
         raise TiffError("the file is cut short or damaged (its directory cannot be read)") from error
@@ -127,7 +135,7 @@ def _read_plane(data: np.ndarray, layout: _Layout, plane: int, samples: int, ord
     across, down = -(-layout.width // max(tile_w, 1)), -(-layout.height // max(tile_h, 1))
     if share != across * down or not share:
         raise TiffError("the file is damaged (strips or tiles are missing)")
-    rows = share * tile_h if layout.tile_wh else layout.height  # tiles are always whole, the last strip need not be
+    rows = share * tile_h if layout.tile_wh else layout.height  # tiles are always complete, the last strip need not be
     tags: dict[int, tuple[int, ...]] = {
         WIDTH: (tile_w * samples,), HEIGHT: (rows,), STRIP_ROWS: (tile_h,), BITS: (8 * layout.dtype.itemsize,), PHOTOMETRIC: (1,),
         SAMPLES: (1,), FORMAT: (3 if layout.dtype.kind == "f" else 1,), COMPRESSION: (layout.compression,),
@@ -141,14 +149,14 @@ def _read_plane(data: np.ndarray, layout: _Layout, plane: int, samples: int, ord
         raise TiffError(f"the file is damaged ({COMPRESSIONS[layout.compression]} compression: it cannot be unpacked)")
     values = grey.reshape(rows, tile_w, samples)
     if layout.predictor == HORIZONTAL:
-        values = np.cumsum(values, axis=1, dtype=values.dtype)  # overflows on purpose: so do the differences
+        values = np.cumsum(values, axis=1, dtype=values.dtype)  # the differences wrap around, and so does their sum
     if layout.tile_wh:
         values = values.reshape(down, across, tile_h, tile_w, samples).swapaxes(1, 2).reshape(down * tile_h, across * tile_w, samples)
     return values[: layout.height, : layout.width].view(layout.dtype)
 
 
 def _with_directory(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -> np.ndarray:
-    """The file with another first directory, whose numbers are all LONG, behind its end."""
+    """The file with another first directory appended, whose numbers are all LONG."""
     start = len(data) + len(data) % 2
     values_at = start + 2 + 12 * len(tags) + 4
     entries, values = b"", b""
@@ -165,16 +173,16 @@ def _with_directory(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: s
 
 
 def _directories(data: memoryview, order: str) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The whole-number tags of page after page."""
+    """The tags of TAGS, page after page; ends where the directories of a damaged file form a cycle."""
     (start,) = struct.unpack_from(f"{order}I", data, 4)
-    for _ in range(MAX_PAGES):  # a damaged file may go in circles
-        if not start:
-            return
+    visited: set[int] = set()
+    while start and start not in visited and len(visited) < MAX_PAGES:
+        visited.add(start)
         (count,) = struct.unpack_from(f"{order}H", data, start)
         entries = (struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * i) for i in range(count))
         tags = {}
         for i, (tag, kind, length) in enumerate(entries):
-            if kind in TYPES and length:
+            if tag in TAGS and kind in TYPES and length:
                 at = start + 2 + 12 * i + 8
                 if struct.calcsize(TYPES[kind]) * length > 4:
                     (at,) = struct.unpack_from(f"{order}I", data, at)

@@ -1,6 +1,6 @@
-"""Images that cannot be read any more while an epoch runs: a few are named once, many end it.
+"""Images that become unreadable while an epoch runs: a few are reported once, many end it.
 
-Workers put a grey image without objects in place of each, which hangs on nothing but the file; the main process keeps the account.
+Workers replace each by a grey image without objects, which depends on the file alone; the main process counts them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class UnreadableImages:
         self._new: list[str] = []
 
     def add(self, found: Iterable[tuple[str, str]]) -> None:
-        """Takes (path, message) pairs.
+        """Records (path, message) pairs.
 
         Raises:
-            UserError: the folder is gone, or so many are that this is no data set to train on.
+            UserError: the folder is gone, or too many images are unreadable to train on the rest.
         """
         for path, reason in found:
             if path in self.reasons:
@@ -48,7 +48,7 @@ class UnreadableImages:
             raise UserError(f"{len(self.reasons)} of {self.count} images cannot be read any more (at most {limit} may), first: {first}")
 
     def report(self) -> None:
-        """Names those that are new since the last report."""
+        """Prints those that are new since the last report."""
         if self._new:
             more = f" and {len(self._new) - SHOWN} more" if len(self._new) > SHOWN else ""
             named = "; ".join(self._new[:SHOWN])

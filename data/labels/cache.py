@@ -1,7 +1,7 @@
-"""Labels read once and kept: an .npz beside the label folder (or the COCO JSON), valid as long as no image and no label has changed.
+"""Labels read once and stored: an .npz beside the label folder (or the COCO JSON), valid while no image and no label has changed.
 
-The key is a hash of every path, size and modification time together with the format's version; there is nothing in the file but arrays
-of numbers and one JSON text, so it can run no code. A stale, foreign or torn file is read anew, never trusted.
+The key is a hash of every path, size and modification time together with the format's version. The file holds arrays of numbers and one
+JSON text, no pickle, so it can run no code. A stale, foreign or truncated file is ignored, and the labels are read again.
 """
 
 from __future__ import annotations
@@ -10,55 +10,41 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.images.reading import CONVERTED
-from data.labels.coco import read_coco_labels
+from data.labels.files import label_path
 from data.labels.problems import Problem
-from data.labels.yolo import LabelTable, label_path, read_labels
+from data.labels.table import LabelTable
 from utils.files import atomic_write
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "rows", "point_starts", "points")
+OPTIONAL_ARRAYS = ("keypoints",)
 
 
-def cached_labels(
-    image_files: Sequence[str], *, source: Path, channels: int = 3, workers: int = 8, prefix: str = "", progress: bool = True,
-    annotations: Path | None = None, names: Sequence[str] | None = None,
-) -> tuple[LabelTable, str]:  # fmt: skip
-    """The labels of all images, from the cache if it is valid, else read and then cached.
+def cached_labels(path: Path, key: str, read: Callable[[], LabelTable]) -> tuple[LabelTable, str]:
+    """The labels that a file holds under a key; else they are read and stored there.
 
     Args:
-        image_files: N images.
-        source: The folder or list they come from; names the cache file.
-        channels: That the images should have.
-        workers: Most parallel readers.
-        prefix: Words before the progress bar.
-        progress: Whether to show it.
-        annotations: A COCO JSON to take the labels from, in place of label files.
-        names: Of the classes, for that; None makes all objects class 0.
+        path: the cache file.
+        key: from ``content_key``.
+        read: reads the labels.
 
     Returns:
-        The table, and one line about the cache for the user (empty: nothing to say).
+        The table, and a message where it could not be stored (else empty).
     """
-    path = annotations.with_suffix(".cache.npz") if annotations else cache_path(image_files[0], source)
-    key = content_key(image_files, channels=channels, annotations=annotations, names=names)
     table = load(path, key)
     if table is not None:
         return table, ""
-    if annotations:
-        table = read_coco_labels(
-            annotations, image_files, names, channels=channels, workers=workers, prefix=prefix, progress=progress
-        )  # fmt: skip
-    else:
-        table = read_labels(image_files, channels=channels, workers=workers, prefix=prefix, progress=progress)
+    table = read()
     try:
         save(path, key, table)
     except OSError as error:
-        return table, f"{prefix}labels are not cached: {path.parent} cannot be written ({error.strerror or error})"
+        return table, f"labels are not cached: {path.parent} cannot be written ({error.strerror or error})"
     return table, ""
 
 
@@ -70,49 +56,62 @@ def cache_path(image_file: str, source: Path) -> Path:
 
 
 def content_key(
-    image_files: Sequence[str], *, channels: int = 3, annotations: Path | None = None, names: Sequence[str] | None = None
+    image_files: Sequence[str],
+    *,
+    task: str = "detect",
+    channels: int = 3,
+    annotations: Path | None = None,
+    names: Sequence[str] | None = None,
 ) -> str:
-    """Hash over path, size and modification time of every image and label file (or of the JSON in their place, with the names that
-    choose its classes), the channels the images should have, and the format's version.
+    """Hash over path, size and modification time of every image and label file, and over what else decides how they are read.
 
-    One and three channels are had from the same images, so they share a key.
+    One and three channels are converted from the same images, so they share a key.
+
+    Args:
+        image_files: N images.
+        task: name of the task whose columns the label files have.
+        channels: that the images should have.
+        annotations: a COCO JSON in place of label files.
+        names: of the classes, which choose the JSON's categories.
     """
-    head = f"labels {FORMAT_VERSION}{'' if channels in CONVERTED else f' upright channels {channels}'}\n"
+    head = f"labels {FORMAT_VERSION} {task}{'' if channels in CONVERTED else f' upright channels {channels}'}\n"
     if annotations:
-        head += f"{_state(str(annotations))}{json.dumps(names)}\n"
+        head += f"{_file_state(str(annotations))}{json.dumps(names)}\n"
     digest = hashlib.sha256(head.encode(errors="surrogateescape"))
     for image in image_files:
-        entry = _state(image) if annotations else _state(image) + _state(label_path(image))
+        entry = _file_state(image) if annotations else _file_state(image) + _file_state(label_path(image))
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _state(path: str) -> str:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return f"{path}\0missing\n"
-    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-
-
 def load(path: Path, key: str) -> LabelTable | None:
-    """The stored table if the file is there, whole, and has this key; else None."""
+    """The stored table if the file is there, complete, and has this key; else None."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
                 return None
             problems = tuple(Problem(*p) for p in json.loads(stored["problems"].tobytes().decode()))
-            return LabelTable(**{name: stored[name] for name in ARRAYS}, problems=problems)
+            arrays = {name: stored[name] for name in (*ARRAYS, *(n for n in OPTIONAL_ARRAYS if n in stored))}
+            return LabelTable(**arrays, problems=problems)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile):
         return None
 
 
 def save(path: Path, key: str, table: LabelTable) -> None:
-    """A reader never sees half a cache.
+    """Writes the cache file under a temporary name and renames it. Arrays that the table lacks are left out.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: the folder cannot be written.
     """
+    arrays = {name: getattr(table, name) for name in (*ARRAYS, *OPTIONAL_ARRAYS)}
+    problems = np.frombuffer(json.dumps(table.problems).encode(), np.uint8)
     with atomic_write(path) as partial, open(partial, "wb") as file:
-        problems = np.frombuffer(json.dumps(table.problems).encode(), np.uint8)
-        np.savez(file, key=np.array(key), problems=problems, **{name: getattr(table, name) for name in ARRAYS})
+        np.savez(file, key=np.array(key), problems=problems, **{name: a for name, a in arrays.items() if a is not None})
+
+
+def _file_state(path: str) -> str:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return f"{path}\0missing\n"
+    return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"

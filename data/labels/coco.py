@@ -1,7 +1,7 @@
-"""Labels straight from a COCO instances JSON: which objects lie on an image, as the rows of a label file would give them.
+"""Labels from a COCO instances JSON: the objects of each image, as the rows of a label file would give them.
 
-Crowd regions are no objects to learn, so they are left out here; validation takes the JSON itself as ground truth and ignores what is
-found in them. A faulty annotation costs its image, as a faulty row of a label file does.
+Crowd regions are not objects to train on, so they are left out here; validation takes the JSON itself as ground truth and ignores
+detections inside them. An invalid annotation costs its image, as an invalid row of a label file does.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from data.labels.checks import drop_duplicates
+from data.labels.probing import map_images, probe_labels
 from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS, Problem
-from data.labels.yolo import ROUNDING, FileLabels, LabelTable, build_table, map_images, no_labels, probe_file, without_duplicates
+from data.labels.table import ImageLabels, LabelTable, build_table
+from tasks.rows import ROUNDING
 from utils.metrics.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
 
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
@@ -29,14 +32,14 @@ class CocoFile:
     """An instances JSON by image.
 
     Attributes:
-        path: The file.
-        names: Of its classes, in order.
-        files: Image id: file name as the JSON has it.
-        sizes_hw: Image id: height and width in px, where given.
-        image_ids: By name, for ``find_image_id``.
-        objects: Image id: its annotations without crowd regions.
-        crowds: Number of crowd regions.
-        problems: About the file as a whole.
+        path: the file.
+        names: of its classes, in order.
+        files: image id: file name as the JSON has it.
+        sizes_hw: image id: height and width in px, where given.
+        image_ids: by name, for ``find_image_id``.
+        objects: image id: its annotations without crowd regions.
+        crowds: number of crowd regions.
+        problems: about the file as a whole.
     """
 
     path: Path
@@ -48,33 +51,33 @@ class CocoFile:
     crowds: int
     problems: tuple[Problem, ...]
 
-    def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> FileLabels:
-        """The objects of one image; problems are told under its path.
+    def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> ImageLabels:
+        """The objects of one image; problems name its path.
 
         Args:
-            image_id: Of the image.
-            hw: Its size in px, as displayed.
-            shown_path: Its file.
+            image_id: of the image.
+            hw: its size in px, as displayed.
+            shown_path: its file.
         """
         given = self.sizes_hw.get(image_id, hw)
         if max(abs(a - b) for a, b in zip(given, hw)) > SIZE_SLACK_PX:
             message = f"{hw[1]}x{hw[0]} px, but {self.path.name} says {given[1]}x{given[0]}"
-            return no_labels((0, 0), True, (Problem(shown_path, 0, message, True, ANNOTATIONS),))
+            return ImageLabels.unusable(Problem(shown_path, 0, message, True, ANNOTATIONS), has_label_file=True)
         objects = self.objects.get(image_id, ())
         if not objects:
-            return no_labels(hw, True)
+            return ImageLabels.background(hw, has_label_file=True)
         classes = np.array([o.label for o in objects], np.int64)
         boxes = np.array([o.bbox for o in objects], np.float64).reshape(-1, 4)  # (n, 4) ltwh px
-        faults = list(self._faults(objects, classes, boxes, hw, shown_path))
+        faults = self._find_faults(objects, classes, boxes, hw, shown_path)
         if any(p.skips for p in faults):
-            return no_labels((0, 0), True, tuple(faults))
-        keep = (boxes[:, 2:] > 0).all(1)
-        return without_duplicates(_normalised([o for o, k in zip(objects, keep) if k], boxes[keep], hw, tuple(faults)), shown_path)
+            return ImageLabels.unusable(*faults, has_label_file=True)
+        keep = np.flatnonzero((boxes[:, 2:] > 0).all(1)).tolist()
+        return drop_duplicates(_normalised([objects[i] for i in keep], boxes[keep], hw, tuple(faults)), shown_path)
 
-    def _faults(
+    def _find_faults(
         self, objects: Sequence[CocoObject], classes: np.ndarray, boxes_ltwh: np.ndarray, hw: tuple[int, int], shown_path: str
-    ) -> Sequence[Problem]:
-        """What is wrong with the annotations of one image, one line each."""
+    ) -> list[Problem]:
+        """A problem for each annotation of one image that is wrong."""
         low, high = boxes_ltwh[:, :2], boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]
         slack = max(OVERHANG_PX, ROUNDING * max(hw))
         finite = np.isfinite(boxes_ltwh).all(1)
@@ -90,7 +93,7 @@ class CocoFile:
         return [
             Problem(shown_path, 0, f"annotation {objects[i].id} of {self.path.name}: {text}", skips, kind)
             for bad, kind, text, skips in checks
-            for i in np.flatnonzero(bad)
+            for i in np.flatnonzero(bad).tolist()
         ]
 
 
@@ -98,20 +101,20 @@ def read_coco_labels(
     path: Path, image_files: Sequence[str], names: Sequence[str] | None, *, channels: int = 3, workers: int = 8, prefix: str = "",
     progress: bool = True,
 ) -> LabelTable:  # fmt: skip
-    """Checks all images and gives them their objects from a JSON.
+    """Checks all images and takes their objects from a JSON.
 
     Args:
-        path: The JSON.
+        path: the JSON.
         image_files: N images.
-        names: Of the classes; None makes all objects class 0.
-        channels: That the images should have.
-        workers: Most parallel readers of images.
-        prefix: Words before the progress bar.
-        progress: Whether to show it.
+        names: of the classes; None makes all objects class 0.
+        channels: that the images should have.
+        workers: most parallel readers of images.
+        prefix: words before the progress bar.
+        progress: whether to show it.
     """
     coco = load_coco(path, names)
-    probe = partial(probe_file, channels=channels)
-    probed = map_images(probe, image_files, workers=workers, what=f"{prefix}checking images", progress=progress)
+    probe = partial(probe_labels, channels=channels)
+    probed = map_images(probe, image_files, workers=workers, title=f"{prefix}checking images", progress=progress)
     ids = [find_image_id(coco.image_ids, f) for f in image_files]
     table = build_table([_with_objects(coco, i, p, f) for i, p, f in zip(ids, probed, image_files)])
     about, present = coco.problems, set(ids)
@@ -141,21 +144,22 @@ def _is_size(entry: Mapping[str, Any]) -> bool:
     return all(isinstance(entry.get(k), (int, float)) and entry[k] > 0 for k in ("height", "width"))
 
 
-def _with_objects(coco: CocoFile, image_id: int | None, probed: FileLabels, image_file: str) -> FileLabels:
-    if probed.problems:
+def _with_objects(coco: CocoFile, image_id: int | None, probed: ImageLabels, image_file: str) -> ImageLabels:
+    if not probed.is_usable:
         return probed._replace(has_label_file=image_id is not None)
     if image_id is None:
-        return no_labels((0, 0), False, (Problem(image_file, 0, f"not among the images of {coco.path.name}", True, ANNOTATIONS),))
+        problem = Problem(image_file, 0, f"not among the images of {coco.path.name}", True, ANNOTATIONS)
+        return ImageLabels.unusable(problem, has_label_file=False)
     return coco.labels_of(image_id, probed.hw, image_file)
 
 
-def _normalised(objects: Sequence[CocoObject], boxes_ltwh: np.ndarray, hw: tuple[int, int], problems: tuple[Problem, ...]) -> FileLabels:
+def _normalised(objects: Sequence[CocoObject], boxes_ltwh: np.ndarray, hw: tuple[int, int], problems: tuple[Problem, ...]) -> ImageLabels:
     """Boxes (n, 4) in px and their polygons as a label file would have them."""
     size = np.array(hw[::-1], np.float64)
     low = np.clip(boxes_ltwh[:, :2] / size, 0, 1)
     high = np.clip((boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]) / size, 0, 1)
     polygons = [_polygon(o, box, size) for o, box in zip(objects, boxes_ltwh)]
-    return FileLabels(
+    return ImageLabels(
         hw, True, np.array([o.label for o in objects], np.int64), np.concatenate(((low + high) / 2, high - low), 1).astype(np.float32),
         np.array([o.row for o in objects], np.int64), np.concatenate([np.zeros((0, 2)), *polygons]).astype(np.float32),
         np.array([len(p) for p in polygons], np.int64), problems,

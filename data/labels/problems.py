@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: one value for each finding, and the kinds that tables count them by."""
+"""What can be wrong with a data set: one value for each problem, and the kinds that tables count them by."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.base import COLUMNS, NOT_A_NUMBER, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS
+from tasks.rows import COLUMNS, NO_AREA, NOT_A_NUMBER, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS
 
 MISSING, CORRUPT, LABEL_FILE = "missing image", "corrupt image", "unreadable labels"
-NO_AREA, DUPLICATE_ROWS = "no area", "duplicate rows"
-DUPLICATE_IMAGE, LEAK, ORPHAN, ANNOTATIONS = "duplicate image", "in two splits", "labels without image", "annotation file"
+DUPLICATE_ROWS, DUPLICATE_IMAGE, LEAK = "duplicate rows", "duplicate image", "in two splits"
+ORPHAN, ANNOTATIONS = "labels without image", "annotation file"
 KINDS = (
     MISSING, CORRUPT, LABEL_FILE, COLUMNS, NOT_A_NUMBER, NOT_FINITE, WRONG_CLASS, OUT_OF_RANGE, NO_AREA, DUPLICATE_ROWS, DUPLICATE_IMAGE,
     LEAK, ORPHAN, ANNOTATIONS,
@@ -30,14 +30,14 @@ class Problem(NamedTuple):
         return f"{self.path}:{self.row}: {self.message}" if self.row else f"{self.path}: {self.message}"
 
     def line(self) -> str:
-        """With what it cost."""
+        """The problem, and whether the image was left out for it."""
         return f"{'left out: ' if self.skips else ''}{self}"
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
-    """All of them as a text file, one a line.
+    """Writes all problems into a text file, one a line.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: it cannot be written.
     """
     path.write_text("".join(f"{p.line()}\n" for p in problems), encoding="utf-8", errors="surrogateescape")

@@ -11,8 +11,10 @@ from xml.parsers import expat
 
 import numpy as np
 
+from data.labels.checks import drop_duplicates
 from data.labels.problems import ANNOTATIONS, NO_AREA, OUT_OF_RANGE, WRONG_CLASS, Problem
-from data.labels.yolo import ROUNDING, FileLabels, no_labels, without_duplicates
+from data.labels.table import ImageLabels
+from tasks.rows import ROUNDING
 from utils.errors import UserError
 
 OVERHANG_PX = 2.0
@@ -20,16 +22,16 @@ OVERHANG_PX = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class VocFile:
-    """What an XML file says.
+    """The content of an XML file.
 
     Attributes:
-        path: The file.
-        image_name: Of the image, without folders.
-        hw: Its size in px.
-        labels: Class names, one for each object.
+        path: the file.
+        image_name: of the image, without folders.
+        hw: its size in px.
+        labels: class names, one for each object.
         boxes_xyxy: (n, 4) px.
-        difficult: Objects left out because they are marked so.
-        problems: What is wrong.
+        difficult: objects left out because they are marked so.
+        problems: what is wrong.
     """
 
     path: Path
@@ -40,25 +42,26 @@ class VocFile:
     difficult: int
     problems: tuple[Problem, ...]
 
-    def numbered(self, names: Sequence[str]) -> FileLabels:
+    def numbered(self, names: Sequence[str]) -> ImageLabels:
         """With class numbers; a name that is not among ``names`` leaves the image out."""
         other = next((n for n in self.labels if n not in names), None)
         if other is not None:
-            return no_labels((0, 0), True, (Problem(str(self.path), 0, f"class {other!r} is not among --names", True, WRONG_CLASS),))
+            problem = Problem(str(self.path), 0, f"class {other!r} is not among --names", True, WRONG_CLASS)
+            return ImageLabels.unusable(problem, has_label_file=True)
         size = np.array(self.hw[::-1] * 2, np.float64)
         boxes = np.clip(self.boxes_xyxy / size, 0, 1)
         cxcywh = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1).astype(np.float32)
         n = len(boxes)
         classes = np.array([names.index(label) for label in self.labels], np.int64)
         no_points = (np.zeros((0, 2), np.float32), np.zeros(n, np.int64))
-        return without_duplicates(FileLabels(self.hw, True, classes, cxcywh, np.arange(1, n + 1), *no_points), str(self.path))
+        return drop_duplicates(ImageLabels(self.hw, True, classes, cxcywh, np.arange(1, n + 1), *no_points), str(self.path))
 
 
 def voc_files(source: Path) -> list[Path]:
     """The XML files of a folder, with everything below it, or the file itself.
 
     Raises:
-        UserError: There is none.
+        UserError: there is none.
     """
     found = [source] if source.is_file() else sorted(source.rglob("*.xml"))
     if not found:
@@ -95,8 +98,8 @@ def parse_xml(data: bytes) -> Element:
     """The root of a document without a document type declaration.
 
     Raises:
-        ValueError: It has one.
-        ExpatError: Not well-formed.
+        ValueError: it has one.
+        ExpatError: not well-formed.
     """
     builder = TreeBuilder()
     parser = expat.ParserCreate()

@@ -1,4 +1,4 @@
-"""URLs as sources: what of them may be shown, and images fetched from them. User names, passwords and queries stay out of all output."""
+"""URLs as sources: their form without secrets, and images fetched from them. User names, passwords and queries appear in no output."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 
 from data.images.reading import ImageError, decode_image
 
-ANSWER_S, WHOLE_S = 10.0, 60.0  # longest silence of a server, longest download
-MOST_BYTES = 64 << 20  # of an image
+ANSWER_S, DOWNLOAD_S = 10.0, 60.0  # time-outs of an answer and of a whole download
+MAX_BYTES = 64 << 20  # of an image
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SECRET_IN_PATH = re.compile(r"((?:pass\w*?|pwd|token|secret|auth|key)=)[^/]*", re.IGNORECASE)
 _KEPT_IN_PATH, _KEPT_IN_QUERY = "/%:@!$&'()*+,;=~", "/%:@!$&'()*+,;=~?"
 
 
 def is_url(text: str) -> bool:
-    """Whether a source is meant as a URL, of any scheme."""
+    """Whether a source has the form of a URL, of any scheme."""
     return bool(_URL.match(text))
 
 
 def redacted(url: str) -> str:
-    """What of a URL may be shown: scheme, host, port and path; ``***@`` stands for a user name and password.
+    """A URL without its secrets: scheme, host, port and path; ``***@`` stands for a user name and password.
 
-    Passwords are often typed without escaping what has a meaning in URLs. Everything up to the last ``@`` is therefore left out, even where
-    that hides more than it must.
+    Passwords are often typed without escaping reserved characters. Everything up to the last ``@`` is therefore left out, even where that
+    hides more than necessary.
     """
     scheme, mark, rest = url.partition("://") if is_url(url) else ("", "", url)
     _, at, rest = rest.rpartition("@")
@@ -38,7 +38,7 @@ def redacted(url: str) -> str:
 
 
 def plain_name(text: str) -> str:
-    """A name for the results of a stream: host and path of its URL, with nothing that has a meaning in file names, dots included."""
+    """A name for the results of a stream: host and path of its URL, without dots and characters that are special in file names."""
     place = _URL.sub("", redacted(text)).removeprefix("***@").replace(".", "-")
     return re.sub(r"[^\w-]+", "_", place).strip("_-")[:60] or "stream"
 
@@ -47,24 +47,24 @@ def read_remote_image(url: str, *, channels: int = 3, dtype: type[np.generic] | 
     """Fetches and decodes an image, as ``read_image`` does with a file.
 
     Raises:
-        ImageError: It cannot be fetched, is too large or no such image; the message shows no secret of the URL.
+        ImageError: it cannot be fetched, is too large or no image; the message has no secret of the URL.
     """
     return decode_image(np.frombuffer(fetch(url), dtype=np.uint8), redacted(url), channels=channels, dtype=dtype)
 
 
 def fetch(url: str) -> bytes:
-    """The bytes behind an http(s) URL. Raises ImageError where there are none, too many, or too slow ones."""
-    shown, deadline = redacted(url), time.monotonic() + WHOLE_S
+    """Downloads an http(s) URL. Raises ImageError where that fails, is too large or too slow."""
+    shown, deadline = redacted(url), time.monotonic() + DOWNLOAD_S
     parts, size = [], 0
     with open_url(url) as answer:
         try:
             while part := answer.read1(1 << 16):
                 parts.append(part)
                 size += len(part)
-                if size > MOST_BYTES:
-                    raise ImageError(f"{shown}: larger than {MOST_BYTES >> 20} MiB; fetch it yourself and give the file")
+                if size > MAX_BYTES:
+                    raise ImageError(f"{shown}: larger than {MAX_BYTES >> 20} MiB; download it yourself and give the file")
                 if time.monotonic() > deadline:
-                    raise ImageError(f"{shown}: not there after {WHOLE_S:g} s; fetch it yourself and give the file")
+                    raise ImageError(f"{shown}: not downloaded after {DOWNLOAD_S:g} s; download it yourself and give the file")
         except (OSError, HTTPException) as error:
             raise ImageError(f"{shown}: broke off after {size} bytes ({_reason(error)})") from None
         missing = answer.length or 0  # of what the server has announced
@@ -77,7 +77,7 @@ def open_url(url: str) -> HTTPResponse:
     """The answer to a GET, after redirections and, with a user name in the URL, basic or digest authentication.
 
     Raises:
-        ImageError: Nobody answers, or the answer is an error.
+        ImageError: no server answers, or the answer is an error.
     """
     shown = redacted(url)
     if not url.lower().startswith(("http://", "https://")):
@@ -101,10 +101,10 @@ def open_url(url: str) -> HTTPResponse:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in words that quote nothing of the URL."""
+    """The reason of an error, without any part of the URL."""
     cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(cause, TimeoutError):
         return f"no answer within {ANSWER_S:g} s"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    return "not a URL that can be understood" if isinstance(cause, (ValueError, InvalidURL)) else type(cause).__name__
+    return "not a valid URL" if isinstance(cause, (ValueError, InvalidURL)) else type(cause).__name__

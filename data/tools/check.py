@@ -1,4 +1,4 @@
-"""Checks a data set before it costs a training: a table, an image, an exit code, and on request a cleaned copy.
+"""The command line that checks a data set: a table, a plot, an exit code, and on request a cleaned copy.
 
 Example:
     python -m data.check mine.yaml
@@ -20,7 +20,7 @@ import numpy as np
 from data.dataset_spec import load_dataset_spec
 from data.labels.problems import KINDS, write_problems
 from data.tools.cleaning import write_clean_copy
-from data.tools.survey import SIZES, SplitSurvey, size_counts, survey
+from data.tools.inspection import SIZES, SplitInspection, inspect_dataset, size_counts
 from utils.errors import UserError
 from utils.run_folders import new_run_dir
 
@@ -33,27 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return check(arguments)
     except UserError as error:
-        print(f"data.tools.check: {error}", file=sys.stderr)
+        print(f"data.check: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"data.tools.check: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(f"data.check: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("data.tools.check: interrupted", file=sys.stderr)
+        print("data.check: interrupted", file=sys.stderr)
     return 2
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Looks, reports, and cleans if asked to; 1 if anything is wrong.
+    """Inspects a data set, reports, and writes a cleaned copy if asked; 1 if anything is wrong.
 
     Raises:
-        UserError: The data set cannot be looked at, or the copy not be written.
-        OSError: The report cannot be written.
+        UserError: the data set cannot be inspected, or the copy not be written.
+        OSError: the report cannot be written.
     """
     if arguments.fix and not arguments.out:
         raise UserError("--fix: give the folder of the cleaned copy with --out")
     if arguments.out and not arguments.fix:
         raise UserError("--out: is where --fix writes the cleaned copy; give both")
     spec = load_dataset_spec(arguments.data)
-    found = survey(spec, workers=arguments.workers, progress=sys.stderr.isatty())
+    found = inspect_dataset(spec, workers=arguments.workers, progress=sys.stderr.isatty())
     print(report(found, spec.names))
     problems = [p for split in found for p in split.problems]
     folder = new_run_dir(arguments.project, arguments.name, exist_ok=arguments.exist_ok)
@@ -69,10 +69,10 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def report(found: Sequence[SplitSurvey], names: Sequence[str]) -> str:
-    """Tables: images and boxes, kinds of problems, objects of each class; a column for each split."""
-    rows: list[tuple[str, list[object]]] = [("", [s.split for s in found])]
-    objects = [np.diff(s.table.starts) for s in found]
+def report(found: Sequence[SplitInspection], names: Sequence[str]) -> str:
+    """A table of images, boxes, kinds of problems and objects of each class, with a column for each split."""
+    rows: list[tuple[str, Sequence[object]]] = [("", [s.split for s in found])]
+    objects = [s.table.counts for s in found]
     sizes = [size_counts(s.box_areas()) for s in found]
     rows += [
         ("images", [len(s.files) for s in found]),
@@ -92,8 +92,8 @@ def report(found: Sequence[SplitSurvey], names: Sequence[str]) -> str:
     return "\n".join((title.ljust(width) + "".join(f"{v!s:>10}" for v in values)).rstrip() for title, values in rows)
 
 
-def plot(found: Sequence[SplitSurvey], names: Sequence[str], path: Path) -> None:
-    """Objects of each class, widths over heights of boxes, and boxes by COCO's classes of area."""
+def plot(found: Sequence[SplitInspection], names: Sequence[str], path: Path) -> None:
+    """Draws objects of each class, box widths and heights, and boxes by COCO's classes of area."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,7 +104,7 @@ def plot(found: Sequence[SplitSurvey], names: Sequence[str], path: Path) -> None
     for k, split in enumerate(found):
         places = np.arange(len(names)) + k * share
         classes.bar(places, np.bincount(split.table.classes, minlength=len(names)), share, label=split.split)
-        wh = split.box_sizes()
+        wh = split.table.box_sizes_px()
         sizes.scatter(*wh[:: max(len(wh) // 20_000, 1)].T, s=3, alpha=0.4, label=split.split)
         counts = size_counts(split.box_areas())
         areas.bar(np.arange(3) + k * share, list(counts.values()), share, label=split.split)
@@ -128,5 +128,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=8, help="parallel readers")
     parser.add_argument("--project", default="runs/check", help="folder of reports")
     parser.add_argument("--name", default="exp", help="folder of this report")
-    parser.add_argument("--exist-ok", action="store_true", help="write into folders and over files that are there")
+    parser.add_argument("--exist-ok", action="store_true", help="write into folders and over files that exist")
     return parser

@@ -1,4 +1,4 @@
-"""A cleaned copy of a data set: what can be used, once, and in one split alone. The original is only read."""
+"""A cleaned copy of a data set: usable images only, each once and in one split. The original is only read."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset_spec import DatasetSpec
-from data.labels.yolo import label_path
-from data.tools.survey import SplitSurvey
+from data.labels.files import label_path
+from data.tools.inspection import SplitInspection
 from data.tools.writing import dataset_yaml, label_text, place_image, refuse_existing, write_text
 from utils.errors import UserError
 
 
-def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitSurvey], out: Path, *, exist_ok: bool = False) -> list[str]:
-    """Writes images (hard links, or copies where links cannot be), labels and ``data.yaml``; returns a line for each split.
+def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitInspection], out: Path, *, exist_ok: bool = False) -> list[str]:
+    """Writes images (hard links, or copies where links are not possible), labels and ``data.yaml``; returns a line for each split.
 
-    Left out: images that cannot be used, repeated ones, and those of an earlier split that a later one has too (val keeps what train
-    shares with it). Faulty rows that cost only themselves are gone; coordinates are clipped to the image.
+    Left out are unusable images, repeated ones, and those of an earlier split that a later one has too (val keeps what train shares with
+    it), and rows that were dropped; coordinates are clipped to the image.
 
     Raises:
-        UserError: A file is there already, belongs to the original, or cannot be written.
+        UserError: a file exists already, belongs to the original, or cannot be written.
     """
     lines, texts, places = [], {}, {}
     taken: set[str] = set()
@@ -42,7 +42,7 @@ def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitSurvey], out: Path,
     originals = {os.path.realpath(p) for s in found for f in s.files for p in (f, label_path(f))} | {os.path.realpath(spec.yaml_path)}
     own = next((p for p in (*texts, *places) if os.path.realpath(p) in originals), None)
     if own is not None:
-        raise UserError(f"--out {out}: {own} belongs to the original, which is never touched; give another folder")
+        raise UserError(f"--out {out}: {own} belongs to the original, which is never changed; give another folder")
     refuse_existing([*texts, *places], exist_ok=exist_ok)
     for target, source in places.items():
         place_image(source, target)
@@ -58,7 +58,7 @@ def _relative(file: str, sources: Sequence[Path]) -> str:
 
 
 def _free_name(name: str, split: str, taken: set[str]) -> str:
-    """``split/name`` with a number where an image (whatever its ending: they would share a label file) is called so already."""
+    """``split/name``, with a number where an image of this name exists (of any suffix: they would share a label file)."""
     path = Path(split) / name
     number = 2
     while path.with_suffix("").as_posix() in taken:

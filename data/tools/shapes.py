@@ -1,18 +1,20 @@
-"""The embedded data set: textured shapes on textured, noisy backgrounds, drawn in seconds, always the same, without a network.
+"""The embedded data set: textured shapes on textured, noisy backgrounds, drawn in seconds, bit for bit the same, without a download.
 
 Shapes overlap and are cut by the borders; a label's box is the extent of what can be seen of its shape. Run
-``python -m data.shapes [folder]`` to draw it somewhere else.
+``python -m data.shapes [FOLDER]`` to draw it into another folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +24,7 @@ COUNTS = {"train": 200, "val": 50}
 VERSION = 2
 MIN_PX, MAX_PX = 8, 160
 MIN_VISIBLE = 0.5  # of a shape's area, of every labelled shape
-MARK = "version.txt"
+VERSION_FILE = "version.txt"
 
 
 class Placed(NamedTuple):
@@ -33,21 +35,21 @@ class Placed(NamedTuple):
 
 
 def ensure_shapes(folder: Path) -> Path:
-    """Draws the data set into ``folder`` unless it is there already; a half-drawn one never gets its name."""
-    mark = folder / MARK
-    if mark.is_file() and mark.read_text().strip() == str(VERSION):
+    """Draws the data set into ``folder`` unless it exists; the folder gets its name when it is complete."""
+    version_file = folder / VERSION_FILE
+    if version_file.is_file() and version_file.read_text().strip() == str(VERSION):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         generate(temporary)
         os.chmod(temporary, 0o755)
-        if folder.exists() and not (mark.is_file() and mark.read_text().strip() == str(VERSION)):
+        if folder.exists() and not (version_file.is_file() and version_file.read_text().strip() == str(VERSION)):
             shutil.rmtree(folder)
         try:
             temporary.rename(folder)
         except OSError:
-            if not mark.is_file():  # otherwise another process was faster
+            if not version_file.is_file():  # otherwise another process was faster
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -70,7 +72,7 @@ def generate(folder: Path) -> None:
         target = folder / "annotations" / f"instances_{split}.json"
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(_coco(images)))
-    (folder / MARK).write_text(f"{VERSION}\n")
+    (folder / VERSION_FILE).write_text(f"{VERSION}\n")
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
@@ -195,9 +197,10 @@ def _yolo_rows(classes: list[int], boxes: list[tuple[int, int, int, int]], hw: t
     return "".join(rows)
 
 
-def _coco(entries: list[tuple[str, tuple[int, int], list[int], list[tuple[int, int, int, int]]]]) -> dict[str, list]:
+def _coco(entries: list[tuple[str, tuple[int, int], list[int], list[tuple[int, int, int, int]]]]) -> dict[str, list[dict[str, Any]]]:
     """The COCO form of all images of a split; ids from 1."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (name, (h, w), classes, boxes) in enumerate(entries, start=1):
         images.append({"id": image_id, "file_name": name, "width": w, "height": h})
         for c, (x1, y1, x2, y2) in zip(classes, boxes):
@@ -208,7 +211,10 @@ def _coco(entries: list[tuple[str, tuple[int, int], list[int], list[tuple[int, i
     return {"images": images, "annotations": annotations, "categories": [{"id": i + 1, "name": n} for i, n in enumerate(NAMES)]}
 
 
-def main(arguments: list[str]) -> None:
-    """Draws the data set into the folder given, or into ``data/shapes``."""
-    folder = Path(arguments[0]) if arguments else Path(__file__).resolve().parents[1] / "shapes"
-    print(f"shapes data set: {ensure_shapes(folder)}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data.shapes", description="Draws the embedded data set.")
+    default = Path(__file__).resolve().parents[1] / "shapes"
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help="folder to write (default: data/shapes)")
+    print(f"shapes data set: {ensure_shapes(parser.parse_args(argv).folder)}")
+    return 0

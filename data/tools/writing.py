@@ -1,4 +1,4 @@
-"""Data sets written in YOLO's layout: images linked or copied, label files and the dataset file. Nothing is overwritten unasked."""
+"""Data sets written in YOLO's layout: images linked or copied, label files and the dataset file; no file is overwritten unless asked."""
 
 from __future__ import annotations
 
@@ -11,17 +11,62 @@ from typing import Any
 import numpy as np
 import yaml
 
+from data.labels.table import ImageLabels, build_table
 from utils.errors import UserError
 from utils.files import atomic_write
 
 
-def label_text(classes: Sequence[int], boxes_cxcywh: np.ndarray, polygons: Sequence[np.ndarray] = ()) -> str:
+def write_yolo_dataset(
+    out: Path, labels: dict[str, ImageLabels], names: Sequence[str], sources: dict[str, Path], *, segments: bool = False,
+    exist_ok: bool = False,
+) -> None:  # fmt: skip
+    """Writes label files, images and ``data.yaml``.
+
+    Args:
+        out: folder.
+        labels: by ``split/name`` of the image.
+        names: of the classes.
+        sources: images to place, likewise.
+        segments: write polygons where there are any.
+        exist_ok: write over files that exist.
+
+    Raises:
+        UserError: a file exists already, lies outside ``out``, or cannot be written.
+    """
+    outside = next((n for n in labels if ".." in Path(n).parts or Path(n).is_absolute()), None)
+    if outside is not None:
+        raise UserError(f"file name {outside!r} leads out of the data set; relative names without '..' are expected")
+    texts = {}
+    for name, found in labels.items():
+        table = build_table([found])
+        polygons = table.instances(0, hw=(1, 1)).polygons() if segments else []
+        texts[(out / "labels" / name).with_suffix(".txt")] = label_text(found.classes, found.boxes_cxcywh, polygons)
+    splits = list(dict.fromkeys(name.split("/")[0] for name in labels))
+    keys = {"train": next((s for s in splits if "val" not in s and "test" not in s), None)}
+    keys |= {key: next((s for s in splits if key in s), None) for key in ("val", "test")}
+    yaml_text = dataset_yaml({k: f"images/{s}" for k, s in keys.items() if s}, names)
+    new = [out / "images" / n for n, source in sources.items() if not same_file(source, out / "images" / n)]
+    refuse_existing([*texts, *new, out / "data.yaml"], exist_ok=exist_ok)
+    for path, text in texts.items():
+        write_text(path, text)
+    for name, source in sources.items():
+        place_image(source, out / "images" / name)
+    write_text(out / "data.yaml", yaml_text)
+
+
+def print_image_folders(out: Path, splits: Sequence[str], *, have_images: bool) -> None:
+    """Says where the images belong, where only labels were written."""
+    if not have_images:
+        print(f"put the images into {', '.join(str(out / 'images' / s) for s in splits)}, or give their folders with --images")
+
+
+def label_text(classes: np.ndarray, boxes_cxcywh: np.ndarray, polygons: Sequence[np.ndarray] = ()) -> str:
     """The rows of a label file.
 
     Args:
         classes: (n,).
-        boxes_cxcywh: (n, 4) normalised; written with the fewest digits that float32 is told apart by.
-        polygons: (k, 2) normalised points for each object, written in place of its box where there are any.
+        boxes_cxcywh: (n, 4) normalised; written with the fewest digits that identify a float32.
+        polygons: (k, 2) normalised points of each object, written in place of its box if not empty.
     """
     rows = []
     for i, (label, box) in enumerate(zip(classes, boxes_cxcywh)):
@@ -31,22 +76,22 @@ def label_text(classes: Sequence[int], boxes_cxcywh: np.ndarray, polygons: Seque
 
 
 def refuse_existing(paths: Iterable[Path], *, exist_ok: bool) -> None:
-    """Looks before anything is written.
+    """Checks, before anything is written, that no file would be overwritten.
 
     Raises:
-        UserError: One of the files is there already.
+        UserError: one of the files exists.
     """
-    there = [] if exist_ok else [p for p in paths if os.path.lexists(p)]
-    if there:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise UserError(f"{there[0]}{more}: there already; give another --out, or --exist-ok to write over it")
+    existing = [] if exist_ok else [p for p in paths if os.path.lexists(p)]
+    if existing:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UserError(f"{existing[0]}{more}: exists already; give another --out, or --exist-ok to write over it")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes to a new file that then takes the place of what was there; so a linked original is never written into.
+    """Writes to a new file that then replaces the old one; so a linked original is never written into.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,10 +102,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def place_image(source: str | Path, target: Path) -> None:
-    """A hard link to an image, or a copy where links cannot be; nothing where it lies there already.
+    """Makes a hard link to an image, or a copy where links are not possible; nothing if the target is the image already.
 
     Raises:
-        UserError: Neither works.
+        UserError: neither is possible.
     """
     try:
         if same_file(source, target):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from data.dataset_spec import DatasetSpec, load_dataset_spec
-from data.loader import BatchLoader, build_loader
+from data.loader import BatchLoader, LoaderOptions, build_loader
 from engine.channels import spec_for
 from engine.evaluation.callbacks import EvaluationCallback, ImageSaver, TextSaver, save_plots
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
@@ -122,25 +122,23 @@ def open_data(config: ValConfig, model: Network) -> tuple[DatasetSpec, BatchLoad
         raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
     spec = spec_for(spec, model, weights=config.weights)
     takes_any_shape = fixed_size(model) is None
+    options = LoaderOptions(
+        imgsz=_image_size(config, model),
+        batch_size=config.batch_size,
+        hyp=Hyperparameters(),
+        augment=False,
+        rect=takes_any_shape,
+        pad=0.5 if takes_any_shape else 0.0,
+        stride=model.stride,
+        workers=config.workers,
+        single_cls=config.single_cls,
+        min_items=config.min_items,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        whole_batches=True,
+    )
     with distributed.local_main_first():
-        loader = build_loader(
-            spec,
-            config.task,
-            imgsz=_image_size(config, model),
-            batch_size=config.batch_size,
-            hyp=Hyperparameters(),
-            augment=False,
-            rect=takes_any_shape,
-            pad=0.5 if takes_any_shape else 0.0,
-            stride=model.stride,
-            workers=config.workers,
-            single_cls=config.single_cls,
-            min_items=config.min_items,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            whole_batches=True,
-        )
-    return spec, loader
+        return spec, build_loader(spec, config.task, options, task=model.task)
 
 
 def run_folder(config: ValConfig) -> Path:

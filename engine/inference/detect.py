@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.sources.files import FileSource
 from data.sources.frames import Frame, FrameSource
-from data.sources.opening import Source, open_source
+from data.sources.opening import open_source
 from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import is_exported, load_networks
 from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
@@ -88,7 +89,7 @@ def detect(config: DetectConfig) -> Report:
             report.detections += len(predicted.detections)
             print(f"{frame_line(predicted, predictor.names)}, {1000 * predicted.seconds:.1f} ms")
             if config.visualize and (video_position(predicted.frame, config)[0] or 1) == 1:  # of a video the first frame
-                stem = writer.stem(predicted.frame.called)
+                stem = writer.stem(predicted.frame.output_name)
                 visualize(cast("Model", network), predicted.images, writer.folder / "features" / stem, report)
             if config.view_img and not show(drawn, predicted.frame):
                 break
@@ -174,7 +175,7 @@ def save_frame(predicted: PredictedFrame, predictor: Predictor, writer: ResultWr
             style = DrawStyle(line_thickness=config.line_thickness, hide_labels=config.hide_labels, hide_conf=config.hide_conf)
             drawn = predictor.task.draw(shown, detections, predictor.names, style)
         number, fps = video_position(predicted.frame, config)
-        writer.write(predicted.frame.called, shown, detections, drawn=drawn, frame=number, fps=fps)
+        writer.write(predicted.frame.output_name, shown, detections, drawn=drawn, frame=number, fps=fps)
     return drawn
 
 
@@ -214,12 +215,12 @@ def open_frames(config: DetectConfig, weights: Path, model: Network, report: Rep
         "stride": model.stride,
         "vid_stride": config.vid_stride,
         "auto_letterbox": fixed_size(model) is None,
-        "report": skip,
+        "on_skip": skip,
         "channels": model.ch,
     }
     if config.source:
         return open_source(config.source, **settings)
-    return Source(tuple(validation_images(config, weights)), **settings)
+    return FileSource(tuple(validation_images(config, weights)), **settings)
 
 
 def input_size(config: DetectConfig, network: Network) -> tuple[int, int]:
@@ -237,7 +238,7 @@ def input_size(config: DetectConfig, network: Network) -> tuple[int, int]:
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:
     """The images that are looked at when no source is given."""
     from data.dataset_spec import load_dataset_spec
-    from data.labels.yolo import list_images
+    from data.labels.files import list_images
 
     data = config.data
     if not data and weights.suffix.lower() == ".pt":

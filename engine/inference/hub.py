@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.augment.transforms import letterbox
+from data.augment.letterbox import letterbox
 from data.images.reading import read_image
 from data.sources.urls import is_url, read_remote_image, redacted
 from engine.inference.augmented import GREY, AugmentedModel

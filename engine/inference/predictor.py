@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment.transforms import LetterboxedImage, letterbox
+from data.augment.letterbox import LetterboxedImage, letterbox
 from tasks import Task
 from utils.nms import Suppression
 from utils.precision import autocast

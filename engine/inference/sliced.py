@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.transforms import letterbox
+from data.augment.letterbox import letterbox
 from data.images.reading import ImageError
 from engine.inference.predictor import Predictor
 from engine.inference.slicing import WindowDetections, merge_windows, slice_windows

@@ -42,6 +42,7 @@ from models.edit.rows import Edited, edit
 from models.model import Model
 from models.spec.parser import load_spec, plan_layers
 from models.spec.registry import load_plugin
+from tasks import Task
 from utils import distributed
 from utils.cli.sizes import multiple_of_stride
 from utils.config import FIND_BATCH_SIZE, Hyperparameters, TrainConfig
@@ -116,7 +117,7 @@ def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.
     recomputed_parts(model, config.checkpoint_activations)  # refuses the flag before a folder is made
     save_dir = make_run_folder(config)
     config = resolve_batch_size(config, model, hyp, spec)
-    loaders = build_loaders(config, hyp, spec, stride=model.stride)
+    loaders = build_loaders(config, hyp, spec, task=model.task, stride=model.stride)
     report_data(loaders, spec, save_dir)
     if not config.resume:
         fit_anchors(model, config, hyp, loaders)
@@ -147,7 +148,7 @@ def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.
 
 def resolve_batch_size(config: TrainConfig, model: Model, hyp: Hyperparameters, spec: DatasetSpec) -> TrainConfig:
     """The config with the largest batch that fits into memory, where --batch-size asks for it."""
-    from data.labels.yolo import list_images
+    from data.labels.files import list_images
 
     if config.batch_size != FIND_BATCH_SIZE:
         return config
@@ -309,13 +310,13 @@ def make_run_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, stride: int) -> Loaders:
+def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, task: Task, stride: int) -> Loaders:
     """Training and validation batches. One rank of each machine reads the labels first, so that the others find its cache.
 
     Raises:
         UserError: --batch-size is no multiple of the number of ranks, or the data set cannot be read.
     """
-    from data.loader import build_loader
+    from data.loader import LoaderOptions, build_loader
 
     world = distributed.world_size()
     if config.batch_size % world:
@@ -325,24 +326,22 @@ def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, 
         "hyp": hyp, "stride": stride, "workers": config.workers, "seed": config.seed, "cache": config.cache or None,
         "rank": distributed.rank(), "world_size": world,
     }  # fmt: skip
+    train_options = LoaderOptions(
+        imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect, min_items=config.min_items,
+        mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
+    )  # fmt: skip
+    val_options = LoaderOptions(
+        imgsz=val_px, batch_size=config.batch_size * 2, augment=False, rect=True, pad=0.5, prefix="val: ", **shared
+    )  # fmt: skip
     with distributed.local_main_first():
-        train, val = (
-            build_loader(
-                spec, "train", imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect,
-                min_items=config.min_items, mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
-            ),
-            build_loader(
-                spec, "val", imgsz=val_px, batch_size=config.batch_size * 2, augment=False,
-                rect=True, pad=0.5, prefix="val: ", **shared,
-            ),
-        )  # fmt: skip
+        train, val = build_loader(spec, "train", train_options, task=task), build_loader(spec, "val", val_options, task=task)
     return Loaders(train, val, label_truth(spec, "val", val.dataset.image_files))
 
 
 def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
     """Prints a summary of the labels, which have been read by now, and writes every problem into a file of the run folder."""
     from data.labels.problems import write_problems
-    from data.tools.brief import summarize_labels
+    from data.tools.summary import summarize_labels
 
     if not distributed.is_main():
         return

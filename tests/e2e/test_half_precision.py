@@ -109,7 +109,7 @@ def test_a_trained_network_finds_the_same_in_half_precision(world, tmp_path):
     result = train(config(world, tmp_path, hyp=CALM, attention="BRA@3", optimizer="AdamW", epochs=25, noval=True, nosave=True))
     model = load_model(result.last_weights)
     given, _ = resolve_config(config(world, tmp_path))
-    loader = build_loaders(given, CALM, load_dataset_spec(given.data), stride=model.stride).val
+    loader = build_loaders(given, CALM, load_dataset_spec(given.data), task=model.task, stride=model.stride).val
     with CudaCasts():
         full, low = (evaluate(model, loader, EvaluationOptions(precision=p, progress=False)) for p in (None, torch.float16))
     assert full.map50 > 0.5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.augment.transforms import letterbox
+from data.augment.letterbox import letterbox
 from tests.golden import find
 
 GOLDEN = find("ops", "letterbox")

@@ -1,5 +1,6 @@
 """Images of one, four and more channels and of 16 bits: reading, augmenting, loading, looking at them."""
 
+import struct
 import types
 
 import cv2
@@ -8,15 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment.transforms import flip, hsv, letterbox, mixup, warp_image
+from data.augment.affine import warp_image
+from data.augment.colour import colour_note, hsv
+from data.augment.flips import flip
+from data.augment.letterbox import letterbox
+from data.augment.mixup import mixup
 from data.dataset_spec import load_dataset_spec
+from data.images import tiff
 from data.images.bands import as_grey_or_rgb, without_stored_arrays
-from data.images.depth import colour_note, depth_of
+from data.images.depth import depth_of
 from data.images.pixels import brightened, fill_of, resized
 from data.images.reading import ImageError, is_image, probe_image, read_image
 from data.images.store import ImageStore
 from data.images.tiff import TiffError, read_pages
-from data.loader import build_loader
+from data.loader import LoaderOptions, build_loader
 from tests.bands import square_image, write_image, write_squares, write_tiff
 from utils.config import Hyperparameters
 from utils.errors import UserError
@@ -274,7 +280,7 @@ def test_brightness_is_what_value_does_to_grey_rgb():
 class TestLoader:
     def open(self, path, **changes):
         given = {"imgsz": 64, "batch_size": 4, "hyp": EVERYTHING, "augment": True, "workers": 0, "seed": 1} | changes
-        return build_loader(load_dataset_spec(path), "train", **given)
+        return build_loader(load_dataset_spec(path), "train", LoaderOptions(**given))
 
     @pytest.mark.parametrize(
         ("channels", "dtype", "suffix"), [(1, np.uint16, ".png"), (4, np.uint8, ".png"), (5, np.uint16, ".tif"), (6, np.uint8, ".npy")]
@@ -285,7 +291,7 @@ class TestLoader:
         for mine, theirs in zip(ours, rgb, strict=True):
             assert mine.images.shape == (len(theirs.images), channels, 64, 64)
             assert mine.images.dtype == getattr(torch, np.dtype(dtype).name)
-            assert torch.equal(mine.targets.rows(), theirs.targets.rows())
+            assert torch.equal(mine.targets, theirs.targets)
             assert mine.max_boxes == theirs.max_boxes
 
     @pytest.mark.parametrize("cache", ["ram", "disk"])
@@ -302,7 +308,7 @@ class TestLoader:
         alone, helped = self.open(path), self.open(path, workers=1)
         for a, b in zip(alone, helped, strict=True):
             assert torch.equal(a.images, b.images)
-            assert torch.equal(a.targets.rows(), b.targets.rows())
+            assert torch.equal(a.targets, b.targets)
 
     def test_same_pixels_as_one_channel_alone(self, tmp_path):
         """A channel's fate does not hang on its neighbours."""
@@ -316,7 +322,7 @@ class TestLoader:
                 write_image(tmp_path / name / "images" / "train" / f"{i}.tif", np.repeat(image, repeats, 2))
                 (tmp_path / name / "labels" / "train" / f"{i}.txt").write_text(row)
         for one, five in zip(self.open(tmp_path / "one" / "data.yaml"), self.open(tmp_path / "five" / "data.yaml"), strict=True):
-            assert torch.equal(one.targets.rows(), five.targets.rows())
+            assert torch.equal(one.targets, five.targets)
             assert torch.equal(one.images.int().expand(-1, 5, -1, -1), five.images.int())
 
     def test_bad_images_are_left_out_in_one_line_each(self, tmp_path, capsys):
@@ -372,3 +378,22 @@ class TestLooking:
     def test_unit_range(self):
         images = torch.tensor([0, 65535, fill_of(np.uint16)], dtype=torch.int32).to(torch.uint16).reshape(1, 3, 1, 1)
         torch.testing.assert_close(to_unit_range(images).flatten(), torch.tensor([0, 1, 114 / 255]))
+
+
+class TestHostileTiff:
+    def tiff(self, entries, following=8):
+        """A little-endian TIFF of one directory at byte 8; its last word names the next directory."""
+        head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries))
+        body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        return np.frombuffer(head + body + struct.pack("<I", following), np.uint8)
+
+    def test_directories_in_a_cycle_are_read_once(self):
+        data = self.tiff([(254, 4, 1, 1)])  # a reduced copy, which is no page
+        assert len(list(tiff._directories(memoryview(data.tobytes()), "<"))) == 1
+        with pytest.raises(TiffError, match="without pages"):
+            read_pages(data)
+
+    def test_a_directory_of_many_unknown_tags_holds_none_of_them(self):
+        data = self.tiff([(40000 + i, 1, 4000, 8) for i in range(20000)], following=0)
+        (tags,) = tiff._directories(memoryview(data.tobytes()), "<")
+        assert tags == {}

@@ -10,9 +10,9 @@ import pytest
 
 from data.dataset_spec import load_dataset_spec
 from data.labels.coco import load_coco, read_coco_labels
+from data.labels.files import list_images
 from data.labels.source import labels_json, split_labels
-from data.labels.yolo import list_images
-from data.loader import build_loader
+from data.loader import LoaderOptions, build_loader
 from tests.coco_layout import coco_names, edit_json, write_coco_layout
 from utils.config import Hyperparameters
 from utils.errors import UserError
@@ -67,11 +67,11 @@ def test_label_files_win_unless_the_dataset_file_names_the_json(coco):
 
 
 def test_the_cache_follows_json_images_and_names(coco, monkeypatch):
-    import data.labels.cache
+    import data.labels.source
 
     reads = []
-    read = data.labels.cache.read_coco_labels
-    monkeypatch.setattr(data.labels.cache, "read_coco_labels", lambda *a, **k: reads.append(1) or read(*a, **k))
+    read = data.labels.source.read_coco_labels
+    monkeypatch.setattr(data.labels.source, "read_coco_labels", lambda *a, **k: reads.append(1) or read(*a, **k))
     (first, _), _ = table_of(coco)
     (second, _), _ = table_of(coco)
     assert len(reads) == 1
@@ -145,7 +145,7 @@ def test_images_of_one_name_are_told_apart_by_folder():
 
 def test_loader_gives_the_boxes_of_the_json(coco):
     loader = build_loader(
-        load_dataset_spec(coco), "val", imgsz=64, batch_size=4, hyp=Hyperparameters(), augment=False, workers=0
+        load_dataset_spec(coco), "val", LoaderOptions(imgsz=64, batch_size=4, hyp=Hyperparameters(), augment=False, workers=0)
     )  # fmt: skip
     (batch,) = loader
     content = json.loads((coco.parent / "annotations/instances_val2017.json").read_text())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data.dataset_spec import load_dataset_spec
+from data.labels.files import list_images
 from data.labels.voc import parse_xml
-from data.labels.yolo import list_images, read_labels
+from data.labels.yolo import read_labels
 from data.tools import convert
 from data.tools.convert import coco_to_yolo, voc_to_yolo, yolo_to_coco
 from tests.coco_layout import edit_json, write_coco_layout
@@ -100,11 +101,11 @@ def test_nothing_is_written_over_without_exist_ok(tmp_path, capsys):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     assert convert.main(["coco-to-yolo", str(path), "--out", str(tmp_path / "out")]) == 2
-    assert "000000000402.txt: there already" in capsys.readouterr().err
+    assert "000000000402.txt: exists already" in capsys.readouterr().err
     assert mine.read_text() == "mine"
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [mine]
     data = write_images(tmp_path / "a", {"val": [[(0, 0.5, 0.5, 0.1, 0.1)]]})
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="exists already"):
         yolo_to_coco(str(data), path)
     yolo_to_coco(str(data), path, exist_ok=True)
     assert len(json.loads(path.read_text())["annotations"]) == 1

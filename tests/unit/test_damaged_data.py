@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.dataset_spec import load_dataset_spec
-from data.loader import build_loader
+from data.loader import LoaderOptions, build_loader
 from tests.damage import FINE, LEFT_OUT, ROW_DROPPED, write_damaged
 from utils.config import Hyperparameters
 
@@ -22,7 +22,7 @@ def world(tmp_path_factory):
 
 def loader_of(yaml_path, **changes):
     given = {"imgsz": 64, "batch_size": 16, "hyp": Hyperparameters(), "augment": True, "workers": 0, **changes}
-    return build_loader(load_dataset_spec(yaml_path), "train", **given)
+    return build_loader(load_dataset_spec(yaml_path), "train", LoaderOptions(**given))
 
 
 def test_each_is_named_once_and_the_good_ones_are_used(world, capsys):

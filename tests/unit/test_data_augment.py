@@ -5,18 +5,13 @@ import types
 import numpy as np
 import pytest
 
-from data.augment.mosaic import Scene, Tile, mosaic_scene, resize_tiles, single_scene, view, warp_canvas
-from data.augment.transforms import (
-    copy_paste,
-    flip,
-    hsv,
-    letterbox,
-    mixup,
-    random_transform,
-    still_visible,
-    warp_image,
-    warp_instances,
-)
+from data.augment.affine import random_transform, still_visible, warp_image, warp_instances
+from data.augment.colour import hsv
+from data.augment.copy_paste import copy_paste
+from data.augment.flips import flip
+from data.augment.letterbox import letterbox
+from data.augment.mixup import mixup
+from data.augment.mosaic import Scene, Tile, mosaic_scene, render_view, resize_tiles, single_scene, warp_canvas
 from data.images.pixels import FILL
 from utils.instances import Instances
 
@@ -172,7 +167,7 @@ class TestMosaic:
             images = [marked(96, 128, [], polygons=polygons) for _ in range(3)]
             images.append(marked(96, 128, [(30, 20, 70, 60)], polygons=True) if change else marked(96, 128, [(30, 20, 70, 60)]))
             scene = mosaic_scene(images, 128, rng(seed))
-            image, instances = view(scene, (128, 128), hyp(scale=0.4, translate=0.1, **change), rng(seed))
+            image, instances = render_view(scene, (128, 128), hyp(scale=0.4, translate=0.1, **change), rng(seed))
             if len(instances.classes):
                 seen += 1
                 np.testing.assert_allclose(instances.boxes_xyxy[0], extent(image), atol=1.3)
@@ -190,7 +185,7 @@ class TestMosaic:
         images = self.images()
         copies = [p[0].copy() for p in images]
         for seed in range(4):
-            image, _ = view(mosaic_scene(images, 64, rng(seed)), (64, 64), hyp(), rng(seed))
+            image, _ = render_view(mosaic_scene(images, 64, rng(seed)), (64, 64), hyp(), rng(seed))
             image[:] = 0
         for (image, _), copy in zip(images, copies):
             np.testing.assert_array_equal(image, copy)
@@ -198,7 +193,7 @@ class TestMosaic:
     @pytest.mark.parametrize("change", [{}, {"degrees": 5}])
     def test_no_objects_one_channel(self, change):
         images = [(np.zeros((64, 64, 1), np.uint8), Instances.empty())] * 4
-        image, instances = view(mosaic_scene(images, 64, rng()), (64, 64), hyp(**change), rng())
+        image, instances = render_view(mosaic_scene(images, 64, rng()), (64, 64), hyp(**change), rng())
         assert image.shape == (64, 64, 1)
         assert instances.boxes_xyxy.shape == (0, 4)
 
@@ -213,7 +208,7 @@ class TestMosaic:
 
     def test_single_image_is_centred(self):
         image, instances = marked(32, 64, [(10, 10, 20, 20)])
-        out, seen = view(single_scene(image, instances, (64, 64)), (64, 64), hyp(), rng())
+        out, seen = render_view(single_scene(image, instances, (64, 64)), (64, 64), hyp(), rng())
         np.testing.assert_allclose(seen.boxes_xyxy, [[10, 26, 20, 36]])
         np.testing.assert_array_equal(out[16:48], image)
 
@@ -289,14 +284,14 @@ class TestCopyPaste:
         images = [marked(64, 64, [(2, 20, 20, 50)], polygons=True) for _ in range(4)]
 
         def count(part):
-            views = [view(mosaic_scene(images, 64, rng(i)), (64, 64), hyp(copy_paste=part), rng(i)) for i in range(20)]
+            views = [render_view(mosaic_scene(images, 64, rng(i)), (64, 64), hyp(copy_paste=part), rng(i)) for i in range(20)]
             return sum(len(instances.classes) for _, instances in views)
 
         assert count(1.0) > count(0.0) > 20
 
     def test_only_in_mosaics(self):
         image, instances = marked(64, 64, [(2, 20, 20, 50)], polygons=True)
-        assert len(view(single_scene(image, instances, (64, 64)), (64, 64), hyp(copy_paste=1.0), rng())[1].classes) == 1
+        assert len(render_view(single_scene(image, instances, (64, 64)), (64, 64), hyp(copy_paste=1.0), rng())[1].classes) == 1
 
 
 def test_mixup_keeps_both_sets_of_objects():

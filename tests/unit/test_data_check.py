@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from data.dataset_spec import load_dataset_spec
-from data.labels.yolo import list_images, read_labels
+from data.labels.files import list_images
+from data.labels.yolo import read_labels
 from data.tools import check
-from data.tools.brief import summarize_labels
-from data.tools.survey import size_counts, survey
+from data.tools.inspection import inspect_dataset, size_counts
+from data.tools.summary import summarize_labels
 from tests.coco_layout import write_coco_layout
 from tests.damage import FINE, LEFT_OUT, image_bytes, write_damaged
 from tests.image_files import write_images
@@ -96,7 +97,7 @@ def test_every_kind_of_damage_is_found_and_the_copy_is_clean(tmp_path, capsys):
     files = list_images([tmp_path / "fixed/images/train"])
     assert read_labels(files, progress=False).problems == ()
     assert run(yaml_path, tmp_path, "--fix", "--out", tmp_path / "fixed") == 2
-    assert "there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert run(yaml_path, tmp_path, "--fix", "--out", tmp_path / "fixed", "--exist-ok") == 1
     assert snapshot(tmp_path / "set") == before
 
@@ -135,12 +136,12 @@ def test_coco_layout_is_checked_too(tmp_path, capsys):
 
 
 def test_a_damaged_middle_is_found_where_only_decoding_can(clean):
-    (found, _) = survey(load_dataset_spec(clean), workers=1, progress=False)
+    (found, _) = inspect_dataset(load_dataset_spec(clean), workers=1, progress=False)
     assert found.problems == ()
     data = image_bytes(5, ".bmp")
     path = clean.parent / "images/train/half.bmp"
     path.write_bytes(data[: len(data) // 2])
-    (found, _) = survey(load_dataset_spec(clean), workers=1, progress=False)
+    (found, _) = inspect_dataset(load_dataset_spec(clean), workers=1, progress=False)
     assert [Path(p.path).name for p in found.problems] == ["half.bmp"]
 
 

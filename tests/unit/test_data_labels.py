@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from data.labels import cache as label_cache
-from data.labels.cache import cached_labels, content_key, load, save
-from data.labels.yolo import build_table, check_classes, label_path, list_images, parse_labels, read_labels, summarise
+from data.labels.cache import cache_path, cached_labels, content_key, load, save
+from data.labels.checks import check_classes, summarise
+from data.labels.files import label_path, list_images
+from data.labels.table import build_table
+from data.labels.yolo import parse_labels, read_labels
 from utils.errors import UserError
 from utils.instances import Instances, clipped_polygon_boxes, concatenate
 
@@ -132,7 +135,7 @@ def test_bad_images_are_left_out_and_named_once(tmp_path):
 def test_parallel_reading_by_processes_gives_the_same(tmp_path, monkeypatch):
     files = make_set(tmp_path, ["0 0.5 0.5 0.1 0.1", None, "1 0.2 0.2 0.1 0.1\n0 0.7 0.7 0.1 0.1", "0 x 0 0 0"])
     one = read_labels(files, workers=1, progress=False)
-    monkeypatch.setattr("data.labels.yolo.PROCESSES_FROM", 2)
+    monkeypatch.setattr("data.labels.probing.PROCESSES_FROM", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     two = read_labels(files, workers=2, progress=False)
     for name in label_cache.ARRAYS:
@@ -159,7 +162,7 @@ def test_table_gives_back_each_image(tmp_path):
     assert instances.counts.tolist() == [3, 0]
     np.testing.assert_allclose(instances.points, [[10, 5], [30, 5], [30, 25]], atol=1e-4)
     assert table.instances(1, hw=(50, 100)).boxes_xyxy.shape == (0, 4)
-    kept = table.take(np.array([False, False, True]))
+    kept = table.select(np.array([False, False, True]))
     assert kept.starts.tolist() == [0, 2]
     np.testing.assert_array_equal(kept.array(0), table.array(2))
     np.testing.assert_array_equal(kept.instances(0, hw=(9, 9)).points, table.instances(2, hw=(9, 9)).points)
@@ -171,19 +174,23 @@ class TestCache:
         return make_set(tmp_path, ["0 0.5 0.5 0.1 0.1", "1 0.1 0.1 0.3 0.1 0.3 0.5", "0 bad 0 0 0"])
 
     @pytest.fixture
-    def reads(self, monkeypatch):
-        """Counts how often labels are really read."""
-        calls = []
-        real = label_cache.read_labels
-        monkeypatch.setattr(label_cache, "read_labels", lambda *a, **k: calls.append(1) or real(*a, **k))
-        return calls
+    def reads(self):
+        """One entry for every time that labels are really read."""
+        return []
 
-    def get(self, tmp_path, files):
-        return cached_labels(files, source=tmp_path / "images", progress=False)
+    def get(self, tmp_path, files, reads=None):
+        path = cache_path(files[0], tmp_path / "images")
+
+        def read():
+            if reads is not None:
+                reads.append(1)
+            return read_labels(files, progress=False)
+
+        return cached_labels(path, content_key(files), read)
 
     def test_second_time_comes_from_the_cache(self, tmp_path, files, reads):
-        first, remark = self.get(tmp_path, files)
-        second, _ = self.get(tmp_path, files)
+        first, remark = self.get(tmp_path, files, reads)
+        second, _ = self.get(tmp_path, files, reads)
         assert len(reads) == 1
         assert remark == ""
         assert first.problems == second.problems
@@ -193,10 +200,10 @@ class TestCache:
         assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["labels.cache.npz"]
 
     def test_a_changed_label_is_read_anew(self, tmp_path, files, reads):
-        self.get(tmp_path, files)
+        self.get(tmp_path, files, reads)
         (tmp_path / "labels/0.txt").write_text("1 0.5 0.5 0.1 0.1")  # same size
         os.utime(tmp_path / "labels/0.txt", ns=(1, 1))
-        table, _ = self.get(tmp_path, files)
+        table, _ = self.get(tmp_path, files, reads)
         assert len(reads) == 2
         assert table.classes[0] == 1
 
@@ -208,7 +215,7 @@ class TestCache:
 
     @pytest.mark.parametrize("damage", ["torn", "empty", "foreign", "pickle"])
     def test_a_damaged_cache_is_rebuilt(self, tmp_path, files, reads, damage):
-        self.get(tmp_path, files)
+        self.get(tmp_path, files, reads)
         path = tmp_path / "labels.cache.npz"
         if damage == "torn":
             path.write_bytes(path.read_bytes()[:-200])
@@ -218,7 +225,7 @@ class TestCache:
             np.savez(path, other=np.zeros(3))
         else:
             np.savez(path, key=np.array([{"a": 1}], dtype=object))
-        table, _ = self.get(tmp_path, files)
+        table, _ = self.get(tmp_path, files, reads)
         assert len(reads) == 2
         assert len(table) == 3
         assert load(path, content_key(files)) is not None

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data.images.reading import read_image
-from data.labels.yolo import list_images, read_labels
+from data.labels.files import list_images
+from data.labels.yolo import read_labels
 from data.tools import shapes
 
 
@@ -77,8 +78,8 @@ def test_drawn_once_and_never_left_half_done(tmp_path, monkeypatch):
     shapes.ensure_shapes(tmp_path / "shapes")
     monkeypatch.setattr(shapes, "generate", interrupted)
     shapes.ensure_shapes(tmp_path / "shapes")  # not drawn again
-    (tmp_path / "shapes" / shapes.MARK).write_text("an older version")
+    (tmp_path / "shapes" / shapes.VERSION_FILE).write_text("an older version")
     monkeypatch.setattr(shapes, "generate", real)
     shapes.ensure_shapes(tmp_path / "shapes")
-    assert (tmp_path / "shapes" / shapes.MARK).read_text().strip() == str(shapes.VERSION)
+    assert (tmp_path / "shapes" / shapes.VERSION_FILE).read_text().strip() == str(shapes.VERSION)
     assert [p.name for p in tmp_path.iterdir()] == ["shapes"]

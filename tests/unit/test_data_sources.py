@@ -69,7 +69,7 @@ def test_unreadable_files_are_said_once_and_skipped(folder):
     (folder / "aa.jpg").write_text("no image")
     (folder / "c.avi").write_text("no video")
     said = []
-    assert names(open_source(folder, imgsz=64, report=said.append)) == ["a.jpg", "b.png", "über uns.bmp"]
+    assert names(open_source(folder, imgsz=64, on_skip=said.append)) == ["a.jpg", "b.png", "über uns.bmp"]
     assert len(said) == 2
     assert "aa.jpg" in said[0]
     assert "c.avi" in said[1]
@@ -78,14 +78,14 @@ def test_unreadable_files_are_said_once_and_skipped(folder):
 def test_nothing_readable(tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(UserError, match="nothing readable"):
-        list(open_source(tmp_path, imgsz=64, report=lambda line: None))
+        list(open_source(tmp_path, imgsz=64, on_skip=lambda line: None))
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ("file:///a/b.jpg", "give the path of a file without file://"),
-        ("sftp://me:PW@host/a.jpg", "sftp:// is not read; known are http"),
+        ("sftp://me:PW@host/a.jpg", "sftp:// is not supported; known are http"),
         ("me:PW@host/a.jpg", r"\*\*\*@host/a.jpg: no such file"),
         ("123456", "no camera has this number"),
         ("nowhere.jpg", "no such file"),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from data.dataset_spec import load_dataset_spec
-from data.labels.yolo import list_images
+from data.labels.files import list_images
 from utils.errors import UserError
 
 

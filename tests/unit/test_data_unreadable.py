@@ -7,14 +7,14 @@ import torch
 
 from data.dataset_spec import load_dataset_spec
 from data.images.unreadable import UnreadableImages
-from data.loader import build_loader
+from data.loader import LoaderOptions, build_loader
 from tests.tiny_training import HYP, make_world
 from utils.errors import UserError
 
 
 def test_what_takes_their_place_does_not_hang_on_the_workers(tmp_path, capsys):
     spec = load_dataset_spec(str(make_world(tmp_path) / "data.yaml"))
-    loaders = [build_loader(spec, "train", imgsz=64, batch_size=4, hyp=HYP, augment=True, workers=w) for w in (0, 1, 2)]
+    loaders = [build_loader(spec, "train", LoaderOptions(imgsz=64, batch_size=4, hyp=HYP, augment=True, workers=w)) for w in (0, 1, 2)]
     for i in (2, 7):
         (tmp_path / "images" / "train" / f"{i}.png").unlink()
     first, *others = [list(loader) for loader in loaders]

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data.loader import EpochSampler
-from data.sampler import draw, image_weights
+from data.sampler import EpochSampler, SamplerOptions, draw, image_weights
 from utils.errors import UserError
 
 
@@ -20,7 +19,7 @@ def table(*images):
 
 
 def sampler(weights, **options):
-    made = EpochSampler(len(weights), **{"batch_size": 4, "hw": (64, 64), "shuffle": True, "seed": 1, **options})
+    made = EpochSampler(len(weights), SamplerOptions(**{"batch_size": 4, "hw": (64, 64), "shuffle": True, "seed": 1, **options}))
     made.weights = np.array(weights)
     return made
 

@@ -36,7 +36,7 @@ def test_whole_screens_and_parts(source, size_hw, first_column, called):
     first, second = next(frames), next(frames)
     assert first.image.shape == (*size_hw, 3)
     assert (first.image[0, 0].tolist(), second.image[0, 0].tolist()) == ([1, 0, first_column], [2, 0, first_column])  # RGB
-    assert (first.path, first.called) == (f"screen {called[-1]}", called)
+    assert (first.path, first.output_name) == (f"screen {called[-1]}", called)
     assert (first.video.number, second.video.number, first.video.frames, first.total) == (0, 1, 0, 1)
 
 

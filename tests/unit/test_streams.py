@@ -15,14 +15,14 @@ import pytest
 
 from data.sources import stream_reader
 from data.sources.opening import open_source
-from data.sources.stream_reader import ReconnectPolicy, Stream, open_capture, quiet_opencv
+from data.sources.stream_reader import ReconnectPolicy, Stream, open_capture, silenced_opencv
 from data.sources.streams import StreamSource, listed_streams, stream_of
 from tests.rtsp_server import rtsp_camera
 from tests.streaming import SECRET, Given, camera, solid_image, video
 from utils.errors import UserError
 from utils.process_exit import MAY_HANG
 
-QUICK = ReconnectPolicy(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, longest_pause_s=0.2)
+QUICK = ReconnectPolicy(open_s=2.0, read_s=1.0, tries=3, pause_s=0.05, max_pause_s=0.2)
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_a_camera_over_http(server):
 def test_of_a_video_over_http_no_frame_is_left_out(server, tmp_path, vid_stride):
     server.files["/clip.avi"] = video(tmp_path / "clip.avi", 12, fps=1000 / 3).read_bytes()
     notes = []
-    clip = stream_of(f"{server.url}/clip.avi", whole=True)
-    source = StreamSource([clip], patience=QUICK, note=notes.append, imgsz=64, vid_stride=vid_stride)
+    clip = stream_of(f"{server.url}/clip.avi", every_frame=True)
+    source = StreamSource([clip], policy=QUICK, on_event=notes.append, imgsz=64, vid_stride=vid_stride)
     seen = []
     for frame in source:
         time.sleep(0.02)  # slower than they come
@@ -95,7 +95,7 @@ def test_a_video_that_breaks_off_is_said(server, tmp_path):
     data = video(tmp_path / "clip.avi", 40).read_bytes()
     server.files["/clip.avi"] = data[: len(data) // 2]
     notes = []
-    seen = list(StreamSource([stream_of(f"{server.url}/clip.avi", whole=True)], patience=QUICK, note=notes.append, imgsz=64))
+    seen = list(StreamSource([stream_of(f"{server.url}/clip.avi", every_frame=True)], policy=QUICK, on_event=notes.append, imgsz=64))
     assert 0 < len(seen) < 30
     assert notes == [f"{server.url}/clip.avi: broke off after {len(seen)} of 40 frames"]
 
@@ -115,7 +115,7 @@ def test_a_password_reaches_the_camera_and_nothing_else(server):
 def test_a_camera_over_rtsp():
     with rtsp_camera(solid_image(128, 96), user="admin:s3cret/w0rd", deaths=[8]) as place:
         notes = []
-        source = StreamSource([stream_of(f"RTSP://admin:{SECRET}@{place}/live?channel=1")], patience=QUICK, note=notes.append, imgsz=64)
+        source = StreamSource([stream_of(f"RTSP://admin:{SECRET}@{place}/live?channel=1")], policy=QUICK, on_event=notes.append, imgsz=64)
         frames = first(source, 12)
         shown = f"rtsp://***@{place}/live"
         assert notes == [f"{shown}: broke off after 8 frames; connecting again in 0.05 s (try 1 of 3)"]
@@ -129,7 +129,7 @@ def test_a_camera_over_rtsp():
 def test_a_stream_that_dies_comes_back(server):
     server.deaths = [5, 3]
     notes, seen = [], []
-    source = StreamSource([stream_of(f"{server.url}/cam")], patience=QUICK, note=notes.append, imgsz=64)
+    source = StreamSource([stream_of(f"{server.url}/cam")], policy=QUICK, on_event=notes.append, imgsz=64)
     with closing(source.batches()) as batches:
         for frames in batches:
             seen += frames
@@ -145,7 +145,7 @@ def test_a_stream_that_stays_away_is_given_up_and_the_other_goes_on(given):
     given[0] = [Given(4), *(Given(0) for _ in range(3))]
     given[1] = [Given(40, period_s=0.02), *(Given(0) for _ in range(3))]
     notes = []
-    seen = list(StreamSource(streams(0, 1), patience=QUICK, note=notes.append, imgsz=64))
+    seen = list(StreamSource(streams(0, 1), policy=QUICK, on_event=notes.append, imgsz=64))
     assert seen[-1].path == "webcam1"
     mine = [line for line in notes if line.startswith("webcam0")]
     assert mine == [
@@ -159,7 +159,7 @@ def test_a_stream_that_stays_away_is_given_up_and_the_other_goes_on(given):
 
 def test_the_newest_frame_wins_and_memory_is_bounded(given):
     capture = given[0] = Given(period_s=0.001)
-    source = StreamSource(streams(0), patience=QUICK, imgsz=64)
+    source = StreamSource(streams(0), policy=QUICK, imgsz=64)
     numbers, held = [], 0
     with closing(source.batches()) as batches:
         for frames in batches:
@@ -194,7 +194,7 @@ def test_a_file_that_stands_for_a_camera_comes_at_its_own_speed(tmp_path):
     video(tmp_path / "b.avi", 6, fps=25, size_wh=(96, 32))
     (tmp_path / "cams.streams").write_text("# two\n\na.avi\n" + str(tmp_path / "b.avi") + "\n")
     notes = []
-    source = StreamSource(listed_streams(tmp_path / "cams.streams"), note=notes.append, imgsz=64)
+    source = StreamSource(listed_streams(tmp_path / "cams.streams"), on_event=notes.append, imgsz=64)
     start = time.monotonic()
     seen = list(source)
     assert time.monotonic() - start >= 10 / 25
@@ -206,29 +206,29 @@ def test_a_file_that_stands_for_a_camera_comes_at_its_own_speed(tmp_path):
 def test_one_that_cannot_be_opened_is_skipped(given):
     given[0], given[1] = Given(0), [Given(30, period_s=0.005), *(Given(0) for _ in range(9))]
     skipped = []
-    seen = list(StreamSource(streams(0, 1), patience=QUICK, report=skipped.append, note=lambda line: None, imgsz=64))
+    seen = list(StreamSource(streams(0, 1), policy=QUICK, on_skip=skipped.append, on_event=lambda line: None, imgsz=64))
     assert {f.path for f in seen} == {"webcam1"}
     assert skipped == ["skipped: webcam0: no such camera, or it is in use"]
     given[1] = Given(0)
     with pytest.raises(UserError, match="none of the 2 streams can be read, first: webcam0: no such camera"):
-        list(StreamSource(streams(0, 1), patience=QUICK, report=skipped.append, imgsz=64))
+        list(StreamSource(streams(0, 1), policy=QUICK, on_skip=skipped.append, imgsz=64))
     with pytest.raises(UserError, match=r"^webcam0: no such camera"):
-        list(StreamSource(streams(0), patience=QUICK, imgsz=64))
+        list(StreamSource(streams(0), policy=QUICK, imgsz=64))
 
 
 def test_nobody_there():
-    for url, said in (("rtsp://admin:PW@127.0.0.1:1/x", "nobody answers there .Connection refused"), ("http://127.0.0.1:1/x", "refused")):
+    for url, said in (("rtsp://admin:PW@127.0.0.1:1/x", "no server answers .Connection refused"), ("http://127.0.0.1:1/x", "refused")):
         with pytest.raises(UserError, match=said) as caught:
             list(open_source(url, imgsz=64))
         assert "PW" not in str(caught.value)
-    with pytest.raises(UserError, match="not a URL that can be understood") as caught:
+    with pytest.raises(UserError, match="not a valid URL") as caught:
         list(open_source("rtsp://admin:P/W@127.0.0.1/x", imgsz=64))
     assert "P/W" not in str(caught.value)
 
 
 def test_webcams_are_read_by_number_with_stride(given):
     given[7] = [Given(20, period_s=0.02, length=99), *(Given(0) for _ in range(3))]  # a camera's length is no end
-    source = StreamSource([stream_of("7")], patience=QUICK, note=lambda line: None, imgsz=64, vid_stride=4)
+    source = StreamSource([stream_of("7")], policy=QUICK, on_event=lambda line: None, imgsz=64, vid_stride=4)
     assert [int(f.image[0, 0, 0]) for f in source] == [1, 5, 9, 13, 17]
 
 
@@ -244,11 +244,11 @@ def test_an_error_of_a_reader_comes_out(given):
 
 
 def test_a_stop_does_not_wait_for_pauses_and_slots(given):
-    for more, capture in (({}, [Given(3), Given(0)]), ({"whole": True}, Given(length=100))):
+    for more, capture in (({}, [Given(3), Given(0)]), ({"every_frame": True}, Given(length=100))):
         target = "http://x" if more else 0
         given[target] = capture
-        policy = ReconnectPolicy(pause_s=60, longest_pause_s=60)
-        source = StreamSource([Stream(target, "x", "x", **more)], patience=policy, note=print, imgsz=64)
+        policy = ReconnectPolicy(pause_s=60, max_pause_s=60)
+        source = StreamSource([Stream(target, "x", "x", **more)], policy=policy, on_event=print, imgsz=64)
         batches = source.batches()
         next(batches)
         time.sleep(0.05)
@@ -270,7 +270,7 @@ def test_how_opencv_is_asked(monkeypatch):
 def test_a_server_that_falls_silent_is_left_after_the_time_out(server):
     server.deaths, server.stalls = [5], True
     notes = []
-    source = StreamSource([stream_of(f"{server.url}/cam")], patience=QUICK, note=notes.append, imgsz=64)
+    source = StreamSource([stream_of(f"{server.url}/cam")], policy=QUICK, on_event=notes.append, imgsz=64)
     start = time.monotonic()
     with closing(source.batches()) as batches:
         for _ in batches:
@@ -291,7 +291,7 @@ class LateEnd:
         time.sleep(1.5)  # Python is taken to pieces meanwhile
 
 late = LateEnd()
-source = StreamSource([stream_of(sys.argv[1])], imgsz=64, patience=ReconnectPolicy(read_s=2.5))
+source = StreamSource([stream_of(sys.argv[1])], imgsz=64, policy=ReconnectPolicy(read_s=2.5))
 with closing(source.batches()) as batches:
     next(batches)
     time.sleep(0.5)  # the reader waits for a frame that does not come
@@ -309,11 +309,11 @@ def test_the_end_of_python_waits_for_a_reader_that_hangs(server):
 def test_surroundings_are_left_as_they_were(monkeypatch):
     level = cv2.utils.logging.getLogLevel()
     monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL", raising=False)
-    with quiet_opencv():
+    with silenced_opencv():
         assert stream_reader.os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "-8"
     assert "OPENCV_FFMPEG_LOGLEVEL" not in stream_reader.os.environ
     monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "24")
-    with quiet_opencv():
+    with silenced_opencv():
         assert stream_reader.os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "24"
     assert cv2.utils.logging.getLogLevel() == level
 
@@ -325,17 +325,17 @@ def test_lists(tmp_path):
     assert [s.name for s in source.streams] == ["a-local_x", "webcam0", "b-local_x", "B-local_x_2"]
     assert [s.shown for s in source.streams][:2] == ["rtsp://***@a.local/x", "webcam0"]
     assert source.streams[0].target == "rtsp://u:PW@a.local/x"
-    assert not any(s.whole for s in source.streams)
+    assert not any(s.every_frame for s in source.streams)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is no URL, no finite number"),
-        ("notes.md", "line 2: notes.md is no URL, no finite number of a camera and no video file that is there"),
+        ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is no URL, no number"),
+        ("notes.md", "line 2: notes.md is no URL, no number of a camera and no existing video file"),
         ("http://u:PW@cam/now.jpg", "line 2: .* is an image"),
         ("file:///x/PW.mp4?", "without file://"),
-        ("gopher://u:PW@cam/", "gopher:// is not read; known are http"),
+        ("gopher://u:PW@cam/", "gopher:// is not supported; known are http"),
         ("# nothing", "the list is empty"),
         ("12345", "no camera has this number"),
     ],

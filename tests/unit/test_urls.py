@@ -82,8 +82,8 @@ def test_what_cannot_be_read_is_one_line_without_the_password(server, path, said
     ("url", "said"),
     [
         ("http://admin:PW@127.0.0.1:1/a.jpg", "Connection refused"),
-        ("http://admin:PW@127.0.0.1:port/a.jpg", "not a URL"),
-        ("http://admin:x/PW@127.0.0.1/a.jpg", "not a URL"),
+        ("http://admin:PW@127.0.0.1:port/a.jpg", "not a valid URL"),
+        ("http://admin:x/PW@127.0.0.1/a.jpg", "not a valid URL"),
         ("file:///etc/PW@x.jpg", "only http"),
         ("ftp://admin:PW@host/a.jpg", "only http"),
     ],
@@ -96,12 +96,12 @@ def test_urls_that_lead_nowhere(url, said):
 
 def test_limits_of_size_and_time(server, monkeypatch):
     server.files["/large.jpg"] = bytes(2000)
-    monkeypatch.setattr(urls, "MOST_BYTES", 1000)
+    monkeypatch.setattr(urls, "MAX_BYTES", 1000)
     with pytest.raises(ImageError, match="larger than"):
         read_remote_image(f"{server.url}/large.jpg")
     monkeypatch.undo()
-    monkeypatch.setattr(urls, "WHOLE_S", 0.3)
-    with pytest.raises(ImageError, match="not there after"):
+    monkeypatch.setattr(urls, "DOWNLOAD_S", 0.3)
+    with pytest.raises(ImageError, match="not downloaded after"):
         read_remote_image(f"{server.url}/cam")  # which never ends
     monkeypatch.setattr(urls, "ANSWER_S", 0.2)
     server.deaths, server.stalls = [0], True
