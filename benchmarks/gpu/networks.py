@@ -94,7 +94,7 @@ class PeerStep:
         self.model.args = get_cfg(overrides={"box": 7.5, "cls": 0.5, "dfl": 1.5})
         self.ema, self.scaler = ema_class(self.model), gradient_scaler(check.device, check.precision)
         self.optimizer = torch.optim.SGD(_peer_groups(self.model), lr=HYP.lr0, momentum=HYP.momentum, nesterov=True)
-        targets = batch.targets
+        targets = batch.targets.rows()
         self.images, self.labels = batch.images, {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
         self.device, self.precision = check.device, check.precision
 

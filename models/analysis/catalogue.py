@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS, BlockSpec
 from models.spec.row_arguments import what_it_takes
 from utils.errors import UserError
+from utils.text_table import markdown_table
 
 CHANNELS, SIDE = 256, 40  # of the map that costs are given for
 FAR = (512, 1024)  # sides between which the growth shows that the largest term has
@@ -63,11 +64,11 @@ def page(*, timed: bool = True) -> str:
     return "\n\n".join(
         [
             INTRODUCTION,
-            _table(HEADER, rows),
+            markdown_table(HEADER, rows),
             OPTIONS_HEADING,
-            _table(("module", "options and defaults"), options),
+            markdown_table(("module", "options and defaults"), options),
             PARTS_HEADING,
-            _table(("name", "paper", "what it is"), others),
+            markdown_table(("name", "paper", "what it is"), others),
         ]
     ) + "\n"  # fmt: skip
 
@@ -164,10 +165,6 @@ def _published_parts() -> list[tuple[str, BlockSpec]]:
 
 def _linked(paper: str) -> str:
     return ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from models.spec.channel_rules import LayerPlan
 from utils.cli.sizes import height_and_width, multiple_of_stride
 from utils.distributed import select_device
 from utils.errors import UserError
+from utils.text_table import text_table
 
 __all__ = ["LayerCost", "multiply_adds", "profile"]
 # what --sort takes: the name in the table's head, and the column that it means
@@ -131,19 +132,18 @@ def _shapes(value: Any) -> Any:
 
 
 def _table(costs: Sequence[LayerCost]) -> str:
-    lines = [f"{'row':>4} {'module':<28} {'from':<16} {'output':<24} {'parameters':>12} {'M mult-adds':>12} {'kept MiB':>9} {'ms':>8}"]
+    lines = [("row", "module", "from", "output", "parameters", "M mult-adds", "kept MiB", "ms")]
     for c in costs:
         shape = "several" if isinstance(c.shape[0], tuple) else "x".join(map(str, c.shape[1:]))
-        source = ",".join(map(str, c.sources))
-        lines.append(
-            f"{c.row:>4} {c.module:<28} {source:<16} {shape:<24} {c.parameters:>12,} {c.multiply_adds / 1e6:>12.1f} "
-            f"{c.activation_bytes / 2**20:>9.1f} {c.seconds * 1e3:>8.2f}"
-        )
-    total = [sum(getattr(c, key) for c in costs) for key in list(SORT_KEYS.values())[1:]]
-    lines.append(
-        f"{'':>4} {'total':<28} {'':<16} {'':<24} {total[0]:>12,} {total[1] / 1e6:>12.1f} {total[2] / 2**20:>9.1f} {total[3] * 1e3:>8.2f}"
-    )
-    return "\n".join(lines)
+        lines.append((str(c.row), c.module, ",".join(map(str, c.sources)), shape, *_numbers([c])))
+    lines.append(("", "total", "", "", *_numbers(costs)))
+    return text_table(lines, right=(0, 4, 5, 6, 7))
+
+
+def _numbers(costs: Sequence[LayerCost]) -> tuple[str, str, str, str]:
+    """Sums as text: parameters, M multiply-adds, MiB kept, ms."""
+    parameters, operations, kept, seconds = (sum(getattr(c, key) for c in costs) for key in list(SORT_KEYS.values())[1:])
+    return f"{parameters:,}", f"{operations / 1e6:.1f}", f"{kept / 2**20:.1f}", f"{seconds * 1e3:.2f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,9 +15,10 @@ from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec
 from utils.errors import UserError
+from utils.text_table import text_table
 
 COLUMNS = ("row", "from", "module", "args", "output", "parameters", "readers")
-RIGHT = frozenset(["row", "parameters"])
+RIGHT = (COLUMNS.index("row"), COLUMNS.index("parameters"))
 
 
 def graph_table(model: Model, *, imgsz: int = 640) -> str:
@@ -32,8 +33,7 @@ def graph_table(model: Model, *, imgsz: int = 640) -> str:
         lines.append((*written, shapes[plan.index], f"{parameters:,}", " ".join(readers)))
     total = sum(p.numel() for p in model.parameters())
     lines.append(("", "", "total", "", "", f"{total:,}", ""))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    return "\n".join("  ".join(_aligned(line, widths)).rstrip() for line in lines)
+    return text_table(lines, right=RIGHT)
 
 
 def spec_yaml(spec: ModelSpec, *, notes: Sequence[str] = ()) -> str:
@@ -78,10 +78,6 @@ def _shapes(model: Model, imgsz: int) -> list[str]:
     model.run_rows(torch.zeros(1, model.ch, imgsz, imgsz), call)
     model.train(was_training)
     return found
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [text.rjust(width) if name in RIGHT else text.ljust(width) for name, text, width in zip(COLUMNS, line, widths)]
 
 
 def _table(key: str, value: dict[str, Any]) -> list[str]:

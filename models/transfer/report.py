@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.text_table import markdown_table
 
 # What can become of a row, in the order of a report.
 KEPT, MOVED, ADAPTED, PARTIAL, FRESH, DROPPED = "transferred", "re-indexed", "adapted", "partial", "initialisation", "dropped"
 OUTCOMES = (KEPT, MOVED, ADAPTED, PARTIAL, FRESH, DROPPED)
 COLUMNS = ("source", "target", "module", "outcome", "landed", "of source", "of target", "note")
-RIGHT = (0, 1, 4, 5, 6)  # columns of numbers
 SUFFIXES = (".md", ".csv", ".json")
 
 
@@ -103,13 +103,6 @@ class TransferReport:
             ("anchors", self.anchors),
         ]
 
-    def table(self) -> str:
-        """The rows as a text table."""
-        cells = [COLUMNS, *(row.cells() for row in self.rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-        padded = [[_aligned(i, value, width) for i, (value, width) in enumerate(zip(line, widths))] for line in cells]
-        return "\n".join("  ".join(line).rstrip() for line in padded)
-
     def write(self, path: str | Path) -> None:
         """Writes the report as Markdown, CSV or JSON, as the file's ending says.
 
@@ -125,9 +118,8 @@ class TransferReport:
             raise UserError(f"--weights-report {path}: cannot be written ({error.strerror or error})") from error
 
     def _markdown(self) -> str:
-        lines = [f"# Weights from {self.origin}", "", *str(self).splitlines(), ""]
-        lines += ["| " + " | ".join(line) + " |" for line in (COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in self.rows))]
-        return "\n".join(lines) + "\n"
+        table = markdown_table(COLUMNS, (row.cells() for row in self.rows))
+        return f"# Weights from {self.origin}\n\n{self}\n\n{table}\n"
 
     def _csv(self) -> str:
         file = io.StringIO()
@@ -161,10 +153,6 @@ def _percent(share: float, whole: int = 1) -> str:
     if 99.9 < percent < 100 or 0 < percent < 0.1:
         return ">99.9 %" if percent > 1 else "<0.1 %"
     return f"{percent:.1f} %".replace("100.0", "100")
-
-
-def _aligned(column: int, text: str, width: int) -> str:
-    return text.rjust(width) if column in RIGHT else text.ljust(width)
 
 
 def _count(rows: Sequence[RowReport]) -> str:

@@ -13,11 +13,10 @@ from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
-from models.heads.base import ParameterPart
 from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec, plan_layers
-from models.transfer.head_parts import parts_of_names
+from models.transfer.head_parts import Parts, parts_of_names
 
 Shape = tuple[int, ...]
 STATISTIC = "num_batches_tracked"
@@ -67,7 +66,7 @@ class Row:
     is_head: bool = False
     branches: tuple[tuple[int, ...], ...] = ()
     written: tuple[Any, ...] = ()
-    head_parts: Mapping[str, ParameterPart] = field(default_factory=dict)
+    head_parts: Parts = field(default_factory=dict)
 
     @property
     def wrapped(self) -> bool:
@@ -150,7 +149,11 @@ def _from_plans(spec: ModelSpec, plans: Sequence[LayerPlan], shapes: Mapping[str
 def _planned_row(plan: LayerPlan, written: tuple[Any, ...], tensors: Mapping[str, Shape]) -> Row:
     is_head = plan.out_channels == 0
     branches = branch_inputs(plan.cls, len(plan.sources)) if is_head else ()
+<<<<<<< HEAD
     parts: dict[str, Any] = getattr(plan.cls, "parameter_parts", dict)() if is_head else {}
+=======
+    parts: Parts = getattr(plan.cls, "parameter_parts", dict)() if is_head else {}
+>>>>>>> ckpt
     return Row(plan.index, plan.name, plan.args, tensors, plan.sources, is_head, branches, written, parts)
 
 

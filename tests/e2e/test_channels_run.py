@@ -16,6 +16,7 @@ import detect
 import val
 from data.dataset_spec import load_dataset_spec
 from engine.channels import spec_for, with_channels
+from engine.evaluation import evaluate as evaluation
 from export import ExportConfig, export
 from models import build_model, load_model
 from models.analysis.profiling import main as profiling
@@ -70,7 +71,7 @@ def test_from_training_to_export(tmp_path, capsys, monkeypatch, kind):
     data = write_squares(tmp_path, channels=channels, dtype=dtype, suffix=suffix)
     inputs = kind == "five bands, 16 bits"
     if not inputs:
-        monkeypatch.setattr(val, "save_plots", lambda *_: None)  # curves know nothing of channels, and take the longest
+        monkeypatch.setattr(evaluation, "save_plots", lambda *_: None)  # curves know nothing of channels, and take the longest
     result = train(settings(tmp_path, data, noplots=not inputs, cache="disk" if inputs else "ram"))
     assert f"images of {channels} channel" in capsys.readouterr().out
     with open(result.save_dir / "results.csv", newline="") as file:

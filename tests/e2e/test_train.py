@@ -195,7 +195,7 @@ def test_nothing_is_saved_or_validated_before_the_end_if_so_asked(world, tmp_pat
 def test_training_stops_early_without_progress(world, tmp_path, monkeypatch, capsys):
     fitness = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.2, 0.1])
     rest = {"precision": 0.0, "recall": 0.0, "map50": 0.0, "map": 0.0, "losses": {}}
-    monkeypatch.setattr("train.validate", lambda run: SimpleNamespace(fitness=next(fitness), **rest))
+    monkeypatch.setattr("train.validate", lambda run: SimpleNamespace(fitness=next(fitness), columns={}, **rest))
     result = train(config(world, tmp_path, epochs=9, patience=2))
     assert (result.best_epoch, result.epochs) == (3, 6)
     assert "stops early (--patience)" in capsys.readouterr().out
@@ -238,7 +238,7 @@ def test_bad_input_is_one_line(world, tmp_path, changes, says):
 
 def test_the_command_line_refuses_by_name(capsys):
     assert main(["--quad"]) == 1
-    assert capsys.readouterr().err.startswith("train.py: --quad is not here: give a larger")
+    assert capsys.readouterr().err.startswith("train.py: --quad: not here; give a larger")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

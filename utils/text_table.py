@@ -1,0 +1,25 @@
+"""Tables as text: aligned columns for a terminal, and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+
+def text_table(lines: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Lines of cells as columns two spaces apart, each as wide as its widest cell.
+
+    Args:
+        lines: the header and the rows, of one number of cells.
+        right: columns that are aligned to the right, such as numbers.
+    """
+    lines = list(lines)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; cells must not hold an unescaped ``|``."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
