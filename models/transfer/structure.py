@@ -149,11 +149,7 @@ def _from_plans(spec: ModelSpec, plans: Sequence[LayerPlan], shapes: Mapping[str
 def _planned_row(plan: LayerPlan, written: tuple[Any, ...], tensors: Mapping[str, Shape]) -> Row:
     is_head = plan.out_channels == 0
     branches = branch_inputs(plan.cls, len(plan.sources)) if is_head else ()
-<<<<<<< HEAD
-    parts: dict[str, Any] = getattr(plan.cls, "parameter_parts", dict)() if is_head else {}
-=======
     parts: Parts = getattr(plan.cls, "parameter_parts", dict)() if is_head else {}
->>>>>>> ckpt
     return Row(plan.index, plan.name, plan.args, tensors, plan.sources, is_head, branches, written, parts)
 
 
