@@ -1,8 +1,8 @@
-"""Examines model YAMLs: each is built, trained for a step, validated at a rectangular size, fused, deployed and exported to ONNX.
+"""Checks model YAMLs: each is built, trained for a step, validated at a rectangular size, fused, deployed and exported to ONNX.
 
 Example:
     python doctor.py                              # every YAML under models/configs, the smallest scale of each
-    python doctor.py --all-scales --resume        # every scale; goes on where it was stopped
+    python doctor.py --all-scales --resume        # every scale; resumes after a stop
     python doctor.py --only 'yolov8-*' 'gelan*'
     python doctor.py my_yolov8.yaml --plugins my_blocks.py
 """
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 0 where every YAML passes."""
-    args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside ends the processes that were split off, too
+    args = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the child processes too
     try:
         reports = doctor(args)
     except UserError as error:
         print(f"doctor.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("doctor.py: interrupted; --resume goes on from here", file=sys.stderr)
+        print("doctor.py: interrupted; resume with --resume", file=sys.stderr)
         return 130
     return 0 if all(report.passed for report in reports) else 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's flags."""
     flags = argparse.ArgumentParser(prog="doctor.py", description="puts model YAMLs through training, validation, deployment and export")
     flags.add_argument("cfg", nargs="*", help="model YAMLs, paths or bare names; all under models/configs if none is given")
     flags.add_argument("--only", nargs="+", metavar="PATTERN", default=[], help="only YAMLs of these names, such as 'yolov8-*'")
@@ -55,73 +55,73 @@ def parser() -> argparse.ArgumentParser:
 
 
 def doctor(args: argparse.Namespace) -> list[Report]:
-    """Examines what the flags name and writes the tables.
+    """Checks the YAMLs that the flags name, and writes the tables.
 
     Raises:
         UserError: an unknown YAML, a pattern that nothing fits, or a plug-in that does not load.
     """
-    from engine.doctor.pool import Job, Limits, examine_all
+    from engine.doctor.pool import Limits, Settings, check_all
     from engine.doctor.table import Table
     from models.spec.registry import load_plugin
 
     for path in args.plugins:
         load_plugin(path)
-    cases = cases_of(args.cfg, only=args.only, all_scales=args.all_scales)
+    cases = find_cases(args.cfg, only=args.only, all_scales=args.all_scales)
     table = Table(args.out, side=args.imgsz, plugins=args.plugins)
-    done = table.passed_before(cases) if args.resume else []
+    done = table.read_passed(cases) if args.resume else []
     waiting = [case for case in cases if case not in {report.case for report in done}]
     limits = Limits.of(jobs=args.jobs, memory_gib=args.memory)
     print(f"{len(cases)} networks, {len(done)} passed before; {limits}")
     table.start(done)
     started, reports = time.perf_counter(), list(done)
-    for report in examine_all(waiting, Job(args.imgsz, tuple(args.plugins)), limits):
+    for report in check_all(waiting, Settings(args.imgsz, tuple(args.plugins)), limits):
         reports.append(report)
         table.add(report)
         print(f"{len(reports):>4}/{len(cases)} {table.line(report)}", flush=True)
     table.finish(reports)
-    summarise(reports, time.perf_counter() - started, args.out)
+    print_summary(reports, time.perf_counter() - started, args.out)
     return reports
 
 
-def cases_of(given: Sequence[str], *, only: Sequence[str], all_scales: bool) -> list[Case]:
-    """The YAMLs at the scales to be examined, in the order of their names.
+def find_cases(given: Sequence[str], *, only: Sequence[str], all_scales: bool) -> list[Case]:
+    """The YAMLs at the scales to be checked, sorted by name.
 
     Raises:
         UserError: an unknown YAML, or a pattern that nothing fits.
     """
-    from engine.doctor.checkup import Case, at_scale
+    from engine.doctor.checkup import Case, read_at_scale
     from models.spec.parser import CONFIGS, find_config
 
     found = [find_config(name) for name in given] or [(path, "") for path in sorted(CONFIGS.rglob("*.yaml"))]
     for pattern in only:
-        if not any(_fits(path, pattern) for path, _ in found):
+        if not any(_matches(path, pattern) for path, _ in found):
             raise UserError(f"--only {pattern}: fits none of the {len(found)} YAMLs")
     cases = []
     for path, letter in found:
-        if only and not any(_fits(path, pattern) for pattern in only):
+        if only and not any(_matches(path, pattern) for pattern in only):
             continue
-        scales = at_scale(Case(path)).get("scales") or {}
+        scales = read_at_scale(Case(path)).get("scales") or {}
         by_size = sorted(scales, key=lambda s: (scales[s][1], scales[s][0]))  # width first, then depth
-        cases += [Case(_shown(path), scale) for scale in ([letter] if letter else by_size if all_scales else by_size[:1]) or [""]]
+        cases += [Case(_relative(path), scale) for scale in ([letter] if letter else by_size if all_scales else by_size[:1]) or [""]]
     return cases
 
 
-def summarise(reports: Sequence[Report], seconds: float, folder: Path) -> None:
-    """What failed, a line each, and the sum."""
-    from engine.doctor.checkup import first_lines
+def print_summary(reports: Sequence[Report], seconds: float, folder: Path) -> None:
+    """Prints a line for every failure, and the totals."""
+    from engine.doctor.checkup import failure_lines
 
-    failed = first_lines(reports)
+    failed = failure_lines(reports)
     print("\n".join(f"FAILED {line}" for line in failed))
     processor = sum(report.seconds for report in reports) / 60
     print(f"{len(reports) - len(failed)} of {len(reports)} pass; {seconds / 60:.1f} min, processor {processor:.1f} min; table in {folder}")
 
 
-def _fits(path: Path, pattern: str) -> bool:
+def _matches(path: Path, pattern: str) -> bool:
     return any(fnmatch(text, pattern) for text in (path.stem, path.name, path.as_posix()))
 
 
-def _shown(path: Path) -> Path:
-    """As short as it can be written from here."""
+def _relative(path: Path) -> Path:
+    """The path relative to the current folder if it is below it."""
     absolute, here = path.absolute(), Path.cwd()
     return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 

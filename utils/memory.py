@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 
 import torch
@@ -44,19 +45,30 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    available = _meminfo()
+    available = available_bytes()
     if available is None:
         raise UserError(f"the free memory of this {device.type} is not known here")
     return min(available, *_free_in_cgroups(), UNLIMITED)
 
 
-def _meminfo() -> int | None:
+def available_bytes() -> int | None:
+    """Bytes of the machine's memory that new allocations can have; None where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return int(found[0]) * 1024 if found else None
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process ever had in use; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _free_in_cgroups() -> list[int]:

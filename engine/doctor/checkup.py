@@ -1,12 +1,11 @@
-"""What a model YAML has to go through before it is called sound: built, trained for a step, validated, folded, deployed, exported.
+"""The checks of a model YAML: build, one training step, validation, fusing, deployment, ONNX export.
 
-Images are noise and a few boxes, sides small. A fresh network gives nearly the same number everywhere, so that comparing two forms of it
-could not fail; before comparisons its statistics are taken from a batch and the biases of its head are cleared.
+Images are small, of noise with a few boxes. The outputs of a new network are nearly constant, so that a comparison of two forms of it could
+not fail: before comparisons the batch norms take the statistics of a batch and the biases of the head are set to zero.
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,71 +29,74 @@ from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.memory import is_out_of_memory
 from utils.precision import gradient_scaler
+from utils.sizes import round_up_to_stride
 from utils.types import Batch, Letterbox, Targets, to_unit_range
 
 CHECKS = ("build", "train", "val", "fuse", "deploy", "onnx")
 BATCH, BOXES = 2, 3  # images, and boxes in each
-# between a network and its folded form, both in float32: folding multiplies weights in another order
+# between a network and its fused form, both in float32: fusing multiplies weights in another order
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
-STATISTICS_SHARE = 0.9  # of a batch in the running statistics; with all of it, rounding would grow from norm to norm
+STATISTICS_MOMENTUM = 0.9  # weight of the batch in the running statistics; with 1.0, rounding errors would grow from norm to norm
 
 
 
 @dataclass(frozen=True)
 class Case:
-    """One YAML at one scale (the letter of the v8 dialect; empty for a file without scales)."""
+    """One YAML at one scale, a letter of the v8 dialect; empty for a file without scales."""
 
     cfg: Path
     scale: str = ""
 
     @property
     def name(self) -> str:
+        """Path and scale, for messages."""
         return f"{self.cfg.as_posix()}{f' ({self.scale})' if self.scale else ''}"
 
 
 @dataclass
 class Report:
-    """What came of one case.
+    """The results of one case.
 
     Attributes:
-        reasons: by check, empty for a pass; a check that was not reached is missing.
+        reasons: of failure by check, empty for a pass; a check that did not run is missing.
     """
 
     case: Case
     reasons: dict[str, str] = field(default_factory=dict)
     parameters: int = 0
     size: tuple[int, int] = (0, 0)  # height and width of the rectangular images, px
-    seconds: float = 0.0  # of the processor
+    seconds: float = 0.0  # of processor time
     peak_mib: float = 0.0
     out_of_memory: bool = False
 
     @property
     def passed(self) -> bool:
+        """Whether every check ran and passed."""
         return list(self.reasons) == list(CHECKS) and not any(self.reasons.values())
 
     @property
-    def complaint(self) -> str:
-        """The first reason, in a line; empty for a pass."""
+    def failure(self) -> str:
+        """The first failed check and its reason, in a line; empty for a pass."""
         return next((f"{check}: {reason}" for check, reason in self.reasons.items() if reason), "")
 
 
-def examine(
-    case: Case, *, side: int = 64, limit: str = "", begin: Callable[[str], object] = lambda name: None
+def run_checks(
+    case: Case, *, side: int = 64, limit: str = "", on_check: Callable[[str], object] = lambda name: None
 ) -> Report:
-    """Puts one case through all checks.
+    """Runs all checks of one case.
 
     Args:
         side: of the training images, px; rounded up to the network's stride, and rectangles are one stride wider.
-        limit: what bounds the memory, such as ``--memory 2``, for the reason of what runs out of it.
-        begin: is told the name of each check before it.
+        limit: the flag that bounds the memory, such as ``--memory 2``, for messages.
+        on_check: called with the name of each check before it runs.
     """
-    report, subject = Report(case), Subject(case, side)
+    report, checks = Report(case), NetworkChecks(case, side)
     for check in CHECKS:
-        begin(check)
+        on_check(check)
         try:
-            getattr(subject, f"check_{check}")()
-        except Exception as error:  # whatever a check meets becomes a line of the report
-            report.reasons[check] = _in_a_line(error)
+            getattr(checks, f"check_{check}")()
+        except Exception as error:  # any error of a check is a line of the report
+            report.reasons[check] = _one_line(error)
             if is_out_of_memory(error):
                 report.reasons[check] = f"out of memory{f' ({limit})' if limit else ''}: {report.reasons[check]}"
                 report.out_of_memory = True
@@ -102,14 +104,14 @@ def examine(
             report.reasons[check] = ""
         if check == "build" and report.reasons[check]:
             break
-    if subject.model is not None:
-        report.parameters = sum(p.numel() for p in subject.model.parameters())
-        report.size = subject.rectangle
+    if checks.model is not None:
+        report.parameters = sum(p.numel() for p in checks.model.parameters())
+        report.size = checks.rectangle
     return report
 
 
-class Subject:
-    """The network under examination; a check raises what is wrong.
+class NetworkChecks:
+    """The checks, a method each, which raises if it fails.
 
     Args:
         case: the YAML and its scale.
@@ -117,19 +119,20 @@ class Subject:
     """
 
     def __init__(self, case: Case, side: int) -> None:
-        self.case, self.least_side = case, side
+        self.case, self.min_side = case, side
         self.model: Model | None = None
-        self.is_live = False
+        self.is_randomized = False
 
     @property
     def network(self) -> Model:
+        """The model, after ``check_build``."""
         assert self.model is not None
         return self.model
 
     @property
     def side(self) -> int:
         """Of square images, px."""
-        return math.ceil(self.least_side / self.network.stride) * self.network.stride
+        return round_up_to_stride(self.min_side, self.network.stride)
 
     @property
     def rectangle(self) -> tuple[int, int]:
@@ -137,11 +140,12 @@ class Subject:
         return self.side, self.side + self.network.stride
 
     def check_build(self) -> None:
+        """Builds the network."""
         torch.manual_seed(0)
-        self.model = build_model(at_scale(self.case))
+        self.model = build_model(read_at_scale(self.case))
 
     def check_train(self) -> None:
-        """Forward, loss, backward and an optimizer's step, as train.py takes them; every parameter has a gradient."""
+        """Forward, loss, backward and an optimizer step as in a training; every parameter must get a gradient."""
         model, hyp = channels_last(self.network).train(), self._hyp()
         batch = noise_batch(model, self.side, self.side)
         optimizer = build_optimizer(model, hyp, name="SGD", batch_size=BATCH, accumulate=1)
@@ -158,7 +162,7 @@ class Subject:
 
     def check_val(self) -> None:
         """One batch of rectangles through validation: loss, decoding, suppression and metrics."""
-        model = self._live()
+        model = self._randomized_network()
         batch = noise_batch(model, *self.rectangle)
         metrics = evaluate(model, [batch], EvaluationOptions(progress=False), loss=model.head.build_loss(self._hyp()))
         require_finite({name: torch.tensor(value) for name, value in metrics.losses.items()}, "loss")
@@ -166,31 +170,33 @@ class Subject:
             raise UserError(f"mAP {metrics.map} on noise")
 
     def check_fuse(self) -> None:
-        self._require_same_predictions(self._live().fuse(), "the fused network")
+        """The fused network predicts the same."""
+        self._require_same_predictions(self._randomized_network().fuse(), "the fused network")
 
     def check_deploy(self) -> None:
-        deployed = self._live().deploy()
+        """The deployed network has one branch and predicts the same."""
+        deployed = self._randomized_network().deploy()
         if len(deployed.head.branch_weights) != 1:
             raise UserError(f"{len(deployed.head.branch_weights)} branches are left")
         self._require_same_predictions(deployed, "the deployed network")
 
     def check_onnx(self) -> None:
-        """Exported with sides free, and compared with torch through onnxruntime on several sizes."""
+        """Exports with dynamic sizes; the export compares onnxruntime with torch on several sizes."""
         with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-            export_model(self._live(), "onnx", Path(folder) / "model.onnx", ExportOptions(imgsz=self.rectangle, dynamic=True))
+            export_model(self._randomized_network(), "onnx", Path(folder) / "model.onnx", ExportOptions(imgsz=self.rectangle, dynamic=True))
 
     def _hyp(self) -> Hyperparameters:
         model = self.network
         family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based)
         return Hyperparameters.from_yaml(find_hyp(family, HYPS))
 
-    def _live(self) -> Model:
-        """The network in evaluation mode, with outputs that differ from place to place."""
+    def _randomized_network(self) -> Model:
+        """The network in evaluation mode, with outputs that vary over the image."""
         model = self.network
-        if not self.is_live:
+        if not self.is_randomized:
             model.zero_grad(set_to_none=True)
             randomize_weights(model, noise_images(2 * BATCH, model.ch, *self.rectangle))
-            self.is_live = True
+            self.is_randomized = True
         return model.eval()
 
     def _require_same_predictions(self, other: Model, what: str) -> None:
@@ -200,7 +206,7 @@ class Subject:
             raise UserError(f"{what} differs by {boxes_px:.1e} px and {scores:.1e} in score")
 
 
-def at_scale(case: Case) -> Mapping[str, Any]:
+def read_at_scale(case: Case) -> Mapping[str, Any]:
     """The YAML as a dictionary with the scale letter in it.
 
     Raises:
@@ -209,14 +215,14 @@ def at_scale(case: Case) -> Mapping[str, Any]:
     try:
         data = yaml.safe_load(case.cfg.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{case.cfg}: cannot be read: {_in_a_line(error)}") from error
+        raise UserError(f"{case.cfg}: cannot be read: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise UserError(f"{case.cfg}: should hold keys such as nc, backbone and head")
     return {**data, "yaml_file": case.cfg.name, **({"scale": case.scale} if case.scale else {})}
 
 
 def noise_images(count: int, channels: int, height: int, width: int) -> Tensor:
-    """(count, channels, height, width) in 0-1, the same for the same numbers."""
+    """Noise (count, channels, height, width) in 0-1, the same for the same arguments."""
     return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(count))
 
 
@@ -235,11 +241,11 @@ def noise_batch(model: Model, height: int, width: int) -> Batch:
 
 @torch.no_grad()
 def randomize_weights(model: Model, images: Tensor) -> None:
-    """Gives a fresh network outputs that differ: norms take the statistics of ``images``, and scores are about one half, not about zero."""
+    """Makes the outputs of a new network vary, in place: norms take the statistics of ``images``, and scores are near 0.5, not near 0."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = STATISTICS_SHARE
+        norm.momentum = STATISTICS_MOMENTUM
     model.train()(images)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
@@ -250,16 +256,16 @@ def randomize_weights(model: Model, images: Tensor) -> None:
 
 def require_finite(values: Mapping[str, Tensor], what: str) -> None:
     """Raises UserError naming the first tensor that holds NaN or infinity."""
-    broken = next((name for name, value in values.items() if not torch.isfinite(value).all()), None)
-    if broken is not None:
-        raise UserError(f"{what} {broken} is not finite")
+    non_finite = next((name for name, value in values.items() if not torch.isfinite(value).all()), None)
+    if non_finite is not None:
+        raise UserError(f"{what} {non_finite} is not finite")
 
 
-def first_lines(reports: Iterable[Report]) -> list[str]:
+def failure_lines(reports: Iterable[Report]) -> list[str]:
     """A line for each case that failed: file and reason."""
-    return [f"{report.case.name}: {report.complaint}" for report in reports if not report.passed]
+    return [f"{report.case.name}: {report.failure}" for report in reports if not report.passed]
 
 
-def _in_a_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:400]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

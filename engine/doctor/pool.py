@@ -1,4 +1,4 @@
-"""Many check-ups at once: a process each, so that memory comes back, none can spoil another, and one that dies is a line of the table."""
+"""Checks cases in parallel, a process each: memory is released, cases are independent, a process that dies is a line of the table."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine.doctor.checkup import CHECKS, Case, Report, examine
+from engine.doctor.checkup import CHECKS, Case, Report, run_checks
 from models.spec.registry import BLOCKS, load_plugin
+from utils.memory import available_bytes, peak_bytes
 
 GIB = 2**30
-SHARE = 0.8  # of the memory that is free
-# imported once, before processes are split off: an optimizer, an export and a session bring them in otherwise, each time anew
+SHARE = 0.8  # of the available memory
+# imported once before forking, as otherwise optimizer, export and session import them in every process
 SHARED_IMPORTS = ("torch._dynamo", "torch.onnx.utils", "onnx", "onnxruntime")
-# Linux splits off a copy of this process, which runs no threads of torch's yet; elsewhere that is not safe
+# on Linux this process is forked, which runs no threads of torch yet; elsewhere forking is not safe
 _CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every process is told besides its case.
+class Settings:
+    """What is the same for all cases.
 
     Attributes:
         side: of the images, px.
-        plugins: files with blocks of the user's own.
+        plugins: Python files that register blocks.
     """
 
     side: int
@@ -43,64 +43,64 @@ class Job:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the machine is used."""
+    """How many processes run at once, and their memory."""
 
     jobs: int
-    memory: int  # bytes for all processes together; 0 where the system does not say what it has
+    memory: int  # bytes for all processes together; 0 where the system does not report its memory
 
     @classmethod
     def of(cls, *, jobs: int, memory_gib: float) -> Limits:
-        """From flags; 0 means the number of cores, and a share of the free memory."""
-        return cls(max(jobs, 0) or os.cpu_count() or 1, int(memory_gib * GIB) or int(SHARE * _free_memory()))
+        """From flags; 0 means the number of cores, and a share of the available memory."""
+        return cls(max(jobs, 0) or os.cpu_count() or 1, int(memory_gib * GIB) or int(SHARE * (available_bytes() or 0)))
 
     @property
     def flag(self) -> str:
-        """How the user writes the memory; empty where it is not known."""
+        """The memory as a flag; empty where it is not known."""
         return f"--memory {self.memory / GIB:.3g}" if self.memory else ""
 
     def __str__(self) -> str:
         return f"{self.jobs} at a time{f', with {self.memory / GIB:.1f} GiB' if self.memory else ''}"
 
 
-def examine_all(cases: Sequence[Case], job: Job, limits: Limits) -> Iterator[Report]:
-    """Reports as they come; what runs out of its share of the memory is examined again, alone and with all of it."""
+def check_all(cases: Sequence[Case], settings: Settings, limits: Limits) -> Iterator[Report]:
+    """Yields reports as cases finish; a case that exceeds its share of the memory is checked again, alone and with all of the memory."""
     again = []
-    for report in _examine(cases, job, limits, share=limits.memory // limits.jobs):
+    for report in _check_in_parallel(cases, settings, limits, share=limits.memory // limits.jobs):
         if report.out_of_memory and limits.jobs > 1:
             again.append(report.case)
         else:
             yield report
-    yield from _examine(again, job, Limits(1, limits.memory), share=limits.memory)
+    yield from _check_in_parallel(again, settings, Limits(1, limits.memory), share=limits.memory)
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A case and the process that examines it."""
+    """A case and the process that checks it."""
 
     case: Case
     process: BaseProcess
-    check: Any  # the index in CHECKS of what the process is at, in memory that both see
+    check: Any  # index in CHECKS of the current check, in shared memory
 
 
-def _examine(cases: Sequence[Case], job: Job, limits: Limits, *, share: int) -> Iterator[Report]:
-    """Reports as they come, of processes that have ``share`` bytes each."""
-    _prepare()
+def _check_in_parallel(cases: Sequence[Case], settings: Settings, limits: Limits, *, share: int) -> Iterator[Report]:
+    """Yields reports as cases finish; each process has ``share`` bytes."""
+    _import_shared()
     waiting, running = list(reversed(cases)), dict[Connection, _Running]()
     try:
         while waiting or running:
             while waiting and len(running) < limits.jobs:
-                connection, one = _start(waiting.pop(), job, limits, share)
+                connection, one = _start_process(waiting.pop(), settings, limits, share)
                 running[connection] = one
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                yield _result(ready, running.pop(ready))
+                yield _receive_report(ready, running.pop(ready))
     finally:
         for one in running.values():
             one.process.terminate()
 
 
-def _prepare() -> None:
-    """Loads what every process needs; onnx may be missing, which the check that needs it says."""
+def _import_shared() -> None:
+    """Imports what every process needs; onnx may be missing, which the ONNX check reports."""
     len(BLOCKS)
     for name in SHARED_IMPORTS:
         try:
@@ -109,29 +109,29 @@ def _prepare() -> None:
             continue
 
 
-def _start(case: Case, job: Job, limits: Limits, share: int) -> tuple[Connection, _Running]:
+def _start_process(case: Case, settings: Settings, limits: Limits, share: int) -> tuple[Connection, _Running]:
     here, there = _CONTEXT.Pipe(duplex=False)
     check = _CONTEXT.RawValue("i", 0)
-    process: BaseProcess = _CONTEXT.Process(target=_work, args=(there, case, job, limits, share, check), daemon=True)
+    process: BaseProcess = _CONTEXT.Process(target=_run_case, args=(there, case, settings, limits, share, check), daemon=True)
     process.start()
-    there.close()  # the other process holds it too; while it is open here, that one's death would not be seen
+    there.close()  # the other process holds it too; while it is open here, the end of that process would go unnoticed
     return here, _Running(case, process, check)
 
 
-def _result(connection: Connection, one: _Running) -> Report:
+def _receive_report(connection: Connection, one: _Running) -> Report:
     try:
         report: Report = connection.recv()
-    except EOFError:  # it died; a system that ran out of memory kills the largest
+    except EOFError:  # the process died; a system that runs out of memory kills the largest
         one.process.join()
-        return Report(one.case, {CHECKS[one.check.value]: _death(one.process.exitcode)}, out_of_memory=True)
+        return Report(one.case, {CHECKS[one.check.value]: _describe_exit(one.process.exitcode)}, out_of_memory=True)
     finally:
         connection.close()
     one.process.join()
     return report
 
 
-def _death(status: int | None) -> str:
-    """How a process ended that gave no report; who runs out of memory is killed by the system, or aborts in code that cannot go on."""
+def _describe_exit(status: int | None) -> str:
+    """How a process without a report ended; one that runs out of memory is killed by the system, or aborts in native code."""
     if status is None or status >= 0:
         return f"the process ended with status {status} (out of memory?)"
     try:
@@ -141,24 +141,24 @@ def _death(status: int | None) -> str:
     return f"the process was killed by {name} (out of memory?)"
 
 
-def _work(connection: Connection, case: Case, job: Job, limits: Limits, share: int, check: Any) -> None:
-    """What a process does: one case."""
+def _run_case(connection: Connection, case: Case, settings: Settings, limits: Limits, share: int, check: Any) -> None:
+    """Checks one case in its own process and sends the report."""
 
-    def begin(name: str) -> None:
+    def record_check(name: str) -> None:
         check.value = CHECKS.index(name)
 
     torch.set_num_threads(1)
-    for path in job.plugins:
+    for path in settings.plugins:
         load_plugin(path)
     _limit_memory(share)
     started = time.process_time()
-    report = examine(case, side=job.side, limit=limits.flag, begin=begin)
-    report.seconds, report.peak_mib = time.process_time() - started, _peak_mib()
+    report = run_checks(case, side=settings.side, limit=limits.flag, on_check=record_check)
+    report.seconds, report.peak_mib = time.process_time() - started, (peak_bytes() or 0) / 2**20
     connection.send(report)
 
 
 def _limit_memory(size: int) -> None:
-    """Lets allocations beyond ``size`` bytes fail in this process, where the system can do that."""
+    """Makes allocations beyond ``size`` bytes fail in this process, on systems that support it."""
     try:
         import resource
     except ImportError:
@@ -166,22 +166,3 @@ def _limit_memory(size: int) -> None:
     if size and sys.platform == "linux":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
-
-
-def _peak_mib() -> float:
-    """The most memory that this process had in use; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _free_memory() -> int:
-    """Bytes that new processes can have; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)

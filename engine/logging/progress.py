@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.distributed import all_reduce_sum
+from utils.memory import peak_bytes
 
 if TYPE_CHECKING:
     from data.loader import BatchLoader
@@ -92,9 +92,5 @@ def memory_used(device: torch.device) -> str:
     """Memory reserved on a GPU, or the peak memory of this process on a CPU."""
     if device.type == "cuda":
         return f"{torch.cuda.memory_reserved(device) / 2**30:.2f}G"
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "-"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f}G"
+    peak = peak_bytes()
+    return "-" if peak is None else f"{peak / 2**30:.2f}G"

@@ -1,4 +1,4 @@
-"""doctor.py: sound networks pass, each kind of defect is one line that names file and check, a stopped run goes on, memory has a limit."""
+"""doctor.py: sound networks pass, each defect is one line that names file and check, a stopped run is resumed, memory has a limit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import doctor
-from engine.doctor.checkup import CHECKS, Case, examine
-from engine.doctor.pool import Job, Limits, examine_all
+from engine.doctor.checkup import CHECKS, Case, run_checks
+from engine.doctor.pool import Limits, Settings, check_all
 from models.spec.parser import CONFIGS
 from models.spec.registry import load_plugin
 from tests.tiny import tiny_cfg
@@ -118,16 +118,16 @@ def test_failures_are_lines_with_file_and_reason(tmp_path, plugin, capsys):
 def test_each_check_can_fail(block, failing, tmp_path, plugin):
     load_plugin(plugin)
     write(tmp_path, block, attention=(block, []))
-    report = examine(Case(tmp_path / f"{block}.yaml"))
+    report = run_checks(Case(tmp_path / f"{block}.yaml"))
     assert [check for check, reason in report.reasons.items() if reason] == failing, report.reasons
 
 
 def test_a_process_that_runs_out_of_memory_is_a_line(tmp_path):
     write(tmp_path, "plain")
-    (report,) = examine_all([Case(tmp_path / "plain.yaml")], Job(64), Limits(jobs=2, memory=2**27))
+    (report,) = check_all([Case(tmp_path / "plain.yaml")], Settings(64), Limits(jobs=2, memory=2**27))
     assert not report.passed
     assert report.out_of_memory
-    assert ": out of memory (--memory 0.125): " in report.complaint or "(out of memory?)" in report.complaint
+    assert ": out of memory (--memory 0.125): " in report.failure or "(out of memory?)" in report.failure
 
 
 def test_running_out_of_memory_is_named_in_a_line_of_the_table(tmp_path, plugin, capsys):
@@ -150,15 +150,15 @@ def test_an_error_for_want_of_memory_is_known_by_what_led_to_it():
 def test_the_training_step_has_channels_last_as_training_has(tmp_path, plugin):
     load_plugin(plugin)
     write(tmp_path, "contiguous", attention=("DoctorContiguous", []))
-    report = examine(Case(tmp_path / "contiguous.yaml"))
+    report = run_checks(Case(tmp_path / "contiguous.yaml"))
     assert "view size is not compatible" in report.reasons["train"]
 
 
 def test_every_yaml_of_the_repository_is_examined_at_its_smallest_scale():
-    cases = doctor.cases_of([], only=[], all_scales=False)
+    cases = doctor.find_cases([], only=[], all_scales=False)
     assert len(cases) == len(list(CONFIGS.rglob("*.yaml"))) > 200
     assert {case.scale for case in cases if case.cfg.name == "yolov8.yaml"} == {"n"}
-    every = doctor.cases_of([], only=["yolov8"], all_scales=True)
+    every = doctor.find_cases([], only=["yolov8"], all_scales=True)
     assert [case.scale for case in every] == ["n", "s", "m", "l", "x"]
 
 
