@@ -6,12 +6,11 @@ Example:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from utils.cli.detect_arguments import DetectConfig, parse_arguments
-from utils.errors import UserError
+from utils.cli.script import run_script
 from utils.process_exit import exit_process
 
 if TYPE_CHECKING:
@@ -22,15 +21,8 @@ __all__ = ["DetectConfig", "detect", "main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    try:
-        detect(parse_arguments(argv))
-    except UserError as error:
-        print(f"detect.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("detect.py: stopped; what was saved so far is complete", file=sys.stderr)
-        return 130
-    return 0
+    stopped = "stopped; what was saved so far is complete"
+    return run_script("detect.py", lambda: detect(parse_arguments(argv)), interrupted=stopped)
 
 
 def detect(config: DetectConfig) -> Report:

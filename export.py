@@ -15,19 +15,14 @@ from typing import NamedTuple
 from models.export.formats import describe_formats, formats_to_write
 from models.export.source import ExportOptions
 from utils.cli.export_arguments import ExportConfig, parse_arguments
-from utils.errors import UserError
+from utils.cli.script import run_script
 from utils.run_folders import newest_weights
 from utils.sizes import round_up_to_stride
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    try:
-        export(parse_arguments(argv, epilog=describe_formats()))
-    except UserError as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_script("export.py", lambda: export(parse_arguments(argv, epilog=describe_formats())))
 
 
 class Exported(NamedTuple):

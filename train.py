@@ -28,9 +28,9 @@ from engine.training.saving import explain_interruption, finish_weights, save_de
 from engine.training.setup import build_run, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
 from utils import distributed
+from utils.cli.script import run_script
 from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
-from utils.errors import UserError
 from utils.random_state import seed_everything
 
 if TYPE_CHECKING:
@@ -42,16 +42,12 @@ LOG_EVERY = 10  # iterations between two readings of the losses; each waits for 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems stop a job with SIGTERM; handled like Ctrl-C
-    try:
+
+    def body() -> None:
         config = parse_arguments(argv)
         evolve(config, train) if config.evolve else train(config)
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interrupt:
-        print(f"train.py: interrupted; {str(interrupt) or 'nothing was trained yet'}", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_script("train.py", body, reason="nothing was trained yet")
 
 
 @dataclass(frozen=True)

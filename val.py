@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from utils.cli.script import run_script
 from utils.cli.val_arguments import ValConfig, parse_arguments
-from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.metrics.metrics import Metrics
@@ -23,18 +23,14 @@ __all__ = ["ValConfig", "main", "validate"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    try:
+
+    def body() -> None:
         config = parse_arguments(argv)
         from engine.evaluation.validate import run_validation
 
         run_validation(config)
-    except UserError as error:
-        print(f"val.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("val.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_script("val.py", body)
 
 
 def validate(config: ValConfig) -> Metrics:
