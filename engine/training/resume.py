@@ -68,7 +68,7 @@ def load_last_valid(path: Path) -> tuple[Path, Checkpoint]:
         if not previous.is_file():
             raise
         checkpoint = load_checkpoint(previous)
-        print(f"warning: {error}; the save before it is whole: {previous}", file=sys.stderr)
+        print(f"warning: {error}; the save before it is complete: {previous}", file=sys.stderr)
         return previous, checkpoint
 
 

@@ -164,7 +164,7 @@ def test_a_torn_file_is_never_taken_for_a_checkpoint(world, whole, tmp_path, cap
         load_checkpoint(last)
     result = train(TrainConfig(resume=last))
     said = capsys.readouterr()
-    assert f"the save before it is whole: {previous_of(last)}" in said.err
+    assert f"the save before it is complete: {previous_of(last)}" in said.err
     assert f"after {previous.epoch} of 3 epochs" in said.out
     assert_equal_runs(whole, result.save_dir)
 
