@@ -136,7 +136,8 @@ def _peak_mb(device: str) -> float:
 
 
 def _cases() -> dict[str, Case]:
-    from models.layers.attention.bilevel_routing import BiLevelRoutingAttention, BiLevelRoutingAttentionNCHW
+    from models.layers.attention.bilevel_routing import BiLevelRoutingAttention
+    from models.layers.attention.bilevel_routing_nchw import BiLevelRoutingAttentionNCHW
     from models.layers.attention.botnet import MHSA
     from models.layers.attention.cloformer import CloAttention
     from models.layers.attention.focalnet import FocalModulation

@@ -23,6 +23,7 @@ from torch import nn
 
 from models.analysis.operations import multiply_adds
 from models.spec import channel_rules as rules
+from models.spec.channel_rules import ChannelRule
 from models.spec.registry import BLOCKS, BlockSpec
 from models.spec.row_arguments import what_it_takes
 from utils.errors import UserError
@@ -84,7 +85,8 @@ def _catalogued() -> list[str]:
 
 def _options(spec: BlockSpec) -> str:
     """What a row may say behind the width, in the order of the constructor."""
-    return what_it_takes(spec.cls, behind={rules.out_width: 2, rules.out_width_repeated: 3}.get(spec.channels, 1))
+    behind: dict[ChannelRule, int] = {rules.out_width: 2, rules.out_width_repeated: 3}
+    return what_it_takes(spec.cls, behind=behind.get(spec.channels, 1))
 
 
 def same_width_names() -> list[str]:

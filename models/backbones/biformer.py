@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.backbones.whole import ends, listed_by_stage, ramp, rename_prefixes
-from models.layers.attention.bilevel_routing import PAPER, BiFormerBlock
+from models.layers.attention.biformer import PAPER, BiFormerBlock
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 

@@ -114,21 +114,35 @@ class FocalNetBackbone(nn.Module):
         self.layers = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, depths)):
             options = {"focal_level": focal_levels[i], "focal_window": focal_windows[i], **block}
-            layer = nn.Module()
-            layer.blocks = nn.Sequential(*(FocalModulationBlock(width, drop_path=next(rates), **options) for _ in range(depth)))
-            if i + 1 < len(depths):
-                layer.downsample = PatchEmbed(width, 2 * width, 2, overlap=use_conv_embed)
-            self.layers.append(layer)
+            blocks = [FocalModulationBlock(width, drop_path=next(rates), **options) for _ in range(depth)]
+            is_last = i + 1 == len(depths)
+            self.layers.append(_Stage(blocks, None if is_last else PatchEmbed(width, 2 * width, 2, overlap=use_conv_embed)))
         if num_classes:
             self.norm = nn.LayerNorm(widths[-1])
             self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_chans, H, W) -> maps at strides 4, 8, 16 and 32."""
-        maps = [self.layers[0].blocks(self.patch_embed(x))]
-        for before, layer in zip(self.layers, self.layers[1:]):
-            maps.append(layer.blocks(before.downsample(maps[-1])))
+        maps: list[Tensor] = []
+        x = self.patch_embed(x)
+        for stage in self.layers:
+            made, x = stage(x)
+            maps.append(made)
         return maps
+
+
+class _Stage(nn.Module):
+    """The published container of a stage: ``blocks``, and ``downsample``, the patch embedding of the next stage, if there is one."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> its map (B, C, H, W) and the next stage's input (B, 2C, H / 2, W / 2); the last stage gives its map twice."""
+        made = self.blocks(x)
+        return made, made if self.downsample is None else self.downsample(made)
 
 
 def rows_from_published(state: Mapping[str, Tensor], first_row: int = 0) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.whole import listed_by_stage
-from models.layers.conv import fuse_conv_bn
+from models.layers.conv import bias_of, fuse_conv_bn
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -71,7 +71,7 @@ class VanillaBlock(nn.Module):
         with torch.no_grad():
             outer, inner = second.weight.double()[:, :, 0, 0], first.weight.double()[:, :, 0, 0]
             merged.weight.copy_((outer @ inner)[:, :, None, None])
-            merged.bias.copy_(outer @ first.bias.double() + second.bias.double())
+            bias_of(merged).copy_(outer @ bias_of(first).double() + bias_of(second).double())
         pool = nn.Identity() if self.stride == 1 else nn.MaxPool2d(self.stride, ceil_mode=True)
         return nn.Sequential(merged, pool, self.act).train(self.training)
 

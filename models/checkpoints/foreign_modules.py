@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class Layer(NamedTuple):
     settings: Mapping[str, Any]
 
 
-def is_module(value: Any) -> bool:
+def is_module(value: Any) -> TypeGuard[Record]:
     """Whether it is a record of an object that holds modules."""
     return isinstance(value, Record) and isinstance(value.state.get("_modules"), dict)
 

@@ -32,7 +32,8 @@ def translated(model: Record, rows: Sequence[Record], *, tensors: Mapping[str, S
     raw = plain(model.state.get("yaml"))
     if not isinstance(raw, dict) or not isinstance(raw.get("head"), list):
         raise UserError("holds a network without its YAML; give --cfg with a state dict of it instead")
-    backbone = raw.get("backbone") if isinstance(raw.get("backbone"), list) else []
+    listed = raw.get("backbone")
+    backbone = listed if isinstance(listed, list) else []
     if len(backbone) + len(raw["head"]) != len(rows):
         raise UserError(f"its YAML has {len(backbone) + len(raw['head'])} rows, the network {len(rows)}")
     cfg: dict[str, Any] = {key: raw[key] for key in KEPT if raw.get(key) is not None}

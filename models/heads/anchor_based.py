@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from models.assigners.anchor_ratio import Matches, Scene, anchor_grid, decode_pl
 from models.assigners.autoanchor import about, better_anchors, guessed_anchors
 from models.assigners.simota import SimOTA
 from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
+from models.layers.conv import bias_of
 from models.layers.implicit import ImplicitA, ImplicitM
 from models.losses.yolov5 import AnchorLoss, Gains
 from models.spec import channel_rules as rules
@@ -42,6 +43,7 @@ class AnchorDetect(Head):
 
     anchor_based = True
     only_counted = False
+    anchors: Tensor
 
     def __init__(self, nc: int, anchors: Sequence[Sequence[float]] | int, channels: Sequence[int]) -> None:
         """
@@ -69,8 +71,7 @@ class AnchorDetect(Head):
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).view(levels, -1, 2))
         self._from_small_to_large = sum(anchors[0]) <= sum(anchors[-1])
         self._add_grid()
-        width = self.outputs * self.anchors.shape[1]
-        self.m = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[:levels])
+        self.m = nn.ModuleList(nn.Conv2d(c, self.level_width, 1) for c in channels[:levels])
 
     @classmethod
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
@@ -78,6 +79,11 @@ class AnchorDetect(Head):
             "m": ParameterPart("output", channels=VALUES, by_anchor=True),
             "anchors": ParameterPart("anchors", by_level=False),
         }
+
+    @property
+    def level_width(self) -> int:
+        """Channels of a level's raw map: anchors · (5 + nc)."""
+        return self.outputs * self.anchors.shape[1]
 
     def _add_grid(self) -> None:
         """Only YOLOv7's heads keep a second copy of the anchors."""
@@ -136,7 +142,7 @@ class AnchorDetect(Head):
             self.set_anchors(guessed_anchors(self.anchors.shape[1], self.strides) if self.only_counted else listed)
             for convs in self._outputs():
                 for conv, stride in zip(convs, self.strides):
-                    bias = conv.bias.view(-1, self.outputs)
+                    bias = bias_of(cast("nn.Conv2d", conv)).view(-1, self.outputs)
                     bias[:, 4] += math.log(NOMINAL_OBJECTS / (NOMINAL_SIZE / stride) ** 2)
                     bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 
@@ -175,13 +181,14 @@ class IDetect(AnchorDetect):
     ``anchor_grid`` repeats the anchors in px under its published name; nothing reads it.
     """
 
+    anchor_grid: Tensor
     overlaps = 10  # best overlaps that OTA sums to learn how many places a box gets
 
     def __init__(self, nc: int, anchors: Sequence[Sequence[float]] | int, channels: Sequence[int]) -> None:
         super().__init__(nc, anchors, channels)
         self._add_auxiliary(channels)
-        self.ia = nn.ModuleList(ImplicitA(conv.in_channels) for conv in self.m)
-        self.im = nn.ModuleList(ImplicitM(conv.out_channels) for conv in self.m)
+        self.ia = nn.ModuleList(ImplicitA(c) for c in channels[: len(self.m)])
+        self.im = nn.ModuleList(ImplicitM(self.level_width) for _ in self.m)
 
     @classmethod
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
@@ -210,17 +217,18 @@ class IDetect(AnchorDetect):
         nn.Module.__init__(head)
         head.nc, head.outputs, head.strides = self.nc, self.outputs, self.strides
         head.register_buffer("anchors", self.anchors.clone())
-        head.m = nn.ModuleList(self._folded(*layers) for layers in zip(self.m, self.ia, self.im))
+        layers = cast("Iterable[tuple[nn.Conv2d, ImplicitA, ImplicitM]]", zip(self.m, self.ia, self.im))
+        head.m = nn.ModuleList(self._folded(conv, add, multiply) for conv, add, multiply in layers)
         return Deployed(head.train(self.training), list(range(len(self.m))), "Detect")
 
     @torch.no_grad()
     def _folded(self, conv: nn.Conv2d, add: ImplicitA, multiply: ImplicitM) -> nn.Conv2d:
         folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1, device=conv.weight.device, dtype=conv.weight.dtype)
-        weight, bias, m = conv.weight.double(), conv.bias.double(), multiply.implicit.double().flatten()
+        weight, bias, m = conv.weight.double(), bias_of(conv).double(), multiply.implicit.double().flatten()
         folded.weight.copy_(weight * m.view(-1, 1, 1, 1))
-        folded.bias.copy_((bias + (weight.flatten(1) @ add.implicit.double().flatten())) * m)
+        bias_of(folded).copy_((bias + (weight.flatten(1) @ add.implicit.double().flatten())) * m)
         if self.nc == 1:  # the class output is not trained, and scores are the objectness alone
-            classes = folded.weight.unflatten(0, (-1, self.outputs))[:, 5:], folded.bias.view(-1, self.outputs)[:, 5:]
+            classes = folded.weight.unflatten(0, (-1, self.outputs))[:, 5:], bias_of(folded).view(-1, self.outputs)[:, 5:]
             classes[0].zero_()
             classes[1].fill_(CERTAIN)
         return folded
@@ -253,7 +261,7 @@ class IAuxDetect(IDetect):
         return range(count // len(cls.branch_weights))
 
     def _add_auxiliary(self, channels: Sequence[int]) -> None:
-        self.m2 = nn.ModuleList(nn.Conv2d(c, self.m[0].out_channels, 1) for c in channels[len(self.m) :])
+        self.m2 = nn.ModuleList(nn.Conv2d(c, self.level_width, 1) for c in channels[len(self.m) :])
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         """Feature maps, main branch first, to raw maps, auxiliary branch first."""

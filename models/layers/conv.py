@@ -9,10 +9,10 @@ from __future__ import annotations
 import ast
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from utils.errors import UserError, nearest
 
 ActivationFactory: TypeAlias = Callable[[], nn.Module]
 Activation: TypeAlias = "bool | nn.Module | None"
-Size: TypeAlias = "int | Sequence[int]"
+Size: TypeAlias = "int | tuple[int, int]"
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
@@ -85,7 +85,10 @@ def parse_activation(text: str) -> ActivationFactory:
 
 def same_padding(k: Size, d: int = 1) -> Size:
     """Padding that keeps height and width at stride 1 for an odd kernel."""
-    return d * (k - 1) // 2 if isinstance(k, int) else tuple(d * (x - 1) // 2 for x in k)
+    if isinstance(k, int):
+        return d * (k - 1) // 2
+    height, width = k
+    return d * (height - 1) // 2, d * (width - 1) // 2
 
 
 @register("Conv", channels=rules.out_width)
@@ -108,7 +111,7 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(d, nn.Module):
-            d, act = 1, d
+            act, d = d, 1
         self.conv = nn.Conv2d(c1, c2, k, s, same_padding(k, d) if p is None else p, groups=g, dilation=d, bias=False)
         self.bn = nn.BatchNorm2d(c2)
         self.act = make_activation(act)
@@ -159,12 +162,12 @@ class ConvTranspose(nn.Module):
         if not isinstance(self.bn, nn.BatchNorm2d):
             return self
         old = self.conv_transpose
-        shape = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-        new = ConvTranspose(*shape, bn=False, act=self.act).to(old.weight)
+        sizes: tuple[Any, Any, Any] = (old.kernel_size, old.stride, old.padding)
+        new = ConvTranspose(old.in_channels, old.out_channels, *sizes, bn=False, act=self.act).to(old.weight)
         scale, bias = _batch_norm_as_affine(self.bn)
         with torch.no_grad():
             new.conv_transpose.weight.copy_(old.weight.double() * scale.view(1, -1, 1, 1))
-            new.conv_transpose.bias.copy_(bias)
+            bias_of(new.conv_transpose).copy_(bias)
         return new.train(self.training)
 
 
@@ -175,8 +178,8 @@ class CrossConv(nn.Module):
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1, e: float = 1.0, shortcut: bool = False) -> None:
         super().__init__()
         hidden = int(c2 * e)
-        self.cv1 = Conv(c1, hidden, (1, k), (1, s))
-        self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)
+        self.cv1 = Conv(c1, hidden, (1, k), (1, s))  # type: ignore[arg-type]  # a row's stride is one number, this one a pair
+        self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)  # type: ignore[arg-type]
         self.add = shortcut and c1 == c2 and s == 1
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,17 +212,27 @@ def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
     W' = W·γ/√(σ² + ε) and b' = β + (b − μ)·γ/√(σ² + ε), computed in float64.
     """
-    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
-    fused = nn.Conv2d(*shape, padding_mode=conv.padding_mode).to(conv.weight)
+    # torch declares these attributes wider than the arguments that set them
+    sizes: tuple[Any, Any, Any, Any] = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    fused = nn.Conv2d(conv.in_channels, conv.out_channels, *sizes, conv.groups, padding_mode=conv.padding_mode).to(conv.weight)
     scale, bias = _batch_norm_as_affine(bn)
     with torch.no_grad():
         fused.weight.copy_(conv.weight.double() * scale.view(-1, 1, 1, 1))
-        fused.bias.copy_(bias if conv.bias is None else bias + scale * conv.bias.double())
+        bias_of(fused).copy_(bias if conv.bias is None else bias + scale * conv.bias.double())
     return fused
+
+
+def bias_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The bias (C,) of a convolution that has one."""
+    if conv.bias is None:
+        raise ValueError("expected a convolution with a bias")
+    return conv.bias
 
 
 def _batch_norm_as_affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and offset, float64 (C,), of a batch norm in eval mode."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
     with torch.no_grad():
         scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
         return scale, bn.bias.double() - bn.running_mean.double() * scale

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.conv import Activation, Conv, FusedConv, fuse_conv_bn, make_activation
+from models.layers.conv import Activation, Conv, FusedConv, bias_of, fuse_conv_bn, make_activation
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -86,7 +86,7 @@ def merge_branches(branches: list[nn.Conv2d]) -> nn.Conv2d:
         for branch in branches[1:]:
             margin = (merged.kernel_size[0] - branch.kernel_size[0]) // 2
             merged.weight += F.pad(branch.weight, [margin] * 4)
-            merged.bias += branch.bias
+            bias_of(merged).add_(bias_of(branch))
     return merged
 
 

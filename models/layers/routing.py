@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,7 @@ class CBFuse(nn.Module):
         self.choices = tuple(choices)
 
     def forward(self, inputs: Sequence[Tensor | tuple[Tensor, ...]]) -> Tensor:
-        total: Tensor = inputs[-1]
+        total: Any = inputs[-1]  # a map, where the others are tuples of maps
         size = total.shape[2:]
         for choice, maps in zip(self.choices, inputs):
             total = total + F.interpolate(maps[choice], size=size, mode="nearest")

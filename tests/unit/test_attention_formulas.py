@@ -6,13 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.layers.attention.bilevel_routing import BiLevelRoutingAttention, BiLevelRoutingAttentionNCHW, adaptive_mean, routed_attention
+from models.layers.attention.bilevel_routing import BiLevelRoutingAttention
+from models.layers.attention.bilevel_routing_nchw import BiLevelRoutingAttentionNCHW
 from models.layers.attention.botnet import MHSA, BoT3, BoTPaperAttention, BottleneckTransformer
 from models.layers.attention.cloformer import CloAttention, CloBlock
 from models.layers.attention.focalnet import FocalModulation
 from models.layers.attention.nonlocal_block import MODES, NLBlockND, pairwise_relu_sum, prefix_sum
 from models.layers.attention.ops.common import DropPath, attend, from_windows, resize_matrix, take_rows, to_windows
 from models.layers.attention.ops.identity import IdentityStart
+from models.layers.attention.ops.routing import adaptive_mean, routed_attention
 from tests.golden import assert_close, fill_
 
 

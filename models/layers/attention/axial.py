@@ -61,16 +61,20 @@ class _Axis(nn.Module):
     def __init__(self, channels: int, heads: int, width: int, axis: int) -> None:
         super().__init__()
         self.heads, self.axis = heads, axis
-        self.fn = nn.ModuleDict(
-            {
-                "to_q": ChannelLinear(channels, heads * width, bias=False),
-                "to_kv": ChannelLinear(channels, 2 * heads * width, bias=False),
-                "to_out": ChannelLinear(heads * width, channels),
-            }
-        )
+        self.fn = _Projections(channels, heads * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, (key, value) = project(x, self.fn["to_q"]), project(x, self.fn["to_kv"]).chunk(2, 1)
+        query, (key, value) = project(x, self.fn.to_q), project(x, self.fn.to_kv).chunk(2, 1)
         line = (x.shape[2], 1) if self.axis == 2 else (1, x.shape[3])
         scale = (query.shape[1] // self.heads) ** -0.5
-        return self.fn["to_out"](window_attention(query, key, value, Tiling(*line, self.heads), scale=scale))
+        return self.fn.to_out(window_attention(query, key, value, Tiling(*line, self.heads), scale=scale))
+
+
+class _Projections(nn.Module):
+    """The pointwise layers of one axis, a container for their published names."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.to_q = ChannelLinear(channels, inner, bias=False)
+        self.to_kv = ChannelLinear(channels, 2 * inner, bias=False)
+        self.to_out = ChannelLinear(inner, channels)

@@ -231,6 +231,8 @@ class BoTPaperBlock(nn.Module):
             if project
             else nn.Identity()
         )
+        last_norm = nn.BatchNorm2d(dim_out)
+        nn.init.zeros_(last_norm.weight)
         self.net = nn.Sequential(
             nn.Conv2d(dim, inner, 1, bias=False),
             nn.BatchNorm2d(inner),
@@ -240,9 +242,8 @@ class BoTPaperBlock(nn.Module):
             nn.BatchNorm2d(attended),
             nn.ReLU(),
             nn.Conv2d(attended, dim_out, 1, bias=False),
-            nn.BatchNorm2d(dim_out),
+            last_norm,
         )
-        nn.init.zeros_(self.net[8].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) -> (B, dim_out, H, W), or half of H and W, rounded up, with ``downsample``."""

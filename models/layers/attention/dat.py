@@ -6,6 +6,7 @@ Vision Transformer with Deformable Attention (DAT), arXiv 2201.00520.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,8 @@ class DATAttention(nn.Module):
     Raises:
         ValueError: heads, groups and channels do not divide, or ``fixed_pe``.
     """
+
+    rpe_table: Any  # by ``pe``: a convolution, an MLP or a table of parameters
 
     def __init__(
         self,

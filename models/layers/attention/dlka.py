@@ -57,7 +57,8 @@ class DeformableDepthwise(nn.Module):
 
     def __init__(self, channels: int, kernel: int, *, dilation: int = 1) -> None:
         super().__init__()
-        self.offset_net = nn.Conv2d(channels, 2 * kernel**2, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.kernel, self.dilation, self.margin = kernel, dilation, dilation * (kernel // 2)
+        self.offset_net = nn.Conv2d(channels, 2 * kernel**2, kernel, padding=self.margin, dilation=dilation)
         self.deform_conv = depthwise(channels, kernel, dilation=dilation, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,13 +69,12 @@ class DeformableDepthwise(nn.Module):
             wide, offset, weight = x.float(), offset.float(), self.deform_conv.weight.float()
             if plain:
                 return self._by_gathers(wide, offset, weight).to(x.dtype)
-            margin, dilation = self.deform_conv.padding, self.deform_conv.dilation
-            return deform_conv2d(wide, offset, weight, padding=margin, dilation=dilation).to(x.dtype)
+            return deform_conv2d(wide, offset, weight, padding=self.margin, dilation=self.dilation).to(x.dtype)
 
     def _by_gathers(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
         """The same sum, one row of taps after the other; offsets are (B, 2 taps, H, W), each tap's row before its column."""
         height, width = x.shape[-2:]
-        (margin, _), (dilation, _), (kernel, _) = self.deform_conv.padding, self.deform_conv.dilation, self.deform_conv.kernel_size
+        kernel, dilation, margin = self.kernel, self.dilation, self.margin
         rows = torch.arange(height, device=x.device, dtype=x.dtype)[:, None] - margin
         columns = torch.arange(width, device=x.device, dtype=x.dtype) - margin
         across = dilation * torch.arange(kernel, device=x.device, dtype=x.dtype)[:, None, None]

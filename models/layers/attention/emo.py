@@ -83,41 +83,45 @@ class iRMB(nn.Module):
         self.scale = (dim_in // self.heads) ** -0.5
         self.skip = has_skip and dim_in == dim_out and stride == 1
         self.norm = NORMS[norm_layer](dim_in) if norm_in else nn.Identity()
-        self.qk = _projection(dim_in, 2 * dim_in, bias=qkv_bias) if attn_s else None
+        self.qk = _Projection(dim_in, 2 * dim_in, bias=qkv_bias) if attn_s else None
         projects = attn_s or v_proj
-        self.v = _projection(dim_in, hidden, bias=qkv_bias, act=ACTIVATIONS[act_layer]()) if projects else nn.Identity()
+        self.v = _Projection(dim_in, hidden, bias=qkv_bias, act=ACTIVATIONS[act_layer]()) if projects else nn.Identity()
         self.conv_local = nn.Sequential()
         self.conv_local.add_module(
             "conv", nn.Conv2d(hidden, hidden, dw_ks, stride, padding=-(-(dw_ks - stride) // 2), groups=hidden, bias=False)
         )
         self.conv_local.add_module("norm", nn.BatchNorm2d(hidden, eps=1e-6))
         self.conv_local.add_module("act", nn.SiLU())
-        self.proj = _projection(hidden, dim_out, bias=False)
+        self.proj = _Projection(hidden, dim_out, bias=False)
         self.proj_drop = nn.Dropout(drop)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim_in, H, W) -> (B, dim_out, H / stride, W / stride)."""
         shortcut, x = x, self.norm(x)
-        x = self.v(x) if self.qk is None else self._attend(x)
+        x = self.v(x) if self.qk is None else self._attend(x, self.qk)
         local = self.conv_local(x)
         out = self.proj_drop(self.proj(x + local if self.skip else local))
         return shortcut + self.drop_path(out) if self.skip else out
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, qk: _Projection) -> Tensor:
         """(B, dim_in, H, W) -> (B, hidden, H, W)."""
         height, width = x.shape[-2:]
         rows, columns = (self.window, self.window) if self.window > 0 else (height, width)
         x = pad_to_multiple(x, rows, columns)
         value = x if self.attn_pre else self.v(x)
-        query, key = project(x, self.qk.conv).chunk(2, 1)
+        query, key = project(x, qk.conv).chunk(2, 1)
         out = window_attention(query, key, value, Tiling(rows, columns, self.heads, spread=True), scale=self.scale)
         return (self.v(out) if self.attn_pre else out)[:, :, :height, :width]
 
 
-def _projection(channels: int, out: int, *, bias: bool, act: nn.Module | None = None) -> nn.Sequential:
-    layers = nn.Sequential()
-    layers.add_module("conv", nn.Conv2d(channels, out, 1, bias=bias))
-    if act is not None:
-        layers.add_module("act", act)
-    return layers
+class _Projection(nn.Sequential):
+    """A pointwise convolution and, where given, an activation: (B, channels, H, W) -> (B, out, H, W)."""
+
+    conv: nn.Conv2d
+
+    def __init__(self, channels: int, out: int, *, bias: bool, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.add_module("conv", nn.Conv2d(channels, out, 1, bias=bias))
+        if act is not None:
+            self.add_module("act", act)

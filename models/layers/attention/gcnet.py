@@ -27,8 +27,8 @@ class GC(nn.Module):
         self.channel_add_conv = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), ChannelLayerNorm(hidden), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
         )
-        nn.init.zeros_(self.channel_add_conv[3].weight)
-        nn.init.zeros_(self.channel_add_conv[3].bias)
+        for parameter in self.channel_add_conv[3].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -5,6 +5,8 @@ Non-local Neural Networks, arXiv 1711.07971.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,10 +65,11 @@ class NLBlockND(nn.Module):
         inter = inter_channels or max(in_channels // 2, 1)
         self.mode, self.dimension = mode, dimension
         self.g = conv(in_channels, inter, 1)
-        self.W_z = nn.Sequential(conv(inter, in_channels, 1), norm(in_channels)) if bn_layer else conv(inter, in_channels, 1)
-        last = self.W_z[1] if bn_layer else self.W_z
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        output = conv(inter, in_channels, 1)
+        last = norm(in_channels) if bn_layer else output
+        self.W_z = nn.Sequential(output, last) if bn_layer else output
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         if mode != "gaussian":
             self.theta = conv(in_channels, inter, 1)
             self.phi = conv(in_channels, inter, 1)
@@ -101,15 +104,16 @@ class NLBlockND(nn.Module):
     def _concatenate(self, theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
         """Σ_j ReLU(a_i + b_j) g_j / N with w [θ_i, φ_j] + b = a_i + b_j: three times (B, N, C) -> (B, N, C), in float32."""
         with full_precision(value):
-            layer = self.W_f[0]
+            layer: Any = self.W_f[0]
             of_theta, of_phi = layer.weight.flatten().float().chunk(2)
             a = theta.float() @ of_theta + layer.bias.float()  # (B, N)
             b = phi.float() @ of_phi  # (B, N)
             return pairwise_relu_sum(a, b, value.float()) / value.shape[1]
 
 
-def project(tokens: Tensor, conv: nn.Module) -> Tensor:
+def project(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
     """A 1x1 convolution of positions in any layout, straight into the layout that attention wants: (B, N, C) -> (B, N, inter)."""
+    assert conv.bias is not None
     weight = conv.weight.flatten(1).t().expand(tokens.shape[0], -1, -1)
     return torch.baddbmm(conv.bias, tokens, weight)
 

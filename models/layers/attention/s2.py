@@ -56,8 +56,8 @@ class _SplitAttention(nn.Module):
     def forward(self, branches: list[Tensor]) -> Tensor:
         """Three (B, C, H, W) -> (B, C, H, W)."""
         with full_precision(branches[0]):
-            total = sum(branch.float().sum((2, 3)) for branch in branches)  # (B, C)
-            hidden = F.gelu(F.linear(total, self.mlp1.weight.float()))
+            first, second, third = (branch.float().sum((2, 3)) for branch in branches)  # (B, C)
+            hidden = F.gelu(F.linear(first + second + third, self.mlp1.weight.float()))
             logits = F.linear(hidden, self.mlp2.weight.float()).unflatten(1, (3, -1))
             weights = logits.softmax(1).to(branches[0].dtype)[..., None, None].unbind(1)  # each (B, C, 1, 1)
         return sum(weight * branch for weight, branch in zip(weights, branches))

@@ -39,6 +39,8 @@ class SwinWindowAttention(nn.Module):
         ValueError: ``num_heads`` does not divide ``dim``, or the shift is negative or not below the window.
     """
 
+    relative_position_index: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -54,11 +56,11 @@ class SwinWindowAttention(nn.Module):
             num_heads = divisor_up_to(dim, max(1, dim // HEAD_CHANNELS))
         if dim % num_heads:
             raise ValueError(f"window attention: {num_heads} heads should divide {dim} channels")
-        self.window = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
+        height, width = (window_size, window_size) if isinstance(window_size, int) else window_size
+        self.window = (height, width)
         if not 0 <= shift_size < min(self.window):
             raise ValueError(f"window attention: shift_size {shift_size} should be at least 0 and below the window {self.window}")
         self.heads, self.shift = num_heads, shift_size
-        height, width = self.window
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", _relative_index(height, width))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,9 +46,9 @@ class GatedResidual(nn.Module):
 
 def depthwise(channels: int, kernel: int | tuple[int, int], *, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
     """A depth-wise convolution that keeps height and width; the kernel is odd."""
-    kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-    margin = tuple(dilation * (k // 2) for k in kernel)
-    return nn.Conv2d(channels, channels, kernel, padding=margin, dilation=dilation, groups=channels, bias=bias)
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    margin = (dilation * (height // 2), dilation * (width // 2))
+    return nn.Conv2d(channels, channels, (height, width), padding=margin, dilation=dilation, groups=channels, bias=bias)
 
 
 def conv_bn_relu(channels: int, out: int, kernel: int = 1) -> nn.Sequential:
@@ -95,7 +97,7 @@ def adaptive_kernel(channels: int, *, gamma: float = 2.0, b: float = 1.0) -> int
     return size if size % 2 else size + 1
 
 
-def unit_line(count: int | Tensor, like: Tensor) -> Tensor:
+def unit_line(count: int, like: Tensor) -> Tensor:
     """``count`` float32 numbers from -1 to 1 on ``like``'s device; a single one is -1."""
     steps = torch.arange(count, device=like.device, dtype=torch.float32)
     return steps * (2.0 / steps[-1].clamp(min=1.0)) - 1.0
@@ -136,7 +138,8 @@ def gather_bilinear(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Bilinear values at pixel positions, zero outside: (B, C, H, W) at (B, H', W') each -> (B, C, H', W')."""
     height, width = x.shape[-2:]
     top, left = row.floor(), column.floor()
-    flat, total = x.flatten(2), 0
+    flat = x.flatten(2)
+    total: Any = 0  # a tensor after the first corner
     for dy in (0, 1):
         for dx in (0, 1):
             y, z = top + dy, left + dx
@@ -148,12 +151,12 @@ def gather_bilinear(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
     return total.unflatten(2, row.shape[1:])
 
 
-def _clamp(index: Tensor, size: int | Tensor) -> Tensor:
+def _clamp(index: Tensor, size: int) -> Tensor:
     last = torch.arange(size, device=index.device)[-1:]
     return torch.minimum(index.long().clamp(min=0), last)
 
 
-def pooling_matrix(bins: int | Tensor, size: int | Tensor, like: Tensor) -> Tensor:
+def pooling_matrix(bins: int, size: int, like: Tensor) -> Tensor:
     """Adaptive average pooling of ``size`` values into ``bins`` as a matrix (bins, size), also where bins is the larger number.
 
     As a product it has a deterministic gradient and exports with a dynamic size.

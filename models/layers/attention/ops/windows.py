@@ -134,7 +134,9 @@ def _chunks(query: Tensor, key: Tensor, value: Tensor, regions: Tensor | None, t
         for y in range(0, rows, down):
             for x in range(0, columns, across):
                 place = (slice(y, y + down), slice(x, x + across))
-                apart = None if mixed is None or not mixed[place].any() else _apart(numbers[place].flatten(0, 1))
+                apart = None
+                if numbers is not None and mixed is not None and mixed[place].any():
+                    apart = _apart(numbers[place].flatten(0, 1))
                 yield (image, *place), *(_pixels(view[image][place]) for view in views), apart
 
 
