@@ -60,10 +60,10 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed: Tolerance) -> Difference:
-    """Runs both on random images and on ``images``, in float64, so that only what the weights lost counts.
+    """Runs both on random images and on ``inputs``, in float64, so that only what the weights lost counts.
 
     Args:
-        images: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
+        inputs: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
     """
     a, b = (copy.deepcopy(model).cpu().double().eval() for model in (before, after))
     random = list(_random_images(before))
@@ -73,7 +73,7 @@ def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed
 
 
 def _of(before: Model, after: Model, images: Tensor, *, mean: bool) -> tuple[float, float, float]:
-    """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes or NaN tell the two apart."""
+    """Differences of raw maps (relative), coordinates (px) and scores on one batch; infinite where shapes or NaN differ."""
     expected, got = before(images), after(images)
     if [m.shape for m in expected.main] != [m.shape for m in got.main]:
         return math.inf, math.inf, math.inf

@@ -167,12 +167,12 @@ def test_the_drawn_image_has_edges():
 
 def test_a_difference_is_seen():
     a, b = tiny_model(), tiny_model()
-    assert difference(a, b, images=[], allowed=FOLDED).boxes_px == 0.0
+    assert difference(a, b, inputs=[], allowed=FOLDED).boxes_px == 0.0
     b.model[0].conv.weight.data[0] *= 1.01
-    assert not difference(a, b, images=[], allowed=FOLDED).holds
+    assert not difference(a, b, inputs=[], allowed=FOLDED).holds
     fill_(b, 1.35).model[0].conv.weight.data.fill_(float("nan"))
-    assert not difference(a, b, images=[], allowed=FOLDED).holds
-    assert not difference(a, tiny_model(("one",)), images=[], allowed=FOLDED).holds
+    assert not difference(a, b, inputs=[], allowed=FOLDED).holds
+    assert not difference(a, tiny_model(("one",)), inputs=[], allowed=FOLDED).holds
 
 
 @pytest.mark.parametrize(
