@@ -1,4 +1,4 @@
-"""The network: layers in the order of their rows, the graph between them, and the two ways of making it leaner for inference."""
+"""The network: layers in the order of their rows, the graph between them, and the two ways of reducing it for inference."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Model(nn.Module):
         return self.run_rows(images, lambda plan, layer, inputs: layer(inputs))
 
     def run_rows(self, images: Tensor, call: Callable[[LayerPlan, nn.Module, Any], Any]) -> Any:
-        """Walks the graph: ``call(plan, layer, inputs)`` gives a row's output; maps are let go after their last use."""
+        """Walks the graph: ``call(plan, layer, inputs)`` gives a row's output; maps are released after their last use."""
         outputs: dict[int, Any] = {-1: images}
         for plan, layer, released in zip(self.plans, self.model, self._released):
             inputs = [outputs[s] for s in plan.sources]
@@ -131,17 +131,17 @@ class Model(nn.Module):
         spec = replace(self.spec, rows=tuple(_renumbered_row(self.spec.rows[p.index], p, number) for p in plans))
         layers = [copy.deepcopy(deployed.head if p is plans[-1] else self.model[p.index]) for p in plans]
 
-        lean = Model.__new__(Model)
-        nn.Module.__init__(lean)
-        lean._assemble(spec, plan_layers(spec), layers)
-        lean.names, lean.strides = self.names, self.strides
-        lean.shapes = tuple(self.shapes[p.index] for p in plans)
-        lean.eval()
-        return lean.fuse() if fuse else lean
+        reduced = Model.__new__(Model)
+        nn.Module.__init__(reduced)
+        reduced._assemble(spec, plan_layers(spec), layers)
+        reduced.names, reduced.strides = self.names, self.strides
+        reduced.shapes = tuple(self.shapes[p.index] for p in plans)
+        reduced.eval()
+        return reduced.fuse() if fuse else reduced
 
     @torch.no_grad()
     def _dry_run(self) -> tuple[float, ...]:
-        """Runs one blank image through, row by row, checks the widths that the rules promised, and gives the strides."""
+        """Runs one blank image through, row by row, checks the widths that the rules gave, and returns the strides."""
         shapes: list[Any] = []
 
         def call(plan: LayerPlan, layer: nn.Module, inputs: Any) -> Any:
@@ -151,7 +151,7 @@ class Model(nn.Module):
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
-                raise UserError(f"{where}: fails on input {_shape(inputs)}{_given(plan)}: {_said(error)}") from error
+                raise UserError(f"{where}: fails on input {_shape(inputs)}{_arguments_text(plan)}: {_message_of(error)}") from error
             shapes.append(_shape(out))
             _check_width(plan, out, where)
             return out
@@ -195,7 +195,7 @@ def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
 
     assert plan.cls is not None
     cls, whole = plan.cls, plan.identity_start
-    if whole and isinstance(cls, Embedded):  # C2f_EMA: the EMA is what was put in, and the C2f stays at work
+    if whole and isinstance(cls, Embedded):  # C2f_EMA: the EMA is what was inserted, and the C2f stays in effect
         cls, whole = replace(cls, identity_start=True), False
 
     def build(args: tuple[Any, ...]) -> nn.Module:
@@ -208,15 +208,15 @@ def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
                 return build(plan.args)
             return nn.Sequential(build(plan.args), *(build(plan.repeat_args or plan.args) for _ in range(plan.repeats - 1)))
     except (ValueError, TypeError, AssertionError, RuntimeError, IndexError, ZeroDivisionError) as error:
-        takes = "" if isinstance(error, ValueError) else f"; it takes {what_it_takes(plan.cls)}"  # a ValueError says itself what is wrong
-        raise UserError(f"{spec.origin}: row {plan.index} [{plan.name}]{_given(plan)}: {_said(error)}{takes}") from error
+        takes = "" if isinstance(error, ValueError) else f"; it takes {what_it_takes(plan.cls)}"  # a ValueError names the cause itself
+        raise UserError(f"{spec.origin}: row {plan.index} [{plan.name}]{_arguments_text(plan)}: {_message_of(error)}{takes}") from error
 
 
-def _said(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     return "divides by an argument that is 0" if isinstance(error, ZeroDivisionError) else " ".join(str(error).split())
 
 
-def _given(plan: LayerPlan) -> str:
+def _arguments_text(plan: LayerPlan) -> str:
     """The constructor's arguments, for messages."""
     return f" with arguments {list(plan.args)}" + (f" and {dict(plan.kwargs)}" if plan.kwargs else "")
 
@@ -231,7 +231,7 @@ def _fuse_children(module: nn.Module) -> None:
 
 
 def _fold_identities(plans: Sequence[LayerPlan], layers: nn.Sequential) -> list[LayerPlan]:
-    """Lets readers of identity rows read what those read, and drops them."""
+    """Redirects readers of identity rows to what those read, and drops the rows."""
     kept: list[LayerPlan] = list(plans)
     for plan in plans:
         readers = [p for p in kept if plan.index in p.sources]
@@ -257,9 +257,8 @@ def _check_width(plan: LayerPlan, out: Any, where: str) -> None:
         return
     widths = tuple(o.shape[1] for o in out) if isinstance(out, (tuple, list)) else out.shape[1]
     if widths != plan.out_channels:
-        promised = plan.out_channels
         raise UserError(
-            f"{where}: gives {widths} channels where its channel rule promises {promised}; register it with a rule that gives {widths}"
+            f"{where}: gives {widths} channels where its channel rule says {plan.out_channels}; register it with a rule for {widths}"
         )
 
 

@@ -203,7 +203,7 @@ Costs are those of the defaults on one map of {CHANNELS} x {SIDE} x {SIDE}: mult
 page, good for comparing rows only. *Grows as* is the power with which the multiply-adds grow with the number of pixels N when N is large,
 windows and options at their defaults.
 
-Every module keeps these promises: any size, no state between calls, a gradient for every parameter, finite in half precision, copies, two
+Every module passes one contract: any size, no state between calls, a gradient for every parameter, finite in half precision, copies, two
 training steps that agree bit for bit with `torch.use_deterministic_algorithms` on, `torch.compile` without graph breaks, and TorchScript
 and ONNX (opset 17, free height and width) that agree with torch.
 

@@ -70,19 +70,19 @@ class _SummedProducts(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
-        self._products: Any = WeakIdKeyDictionary()  # tensors that are products of two, and not counted yet
+        self._products: Any = WeakIdKeyDictionary()  # tensors that are products of two and are not counted yet
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in (aten.mul.Tensor, aten.mul.out) and all(isinstance(factor, Tensor) and factor.numel() > 1 for factor in args):
             self._products[result] = True
         elif func in (aten.addcmul.default, aten.addcmul_.default):
-            self.total += result.numel() + self._begun(args[0])
+            self.total += result.numel() + self._counted_product(args[0])
         elif func in (aten.sum.dim_IntList, aten.sum.IntList_out):
-            self.total += self._begun(args[0])
+            self.total += self._counted_product(args[0])
         return result
 
-    def _begun(self, term: Tensor) -> int:
+    def _counted_product(self, term: Tensor) -> int:
         return term.numel() if self._products.pop(term, False) else 0
 
 

@@ -30,7 +30,7 @@ from utils.errors import UserError
 from utils.text_table import text_table
 
 __all__ = ["LayerCost", "multiply_adds", "profile"]
-# what --sort takes: the name in the table's head, and the column that it means
+# what --sort takes: the name in the table's header -> the field
 SORT_KEYS = {"row": "row", "parameters": "parameters", "mult-adds": "multiply_adds", "memory": "activation_bytes", "time": "seconds"}
 
 
@@ -75,7 +75,7 @@ class KeptForBackward:
     """Bytes that autograd keeps of a forward pass, row by row; a map that several rows keep counts where it is kept first."""
 
     def __init__(self) -> None:
-        self._maps: set[int] = {-1}  # rows whose output is counted; the image is there anyway
+        self._maps: set[int] = {-1}  # rows whose output is counted; the image exists anyway
 
     def by(self, plan: LayerPlan, layer: nn.Module, inputs: Any) -> int:
         """Runs the layer once more, with gradients."""

@@ -45,7 +45,7 @@ class Matches(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What an assigner of anchors looks at."""
+    """The input of an assigner of anchors."""
 
     maps: Sequence[Tensor]  # raw maps of the main branch, (B, anchors * outputs, H, W)
     grid: AnchorGrid

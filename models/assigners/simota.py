@@ -5,7 +5,7 @@ for a box is the class loss (with √(class · objectness) as probability) plus 
 twenty) best overlaps sum to, at least one; a candidate that several boxes take goes to the box of least cost.
 
 Every box of an image is weighed against every candidate of that image, so the number of pairs grows with the square of the boxes. They are
-looked at a few at a time: the memory grows with the candidates only.
+compared a few at a time: the memory grows with the candidates only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.assigners.places import gather_places
 from models.assigners.targets import can_count_without_wait
 from utils.iou import iou
 
-MAX_PAIRS = 1 << 22  # pairs of boxes and candidates that are looked at together
+MAX_PAIRS = 1 << 22  # pairs of boxes and candidates that are compared at once
 CACHED_PAIRS = 1 << 18  # the same on a CPU, whose cache should hold them
 MAX_LOGITS = 1 << 20  # class logits that are made together
 IOU_WEIGHT = 3.0
@@ -69,7 +69,7 @@ class SimOTA:
             cheapest, box = cost.min(dim=1)
             owner[images] = torch.where(cheapest < least[images], box + boxes.start, owner[images])
             least[images] = torch.minimum(cheapest, least[images])
-        return _settle(picks.flatten(1), taken.flatten(1), owner, found, n)
+        return _assign_shared(picks.flatten(1), taken.flatten(1), owner, found, n)
 
     def _candidates(self, scene: Scene, found: Matches) -> _Candidates:
         """The main branch's predictions at the places that were found, made a few at a time."""
@@ -111,7 +111,7 @@ def _pick(cost: Tensor, overlap: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     return candidate, taken
 
 
-def _settle(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:
+def _assign_shared(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:
     """The candidates that were taken, each by one box.
 
     Args:

@@ -18,8 +18,8 @@ from models.assigners.grid import anchor_points
 from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait
 from utils.iou import ciou
 
-CACHED_PAIRS = 1 << 17  # pairs that a CPU looks at together where their number is known
-MAX_PAIRS = 1 << 23  # pairs of boxes and cells that are looked at together: bounds the memory whatever the batch holds
+CACHED_PAIRS = 1 << 17  # pairs that a CPU compares at once where their number is known
+MAX_PAIRS = 1 << 23  # pairs of boxes and cells that are compared at once: bounds the memory whatever the batch holds
 INSIDE_EPS = 1e-9  # px that a cell's centre is inside a box at least
 
 
@@ -124,7 +124,7 @@ class TaskAlignedAssigner:
         return low - missing + INSIDE_EPS, high + missing - INSIDE_EPS
 
     def _resolve(self, box: Tensor, cell: Tensor, value: Tensor, view: _View, targets: PaddedTargets) -> Assignment:
-        """Settles which box a cell learns that several picked, and turns alignments into target scores.
+        """Decides which box a cell learns that several picked, and turns alignments into target scores.
 
         Args:
             box: (B, R) picking box.

@@ -1,7 +1,7 @@
-"""The project's own checkpoints: tensors and plain values only, so that reading one can never run anything; and the door for others' files.
+"""The project's own checkpoints: tensors and plain values only, so that reading one can never run anything; and the way to read others'.
 
-A file is written beside its final name, flushed to the disk and renamed: whatever happens while saving, the previous one is whole. Every
-part of a file carries a checksum that is looked at when it is read: a torn file is never taken for a checkpoint.
+A file is written beside its final name, flushed to the disk and renamed: whatever happens while saving, the previous one is intact. Every
+part of a file carries a checksum that is verified when it is read, so that a truncated file is never accepted.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ForeignCheckpoint(Checkpoint):
-    """A checkpoint that another program wrote, with what it says of its network, to check the one that is built for it.
+    """A checkpoint that another program wrote, with what it records of its network, to check the one that is built for it.
 
     Attributes:
         strides: px of the input per cell for each level; empty where the file does not say.
@@ -91,7 +91,7 @@ class ForeignCheckpoint(Checkpoint):
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint, *, keep_previous: bool = False) -> None:
-    """Writes the file so that ``path`` is at every moment either the previous checkpoint or the new one, whole.
+    """Writes the file so that ``path`` is at every moment either the previous checkpoint or the new one, complete.
 
     Args:
         keep_previous: the previous one stays beside it, as ``previous_of(path)``.
@@ -122,7 +122,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     """Reads a checkpoint of this project, of YOLOv5, v7, v9 or ultralytics, a state dict or safetensors; never runs anything that is in it.
 
     Raises:
-        UserError: no such file (it says who publishes it), a damaged file, one that asks for code, or a newer format.
+        UserError: no such file (the message names its publisher), a damaged file, one that asks for code, or a newer format.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,9 +136,9 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         raise UserError(f"{path}: format version {version} is newer than this program knows ({FORMAT_VERSION}); update it")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except Exception:  # torch's reader lets through whatever damaged bytes make its parser raise
+    except Exception:  # torch's reader passes on whatever damaged bytes make its parser raise
         raise UserError(f"{path}: a damaged checkpoint (cut short, or partly overwritten)") from None
-    _require_whole(path)
+    _verify_checksums(path)
     known = {f.name for f in fields(Checkpoint)}
     try:
         return Checkpoint(**{k: v for k, v in content.items() if k in known})
@@ -199,8 +199,8 @@ def require_plugins(checkpoint: Checkpoint, plugins: Sequence[str | Path], *, so
         UserError: one is missing.
     """
     given = [load_plugin(path) for path in plugins]
-    at_hand = {plugin.sha256 for plugin in loaded_plugins()}
-    exact = {needed["sha256"] for needed in checkpoint.plugins} & at_hand
+    loaded = {plugin.sha256 for plugin in loaded_plugins()}
+    exact = {needed["sha256"] for needed in checkpoint.plugins} & loaded
     substitutes = [plugin.name for plugin in given if plugin.sha256 not in exact]  # each for one: files in two folders may share a name
     for needed in checkpoint.plugins:
         name, digest = needed["name"], needed["sha256"]
@@ -208,7 +208,7 @@ def require_plugins(checkpoint: Checkpoint, plugins: Sequence[str | Path], *, so
             continue
         if name in substitutes:
             substitutes.remove(name)
-            print(f"{source}: was made with another version of {name}; going on with the one given")
+            print(f"{source}: was made with another version of {name}; the one given is used")
             continue
         if name in (plugin.name for plugin in given):
             raise UserError(f"{source}: needs another {name}, too (its sha256 begins with {digest[:8]}): add its path to --plugins")
@@ -221,7 +221,7 @@ def plugin_records() -> tuple[dict[str, str], ...]:
 
 
 def _keep_previous(path: Path) -> None:
-    """Gives the present file a second name, so that it outlives the one that takes its place."""
+    """Gives the present file a second name, so that it survives being replaced."""
     previous = previous_of(path)
     previous.unlink(missing_ok=True)
     try:
@@ -244,7 +244,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _require_whole(path: Path) -> None:
+def _verify_checksums(path: Path) -> None:
     """Compares every record with its checksum, which torch's reader does not."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -256,7 +256,7 @@ def _require_whole(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename last through a power cut, where the system can do that."""
+    """Makes the rename durable across a power failure, where the system supports that."""
     with contextlib.suppress(OSError, AttributeError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -266,17 +266,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Names what a file is that cannot be a checkpoint; only looked at, never run."""
+    """Refuses, by name, files that cannot be checkpoints, from their first bytes."""
     with open(path, "rb") as file:
         head = file.read(64)
-    said = ""
+    kind = ""
     if not head:
-        said = "an empty file, not a checkpoint"
+        kind = "an empty file, not a checkpoint"
     elif head.lstrip()[:1] == b"<":
-        said = "a web page, not a checkpoint (a download that went wrong)"
+        kind = "a web page, not a checkpoint (a download that went wrong)"
     elif head.startswith(b"version https://git-lfs"):
-        said = "a Git LFS pointer, not the checkpoint itself; fetch the file with git lfs pull"
+        kind = "a Git LFS pointer, not the checkpoint itself; fetch the file with git lfs pull"
     elif not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
-        said = "not a checkpoint, or a damaged one"
-    if said:
-        raise UserError(f"{path}: {said}")
+        kind = "not a checkpoint, or a damaged one"
+    if kind:
+        raise UserError(f"{path}: {kind}")

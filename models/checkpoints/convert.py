@@ -26,8 +26,8 @@ from models.model import Model
 from utils.errors import UserError
 from utils.files import atomic_write
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MOST_PICTURES = 8  # of a folder
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MOST_IMAGES = 8  # of a folder
 KEPT_FLOAT = ("anchors", "anchor_grid")  # of an anchor-based head: sizes in px, not weights
 
 
@@ -148,7 +148,7 @@ def _files(images: Sequence[str | Path]) -> list[Path]:
     """The given files, and the first images of the given folders."""
     files: list[Path] = []
     for path in map(Path, images):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)[:MOST_PICTURES] if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)[:MOST_IMAGES] if path.is_dir() else [path]
         if not inside:
             raise UserError(f"--images {path}: a folder without images")
         files += inside

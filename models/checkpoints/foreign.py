@@ -26,10 +26,10 @@ ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
 TASKS = {
-    "Segment": "segments", "ISegment": "segments", "Segment26": "segments", "Panoptic": "segments", "Pose": "finds key points",
-    "Pose26": "finds key points", "IKeypoint": "finds key points", "Classify": "classifies", "OBB": "finds rotated boxes",
-    "OBB26": "finds rotated boxes", "RTDETRDecoder": "is an RT-DETR", "WorldDetect": "finds what a text names",
-    "YOLOEDetect": "finds what a text names", "YOLOESegment": "finds what a text names", "v10Detect": "is a YOLOv10 with two heads",
+    "Segment": "segments", "ISegment": "segments", "Segment26": "segments", "Panoptic": "segments", "Pose": "predicts keypoints",
+    "Pose26": "predicts keypoints", "IKeypoint": "predicts keypoints", "Classify": "classifies", "OBB": "predicts rotated boxes",
+    "OBB26": "predicts rotated boxes", "RTDETRDecoder": "is an RT-DETR", "WorldDetect": "detects what a text names",
+    "YOLOEDetect": "detects what a text names", "YOLOESegment": "detects what a text names", "v10Detect": "is a YOLOv10 with two heads",
     "IBin": "predicts binned box sides",
 }  # fmt: skip
 ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
@@ -45,7 +45,7 @@ class Foreign:
         cfg_name: a file name for it.
         names: class names; empty where the file has none.
         strides: px of the input per cell for each level; empty where unknown.
-        layers: what the file says of its layers, to check the network that is built for it.
+        layers: settings that the file records of its layers, to check the network that is built for it.
     """
 
     weights: dict[str, Tensor]
@@ -74,8 +74,8 @@ def read_foreign(path: Path, content: Any = None) -> Foreign:
             return _from_module(path, network)
         return _bare(path, network, {})
     except UserError as error:
-        said = str(error)
-        raise UserError(said if said.startswith(str(path)) else f"{path}: {said}") from None
+        message = str(error)
+        raise UserError(message if message.startswith(str(path)) else f"{path}: {message}") from None
 
 
 def is_safetensors(path: Path) -> bool:
@@ -131,11 +131,11 @@ def _from_module(path: Path, model: Record) -> Foreign:
     strides = _strides(head) or _strides(model)
     cfg = translated(model, rows_of(model), tensors=tensors, strides=strides)
     folded = _is_folded_implicit(head)
-    tensors = {name: t for name, t in tensors.items() if not _is_left_over(name, head, folded=folded)}
+    tensors = {name: t for name, t in tensors.items() if not _is_redundant(name, head, folded=folded)}
     nc = cfg["nc"]
     weights = loaded(tensors)
     if _is_v7_single_class(cfg):
-        _make_class_certain(weights, last=len(cfg["backbone"]) + len(cfg["head"]) - 1)
+        _saturate_class_output(weights, last=len(cfg["backbone"]) + len(cfg["head"]) - 1)
     return Foreign(weights, cfg, _cfg_name(path, model), _names(model, nc), strides, layers_of(model))
 
 
@@ -198,7 +198,7 @@ def _cfg_name(path: Path, model: Record) -> str:
     return f"{stem[:80]}.yaml"
 
 
-def _is_left_over(name: str, head: Record, *, folded: bool) -> bool:
+def _is_redundant(name: str, head: Record, *, folded: bool) -> bool:
     """Buffers of YOLOv5's and YOLOv7's heads that repeat the anchors in px, and implicit layers that are folded already."""
     last = name.split(".")[2:3]
     is_of_head = head.cls.name in ANCHOR_HEADS and len(name.split(".")) >= 3
@@ -207,7 +207,7 @@ def _is_left_over(name: str, head: Record, *, folded: bool) -> bool:
 
 
 def _is_folded_implicit(head: Record) -> bool:
-    """Whether YOLOv7's fuse() has been at work: it swaps the head's forward and leaves the implicit layers where they are."""
+    """Whether YOLOv7's fuse() was applied: it swaps the head's forward and leaves the implicit layers where they are."""
     forward = head.state.get("forward")
     return head.cls.name in ("IDetect", "IAuxDetect") and isinstance(forward, Record) and forward.cls == Global("builtins", "getattr")
 
@@ -219,7 +219,7 @@ def _is_v7_single_class(cfg: Mapping[str, Any]) -> bool:
     return cfg["nc"] == 1 and rows[-1][2] == "Detect" and bool(modules & {"MP", "SP", "SPPCSPC", "ReOrg", "DownC"})
 
 
-def _make_class_certain(weights: dict[str, Tensor], *, last: int) -> None:
+def _saturate_class_output(weights: dict[str, Tensor], *, last: int) -> None:
     for name, value in weights.items():
         if name.startswith(f"model.{last}.m."):
             outputs = value.view(-1, 6, *value.shape[1:])  # x, y, w, h, objectness, class

@@ -1,4 +1,4 @@
-"""A pickled network, as records, taken apart: its tensors by name, and what each of its layers says about itself."""
+"""A pickled network, as records, taken apart: its tensors by name, and the class and settings of each layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPARED = (
 
 
 class Layer(NamedTuple):
-    """What a file says of one module: its class, and the settings that tensors do not show."""
+    """What a file records of one module: its class, and the settings that tensors do not show."""
 
     kind: str
     settings: Mapping[str, Any]

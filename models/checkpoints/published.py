@@ -1,4 +1,4 @@
-"""Weights that others publish: who, where and under which licence; fetched only when asked, and looked at before they are kept."""
+"""Weights that others publish: who, where and under which licence; fetched only on request, and checked before they are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.errors import UserError, nearest
 from utils.files import atomic_write
 
 LEAST_BYTES = 1 << 20  # the smallest published file is larger
-LONGEST_WAIT = 1800  # s that other processes wait for the one that downloads
+LONGEST_WAIT = 1800  # s that other ranks wait for the one that downloads
 
 
 class Release(NamedTuple):
@@ -56,10 +56,10 @@ def missing_weights(path: Path) -> str:
 
 
 def ensure_weights(path: str | Path, *, download: bool) -> None:
-    """Fetches a published file that is not on disk, if ``download`` says so; of several processes only the main one does.
+    """Fetches a published file that is not on disk, if ``download`` is set; of several ranks only the main one does.
 
     Raises:
-        UserError: nobody is known to publish a file of that name, it cannot be fetched, or what came is no checkpoint.
+        UserError: no publisher of a file of that name is known, it cannot be fetched, or what came is no checkpoint.
     """
     path = Path(path)
     if not download or not str(path) or path.exists():
@@ -67,14 +67,14 @@ def ensure_weights(path: str | Path, *, download: bool) -> None:
     release = PUBLISHED.get(path.name)
     if release is None:
         known = nearest(path.name, PUBLISHED) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
-        raise UserError(f"--download: nobody is known to publish {path.name}; {known}")
+        raise UserError(f"--download: no publisher of {path.name} is known; {known}")
     if distributed.is_main():
         _fetch(release, path)
         return
     deadline = time.monotonic() + LONGEST_WAIT
     while not path.exists():
         if time.monotonic() > deadline:
-            raise UserError(f"{path}: the main process has not fetched it in {LONGEST_WAIT // 60} minutes")
+            raise UserError(f"{path}: the main rank has not fetched it in {LONGEST_WAIT // 60} minutes")
         time.sleep(1)
 
 
@@ -87,7 +87,7 @@ def _fetch(release: Release, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
             download_url_to_file(url, str(partial), progress=distributed.is_main())
-            _look_at(partial, url)
+            _check_download(partial, url)
     except URLError as error:  # no network, no such host, or an HTTP status
         raise UserError(f"--download: {url} cannot be fetched ({error.reason}); fetch it elsewhere and give its path") from None
     except (OSError, RuntimeError, ValueError) as error:
@@ -97,7 +97,7 @@ def _fetch(release: Release, path: Path) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
 
 
-def _look_at(path: Path, url: str) -> None:
+def _check_download(path: Path, url: str) -> None:
     """Refuses a web page, a stub and anything that torch did not write."""
     size = path.stat().st_size
     with open(path, "rb") as file:

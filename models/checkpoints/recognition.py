@@ -30,7 +30,7 @@ def recognised(path: Path, shapes: Shapes) -> tuple[dict[str, Any], str]:
     if nc is None:
         return {}, ""
     own = f"{path.stem}.yaml"
-    if _is_shelved(own) and (spec := _fitting(own, nc, shapes, last)):
+    if _is_bundled(own) and (spec := _fitting(own, nc, shapes, last)):
         return spec.to_dict(), own
     fits = {name: spec for name in published_names() if (spec := _fitting(name, nc, shapes, last))}
     different = list({str(spec.to_dict()): name for name, spec in reversed(fits.items())}.values())[::-1]
@@ -74,7 +74,7 @@ def _spec(name: str) -> ModelSpec:
     return load_spec(name)
 
 
-def _is_shelved(name: str) -> bool:
+def _is_bundled(name: str) -> bool:
     try:
         return CONFIGS in find_config(Path(name).name)[0].parents
     except UserError:

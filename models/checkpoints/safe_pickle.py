@@ -69,9 +69,9 @@ class PickleReader:
 
     Args:
         origin: file name for messages.
-        makers: global -> what stands for a call of it, given the arguments; they are this project's own functions.
+        makers: global -> what replaces a call of it, given the arguments; they are this project's own functions.
         inert: whether a global may become a record.
-        persistent: what stands for a persistent id.
+        persistent: what replaces a persistent id.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PickleReader:
         }
 
     def read(self, stream: IO[bytes]) -> Any:
-        """The one object that the stream holds next; the stream stands behind it afterwards.
+        """The one object that the stream holds next; the stream is positioned behind it afterwards.
 
         Raises:
             UserError: a global that is not allowed, by name, or a damaged stream.
@@ -119,7 +119,7 @@ class PickleReader:
         return wanted
 
     def _make(self, cls: Any, args: Any) -> Any:
-        """Stands for ``cls(*args)``."""
+        """The replacement of ``cls(*args)``."""
         if not isinstance(cls, Global) or not isinstance(args, tuple):
             raise UserError(f"{self.origin}: calls something that is no class ({type(cls).__name__}); refused, nothing of it was run")
         maker = self.makers.get(cls)

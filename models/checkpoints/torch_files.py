@@ -36,7 +36,7 @@ SAFETENSORS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-# Packages whose classes become records. Nothing of them is imported: the words stand for themselves.
+# Packages whose classes become records. Nothing of them is imported; they are only names.
 INERT_PACKAGES = ("models", "ultralytics", "utils", "yolov5", "torch.nn", "torchvision.ops", "torchvision.models", "timm", "einops.layers")
 INERT_PACKAGE_STARTS = tuple(f"{package}." for package in INERT_PACKAGES)
 BUILTINS = ("builtins", "__builtin__")  # the latter in protocols up to 2
@@ -68,7 +68,7 @@ class Storage:
 
     dtype: torch.dtype
     count: int
-    read: Callable[[], bytearray]  # of just the bytes that count and dtype promise
+    read: Callable[[], bytearray]  # of exactly the bytes that count and dtype imply
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _read_archive(path: Path) -> Any:
     def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
         member = members.get(f"{root}/data/{key}")
         if member is None or member.file_size != count * dtype.itemsize:
-            raise UserError(f"{path}: a damaged checkpoint (storage {key[:20]!r} is not there as promised)")
+            raise UserError(f"{path}: a damaged checkpoint (storage {key[:20]!r} is missing, or of another size than declared)")
         return Storage(dtype, count, lambda: _member_bytes(path, member))
 
     return _reader(path, _storage_ids(path, storage)).read(io.BytesIO(pickled))
@@ -187,7 +187,7 @@ def _archive_root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
         if info.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"{path}: holds compressed parts; torch.save writes none: unpack and save it again")
     if sum(info.file_size for info in members.values()) > path.stat().st_size:
-        raise UserError(f"{path}: promises more bytes than it has; a damaged checkpoint")
+        raise UserError(f"{path}: declares more bytes than it has; a damaged checkpoint")
     if members[f"{roots[0]}/data.pkl"].file_size > LARGEST_PICKLE:
         raise UserError(f"{path}: its pickle alone is larger than {LARGEST_PICKLE >> 20} MiB; no checkpoint needs that")
     return roots[0]
@@ -200,7 +200,7 @@ def _read_stream(path: Path) -> Any:
 
     def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
         if kinds.setdefault(key, (dtype, count)) != (dtype, count):
-            raise UserError(f"{path}: a damaged checkpoint (storage {key[:20]!r} is promised twice)")
+            raise UserError(f"{path}: a damaged checkpoint (storage {key[:20]!r} is declared twice)")
         return Storage(dtype, count, lambda: _bytes_of(path, positions[key], count * dtype.itemsize))
 
     reader = _reader(path, _storage_ids(path, storage))
@@ -217,7 +217,7 @@ def _read_stream(path: Path) -> Any:
             file.seek(position)
             stored = file.read(8)
             if dtype is None or stored != struct.pack("<q", count):
-                raise UserError(f"{path}: a damaged checkpoint (its storages are not as promised)")
+                raise UserError(f"{path}: a damaged checkpoint (its storages are not as declared)")
             positions[key] = position + 8
             position += 8 + count * dtype.itemsize
     if set(kinds) - set(positions) or position > path.stat().st_size:
@@ -230,7 +230,7 @@ def _reader(path: Path, persistent: Callable[[Any], Any]) -> PickleReader:
 
 
 def _is_inert(wanted: Global) -> bool:
-    """Whether a global may stand as a record: listed, or a plain name within a package of network classes."""
+    """Whether a global may become a record: listed, or a plain name within a package of network classes."""
     return wanted in INERT or (
         f"{wanted.module}.".startswith(INERT_PACKAGE_STARTS)
         and wanted.name.isidentifier()

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 def _show_and_write(edited: Edited, args: argparse.Namespace) -> None:
     if args.imgsz < 1:
         raise UserError(f"--imgsz {args.imgsz}: a side in px is needed, such as 640")
-    model = Model(edited.spec)  # says whether it can be built before anything is written
+    model = Model(edited.spec)  # fails, if it cannot be built, before anything is written
     if args.show:
         print(graph_table(model, imgsz=-(-args.imgsz // model.stride) * model.stride))
     for change in edited.changes:

@@ -107,7 +107,7 @@ class EditGraph:
                     yield plan.index, position, source, plan.index not in self.main
 
     def reroute(self) -> None:
-        """Lets readers read what was inserted behind their sources."""
+        """Redirects readers to what was inserted behind their sources."""
         for reader, position, source, auxiliary in self.original_edges():
             tail = self.tails.get((source, auxiliary))
             if tail is not None:

@@ -44,7 +44,7 @@ def remove_rows(graph: EditGraph, removed: Sequence[int]) -> None:
 
 
 def _bypass(graph: EditGraph, index: int, where: str) -> None:
-    """Lets the readers of a row read its source, and removes it from the order."""
+    """Redirects the readers of a row to its source, and removes it from the order."""
     (source,) = graph.nodes[index].sources
     readers = [i for i in graph.order if index in graph.nodes[i].sources]
     if source == IMAGE and (len(readers) != 1 or graph.order.index(readers[0]) != 1):

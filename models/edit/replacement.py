@@ -33,7 +33,7 @@ def replace_rows(graph: EditGraph, request: Replacement, *, removed: Sequence[in
         graph.check_row(index, where)
         if index not in matching:
             rows = ", ".join(map(str, matching)) or "no row"
-            raise UserError(f"{where}: row {index} is {graph.plans[index].name}, not {request.old}, which stands at {rows}")
+            raise UserError(f"{where}: row {index} is {graph.plans[index].name}, not {request.old}, which is at {rows}")
         if index in removed or index in graph.replaced:
             raise UserError(f"{where}: row {index} is removed or replaced by another edit, too")
         _replace_row(graph, index, block, request)

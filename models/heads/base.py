@@ -41,7 +41,7 @@ class Loss(Protocol):
         """What the loss remembers from step to step, for a checkpoint; empty for most."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a saved state; an empty one is a fresh start."""
+        """Continues from a saved state; an empty one is a fresh start."""
 
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalar parts after gains, means over the batch; the training step back-propagates their sum times the batch size."""

@@ -53,7 +53,7 @@ class BoxLoss:
         return {} if self.mean is None else {"mean": self.mean.detach().clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a saved state; an empty one is a fresh start."""
+        """Continues from a saved state; an empty one is a fresh start."""
         self.mean = state.get("mean")
 
     def __call__(self, predicted_xyxy: Tensor, true_xyxy: Tensor, *, mask: Tensor, image_hw: tuple[float, float]) -> BoxFit:

@@ -1,4 +1,4 @@
-"""The few cells and the one dense plane of a head's maps that a loss looks at, as single differentiable operations.
+"""The few cells and the one dense plane of a head's maps that a loss reads, as single differentiable operations.
 
 The gradient of each is then one pass over the maps. Left to autograd, the same takes five passes, each over a fresh tensor of the size of
 the maps, and is most of the time of a loss.

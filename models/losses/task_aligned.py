@@ -89,7 +89,7 @@ class TaskAlignedLoss:
         return self.box_loss.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from :meth:`state_dict`."""
+        """Continues from :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
     def _branch(self, maps: Sequence[Tensor], grid: _Points, targets: PaddedTargets, hw_px: tuple[float, float]) -> Tensor:

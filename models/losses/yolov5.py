@@ -98,7 +98,7 @@ class AnchorLoss:
         return self.box_loss.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from :meth:`state_dict`."""
+        """Continues from :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
     def _branch(

@@ -1,4 +1,4 @@
-"""Asymptotic feature pyramid: neighbouring levels meet first, and at each place softmax weights choose between the levels.
+"""Asymptotic feature pyramid: neighbouring levels are fused first, and at each place softmax weights choose between the levels.
 
 AFPN: Asymptotic Feature Pyramid Network for Object Detection, arXiv 2306.15988; the weights are ASFF's, arXiv 1911.09516.
 """

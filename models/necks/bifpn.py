@@ -1,4 +1,4 @@
-"""Bidirectional feature pyramid: levels meet top down and bottom up, with one learned non-negative weight an input.
+"""Bidirectional feature pyramid: levels are fused top down and bottom up, with one learned non-negative weight an input.
 
 EfficientDet: Scalable and Efficient Object Detection, arXiv 1911.09070.
 """

@@ -19,7 +19,7 @@ FORMER_NAMES = {
     "projects": "out_width", "stacks": "out_width_repeated", "preserves": "keep_width", "attends": "same_width", "concatenates": "concat",
     "takes_first": "add", "folds": "rearrange", "splits": "split_maps", "fuses": "select_and_add", "detects": "head",
 }  # fmt: skip
-LARGEST_OPTION = 64  # a leading integer above it is meant as a width, not as a reduction, a kernel or a number of heads
+LARGEST_OPTION = 64  # a leading integer above it is read as a width, not as a reduction, a kernel or a number of heads
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LayerPlan:
     Attributes:
         args: positional constructor arguments.
         out_channels: output width; a tuple where the layer returns several maps; 0 for a head.
-        repeats: how often the layer stands in a row; 1 where the block repeats inside itself.
+        repeats: how many copies of the layer follow each other; 1 where the block repeats inside itself.
         kwargs: keyword constructor arguments.
         cls: what to build; None means the registered class.
         index: row number over backbone and head.
@@ -59,7 +59,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class RuleContext:
-    """What a rule may know of the row it plans.
+    """What a rule can read of the row that it plans.
 
     Attributes:
         in_channels: width of each input, in the order of the row's ``from``.
@@ -116,7 +116,7 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 
 def out_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
-    """``[c_out, …]``: a layer from its input's width to ``c_out`` (scaled); repeats stand in a row."""
+    """``[c_out, …]``: a layer from its input's width to ``c_out`` (scaled); repeats follow each other."""
     out = _width_argument(args, context)
     return LayerPlan((context.single, out, *args[1:]), out, context.repeats, repeat_args=(out, out, *args[1:]))
 
@@ -136,7 +136,7 @@ def same_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """A same-width module, built as ``cls(channels, *options)``.
 
     A leading integer is the width if, raw or scaled, it equals the input's; otherwise it is the module's first option, if that
-    option can take it; otherwise the row is wrong. The width may stand there twice, as input's and output's (``[1024, 1024]``). A class may
+    option can take it; otherwise the row is wrong. The width may be written twice, as input's and output's (``[1024, 1024]``). A class may
     say with ``published_row`` that a row of so many arguments, all integers, holds no width, as its published files write it (AIFI).
     """
     channels = context.single
@@ -158,7 +158,7 @@ def concat(args: Sequence[Any], context: RuleContext) -> LayerPlan:
 
 
 def add(args: Sequence[Any], context: RuleContext) -> LayerPlan:
-    """Adds inputs of one width (Shortcut); the first says which."""
+    """Adds inputs of one width (Shortcut)."""
     if len(set(context.plain)) != 1:
         raise UserError(f"adds its inputs, whose widths differ: {list(context.plain)}")
     return LayerPlan(tuple(args), context.plain[0], takes_list=True)
@@ -177,7 +177,7 @@ def rearrange(channels: Callable[..., int]) -> ChannelRule:
 def split_maps(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[[c1, c2, …]]``: one map in, one map a listed width out; the widths are not scaled (CBLinear)."""
     if not args or not isinstance(args[0], (list, tuple)) or not all(_is_int(c) for c in args[0]):
-        raise UserError("wants a list of widths as its first argument, such as [[256, 512]]")
+        raise UserError("expects a list of widths as its first argument, such as [[256, 512]]")
     widths = tuple(args[0])
     return LayerPlan((context.single, list(widths), *args[1:]), widths)
 
@@ -186,7 +186,7 @@ def select_and_add(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[[i, j, …]]``: picks map i of the first input, j of the second …, and adds them to the last input (CBFuse)."""
     *several, last = context.in_channels
     if not isinstance(last, int) or not args or len(args[0]) != len(several):
-        raise UserError(f"wants one index for each of its {len(several)} split inputs, and a plain layer as its last input")
+        raise UserError(f"expects one index for each of its {len(several)} split inputs, and a plain layer as its last input")
     for position, (choice, widths) in enumerate(zip(args[0], several)):
         if isinstance(widths, int) or not 0 <= choice < len(widths) or widths[choice] != last:
             raise UserError(f"input {position} gives widths {widths}; index {choice} should pick one of width {last}")
@@ -208,14 +208,14 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     nc = args[0] if args else context.nc
     anchor_based = getattr(cls, "anchor_based", False)
     if anchor_based and anchors is None:
-        raise UserError("wants anchors: write [nc, anchors], and under anchors: either 3 or [w1, h1, w2, …] in px for each level")
+        raise UserError("needs anchors: write [nc, anchors], and under anchors: either 3 or [w1, h1, w2, …] in px for each level")
     built = (nc, anchors, context.plain) if anchor_based else (nc, context.plain)
     return LayerPlan((*built, *args[2:]), 0, cls=cls, takes_list=True)
 
 
 def _width_argument(args: Sequence[Any], context: RuleContext) -> int:
     if not args or not _is_int(args[0]) or args[0] < 1:
-        raise UserError(f"wants its output width as the first argument, not {args[0] if args else 'nothing'!r}")
+        raise UserError(f"expects its output width as the first argument, not {args[0] if args else 'nothing'!r}")
     return context.width(args[0])
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
 KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused"}
-TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # others write them; they say nothing that is not said elsewhere
+TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # written by other programs; redundant here
 SCALED_NAME = re.compile(r"^(?P<family>.*?\d)(?P<scale>[a-z])(?P<rest>(?:[-_].*)?)$")
 PLAIN_WORD = re.compile(r"^[\w.\-/ ]*$")
 
@@ -129,14 +129,14 @@ def _read_yaml(cfg: str | Path | Mapping[str, Any], *, scale: str | None = None)
         raise UserError(f"{path}: should hold keys such as nc, backbone and head, not {type(data).__name__}")
     if scale or letter:
         data = {**data, "scale": scale or letter}
-    family = data.get("yaml_file")  # a run's model.yaml says what it was made from, which tells the recipe
+    family = data.get("yaml_file")  # of a run's model.yaml: the file that it was made from, which chooses the recipe
     return data, f"{path.name} ({family})" if family else path.name
 
 
 def find_config(name: str | Path) -> tuple[Path, str]:
     """The YAML that ``name`` means, and the scale letter in its name (empty if it has none).
 
-    An existing path is taken as it is; otherwise the last part is looked for anywhere under ``models/configs``, first as written, then
+    An existing path is taken as it is; otherwise the file name is searched for anywhere under ``models/configs``, first as written, then
     without its scale letter (``yolov8s-p2.yaml`` reads ``yolov8-p2.yaml`` at scale s).
 
     Raises:
@@ -149,29 +149,29 @@ def find_config(name: str | Path) -> tuple[Path, str]:
         path = path.with_name(path.name + ".yaml")
     if path.is_file():
         return path, ""
-    shelf: dict[str, list[Path]] = {}
+    configs_by_name: dict[str, list[Path]] = {}
     for found in sorted(CONFIGS.rglob("*.yaml")):
-        shelf.setdefault(found.name, []).append(found)
+        configs_by_name.setdefault(found.name, []).append(found)
     scaled = SCALED_NAME.match(path.stem)
     candidates: list[tuple[list[Path], str]] = []
     if path.parent.name == "deploy":  # YOLOv7 publishes training and deploy forms under one name in two folders
-        candidates.append((shelf.get(f"{path.stem}-deploy.yaml", []), ""))
-    candidates.append((shelf.get(path.name, []), ""))
+        candidates.append((configs_by_name.get(f"{path.stem}-deploy.yaml", []), ""))
+    candidates.append((configs_by_name.get(path.name, []), ""))
     if scaled:
         base = path.with_name(f"{scaled['family']}{scaled['rest']}.yaml")
         beside = [base] if base.is_file() else []
-        candidates += [(beside, scaled["scale"]), (shelf.get(base.name, []), scaled["scale"])]
+        candidates += [(beside, scaled["scale"]), (configs_by_name.get(base.name, []), scaled["scale"])]
     for paths, scale in candidates:
         if len(paths) > 1:
             raise UserError(f"{path.name} is the name of {len(paths)} files, give one with its folder: {', '.join(map(str, paths))}")
         if paths:
             return paths[0], scale
-    hint = nearest(path.stem, {Path(known).stem for known in shelf})
+    hint = nearest(path.stem, {Path(known).stem for known in configs_by_name})
     raise UserError(f"{name}: no such model YAML, neither as a path nor under models/configs; {hint}".rstrip("; "))
 
 
 def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch: int | None = None) -> ModelSpec:
-    """Checks a YAML's keys and rows and settles scale, classes and channels. Raises UserError naming file and key or row."""
+    """Checks a YAML's keys and rows and resolves scale, classes and channels. Raises UserError naming file and key or row."""
     for key in data:
         if key not in KNOWN_KEYS | TOLERATED_KEYS:
             hint = nearest(str(key), KNOWN_KEYS) or "known are " + ", ".join(sorted(KNOWN_KEYS))
@@ -295,7 +295,7 @@ def _literal(value: Any, spec: ModelSpec) -> Any:
         return value
     anchors = spec.anchors or spec.anchors_per_cell
     if value == "anchors" and not anchors:
-        raise UserError("wants anchors, but the file has no anchors: key; write anchors: 3, or [w1, h1, w2, …] in px for each level")
+        raise UserError("needs anchors, but the file has no anchors: key; write anchors: 3, or [w1, h1, w2, …] in px for each level")
     named = {"None": None, "True": True, "False": False, "nc": spec.nc, "anchors": anchors}
     if value in named:
         return named[value]
@@ -358,7 +358,7 @@ def _scaling(data: Mapping[str, Any], origin: str) -> tuple[str, float, float, i
 
 
 def _anchors(value: Any, origin: str) -> tuple[tuple[tuple[float, ...], ...] | None, int]:
-    """Anchor sizes per level (None for an anchor-free file), and how many a cell has; ``anchors: 3`` says only the latter."""
+    """Anchor sizes per level (None for an anchor-free file), and how many a cell has; ``anchors: 3`` gives only the latter."""
     if value is None:
         return None, 0
     if _is_int(value):

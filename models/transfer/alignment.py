@@ -1,7 +1,7 @@
 """Which layer of one network is which layer of another: the best-scoring alignment of two sequences of rows.
 
 Both sequences keep their order; a row of either may be without partner. A pair scores by what the two rows are (kind, and how much of
-their tensors agree in name and shape) and by whom they read: a row that reads the partners of what the other reads. Edges pass through
+their tensors agree in name and shape) and by what they read: a row that reads the partners of what the other reads. Edges pass through
 rows without partner that have one input, so an inserted layer does not separate those around it. What a pair's edges are worth depends on
 earlier pairs, so each cell of the dynamic programme keeps several partial alignments. Ties go to the earlier row.
 """
@@ -20,7 +20,7 @@ NONE = -2  # no partner; -1 is the image
 SAME_KIND, SAME_HOST = 0.5, 0.35  # C2f and C2f_EMA share their host
 SHARE, FULL, SIZE = 1.0, 2.0, 0.2  # worth of agreeing tensors; of agreeing in all; for every tenfold of parameters
 EDGES = 1.0  # worth of reading the same
-WRITTEN = 6.0  # worth of the same arguments in two scales of a YAML, where equal shapes stand at different depths
+WRITTEN = 6.0  # worth of the same arguments in two scales of a YAML, where equal shapes occur at different depths
 LEAST_SHARE = 0.3  # of the tensors of two rows of different kind, for them to be partners
 OTHER_WRAPPING = 0.9  # factor where one row starts as the identity and the other does not
 TIE = 1e-6

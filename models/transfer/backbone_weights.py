@@ -1,7 +1,7 @@
-"""Published classification weights of FocalNet, BiFormer and CloFormer for the stages that stand as rows in a network.
+"""Published classification weights of FocalNet, BiFormer and CloFormer for the stages that are rows of a network.
 
 Their repositories publish whole classifiers; the key names say which network a file is of. Its stages go, in order, to the rows of that
-name, wherever those stand; the classifier is left out.
+name, wherever those are; the classifier is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Published:
 
     Attributes:
         marks: beginnings of names that only its files have together.
-        rows: modules that its stages are in a YAML, in the order in which they stand.
+        rows: modules that its stages are in a YAML, in that order.
         to_rows: its names to those of consecutive rows.
     """
 

@@ -64,7 +64,7 @@ def parts_of_names(names: Iterable[str]) -> Parts:
 
 
 def _is_complete(names: list[str], parts: Parts) -> bool:
-    """Whether every declared submodule is among the names, with the layers that the declaration says."""
+    """Whether every declared submodule is among the names, with the layers that the declaration lists."""
     for submodule, part in parts.items():
         inner = [identify(name, parts)[0] for name in names if name.partition(".")[0] == submodule]
         if part.by_level and not inner:

@@ -28,7 +28,7 @@ class RowReport:
         module: registered name, as far as it is known.
         outcome: one of ``OUTCOMES``.
         landed: elements that went from the one to the other.
-        source_size, target_size: elements of each, step counters of batch norms aside.
+        source_size, target_size: elements of each, without the step counters of batch norms.
         note: what was done to make it fit.
     """
 
@@ -104,7 +104,7 @@ class TransferReport:
         ]
 
     def write(self, path: str | Path) -> None:
-        """Writes the report as Markdown, CSV or JSON, as the file's ending says.
+        """Writes the report as Markdown, CSV or JSON, by the file's suffix.
 
         Raises:
             UserError: another ending, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""What a network looks like without its numbers: its rows, the names and shapes of their tensors, and who reads whom.
+"""What a network looks like without its numbers: its rows, the names and shapes of their tensors, and which row reads which.
 
 A structure is what two networks are compared by (:mod:`models.transfer.alignment`). It comes from a network, from a YAML
 with the names and shapes of a checkpoint, or, where there is no YAML, from names and shapes alone.
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
     Attributes:
         repeat: which of the row's repeats.
-        name: name within the layer, identity starts aside: their scale is ``γ``, and ``m.`` is left out.
+        name: name within the layer, without identity starts: their scale is ``γ``, and ``m.`` is left out.
     """
 
     repeat: int
@@ -87,7 +87,7 @@ class Row:
 
     @cached_property
     def size(self) -> int:
-        """Elements of all tensors, step counters aside."""
+        """Elements of all tensors, without step counters."""
         return sum(prod(shape) for name, shape in self.tensors.items() if counts(name))
 
     @cached_property

@@ -71,7 +71,7 @@ class _Filled:
 
 
 def transfer(model: Model, source: Source, *, own_anchors: bool = False) -> TransferReport:
-    """Copies into ``model``, in place, all that has a place there, and says what became of every row.
+    """Copies into ``model``, in place, all that has a place there, and reports what became of every row.
 
     Args:
         own_anchors: anchors that the model's YAML lists stay, whatever the source has; else only where the source's YAML lists others.
@@ -171,11 +171,11 @@ def _copy_row(
                 mine.copy_(adapted)
                 note = "first convolution adapted from {} to {} input channels".format(*channels.numbers)
                 filled.append(_Filled(move.target, move.source, mine.numel(), False, note, adapted=True))  # to be trained on
-    return filled + _switched_on(own, row, partner, filled)
+    return filled + _enabled_scales(own, row, partner, filled)
 
 
-def _switched_on(own: Mapping[str, Tensor], row: Row, partner: Row, filled: Sequence[_Filled]) -> list[_Filled]:
-    """γ = 1 for a module whose partner does not start as the identity: it was at work there, so it is here."""
+def _enabled_scales(own: Mapping[str, Tensor], row: Row, partner: Row, filled: Sequence[_Filled]) -> list[_Filled]:
+    """γ = 1 for a module whose partner does not start as the identity: it took effect there, so it does here."""
     scales = [name for place, name in row.places.items() if place.name.endswith(SCALE) and place not in partner.places]
     scales = [name for name in scales if any(f.target.startswith(name.removesuffix(GAMMA)) for f in filled)]
     for name in scales:

@@ -212,7 +212,7 @@ def test_the_average_is_preferred(folder):
 
 @pytest.mark.parametrize(
     ("head", "says"),
-    [("Segment", "segments"), ("Pose", "finds key points"), ("Classify", "classifies"), ("OBB", "rotated boxes"), ("v10Detect", "YOLOv10")],
+    [("Segment", "segments"), ("Pose", "keypoints"), ("Classify", "classifies"), ("OBB", "rotated boxes"), ("v10Detect", "YOLOv10")],
 )
 def test_other_tasks_are_named(folder, head, says):
     with layout("ultralytics") as classes:

@@ -356,7 +356,7 @@ def test_a_head_that_wants_anchors_is_not_quietly_given_none():
     text = complaint(without)
     assert "row 4 [Detect]" in text
     assert "no anchors: key" in text
-    assert "wants anchors" in complaint(tiny(head=[[[2, 3], 1, "IDetect", ["nc"]]]))
+    assert "needs anchors" in complaint(tiny(head=[[[2, 3], 1, "IDetect", ["nc"]]]))
     assert "at least 1" in complaint(tiny(anchors=0))
 
 

@@ -98,7 +98,7 @@ def test_what_is_no_checkpoint_is_not_kept(tmp_path, monkeypatch, result, says):
 
 
 def test_a_file_that_nobody_publishes(tmp_path):
-    with pytest.raises(UserError, match=r"nobody is known to publish yolov9-q\.pt; did you mean 'yolov9-"):
+    with pytest.raises(UserError, match=r"no publisher of yolov9-q\.pt is known; did you mean 'yolov9-"):
         ensure_weights(tmp_path / "yolov9-q.pt", download=True)
 
 

@@ -29,7 +29,7 @@ class AxialAttention(nn.Module):
         dim_index: 1, the place of the channels.
 
     Raises:
-        ValueError: another number of dimensions, or channels elsewhere.
+        ValueError: another number of dimensions, or channels in another dimension.
     """
 
     def __init__(

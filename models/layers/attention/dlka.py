@@ -52,7 +52,7 @@ class DeformableDepthwise(nn.Module):
     """A depth-wise convolution whose taps move by offsets that an ordinary convolution of the same shape predicts.
 
     Sampling is bilinear in float32, zero outside. ONNX before opset 19 has no such operator, and the fast kernel's gradient on CUDA
-    adds in any order; for export and for deterministic training four gathers a row of taps take its place.
+    adds in any order; for export and for deterministic training four gathers a row of taps replace it.
     """
 
     def __init__(self, channels: int, kernel: int, *, dilation: int = 1) -> None:

@@ -134,7 +134,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention for a value that may be narrower or wider than query and key.
 
-    (B, heads, N, d), (B, heads, M, d), (B, heads, M, v) -> (B, heads, N, v). The fused kernels want one width, so narrower tensors get
+    (B, heads, N, d), (B, heads, M, d), (B, heads, M, v) -> (B, heads, N, v). The fused kernels need one width, so narrower tensors get
     zeros: those add nothing to a product, and the value's are cut off again. Large maps on a CPU do without.
     """
     if dropout == 0.0 and not recorded() and better_by_rows(query, key, value):

@@ -1,6 +1,6 @@
 """Softmax attention whose value is narrower or wider than query and key, some rows of the matrix of weights at a time.
 
-torch's fused attention wants one width: zeros would have to fill the narrower side, and be multiplied. On a CPU blocks of rows as products
+torch's fused attention needs one width: zeros would have to fill the narrower side, and be multiplied. On a CPU blocks of rows as products
 of matrices, computed again for the backward pass, take no more memory and less time.
 """
 

@@ -1,4 +1,4 @@
-"""Small tools of the attention shelf: pooled gates, shuffles, bilinear sampling, pooling as a product."""
+"""What attention modules share: pooled gates, shuffles, bilinear sampling, pooling as a product."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def reflect_pad(x: Tensor, margin: int) -> Tensor:
 def sample_bilinear(x: Tensor, grid: Tensor) -> Tensor:
     """Values between pixels: (B, C, H, W) at (B, H', W', 2) in [-1, 1], x before y, corners aligned, zero outside -> (B, C, H', W').
 
-    In float32. The fast kernel has no deterministic gradient on CUDA; where determinism is asked for there, four gathers take its place.
+    In float32. The fast kernel has no deterministic gradient on CUDA; where determinism is asked for there, four gathers replace it.
     """
     with full_precision(x):
         if x.is_cuda and torch.are_deterministic_algorithms_enabled():

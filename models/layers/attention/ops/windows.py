@@ -122,7 +122,7 @@ class _InChunks(torch.autograd.Function):
 
 
 def _chunks(query: Tensor, key: Tensor, value: Tensor, regions: Tensor | None, tiling: Tiling) -> Iterator[tuple[Any, ...]]:
-    """Slices of some windows each, with their query, key and value (windows, heads, N, d) and what tells their regions apart."""
+    """Slices of some windows each, with their query, key and value (windows, heads, N, d) and the labels of their regions."""
     views = [tiling.windows(part) for part in (query, key, value)]
     batch, rows, columns = views[0].shape[:3]
     fit = max(1, CHUNK_FLOATS // _floats(query, value, tiling))
