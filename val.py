@@ -1,4 +1,4 @@
-"""Validates weights: arguments -> ValConfig -> engine.evaluation.validate -> evaluate(model, loader) -> Metrics.
+"""Validates weights: arguments -> ValConfig -> engine.evaluation.validate -> evaluate(model, loader) -> metrics.
 
 Example:
     python val.py --weights runs/train/exp/weights/best.pt --data mydata.yaml --imgsz 640 --save-json
@@ -16,7 +16,7 @@ from utils.cli.val_arguments import ValConfig, parse_arguments
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.metrics.metrics import Metrics
+    from tasks.base import MetricResult
 
 __all__ = ["ValConfig", "main", "validate"]
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def validate(config: ValConfig) -> Metrics:
+def validate(config: ValConfig) -> MetricResult:
     """Validates the weights on a split; see :func:`engine.evaluation.validate.validate`."""
     from engine.evaluation.validate import validate
 
