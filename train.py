@@ -34,7 +34,7 @@ from utils.config import TrainConfig
 from utils.random_state import seed_everything
 
 if TYPE_CHECKING:
-    from utils.metrics.metrics import Metrics
+    from tasks.base import MetricResult
 
 LOG_EVERY = 10  # iterations between two readings of the losses; each waits for the device
 
@@ -55,8 +55,8 @@ class TrainResult:
     """The outcome of a training."""
 
     save_dir: Path
-    best: Metrics  # of best.pt
-    last: Metrics | None  # of the last epoch; None where a resume found every epoch done
+    best: MetricResult  # of best.pt
+    last: MetricResult | None  # of the last epoch; None where a resume found every epoch done
     best_epoch: int  # from 0
     epochs: int  # that were trained in all
 
@@ -149,7 +149,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     return meter.means()
 
 
-def validate(run: Run) -> Metrics:
+def validate(run: Run) -> MetricResult:
     """Metrics of the moving average on the validation images."""
     state, loaders = run.state, run.loaders
     distributed.broadcast_tensors(state.ema.model.buffers())  # running statistics differ between ranks
@@ -158,7 +158,7 @@ def validate(run: Run) -> Metrics:
         return evaluate(state.ema.model, loaders.val, options, loss=state.loss)
 
 
-def validate_best(run: Run) -> Metrics:
+def validate_best(run: Run) -> MetricResult:
     """Validates best.pt with all plots, saves its deployed form, and prints where the results are."""
     model, loaders = run.state.ema.model, run.loaders
     best, last = (run.save_dir / "weights" / name for name in ("best.pt", "last.pt"))

@@ -1,4 +1,4 @@
-"""Validates weights: arguments -> ValConfig -> engine.evaluation.validate -> evaluate(model, loader) -> Metrics.
+"""Validates weights: arguments -> ValConfig -> engine.evaluation.validate -> evaluate(model, loader) -> metrics.
 
 Example:
     python val.py --weights runs/train/exp/weights/best.pt --data mydata.yaml --imgsz 640 --save-json
@@ -16,7 +16,7 @@ from utils.cli.script import run_script
 from utils.cli.val_arguments import ValConfig, parse_arguments
 
 if TYPE_CHECKING:
-    from utils.metrics.metrics import Metrics
+    from tasks.base import MetricResult
 
 __all__ = ["ValConfig", "main", "validate"]
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_script("val.py", body)
 
 
-def validate(config: ValConfig) -> Metrics:
+def validate(config: ValConfig) -> MetricResult:
     """Validates the weights on a split; see :func:`engine.evaluation.validate.validate`."""
     from engine.evaluation.validate import validate
 

@@ -125,7 +125,7 @@ class Model(nn.Module):
         """
         deployed = self.head.deploy()
         head_sources = tuple(self.plans[-1].sources[i] for i in deployed.inputs)
-        plans = [*self.plans[:-1], replace(self.plans[-1], sources=head_sources, name=deployed.name)]
+        plans = [*self.plans[:-1], replace(self.plans[-1], sources=head_sources, name=deployed.name or self.plans[-1].name)]
         plans = _fold_identities(needed(plans), self.model)
         number = {plan.index: new for new, plan in enumerate(plans)} | {-1: -1}
         spec = replace(self.spec, rows=tuple(_renumbered_row(self.spec.rows[p.index], p, number) for p in plans))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -42,7 +43,7 @@ class ExportOutput:
 
 
 class MetricResult(Protocol):
-    """What a metric computes to."""
+    """What a metric computes to: a dataclass, since evaluation fills in ``losses`` and ``speed_ms`` with ``dataclasses.replace``."""
 
     @property
     def losses(self) -> Mapping[str, float]:
@@ -59,6 +60,18 @@ class MetricResult(Protocol):
     @property
     def columns(self) -> Mapping[str, float]:
         """Values under the names of ``Task.columns``, as results.csv has them."""
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """Name and value, in 0-1, of the number by which models are compared."""
+
+    @property
+    def class_ap(self) -> Sequence[float]:
+        """(nc,) quality of each class in 0-1, NaN for a class without objects; ``--image-weights`` samples by it."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Lines for the console below the table."""
 
     def table(self, *, per_class: bool = True) -> str:
         """A text table for the console."""
@@ -92,6 +105,7 @@ class Task(Protocol):
         name: as users write it: detect, segment, pose, obb, classify.
         expected_row: how a row of a label file looks, for messages.
         columns: names of the metric's values in results.csv, in order.
+        coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
     """
 
@@ -103,6 +117,8 @@ class Task(Protocol):
     def columns(self) -> tuple[str, ...]: ...
     @property
     def outputs(self) -> tuple[ExportOutput, ...]: ...
+    @property
+    def coco_type(self) -> str | None: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -124,6 +140,12 @@ class Task(Protocol):
 
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> Metric:
         """An empty metric for these classes."""
+
+    def add_truth(self, detections: Detections, truth: Any, *, image: int) -> Detections:
+        """The ground truth of one image of a batch with score 1, then those of its detections that are none of these objects."""
+
+    def plot(self, result: Any, folder: Path) -> None:
+        """Writes the figures of a :class:`MetricResult` into a folder."""
 
     def detections_of_targets(self, targets: Targets, hw: tuple[int, int], *, count: int) -> list[Detections]:
         """The targets of ``count`` images of ``hw`` px as detections of score 1 in px of the batch, to be drawn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +13,24 @@ from torch import Tensor
 
 from tasks.base import DrawStyle, ExportOutput, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, InvalidRow, LabelRow, parse_numbers
-from utils.boxes import cxcywh_to_xyxy, denormalised, normalised, to_batch, to_original, xyxy_to_cxcywh, xyxy_to_ltwh
+from utils.boxes import (
+    box_iou,
+    cxcywh_to_xyxy,
+    denormalised,
+    ltwh_to_xyxy,
+    normalised,
+    to_batch,
+    to_original,
+    xyxy_to_cxcywh,
+    xyxy_to_ltwh,
+)
 from utils.instances import Instances
-from utils.metrics.metrics import COLUMNS as METRIC_COLUMNS
-from utils.metrics.metrics import GroundTruth, MetricAccumulator
+from utils.metrics.columns import METRIC_COLUMNS
+from utils.metrics.metrics import GroundTruth, MetricAccumulator, Metrics
 from utils.nms import Suppression, non_max_suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets, detections_on_host, split_detections
+
+SAME_OBJECT_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
 class DetectTask:
@@ -25,8 +38,13 @@ class DetectTask:
 
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
-    columns = METRIC_COLUMNS
+    coco_type = "bbox"
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The four of every YOLO, and those that a plugin has registered."""
+        return tuple(METRIC_COLUMNS)
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """Class and box (5 columns), or class and polygon (7 or more, an odd number); coordinates just outside 0-1 are clipped."""
@@ -71,6 +89,20 @@ class DetectTask:
 
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> MetricAccumulator:
         return MetricAccumulator(names, rule=rule)
+
+    def add_truth(self, detections: Detections, truth: GroundTruth, *, image: int) -> Detections:
+        rows = truth.image == image
+        classes, boxes = truth.classes[rows], ltwh_to_xyxy(truth.boxes_ltwh[rows]).to(detections.boxes)
+        same = (box_iou(detections.boxes, boxes) > SAME_OBJECT_IOU) & (detections.classes[:, None] == classes)  # (n, m)
+        objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes)
+        return Detections.cat([objects, detections[~same.any(dim=1)].replace(fields={})])
+
+    def plot(self, result: Metrics, folder: Path) -> None:
+        """Precision, recall and F1 curves and the confusion matrix."""
+        from utils.visual.plots import plot_confusion, plot_curves
+
+        plot_curves(result, folder)
+        plot_confusion(result.confusion, result.names, folder / "confusion_matrix.png")
 
     def detections_of_targets(self, targets: Targets, hw: tuple[int, int], *, count: int) -> list[Detections]:
         boxes = cxcywh_to_xyxy(denormalised(targets.boxes, (float(hw[0]), float(hw[1]))))

@@ -166,8 +166,9 @@ class NetworkChecks:
         batch = noise_batch(model, *self.rectangle)
         metrics = evaluate(model, [batch], EvaluationOptions(progress=False), loss=model.head.build_loss(self._hyp()))
         require_finite({name: torch.tensor(value) for name, value in metrics.losses.items()}, "loss")
-        if not 0 <= metrics.map <= 1:
-            raise UserError(f"mAP {metrics.map} on noise")
+        name, value = metrics.headline
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} {value} on noise")
 
     def check_fuse(self) -> None:
         """The fused network predicts the same."""

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from tasks import Task
 from utils import distributed
-from utils.boxes import box_iou, ltwh_to_xyxy
-from utils.metrics.metrics import GroundTruth, Metrics
 from utils.types import Batch, Detections
 from utils.visual.savers import ResultWriter, SaveOptions
 
 EXAMPLES = 3  # batches
 SHOWN_CONFIDENCE = 0.25  # detections above this are drawn
-HYBRID_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
 class EvaluatedBatch(NamedTuple):
@@ -28,7 +24,7 @@ class EvaluatedBatch(NamedTuple):
     batch: Batch
     task: Task
     detections: list[Detections]  # px of the original images, on the CPU
-    truth: GroundTruth
+    truth: Any  # as the task's metric compares with
 
     @property
     def detections_in_batch(self) -> list[Detections]:
@@ -82,26 +78,9 @@ class TextSaver:
             self.writer = ResultWriter(self.folder, self.names, options, label_rows=evaluated.task.label_rows)
         rows = []
         for i, (path, detections) in enumerate(zip(evaluated.batch.paths, evaluated.detections)):
-            found = with_objects(detections, evaluated.truth, image=i) if self.with_truth else detections
+            found = evaluated.task.add_truth(detections, evaluated.truth, image=i) if self.with_truth else detections
             rows.append((path, evaluated.batch.letterbox.original_hw[i].tolist(), found))
         shares = distributed.gather_objects(rows if evaluated.batch.images_of_step else [])
         for path, (height, width), found in (row for share in shares for row in share) if distributed.is_main() else ():
             blank = np.broadcast_to(np.uint8(0), (height, width, 3))  # only its shape is used
             self.writer.write(path, blank, found, drawn=blank)
-
-
-def with_objects(detections: Detections, truth: GroundTruth, *, image: int) -> Detections:
-    """The objects of one image, with score 1, and those detections that are none of them."""
-    rows = truth.image == image
-    classes, boxes = truth.classes[rows], ltwh_to_xyxy(truth.boxes_ltwh[rows]).to(detections.boxes)
-    same = (box_iou(detections.boxes, boxes) > HYBRID_IOU) & (detections.classes[:, None] == classes)  # (n, m)
-    objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes)
-    return Detections.cat([objects, detections[~same.any(dim=1)].replace(fields={})])
-
-
-def save_plots(metrics: Metrics, folder: Path) -> None:
-    """Precision, recall and F1 curves and the confusion matrix."""
-    from utils.visual.plots import plot_confusion, plot_curves
-
-    plot_curves(metrics, folder)
-    plot_confusion(metrics.confusion, metrics.names, folder / "confusion_matrix.png")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.evaluation.callbacks import EvaluatedBatch, EvaluationCallback, ImageSaver, save_plots
+from engine.evaluation.callbacks import EvaluatedBatch, EvaluationCallback, ImageSaver
 from engine.inference.predictor import INFERENCE, PRE_PROCESS, STAGES, Network, Predictor
 from engine.logging.progress import LossMeter
 from engine.micro_batches import MicroBatches, mean_parts
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from models.heads.base import Loss
     from tasks.base import Metric
     from utils.metrics.coco_eval import CocoAnnotations
-    from utils.metrics.metrics import Metrics
 
 VALIDATION = Suppression(conf=0.001, iou=0.7, max_det=300, multi_label=True)
 
@@ -63,7 +62,7 @@ def evaluate(
     metric: Metric | None = None,
     loss: Loss | None = None,
     callbacks: Sequence[EvaluationCallback] = (),
-) -> Metrics:
+) -> Any:
     """Runs a model over a loader and measures what it finds, in px of the original images.
 
     Each of several ranks takes its loader's share, and every one returns the metrics of the whole.
@@ -94,7 +93,7 @@ def evaluate(
                 callback.on_batch(evaluated)
     metrics = _merge_ranks(metric, pipeline)
     if options.plots_dir is not None and distributed.is_main():
-        save_plots(metrics, options.plots_dir)
+        model.task.plot(metrics, options.plots_dir)
     return metrics
 
 
@@ -162,7 +161,7 @@ class Share(NamedTuple):
     images: int
 
 
-def _merge_ranks(metric: Metric, pipeline: _Pipeline) -> Metrics:
+def _merge_ranks(metric: Metric, pipeline: _Pipeline) -> Any:
     """The metrics of what all ranks have measured; alone, of what this one has."""
     state = metric.state()
     seconds, meter = pipeline.predictor.stopwatch.seconds, pipeline.meter

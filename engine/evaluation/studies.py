@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.base import MetricResult
 from utils import distributed
 from utils.cli.val_arguments import ValConfig
 from utils.errors import UserError
-from utils.metrics.metrics import Metrics
 from utils.run_folders import new_run_dir
 
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # as in detection, so that suppression does the work it does there
+SHORT_NAMES = {"metrics/precision": "P", "metrics/recall": "R"}  # in study.csv
 
 
 class Measured(NamedTuple):
@@ -22,7 +23,7 @@ class Measured(NamedTuple):
     weights: str
     imgsz: int  # px
     batch_size: int
-    metrics: Metrics
+    metrics: MetricResult
 
     @property
     def ms(self) -> float:
@@ -30,7 +31,7 @@ class Measured(NamedTuple):
         return sum(self.metrics.speed_ms.values())
 
 
-def speed(config: ValConfig, validate: Callable[[ValConfig], Metrics]) -> list[Measured]:
+def speed(config: ValConfig, validate: Callable[[ValConfig], MetricResult]) -> list[Measured]:
     """Validates every file alone at batch 1 and at the batch size that was asked for, and prints milliseconds an image by stage."""
     folder = _folder(config)
     measured = []
@@ -46,7 +47,7 @@ def speed(config: ValConfig, validate: Callable[[ValConfig], Metrics]) -> list[M
     return measured
 
 
-def study(config: ValConfig, validate: Callable[[ValConfig], Metrics]) -> list[Measured]:
+def study(config: ValConfig, validate: Callable[[ValConfig], MetricResult]) -> list[Measured]:
     """Validates every file alone at every size; writes ``study.csv`` and ``study.png``: mAP over milliseconds an image."""
     folder = _folder(config)
     measured = []
@@ -74,10 +75,11 @@ def _write_table(measured: Sequence[Measured], path: Path) -> None:
     stages = list(measured[0].metrics.speed_ms)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["weights", "imgsz", "batch", "P", "R", "mAP_0.5", "mAP_0.5:0.95", *(f"{s} ms" for s in stages)])
+        names = [SHORT_NAMES.get(name, name.removeprefix("metrics/")) for name in measured[0].metrics.columns]
+        writer.writerow(["weights", "imgsz", "batch", *names, *(f"{s} ms" for s in stages)])
         for m in measured:
             speeds = (f"{m.metrics.speed_ms[s]:.2f}" for s in stages)
-            quality = (m.metrics.precision, m.metrics.recall, m.metrics.map50, m.metrics.map)
+            quality = m.metrics.columns.values()
             writer.writerow([m.weights, m.imgsz, m.batch_size, *(f"{q:.5f}" for q in quality), *speeds])
 
 
@@ -86,5 +88,5 @@ def _plot(measured: Sequence[Measured], path: Path, *, rule: str) -> None:
 
     curves: dict[str, list[tuple[float, float, str]]] = {}
     for m in measured:
-        curves.setdefault(m.weights, []).append((m.ms, m.metrics.map, str(m.imgsz)))
-    plot_trade_off(curves, path, x="ms an image", y=f"mAP50-95 (rule: {rule})")
+        curves.setdefault(m.weights, []).append((m.ms, m.metrics.headline[1], str(m.imgsz)))
+    plot_trade_off(curves, path, x="ms an image", y=f"{measured[0].metrics.headline[0]} (rule: {rule})")

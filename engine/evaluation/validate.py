@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data.dataset_spec import DatasetSpec, load_dataset_spec
 from data.loader import BatchLoader, LoaderOptions, build_loader
 from engine.channels import spec_for
-from engine.evaluation.callbacks import EvaluationCallback, ImageSaver, TextSaver, save_plots
+from engine.evaluation.callbacks import EvaluationCallback, ImageSaver, TextSaver
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.evaluation.ground_truth import split_truth
 from engine.inference.augmented import AugmentedModel
@@ -29,8 +29,8 @@ from utils.nms import Suppression
 from utils.run_folders import new_run_dir, newest_weights
 
 if TYPE_CHECKING:
+    from tasks.base import MetricResult
     from utils.metrics.coco_eval import CocoAnnotations
-    from utils.metrics.metrics import Metrics
 
 
 def run_validation(config: ValConfig) -> None:
@@ -43,7 +43,7 @@ def run_validation(config: ValConfig) -> None:
         validate(config)
 
 
-def validate(config: ValConfig) -> Metrics:
+def validate(config: ValConfig) -> Any:
     """Validates the weights on the split that the configuration names, prints the table and writes the run folder.
 
     Raises:
@@ -53,23 +53,26 @@ def validate(config: ValConfig) -> Metrics:
         return validate_on_rank(config)
 
 
-def validate_on_rank(config: ValConfig) -> Metrics:
+def validate_on_rank(config: ValConfig) -> Any:
     """The same on each of several ranks."""
     device = distributed.select_device(config.device)
     if config.half and device.type != "cuda":
         raise UserError(f"--half: needs a GPU, this is {device.type}; leave it out")
     with distributed.process_group(device):
         config, model = load_weights(config, device)
+        if config.save_json and model.task.coco_type is None:
+            raise UserError(f"--save-json: results of the task {model.task.name!r} have no form in COCO; leave it out")
         spec, loader = open_data(config, model)
-        annotations = split_truth(spec, config.task)
+        annotations = split_truth(spec, config.task) if model.task.coco_type else None
         save_dir = run_folder(config)
         metric = model.task.metric(spec.names, rule=config.ap_rule)
         options = evaluation_options(config, model, loader, device=device, annotations=annotations)
         metrics = evaluate(model, loader, options, metric=metric, callbacks=callbacks_of(config, spec, model, save_dir))
         if distributed.is_main():
-            report(metrics, config, save_dir)
+            report(metrics, config, classes=spec.nc)
+            model.task.plot(metrics, save_dir)
             if config.save_json:
-                save_json(metric, metrics, annotations, config, save_dir)
+                save_json(metric, annotations, config, save_dir)
             print(f"Results in {save_dir}")
     return metrics
 
@@ -147,26 +150,22 @@ def run_folder(config: ValConfig) -> Path:
     return Path(str(distributed.broadcast_object(made)))
 
 
-def report(metrics: Metrics, config: ValConfig, save_dir: Path) -> None:
-    """The table, the speed and the curves."""
-    print(metrics.table(per_class=config.verbose or len(metrics.names) <= 50))
-    sizes = ", ".join(f"{name} {value:.3f}" for name, value in zip(("small", "medium", "large"), metrics.map_by_size) if value == value)
-    if sizes:
-        print(f"mAP50-95 by size (rule: {metrics.rule}): {sizes}")
-    print(f"P and R at confidence {metrics.confidence:.3f}, where F1 is highest (IoU 0.5)")
+def report(metrics: MetricResult, config: ValConfig, *, classes: int) -> None:
+    """Prints the table and the speed."""
+    print(metrics.table(per_class=config.verbose or classes <= 50))
+    print(*metrics.remarks, sep="\n", end="\n" if metrics.remarks else "")
     speed = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in metrics.speed_ms.items())
     print(f"Speed per image at batch {config.batch_size}: {speed}")
-    save_plots(metrics, save_dir)
 
 
 def save_json(
-    metric: Metric, metrics: Metrics, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path
+    metric: Metric, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path
 ) -> dict[str, float] | None:
     """Writes the detections for pycocotools, and runs it where the ground truth is at hand."""
     from utils.metrics.coco_eval import category_ids_of, run_pycocotools, write_coco_json
 
     path = save_dir / f"{Path(config.weights).stem}_predictions.json"
-    ids = annotations.category_ids if annotations else category_ids_of(metrics.names)
+    ids = annotations.category_ids if annotations else category_ids_of(metric.names)
     count = write_coco_json(path, metric, category_ids=ids)
     print(f"{count} detections in {path}")
     if annotations is None:

@@ -47,7 +47,10 @@ class AugmentedModel:
         if scale != 1:
             version = F.interpolate(version, size=(new_h, new_w), mode="bilinear", align_corners=False)
             version = F.pad(version, (0, -new_w % self.stride, 0, -new_h % self.stride), value=GREY)
-        boxes, scores = self.model.predict(version)
+        predictions = self.model.predict(version)
+        if extra := [*predictions.fields, *predictions.shared]:
+            raise UserError(f"--augment: turns boxes back only, but the task {self.task.name!r} has also {', '.join(extra)}; leave it out")
+        boxes, scores = predictions
         boxes = boxes * boxes.new_tensor((width / new_w, height / new_h)).repeat(2)
         if mirrored:
             x1, y1, x2, y2 = boxes.unbind(dim=2)

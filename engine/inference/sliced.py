@@ -19,7 +19,7 @@ from data.augment.letterbox import letterbox
 from data.images.reading import ImageError
 from engine.inference.predictor import Predictor
 from engine.inference.slicing import WindowDetections, merge_windows, slice_windows
-from utils.types import Batch, Detections
+from utils.types import Batch, Detections, Letterbox
 
 if TYPE_CHECKING:
     from data.dataset import ImageDataset
@@ -77,8 +77,10 @@ class SlicedPredictor:
         boxed = [letterbox(view, self.input_hw, auto=predictor.dynamic, stride=predictor.stride) for view in views]
         found = predictor.predict_letterboxed(boxed, [view.shape[:2] for view in views])
         window = torch.arange(len(found)).repeat_interleave(torch.tensor([len(d) for d in found]))
-        together = Detections.cat(found)
-        return together.replace(boxes=together.boxes + windows[window][:, :2].repeat(1, 2)), window
+        count = len(windows)
+        hw = torch.tensor(image.shape[:2]).expand(count, -1)
+        place = Letterbox(hw, torch.ones(count, 2), -windows[:, :2].float())  # a window is the image, shifted
+        return Detections.cat(predictor.task.to_original(found, place)), window
 
 
 @dataclass(frozen=True)

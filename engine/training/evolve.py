@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from engine.logging.loggers import metric_columns
 from engine.training.nonfinite_guard import Diverged
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.metrics.metrics import COLUMNS
 
 if TYPE_CHECKING:
-    from utils.metrics.metrics import Metrics
+    from tasks.base import MetricResult
 
 PARENTS = 5  # the best generations so far
 CHANCE, SPREAD = 0.8, 0.2  # that a value changes, and the deviation of its factor
@@ -92,7 +90,7 @@ def evolve(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> Path:
 
 def train_generation(number: int, config: TrainConfig, hyp: Hyperparameters | None, train: Callable[[TrainConfig], Any]) -> Row:
     """Trains one generation; values with which the loss diverges have fitness 0."""
-    metrics: Metrics | None = None
+    metrics: MetricResult | None = None
     try:
         result = train(config.replace(hyp=hyp) if hyp else config)
         metrics = result.best
@@ -101,7 +99,7 @@ def train_generation(number: int, config: TrainConfig, hyp: Hyperparameters | No
             raise
         print(f"Fitness 0: {error}")
     used = Hyperparameters.from_yaml(Path(config.project) / config.name / "hyp.yaml").to_dict()
-    measured = {name: metric_columns(metrics).get(name, 0.0) for name in COLUMNS}
+    measured = dict(metrics.columns) if metrics is not None else {}
     fitness = metrics.fitness if metrics is not None else 0.0
     return {"generation": number, "fitness": float(fitness), **measured, **{key: float(used[key]) for key in BOUNDS}}
 
@@ -170,7 +168,7 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
     values = read_recipe(folder).replace(**{key: best[key] for key in BOUNDS}).to_dict()
     title = f"# Best of {len(rows)} generations: number {int(best['generation']) + 1}, fitness {best['fitness']:.5f}\n"
     _write_file(folder / "hyp_evolve.yaml", title + yaml.safe_dump(values, sort_keys=False))
-    lines = [",".join(rows[0]), *(",".join(_format(row[key]) for key in rows[0]) for row in rows)]
+    lines = [",".join(rows[0]), *(",".join(_format(row.get(key, 0.0)) for key in rows[0]) for row in rows)]
     _write_file(folder / "evolve.csv", "\n".join(lines) + "\n")
     plot_evolution(rows, tuple(BOUNDS), folder / "evolve.png")
 

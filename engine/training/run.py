@@ -25,8 +25,8 @@ from utils.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
     from data.loader import BatchLoader
+    from tasks.base import MetricResult
     from utils.metrics.coco_eval import CocoAnnotations
-    from utils.metrics.metrics import Metrics
 
 
 @dataclass
@@ -77,12 +77,12 @@ class Run:
         progress, state = self.progress, self.state
         return RunInfo(self.save_dir, state.model.names, state.loss.names, state.model.task, progress.start_epoch, tuple(progress.rows))
 
-    def end_epoch(self, row: Mapping[str, float], metrics: Metrics | None = None) -> None:
+    def end_epoch(self, row: Mapping[str, float], metrics: MetricResult | None = None) -> None:
         """Counts the epoch as done."""
         progress = self.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
         if progress.class_ap is not None and metrics is not None:
-            progress.class_ap = tuple(distributed.broadcast_object(metrics.ap.mean(axis=1).tolist()))
+            progress.class_ap = tuple(distributed.broadcast_object(list(metrics.class_ap)))
         self.meter.reset()
         progress.rows.append(dict(row))
         self.gather_rank_states()
@@ -105,7 +105,7 @@ class Run:
                 set_random_state(random)
 
 
-def snapshot(run: Run, metrics: Metrics | None = None) -> Checkpoint:
+def snapshot(run: Run, metrics: MetricResult | None = None) -> Checkpoint:
     """The checkpoint of this moment; its tensors are the run's own, not copies."""
     state, progress, loader = run.state, run.progress, run.loaders.train
     return Checkpoint(

@@ -22,13 +22,13 @@ from utils.memory import is_out_of_memory
 from utils.random_state import refused_kernel
 
 if TYPE_CHECKING:
-    from utils.metrics.metrics import Metrics
+    from tasks.base import MetricResult
 
 STOP_EVERY = 10  # steps between two exchanges of several ranks about a requested stop
 DEPLOY_CHECK_IMAGES = 2  # validation images on which the deployed form is compared with best.pt
 
 
-def save_epoch(run: Run, metrics: Metrics | None) -> None:
+def save_epoch(run: Run, metrics: MetricResult | None) -> None:
     """Saves last.pt, best.pt where this epoch is the best, and one more checkpoint every --save-period epochs."""
     last = snapshot(run, metrics)
     save_last(run, last)

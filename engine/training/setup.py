@@ -335,7 +335,7 @@ def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, 
     )  # fmt: skip
     with distributed.local_main_first():
         train, val = build_loader(spec, "train", train_options, task=task), build_loader(spec, "val", val_options, task=task)
-    return Loaders(train, val, label_truth(spec, "val", val.dataset.image_files))
+    return Loaders(train, val, label_truth(spec, "val", val.dataset.image_files) if task.coco_type else None)
 
 
 def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:

@@ -54,7 +54,8 @@ def compare(deployed: Model, path: Path, *, facts: ExportFacts, export_format: E
     inputs = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed, shape in enumerate(shapes)]
     compare_inputs = _compare_detections if export_format.has_suppression else _compare_predictions
     found = compare_inputs(deployed, path, facts, export_format, inputs)
-    allowed_px, allowed_score = (min(o.tolerance[part] for o in get_task(facts.task).outputs) for part in ("boxes", "scores"))
+    outputs = get_task(facts.task).outputs
+    allowed_px, allowed_score = (min(o.tolerance[part] for o in outputs if part in o.tolerance) for part in ("boxes", "scores"))
     agreement = Agreement(found.boxes_px, found.scores, tuple(dict.fromkeys(shapes)), allowed_px, allowed_score)
     if allowed_px <= found.boxes_px < ROUNDING_LIMIT_PX:
         by_rounding = min(ROUNDINGS * _rounding_px(deployed, inputs), ROUNDING_LIMIT_PX)

@@ -137,7 +137,7 @@ class DistributionHead(Head):
         boxes, classes, dfl = self._branch(-1)
         inputs = list(range((branches - 1) * len(boxes), branches * len(boxes)))
         if self.single is None:
-            return Deployed(self, inputs, self.single_name)
+            return Deployed(self, inputs)
         head = self.single.__new__(self.single)
         nn.Module.__init__(head)
         head.nc, head.strides = self.nc, self.strides
@@ -179,9 +179,11 @@ class Detect(DistributionHead):
     def class_width(cls, first: int, nc: int) -> int:
         return max(first, min(nc, 100))
 
-    @staticmethod
-    def for_row(*, anchors: Any, dialect: str) -> type[Head]:
-        """The head that ``Detect`` means in a file of this dialect, with or without anchors."""
+    @classmethod
+    def for_row(cls, *, anchors: Any, dialect: str) -> type[Head]:
+        """The head that ``Detect`` means in a file of this dialect, with or without anchors; a derived class means itself."""
+        if cls is not Detect:
+            return cls
         if anchors is not None:
             return AnchorDetect
         return Detect if dialect == "v8" else DetectV9

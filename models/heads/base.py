@@ -52,7 +52,7 @@ class Deployed(NamedTuple):
 
     head: Head
     inputs: list[int]
-    name: str  # registered name under which a YAML can build it
+    name: str | None = None  # registered name under which a YAML can build it; None: the row's own
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 
 from tests.golden import assert_close, find
 from utils.metrics.average_precision import smoothed
+from utils.metrics.columns import METRIC_COLUMNS, fitness
 from utils.metrics.matching import Objects, match_yolov5
-from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator, Metrics, fitness
+from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator, Metrics
 from utils.types import Detections
 
 NC = 10
@@ -86,7 +87,7 @@ def test_confusion_matrix() -> None:
 
 def test_fitness() -> None:
     g = find("ops", "fitness_v9")
-    assert_close(fitness(g.arrays["x"][:, 2], g.arrays["x"][:, 3]), g.arrays["fitness"], 1e-12)
+    assert_close(fitness({name: g.arrays["x"][:, i] for i, name in enumerate(METRIC_COLUMNS)}), g.arrays["fitness"], 1e-12)
     assert accumulator("yolov5").compute().fitness == pytest.approx(float(find("ops", "map_synth").arrays["fitness"][0]), abs=1e-12)
 
 

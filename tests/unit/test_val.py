@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import val
-from engine.evaluation.callbacks import with_objects
 from engine.evaluation.evaluate import EvaluationOptions, Share, evaluate
 from models import build_model
 from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -133,10 +132,10 @@ def test_hybrid_labels_hold_each_object_once() -> None:
         torch.tensor([0.9, 0.8, 0.7]),
         torch.tensor([1, 0, 1]),
     )
-    hybrid = with_objects(found, truth, image=0)
+    hybrid = DETECT.add_truth(found, truth, image=0)
     assert hybrid.scores.tolist() == pytest.approx([1, 0.8, 0.7])
     assert hybrid.classes.tolist() == [1, 0, 1]
-    assert len(with_objects(Detections(found.boxes[:0], found.scores[:0], found.classes[:0]), truth, image=5).scores) == 0
+    assert len(DETECT.add_truth(found[:0], truth, image=5)) == 0
 
 
 # The command line

@@ -28,6 +28,7 @@ from utils.metrics.average_precision import (
     smoothed,
     trapezoid_average_precision,
 )
+from utils.metrics.columns import METRIC_COLUMNS, fitness
 from utils.metrics.confusion import confusion_matrix
 from utils.metrics.matching import (
     AREA_RANGES,
@@ -42,8 +43,6 @@ from utils.metrics.matching import (
 from utils.types import Columns, Detections
 
 COCO_MAX_DETECTIONS = (1, 10, 100)  # per image and class
-COLUMNS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")  # of results.csv
-FITNESS_WEIGHTS = {"map50": 0.1, "map": 0.9}
 COCO_STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
 
@@ -89,13 +88,34 @@ class Metrics:
 
     @property
     def fitness(self) -> float:
-        """What best.pt is chosen by: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95."""
-        return fitness(self.map50, self.map)
+        """What best.pt is chosen by: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, unless a plugin weighs other columns."""
+        return float(fitness(self.columns))
 
     @property
     def columns(self) -> dict[str, float]:
         """The values that results.csv has."""
-        return {name: float(value) for name, value in zip(COLUMNS, (self.precision, self.recall, self.map50, self.map))}
+        return {name: float(value(self)) for name, value in METRIC_COLUMNS.items()}
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The number by which models are compared."""
+        return "mAP50-95", self.map
+
+    @property
+    def class_ap(self) -> list[float]:
+        """mAP@0.5:0.95 of each class, NaN for one without objects."""
+        return self.ap.mean(axis=1).tolist()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the table leaves out, for the console."""
+        sizes = ", ".join(f"{name} {value:.3f}" for name, value in zip(("small", "medium", "large"), self.map_by_size) if value == value)
+        by_size = [f"mAP50-95 by size (rule: {self.rule}): {sizes}"] if sizes else []
+        return [*by_size, f"P and R at confidence {self.confidence:.3f}, where F1 is highest (IoU 0.5)"]
+
+    def map_at(self, iou: float) -> float:
+        """mAP at one of the thresholds 0.50, 0.55 … 0.95."""
+        return _mean(self.ap[:, int(np.abs(IOU_THRESHOLDS - iou).argmin())])
 
     @property
     def map_by_size(self) -> tuple[float, float, float]:
@@ -120,11 +140,6 @@ class Metrics:
         return "\n".join(lines)
 
 
-def fitness(map50: float | Array, map50_95: float | Array) -> Any:
-    """0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as YOLOv5, v7 and v9 weigh them."""
-    return FITNESS_WEIGHTS["map50"] * map50 + FITNESS_WEIGHTS["map"] * map50_95
-
-
 class MetricAccumulator:
     """Collects detections and objects of any number of batches, on any number of processes.
 
@@ -141,6 +156,7 @@ class MetricAccumulator:
         rule: str = "coco",
         similarity: Similarity = box_overlap,
         fields: Sequence[str] = (),
+        result: type[Metrics] = Metrics,
     ) -> None:
         """
         Args:
@@ -148,6 +164,7 @@ class MetricAccumulator:
             rule: ``coco``, ``yolov5`` or ``ultralytics``.
             similarity: How alike a detection and an object are; overlap of boxes for detection.
             fields: Names of the fields of detections and ground truth that ``similarity`` reads.
+            result: What ``compute`` gives; a class of its own says other columns.
 
         Raises:
             ValueError: an unknown rule.
@@ -156,7 +173,7 @@ class MetricAccumulator:
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {rule!r}")
         self.names = tuple(names[i] for i in range(len(names)))
         self.rule = cast(Rule, rule)
-        self.similarity, self.fields = similarity, tuple(fields)
+        self.similarity, self.fields, self.result = similarity, tuple(fields), result
         self._fields: dict[str, dict[str, list[NDArray]]] = {kind: {name: [] for name in fields} for kind in ("detections", "truth")}
         self._images: list[int | str] = []
         self._dets: list[NDArray[np.float64]] = []  # (n, 7) image, class, left, top, width, height, score
@@ -222,7 +239,7 @@ class MetricAccumulator:
         best = int(smoothed(curves.f1[present].mean(axis=0), 0.1).argmax()) if present.any() else 0
         best = min(best, len(CURVE_POINTS) - 1)
         precision, recall = curves.precision[:, best], curves.recall[:, best]
-        return Metrics(
+        return self.result(
             rule=self.rule,
             names=self.names,
             images=len(self._images),
