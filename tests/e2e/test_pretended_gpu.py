@@ -73,7 +73,7 @@ def trained(world: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("block", "head"), [("FocalModulation, []", DUAL), ("BRA, []", PLAIN), ("NLBlockND, []", PLAIN)])
-def test_a_training_makes_the_weights_that_it_makes_on_the_cpu(world, tmp_path, block, head):
+def test_training_on_the_fake_device_gives_the_cpu_weights(world, tmp_path, block, head):
     cfg = tmp_path / "tiny-v9.yaml"
     cfg.write_text(TINY.format(block=block).replace("[[3, 4], 1, DDetect, [nc]]", head))
     expected = trained(world, tmp_path / "cpu", cfg=cfg, deterministic=True)
@@ -84,7 +84,7 @@ def test_a_training_makes_the_weights_that_it_makes_on_the_cpu(world, tmp_path, 
     assert not seen.unordered
 
 
-def test_detection_and_validation_see_the_same(world, tmp_path, capsys):
+def test_detection_and_validation_on_the_fake_device_equal_the_cpu(world, tmp_path, capsys):
     weights = tiny_checkpoint(tmp_path / "tiny.pt", names=("dark", "bright"))
     found = ["--weights", str(weights), "--source", str(world / "images" / "val"), "--imgsz", "64", "--conf-thres", "0.01", "--nosave"]
     measured = ["--weights", str(weights), "--data", str(world / "data.yaml"), "--imgsz", "64", "--workers", "0"]
@@ -102,7 +102,7 @@ def test_detection_and_validation_see_the_same(world, tmp_path, capsys):
     assert len(expected) == 3 * 4 + 1
 
 
-def test_a_kernel_without_a_deterministic_form_ends_in_one_line(world, tmp_path):
+def test_kernel_without_a_deterministic_form_gives_one_line(world, tmp_path):
     (tmp_path / "puts.py").write_text(PUTS)
     (tmp_path / "puts-v9.yaml").write_text((world / "tiny-v9.yaml").read_text().replace("Conv, [16, 1, 1]", "PutsForTests, []"))
     given = {"cfg": tmp_path / "puts-v9.yaml", "plugins": (tmp_path / "puts.py",)}

@@ -25,7 +25,7 @@ def loader_of(yaml_path, **changes):
     return build_loader(load_dataset_spec(yaml_path), "train", LoaderOptions(**given))
 
 
-def test_each_is_named_once_and_the_good_ones_are_used(world, capsys):
+def test_every_damaged_file_is_reported_once_and_valid_ones_are_used(world, capsys):
     yaml_path, kinds = world
     loader = loader_of(yaml_path)
     usable = EACH * (len(ROW_DROPPED) + len(FINE)) + GOOD
@@ -44,12 +44,12 @@ def test_each_is_named_once_and_the_good_ones_are_used(world, capsys):
     assert not any(b.unreadable for b in batches)
 
 
-def test_the_cache_says_the_same(world):
+def test_cached_labels_report_the_same_problems(world):
     first, second = loader_of(world[0]).dataset.problems, loader_of(world[0]).dataset.problems
     assert first == second
 
 
-def test_training_goes_on_with_the_good_ones(tmp_path, capsys):
+def test_training_continues_with_the_valid_images(tmp_path, capsys):
     import train
     from tests.tiny_training import TINY, config
 

@@ -73,7 +73,7 @@ def assert_all_placed(path: Path, expected: dict[str, torch.Tensor]) -> ForeignC
 
 
 @pytest.mark.parametrize(("program", "config", "golden"), SOURCES, ids=lambda v: v.removesuffix(".yaml") if v else "-")
-def test_every_tensor_of_every_source_is_placed(folder, program, config, golden):
+def test_every_tensor_of_every_source_is_loaded(folder, program, config, golden):
     zipped, older = folder / f"{program}-{config}.pt", folder / f"{program}-{config}-old.pt"
     with layout(program) as classes:
         model = foreign_model(config, classes, nc=80)
@@ -88,7 +88,7 @@ def test_every_tensor_of_every_source_is_placed(folder, program, config, golden)
     assert (checkpoint.nc, checkpoint.names[7], checkpoint.strides[:3]) == (80, "thing 7", (8.0, 16.0, 32.0))
 
 
-def test_the_network_computes_what_its_config_does(folder):
+def test_loaded_network_equals_the_one_built_from_its_config(folder):
     cfg = tiny_cfg(attention=("ECA", []), head=DUAL_HEAD) | {"nc": 3}
     with layout("yolov9") as classes:
         model = dressed(build_model(cfg), classes, names=list(NAMES), raw=cfg)
@@ -100,7 +100,7 @@ def test_the_network_computes_what_its_config_does(folder):
     assert model.deploy().spec.rows[-1].module == "DDetect"
 
 
-def test_every_tensor_of_yolov7_is_placed_its_activation_is_in_every_row(folder):
+def test_every_tensor_of_yolov7_is_loaded_with_its_row_activations(folder):
     raw = raw_yaml("yolov7-tiny.yaml", 4)
     del raw["activation"]
     for section in ("backbone", "head"):
@@ -113,7 +113,7 @@ def test_every_tensor_of_yolov7_is_placed_its_activation_is_in_every_row(folder)
     assert checkpoint.names == ("a", "b", "c", "d")
 
 
-def test_an_activation_that_only_the_code_knew_is_read_off_the_layers(folder):
+def test_activation_missing_from_the_yaml_is_read_from_the_layers(folder):
     raw = raw_yaml("yolov5n.yaml", 2)
     with layout("yolov5-old") as classes:
         own = build_model({**raw, "activation": "nn.Hardswish()"}, nc=2)
@@ -122,7 +122,7 @@ def test_an_activation_that_only_the_code_knew_is_read_off_the_layers(folder):
     assert checkpoint.cfg["activation"] == "nn.Hardswish()"
 
 
-def test_anchors_that_the_yaml_only_counts_come_from_the_head(folder):
+def test_anchors_given_as_a_count_come_from_the_head(folder):
     raw = raw_yaml("yolov5n.yaml", 2)
     own = build_model(raw, nc=2)
     own.head.set_anchors(own.head.anchors_px * 1.5)
@@ -132,7 +132,7 @@ def test_anchors_that_the_yaml_only_counts_come_from_the_head(folder):
     assert torch.allclose(model.head.anchors_px, own.head.anchors_px, rtol=1e-3)
 
 
-def test_a_layer_that_would_compute_something_else_is_refused(folder):
+def test_layer_with_a_different_computation_is_refused(folder):
     raw = raw_yaml("yolov5n.yaml", 2)
     with layout("yolov5") as classes:
         model = dressed(build_model(raw, nc=2), classes, names=["a", "b"], raw=raw)
@@ -166,7 +166,7 @@ def test_fused_files_load(folder, program, config):
     assert torch.equal(loaded.predict(images()).boxes, fused.eval().predict(images()).boxes)
 
 
-def test_a_fused_yolov7_keeps_its_implicit_layers_out(folder):
+def test_fused_yolov7_has_no_implicit_layers(folder):
     own = build_model("yolov7-tiny.yaml", nc=2)
     scramble_(own)
     lean = own.deploy()
@@ -199,7 +199,7 @@ def test_wrapped_networks_and_averages_are_found(folder, wrapper):
         assert_all_placed(folder / name, plain_model().state_dict())
 
 
-def test_the_average_is_preferred(folder):
+def test_moving_average_is_preferred(folder):
     with layout("yolov9") as classes:
         model = dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)
         other = copy.deepcopy(model)
@@ -214,7 +214,7 @@ def test_the_average_is_preferred(folder):
     ("head", "says"),
     [("Segment", "segments"), ("Pose", "finds key points"), ("Classify", "classifies"), ("OBB", "rotated boxes"), ("v10Detect", "YOLOv10")],
 )
-def test_other_tasks_are_named(folder, head, says):
+def test_checkpoints_of_other_tasks_are_refused_by_name(folder, head, says):
     with layout("ultralytics") as classes:
         model = dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)
         model.model[-1].__class__ = classes.of(head)
@@ -314,7 +314,7 @@ def test_damaged_safetensors_are_one_line(folder, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_foreign_file_becomes_one_of_ours(folder):
+def test_foreign_file_saves_in_the_own_format(folder):
     with layout("yolov9") as classes:
         torch.save({"model": dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)}, folder / "theirs.pt")
     save_checkpoint(folder / "ours.pt", load_checkpoint(folder / "theirs.pt"))
@@ -341,7 +341,7 @@ for cfg in ("yolov8n.yaml", "yolov9t.yaml", "yolov5n.yaml"):
 
 
 @pytest.mark.skipif(not os.environ.get("YOLO_PEER_PYTHON"), reason="YOLO_PEER_PYTHON names no Python that has ultralytics")
-def test_files_of_the_real_ultralytics_package_give_its_outputs(tmp_path):
+def test_files_of_the_ultralytics_package_give_its_outputs(tmp_path):
     environment = {**os.environ, "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [os.environ["YOLO_PEER_PYTHON"], "-c", PEER], cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300
@@ -360,7 +360,7 @@ def test_files_of_the_real_ultralytics_package_give_its_outputs(tmp_path):
             assert off_score < 1e-6
 
 
-def test_nothing_of_those_programs_is_imported(folder):
+def test_foreign_packages_are_never_imported(folder):
     with layout("ultralytics") as classes:
         torch.save({"model": dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)}, folder / "u.pt")
     assert not any(name.startswith("ultralytics") or name == "models.yolo" for name in sys.modules)

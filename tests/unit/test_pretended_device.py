@@ -21,7 +21,7 @@ def there(*size: int) -> torch.Tensor:
     return torch.ones(size, device="cuda")
 
 
-def test_tensors_come_and_go(gpu):
+def test_tensors_move_to_and_from_the_device(gpu):
     x = torch.arange(6.0).to("cuda:0")
     assert isinstance(x, Away)
     assert (x.device, x.is_cuda, x.new_zeros(2).device, x.new_tensor([1]).device, (x + 1).device) == (GPU, True, GPU, GPU, GPU)
@@ -70,7 +70,7 @@ def test_numpy_is_refused(gpu):
         lambda x: x.index_put_((x > 0,), there(4)),
     ],
 )
-def test_waiting_is_seen(gpu, waiting):
+def test_synchronisation_is_recorded(gpu, waiting):
     x = there(4)
     assert not gpu.waits
     waiting(x)
@@ -78,7 +78,7 @@ def test_waiting_is_seen(gpu, waiting):
     assert "test_pretended_device.py" in gpu.waits[0]
 
 
-def test_work_is_not_waiting(gpu):
+def test_asynchronous_work_is_not_recorded_as_synchronisation(gpu):
     x = there(4).requires_grad_()
     y = torch.where(x > 0, x, 0.0).index_select(0, torch.arange(3, device="cuda"))
     y[y > 5] = 0.0
@@ -96,12 +96,12 @@ def test_work_is_not_waiting(gpu):
         lambda x: F.grid_sample(x, torch.zeros(1, 2, 2, 2, device="cuda"), align_corners=False),
     ],
 )
-def test_kernels_that_add_in_any_order_are_seen(gpu, unordered):
+def test_nondeterministic_kernels_are_recorded(gpu, unordered):
     unordered(there(1, 1, 4, 4).requires_grad_()).sum().backward()
     assert len(gpu.unordered) == 1
 
 
-def test_a_custom_function_is_heard_backwards_too(gpu):
+def test_backward_of_a_custom_function_is_recorded(gpu):
     class Twice(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
