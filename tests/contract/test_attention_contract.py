@@ -23,8 +23,8 @@ from models.layers.attention.nonlocal_block import MODES, NLBlockND
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS
 from tests.cuda_casts import CudaCasts
+from tests.fake_cuda import DeviceRecord, fake_cuda
 from tests.golden import assert_close, fill_
-from tests.pretended_device import Seen, pretended_gpu
 
 CHANNELS = 32
 HALF_MAX = 65504.0
@@ -255,7 +255,7 @@ def test_trains_with_deterministic_algorithms(name):
 
 @each_block()
 def test_runs_on_the_fake_cuda_device_without_sync(name, monkeypatch):
-    """Beside the CPU's numbers: nothing is left on the CPU, nothing waits for the device, and every kernel is deterministic there."""
+    """Values equal the CPU's, no tensor stays on the CPU, nothing synchronises, and every kernel is deterministic on CUDA."""
     module, far = build(name).train(), build(name).train()
     x = sample(13, 20, batch=2).requires_grad_()
     torch.use_deterministic_algorithms(True)
@@ -263,19 +263,19 @@ def test_runs_on_the_fake_cuda_device_without_sync(name, monkeypatch):
         torch.manual_seed(1)
         expected = module(x)
         expected.square().mean().backward()
-        with pretended_gpu(monkeypatch) as seen:
+        with fake_cuda(monkeypatch) as seen:
             far, x_far = far.to("cuda"), x.detach().to("cuda").requires_grad_()
             torch.manual_seed(1)
             y = far(x_far)
             y.square().mean().backward()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert seen == Seen()
-    assert_close(y.held, expected, 1e-5, name)
-    assert_close(x_far.grad.held, x.grad, 1e-4, name)
+    assert seen == DeviceRecord()
+    assert_close(y.host, expected, 1e-5, name)
+    assert_close(x_far.grad.host, x.grad, 1e-4, name)
     noise = 1e-6 * max((p.grad.abs().max() for p in module.parameters()), default=0.0)  # a bias before a softmax has no gradient
     for (key, parameter), other in zip(module.named_parameters(), far.parameters()):
-        torch.testing.assert_close(other.grad.held, parameter.grad, rtol=1e-4, atol=float(noise), msg=key)
+        torch.testing.assert_close(other.grad.host, parameter.grad, rtol=1e-4, atol=float(noise), msg=key)
 
 
 @compiled_cases()

@@ -15,7 +15,7 @@ from PIL import Image
 import detect
 from engine.inference.hub import HubModel
 from models import build_model
-from tests.streaming import camera
+from tests.stream_sources import camera
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint
 from utils.errors import UserError
 from utils.types import Detections

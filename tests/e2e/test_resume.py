@@ -252,7 +252,7 @@ def test_resume_after_kill_gives_identical_weights(world, tmp_path, kills):
     flags = {**where, **size, "device": "cpu", "noplots": True, "seed": 3}
     plan = {"config": flags, "kills": kills, "seed": int(os.environ.get("KILL_SEED", "0"))}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    command = [sys.executable, "-m", "tests.killing", str(tmp_path / "plan.json")]
+    command = [sys.executable, "-m", "tests.process_kills", str(tmp_path / "plan.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])

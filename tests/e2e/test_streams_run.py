@@ -19,7 +19,7 @@ from torch import Tensor
 
 import detect
 from data.sources.stream_reader import ReconnectPolicy
-from tests.streaming import SECRET, Given, Grabber, camera, solid_image, video
+from tests.stream_sources import SECRET, FakeCapture, FakeScreen, camera, solid_image, video
 from tests.tiny import tiny_checkpoint
 from utils.process_exit import MAY_HANG
 from utils.types import Predictions
@@ -129,7 +129,7 @@ def test_images_and_videos_over_http_are_detected(run, server, tmp_path, capsys)
 
 @pytest.mark.usefixtures("finder")
 def test_camera_reconnecting_with_another_size_starts_a_new_video(run, tmp_path, monkeypatch):
-    captures = [Given(3, period_s=0.05), Given(4, size_wh=(96, 32), period_s=0.05), Given(0), Given(0)]
+    captures = [FakeCapture(3, period_s=0.05), FakeCapture(4, size_wh=(96, 32), period_s=0.05), FakeCapture(0), FakeCapture(0)]
     monkeypatch.setattr("data.sources.stream_reader.open_capture", lambda target, patience: captures.pop(0))
     assert run("--source", "0") == 0
     assert [frames_of(tmp_path / "out/exp" / name) for name in ("webcam0.mp4", "webcam0_2.mp4")] == [(3, 64), (4, 96)]
@@ -138,7 +138,7 @@ def test_camera_reconnecting_with_another_size_starts_a_new_video(run, tmp_path,
 @pytest.mark.usefixtures("finder")
 def test_screen_is_captured_until_q_is_pressed(run, tmp_path, monkeypatch):
     class Module:
-        MSS, ScreenShotError = Grabber, OSError
+        MSS, ScreenShotError = FakeScreen, OSError
 
     shown = []
     monkeypatch.setitem(sys.modules, "mss", Module)

@@ -16,7 +16,7 @@ from data.tools import check
 from data.tools.inspection import inspect_dataset, size_counts
 from data.tools.summary import summarize_labels
 from tests.coco_layout import write_coco_layout
-from tests.damage import FINE, LEFT_OUT, image_bytes, write_damaged
+from tests.damaged_files import IMAGE_SKIPPED, UNUSUAL, image_bytes, write_damaged
 from tests.image_files import write_images
 
 
@@ -87,10 +87,10 @@ def test_every_kind_of_damage_is_found_and_the_copy_is_clean(tmp_path, capsys):
     problems = (tmp_path / "runs/check/problems.txt").read_text()
     for stem, kind in kinds.items():
         lines = [line for line in problems.splitlines() if f"/{stem}." in line and "same content" not in line]
-        assert len(lines) == (0 if kind in FINE else 1), (kind, lines)
+        assert len(lines) == (0 if kind in UNUSUAL else 1), (kind, lines)
     assert run(tmp_path / "fixed/data.yaml", tmp_path) == 0
     kept = {p.stem for p in (tmp_path / "fixed/images/train").iterdir()}
-    assert {s for s, k in kinds.items() if k in LEFT_OUT}.isdisjoint(kept)
+    assert {s for s, k in kinds.items() if k in IMAGE_SKIPPED}.isdisjoint(kept)
     assert {f"good_{i}" for i in range(20)} <= kept
     assert "twin" not in kept
     assert len(os.listdir(tmp_path / "fixed/images/val")) == 4

@@ -18,7 +18,7 @@ from models.assigners.targets import pad_targets
 from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
 from models.heads.base import HeadOutput
 from models.losses.cells import places_and_plane
-from tests.pretended_device import Seen, pretended_gpu
+from tests.fake_cuda import DeviceRecord, fake_cuda
 from utils.config import Hyperparameters
 from utils.types import Batch, Letterbox, Targets
 
@@ -76,15 +76,15 @@ def test_losses_on_the_fake_cuda_device_are_equal_and_never_sync(cls, monkeypatc
     here, there = (random_output(len(cls.branch_weights)) for _ in range(2))
     expected = built(cls).build_loss(HYP)(here, batch_of(3))
     sum(expected.values()).backward()
-    with pretended_gpu(monkeypatch) as seen:
+    with fake_cuda(monkeypatch) as seen:
         head, far = built(cls).to("cuda"), [m.detach().to("cuda").requires_grad_() for maps in there.branches for m in maps]
         parts = head.build_loss(HYP)(HeadOutput(tuple(tuple(far[i : i + 3]) for i in range(0, len(far), 3))), batch_of(3).to("cuda"))
         sum(parts.values()).backward()
-    assert seen == Seen()
+    assert seen == DeviceRecord()
     for name, part in parts.items():
-        torch.testing.assert_close(part.held, expected[name], msg=name)
+        torch.testing.assert_close(part.host, expected[name], msg=name)
     for mine, other in zip(far, (m for maps in here.branches for m in maps)):
-        torch.testing.assert_close(mine.grad.held, other.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(mine.grad.host, other.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_gains_follow_levels_classes_and_area():

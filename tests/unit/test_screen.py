@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from data.sources.opening import open_source
-from tests.streaming import Grabber
+from tests.stream_sources import FakeScreen
 from utils.errors import UserError
 
 
@@ -16,7 +16,7 @@ from utils.errors import UserError
 def mss(request, monkeypatch):
     module = ModuleType("mss")
     module.ScreenShotError = type("ScreenShotError", (Exception,), {})
-    setattr(module, request.param, Grabber)
+    setattr(module, request.param, FakeScreen)
     monkeypatch.setitem(sys.modules, "mss", module)
     return module
 
@@ -84,7 +84,7 @@ def test_lost_display_is_an_error(mss, monkeypatch):
     def gone(self, area):
         raise mss.ScreenShotError("connection lost")
 
-    monkeypatch.setattr(Grabber, "grab", gone)
+    monkeypatch.setattr(FakeScreen, "grab", gone)
     with pytest.raises(UserError, match="connection lost"):
         next(iter(source))
 

@@ -18,7 +18,7 @@ from data.sources.opening import open_source
 from data.sources.stream_reader import ReconnectPolicy, Stream, open_capture, silenced_opencv
 from data.sources.streams import StreamSource, listed_streams, stream_of
 from tests.rtsp_server import rtsp_camera
-from tests.streaming import SECRET, Given, camera, solid_image, video
+from tests.stream_sources import SECRET, FakeCapture, camera, solid_image, video
 from utils.errors import UserError
 from utils.process_exit import MAY_HANG
 
@@ -142,8 +142,8 @@ def test_broken_stream_reconnects(server):
 
 
 def test_lost_stream_ends_after_retries_and_the_other_continues(given):
-    given[0] = [Given(4), *(Given(0) for _ in range(3))]
-    given[1] = [Given(40, period_s=0.02), *(Given(0) for _ in range(3))]
+    given[0] = [FakeCapture(4), *(FakeCapture(0) for _ in range(3))]
+    given[1] = [FakeCapture(40, period_s=0.02), *(FakeCapture(0) for _ in range(3))]
     notes = []
     seen = list(StreamSource(streams(0, 1), policy=QUICK, on_event=notes.append, imgsz=64))
     assert seen[-1].path == "webcam1"
@@ -158,7 +158,7 @@ def test_lost_stream_ends_after_retries_and_the_other_continues(given):
 
 
 def test_only_the_newest_frame_is_kept(given):
-    capture = given[0] = Given(period_s=0.001)
+    capture = given[0] = FakeCapture(period_s=0.001)
     source = StreamSource(streams(0), policy=QUICK, imgsz=64)
     numbers, held = [], 0
     with closing(source.batches()) as batches:
@@ -176,7 +176,7 @@ def test_only_the_newest_frame_is_kept(given):
 
 def test_frames_of_one_shape_form_one_batch(given):
     for target, size in enumerate(((64, 48), (640, 480), (96, 32))):
-        given[target] = Given(size_wh=size, period_s=0.002)
+        given[target] = FakeCapture(size_wh=size, period_s=0.002)
     source = StreamSource(streams(0, 1, 2), imgsz=64)
     groups = []
     with closing(source.batches()) as batches:
@@ -204,12 +204,12 @@ def test_video_file_in_a_stream_list_plays_at_its_own_rate(tmp_path):
 
 
 def test_unopenable_stream_is_skipped(given):
-    given[0], given[1] = Given(0), [Given(30, period_s=0.005), *(Given(0) for _ in range(9))]
+    given[0], given[1] = FakeCapture(0), [FakeCapture(30, period_s=0.005), *(FakeCapture(0) for _ in range(9))]
     skipped = []
     seen = list(StreamSource(streams(0, 1), policy=QUICK, on_skip=skipped.append, on_event=lambda line: None, imgsz=64))
     assert {f.path for f in seen} == {"webcam1"}
     assert skipped == ["skipped: webcam0: no such camera, or it is in use"]
-    given[1] = Given(0)
+    given[1] = FakeCapture(0)
     with pytest.raises(UserError, match="none of the 2 streams can be read, first: webcam0: no such camera"):
         list(StreamSource(streams(0, 1), policy=QUICK, on_skip=skipped.append, imgsz=64))
     with pytest.raises(UserError, match=r"^webcam0: no such camera"):
@@ -227,13 +227,13 @@ def test_connection_errors_hide_the_password():
 
 
 def test_webcams_are_read_by_number_with_stride(given):
-    given[7] = [Given(20, period_s=0.02, length=99), *(Given(0) for _ in range(3))]  # a camera's length is no end
+    given[7] = [FakeCapture(20, period_s=0.02, length=99), *(FakeCapture(0) for _ in range(3))]  # a camera's length is no end
     source = StreamSource([stream_of("7")], policy=QUICK, on_event=lambda line: None, imgsz=64, vid_stride=4)
     assert [int(f.image[0, 0, 0]) for f in source] == [1, 5, 9, 13, 17]
 
 
 def test_reader_error_is_raised_in_the_main_thread(given):
-    class Broken(Given):
+    class Broken(FakeCapture):
         def grab(self):
             raise RuntimeError("driver")
 
@@ -244,7 +244,7 @@ def test_reader_error_is_raised_in_the_main_thread(given):
 
 
 def test_stop_does_not_wait_for_reconnect_pauses_or_full_queues(given):
-    for more, capture in (({}, [Given(3), Given(0)]), ({"every_frame": True}, Given(length=100))):
+    for more, capture in (({}, [FakeCapture(3), FakeCapture(0)]), ({"every_frame": True}, FakeCapture(length=100))):
         target = "http://x" if more else 0
         given[target] = capture
         policy = ReconnectPolicy(pause_s=60, max_pause_s=60)

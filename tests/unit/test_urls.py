@@ -9,7 +9,7 @@ import pytest
 from data.images.reading import ImageError
 from data.sources import urls
 from data.sources.urls import plain_name, read_remote_image, redacted
-from tests.streaming import SECRET, camera, solid_image
+from tests.stream_sources import SECRET, camera, solid_image
 
 
 @pytest.mark.parametrize(

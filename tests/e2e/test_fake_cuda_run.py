@@ -1,4 +1,4 @@
-"""Training, validation and detection as they run on a GPU, on one that is not there: tests/pretended_device.py."""
+"""Training, validation and detection on a fake CUDA device (tests/fake_cuda.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import detect
 import train
 import val
 from models.checkpoints.checkpoint import load_checkpoint
-from tests.pretended_device import GPU, Seen, pretended_gpu
+from tests.fake_cuda import GPU, DeviceRecord, fake_cuda
 from tests.tiny import tiny_checkpoint
 from tests.tiny_training import TINY, config, make_world
 from utils import distributed
@@ -56,15 +56,15 @@ def _ordinary_kernels_afterwards():
 
 
 @contextmanager
-def gpu() -> Iterator[Seen]:
-    """Everything that chooses its device by itself takes this one."""
-    with pytest.MonkeyPatch.context() as patch, pretended_gpu(patch) as seen:
+def gpu() -> Iterator[DeviceRecord]:
+    """Makes the fake device the default of ``select_device``."""
+    with pytest.MonkeyPatch.context() as patch, fake_cuda(patch) as seen:
         patch.setattr(distributed, "select_device", lambda name="": GPU)
         yield seen
 
 
-def waits_in_training(seen: Seen) -> set[str]:
-    return {wait for wait in seen.waits if any(file in wait for file in STEP) and not any(file in wait for file in LOGGING)}
+def waits_in_training(seen: DeviceRecord) -> set[str]:
+    return {wait for wait in seen.syncs if any(file in wait for file in STEP) and not any(file in wait for file in LOGGING)}
 
 
 def trained(world: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def test_training_on_the_fake_device_gives_the_cpu_weights(world, tmp_path, bloc
         got = trained(world, tmp_path / "gpu", cfg=cfg, deterministic=True)
     assert max((got[k].double() - v.double()).abs().max() for k, v in expected.items()) < 1e-6
     assert not waits_in_training(seen)
-    assert not seen.unordered
+    assert not seen.nondeterministic
 
 
 def test_detection_and_validation_on_the_fake_device_equal_the_cpu(world, tmp_path, capsys):
