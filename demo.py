@@ -5,21 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from utils.metrics.metrics import Metrics
 
 
 def main() -> int:
     """Runs the demo; returns the exit status."""
-    from utils.errors import UserError
+    from utils.cli.script import run_script
 
-    try:
-        demo()
-    except UserError as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("demo.py: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_script("demo.py", demo)
 
 
 def demo() -> None:
@@ -39,7 +35,7 @@ def demo() -> None:
     trained = train(TrainConfig(**DEMO))
     weights = str(trained.best_weights)
     announce(f"2/4 validate (the same as: python val.py --imgsz {side})")
-    metrics = validate(ValConfig(weights=weights, imgsz=side, workers=DEMO["workers"]))
+    metrics = cast("Metrics", validate(ValConfig(weights=weights, imgsz=side, workers=DEMO["workers"])))
     announce(f"3/4 detect on the validation images (the same as: python detect.py --imgsz {side})")
     found = detect(DetectConfig(weights=weights, imgsz=(side, side)))
     announce(f"4/4 export (the same as: python export.py --include onnx --dynamic --imgsz {side} {side})")

@@ -1,4 +1,4 @@
-"""Small data sets of images with any number of channels and both depths: one bright square each, drawn for the tests."""
+"""Small data sets of images with any number of channels and 8 or 16 bits, one square each."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def write_tiff(
     path: Path, pages: Sequence[np.ndarray], *, planar: bool = False, alpha: bool = False, tile: int = 0, order: str = "<",
     orientation: int = 1,
 ) -> Path:  # fmt: skip
-    """An uncompressed TIFF of pages (H, W, C), uint8 or uint16, as no library at hand writes it.
+    """Writes an uncompressed TIFF of pages (H, W, C), uint8 or uint16, with layouts that the installed libraries cannot write.
 
     Args:
-        planar: Each channel in a plane of its own.
-        alpha: Call extra channels alpha, which makes readers multiply colours by it.
-        tile: Side of square tiles in px, a multiple of 16; 0 for one strip.
-        order: ``<`` or ``>``.
-        orientation: Where the first pixel belongs, 1 to 8.
+        planar: each channel in a plane of its own.
+        alpha: mark extra channels as alpha, by which readers multiply the colours.
+        tile: side of square tiles in px, a multiple of 16; 0 for one strip.
+        order: byte order, ``<`` or ``>``.
+        orientation: EXIF orientation, 1 to 8.
     """
     out = bytearray((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
-    link = 4  # where the offset of the next directory belongs
+    link = 4  # position of the offset of the next directory
     for page in pages:
         h, w, c = page.shape
         planes = page.transpose(2, 0, 1)[..., None] if planar else page[None]  # (planes, H, W, samples)
@@ -69,7 +69,7 @@ def _chunks(plane: np.ndarray, tile: int) -> list[np.ndarray]:
 
 
 def write_image(path: Path, image: np.ndarray) -> Path:
-    """An image (H, W, C): .png of 1, 3 or 4 channels (RGB order), multi-page .tif (a page a channel), .npy."""
+    """Writes an image (H, W, C): .png of 1, 3 or 4 channels (RGB order), multi-page .tif (one page per channel) or .npy."""
     if path.suffix == ".tif":
         return write_tiff(path, [image[:, :, i : i + 1] for i in range(image.shape[2])])
     if path.suffix == ".npy":
@@ -81,8 +81,8 @@ def write_image(path: Path, image: np.ndarray) -> Path:
 
 
 def square_image(rng: np.random.Generator, channels: int, dtype: type[np.generic], label: int) -> tuple[np.ndarray, str]:
-    """A noisy image (64, 64, C) with a square, bright or dark, that every channel shows differently; and its label row."""
-    x, y = rng.integers(4, 36, 2)  # first, so that it does not hang on the channels
+    """A noisy image (64, 64, C) with a bright or dark square of a different value in every channel, and its label row."""
+    x, y = rng.integers(4, 36, 2)  # drawn first, so that it does not depend on the number of channels
     image = rng.uniform(0.25, 0.45, (64, 64, channels))
     image[y : y + 24, x : x + 24] = np.linspace(0.9, 0.75, channels) if label else np.linspace(0.0, 0.1, channels)
     top = np.iinfo(dtype).max
@@ -92,7 +92,7 @@ def square_image(rng: np.random.Generator, channels: int, dtype: type[np.generic
 def write_squares(
     root: Path, *, channels: int, dtype: type[np.generic], suffix: str, train: int = 12, val: int = 4, ch: bool = True
 ) -> Path:
-    """A data set of such images; returns its YAML, which names the channels if ``ch``."""
+    """Writes a data set of square images; returns its YAML, which has the key ``ch`` if ``ch``."""
     for split, count in (("train", train), ("val", val)):
         for folder in ("images", "labels"):
             (root / folder / split).mkdir(parents=True)

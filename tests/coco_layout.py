@@ -16,14 +16,14 @@ SIDE = 64
 
 
 def coco_names() -> list[str]:
-    """COCO's 80 names, from the file that users have."""
+    """COCO's 80 names, from data/coco.yaml."""
     import yaml
 
     return list(yaml.safe_load((HERE / "coco.yaml").read_text())["names"].values())
 
 
 def write_coco_layout(root: Path, *, train: int = 6, val: int = 4, classes: Sequence[int] = (0, 2, 79)) -> Path:
-    """Noise images with two boxes, one of them with a polygon; each split's last image has none, and its first a crowd region.
+    """Writes noise images with two boxes, one of them with a polygon; the last image of a split has no box, the first a crowd region.
 
     Returns:
         A copy of coco.yaml in ``root``, with ``path: .``.
@@ -55,7 +55,7 @@ def write_coco_layout(root: Path, *, train: int = 6, val: int = 4, classes: Sequ
 
 
 def edit_json(path: Path, change) -> None:
-    """Rewrites a JSON with what ``change`` does to its content."""
+    """Rewrites a JSON file after ``change`` has modified its content."""
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))

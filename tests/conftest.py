@@ -1,4 +1,4 @@
-"""``--plugins my_blocks.py``: the contract's tests, which go by the registry, then cover a user's own blocks."""
+"""``--plugins my_blocks.py`` registers a user's own blocks, so that the contract tests over the registry cover them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What autocast does on a GPU, done on a CPU: there it casts other operators, so that types meet which a CPU never brings together."""
+"""CUDA's autocast rules on a CPU: CUDA casts other operators, so mixed types occur that never occur under the CPU's autocast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-# torch's own lists for CUDA (docs: "Automatic Mixed Precision", op-specific behaviour), by the name that is called.
+# torch's lists for CUDA (docs: "Automatic Mixed Precision", op-specific behaviour), by function name.
 HALF = frozenset(
     (
         "__matmul__", "addbmm", "addmm", "addmv", "addr", "baddbmm", "bmm", "chain_matmul", "conv1d", "conv2d", "conv3d",
@@ -35,10 +35,9 @@ WIDEST = frozenset(
 
 
 class CudaCasts(TorchFunctionMode):
-    """While it is on, operators on a CPU get the types that CUDA's autocast would give them, wherever the CPU's is on (and only there).
+    """Within regions of CPU autocast, operators get the types that CUDA's autocast would give them.
 
-    Products are summed up in float32, as a GPU does it, and a CPU has no fast kernels for anything else. In-place operators and those with
-    ``out`` are left alone, as by torch.
+    Products are accumulated in float32, as on a GPU. In-place operators and those with ``out`` are not cast, as in torch.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +48,7 @@ class CudaCasts(TorchFunctionMode):
             if to is not None:
                 given = tree_map(lambda value: _cast(value, low), (args, kwargs)) if name in HALF else (args, kwargs)
                 args, kwargs = tree_map(lambda value: _cast(value, to), given)
-                with torch.autocast("cpu", enabled=False):  # a CPU's own casts have lists of their own
+                with torch.autocast("cpu", enabled=False):  # the CPU's autocast has other lists
                     result = func(*args, **kwargs)
                 return result.to(low) if name in HALF else result
         return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Access to the golden vectors: those kept in tests/goldens, and all of the reference folder where it lies beside the project."""
+"""Access to the golden vectors: those in tests/goldens, and those of the reference folder if it exists beside the project."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEPT_SUFFIXES = ("anchors", "anchor_grid", "stride", "strides")
 
 
 class Golden(NamedTuple):
-    """One case: its facts and its arrays."""
+    """One case: its metadata and its arrays."""
 
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -38,12 +38,12 @@ def folders(folder: str) -> list[Path]:
 
 
 def all_names(folder: str, prefix: str = "") -> list[str]:
-    """Names of all cases of a folder at hand (kept ones, and the reference's where it is there), sorted."""
+    """Sorted names of all available cases of a folder, in tests/goldens and in the reference folder."""
     return sorted({p.stem for f in folders(folder) for p in f.glob(f"{prefix}*.npz")})
 
 
 def waits_for(folder: str, name: str, part: str = "") -> str | None:
-    """What a vector, or one part of it, waits for by the table of tests/pending.py; None where it does not wait."""
+    """The reason in tests/pending.py why a vector, or one part of it, is pending; None if it is not."""
     for row, reason in PENDING.items():
         start, _, wanted = row.partition(":")
         if fnmatchcase(f"{folder}/{name}", f"{start}*") and (not part or not wanted or wanted == part):
@@ -52,7 +52,7 @@ def waits_for(folder: str, name: str, part: str = "") -> str | None:
 
 
 def cases(folder: str, names: Iterable[str], part: str = "values", slow: Iterable[str] = ()) -> list:
-    """The names as parameters of one test, those that wait marked so that they must fail."""
+    """The names as parameters of one test; pending ones are marked as strict expected failures."""
     slow = set(slow)
 
     def case(name: str) -> Any:
@@ -64,7 +64,7 @@ def cases(folder: str, names: Iterable[str], part: str = "values", slow: Iterabl
 
 
 def find(folder: str, name: str) -> Golden:
-    """The case ``folder/name.npz``; raises FileNotFoundError where it is neither kept nor at hand."""
+    """The case ``folder/name.npz``; raises FileNotFoundError if it is in neither folder."""
     for base in folders(folder):
         path = base / f"{name}.npz"
         if path.is_file():
@@ -88,7 +88,7 @@ def fill_value(key: str, shape: tuple[int, ...], g: float) -> np.ndarray:
 
 
 def is_kept(key: str) -> bool:
-    """Whether the fill rule leaves an entry as it is: the fixed projection of the box distribution, anchors and strides."""
+    """Whether the fill rule leaves an entry unchanged: the fixed projection of the box distribution, anchors and strides."""
     parts = key.split(".")
     projection = len(parts) >= 3 and parts[-3].startswith("dfl") and parts[-2:] == ["conv", "weight"]
     return projection or key.endswith(KEPT_SUFFIXES)
@@ -96,7 +96,7 @@ def is_kept(key: str) -> bool:
 
 @torch.no_grad()
 def fill_(module: nn.Module, g: float = 1.0) -> nn.Module:
-    """Fills every float entry of the state dict from its own name, in place."""
+    """Fills every float entry of the state dict with values seeded by its name, in place."""
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not is_kept(key):
             value.copy_(torch.from_numpy(fill_value(key, tuple(value.shape), g)))

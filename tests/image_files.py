@@ -1,4 +1,4 @@
-"""Small data sets on disk, as users have them: grey noise and whatever labels a test wants."""
+"""Small data sets on disk: noise images with the labels that a test gives."""
 
 from __future__ import annotations
 

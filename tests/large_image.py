@@ -1,4 +1,4 @@
-"""A large image made of many images of the embedded data set at their own size, and how much of it is found, by size."""
+"""A large image composed of images of the embedded data set at their own size, and recall on it by object size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from data.tools.shapes import draw_image
 from utils.boxes import box_iou
 from utils.types import Detections
 
-UNSEEN = 7  # stream of random numbers that the data set itself does not use
+UNSEEN = 7  # a random stream that the data set itself does not use
 SIZES_PX = ((8, 16), (16, 32), (32, 96), (96, 1000))  # square root of a box's area
 
 
 class LargeImage(NamedTuple):
-    """With its objects."""
+    """An image and its objects."""
 
     image: np.ndarray  # (side, side, 3) uint8 RGB
     classes: np.ndarray  # (n,)
@@ -30,7 +30,7 @@ class LargeImage(NamedTuple):
 
 
 def large_image(seed: int, *, side: int = 2560) -> LargeImage:
-    """Shelves of images that no split of the data set holds, left to right and top to bottom, until it is full; the rest is grey."""
+    """Fills an image row by row with images that no split of the data set holds; the rest is grey."""
     image = np.full((side, side, 3), 114, np.uint8)
     classes: list[int] = []
     boxes: list[np.ndarray] = []
@@ -50,7 +50,7 @@ def large_image(seed: int, *, side: int = 2560) -> LargeImage:
 
 
 def recall_by_size(found: Detections, truth: LargeImage, *, iou: float = 0.5) -> dict[tuple[int, int], tuple[int, int]]:
-    """For each range of ``SIZES_PX`` the objects found and all objects; every detection finds one object at most."""
+    """For each range of ``SIZES_PX`` the number of detected objects and of all objects; a detection matches one object at most."""
     hit = matched(found, truth, iou=iou)
     size = np.sqrt((truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2]).prod(1))
     ranges = {r: (size >= r[0]) & (size < r[1]) for r in SIZES_PX}
@@ -58,7 +58,7 @@ def recall_by_size(found: Detections, truth: LargeImage, *, iou: float = 0.5) ->
 
 
 def matched(found: Detections, truth: LargeImage, *, iou: float = 0.5) -> np.ndarray:
-    """Which objects (n,) are found: best scores choose first."""
+    """Which objects (n,) are detected: detections are matched greedily, best score first."""
     overlap = box_iou(found.boxes, torch.from_numpy(truth.boxes_xyxy)) * (found.classes[:, None] == torch.from_numpy(truth.classes))
     hit = np.zeros(len(truth.classes), bool)
     for row in overlap.numpy()[found.scores.argsort(descending=True).numpy()]:

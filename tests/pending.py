@@ -1,8 +1,8 @@
-"""The golden vectors that wait for something this project does not have yet: the one table that every test reads through tests/golden.py.
+"""Golden vectors of features that this project does not have yet; tests read this table through tests/golden.py.
 
-A row is the beginning of ``folder/name``, where ``*`` stands for anything. With ``:values`` after it, it holds only the test of that part
-(``values``, ``names``, ``assignment``, ``biases``), and the others must pass. A vector waits while any row holds it, and must fail until
-then: one that passes fails its test, and a row that holds no vector fails test_coverage.py.
+A row is a prefix of ``folder/name``, in which ``*`` matches anything. A suffix ``:values`` limits it to the test of that part (``values``,
+``names``, ``assignment``, ``biases``); the other parts must pass. A vector is pending while any row matches it, and its test must fail
+(strict xfail). A row that matches no vector fails test_coverage.py.
 """
 
 from __future__ import annotations

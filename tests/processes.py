@@ -1,7 +1,7 @@
-"""Runs jobs in several processes, forked from one that has everything imported: ``python -m tests.processes JOBS.json``.
+"""Runs jobs of several forked ranks: ``python -m tests.processes JOBS.json``.
 
-A job is ``{"name", "kind", "world", …}``; what came of each is printed as JSON: exit codes, seconds from the first exit to the last, and
-what the processes wrote to stderr.
+A job is ``{"name", "kind", "world", …}`` (``world``: number of ranks). The results are printed as JSON: exit codes, seconds from the first
+exit to the last, and the stderr of each rank. Forking saves the imports.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(jobs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
 
 
 def launch(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Starts the processes of a job and waits for all."""
+    """Starts the ranks of a job and waits for all."""
     folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -64,7 +64,7 @@ def launch(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def in_child(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
-    """One process; returns its exit code."""
+    """Runs one rank; returns its exit code."""
     for number, suffix in ((1, "out"), (2, "err")):
         file = os.open(folder / f"{rank}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
@@ -80,9 +80,9 @@ def in_child(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:
 
 
 def train_job(job: dict[str, Any], folder: Path) -> int:
-    """A training whose batch norms keep their statistics, if so asked.
+    """A training, with frozen batch norm statistics if ``frozen``.
 
-    Leaves the losses of every step, averaged over processes, and whether all had the same moving average at every validation.
+    Writes the losses of every step, averaged over ranks, and whether all ranks had the same moving average at every validation.
     """
     steps: list[list[float]] = []
     update = LossMeter.update
@@ -119,7 +119,7 @@ def train_job(job: dict[str, Any], folder: Path) -> int:
 
 
 def failing_job(job: dict[str, Any], folder: Path) -> int:
-    """A training in which one process ends in mid-epoch."""
+    """A training in which one rank fails within an epoch."""
 
     def fail(run: train.Run, epoch: int) -> dict[str, float]:
         loader, when = run.loaders.train, job["at"]
@@ -142,7 +142,7 @@ def failing_job(job: dict[str, Any], folder: Path) -> int:
 
 
 def run_main(job: dict[str, Any]) -> int:
-    """train.py with a config in place of flags."""
+    """Runs train.py with a config in place of flags."""
     flags = dict(job["config"])
     flags["hyp"] = Hyperparameters(**flags["hyp"]) if isinstance(flags.get("hyp"), dict) else flags.get("hyp", "")
     train.parse_arguments = lambda _: TrainConfig(**flags)
@@ -150,7 +150,7 @@ def run_main(job: dict[str, Any]) -> int:
 
 
 def val_job(job: dict[str, Any], folder: Path) -> int:
-    """val.py; leaves its metrics."""
+    """Runs val.py and saves its metrics."""
     measured = validation.validate
 
     def kept(config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A camera behind rtsp://127.0.0.1 for tests: motion JPEG in RTP packets (RFC 2435) between the lines of the RTSP connection itself."""
+"""An RTSP camera on 127.0.0.1 for tests: motion JPEG in RTP packets (RFC 2435), interleaved in the RTSP connection."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DESCRIPTION = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nt=0 0\r\nm=video 0
 
 @contextmanager
 def rtsp_camera(image: np.ndarray, *, user: str, deaths: Sequence[int] = ()) -> Iterator[str]:
-    """A server in threads; gives its ``host:port``.
+    """Runs a server in threads; yields its ``host:port``.
 
     Args:
-        image: (H, W, 3) BGR that it shows, sides multiples of 8 px.
-        user: name and password, with a colon between them, that it asks for.
-        deaths: after how many frames the first connections break; later ones do not.
+        image: the frame (H, W, 3) BGR, sides multiples of 8 px.
+        user: the expected ``name:password``.
+        deaths: number of frames after which the first connections break; later ones do not.
     """
     over, lives = threading.Event(), list(deaths)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -62,7 +62,7 @@ def rtsp_camera(image: np.ndarray, *, user: str, deaths: Sequence[int] = ()) -> 
 
 
 def _plays(connection: socket.socket, expected: str) -> bool:
-    """Answers requests until one asks for frames."""
+    """Answers requests until PLAY; returns False if the client disconnects."""
     waiting = b""
     while True:
         while b"\r\n\r\n" not in waiting:

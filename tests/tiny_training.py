@@ -1,4 +1,4 @@
-"""A training of a tiny network on a handful of images: a second for an epoch."""
+"""A training of a tiny network on 12 images; an epoch takes about a second."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ backbone:
 head:
   - [[3, 4], 1, DDetect, [nc]]
 """
-# A block that draws from torch's global generator, as dropout does.
+# A block that uses torch's global random generator, as dropout does.
 NOISY = """
 import torch
 from torch import nn

@@ -99,6 +99,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="shapes.yaml", help="dataset YAML (default: the embedded data set)")
     parser.add_argument("--out", default="runs/gpu-check", help="folder of results.json, table.txt and check.log")
@@ -198,10 +199,12 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def is_plain(value: Any) -> bool:
+    """Whether a value fits into a cell of the table."""
     return not isinstance(value, (list, dict))
 
 
 def shown(value: Any) -> str:
+    """A value as text; nothing for None."""
     return "" if value is None else str(value)
 
 

@@ -187,8 +187,10 @@ def free(device: torch.device) -> None:
 
 
 def allocated_mib(device: torch.device) -> float:
+    """MiB that tensors occupy on a GPU; 0 elsewhere."""
     return torch.cuda.memory_allocated() / 2**20 if device.type == "cuda" else 0.0
 
 
 def peak_mib(device: torch.device) -> float:
+    """The most MiB that tensors occupied on a GPU since the last reset; 0 elsewhere."""
     return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0

@@ -138,7 +138,7 @@ def _parse_line(text: str, path: Path, number: int) -> Stream:
         return stream_of(text)
     file = next((f for f in (path.parent / text, Path(text).expanduser()) if f.is_file()), None)
     if file is None or file.suffix.lower() not in VIDEO_SUFFIXES:
-        raise UserError(f"{path}, line {number}: {redacted(text)} is no URL, no number of a camera and no existing video file")
+        raise UserError(f"{path}, line {number}: {redacted(text)} is neither a URL nor the number of a camera nor an existing video file")
     return Stream(str(file), str(file), plain_name(file.stem))
 
 

@@ -23,8 +23,8 @@ from models.layers.attention.nonlocal_block import MODES, NLBlockND
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS
 from tests.cuda_casts import CudaCasts
+from tests.fake_cuda import DeviceRecord, fake_cuda
 from tests.golden import assert_close, fill_
-from tests.pretended_device import Seen, pretended_gpu
 
 CHANNELS = 32
 HALF_MAX = 65504.0
@@ -69,7 +69,7 @@ def step(module: nn.Module, x: Tensor) -> Tensor:
     return loss.detach()
 
 
-def test_the_registry_has_attention():
+def test_registry_contains_attention_modules():
     assert {"FocalModulation", "FocalModulationBlock"} <= set(same_width_names())
 
 
@@ -87,7 +87,7 @@ def test_any_size_gives_the_same_shape_dtype_and_finite_values(name):
 
 
 @each_block()
-def test_shapes_can_be_had_without_values(name):
+def test_runs_on_the_meta_device(name):
     """Built, run and differentiated on the meta device, as dry runs and counts of operations do."""
     with torch.device("meta"):
         module = build_same_width(name, CHANNELS)
@@ -103,7 +103,7 @@ def test_shapes_can_be_had_without_values(name):
 
 
 @each_block()
-def test_calls_leave_no_trace(name):
+def test_calls_keep_no_state(name):
     module = build(name)
     before = [(k, sorted(vars(m))) for k, m in module.named_modules()]
     weights = copy.deepcopy(module.state_dict())
@@ -118,7 +118,7 @@ def test_calls_leave_no_trace(name):
 
 
 @each_block()
-def test_images_of_a_batch_do_not_meet(name):
+def test_images_of_a_batch_are_independent(name):
     module = build(name)
     x = sample(13, 20, batch=2)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_every_parameter_and_the_input_get_a_gradient(name):
 
 
 @each_block()
-def test_one_image_after_a_batch_norm_gives_the_gradients_of_two_alike(name):
+def test_batch_of_one_through_batch_norm_gives_the_gradients_of_two_equal_images(name):
     """torch's batch norm on CPUs is silently wrong where one image's gradient has a stride of the batch that its view made up."""
     net = nn.Sequential(fill_(nn.BatchNorm2d(CHANNELS)), build(name)).eval()
     image, weight = sample(9, 7), sample(9, 7, seed=1)
@@ -173,7 +173,7 @@ class RangeCheck(TorchDispatchMode):
 
 
 @each_block()
-def test_values_stay_within_half_precision(name):
+def test_activations_stay_within_half_precision_range(name):
     module = build(name)
     with torch.no_grad(), RangeCheck() as seen:
         module(4 * sample(24, 24))
@@ -217,7 +217,7 @@ def test_half_weights_and_input_give_half_output(name):
 
 
 @each_block()
-def test_copy_and_save_after_a_training_step(name):
+def test_can_be_copied_and_saved_after_a_training_step(name):
     module = build(name).train()
     fresh = io.BytesIO()
     torch.save(module.state_dict(), fresh)
@@ -238,7 +238,7 @@ def test_copy_and_save_after_a_training_step(name):
 
 
 @each_block()
-def test_deterministic_algorithms(name):
+def test_trains_with_deterministic_algorithms(name):
     grads = []
     torch.use_deterministic_algorithms(True)
     try:
@@ -254,8 +254,8 @@ def test_deterministic_algorithms(name):
 
 
 @each_block()
-def test_on_a_pretended_gpu(name, monkeypatch):
-    """Beside the CPU's numbers: nothing is left on the CPU, nothing waits for the device, and every kernel is deterministic there."""
+def test_runs_on_the_fake_cuda_device_without_sync(name, monkeypatch):
+    """Values equal the CPU's, no tensor stays on the CPU, nothing synchronises, and every kernel is deterministic on CUDA."""
     module, far = build(name).train(), build(name).train()
     x = sample(13, 20, batch=2).requires_grad_()
     torch.use_deterministic_algorithms(True)
@@ -263,19 +263,19 @@ def test_on_a_pretended_gpu(name, monkeypatch):
         torch.manual_seed(1)
         expected = module(x)
         expected.square().mean().backward()
-        with pretended_gpu(monkeypatch) as seen:
+        with fake_cuda(monkeypatch) as seen:
             far, x_far = far.to("cuda"), x.detach().to("cuda").requires_grad_()
             torch.manual_seed(1)
             y = far(x_far)
             y.square().mean().backward()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert seen == Seen()
-    assert_close(y.held, expected, 1e-5, name)
-    assert_close(x_far.grad.held, x.grad, 1e-4, name)
+    assert seen == DeviceRecord()
+    assert_close(y.host, expected, 1e-5, name)
+    assert_close(x_far.grad.host, x.grad, 1e-4, name)
     noise = 1e-6 * max((p.grad.abs().max() for p in module.parameters()), default=0.0)  # a bias before a softmax has no gradient
     for (key, parameter), other in zip(module.named_parameters(), far.parameters()):
-        torch.testing.assert_close(other.grad.held, parameter.grad, rtol=1e-4, atol=float(noise), msg=key)
+        torch.testing.assert_close(other.grad.host, parameter.grad, rtol=1e-4, atol=float(noise), msg=key)
 
 
 @compiled_cases()

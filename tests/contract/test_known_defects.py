@@ -53,14 +53,14 @@ def made(name: str, *args: Any, **options: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_constructors_begin_as_published(name):
+def test_constructor_arguments_start_like_the_published_ones(name):
     parameters = list(inspect.signature(BLOCKS[name].cls).parameters.values())[: len(PUBLISHED[name])]
     assert {p.name: ... if p.default is p.empty else p.default for p in parameters} == PUBLISHED[name]
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 @pytest.mark.parametrize(("name", "args", "options"), CALLS)
-def test_constructors_take_the_calls_of_peoples_files(name, args, options):
+def test_constructors_accept_calls_found_in_published_configs(name, args, options):
     x = sample(9, 12)
     assert made(name, *args, **options)(x).shape == x.shape
 
@@ -74,7 +74,7 @@ def test_constructors_take_the_calls_of_peoples_files(name, args, options):
     (["FocalModulation", [32, {"focal_level": 3}]], ("f.weight", (2 * 32 + 4, 32))),
     (["EMA", [8]], ("conv1x1.weight", (4, 4))),
 ])  # fmt: skip
-def test_rows_hold_what_differs_from_the_defaults(row, expected):
+def test_rows_need_only_non_default_arguments(row, expected):
     key, shape = expected
     assert build_model(tiny_cfg(attention=row)).model[7].state_dict()[key].shape[:2] == shape
 
@@ -93,7 +93,7 @@ def test_identity_start_is_an_exact_no_op_for_every_module(name):
 
 
 @pytest.mark.parametrize("name", same_width_names())
-def test_any_memory_layout_gives_the_same(name):
+def test_output_does_not_depend_on_the_memory_layout(name):
     module, x = build(name), sample(13, 20, batch=2)
     with torch.no_grad():
         expected = module(x)
@@ -109,7 +109,7 @@ def test_any_memory_layout_gives_the_same(name):
 @pytest.mark.parametrize("options", [{"n_win": 7}, {"n_win": 7, "auto_pad": True}, {"n_win": 8, "topk": 2}])
 @pytest.mark.parametrize("name", ["BiLevelRoutingAttention", "nchwBRA"])
 @pytest.mark.parametrize("size", [(20, 20), (3, 20), (20, 3), (1, 1)])
-def test_bilevel_routing_needs_no_size_that_its_windows_divide(name, options, size):
+def test_bilevel_routing_accepts_sizes_not_divisible_by_its_windows(name, options, size):
     x = sample(*size)
     y = made(name, 32, 4, **options)(x)
     assert y.shape == x.shape
@@ -155,12 +155,12 @@ def test_focal_modulation_keeps_no_activation(name):
 
 
 @pytest.mark.parametrize("window", [7, 8])
-def test_clo_attention_takes_maps_that_its_window_does_not_divide(window):
+def test_clo_attention_accepts_sizes_not_divisible_by_its_window(window):
     x = sample(20, 20)
     assert made("CloAttention", 32, window_size=window)(x).shape == x.shape
 
 
-def test_bot3_uses_its_positions_and_has_no_idle_layer():
+def test_bot3_uses_its_position_encoding_and_every_layer():
     module = made("BoT3", 32, 32).train()
     module(sample(9, 12, batch=2)).square().sum().backward()
     gradients = {name: p.grad for name, p in module.named_parameters()}
@@ -170,7 +170,7 @@ def test_bot3_uses_its_positions_and_has_no_idle_layer():
     assert not [name for name, gradient in gradients.items() if gradient is None or "fc1" in name]
 
 
-def test_position_tables_are_resized_not_cut():
+def test_position_tables_are_resized_not_cropped():
     """A map half as large uses the whole table: its last pixel lies at the table's end."""
     module = made("MHSA", 16, 8, 8, 4, True)
     small, large = (module._positions(torch.zeros(1, 16, n, n)) for n in (4, 8))
@@ -179,14 +179,14 @@ def test_position_tables_are_resized_not_cut():
 
 
 @pytest.mark.parametrize("name", ["MSDA", "DilateBlock", "S2Attention", "SimAM", "ACmix"])
-def test_inputs_are_not_written_to(name):
+def test_inputs_are_not_modified(name):
     x = sample(9, 12)
     kept = x.clone()
     build(name)(x)
     assert torch.equal(x, kept)
 
 
-def test_s2_attention_moves_every_pixel_by_one():
+def test_s2_attention_shifts_every_pixel_by_one():
     """In-place shifts within overlapping memory smear the first pixel over the whole row."""
     from models.layers.attention.s2 import _shift
 
@@ -199,7 +199,7 @@ def test_s2_attention_moves_every_pixel_by_one():
 
 
 @pytest.mark.parametrize("name", ["ACmix", "SOCA", "CrissCrossAttention", "DAttention"])
-def test_half_precision_works(name):
+def test_half_precision_runs(name):
     x = sample(9, 12)
     y = copy.deepcopy(build(name)).half()(x.half())
     assert y.dtype == torch.float16
@@ -207,17 +207,17 @@ def test_half_precision_works(name):
 
 
 @pytest.mark.parametrize("size", [(4, 9), (9, 4), (1, 7)])
-def test_bam_takes_rectangles(size):
+def test_bam_accepts_rectangular_maps(size):
     assert build("BAM")(sample(*size)).shape[2:] == size
 
 
 @pytest.mark.parametrize("channels", [2, 4, 6, 30])
-def test_ema_takes_fewer_channels_than_its_factor(channels):
+def test_ema_accepts_fewer_channels_than_its_factor(channels):
     x = sample(9, 12, channels=channels)
     assert made("EMA", channels)(x).shape == x.shape
 
 
-def test_simam_is_finite_where_there_is_one_pixel():
+def test_simam_is_finite_for_a_single_pixel():
     x = sample(1, 1).requires_grad_()
     y = build("SimAM")(x)
     y.sum().backward()

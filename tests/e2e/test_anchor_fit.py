@@ -49,7 +49,7 @@ OFF = {"noautoanchor": True}
         ("counted", OFF, "anchors: the first guess, as --noautoanchor says ("),
     ],
 )
-def test_anchors_follow_the_data(tmp_path, small_data, capsys, kind, flags, line):
+def test_anchors_are_kept_replaced_or_fitted_as_the_data_require(tmp_path, small_data, capsys, kind, flags, line):
     result = train(config(tmp_path, small_data, kind, **flags))
     lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("anchors: ")]
     assert len(lines) == 1
@@ -59,7 +59,7 @@ def test_anchors_follow_the_data(tmp_path, small_data, capsys, kind, flags, line
     assert torch.allclose(head.anchors_px, given) == ("replaced" not in line and "fitted" not in line)
 
 
-def test_fitted_anchors_stay_when_training_goes_on_from_a_checkpoint(tmp_path, small_data, capsys):
+def test_fitted_anchors_are_kept_when_training_from_a_checkpoint(tmp_path, small_data, capsys):
     """The YAML still only counts them, but the checkpoint's are a choice, not a guess."""
     first = train(config(tmp_path, small_data, "counted"))
     fitted = load_model(first.best_weights).head.anchors_px
@@ -69,7 +69,7 @@ def test_fitted_anchors_stay_when_training_goes_on_from_a_checkpoint(tmp_path, s
     assert torch.equal(load_model(second.best_weights).head.anchors_px, fitted)
 
 
-def test_a_given_yaml_keeps_its_anchors_and_weights_alone_theirs(tmp_path, small_data, capsys):
+def test_cfg_keeps_its_anchors_and_weights_alone_keep_theirs(tmp_path, small_data, capsys):
     weights = str(train(config(tmp_path, small_data, "far")).best_weights)
     fitted = load_model(weights).head.anchors_px
     capsys.readouterr()

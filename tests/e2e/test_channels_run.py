@@ -66,7 +66,7 @@ def checkpoint_of(path: Path, channels: int) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_training_to_export(tmp_path, capsys, monkeypatch, kind):
+def test_multichannel_network_trains_validates_detects_and_exports(tmp_path, capsys, monkeypatch, kind):
     channels, dtype, suffix = KINDS[kind]
     data = write_squares(tmp_path, channels=channels, dtype=dtype, suffix=suffix)
     inputs = kind == "five bands, 16 bits"
@@ -103,7 +103,7 @@ def test_from_training_to_export(tmp_path, capsys, monkeypatch, kind):
 
 class TestTransfer:
     @pytest.mark.parametrize(("channels", "suffix"), [(1, ".png"), (4, ".png")])
-    def test_an_rgb_checkpoint_is_adapted_and_the_report_says_so(self, tmp_path, capsys, channels, suffix):
+    def test_rgb_checkpoint_is_adapted_and_reported(self, tmp_path, capsys, channels, suffix):
         weights = checkpoint_of(tmp_path / "rgb.pt", 3)
         data = write_squares(tmp_path, channels=channels, dtype=np.uint8, suffix=suffix, train=4, val=2)
         result = train(settings(tmp_path, data, cfg="", weights=weights, epochs=1))
@@ -113,7 +113,7 @@ class TestTransfer:
         assert f"channels  {channels}, as {data} says (ch), which decides; {weights} says 3" in said
         assert load_checkpoint(result.best_weights).ch == channels
 
-    def test_a_model_decides_where_the_data_do_not(self, tmp_path, capsys):
+    def test_model_channels_are_used_if_the_data_set_names_none(self, tmp_path, capsys):
         """A model YAML with ch: 1 reads colour photographs as grey."""
         data = write_squares(tmp_path, channels=3, dtype=np.uint8, suffix=".png", train=4, val=2, ch=False)
         cfg = tmp_path / "grey-v9.yaml"
@@ -127,7 +127,7 @@ class TestTransfer:
         assert val.main(["--weights", str(resumed), "--imgsz", "64", "--project", str(tmp_path), "--device", "cpu"]) == 1
         assert f"{data}: ch: 3, but {resumed} takes 1 channels; give the data set of its own" in capsys.readouterr().err
 
-    def test_data_decide_over_a_model_yaml(self, tmp_path, capsys):
+    def test_data_set_channels_override_the_model_yaml(self, tmp_path, capsys):
         data = write_squares(tmp_path, channels=4, dtype=np.uint8, suffix=".png", train=1, val=1)
         config, spec = settings(tmp_path, data), load_dataset_spec(data)
         assert with_channels(spec, config, None) is spec
@@ -161,11 +161,11 @@ class TestDetect:
         return folder
 
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_grey_and_rgb_networks_take_all(self, tmp_path, capsys, channels):
+    def test_grey_and_rgb_networks_accept_any_image(self, tmp_path, capsys, channels):
         assert self.run(tmp_path, channels, "--source", self.mixed(tmp_path)) == 0
         assert "objects in 5 images\n" in capsys.readouterr().out
 
-    def test_others_refuse_other_counts(self, tmp_path, capsys):
+    def test_other_networks_refuse_other_channel_counts(self, tmp_path, capsys):
         folder = self.mixed(tmp_path)
         assert self.run(tmp_path, 4, "--source", folder) == 0
         said = capsys.readouterr().out
@@ -177,7 +177,7 @@ class TestDetect:
         assert "3x8.png: 3 channels, 5 are expected" in ended.out
         assert "nothing readable" in ended.err
 
-    def test_videos_are_grey_or_rgb(self, tmp_path, capsys):
+    def test_videos_are_read_as_grey_or_rgb_only(self, tmp_path, capsys):
         path = tmp_path / "clip.avi"
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
         for _ in range(2):
@@ -191,7 +191,7 @@ class TestDetect:
         assert "webcam0: a video has 3 channels, 4 are expected" in capsys.readouterr().err
 
 
-def test_costs_of_other_channels(tmp_path, capsys):
+def test_profiling_accepts_other_channels(tmp_path, capsys):
     (tmp_path / "tiny-v9.yaml").write_text(TINY)
     multiply_adds = {}
     for channels in (1, 4):

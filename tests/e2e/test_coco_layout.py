@@ -16,7 +16,7 @@ from utils.metrics.metrics import COCO_STATS
 
 
 @pytest.mark.slow
-def test_trains_and_validates_on_json_alone(tmp_path, capsys):
+def test_training_and_validation_work_on_coco_json_only(tmp_path, capsys):
     yaml_path = write_coco_layout(tmp_path / "coco")
     (tmp_path / "tiny-v9.yaml").write_text(TINY.format(block="Conv, [16, 1, 1]"))
     train.train(config(tmp_path, tmp_path / "runs", data=str(yaml_path), cfg=str(tmp_path / "tiny-v9.yaml"), epochs=1))

@@ -54,7 +54,7 @@ def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((x.float() - y.float()).abs().max() / y.float().abs().max().clamp(min=1)) for x, y in zip(a.values(), b.values()))
 
 
-def test_where_nothing_compiles_one_line_says_so(world, tmp_path, monkeypatch, capsys):
+def test_failed_compilation_falls_back_with_one_line(world, tmp_path, monkeypatch, capsys):
     plain = train(config(world, tmp_path, epochs=1))
     capsys.readouterr()
     monkeypatch.setattr(engine.training.compiling, "BACKEND", "no_such_backend")
@@ -67,7 +67,7 @@ def test_where_nothing_compiles_one_line_says_so(world, tmp_path, monkeypatch, c
 
 
 @pytest.mark.usefixtures("eager_graphs")
-def test_where_statistics_would_be_counted_twice_nothing_is_compiled(world, tmp_path, monkeypatch, capsys):
+def test_double_counted_statistics_prevent_compilation(world, tmp_path, monkeypatch, capsys):
     """As on torch 2.6."""
     given = {"epochs": 1, "checkpoint_activations": "all"}
     plain = train(config(world, tmp_path, **given))
@@ -95,7 +95,7 @@ def test_a_compiled_training_makes_few_graphs(world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("eager_graphs")
 @pytest.mark.parametrize("changes", [{}, {"multi_scale": True, "checkpoint_activations": "all"}, {"rect": True}, {"amp": "bf16"}], ids=str)
-def test_two_branches_with_attention(world, tmp_path, changes):
+def test_dual_head_with_attention_compiles(world, tmp_path, changes):
     if "checkpoint_activations" in changes and (reason := unsupported_reason(torch.device("cpu"), recomputed=True)):
         pytest.skip(reason)
     given = {"cfg": world / "dual-v9.yaml", "batch_size": 5, **changes}
@@ -107,7 +107,7 @@ def test_two_branches_with_attention(world, tmp_path, changes):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("eager_graphs")
-def test_a_compiled_run_goes_on_and_its_weights_are_as_any_others(world, tmp_path):
+def test_compiled_run_resumes_and_saves_plain_weights(world, tmp_path):
     given = {"cfg": world / "dual-v9.yaml", "batch_size": 5, "compile": True}
     whole = train(config(world, tmp_path / "whole", **given))
     with pytest.raises(KeyboardInterrupt):
@@ -121,7 +121,7 @@ def test_a_compiled_run_goes_on_and_its_weights_are_as_any_others(world, tmp_pat
 
 
 @pytest.mark.slow
-def test_inductor(world, tmp_path):
+def test_inductor_run_matches_eager(world, tmp_path):
     torch._dynamo.reset()
     counters.clear()
     given = {"cfg": world / "dual-v9.yaml", "batch_size": 5}

@@ -72,7 +72,7 @@ def labels(path: Path) -> np.ndarray:
 @pytest.mark.usefixtures("finder")
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (200, 333), (1111, 500), (129, 97)])
 @pytest.mark.parametrize("size", [("320",), ("192", "320")])
-def test_boxes_come_back_to_the_original_image(
+def test_boxes_are_in_px_of_the_original_image(
     run: Callable[..., int], tmp_path: Path, width: int, height: int, size: tuple[str, ...]
 ) -> None:
     source = save(tmp_path / "Bilder für uns" / "ein Bild.png", image(width, height))
@@ -89,7 +89,7 @@ def test_boxes_come_back_to_the_original_image(
 
 
 @pytest.mark.usefixtures("finder")
-def test_table_and_crops(run: Callable[..., int], tmp_path: Path) -> None:
+def test_csv_and_crops_are_written(run: Callable[..., int], tmp_path: Path) -> None:
     for folder in ("a", "b"):
         save(tmp_path / folder / "same.jpg", image(320, 240))
     assert run("--weights", "x.pt", "--source", tmp_path / "*/same.jpg", "--img", "320", "--save-csv", "--save-crop", "--save-txt") == 0
@@ -108,7 +108,7 @@ def test_table_and_crops(run: Callable[..., int], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("finder")
-def test_nothing_found_is_ordinary(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_detection_is_supported(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "dark.png", np.zeros((64, 80, 3), np.uint8))
     flags = ("--save-txt", "--save-csv", "--save-crop", "--img", "64")
     assert run("--weights", "x.pt", "--source", tmp_path / "dark.png", *flags) == 0
@@ -117,7 +117,7 @@ def test_nothing_found_is_ordinary(run: Callable[..., int], tmp_path: Path, caps
 
 
 @pytest.mark.usefixtures("finder")
-def test_flags_choose_what_is_kept(run: Callable[..., int], tmp_path: Path) -> None:
+def test_flags_filter_detections(run: Callable[..., int], tmp_path: Path) -> None:
     source = save(tmp_path / "p.png", image(320, 240))
     common = ("--weights", "x.pt", "--source", source, "--img", "320")
     assert run(*common, "--nosave") == 0
@@ -153,7 +153,7 @@ def video(path: Path, frames: int) -> Path:
 
 @pytest.mark.usefixtures("finder")
 @pytest.mark.parametrize(("stride", "frames"), [(1, 7), (3, 3)])
-def test_video_in_video_out(run: Callable[..., int], tmp_path: Path, stride: int, frames: int) -> None:
+def test_video_input_gives_video_output(run: Callable[..., int], tmp_path: Path, stride: int, frames: int) -> None:
     source = video(tmp_path / "clip.mp4", 7)
     assert run("--weights", "x.pt", "--source", source, "--img", "320", "--save-txt", "--save-csv", "--vid-stride", str(stride)) == 0
     out = tmp_path / "out/exp"
@@ -167,7 +167,7 @@ def test_video_in_video_out(run: Callable[..., int], tmp_path: Path, stride: int
 
 
 @pytest.mark.usefixtures("finder")
-def test_files_that_cannot_be_read_are_one_line_each(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_files_give_one_line_each(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "in/good.jpg", image(320, 240))
     (tmp_path / "in/text.jpg").write_text("not an image")
     (tmp_path / "in/empty.png").touch()
@@ -207,7 +207,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def test_exported_forms_find_what_the_checkpoint_finds(run: Callable[..., int], tmp_path: Path, weights: dict[str, Path]) -> None:
+def test_exported_files_detect_like_the_checkpoint(run: Callable[..., int], tmp_path: Path, weights: dict[str, Path]) -> None:
     save(tmp_path / "p.jpg", np.random.default_rng(0).integers(0, 255, (40, 103, 3), np.uint8))
     flags = ("--source", tmp_path / "p.jpg", "--img", "96", "--conf", "0.5", "--save-txt", "--save-conf")
     for name, path in weights.items():
@@ -271,7 +271,7 @@ def test_without_weights_the_newest_run_and_its_data_are_taken(
         (("--plugins", "mine.py"), "mine.py"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
+def test_unsupported_requests_give_one_line(
     run: Callable[..., int], tmp_path: Path, weights: dict, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     flags: tuple[str, ...], said: str,
 ) -> None:  # fmt: skip
@@ -297,7 +297,7 @@ def test_what_cannot_be_done_is_one_line(
         ("absent.pt", (), "no such"),
     ],
 )
-def test_unsuitable_weights_are_one_line(
+def test_unsuitable_weights_give_one_line(
     run: Callable[..., int], tmp_path: Path, weights: dict, capsys: pytest.CaptureFixture[str], name: str, flags: tuple[str, ...], said: str
 ) -> None:
     for suffix in ("onnx", "pt"):
@@ -310,14 +310,14 @@ def test_unsuitable_weights_are_one_line(
 
 
 @pytest.mark.usefixtures("finder")
-def test_unwritable_project_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_project_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save(tmp_path / "p.png", image(320, 240))
     assert detect.main(["--weights", "x.pt", "--source", str(source), "--project", str(source / "runs")]) == 1
     assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("finder")
-def test_interruption_is_one_line(
+def test_interruption_gives_one_line(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:

@@ -97,7 +97,7 @@ def lines(job: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("head", ["v9", "v5"])
-def test_two_processes_follow_the_losses_of_one(done, head):
+def test_two_ranks_follow_the_losses_of_one(done, head):
     assert (done.jobs[f"{head}-1"]["codes"], done.jobs[f"{head}-2"]["codes"]) == ([0], [0, 0])
     one, two, other = (np.array(json.loads((done.root / name).read_text())) for name in
                        (f"{head}-1/steps0.json", f"{head}-2/steps0.json", f"{head}-2/steps1.json"))  # fmt: skip
@@ -112,12 +112,12 @@ def test_two_processes_follow_the_losses_of_one(done, head):
         assert all(float(b[k]) == pytest.approx(float(a[k]), rel=1e-3, abs=1e-5) for k in a if "loss" in k and a[k])
 
 
-def test_all_processes_have_the_same_average_at_every_validation(done):
+def test_all_ranks_have_the_same_ema_at_every_validation(done):
     assert json.loads((done.root / "v9-2" / "same1.json").read_text()) == [True] * 7
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_sharded_validation_is_that_of_one_process_to_the_last_bit(done, processes):
+def test_sharded_validation_equals_one_process_bit_for_bit(done, processes):
     assert done.jobs[f"val-{processes}"]["codes"] == [0] * processes
     one = torch.load(done.root / "val-1" / "metrics0.pt", weights_only=False)
     assert one["images"] == 87
@@ -142,7 +142,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_other_with_one_line(done, rank):
+def test_killed_rank_ends_the_other_with_one_line(done, rank):
     job = done.jobs[f"kill-{rank}"]
     assert job["codes"] == [-signal.SIGKILL if r == rank else 1 for r in (0, 1)]
     assert job["seconds"] < 30
@@ -151,27 +151,27 @@ def test_a_killed_process_ends_the_other_with_one_line(done, rank):
     assert "holds 0 of 7 epochs, resume with --resume" in line
 
 
-def test_an_error_of_one_process_ends_all_with_its_line(done):
+def test_error_of_one_rank_ends_all_with_its_message(done):
     job = done.jobs["error"]
     assert (job["codes"], job["seconds"] < 30) == ([1, 1, 1], True)
     (line,) = lines(job)
     assert line.startswith("train.py: the disk of this one is gone; ")
 
 
-def test_an_error_of_all_processes_is_said_once(done):
+def test_error_of_all_ranks_is_printed_once(done):
     assert done.jobs["wrong"]["codes"] == [1, 1]
     (line,) = lines(done.jobs["wrong"])
     assert line.startswith("train.py: dataset file /nowhere.yaml not found")
 
 
-def test_sync_bn_is_refused_on_cpus_and_needless_alone(done, capsys):
+def test_sync_bn_is_refused_on_cpus_and_ignored_for_one_process(done, capsys):
     (line,) = lines(done.jobs["sync-bn"])
     assert line.startswith("train.py: --sync-bn: torch synchronises batch norms between GPUs only")
     distributed.convert_sync_batchnorm(torch.nn.BatchNorm2d(2), torch.device("cpu"))
     assert "one process" in capsys.readouterr().out
 
 
-def test_sync_bn_changes_plain_batch_norms_and_nothing_else(monkeypatch):
+def test_sync_bn_converts_only_batch_norms(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Sequential(PooledBatchNorm2d(4))).eval()
     before, images = dict(model.state_dict(keep_vars=True)), torch.rand(2, 3, 5, 5)
@@ -193,7 +193,7 @@ def test_two_processes_resume_within_an_epoch_bit_for_bit(done):
     assert (whole / "results.csv").read_text() == (resumed / "results.csv").read_text()
 
 
-def test_an_incomplete_environment_is_named(monkeypatch):
+def test_incomplete_distributed_environment_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match=r"WORLD_SIZE=2 but no .*MASTER_ADDR.* start .* with torchrun"), distributed.watch_ranks():
@@ -205,7 +205,7 @@ def test_an_incomplete_environment_is_named(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_torchrun_restarts_what_a_kill_has_ended_in_the_same_folder(world, tmp_path, rank):
+def test_torchrun_restart_resumes_in_the_same_folder(world, tmp_path, rank):
     given = flags(world, tmp_path / "runs", batch_size=8)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
     command += [str(ROOT / "train.py"), "--noplots", "--save-steps", "1", "--epochs", "30", "--batch-size", "8", "--workers", "1"]
@@ -228,7 +228,7 @@ def test_torchrun_restarts_what_a_kill_has_ended_in_the_same_folder(world, tmp_p
 
 
 @pytest.mark.slow
-def test_two_machines_train_what_one_does(world, tmp_path):
+def test_two_machines_train_the_same_weights_as_one(world, tmp_path):
     """Two agents that meet at a rendezvous, each in a folder that only it sees, and one agent with two processes."""
     given = flags(world, Path("runs"), batch_size=8)
     script = [str(ROOT / "train.py"), "--noplots", "--epochs", "1", "--batch-size", "8", "--workers", "0"]

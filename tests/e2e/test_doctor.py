@@ -84,7 +84,7 @@ def plugin(tmp_path_factory):
     return str(path)
 
 
-def test_sound_networks_pass_and_a_stopped_run_goes_on(tmp_path, capsys):
+def test_valid_networks_pass_and_a_stopped_run_resumes(tmp_path, capsys):
     plain, attending = write(tmp_path, "plain", attention=("Silence", [])), write(tmp_path, "focal")
     out = ["--out", str(tmp_path / "out"), "--jobs", "1"]
     assert doctor.main([plain, *out]) == 0
@@ -101,7 +101,7 @@ def test_sound_networks_pass_and_a_stopped_run_goes_on(tmp_path, capsys):
     assert "1 networks, 0 passed before" in capsys.readouterr().out
 
 
-def test_failures_are_lines_with_file_and_reason(tmp_path, plugin, capsys):
+def test_failures_give_a_line_with_file_and_reason(tmp_path, plugin, capsys):
     names = [write(tmp_path, "unknown", attention=("Atention", [])), write(tmp_path, "spare", attention=("DoctorSpare", []))]
     assert doctor.main([*names, "--plugins", plugin, "--jobs", "2", "--out", str(tmp_path)]) == 1
     out = capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_each_check_can_fail(block, failing, tmp_path, plugin):
     assert [check for check, reason in report.reasons.items() if reason] == failing, report.reasons
 
 
-def test_a_process_that_runs_out_of_memory_is_a_line(tmp_path):
+def test_process_out_of_memory_gives_a_line(tmp_path):
     write(tmp_path, "plain")
     (report,) = check_all([Case(tmp_path / "plain.yaml")], Settings(64), Limits(jobs=2, memory=2**27))
     assert not report.passed
@@ -130,7 +130,7 @@ def test_a_process_that_runs_out_of_memory_is_a_line(tmp_path):
     assert ": out of memory (--memory 0.125): " in report.failure or "(out of memory?)" in report.failure
 
 
-def test_running_out_of_memory_is_named_in_a_line_of_the_table(tmp_path, plugin, capsys):
+def test_out_of_memory_is_named_in_the_table(tmp_path, plugin, capsys):
     greedy, killed = (write(tmp_path, name, attention=(f"Doctor{name}", [])) for name in ("Greedy", "Killed"))
     assert doctor.main([greedy, killed, "--plugins", plugin, "--jobs", "2", "--memory", "2.5", "--out", str(tmp_path)]) == 1
     rows = {row["cfg"]: row for row in csv.DictReader((tmp_path / "doctor.csv").read_text(encoding="utf-8").splitlines())}
@@ -140,7 +140,7 @@ def test_running_out_of_memory_is_named_in_a_line_of_the_table(tmp_path, plugin,
     assert f"FAILED {greedy}: {rows[greedy]['reason']}\n" in capsys.readouterr().out
 
 
-def test_an_error_for_want_of_memory_is_known_by_what_led_to_it():
+def test_out_of_memory_is_recognised_by_its_cause():
     error = ValueError("model.onnx: not written")
     error.__cause__ = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     assert is_out_of_memory(error)
@@ -162,6 +162,6 @@ def test_every_yaml_of_the_repository_is_examined_at_its_smallest_scale():
     assert [case.scale for case in every] == ["n", "s", "m", "l", "x"]
 
 
-def test_a_pattern_that_fits_nothing_is_refused(capsys):
+def test_pattern_without_a_match_is_refused(capsys):
     assert doctor.main(["--only", "yolov99*"]) == 1
     assert "--only yolov99*" in capsys.readouterr().err

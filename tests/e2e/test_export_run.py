@@ -17,7 +17,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("run") / "weights" / "best.pt")
 
 
-def test_both_formats_lie_beside_the_weights(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_formats_are_written_beside_the_weights(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main(["--weights", str(weights), "--img", "96", "--device", "0", "--dynamic"]) == 0
     text = capsys.readouterr().out
     assert len(re.findall(r"differs from torch by at most [\d.e-]+ px", text)) == 2
@@ -63,7 +63,7 @@ def test_without_weights_the_newest_run_is_taken(
         (("--weights", "absent.pt"), "absent.pt: no such"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(weights: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str) -> None:
+def test_unsupported_requests_give_one_line(weights: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str) -> None:
     before = sorted(weights.parent.iterdir())
     assert export.main(["--weights", str(weights), "--img", "64", *flags]) == 1
     text = capsys.readouterr().err

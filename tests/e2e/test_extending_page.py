@@ -76,7 +76,7 @@ def run_section(example: Section, clone: Path) -> list[str]:
     return outputs
 
 
-def test_an_export_format(clone):
+def test_export_format_of_the_page_works(clone):
     example = section("An export format")
     exported, detected = run_section(example, clone)
     assert re.search(r"frozen: .*best\.frozen", exported)

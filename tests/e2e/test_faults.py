@@ -61,7 +61,7 @@ def failed(world: Path, folder: Path, says: str, *callbacks: Callback, **changes
     return folder / "exp" / "weights" / "last.pt"
 
 
-def test_disk_full(world, whole, tmp_path):
+def test_disk_full_keeps_the_previous_save(world, whole, tmp_path):
     """No file may grow beyond so many bytes, which is what a full disk looks like to a program."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     full = At(1, 1, lambda run: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1])))
@@ -75,7 +75,7 @@ def test_disk_full(world, whole, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write")
-def test_read_only_folder(world, tmp_path, monkeypatch):
+def test_read_only_folder_ends_the_run(world, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"/proc/runs: cannot be written \(.*\); give another --project"):
         train(config(world, Path("/proc/runs")))
     (tmp_path / "exp").mkdir()
@@ -100,7 +100,7 @@ def test_a_folder_that_becomes_read_only_keeps_its_last_save(world, whole, tmp_p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_data_unmounted_within_an_epoch(tmp_path, whole, monkeypatch, workers):
+def test_data_unmounted_within_an_epoch_ends_the_run(tmp_path, whole, monkeypatch, workers):
     monkeypatch.setattr("data.loader.RECENT_BYTES", 0)  # nothing stays in memory
     world = make_world(tmp_path / "disk")
     images = world / "images"
@@ -113,7 +113,7 @@ def test_data_unmounted_within_an_epoch(tmp_path, whole, monkeypatch, workers):
     assert equal(whole, weights_of(train(TrainConfig(resume=last)).save_dir))
 
 
-def test_a_few_vanished_images_are_named_once_and_many_end_the_run(tmp_path, monkeypatch, capsys):
+def test_few_missing_images_are_reported_once_and_many_end_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("data.loader.RECENT_BYTES", 0)
     world = make_world(tmp_path / "disk")
     images = world / "images" / "train"
@@ -164,7 +164,7 @@ def poisoned(monkeypatch, steps: set[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION"])
-def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(world, tmp_path, monkeypatch, capsys, optimizer):
+def test_step_with_non_finite_loss_is_skipped_and_counted(world, tmp_path, monkeypatch, capsys, optimizer):
     poisoned(monkeypatch, {(0, 0), (1, 2), (1, 3)})
     given = {**GIVEN, "optimizer": optimizer}
     result = train(config(world, tmp_path, skip_nan=True, **given))
@@ -184,7 +184,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped_and_counted(world, tmp_path, 
         assert "nan" not in file.read()
 
 
-def test_losses_that_stay_no_numbers_end_the_run(world, tmp_path, monkeypatch):
+def test_persistent_non_finite_losses_end_the_run(world, tmp_path, monkeypatch):
     poisoned(monkeypatch, set(itertools.product(range(1, 3), range(6))))
     last = failed(world, tmp_path, r"epoch 2, iteration 3: the box loss became nan for 3 steps in a row; lower lr0", nan_patience=3)
     assert load_checkpoint(last).epoch == 1
@@ -197,7 +197,7 @@ def test_losses_that_stay_no_numbers_end_the_run(world, tmp_path, monkeypatch):
     assert train(TrainConfig(resume=last, skip_nan=True)).epochs == 3
 
 
-def test_the_clock_may_run_backwards(world, whole, tmp_path, monkeypatch):
+def test_clock_set_back_changes_nothing(world, whole, tmp_path, monkeypatch):
     backwards = itertools.count(2_000_000_000, -1000)
     for place in ("time.time", "tqdm.std.time"):
         monkeypatch.setattr(place, lambda: float(next(backwards)))

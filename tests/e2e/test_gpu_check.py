@@ -35,7 +35,7 @@ def checked(folder: Path, *arguments: str) -> tuple[dict[str, list[dict]], str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
-def test_every_step_gives_rows(tmp_path):
+def test_every_step_writes_rows(tmp_path):
     world = make_world(tmp_path / "world")
     given = ("--data", str(world / "data.yaml"), "--cfg", str(world / "tiny-v9.yaml"))
     rows, said = checked(tmp_path, "--tiny", *given, "--seconds", "800", "--only", *RUN, "compile")
@@ -53,12 +53,12 @@ def test_every_step_gives_rows(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
-def test_time_that_is_up_is_a_row(tmp_path):
+def test_exceeded_time_is_reported_as_a_row(tmp_path):
     rows, _ = checked(tmp_path, "--tiny", "--seconds", "1", "--only", "throughput", "latency")
     assert [row["reason"] for step in rows.values() for row in step] == ["no time left"] * 2
 
 
-def test_lines_that_wait_are_named():
+def test_synchronising_lines_are_named():
     def step() -> None:
         warnings.warn("called a synchronizing CUDA operation (Triggered internally ...)", stacklevel=1)
         warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
@@ -68,5 +68,5 @@ def test_lines_that_wait_are_named():
     assert line.endswith("stacklevel=1)")
 
 
-def test_the_last_line_of_pytest_is_read():
+def test_last_line_of_pytest_is_parsed():
     assert counts("2 failed, 76 passed, 900 deselected in 31.2s") == {"passed": 76, "failed": 2, "skipped": 0, "error": 0}

@@ -105,7 +105,7 @@ def test_every_family_of_heads_trains_and_validates_as_in_float32(world, tmp_pat
     assert result.last.map == pytest.approx(result.best.map, abs=0.02)  # best.pt is validated in float32
 
 
-def test_a_trained_network_finds_the_same_in_half_precision(world, tmp_path):
+def test_trained_network_detects_the_same_in_half_precision(world, tmp_path):
     result = train(config(world, tmp_path, hyp=CALM, attention="BRA@3", optimizer="AdamW", epochs=25, noval=True, nosave=True))
     model = load_model(result.last_weights)
     given, _ = resolve_config(config(world, tmp_path))
@@ -118,7 +118,7 @@ def test_a_trained_network_finds_the_same_in_half_precision(world, tmp_path):
     assert low.map50 == pytest.approx(full.map50, abs=0.03)
 
 
-def test_the_search_for_a_factor_is_no_fault_and_moves_nothing(world, tmp_path, monkeypatch, half, capsys):
+def test_loss_scale_search_is_not_counted_as_non_finite(world, tmp_path, monkeypatch, half, capsys):
     scaler_of(monkeypatch, init_scale=2.0**20)
     watch = Watch(monkeypatch)
     result = train(config(world, tmp_path, nan_patience=1, noval=True, nosave=True, **{**GIVEN, "epochs": 3}))
@@ -131,7 +131,7 @@ def test_the_search_for_a_factor_is_no_fault_and_moves_nothing(world, tmp_path, 
     assert not (result.save_dir / "nan_batches.txt").exists()
 
 
-def test_losses_that_are_no_numbers_do_not_lower_the_factor(world, tmp_path, monkeypatch, half, capsys):
+def test_non_finite_losses_do_not_lower_the_loss_scale(world, tmp_path, monkeypatch, half, capsys):
     scaler_of(monkeypatch, init_scale=16.0)
     poisoned(monkeypatch, {(0, 0), (0, 5), (1, 2)})
     watch = Watch(monkeypatch)
@@ -143,7 +143,7 @@ def test_losses_that_are_no_numbers_do_not_lower_the_factor(world, tmp_path, mon
     assert (result.save_dir / "nan_batches.txt").read_text().count("box loss nan") == 3
 
 
-def test_gradients_that_no_factor_mends_end_the_run(world, tmp_path, monkeypatch, half):
+def test_gradients_non_finite_at_every_loss_scale_end_the_run(world, tmp_path, monkeypatch, half):
     """The loss is a number, its slope is none; torch alone would halve the factor until it is zero, and say nothing."""
     real = NonFiniteGuard.total_loss
 
@@ -159,7 +159,7 @@ def test_gradients_that_no_factor_mends_end_the_run(world, tmp_path, monkeypatch
     assert watch.factors == [2.0, *[MIN_SCALE] * 5]  # the guard checks at the end of an epoch, of three steps
 
 
-def test_gradients_without_a_finite_norm_change_nothing():
+def test_gradients_with_non_finite_norm_change_nothing():
     """Each is a number, their norm is not: where nothing is clipped, a scaler alone would have stepped with it, and left weights of nan."""
     layer = torch.nn.Linear(2, 1)
     for name in ("SGD", "AdamW", "LION"):
@@ -170,7 +170,7 @@ def test_gradients_without_a_finite_norm_change_nothing():
         assert torch.equal(layer.weight, before)
 
 
-def test_a_resumed_run_has_the_factor_that_it_was_stopped_with(world, tmp_path, monkeypatch, half):
+def test_resumed_run_restores_the_loss_scale(world, tmp_path, monkeypatch, half):
     scaler_of(monkeypatch, init_scale=16.0, growth_interval=2)
     whole = train(config(world, tmp_path / "whole", **GIVEN))
     with pytest.raises(KeyboardInterrupt):
@@ -181,7 +181,7 @@ def test_a_resumed_run_has_the_factor_that_it_was_stopped_with(world, tmp_path, 
     assert equal(train(TrainConfig(resume=last)), whole)
 
 
-def test_a_run_that_began_without_a_scaler_goes_on_with_one(world, tmp_path, request):
+def test_run_started_without_a_scaler_resumes_with_one(world, tmp_path, request):
     """Begun on a CPU, resumed with ``--device 0``."""
     with pytest.raises(KeyboardInterrupt):
         train(config(world, tmp_path, **GIVEN), callbacks=[Signal(1, 1)])
@@ -191,7 +191,7 @@ def test_a_run_that_began_without_a_scaler_goes_on_with_one(world, tmp_path, req
     assert train(TrainConfig(resume=last)).epochs == 2
 
 
-def test_micro_batches_and_accumulation_add_up_gradients_of_one_factor(world, tmp_path, monkeypatch, half):
+def test_micro_batches_and_accumulation_share_one_loss_scale(world, tmp_path, monkeypatch, half):
     """With batch statistics that stay, and a loss that is a mean over images, they are the gradients of the whole batch."""
     scaler_of(monkeypatch, init_scale=1024.0)
     whole, parts = halves(world, alike=False)

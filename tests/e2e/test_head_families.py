@@ -71,7 +71,7 @@ def losses_of(result: TrainResult) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_class_with_500_boxes_and_one_that_covers_the_image(tmp_path, family):
+def test_one_class_with_500_boxes_and_a_full_image_box_trains(tmp_path, family):
     rng = np.random.default_rng(1)
     crowd = [(0, *rng.uniform(0.1, 0.9, 2), *rng.uniform(0.05, 0.2, 2)) for _ in range(500)]
     labels = {"train": [crowd, [(0, 0.5, 0.5, 1, 1)], [], [(0, 0.3, 0.3, 0.2, 0.2)]], "val": [crowd[:9], [(0, 0.5, 0.5, 1, 1)]]}
@@ -85,7 +85,7 @@ def test_one_class_with_500_boxes_and_one_that_covers_the_image(tmp_path, family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_classes_as_one(tmp_path, family):
+def test_single_cls_trains_every_family(tmp_path, family):
     rows = [[(i % 3, 0.5, 0.5, 0.4, 0.3)] for i in range(4)]
     data = write_images(tmp_path / "data", {"train": rows, "val": rows}, names=("a", "b", "c"))
     result, watch = trained(tmp_path, family, data, single_cls=True)
@@ -95,7 +95,7 @@ def test_all_classes_as_one(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_epoch_without_any_box(tmp_path, family, capsys):
+def test_epoch_without_any_box_trains(tmp_path, family, capsys):
     """The one box of the set is too small to be kept when the image is loaded."""
     labels = {"train": [[], [], [], [(1, 0.5, 0.5, 0.001, 0.001)]], "val": [[(1, 0.5, 0.5, 0.4, 0.4)], []]}
     result, watch = trained(tmp_path, family, write_images(tmp_path / "data", labels, names=("a", "b")))

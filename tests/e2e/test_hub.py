@@ -15,7 +15,7 @@ from PIL import Image
 import detect
 from engine.inference.hub import HubModel
 from models import build_model
-from tests.streaming import camera
+from tests.stream_sources import camera
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint
 from utils.errors import UserError
 from utils.types import Detections
@@ -69,7 +69,7 @@ def assert_same(results, expected: list[Detections]) -> None:
         assert torch.equal(ours.classes, theirs.classes)
 
 
-def test_boxes_are_those_of_detect(folder, model, paths, monkeypatch):
+def test_boxes_equal_those_of_detect(folder, model, paths, monkeypatch):
     expected = boxes_of_detect(folder, monkeypatch)
     assert_same(model(paths, size=SIZE), expected)
     arrays = [cv2.cvtColor(cv2.imread(str(p)), cv2.COLOR_BGR2RGB) for p in paths]
@@ -79,7 +79,7 @@ def test_boxes_are_those_of_detect(folder, model, paths, monkeypatch):
     assert_same(model(paths[1], size=SIZE), expected[1:2])
 
 
-def test_boxes_follow_the_attributes_as_they_follow_the_flags(folder, model, paths, monkeypatch):
+def test_attributes_act_like_the_flags_of_detect(folder, model, paths, monkeypatch):
     flags = {"classes": (1, 2), "agnostic_nms": True, "max_det": 5, "iou_thres": 0.3}
     expected = boxes_of_detect(folder, monkeypatch, **flags, augment=True)
     model.classes, model.agnostic, model.max_det, model.iou = [1, 2], True, 5, 0.3
@@ -90,7 +90,7 @@ def test_boxes_follow_the_attributes_as_they_follow_the_flags(folder, model, pat
     assert (model.iou, model.max_det) == (0.45, 1000)
 
 
-def test_tensors_go_in_as_they_are(model):
+def test_tensors_are_used_without_letterbox(model):
     image = torch.randint(0, 255, (3, 70, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     as_bytes, as_floats = model(image), model(image[None] / 255)
     assert len(as_bytes) == len(as_floats) == 1
@@ -101,7 +101,7 @@ def test_tensors_go_in_as_they_are(model):
     assert len(model(torch.rand(2, 3, 64, 64))) == 2
 
 
-def test_results_in_all_forms(model, paths, folder, capsys):
+def test_results_have_all_documented_forms(model, paths, folder, capsys):
     results = model(paths, size=SIZE)
     xyxy, xywh, xyxyn, xywhn = results.xyxy[2], results.xywh[2], results.xyxyn[2], results.xywhn[2]
     height, width = results.ims[2].shape[:2]
@@ -151,7 +151,7 @@ def test_tables_need_pandas(model, paths, monkeypatch):
     assert "xcenter" in tables.xywhn[2][0]
 
 
-def test_images_of_other_channels(tmp_path):
+def test_images_of_other_channel_counts_are_accepted(tmp_path):
     deployed = build_model(tiny_cfg() | {"ch": 1, "nc": 3}, names=NAMES).deploy()
     grey = HubModel(deployed)
     grey.conf = 0.0
@@ -163,7 +163,7 @@ def test_images_of_other_channels(tmp_path):
         grey(np.zeros((50, 70, 3), np.uint8))
 
 
-def test_nothing_found_is_ordinary(model, paths):
+def test_no_detection_is_supported(model, paths):
     model.conf = 0.9999
     try:
         results = model(paths, size=SIZE)
@@ -174,7 +174,7 @@ def test_nothing_found_is_ordinary(model, paths):
     assert results.crop(save=False) == []
 
 
-def test_an_image_behind_a_url(model, paths):
+def test_image_url_is_fetched(model, paths):
     with camera() as server:
         server.files["/bus.png"] = paths[0].read_bytes()
         results = model([server.with_password("/locked/bus.png"), paths[0]], size=SIZE)
@@ -194,7 +194,7 @@ def test_an_image_behind_a_url(model, paths):
         (7, "not int"),
     ],
 )
-def test_what_is_no_image_is_one_line(model, source, says):
+def test_non_image_input_gives_one_line(model, source, says):
     with pytest.raises(UserError, match=says):
         model(source)
 
@@ -210,7 +210,7 @@ print(type(detector).__name__)
 """
 
 
-def test_it_works_from_another_folder(folder, tmp_path):
+def test_hub_works_from_another_folder(folder, tmp_path):
     """torch.hub takes the project off the import path once the model is there."""
     command = [sys.executable, "-c", ELSEWHERE, str(ROOT), str(folder / "best.pt")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)

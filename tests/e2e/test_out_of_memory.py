@@ -59,7 +59,7 @@ def micro_batches_from_start(monkeypatch, count: int) -> None:
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_a_pass_that_failed_leaves_no_trace(world, tmp_path, monkeypatch, capsys, late):
+def test_failed_pass_changes_no_state(world, tmp_path, monkeypatch, capsys, late):
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "forward_backward", full_above(2, late=late))
         halved = train(config(world, tmp_path, name="halved", **GIVEN))
@@ -71,7 +71,7 @@ def test_a_pass_that_failed_leaves_no_trace(world, tmp_path, monkeypatch, capsys
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_summed_gradients_survive(world, tmp_path, monkeypatch):
+def test_accumulated_gradients_survive_a_failed_pass(world, tmp_path, monkeypatch):
     """The second batch of a step fails, after the gradients of the first were summed, and micro-batches have one image in the end."""
     steps = []
     real_step = engine.training.step.optimizer_step
@@ -99,7 +99,7 @@ def test_summed_gradients_survive(world, tmp_path, monkeypatch):
         torch.testing.assert_close(halved, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_the_count_survives_a_resume(world, tmp_path, monkeypatch, capsys):
+def test_micro_batch_count_survives_a_resume(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(TrainingStep, "forward_backward", full_above(2, first_at=(0, 2)))
     whole = train(config(world, tmp_path, name="whole", **GIVEN))
 
@@ -119,14 +119,14 @@ def test_the_count_survives_a_resume(world, tmp_path, monkeypatch, capsys):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_one_image_too_many(world, tmp_path, monkeypatch):
+def test_out_of_memory_with_one_image_ends_the_run(world, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingStep, "forward_backward", full_above(0))
     says = r"epoch 1, iteration 1: the memory is full with a single image of 64 px, lower --imgsz \(CUDA out of memory.*\); .*resume with"
     with pytest.raises(UserError, match=says):
         train(config(world, tmp_path, **GIVEN))
 
 
-def test_validation_halves_too(world, tmp_path, monkeypatch, capsys):
+def test_validation_splits_batches_too(world, tmp_path, monkeypatch, capsys):
     whole = train(config(world, tmp_path, name="whole", **GIVEN))
 
     def forward(predictor, images):
@@ -146,7 +146,7 @@ def test_means_of_micro_batches():
     assert {name: value.item() for name, value in parts.items()} == {"box": 2.0}
 
 
-def test_a_real_allocator():
+def test_real_allocator_errors_are_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
     assert is_out_of_memory(caught.value)

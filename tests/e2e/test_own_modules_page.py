@@ -32,7 +32,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("block", "proof"), [(0, "1 of 1 pass"), (1, " passed")])
-def test_commands(clone, block, proof):
+def test_commands_of_the_page_run(clone, block, proof):
     for line in blocks("bash")[block].splitlines():
         command = line.replace("python ", f"{shlex.quote(sys.executable)} ", 1) if line.startswith("python ") else line
         environment = {**os.environ, "PYTHONPATH": "", "PYTEST_ADDOPTS": "-p no:cacheprovider"}

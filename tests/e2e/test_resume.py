@@ -70,7 +70,7 @@ def stopped(world: Path, folder: Path, *callbacks: Callback, **changes) -> Path:
 
 
 @pytest.mark.parametrize(("number", "place"), [(signal.SIGINT, (1, 2)), (signal.SIGTERM, (0, 3)), (signal.SIGINT, (1, 5))])
-def test_a_stop_is_saved_after_its_step_and_the_run_goes_on_from_there(world, whole, tmp_path, number, place):
+def test_interrupt_is_saved_after_its_step_and_resumes_there(world, whole, tmp_path, number, place):
     last = stopped(world, tmp_path, Signal(*place, number))
     saved = load_checkpoint(last)
     assert saved.epoch == place[0]
@@ -79,7 +79,7 @@ def test_a_stop_is_saved_after_its_step_and_the_run_goes_on_from_there(world, wh
     assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
 
 
-def test_the_number_of_workers_changes_nothing_even_within_an_epoch(world, whole, tmp_path):
+def test_worker_count_changes_nothing_even_within_an_epoch(world, whole, tmp_path):
     for workers in (1, 3):
         last = stopped(world, tmp_path / str(workers), Signal(1, 2), workers=workers)
         result = train(TrainConfig(resume=last, workers=4 - workers))
@@ -87,7 +87,7 @@ def test_the_number_of_workers_changes_nothing_even_within_an_epoch(world, whole
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="workers cannot tell who sends a signal")
-def test_a_stop_that_reaches_the_workers_too_is_the_main_process_to_hear(world, whole, tmp_path):
+def test_only_the_main_process_handles_a_signal_to_the_process_group(world, whole, tmp_path):
     class Group(Callback):
         """What a batch system does: a SIGTERM to every process of the job."""
 
@@ -103,13 +103,13 @@ def test_a_stop_that_reaches_the_workers_too_is_the_main_process_to_hear(world, 
     assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
 
 
-def test_a_second_signal_stops_at_once(world, whole, tmp_path):
+def test_second_signal_stops_immediately(world, whole, tmp_path):
     last = stopped(world, tmp_path, Signal(1, 2, times=2))
     assert (load_checkpoint(last).epoch, load_checkpoint(last).training["batch"]) == (1, 0)
     assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
 
 
-def test_a_stop_during_validation_does_not_wait_for_its_end(world, whole, tmp_path, monkeypatch):
+def test_interrupt_during_validation_does_not_wait_for_its_end(world, whole, tmp_path, monkeypatch):
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -127,7 +127,7 @@ def test_a_stop_during_validation_does_not_wait_for_its_end(world, whole, tmp_pa
     assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
 
 
-def test_saves_within_epochs_and_nothing_is_lost_but_the_steps_since(world, whole, tmp_path):
+def test_save_steps_limits_the_loss_to_the_steps_since_the_last_save(world, whole, tmp_path):
     seen = []
 
     class Crash(Callback):
@@ -155,7 +155,7 @@ def test_saves_within_epochs_and_nothing_is_lost_but_the_steps_since(world, whol
     ],
     ids=["half", "zeros", "middle"],
 )
-def test_a_torn_file_is_never_taken_for_a_checkpoint(world, whole, tmp_path, capsys, damage):
+def test_truncated_file_is_never_resumed(world, whole, tmp_path, capsys, damage):
     last = stopped(world, tmp_path, Signal(1, 3), save_steps=1)
     previous = load_checkpoint(previous_of(last))
     last.write_bytes(damage(last.read_bytes()))
@@ -169,7 +169,7 @@ def test_a_torn_file_is_never_taken_for_a_checkpoint(world, whole, tmp_path, cap
     assert_equal_runs(whole, result.save_dir)
 
 
-def test_a_run_that_was_killed_while_it_ended_is_completed(world, whole, tmp_path, monkeypatch):
+def test_run_killed_while_finishing_is_completed_on_resume(world, whole, tmp_path, monkeypatch):
     def killed(run):
         raise KeyboardInterrupt
 
@@ -184,7 +184,7 @@ def test_a_run_that_was_killed_while_it_ended_is_completed(world, whole, tmp_pat
     assert load_checkpoint(last).training is None
 
 
-def test_best_pt_follows_from_last_pt(world, whole, tmp_path, monkeypatch):
+def test_best_pt_is_restored_from_last_pt(world, whole, tmp_path, monkeypatch):
     """A kill between the two saves of an epoch."""
 
     def killed(*args, **kwargs):
@@ -197,7 +197,7 @@ def test_best_pt_follows_from_last_pt(world, whole, tmp_path, monkeypatch):
     assert_equal_runs(whole, train(TrainConfig(resume=last)).save_dir)
 
 
-def test_an_early_stopped_run_is_not_trained_on(world, tmp_path, monkeypatch):
+def test_early_stopped_run_is_not_resumed(world, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.training.early_stop.EarlyStop.is_due", lambda self, epoch: epoch >= 1)
     finish = script.finish_weights
     monkeypatch.setattr(script, "finish_weights", lambda run: os.kill(os.getpid(), signal.SIGINT))
@@ -207,7 +207,7 @@ def test_an_early_stopped_run_is_not_trained_on(world, tmp_path, monkeypatch):
     assert train(TrainConfig(resume=tmp_path / "exp")).epochs == 2
 
 
-def test_what_may_be_given_to_resume(world, tmp_path, monkeypatch):
+def test_resume_accepts_run_folder_weights_folder_or_file(world, tmp_path, monkeypatch):
     weights = tmp_path / "runs" / "exp" / "weights"
     with pytest.raises(UserError, match=r"no run in .*; start one without --resume"):
         find_last_checkpoint("newest", str(tmp_path / "runs"))
@@ -224,7 +224,7 @@ def test_what_may_be_given_to_resume(world, tmp_path, monkeypatch):
         find_last_checkpoint("newest", str(tmp_path / "runs"))
 
 
-def test_flags_given_anew_count_even_where_they_are_the_defaults(world, tmp_path):
+def test_flags_given_with_resume_count_even_at_default_values(world, tmp_path):
     from engine.training.resume import load_resumed_run
 
     last = stopped(world, tmp_path, Signal(0, 1), patience=7, workers=0)
@@ -234,7 +234,7 @@ def test_flags_given_anew_count_even_where_they_are_the_defaults(world, tmp_path
         load_resumed_run(parse_arguments(["--resume", str(last), "--epochs", "100"]))
 
 
-def test_other_data_begin_the_epoch_anew_and_say_so(world, tmp_path, capsys):
+def test_changed_data_restart_the_epoch_with_a_message(world, tmp_path, capsys):
     mine = make_world(tmp_path / "mine")
     last = stopped(mine, tmp_path, Signal(1, 2))
     (mine / "images" / "train" / "3.png").unlink()
@@ -245,14 +245,14 @@ def test_other_data_begin_the_epoch_anew_and_say_so(world, tmp_path, capsys):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 @pytest.mark.parametrize("kills", [pytest.param(4, id="4"), pytest.param(20, id="20", marks=pytest.mark.slow)])
-def test_kill_at_random_moments(world, tmp_path, kills):
+def test_resume_after_kill_gives_identical_weights(world, tmp_path, kills):
     hyp = HYP.replace(nbs=4).to_dict()
     where = {"cfg": str(world / "tiny-v9.yaml"), "data": str(world / "data.yaml"), "project": str(tmp_path), "hyp": hyp}
     size = {"imgsz": 64, "epochs": 2 + kills // 2, "batch_size": 2, "workers": 2, "save_steps": 1, "multi_scale": True}
     flags = {**where, **size, "device": "cpu", "noplots": True, "seed": 3}
     plan = {"config": flags, "kills": kills, "seed": int(os.environ.get("KILL_SEED", "0"))}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    command = [sys.executable, "-m", "tests.killing", str(tmp_path / "plan.json")]
+    command = [sys.executable, "-m", "tests.process_kills", str(tmp_path / "plan.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])

@@ -131,7 +131,7 @@ def found(tmp_path: Path, weights: Path) -> Run:
     return call
 
 
-def test_windows_show_the_small_shapes_that_the_whole_image_hides(
+def test_slicing_finds_small_shapes_missed_in_the_whole_image(
     found: Run, mosaic: tuple[Path, LargeImage], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, truth = mosaic
@@ -167,7 +167,7 @@ def test_metrics_of_validation_are_those_of_the_merged_boxes(
     assert (tmp_path / "sliced/val_batch0_pred.jpg").is_file()
 
 
-def test_val_finds_the_same_where_images_fit_into_a_window(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_val_is_unchanged_for_images_that_fit_one_window(data: Path, weights: Path, tmp_path: Path) -> None:
     flags = ["--weights", str(weights), "--data", str(data / "data.yaml"), "--workers", "0", "--device", "cpu", "--project", str(tmp_path)]
     for name, more in (("plain", []), ("sliced", ["--slice", "1280"])):
         assert val.main([*flags, "--img", "160", "--name", name, "--save-json", *more]) == 0
@@ -183,7 +183,7 @@ def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_exported_files_find_the_same(found: Run, smaller: Path, weights: Path, tmp_path: Path) -> None:
+def test_exported_files_detect_the_same(found: Run, smaller: Path, weights: Path, tmp_path: Path) -> None:
     flags = ("--slice", "160", "200", "--conf", "0.4")
     for name, file, options in (
         ("onnx", "fixed.onnx", ExportOptions(imgsz=(160, 160), batch_size=3)),
@@ -198,7 +198,7 @@ def test_exported_files_find_the_same(found: Run, smaller: Path, weights: Path, 
     assert abs(len(fixed.scores) - len(expected.scores)) <= 3
 
 
-def test_flags_go_together(found: Run, smaller: Path) -> None:
+def test_slice_combines_with_other_flags(found: Run, smaller: Path) -> None:
     flags = ("--img", "192", "--slice", "192")
     usual = found(smaller, *flags)
     assert len(found(smaller, *flags, "--augment").scores) > len(usual.scores) / 2
@@ -222,7 +222,7 @@ def test_every_frame_of_a_video_is_sliced(weights: Path, smaller: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_the_demo_network_finds_what_it_missed(mosaic: tuple[Path, LargeImage], tmp_path: Path) -> None:
+def test_slicing_raises_recall_of_the_demo_network(mosaic: tuple[Path, LargeImage], tmp_path: Path) -> None:
     """The network of ``make demo``: six classes, 16 epochs at 160 px on the embedded data set."""
     from train import train
     from utils.config import TrainConfig

@@ -20,7 +20,7 @@ from torch import Tensor
 import detect
 from data.sources.stream_reader import ReconnectPolicy
 from tasks import DETECT
-from tests.streaming import SECRET, Given, Grabber, camera, solid_image, video
+from tests.stream_sources import SECRET, FakeCapture, FakeScreen, camera, solid_image, video
 from tests.tiny import tiny_checkpoint
 from utils.process_exit import MAY_HANG
 from utils.types import Predictions
@@ -75,7 +75,7 @@ def frames_of(path):
     return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
 
 
-def test_a_list_of_streams(run, server, finder, tmp_path, capsys):
+def test_stream_list_is_detected(run, server, finder, tmp_path, capsys):
     video(tmp_path / "wide.avi", 8, size_wh=(96, 32))
     video(tmp_path / "clip.avi", 30)  # long enough that a camera which opens late still meets it
     server.deaths = [40, 0]
@@ -102,7 +102,7 @@ def test_a_list_of_streams(run, server, finder, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("finder")
-def test_nothing_that_can_be_opened_is_one_line(run, server, tmp_path, capsys):
+def test_no_openable_stream_gives_one_line(run, server, tmp_path, capsys):
     assert run("--source", f"{server.url}/nothing") == 1
     assert capsys.readouterr().err == f"detect.py: {server.url}/nothing: the server answers 404 Not Found\n"
     (tmp_path / "cams.streams").write_text(f"{server.url}/a\n{server.url}/b\n")
@@ -114,7 +114,7 @@ def test_nothing_that_can_be_opened_is_one_line(run, server, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("finder")
-def test_images_and_videos_by_http(run, server, tmp_path, capsys):
+def test_images_and_videos_over_http_are_detected(run, server, tmp_path, capsys):
     server.files["/bus%20stop.png"] = cv2.imencode(".png", solid_image(80, 60))[1].tobytes()
     server.files["/clip.avi"] = video(tmp_path / "clip.avi", 9).read_bytes()
     assert run("--source", f"{server.with_password('/bus%20stop.png')}?key=1", "--save-txt") == 0
@@ -129,17 +129,17 @@ def test_images_and_videos_by_http(run, server, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("finder")
-def test_a_camera_that_comes_back_with_another_size(run, tmp_path, monkeypatch):
-    captures = [Given(3, period_s=0.05), Given(4, size_wh=(96, 32), period_s=0.05), Given(0), Given(0)]
+def test_camera_reconnecting_with_another_size_starts_a_new_video(run, tmp_path, monkeypatch):
+    captures = [FakeCapture(3, period_s=0.05), FakeCapture(4, size_wh=(96, 32), period_s=0.05), FakeCapture(0), FakeCapture(0)]
     monkeypatch.setattr("data.sources.stream_reader.open_capture", lambda target, patience: captures.pop(0))
     assert run("--source", "0") == 0
     assert [frames_of(tmp_path / "out/exp" / name) for name in ("webcam0.mp4", "webcam0_2.mp4")] == [(3, 64), (4, 96)]
 
 
 @pytest.mark.usefixtures("finder")
-def test_the_screen_until_q_is_pressed(run, tmp_path, monkeypatch):
+def test_screen_is_captured_until_q_is_pressed(run, tmp_path, monkeypatch):
     class Module:
-        MSS, ScreenShotError = Grabber, OSError
+        MSS, ScreenShotError = FakeScreen, OSError
 
     shown = []
     monkeypatch.setitem(sys.modules, "mss", Module)
@@ -152,7 +152,7 @@ def test_the_screen_until_q_is_pressed(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("display", [None, ":0"])
-def test_windows_are_refused_before_any_work(run, tmp_path, monkeypatch, capsys, display):
+def test_view_img_without_a_display_is_refused_first(run, tmp_path, monkeypatch, capsys, display):
     def work(*_):
         raise AssertionError("weights are read")
 
@@ -171,7 +171,7 @@ def test_windows_are_refused_before_any_work(run, tmp_path, monkeypatch, capsys,
 
 
 @pytest.mark.usefixtures("finder")
-def test_feature_maps_of_the_first_frame_of_each_stream(run, tmp_path, monkeypatch):
+def test_visualize_saves_features_of_the_first_frame_of_each_stream(run, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(detect, "visualize", lambda model, images, folder, report: drawn.append((tuple(images.shape), folder.name)))
     for name in ("a", "b"):
@@ -182,7 +182,7 @@ def test_feature_maps_of_the_first_frame_of_each_stream(run, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_ends_a_run_on_a_silent_camera_at_once(server, tmp_path):
+def test_ctrl_c_ends_a_run_on_a_silent_camera_immediately(server, tmp_path):
     """Its reader hangs in the network then; the video is closed whole, and nothing tells the password."""
     server.deaths, server.stalls = [40], True
     server.files["/live.m3u8"] = b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nseg0.ts\n#EXT-X-ENDLIST\n"

@@ -39,7 +39,7 @@ def assert_equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor])
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
 
-def test_a_run_that_computes_activations_again_is_the_same_run(world, tmp_path, capsys):
+def test_recomputed_activations_give_an_identical_run(world, tmp_path, capsys):
     given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "multi_scale": True, "amp": "bf16", "attention": "CBAM@3"}
     plain = weights_of(train(config(world, tmp_path, **given)))
     capsys.readouterr()
@@ -54,7 +54,7 @@ def test_a_run_that_computes_activations_again_is_the_same_run(world, tmp_path, 
 
 
 @pytest.mark.slow
-def test_two_processes_compute_activations_again_too(world, tmp_path):
+def test_recomputed_activations_work_with_two_ranks(world, tmp_path):
     flags = ["--imgsz", "64", "--batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu", "--noplots", "--attention", "CBAM@3"]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py"), *flags]
     given = ["--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), "--project", str(tmp_path)]
@@ -68,7 +68,7 @@ def test_two_processes_compute_activations_again_too(world, tmp_path):
     assert_equal_weights(weights[2], weights[0])
 
 
-def test_without_attention_it_is_refused_before_there_is_a_folder(world, tmp_path):
+def test_checkpoint_activations_without_attention_is_refused_early(world, tmp_path):
     with pytest.raises(UserError, match="has no attention; give --checkpoint-activations all"):
         train(config(world, tmp_path, checkpoint_activations="attention"))
     assert not list(tmp_path.iterdir())
@@ -127,7 +127,7 @@ def joined(first: Targets, second: Targets, images: int) -> Targets:
 
 
 @pytest.mark.parametrize(("own_loss", "alike"), [(True, True), (False, False)], ids=["own loss", "mean over images"])
-def test_batch_4_accumulated_twice_is_batch_8(world, tmp_path, own_loss, alike):
+def test_batch_4_accumulated_twice_equals_batch_8(world, tmp_path, own_loss, alike):
     whole, parts = halves(world, alike=alike)
     runs = [
         prepared(world, tmp_path / name, batches, accumulate=n, own_loss=own_loss)
@@ -143,7 +143,7 @@ def test_batch_4_accumulated_twice_is_batch_8(world, tmp_path, own_loss, alike):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_the_last_step_of_an_epoch_takes_what_is_left(world, tmp_path):
+def test_last_step_of_an_epoch_uses_the_remaining_gradients(world, tmp_path):
     parts = halves(world, alike=True)[1][:5]
     run, steps = prepared(world, tmp_path, parts, accumulate=2, own_loss=True), []
     optimizer = run.state.optimizer
@@ -174,7 +174,7 @@ def first_losses(world: Path, folder: Path, precision: torch.dtype | None) -> li
     return sums
 
 
-def test_bfloat16_on_a_cpu_trains_and_validates_as_float32_does(world, tmp_path):
+def test_bfloat16_on_a_cpu_trains_close_to_float32(world, tmp_path):
     full, half = (first_losses(world, tmp_path, precision) for precision in (None, torch.bfloat16))
     assert half == pytest.approx(full, rel=0.03)
     assert half != full
@@ -186,7 +186,7 @@ def test_bfloat16_on_a_cpu_trains_and_validates_as_float32_does(world, tmp_path)
     assert result.last.map == pytest.approx(result.best.map, abs=0.1)
 
 
-def test_the_search_for_a_batch_size_computes_activations_again_too(world, tmp_path, monkeypatch):
+def test_batch_size_search_recomputes_activations(world, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("engine.training.batch_size.search", lambda measure_peak, **limits: (measure_peak(2), 4)[1])
     plain = nn.Conv2d.forward

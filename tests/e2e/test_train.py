@@ -51,7 +51,7 @@ def rows_of(result: TrainResult) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_leaves_what_users_expect(world, tmp_path):
+def test_run_writes_the_documented_outputs(world, tmp_path):
     result = train(config(world, tmp_path, noplots=False, save_period=2, epochs=2))
     left = {p.relative_to(result.save_dir).as_posix() for p in result.save_dir.rglob("*") if p.is_file()}
     expected = {"weights/best.pt", "weights/last.pt", "weights/epoch2.pt", "opt.yaml", "hyp.yaml", "results.csv", "results.png"}
@@ -70,7 +70,7 @@ def test_a_run_leaves_what_users_expect(world, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION"])
-def test_a_resumed_run_equals_one_that_never_stopped(world, tmp_path, optimizer):
+def test_resumed_run_equals_an_uninterrupted_one(world, tmp_path, optimizer):
     given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "optimizer": optimizer, "multi_scale": True, "cos_lr": True}
     whole = train(config(world, tmp_path / "whole", **given))
     with pytest.raises(KeyboardInterrupt, match="holds 1 of 3 epochs, resume with --resume"):
@@ -113,7 +113,7 @@ def test_frozen_layers_keep_weights_and_statistics(world, tmp_path):
     assert not torch.equal(before["model.1.conv.weight"], after["model.1.conv.weight"])
 
 
-def test_weights_are_transferred_and_counted(world, tmp_path, capsys):
+def test_weights_are_transferred_and_reported(world, tmp_path, capsys):
     first = train(config(world, tmp_path, epochs=1))
     capsys.readouterr()
     train(config(world, tmp_path, weights=first.best_weights, epochs=1))
@@ -127,7 +127,7 @@ def test_weights_are_transferred_and_counted(world, tmp_path, capsys):
     assert "| 5 | 5 | DDetect |" in report.read_text(encoding="utf-8")
 
 
-def test_what_was_carried_over_stays_as_it_is(world, tmp_path, capsys):
+def test_freeze_pretrained_keeps_transferred_tensors(world, tmp_path, capsys):
     first = train(config(world, tmp_path, epochs=1))
     given = {"cfg": "", "weights": first.best_weights, "freeze": "pretrained", "attention": "SE@3", "attention_init": "identity"}
     before = load_checkpoint(first.best_weights).weights
@@ -142,7 +142,7 @@ def test_what_was_carried_over_stays_as_it_is(world, tmp_path, capsys):
     assert "--freeze pretrained: " in capsys.readouterr().out
 
 
-def test_deployed_weights_go_on_everywhere(world, tmp_path, capsys):
+def test_deployed_weights_load_in_every_script(world, tmp_path, capsys):
     dual = (world / "tiny-v9.yaml").read_text().replace("[[3, 4], 1, DDetect", "[[3, 4, 3, 4], 1, DualDDetect")
     (tmp_path / "dual-v9.yaml").write_text(dual)
     first = train(config(world, tmp_path, cfg=tmp_path / "dual-v9.yaml", epochs=1))
@@ -167,18 +167,18 @@ def test_deployed_weights_go_on_everywhere(world, tmp_path, capsys):
         ({"weights_report": "x.txt", "backbone_weights": "x.pth"}, r"a file that ends in \.md, \.csv, \.json"),
     ],
 )
-def test_flags_about_weights_that_are_not_there(world, tmp_path, changes, says):
+def test_flags_that_need_weights_are_refused_without_them(world, tmp_path, changes, says):
     with pytest.raises(UserError, match=says):
         train(config(world, tmp_path, **changes))
 
 
-def test_nothing_left_to_train_is_said(world, tmp_path):
+def test_fully_frozen_model_is_refused(world, tmp_path):
     first = train(config(world, tmp_path, epochs=1))
     with pytest.raises(UserError, match="so nothing is left to train"):
         train(config(world, tmp_path, cfg="", weights=first.best_weights, freeze="pretrained"))
 
 
-def test_nothing_is_saved_or_validated_before_the_end_if_so_asked(world, tmp_path):
+def test_nosave_and_noval_act_at_the_end_only(world, tmp_path):
     seen = []
 
     class Look(Callback):
@@ -201,7 +201,7 @@ def test_training_stops_early_without_progress(world, tmp_path, monkeypatch, cap
     assert "stops early (--patience)" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run(world, tmp_path):
+def test_non_finite_losses_end_the_run(world, tmp_path):
     with pytest.raises(UserError, match=r"epoch 1, iteration 2: the loss became inf for 2 steps in a row; lower lr0.* holds 0 of 3"):
         train(config(world, tmp_path, hyp=HYP.replace(box=1e38, cls=1e38), nan_patience=2))
     assert load_checkpoint(tmp_path / "exp" / "weights" / "last.pt").epoch == 0
@@ -229,20 +229,20 @@ def test_rect_batches_and_bfloat16_train(world, tmp_path):
         ({"resume": "nothing.pt"}, "--cfg with --resume"),
     ],
 )
-def test_bad_input_is_one_line(world, tmp_path, changes, says):
+def test_bad_input_gives_one_line(world, tmp_path, changes, says):
     changes = {k: str(v).format(world=world) if k == "project" else v for k, v in changes.items()}
     with pytest.raises(UserError, match=says) as caught:
         train(config(world, tmp_path, **changes))
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_line_refuses_by_name(capsys):
+def test_command_line_refuses_unsupported_flags_by_name(capsys):
     assert main(["--quad"]) == 1
     assert capsys.readouterr().err.startswith("train.py: --quad: not here; give a larger")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_in_an_epoch_leaves_last_and_one_line(world, tmp_path):
+def test_ctrl_c_within_an_epoch_saves_last_and_prints_one_line(world, tmp_path):
     flags = ["--imgsz", "64", "--batch", "4", "--epochs", "100000", "--workers", "1", "--device", "cpu", "--noplots"]
     command = [sys.executable, str(ROOT / "train.py"), "--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), *flags]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -273,7 +273,7 @@ def test_two_processes_train_one_model(world, tmp_path):
 ATTENDED = {"attention": ["SE@3", "EMA@1(factor=2)"], "attention_init": "identity", "lr_mult": "attention=2,backbone=0.5"}
 
 
-def test_attention_put_into_trained_weights_starts_as_a_no_op_and_trains(world, tmp_path, capsys):
+def test_attention_inserted_into_trained_weights_starts_as_a_no_op_and_trains(world, tmp_path, capsys):
     first = train(config(world, tmp_path, epochs=1))
     source = load_model(first.best_weights)
     given = config(world, tmp_path, cfg="", weights=first.best_weights, name="attended", **ATTENDED)
@@ -295,7 +295,7 @@ def test_attention_put_into_trained_weights_starts_as_a_no_op_and_trains(world, 
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in trained.state_dict().items()}
 
 
-def test_a_resumed_run_with_attention_and_rates_equals_one_that_never_stopped(world, tmp_path):
+def test_resumed_run_with_attention_and_lr_mult_equals_an_uninterrupted_one(world, tmp_path):
     whole = train(config(world, tmp_path / "whole", **ATTENDED))
     with pytest.raises(KeyboardInterrupt):
         train(config(world, tmp_path / "cut", **ATTENDED), callbacks=[Interrupt(1, 1)])
@@ -317,7 +317,7 @@ def test_a_model_yaml_of_a_run_trains_detects_and_exports(world, tmp_path, capsy
     assert export.main(["--weights", str(second.best_weights), "--imgsz", "64", "--include", "onnx", "--dynamic"]) == 0
 
 
-def test_images_are_drawn_by_weight_and_a_resume_draws_the_same(world, tmp_path):
+def test_image_weights_draws_are_identical_after_a_resume(world, tmp_path):
     given = {"image_weights": True, "epochs": 3}
     whole = train(config(world, tmp_path / "whole", **given))
     with pytest.raises(KeyboardInterrupt):
@@ -333,7 +333,7 @@ def test_images_are_drawn_by_weight_and_a_resume_draws_the_same(world, tmp_path)
     assert any(not torch.equal(first[k], plain[k]) for k in first)
 
 
-def test_a_search_for_hyper_parameters(world, tmp_path, monkeypatch):
+def test_evolve_runs_a_hyperparameter_search(world, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.visual.plots.plot_evolution", lambda rows, keys, path: path.touch())  # thirty diagrams take seconds
     given = ["--cfg", world / "tiny-v9.yaml", "--data", world / "data.yaml", "--imgsz", 64, "--epochs", 1, "--workers", 0]
     argv = [str(a) for a in (*given, "--batch-size", 4, "--device", "cpu", "--project", tmp_path, "--name", "search", "--evolve", 2)]

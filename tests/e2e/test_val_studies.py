@@ -58,7 +58,7 @@ def config(folder: Path, name: str, *weights: str, **flags: object) -> ValConfig
     )  # fmt: skip
 
 
-def test_an_ensemble_hands_on_what_each_model_predicts(folder: Path) -> None:
+def test_ensemble_concatenates_the_predictions_of_each_model(folder: Path) -> None:
     models = [load_model(folder / name).deploy() for name in ("a.pt", "b.pt")]
     images = torch.rand(2, 3, 64, 96)
     joined = Ensemble(models, sources=["a.pt", "b.pt"]).predict(images)
@@ -67,7 +67,7 @@ def test_an_ensemble_hands_on_what_each_model_predicts(folder: Path) -> None:
     assert torch.equal(joined.scores, torch.cat([p.scores for p in parts], dim=1))
 
 
-def test_a_model_beside_itself_changes_nothing_and_another_does(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ensemble_of_one_model_twice_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alone = val.validate(config(folder, "alone", "a.pt"))
     twice = val.validate(config(folder, "twice", "a.pt", "a.pt"))
     both = val.validate(config(folder, "both", "a.pt", "b.pt"))
@@ -95,7 +95,7 @@ def test_detect_takes_several_weights(folder: Path, capsys: pytest.CaptureFixtur
         detect.detect(DetectConfig(weights=str(folder / "a.pt"), others=(str(folder / "b.pt"),), visualize=True))
 
 
-def test_validation_with_augmentation_measures_the_augmented_model(folder: Path) -> None:
+def test_augmented_validation_measures_augmented_predictions(folder: Path) -> None:
     augmented = val.validate(config(folder, "tta", "a.pt", augment=True))
     one = config(folder, "by-hand", "a.pt")
     _, loader = open_data(replace(one, data=str(folder / "data.yaml")), tiny_model())
@@ -107,7 +107,7 @@ def test_validation_with_augmentation_measures_the_augmented_model(folder: Path)
     assert augmented.precision != plain.precision
 
 
-def test_speed_is_a_table_of_every_file_at_two_batch_sizes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed_prints_every_file_at_two_batch_sizes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(folder / "a.pt"), str(folder / "b.pt")]
     flags = ["--task", "speed", "--data", str(folder / "data.yaml"), "--img", "96", "--batch", "4", "--workers", "0"]
     assert val.main(["--weights", *files, *flags, "--project", str(folder / "speed")]) == 0
@@ -117,7 +117,7 @@ def test_speed_is_a_table_of_every_file_at_two_batch_sizes(folder: Path, capsys:
         assert float(total) == pytest.approx(float(prepare) + float(inference) + float(suppression), abs=0.2)
 
 
-def test_a_study_measures_every_size_and_draws_the_trade_off(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_measures_every_size_and_plots_the_trade_off(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--task", "study", "--study-sizes", "64", "96", "--data", str(folder / "data.yaml"), "--batch", "4", "--workers", "0"]
     assert val.main(["--weights", str(folder / "a.pt"), *flags, "--project", str(folder / "study")]) == 0
     with open(folder / "study/exp/study.csv", newline="", encoding="utf-8") as file:

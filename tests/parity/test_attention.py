@@ -86,7 +86,7 @@ def from_map(x: Tensor, meta: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("case", vectors.cases("attention", cases()))
-def test_outputs_and_input_gradients(case):
+def test_outputs_and_input_gradients_match_the_published_module(case):
     golden = find("attention", case)
     meta, name = golden.meta, module_of(case)
     module = build(name, meta["args"])
@@ -102,7 +102,7 @@ def test_outputs_and_input_gradients(case):
 
 
 @pytest.mark.parametrize("case", vectors.cases("attention", cases(), "names"))
-def test_parameter_names_and_shapes_are_the_published_ones(case):
+def test_parameter_names_and_shapes_match_the_published_module(case):
     meta, name = find("attention", case).meta, module_of(case)
     absent = ABSENT.get(name, ())
     published = {key: tuple(shape) for key, shape in meta["keys"] if not any(part in key for part in absent)}

@@ -48,7 +48,7 @@ def build(case: str) -> tuple[nn.Module, dict]:
 
 
 @pytest.mark.parametrize("case", vectors.cases("attention", cases()))
-def test_outputs_and_input_gradients(case):
+def test_outputs_and_input_gradients_match_the_published_module(case):
     golden = find("attention", case)
     module, meta = build(case)
     inputs = [to_map(input_array(i, tuple(shape)), meta) for i, shape in enumerate(meta["input_shapes"])]
@@ -62,14 +62,14 @@ def test_outputs_and_input_gradients(case):
 
 
 @pytest.mark.parametrize("case", vectors.cases("attention", cases(), "names"))
-def test_parameter_names_and_shapes_are_the_published_ones(case):
+def test_parameter_names_and_shapes_match_the_published_module(case):
     module, meta = build(case)
     published = {key: tuple(shape) for key, shape in meta["keys"]}
     assert {key: tuple(value.shape) for key, value in module.state_dict().items()} == published
 
 
 @pytest.mark.parametrize("case", vectors.cases("attention", [name for name in cases() if module_of(name) == "DATAttention"]))
-def test_deformable_attention_samples_where_the_published_one_does(case):
+def test_deformable_attention_samples_at_the_published_points(case):
     golden = find("attention", case)
     module, meta = build(case)
     points = module.sampling_points(module.proj_q(input_array(0, tuple(meta["input_shapes"][0]))))
@@ -90,7 +90,7 @@ def test_bam_has_the_published_branches_but_adds_them(case):
 
 
 @pytest.mark.parametrize(("case", "args"), [("ul_ChannelAttention__case0", {"channels": 16}), ("ul_SpatialAttention__case0", {})])
-def test_the_gates_of_yolov8(case, args):
+def test_yolov8_gates_match_the_published_ones(case, args):
     if case not in all_names("blocks"):
         pytest.skip("the reference folder is not at hand")
     golden = find("blocks", case)

@@ -114,6 +114,6 @@ def check_folded_weights(block: nn.Module, golden: Golden) -> None:
     assert_close(fused(golden.tensor("input_0")), golden.tensor("output"), 1e-5, "folded output")
 
 
-def test_cases_are_there() -> None:
+def test_golden_cases_exist() -> None:
     assert len(CASES) >= 20
     assert all(np.isfinite(find("blocks", n).arrays["grad_input_0"]).all() for n in CASES[:5] if "grad_input_0" in find("blocks", n).arrays)

@@ -69,7 +69,7 @@ def compared(folder: str) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", ["blocks", "heads", "losses", "models", "ops"])
-def test_every_vector_is_compared_or_excused(folder):
+def test_every_golden_vector_is_compared_or_listed_as_pending(folder):
     found, done = set(golden.all_names(folder)), compared(folder)
     excused = {n for n in found for prefix in LEFT_OUT if f"{folder}/{n}".startswith(prefix)}
     waiting = {n for n in found if golden.waits_for(folder, n)}
@@ -84,7 +84,7 @@ def test_every_vector_is_compared_or_excused(folder):
         assert {case["name"] for case in json.loads(index.read_text())["cases"]} <= found
 
 
-def test_every_network_with_an_output_has_it_compared_once():
+def test_every_network_output_is_compared_once():
     anchored, free = set(test_heads_in_models.cases()), set(test_models.WITH_OUTPUT)
     networks = [n for n in golden.all_names("models") if n not in test_train_step.CASES]
     assert not anchored & free
@@ -93,23 +93,23 @@ def test_every_network_with_an_output_has_it_compared_once():
 
 @pytest.mark.skipif(not golden.REFERENCE.is_dir(), reason="the reference folder is not at hand")
 @pytest.mark.parametrize("row", PENDING)
-def test_every_pending_row_holds_a_vector(row):
+def test_every_pending_row_matches_a_vector(row):
     folder, _, start = row.partition(":")[0].partition("/")
     assert fnmatch.filter(golden.all_names(folder), f"{start}*"), "nothing waits here any more: take the row out"
 
 
 @pytest.mark.parametrize("folder", ["attention", "blocks", "heads", "losses", "models", "ops"])
-def test_no_kept_vector_waits(folder):
+def test_no_vector_in_goldens_is_pending(folder):
     kept = [path.stem for path in (golden.HERE / folder).glob("*.npz")]
     assert not [name for name in kept if golden.waits_for(folder, name)]
 
 
 @pytest.mark.parametrize(("name", "file"), OPS.items())
-def test_the_named_file_reads_the_vector(name, file):
+def test_the_named_test_file_reads_the_vector(name, file):
     assert f'"{name}"' in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
 
 
-def test_no_parity_test_skips_while_it_runs():
+def test_parity_tests_do_not_skip_at_run_time():
     """A skip would hide a vector from the lists above; only what needs the reference folder may."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for line in path.read_text(encoding="utf-8").splitlines():

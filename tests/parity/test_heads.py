@@ -31,19 +31,19 @@ def built(case: golden.Golden, name: str) -> Head:
     return golden.fill_(head).eval()
 
 
-def test_there_are_cases():
+def test_golden_cases_exist():
     assert CASES
 
 
 @pytest.mark.parametrize("name", golden.cases("heads", CASES, "names"))
-def test_names_shapes_and_order_of_the_parameters(name):
+def test_parameter_names_shapes_and_order_match(name):
     case = golden.find("heads", name)
     assert [[k, list(v.shape)] for k, v in built(case, name).state_dict().items()] == case.meta["keys"]
 
 
 @pytest.mark.parametrize("name", golden.cases("heads", CASES))
 @torch.no_grad()
-def test_maps_and_predictions(name):
+def test_raw_maps_and_predictions_match(name):
     case = golden.find("heads", name)
     head = built(case, name)
     output = head([case.tensor(f"input_{i}") for i in range(len(case.meta["args"]["ch"]))])
@@ -76,7 +76,7 @@ def built_with_anchors(name: str) -> tuple[golden.Golden, Head]:
 
 @pytest.mark.parametrize("name", [n for n in ANCHORED if n in golden.all_names("heads")])
 @torch.no_grad()
-def test_anchor_based_heads(name):
+def test_anchor_based_heads_match(name):
     case, head = built_with_anchors(name)
     keys = [[k, list(v.shape)] for k, v in head.state_dict().items()]
     assert keys == [k for k in case.meta["keys"] if k[0] != "anchor_grid" or name != "v7_Detect_nc4"]  # the plain one keeps no copy in px
@@ -91,7 +91,7 @@ def test_anchor_based_heads(name):
 
 
 @torch.no_grad()
-def test_folding_the_implicit_layers():
+def test_folded_implicit_layers_give_the_same_output():
     case, head = built_with_anchors("v7_IDetect_nc4")
     wanted = golden.find("heads", FOLDED)
     lean = head.deploy().head

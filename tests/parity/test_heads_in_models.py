@@ -27,7 +27,7 @@ def large(name: str) -> bool:
 
 @pytest.mark.parametrize("name", golden.cases("models", cases(), slow=filter(large, cases())))
 @torch.no_grad()
-def test_outputs(name):
+def test_outputs_match_the_published_network(name):
     case = golden.find("models", name)
     model = golden.fill_(build_model(case.meta["config"], nc=case.meta["nc"]).eval(), case.meta["fill_g"])
     images = golden.image_array(0, (1, 3, 128, 160))

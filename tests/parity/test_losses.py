@@ -67,13 +67,13 @@ def anchored(name: str) -> tuple[golden.Golden, AnchorLoss, HeadOutput, list[Ten
     return case, loss, HeadOutput(branches[::-1]), leaves
 
 
-def test_there_are_cases():
+def test_golden_cases_exist():
     assert ALIGNED
     assert ANCHORED
 
 
 @pytest.mark.parametrize("name", golden.cases("losses", ANCHORED))
-def test_anchor_based_parts_and_gradients(name):
+def test_anchor_based_loss_parts_and_gradients_match(name):
     case, loss, output, leaves = anchored(name)
     parts = loss(output, batch_of(case))
     assert tuple(parts) == ("box", "obj", "cls")
@@ -87,7 +87,7 @@ def test_anchor_based_parts_and_gradients(name):
 
 @pytest.mark.parametrize("name", golden.cases("losses", ANCHORED, "assignment"))
 @torch.no_grad()
-def test_anchor_based_assignment(name):
+def test_anchor_based_assignment_matches(name):
     """The same places learn the same boxes on every level, in the same order where one place learns several."""
     case, loss, output, _ = anchored(name)
     args = case.meta["args"]
@@ -116,7 +116,7 @@ def test_anchor_based_assignment(name):
 
 
 @pytest.mark.parametrize("name", golden.cases("losses", ALIGNED))
-def test_task_aligned_parts_and_gradients(name):
+def test_task_aligned_loss_parts_and_gradients_match(name):
     case, prefixes, loss, output = aligned(name)
     parts = loss(output, batch_of(case))
     assert tuple(parts) == ("box", "cls", "dfl")
@@ -131,7 +131,7 @@ def test_task_aligned_parts_and_gradients(name):
 
 @pytest.mark.parametrize("name", golden.cases("losses", ALIGNED, "assignment"))
 @torch.no_grad()
-def test_task_aligned_assignment(name):
+def test_task_aligned_assignment_matches(name):
     case, prefixes, loss, output = aligned(name)
     batch = batch_of(case)
     h, w = case.meta["args"]["imgsz"]

@@ -10,7 +10,7 @@ from tests import golden
 from utils.types import Targets
 
 
-def test_build_targets():
+def test_build_targets_match_the_reference():
     case = golden.find("ops", "build_targets_v5")
     args = case.meta["args"]
     strides, (h, w) = args["strides"], args["imgsz"]

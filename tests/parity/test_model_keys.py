@@ -45,7 +45,7 @@ def count(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("name", cases("models", CASES, "names", slow=SLOW))
-def test_network_is_the_published_one(name: str) -> None:
+def test_state_dict_keys_and_shapes_match_the_published_network(name: str) -> None:
     meta = find("models", name).meta
     model = build(name, meta["nc"])
     assert keys_of(model) == published(meta, "keys")

@@ -41,7 +41,7 @@ def check_decoded(boxes, scores, reference, what):
 
 @pytest.mark.parametrize("name", cases("models", WITH_OUTPUT))
 @torch.no_grad()
-def test_outputs(name):
+def test_outputs_match_the_published_network(name):
     golden = find("models", name)
     model = fill_(built(name), golden.meta["fill_g"])
     images = image_array(0, (1, 3, 128, 160))
@@ -58,7 +58,7 @@ def test_outputs(name):
 
 
 @pytest.mark.parametrize("name", cases("models", [n for n in all_names("models") if n.startswith(("gelan", "yolov9"))], "biases"))
-def test_strides_and_initial_biases(name):
+def test_strides_and_initial_biases_match_the_published_network(name):
     meta = find("models", name).meta
     model = built(name)
     assert list(model.strides) == meta["stride"]
@@ -114,7 +114,7 @@ def _without(state, rows):
 
 
 @pytest.mark.parametrize("scale", DEPLOYED)
-def test_the_reference_deploy_map(scale):
+def test_deploy_key_map_matches_the_reference(scale):
     """The layers that deployment keeps, and their new rows, are those of the published map."""
     try:
         maps = find("models", "deploy_maps_yolov9_to_gelan").meta["maps"][scale]

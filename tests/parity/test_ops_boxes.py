@@ -22,13 +22,13 @@ from utils.types import Letterbox
 TOL = 1e-6
 
 
-def test_formats() -> None:
+def test_box_formats_match_the_reference() -> None:
     g = find("ops", "boxes_v9")
     assert_close(cxcywh_to_xyxy(g.tensor("xywh")), g.tensor("xyxy"), TOL)
     assert_close(xyxy_to_cxcywh(g.tensor("xyxy")), g.tensor("back"), TOL)
 
 
-def test_normalised_and_back() -> None:
+def test_normalised_boxes_round_trip() -> None:
     g = find("ops", "boxes_v9")
     hw = (320, 416)
     padded = cxcywh_to_xyxy(denormalised(g.tensor("norm"), hw)) + torch.tensor([7.0, 11.0, 7.0, 11.0])
@@ -39,7 +39,7 @@ def test_normalised_and_back() -> None:
 
 
 @pytest.mark.parametrize("case", range(5))
-def test_back_to_the_original_image(case: int) -> None:
+def test_boxes_map_back_to_the_original_image(case: int) -> None:
     g = find("ops", "boxes_v9")
     height, width, height0, width0, gain, pad_x, pad_y = g.arrays[f"scaled_{case}_args"].tolist()
     if gain < 0:
@@ -51,7 +51,7 @@ def test_back_to_the_original_image(case: int) -> None:
     assert_close(found, g.tensor(f"scaled_{case}"), 1e-5)
 
 
-def test_overlap_matrices() -> None:
+def test_iou_matrices_match_the_reference() -> None:
     g = find("ops", "box_iou_matrix_v9")
     box1, box2 = g.tensor("box1"), g.tensor("box2")
     assert_close(box_iou(box1, box2), g.tensor("iou"), TOL)

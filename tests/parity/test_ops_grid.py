@@ -13,7 +13,7 @@ from tests import golden
 from utils.boxes import xyxy_to_cxcywh
 
 
-def test_cells_and_the_boxes_at_distances_from_them():
+def test_cell_centres_and_decoded_boxes_match_the_reference():
     case = golden.find("ops", "anchors_dist_v9")
     args = case.meta["args"]
     centres, strides = anchor_points([torch.zeros(1, 1, h, w) for h, w in args["maps"]], args["strides"])
@@ -35,7 +35,7 @@ def test_the_distribution_ends_before_its_last_bin(reg_max):
     golden.assert_close(logits.logsumexp(0) - loss, case.tensor(f"back_regmax{reg_max}"), 1e-6)
 
 
-def test_make_divisible():
+def test_make_divisible_matches_the_reference():
     case = golden.find("ops", "make_divisible")
     for divisor in (4, 8, 16):
         assert [make_divisible(x, divisor) for x in case.arrays["x"].tolist()] == case.arrays[f"d{divisor}"].tolist()

@@ -13,12 +13,12 @@ from utils.iou import SIMILARITIES
 CASES = [(name, variant) for name in golden.all_names("ops", "bbox_iou_") for variant in golden.find("ops", name).meta["args"]["variants"]]
 
 
-def test_there_are_cases():
+def test_golden_cases_exist():
     assert CASES
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_values_and_gradients(name, variant):
+def test_iou_values_and_gradients_match_the_reference(name, variant):
     case = golden.find("ops", name)
     kind = variant.split("_")[0] if not variant.startswith("alpha") else variant.split("_")[1]
     options = {"alpha": float(variant[5])} if variant.startswith("alpha") else {}
@@ -41,7 +41,7 @@ def shared_edges(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return ((differences < 1e-4) | ((a[:, [0, 1, 2, 3, 2, 3]] - b[:, [0, 1, 2, 3, 0, 1]]).abs() < 1e-4)).any(dim=1)
 
 
-def test_wise_focus():
+def test_wise_iou_focus_matches_the_reference():
     case = golden.find("ops", "wiou_scale_v9")
     args = case.meta["args"]
     assert (args["gamma"], args["delta"]) == (WISE_ALPHA, WISE_DELTA)
@@ -50,7 +50,7 @@ def test_wise_focus():
             golden.assert_close(wise_focus(losses / mean.float(), f"WIoU-{version}"), scale, 1e-5, version)
 
 
-def test_wise_running_mean():
+def test_wise_iou_running_mean_matches_the_reference():
     case = golden.find("ops", "wiou_scale_v9")
     loss = BoxLoss("WIoU-v3")
     from models.losses import box as module

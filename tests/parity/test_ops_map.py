@@ -45,7 +45,7 @@ def test_coco_rule_equals_pycocotools(coco: Metrics) -> None:
 
 
 @pytest.mark.parametrize(("rule", "name"), [("yolov5", "map_synth"), ("yolov5", "map_synth_v5"), ("ultralytics", "map_synth_ultralytics")])
-def test_other_rules(rule: str, name: str) -> None:
+def test_other_ap_rules_match_the_reference(rule: str, name: str) -> None:
     g = find("ops", name)
     metrics = accumulator(rule).compute()
     for key, found in (("precision", metrics.precision_per_class), ("recall", metrics.recall_per_class), ("ap", metrics.ap)):
@@ -57,7 +57,7 @@ def test_other_rules(rule: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["map_synth", "map_synth_v5"])
-def test_yolov5_matching(name: str) -> None:
+def test_yolov5_matching_matches_the_reference(name: str) -> None:
     """Which detections are right, row by row and threshold by threshold."""
     synth = find("ops", "map_synth").arrays
 
@@ -71,7 +71,7 @@ def test_yolov5_matching(name: str) -> None:
     np.testing.assert_array_equal(found.correct[..., 0], find("ops", name).arrays["correct"])
 
 
-def test_confusion_matrix() -> None:
+def test_confusion_matrix_matches_the_reference() -> None:
     """The published code forgets false positives of images without a pair; ours are the same without these images' detections."""
     g = find("ops", "map_synth")
     found = np.zeros((NC + 1, NC + 1), dtype=int)
@@ -85,13 +85,13 @@ def test_confusion_matrix() -> None:
     np.testing.assert_array_equal(found, g.arrays["confusion"])
 
 
-def test_fitness() -> None:
+def test_fitness_matches_the_reference() -> None:
     g = find("ops", "fitness_v9")
     assert_close(fitness({name: g.arrays["x"][:, i] for i, name in enumerate(METRIC_COLUMNS)}), g.arrays["fitness"], 1e-12)
     assert accumulator("yolov5").compute().fitness == pytest.approx(float(find("ops", "map_synth").arrays["fitness"][0]), abs=1e-12)
 
 
-def test_smoothing() -> None:
+def test_smoothing_matches_the_reference() -> None:
     g = find("ops", "smooth_v9")
     for fraction, key in ((0.05, "f05"), (0.1, "f10")):
         assert_close(smoothed(g.arrays["y"], fraction), g.arrays[key], 1e-12)

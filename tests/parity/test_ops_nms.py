@@ -28,7 +28,7 @@ def options(settings: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_boxes_in_the_same_order(name: str) -> None:
+def test_nms_keeps_the_reference_boxes_in_the_reference_order(name: str) -> None:
     g = find("ops", name)
     predictions = predictions_of(g)
     for setting, values in g.meta["args"]["settings"].items():

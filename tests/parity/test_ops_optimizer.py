@@ -16,7 +16,7 @@ LARGE = ("gelan-c", "yolov9-c", "yolov9-e")
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
-def test_groups_hold_what_the_published_ones_hold(name):
+def test_parameter_groups_match_the_published_ones(name):
     golden = PUBLISHED[name]
     model = build_model(f"{name.removeprefix('ultralytics-')}.yaml")
     groups = parameter_groups(model)

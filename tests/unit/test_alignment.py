@@ -54,7 +54,7 @@ def misplaced(source: Structure, target: Structure, truth: dict[int, int]) -> li
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_single_insertion(name):
+def test_every_single_insertion_is_aligned(name):
     known = structure(name)
     for after in range(len(known.rows) - 1):
         edited, truth = inserted(known, after, ATTENTION, for_all=after % 2 == 0)
@@ -64,7 +64,7 @@ def test_every_single_insertion(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_second_layer_of_the_same_kind_and_shape_is_the_new_one(name):
+def test_second_of_two_identical_layers_counts_as_inserted(name):
     known = structure(name)
     for after in [i for i, row in enumerate(known.rows[:-1]) if len(row.sources) == 1]:
         edited, truth = inserted(known, after, known.rows[after], for_all=True)
@@ -72,14 +72,14 @@ def test_a_second_layer_of_the_same_kind_and_shape_is_the_new_one(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_single_removal(name):
+def test_every_single_removal_is_aligned(name):
     known = structure(name)
     for at in [i for i, row in enumerate(known.rows[:-1]) if len(row.sources) == 1]:
         assert misplaced(known, *removed(known, at)) == []
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_several_insertions_at_once(name):
+def test_several_insertions_at_once_are_aligned(name):
     known, choose = structure(name), random.Random(1)
     for _ in range(8):
         edited, truth = known, {i: i for i in range(len(known.rows))}
@@ -101,23 +101,23 @@ def test_dual_and_single_networks_are_matched_as_published(scale):
         assert misplaced(without_graph(dual), single, truth) == []
 
 
-def test_a_graph_that_is_the_same_is_matched_row_by_row_whatever_the_widths():
+def test_equal_graphs_are_matched_row_by_row_for_any_width():
     small, large = structure("yolov8n"), structure("yolov8s")
     assert align(small, large).of_source == tuple(range(len(small.rows)))
 
 
-def test_another_scale_is_matched_by_what_is_written():
+def test_another_scale_is_matched_by_unscaled_arguments():
     small, large = structure("yolov8n"), structure("yolov8s-CBAM")
     assert align(small, large).of_source == tuple(i if i < 9 else i + 1 for i in range(len(small.rows)))
 
 
-def test_levels_go_by_what_they_read():
+def test_head_levels_are_matched_by_their_inputs():
     three, four = structure("yolov8s"), structure("yolov8s-p2")
     assert align(three, four).levels(-1, (3, 4)) == {1: 0, 2: 1, 3: 2}
     assert align(without_graph(three), four).levels(-1, (3, 4)) == {1: 0, 2: 1, 3: 2}
 
 
-def test_nothing_in_common():
+def test_networks_with_no_common_row_match_nothing():
     lone = structure_of_weights({"model.0.fc.weight": (3, 3)}, None)
     assert align(lone, structure("yolov8n")).of_source == (NONE,)
     assert align(structure_of_weights({}, None), structure("yolov8n")).of_source == ()

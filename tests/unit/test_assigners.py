@@ -55,7 +55,7 @@ def test_points_and_distances():
 
 @pytest.mark.parametrize("owners_contain", [True, False])
 @pytest.mark.parametrize("n", [1, 7, 40])
-def test_the_result_does_not_depend_on_how_the_work_is_cut_up_or_listed(monkeypatch, n, owners_contain):
+def test_assignment_does_not_depend_on_chunk_size_or_order(monkeypatch, n, owners_contain):
     boxes, maps, targets, _ = case(n)
     assigner = TaskAlignedAssigner(owners_contain=owners_contain, min_candidate_side=16.0 * owners_contain)
     wanted = as_rows(assigner(boxes, maps, STRIDES, targets))
@@ -104,7 +104,7 @@ def test_a_contested_cell_goes_to_the_box_it_overlaps_most():
     torch.testing.assert_close(got.score[got.mask], torch.ones(1))
 
 
-def test_small_boxes_find_candidates_only_in_an_enlarged_area():
+def test_small_boxes_get_candidates_only_from_an_enlarged_area():
     _, maps, _, points = case(1, batch=1)
     boxes = torch.tensor([62.0, 62.0, 66.0, 66.0]).expand(1, points.shape[1], 4)
     tiny = pad_targets(Targets.of_rows(torch.tensor([[0, 1, 0.5, 0.5, 0.02, 0.02]])), 1, batch_size=1, hw_px=(128, 128))

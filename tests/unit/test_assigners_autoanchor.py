@@ -13,7 +13,7 @@ from utils.errors import UserError
 COCO = torch.tensor([[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]).view(3, 3, 2).float()
 
 
-def test_the_published_metric():
+def test_anchor_fitness_matches_the_published_one():
     case = golden.find("ops", "autoanchor_metric")
     labels, shapes = case.tensor("labels"), case.tensor("shapes_wh")
     sizes = sizes_in_training(labels[:, 4:], shapes[labels[:, 0].long()], case.meta["args"]["imgsz"])
@@ -34,7 +34,7 @@ def test_fitting_anchors_are_kept():
     assert line.startswith("anchors: kept (")
 
 
-def test_anchors_of_another_data_set_are_replaced_and_the_line_says_so():
+def test_unfit_anchors_are_replaced_and_reported():
     wh = tall_boxes()
     anchors, line = better_anchors(wh, COCO, generations=200)
     assert anchor_fit(wh, COCO).recall < 0.5
@@ -52,7 +52,7 @@ def test_mutation_improves_on_k_means():
     assert anchor_fit(wh, find_anchors(wh, 9, generations=300)).fitness > anchor_fit(wh, find_anchors(wh, 9, generations=0)).fitness
 
 
-def test_a_guess_is_replaced_even_where_it_would_do():
+def test_default_anchors_are_always_refitted():
     guess = guessed_anchors(3, (8, 16, 32))
     sides = guess.prod(dim=-1).sqrt().flatten()
     torch.testing.assert_close(sides, 24 * 2 ** (torch.arange(9) / 3))  # one geometric row over the levels
@@ -86,12 +86,12 @@ def test_a_head_takes_new_anchors_in_px(head):
         assert torch.equal(built.anchor_grid.flatten(), (COCO * 2).flatten())
 
 
-def test_anchors_are_brought_into_the_order_of_the_levels():
+def test_anchors_are_sorted_by_level():
     built = AnchorDetect(3, COCO.flip(0).flatten(1).tolist(), [8, 8, 8])
     built.set_strides((8, 16, 32))
     assert torch.equal(built.anchors_px, COCO)
 
 
-def test_bad_arguments():
+def test_bad_arguments_are_refused():
     with pytest.raises(UserError, match="anchors for 2 levels"):
         AnchorDetect(3, COCO[:2].flatten(1).tolist(), [8, 8, 8])

@@ -78,14 +78,14 @@ def test_botnet_stage(stride, size):
 
 
 @pytest.mark.parametrize("name", ["FocalNetBackbone", "BiFormerBackbone", "CloFormerBackbone"])
-def test_a_whole_network_is_no_row(name):
+def test_whole_network_is_refused_as_a_row(name):
     assert name in BLOCKS
     config: dict[str, Any] = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "backbone": [[-1, 1, name, []]], "head": []}
     with pytest.raises(UserError, match="stages as rows"):
         build_model(config)
 
 
-def test_ramp():
+def test_ramp_is_linear():
     assert ramp(0.0, 0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert ramp(0.2, 0.5, 1) == [0.2]
     assert ramp(0.2, 0.5, 0) == []

@@ -56,7 +56,7 @@ def same_row(plan: LayerPlan, original: LayerPlan) -> bool:
 
 
 @pytest.mark.parametrize("name", INSERTED)
-def test_only_the_blocks_are_new(name):
+def test_variant_without_inserted_rows_equals_its_base(name):
     """With the inserted rows taken out again, rows, arguments, widths and sources are those of the base."""
     base, variant = plans(base_of(name)), plans(name)
     kinds = {plan.name for plan in base}
@@ -78,7 +78,7 @@ def test_only_the_blocks_are_new(name):
 
 
 @pytest.mark.parametrize("name", [n for n in INSERTED if not n.startswith("yolov9")])
-def test_every_block_is_on_the_way(name):
+def test_output_of_every_block_is_read(name):
     """What an inserted block reads is read by nothing else, except where the base's neck taps a stage of the backbone."""
     variant = plans(name)
     read = {s for plan in variant for s in plan.sources}
@@ -94,7 +94,7 @@ def test_the_head_reads_the_blocks(name):
 
 
 @pytest.mark.parametrize("name", EXCHANGED)
-def test_one_row_is_exchanged(name):
+def test_variant_replaces_one_row(name):
     differing = [(new, old) for new, old in zip(plans(name), plans(base_of(name)), strict=True) if not same_row(new, old)]
     assert [(new.name, new.out_channels, new.sources) for new, _ in differing] == [
         ("BoT3", old.out_channels, old.sources) for _, old in differing
@@ -103,7 +103,7 @@ def test_one_row_is_exchanged(name):
 
 
 @pytest.mark.parametrize("name", [n for n in INSERTED if n.startswith("yolov9")])
-def test_the_block_stands_on_the_way_to_sppelan_and_the_auxiliary_branch_goes_past_it(name):
+def test_block_feeds_sppelan_and_the_auxiliary_branch_bypasses_it(name):
     variant = plans(name)
     (block,) = [p for p in variant if p.name.startswith("FocalModulation")]
     assert [p.name for p in variant if block.index in p.sources] == ["SPPELAN"]
@@ -150,7 +150,7 @@ def test_deployed_variant_keeps_its_block_and_its_output(name):
 
 
 @pytest.mark.parametrize("name", ["yolov8-BRA.yaml", "yolov8-NLBlockND-head.yaml", "yolov9-t-FocalModulation.yaml"])
-def test_identity_start_keeps_the_output_of_the_network_it_is_put_in(name):
+def test_identity_start_keeps_the_output_of_the_base_network(name):
     base = build_model(rows(base_of(name), width=0.25, depth=0.33), nc=3).eval()
     kinds = {plan.name for plan in base.plans}
     data = rows(name, width=0.25, depth=0.33)

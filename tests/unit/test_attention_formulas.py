@@ -50,7 +50,7 @@ def test_pairwise_relu_sum_in_single_precision_at_many_positions():
 
 
 @pytest.mark.parametrize("count", [1, 64, 100, 300])
-def test_prefix_sum(count):
+def test_prefix_sum_equals_cumsum(count):
     x = randn(2, count, 3)
     assert_close(prefix_sum(x), x.cumsum(1), 1e-12)
 
@@ -76,12 +76,12 @@ def test_nonlocal_is_the_pairwise_sum(mode, dimension, space):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bn_layer", [True, False])
-def test_nonlocal_begins_as_the_identity(mode, bn_layer):
+def test_nonlocal_starts_as_the_identity(mode, bn_layer):
     x = torch.randn(2, 8, 6, 5)
     assert torch.equal(NLBlockND(8, mode=mode, bn_layer=bn_layer)(x), x)
 
 
-def test_nonlocal_refuses_what_it_does_not_know():
+def test_nonlocal_refuses_unknown_options():
     with pytest.raises(ValueError, match="gausian"):
         NLBlockND(8, mode="gausian")
     with pytest.raises(ValueError, match="dimension 4"):
@@ -98,7 +98,7 @@ def test_attend_is_softmax_attention_of_unequal_widths(memory):
     assert_close(got, expected.transpose(2, 3).reshape(2, 20, 4, 6), 1e-12)
 
 
-def test_windows_there_and_back():
+def test_windows_round_trip():
     x = randn(2, 3, 8, 6)
     windows = to_windows(x, 4, 3)
     assert windows.shape == (2, 4, 12, 3)
@@ -121,7 +121,7 @@ def test_adaptive_mean_is_adaptive_average_pooling(size, bins):
     assert_close(adaptive_mean(x, size, bins), expected, 1e-12)
 
 
-def test_resize_matrix_keeps_size_middle_and_ends():
+def test_resize_matrix_preserves_centre_and_ends():
     table = randn(5, 1)
     assert torch.equal(resize_matrix(5, 5, table), torch.eye(5, dtype=torch.float64))
     assert torch.allclose(resize_matrix(5, 9, table) @ table, F.interpolate(table.T[None], size=9, mode="linear", align_corners=True)[0].T)
@@ -141,7 +141,7 @@ def test_routing_attends_to_the_chosen_windows_only():
 
 @pytest.mark.parametrize("block", [BiLevelRoutingAttention, BiLevelRoutingAttentionNCHW])
 @pytest.mark.parametrize("size", [(20, 20), (3, 2), (1, 9), (14, 21)])
-def test_bilevel_routing_takes_every_size(block, size):
+def test_bilevel_routing_accepts_every_size(block, size):
     x = torch.randn(1, 16, *size)
     assert block(16, num_heads=4)(x).shape == x.shape
 
@@ -169,7 +169,7 @@ def test_soft_routing_trains_the_router():
 
 @pytest.mark.parametrize("mode", ["ada_avgpool", "avgpool", "maxpool"])
 @pytest.mark.parametrize("size", [(20, 20), (3, 2)])
-def test_thinned_keys(mode, size):
+def test_subsampled_keys_keep_the_output_shape(mode, size):
     x = torch.randn(1, 16, *size)
     assert BiLevelRoutingAttention(16, kv_downsample_mode=mode, kv_downsample_ratio=2)(x).shape == x.shape
 
@@ -221,7 +221,7 @@ def test_positions_follow_the_map():
     assert_close(large(x), small(x), 1e-5)
 
 
-def test_bot3_has_positions_at_first_and_they_matter():
+def test_bot3_output_depends_on_positions_from_the_start():
     block = BoT3(16, 16).eval()
     x = torch.randn(1, 16, 6, 6)
     before = block(x)
@@ -243,7 +243,7 @@ def test_clo_attention_with_empty_branches(split):
     assert all(p.grad is not None for p in module.parameters())
 
 
-def test_clo_attention_counts_cut_windows():
+def test_clo_attention_handles_partial_windows():
     """At 20 x 20 and window 8 the last keys are the means of 4 px strips."""
     module = CloAttention(8, 2, [1, 1], [3], window_size=8).double()
     x = randn(1, 8, 20, 20)

@@ -23,7 +23,7 @@ def inputs(at: Neighbourhood, channels: int = 4) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("at", [Neighbourhood(3, 2), Neighbourhood(3, 1, dilation=2, stride=2), Neighbourhood(5, 4, stride=3)])
-def test_gradients_are_those_of_differences_and_of_autograd(at, monkeypatch):
+def test_gradients_match_finite_differences_and_autograd(at, monkeypatch):
     given = inputs(at)
     assert torch.autograd.gradcheck(lambda q, k, v: neighbourhood_attention(q, k, v, at, scale=0.5), given, fast_mode=True)
     lean = neighbourhood_attention(*given, at, scale=0.5)
@@ -49,7 +49,7 @@ class MapsMade(TorchDispatchMode):
         return result
 
 
-def test_no_map_is_made_for_each_neighbour():
+def test_no_map_is_allocated_per_neighbour():
     at = Neighbourhood(7, 2)
     given = inputs(at, channels=256)
     with MapsMade(given[0].numel()) as made:

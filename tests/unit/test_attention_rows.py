@@ -59,7 +59,7 @@ def test_rows_agree_with_fused_attention(height, width, value_width, scale):
     torch.testing.assert_close(torch.autograd.grad((out * weight).sum(), given), torch.autograd.grad((expected * weight).sum(), given))
 
 
-def test_a_key_that_is_the_query(height):
+def test_key_may_be_the_query(height):
     query, _, value = inputs(keys=9)
     out = fused_attention(query, query, value, scale=1.0)
     expected = F.scaled_dot_product_attention(query, query, value, scale=1.0)
@@ -70,14 +70,14 @@ def test_a_key_that_is_the_query(height):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_gradients_of_gradients_are_those_of_differences(height, same):
+def test_second_order_gradients_match_finite_differences(height, same):
     query, key, value = inputs(keys=9)
     given = (query, value) if same else (query, key, value)
     assert torch.autograd.gradgradcheck(attended, given, fast_mode=True)
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_what_made_the_value_does_not_enter_twice(height, same):
+def test_double_backward_through_the_value_is_correct(height, same):
     """A value computed from the query, as in a network, through two derivatives."""
     query, key, _ = (part.detach() for part in inputs(keys=9))
 
@@ -92,7 +92,7 @@ def test_what_made_the_value_does_not_enter_twice(height, same):
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 @pytest.mark.parametrize("again", [True, False])
-def test_frozen_inputs_cost_nothing(height, wanted, again):
+def test_frozen_inputs_get_no_gradient(height, wanted, again):
     given = [part.detach().requires_grad_(index in wanted) for index, part in enumerate(inputs(keys=9))]
     for parts in (given, given[::2]):
         taken = [part for part in parts if part.requires_grad]
@@ -135,7 +135,7 @@ def networks(monkeypatch) -> list[torch.nn.Module]:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_no_matrix_of_all_pairs_exists(networks, layout, monkeypatch):
+def test_full_attention_matrix_is_never_allocated(networks, layout, monkeypatch):
     pairs = (24 * 22) ** 2
     monkeypatch.setattr(rows, "BLOCK_FLOATS", pairs // 8)
     for block in networks:
@@ -145,7 +145,7 @@ def test_no_matrix_of_all_pairs_exists(networks, layout, monkeypatch):
         assert seen.floats < pairs / 4
 
 
-def test_large_maps_come_here_and_others_do_not():
+def test_only_large_maps_use_the_row_kernel():
     query, key, value = (torch.zeros(1, 1, 520, width, requires_grad=True) for width in (96, 96, 128))
     assert "ByRows" in function_of(fused_attention(query, key, value, scale=1.0))
     half = [part.bfloat16() for part in (query, key, value)]
@@ -158,7 +158,7 @@ def test_large_maps_come_here_and_others_do_not():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_transforms_of_functions_work(networks):
+def test_function_transforms_are_supported(networks):
     """torch.func wants torch's own operators."""
     for block in networks:
         x = torch.randn(2, 8, 24, 22)
@@ -172,7 +172,7 @@ def test_transforms_of_functions_work(networks):
         assert_close(each, expected, 1e-4)
 
 
-def test_checkpoints_and_copies_give_the_same(networks):
+def test_activation_checkpointing_and_copies_give_equal_gradients(networks):
     for block in networks:
         grads = []
         again = [partial(checkpoint, block, use_reentrant=kind) for kind in (True, False)]

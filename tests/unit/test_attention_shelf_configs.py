@@ -39,7 +39,7 @@ def without(row: int, plans: list[tuple]) -> list[tuple]:
 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize(("family", "base"), [("yolov8", "v8/yolov8"), ("yolov9-t", "v9/yolov9-t")])
-def test_a_variant_is_its_base_with_one_row_more(module, family, base):
+def test_variant_is_its_base_with_one_inserted_row(module, family, base):
     variant = rows(FOLDER / f"{family}-{module}.yaml")
     assert variant[ROW][1] == (ROW - 1,)
     assert without(ROW, variant) == rows(CONFIGS / f"{base}.yaml")

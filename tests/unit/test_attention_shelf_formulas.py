@@ -123,7 +123,7 @@ def test_module_equals_its_formula(name, x):
 
 
 @pytest.mark.parametrize("extent", [0, 2, 8])
-def test_gather_excite(extent, x):
+def test_gather_excite_equals_its_formula(extent, x):
     module = built("GE", extent)
     gathered = x.mean((2, 3), keepdim=True) if extent == 0 else module.gather(x)
     rows, columns = ([i * n // size for i in range(size)] for n, size in zip(gathered.shape[2:], (HEIGHT, WIDTH)))
@@ -131,14 +131,14 @@ def test_gather_excite(extent, x):
     assert len(list(module.parameters())) == 3 * (extent.bit_length() - 1 if extent else 0)
 
 
-def test_elas_gates_are_rows_times_columns(x):
+def test_ela_gate_is_the_product_of_row_and_column_gates(x):
     module = built("ELA")
     rows, columns = (torch.sigmoid(module.gn(module.conv(x.mean(dim)))) for dim in (3, 2))
     assert_close(module(x), torch.einsum("bcij,bci,bcj->bcij", x, rows, columns), 1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 7), (3, 20), (10, 10)])
-def test_mlca_pools_as_adaptive_pooling_does(height, width):
+def test_mlca_pooling_equals_adaptive_pooling(height, width):
     module, x = built("MLCA"), torch.randn(2, CHANNELS, height, width)
     local = F.adaptive_avg_pool2d(x, 5)
 
@@ -150,14 +150,14 @@ def test_mlca_pools_as_adaptive_pooling_does(height, width):
     assert_close(module(x), x * F.adaptive_avg_pool2d(gate, (height, width)), 1e-5)
 
 
-def test_caa(x):
+def test_caa_equals_its_formula(x):
     module = built("CAA")
     padded = F.pad(x, (3, 3, 3, 3))
     mean = sum(padded[:, :, i : i + HEIGHT, j : j + WIDTH] for i in range(7) for j in range(7)) / 49
     assert_close(module(x), x * torch.sigmoid(module.conv2(module.v_conv(module.h_conv(module.conv1(mean))))), 1e-5)
 
 
-def test_cpca(x):
+def test_cpca_equals_its_formula(x):
     module = built("CPCA")
 
     def mlp(v):
@@ -179,7 +179,7 @@ def test_sk_chooses_between_a_plain_and_a_dilated_kernel(x):
     assert_close(module(x), choice[0] * maps[0] + choice[1] * maps[1], 1e-5)
 
 
-def test_danet(x):
+def test_danet_equals_its_formula(x):
     module = built("DANet")
     v = x.flatten(2)
     query, key, value = (linear(layer, v) for layer in (module.query_conv, module.key_conv, module.value_conv))
@@ -213,7 +213,7 @@ def test_psa_attends_with_half_of_the_channels(x):
 
 
 @pytest.mark.parametrize(("height", "area"), [(8, 1), (8, 4), (7, 4), (1, 4)])
-def test_area_attention_stays_in_its_stripe(height, area):
+def test_area_attention_is_confined_to_its_stripe(height, area):
     module, x = built("AreaAttention", None, area, channels=64), torch.randn(2, 64, height, 3)
     rows = -(-height // area)
     query, key, value = module.qkv(x).reshape(2, 2, 3, 32, height, 3).unbind(2)
@@ -226,7 +226,7 @@ def test_area_attention_stays_in_its_stripe(height, area):
     assert_close(module(x), module.proj(out.reshape(x.shape) + module.pe(value)), 1e-5)
 
 
-def test_mobilevit_pixels_meet_those_with_their_place_in_other_patches():
+def test_mobilevit_attends_pixels_at_equal_patch_positions():
     module, x = built("MobileViTAttention"), torch.randn(1, CHANNELS, 6, 5)
     other = x.clone()
     other[0, :, 0, 0] += 1.0
@@ -241,7 +241,7 @@ def test_mobilevit_pixels_meet_those_with_their_place_in_other_patches():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 2), (9, 8)])
-def test_mirroring_equals_reflection_padding_and_serves_small_maps(height, width):
+def test_mirroring_equals_reflection_padding_also_on_small_maps(height, width):
     x = torch.arange(float(height * width)).reshape(1, 1, height, width)
     padded = shared.reflect_pad(x, 3)
     assert padded.shape == (1, 1, height + 6, width + 6)
@@ -274,7 +274,7 @@ def layer_with(layer, x: Tensor, offset: Tensor) -> Tensor:
     return deform_conv2d(x, offset, layer.deform_conv.weight, padding=layer.deform_conv.padding, dilation=layer.deform_conv.dilation)
 
 
-def test_msda_leaves_its_input_alone(x):
+def test_msda_does_not_modify_its_input(x):
     module, before = built("MSDA"), x.clone()
     module(x)
     assert torch.equal(x, before)
@@ -307,7 +307,7 @@ def test_one_image_trains_where_pooled_batch_norm_sees_one_value():
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(16, 16), (24, 24), (48, 24), (64, 32)])
-def test_ema_takes_widths_that_its_factor_does_not_divide(channels, groups):
+def test_ema_accepts_widths_not_divisible_by_its_factor(channels, groups):
     module = built("EMA", channels=channels)
     assert module.groups == groups
     assert module(torch.randn(1, channels, 4, 5)).shape == (1, channels, 4, 5)
@@ -319,7 +319,7 @@ def test_ema_takes_widths_that_its_factor_does_not_divide(channels, groups):
     ("SpatialAttention", {"kernel_size": 5}), ("iRMB", {"dim_out": 16, "act_layer": "swish"}), ("AreaAttention", {"num_heads": 3}),
     ("FasterNetBlock", {"norm_layer": "LayerNorm"}), ("PConv", {"n_div": 32}),
 ])  # fmt: skip
-def test_wrong_options_are_refused_with_a_sentence(name, options):
+def test_invalid_options_are_refused_with_a_message(name, options):
     with pytest.raises(ValueError, match=r"\w+ .* \w+"):
         built(name, **options)
 

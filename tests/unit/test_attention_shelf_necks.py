@@ -40,13 +40,13 @@ def test_whole_backbones_give_a_map_a_stage(name, strides):
 
 
 @pytest.mark.parametrize("row", [[[0, 1], 1, "BiFPN", []], [[1], 1, "ASFF2", []]])
-def test_rows_that_cannot_be_blended_are_refused(row):
+def test_inputs_that_cannot_be_fused_are_refused(row):
     rows = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]], row]
     with pytest.raises(UserError, match=r"row 2 \[.*\]: blends two or more inputs of one width"):
         build(rows)
 
 
-def test_a_whole_backbone_is_no_row():
+def test_whole_backbone_is_refused_as_a_row():
     with pytest.raises(UserError, match=r"yolov8-FasterNet\.yaml"):
         build([[-1, 1, "FasterNet", []]])
 

@@ -24,7 +24,7 @@ def inputs(tiling: Tiling) -> list[Tensor]:
 
 @pytest.mark.parametrize("tiling", TILINGS)
 @pytest.mark.parametrize("fit", [1, 3, 100])
-def test_chunks_agree_with_all_windows_at_once(tiling, fit, monkeypatch):
+def test_chunked_windows_equal_all_windows_at_once(tiling, fit, monkeypatch):
     *maps, bias = given = inputs(tiling)
     regions = (torch.arange(6) > 3).long().expand(1, 1, 4, 6)
     out = []
@@ -37,14 +37,14 @@ def test_chunks_agree_with_all_windows_at_once(tiling, fit, monkeypatch):
 
 
 @pytest.mark.parametrize("tiling", TILINGS[::3])
-def test_gradients_are_those_of_differences(tiling):
+def test_gradients_match_finite_differences(tiling):
     def attended(*given: Tensor) -> Tensor:
         return window_attention(*given[:3], tiling, scale=0.7, bias=given[3])
 
     assert torch.autograd.gradcheck(attended, inputs(tiling), fast_mode=True)
 
 
-def test_autograd_keeps_the_maps_and_no_logits():
+def test_autograd_saves_maps_but_no_logits():
     block, x, kept = SwinWindowAttention(16, 4, 8), torch.zeros(1, 16, 32, 32), {}
     free = {p.untyped_storage().data_ptr() for p in block.parameters()} | {x.untyped_storage().data_ptr()}
 

@@ -84,7 +84,7 @@ def assert_on_pixels(image, instances, *, tolerance_px=1.5):
 
 
 @pytest.mark.parametrize("changes", [{"flipud": 1.0}, {"fliplr": 1.0}, {"flipud": 1.0, "fliplr": 1.0}, {}])
-def test_flips(changes):
+def test_flips_move_all_fields(changes):
     image, instances = drawn(60, 90)
     turned, after = flip(image, instances, hyp(**changes), rng(), flip_idx=SWAP)
     if changes.get("fliplr"):  # what was left is right: its dot is the other channel's
@@ -99,7 +99,7 @@ def test_a_flip_without_flip_idx_keeps_the_order_of_keypoints():
 
 
 @pytest.mark.parametrize("changes", [{"scale": 0.4}, {"degrees": 90}, {"shear": 20}, {"perspective": 0.001}, {"translate": 0.9}])
-def test_warp(changes):
+def test_warp_moves_all_fields(changes):
     image, instances = drawn(120, 160, 3)
     hidden = 0
     for seed in range(15):
@@ -111,7 +111,7 @@ def test_warp(changes):
 
 
 @pytest.mark.parametrize("changes", [{"scale": 0.4, "translate": 0.2}, {"scale": 0.3, "translate": 0.1, "degrees": 15, "shear": 4}])
-def test_mosaic_and_single_view(changes):
+def test_mosaic_and_single_view_move_all_fields(changes):
     seen = 0
     for seed in range(25):
         scenes = [single_scene(*drawn(90, 120, seed), (128, 128))]
@@ -135,7 +135,7 @@ def test_keypoints_beyond_the_canvas_of_a_mosaic_are_not_visible():
         assert (after.keypoints[..., 2][beyond] == 0).all()
 
 
-def test_copy_paste():
+def test_copy_paste_moves_all_fields():
     image, instances = drawn(100, 200, 2, x_max=90)
     pasted, after = copy_paste(image, instances, 1.0, rng(), flip_idx=SWAP)
     assert len(after) == 2
@@ -154,7 +154,7 @@ def test_mixup_keeps_polygons_and_keypoints_of_both():
 
 
 @pytest.mark.parametrize("hw", [(64, 128), (128, 64), (50, 200)])
-def test_letterbox(hw):
+def test_letterbox_moves_all_fields(hw):
     image, instances = drawn(90, 120, 4)
     fitted = letterbox(image, hw, auto=False)
     assert_on_pixels(fitted.image, instances.scaled(*fitted.scale_xy).shifted(*fitted.pad_xy))
@@ -184,7 +184,7 @@ def test_no_objects_keep_the_number_of_keypoints():
 
 
 @pytest.mark.parametrize("name", ["mirrored", "flipped"])
-def test_two_turns_are_none(name):
+def test_two_flips_cancel(name):
     _, instances = drawn(40, 60)
     twice = instances
     for _ in range(2):

@@ -24,7 +24,7 @@ STAGES = {"FocalNet": "FocalNetStage", "BiFormer": "BiFormerStage", "CloFormer":
 
 
 @pytest.mark.parametrize("family", WHOLE)
-def test_all_of_a_backbone_lands(family):
+def test_every_backbone_tensor_is_loaded(family):
     whole, cfg = WHOLE[family]
     model = build_model(cfg)
     report = fill_backbone(model, whole().state_dict(), origin="published.pth")
@@ -37,14 +37,14 @@ def test_all_of_a_backbone_lands(family):
 
 
 @pytest.mark.parametrize("golden", ["FocalNetBackbone", "BiFormerBackbone", "CloFormerBackbone"])
-def test_published_names_tell_the_family(golden):
+def test_published_key_names_identify_the_family(golden):
     if f"{golden}__case0" not in all_names("attention"):
         pytest.skip("needs the full reference vectors beside the project")
     names = [key for key, _ in find("attention", f"{golden}__case0").meta["keys"]]
     assert family_of(names) + "Backbone" == golden
 
 
-def test_stages_are_found_where_they_stand():
+def test_stages_are_found_at_any_row():
     spec = load_spec("yolov8-FocalNet-T-srf.yaml")
     first = next(i for i, row in enumerate(spec.rows) if row.module == "FocalNetStage")
     model = build_model(edit(spec, insert=f"SE@{first}").spec.to_dict())
@@ -54,12 +54,12 @@ def test_stages_are_found_where_they_stand():
     assert torch.equal(model.state_dict()[f"model.{first + 2}.embed.proj.weight"], state["layers.0.downsample.proj.weight"])
 
 
-def test_another_size_fills_what_fits():
+def test_backbone_of_another_size_loads_matching_tensors():
     report = fill_backbone(build_model("yolov8-FocalNet-T-srf.yaml"), FocalNetBackbone(embed_dim=48).state_dict())
     assert report.of_target < 0.1
 
 
-def test_what_is_refused():
+def test_unsuitable_backbone_files_are_refused():
     model = build_model("yolov8n.yaml")
     with pytest.raises(UserError, match=r"--backbone-weights x\.pth: not the published weights of FocalNet, BiFormer, CloFormer"):
         fill_backbone(model, {"conv1.weight": torch.ones(1)}, origin="x.pth")
@@ -71,7 +71,7 @@ def test_what_is_refused():
 
 
 @pytest.mark.parametrize("entry", ["model", None])
-def test_files_as_they_are_published(tmp_path, entry):
+def test_published_file_layouts_are_read(tmp_path, entry):
     state = FocalNetBackbone(num_classes=10).state_dict()
     torch.save({entry: state, "epoch": 299} if entry else state, tmp_path / "focalnet.pth")
     model = build_model("yolov8-FocalNet-T-srf.yaml")

@@ -34,35 +34,35 @@ class Memory:
 
 
 @pytest.mark.parametrize(("base", "per_image"), [(0, 10), (500, 10), (100, 7), (0, 999), (999, 1), (0, 501)])
-def test_the_largest_that_fits(base, per_image):
+def test_search_finds_the_largest_batch_that_fits(base, per_image):
     memory = Memory(base, per_image)
     assert search(memory, budget=1000, most=10_000) == (1000 - base) // per_image
     assert memory.tried[-1] == max((1000 - base) // per_image, 1) or memory(memory.tried[-1]) > 1000
     assert len(memory.tried) < 20
 
 
-def test_none_fits():
+def test_search_returns_zero_if_no_batch_fits():
     assert search(Memory(2000, 1), budget=1000, most=100) == 0
 
 
-def test_never_more_than_there_are():
+def test_batch_never_exceeds_the_number_of_images():
     memory = Memory(0, 1)
     assert search(memory, budget=10**9, most=37) == 37
     assert max(memory.tried) == 37
 
 
-def test_memory_that_is_full_before_the_budget_is_used():
+def test_search_survives_out_of_memory_below_the_budget():
     memory = Memory(0, 10, full=600)
     found = search(memory, budget=1000, most=1000)
     assert 40 <= found <= 60
     assert memory.tried.count(found) == 1
 
 
-def test_steps_that_cost_more_than_the_line_says():
+def test_search_corrects_a_superlinear_memory_curve():
     assert 25 <= search(lambda n: n * n, budget=1000, most=1000) <= 31
 
 
-def test_a_run(world, tmp_path, capsys, monkeypatch):
+def test_batch_size_minus_one_trains_as_the_found_size(world, tmp_path, capsys, monkeypatch):
     result = train(config(world, tmp_path, batch_size=-1, epochs=1))
     printed = capsys.readouterr()
     assert "--batch-size -1: 12, as many as there are images" in printed.out
@@ -79,7 +79,7 @@ def test_a_run(world, tmp_path, capsys, monkeypatch):
         train(config(world, tmp_path, batch_size=-1, epochs=1, name="none"))
 
 
-def test_the_meter_sees_what_was_freed_again():
+def test_peak_meter_counts_freed_memory():
     meter = PeakMeter(torch.device("cpu"))
     meter.begin()
     with mmap.mmap(-1, 2**26) as pages:  # new ones whatever the allocator still holds
@@ -87,6 +87,6 @@ def test_the_meter_sees_what_was_freed_again():
     assert 2**25 - 2**20 < meter.peak_bytes() < 2**28
 
 
-def test_longest_side():
+def test_longest_side_is_the_largest_multi_scale_side():
     sides = {rescale(torch.zeros(1, 1, 64, 64), base_px=64, stride=8, key=(k,)).shape[-1] for k in range(200)}
     assert max(sides) == longest_side(64, stride=8) == 96

@@ -29,7 +29,7 @@ LETTERBOX = Letterbox(
 )
 
 
-def test_formats() -> None:
+def test_box_formats_convert() -> None:
     torch.testing.assert_close(xyxy_to_cxcywh(BOXES), torch.tensor([[30.0, 60.0, 40.0, 80.0], [4.0, 2.0, 8.0, 4.0]]))
     torch.testing.assert_close(xyxy_to_ltwh(BOXES), torch.tensor([[10.0, 20.0, 40.0, 80.0], [0.0, 0.0, 8.0, 4.0]]))
 
@@ -61,7 +61,7 @@ def test_to_original_clips_only_when_asked() -> None:
     assert to_original(box, LETTERBOX, image=image, clip=False).tolist() == [[-100, -28, 1000, 972]]
 
 
-def test_iou_values() -> None:
+def test_iou_matches_hand_computed_values() -> None:
     a = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     b = torch.tensor([[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [20.0, 20.0, 30.0, 30.0], [10.0, 0.0, 20.0, 10.0]])
     torch.testing.assert_close(box_iou(a, b), torch.tensor([[1.0, 1 / 3, 0.0, 0.0]]))
@@ -69,14 +69,14 @@ def test_iou_values() -> None:
     torch.testing.assert_close(size_iou(torch.tensor([[10.0, 10.0]]), torch.tensor([[5.0, 20.0]])), torch.tensor([[50 / 150]]))
 
 
-def test_a_box_turned_inside_out_has_no_area() -> None:
+def test_inverted_box_has_no_area() -> None:
     box = torch.tensor([[10.0, 10.0, 5.0, 5.0]])
     assert box_area(box).item() == 0
     assert box_iou(box, box).item() == 0
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0)])
-def test_empty(n: int, m: int) -> None:
+def test_empty_boxes_are_supported(n: int, m: int) -> None:
     assert box_iou(torch.zeros(n, 4), torch.zeros(m, 4)).shape == (n, m)
     assert box_ioa(torch.zeros(n, 4), torch.zeros(m, 4)).shape == (n, m)
     empty = torch.zeros(0, 4)

@@ -38,19 +38,19 @@ def fresh() -> str:
     return page(timed=False)
 
 
-def test_the_written_page_is_fresh(fresh):
+def test_page_is_up_to_date(fresh):
     stale = stale_rows(PAGE.read_text(encoding="utf-8"), fresh)
     assert not stale, "python -m models.catalogue --write docs/attention.md\n" + "\n".join(stale)
 
 
-def test_the_page_says_whose_rows_name_a_width():
+def test_page_lists_modules_whose_rows_name_a_width():
     listed = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if "can also change the width" in line)
     free = [name for name in same_width_names() if BLOCKS[name].channels is not rules.same_width]
     assert [part for part in listed.split("`") if part in BLOCKS] == free
     assert all(f"C2f_{name}" in BLOCKS for name in free)
 
 
-def test_a_changed_row_is_noticed_and_a_changed_time_is_not(fresh):
+def test_changed_rows_are_detected_and_changed_times_are_not(fresh):
     text = PAGE.read_text(encoding="utf-8")
     row = next(line for line in text.splitlines() if line.startswith("| `SE`"))
     cells = row.split(" | ")
@@ -81,18 +81,18 @@ def test_every_module_with_a_paper_has_a_row_with_a_time():
     ("AxialAttention", "N^1.5"),
     ("MSDA", "N"),
 ])  # fmt: skip
-def test_growth_is_the_power_of_the_largest_term(module, expected):
+def test_growth_is_the_exponent_of_the_largest_term(module, expected):
     built = build_same_width(module, CHANNELS).eval() if isinstance(module, str) else module
     assert growth(built) == expected
 
 
 @pytest.mark.parametrize("name", ["MSDA", "BoT3", "nchwBRA", "ACmix", "DeformableLKA", "CloAttention", "C3TR"])
-def test_counting_without_values_counts_the_same(name):
+def test_counts_on_the_meta_device_are_equal(name):
     module = build_same_width(name, CHANNELS).eval()
     assert count(module, 12) == multiply_adds(module, torch.zeros(1, CHANNELS, 12, 12))
 
 
-def test_sentences_are_of_the_file_or_of_the_block():
+def test_descriptions_come_from_the_file_or_the_block():
     assert sentence(BLOCKS["SE"]) == "Squeeze and excitation: a channel's weight from the means of all channels"
     assert sentence(BLOCKS["FocalModulationBlock"]).startswith("FocalNet's block")
     assert r"\|" not in sentence(BLOCKS["ECA"])

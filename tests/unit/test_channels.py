@@ -72,7 +72,7 @@ class TestReading:
 
     @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
     @pytest.mark.parametrize("predictor", [1, 2])
-    def test_compressions(self, tmp_path, compression, predictor):
+    def test_compressed_tiffs_are_read(self, tmp_path, compression, predictor):
         ramp = (np.mgrid[:40, :60].sum(0)[..., None] * (1, 2, 1) + rng().integers(0, 9, (40, 60, 3))).astype(np.uint8)
         tags = {} if compression == "packbits" else {317: predictor}
         Image.fromarray(ramp).save(tmp_path / "a.tif", compression=compression, tiffinfo=tags)
@@ -85,7 +85,7 @@ class TestReading:
         np.testing.assert_array_equal(read_pages(np.fromfile(tmp_path / "a.tif", np.uint8))[0], deep)
 
     @pytest.mark.parametrize("keep", [3, 60, 500, 0.5, -4])
-    def test_cut_tiff_is_one_line(self, tmp_path, keep):
+    def test_truncated_tiff_gives_one_line(self, tmp_path, keep):
         path = write_image(tmp_path / "a.tif", noise(5, np.uint16))
         data = path.read_bytes()
         path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
@@ -105,7 +105,7 @@ class TestReading:
                 continue
             assert all(page.ndim == 3 for page in pages)
 
-    def test_unread_compression_says_what_would_do(self, tmp_path):
+    def test_unsupported_compression_suggests_an_alternative(self, tmp_path):
         data = bytearray(write_tiff(tmp_path / "a.tif", [noise(5, np.uint8)]).read_bytes())
         at = data.index(bytes((3, 1, 3, 0, 1, 0, 0, 0)))  # tag 259, SHORT, one
         data[at + 8 : at + 10] = (50001).to_bytes(2, "little")
@@ -113,7 +113,7 @@ class TestReading:
         with pytest.raises(ImageError, match="TIFF compression 50001 with 5 channels is not read; save it with one of none, LZW, deflate"):
             read_image(tmp_path / "a.tif", channels=5)
 
-    def test_rgba_and_grey_with_alpha(self, tmp_path):
+    def test_alpha_channels_are_read(self, tmp_path):
         image = noise(4, np.uint8)
         for suffix in (".png", ".webp"):
             Image.fromarray(image).save(tmp_path / f"a{suffix}", lossless=True, exact=True)
@@ -147,7 +147,7 @@ class TestReading:
 
     @pytest.mark.parametrize("layout", [(0, 1, 2), (2, 0, 1)])
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-    def test_arrays(self, tmp_path, layout, dtype):
+    def test_npy_arrays_are_read_in_every_layout(self, tmp_path, layout, dtype):
         image = noise(5, np.uint16)
         stored = (image / 65535).astype(dtype) if dtype == np.float32 else image.astype(dtype)
         np.save(tmp_path / "a.npy", stored.transpose(layout))
@@ -157,7 +157,7 @@ class TestReading:
         with pytest.raises(ImageError, match="5 channels, 4 are expected"):
             read_image(tmp_path / "a.npy", channels=4)
 
-    def test_damaged_and_foreign_arrays(self, tmp_path):
+    def test_damaged_and_foreign_arrays_are_refused(self, tmp_path):
         np.save(tmp_path / "a.npy", np.array(["text"]))
         (tmp_path / "b.npy").write_bytes(b"\x93NUMPY")
         np.save(tmp_path / "c.npy", np.array([{}], dtype=object), allow_pickle=True)
@@ -175,7 +175,7 @@ class TestReading:
             with pytest.raises(ImageError, match=rf"five\.tif: 5 channels, {channels} are expected"):
                 probe_image(many, channels=channels)
 
-    def test_grey_and_rgb_are_made_of_what_there_is(self, tmp_path):
+    def test_grey_and_rgb_are_converted_from_any_channels(self, tmp_path):
         deep = noise(3, np.uint16)
         grey = cv2.cvtColor(deep, cv2.COLOR_RGB2GRAY)[:, :, None]
         for path in (
@@ -188,13 +188,13 @@ class TestReading:
         np.testing.assert_array_equal(read_image(one, channels=3, dtype=None), np.repeat(grey, 3, 2))
         np.testing.assert_array_equal(as_grey_or_rgb(grey, 3), np.repeat(grey, 3, 2))
 
-    def test_own_depth(self, tmp_path):
+    def test_images_keep_their_own_depth(self, tmp_path):
         Image.fromarray(noise(3, np.uint8)).save(tmp_path / "a.jpg")
         assert read_image(tmp_path / "a.jpg", dtype=None).dtype == np.uint8
         np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", dtype=None), read_image(tmp_path / "a.jpg"))
         assert read_image(write_image(tmp_path / "a.png", noise(1, np.uint16)), dtype=None).dtype == np.uint16
 
-    def test_stored_arrays_beside_images_are_no_images(self):
+    def test_npy_files_beside_images_are_ignored(self):
         assert without_stored_arrays(["a.jpg", "a.npy", "b.npy"]) == ["a.jpg"]
         assert without_stored_arrays(iter(["a.npy", "b.npy"])) == ["a.npy", "b.npy"]
         store = ImageStore(("x/a.tif",), imgsz=320, channels=5, dtype=np.uint16)
@@ -202,7 +202,7 @@ class TestReading:
 
 
 class TestDepth:
-    def test_majority_decides_unless_the_file_says(self, tmp_path):
+    def test_depth_of_the_majority_is_used_unless_bits_is_given(self, tmp_path):
         deep = [str(write_image(tmp_path / f"{i}.png", noise(1, np.uint16))) for i in range(3)]
         flat = [str(write_image(tmp_path / f"{i}.bmp", noise(1, np.uint8))) for i in range(2)]
         assert depth_of(deep + flat, channels=1) is np.uint16
@@ -211,7 +211,7 @@ class TestDepth:
         assert depth_of([str(tmp_path / "gone.png")], channels=1) is np.uint8
         assert depth_of([str(write_image(tmp_path / "a.tif", noise(5, np.uint16)))], channels=5) is np.uint16
 
-    def test_yaml_key(self, tmp_path):
+    def test_channels_and_bits_are_read_from_the_yaml(self, tmp_path):
         path = write_squares(tmp_path, channels=1, dtype=np.uint16, suffix=".png", train=2, val=1)
         spec = load_dataset_spec(path)
         assert (spec.ch, spec.ch_given, spec.bits) == (1, True, None)
@@ -222,14 +222,14 @@ class TestDepth:
         with pytest.raises(UserError, match="bits: 12, 8 or 16 is expected"):
             load_dataset_spec(path)
 
-    def test_one_line_about_colours(self):
+    def test_colour_augmentation_is_reported_in_one_line(self):
         assert colour_note(3, np.uint8, EVERYTHING) == ""
         assert colour_note(1, np.uint16, EVERYTHING).startswith("images of 1 channel, 16 bits: hsv_v 0.4 changes their brightness")
 
 
 @pytest.mark.parametrize(("channels", "dtype"), KINDS)
 class TestAugmentation:
-    def test_border_is_the_same_part_of_the_range(self, channels, dtype):
+    def test_border_value_scales_with_the_depth(self, channels, dtype):
         boxed = letterbox(noise(channels, dtype), (64, 64), auto=False)
         assert boxed.image.dtype == dtype
         assert boxed.image.shape == (64, 64, channels)
@@ -237,7 +237,7 @@ class TestAugmentation:
         assert fill_of(dtype) / np.iinfo(dtype).max == 114 / 255
 
     @pytest.mark.parametrize("matrix", [[[0.9, 0.1, 9], [-0.1, 0.9, 9], [0, 0, 1]], [[0.9, 0.1, 9], [-0.1, 0.9, 9], [1e-4, 0, 1]]])
-    def test_warp_treats_channels_alike(self, channels, dtype, matrix):
+    def test_warp_is_equal_for_all_channels(self, channels, dtype, matrix):
         image = noise(channels, dtype)
         warped = warp_image(image, np.array(matrix), (64, 64))
         assert warped.dtype == dtype
@@ -245,7 +245,7 @@ class TestAugmentation:
         for i in range(channels):
             np.testing.assert_array_equal(warped[:, :, i : i + 1], warp_image(image[:, :, i : i + 1], np.array(matrix), (64, 64)))
 
-    def test_resize_flip_and_blend_treat_channels_alike(self, channels, dtype):
+    def test_resize_flip_and_blend_are_equal_for_all_channels(self, channels, dtype):
         image, empty = noise(channels, dtype), Instances.empty()
         change = types.SimpleNamespace(flipud=1.0, fliplr=1.0)
         operations = (
@@ -259,7 +259,7 @@ class TestAugmentation:
             assert whole.dtype == dtype
             np.testing.assert_array_equal(whole, np.concatenate([operation(image[:, :, i : i + 1]) for i in range(channels)], 2))
 
-    def test_colour_is_brightness(self, channels, dtype):
+    def test_colour_augmentation_scales_brightness(self, channels, dtype):
         image = noise(channels, dtype)
         before = image.copy()
         factor = 1 + 0.4 * rng(3).uniform(-1, 1, 3)[2]
@@ -271,7 +271,7 @@ class TestAugmentation:
         assert (brightened(np.full((2, 2, channels), top, dtype), 1.5) == top).all()
 
 
-def test_brightness_is_what_value_does_to_grey_rgb():
+def test_brightness_equals_hsv_value_on_grey_rgb():
     grey = noise(1, np.uint8)
     change = Hyperparameters(hsv_h=0.0, hsv_s=0.0, hsv_v=0.4)
     np.testing.assert_array_equal(hsv(np.repeat(grey, 3, 2), change, rng())[:, :, :1], hsv(grey, change, rng()))
@@ -285,7 +285,7 @@ class TestLoader:
     @pytest.mark.parametrize(
         ("channels", "dtype", "suffix"), [(1, np.uint16, ".png"), (4, np.uint8, ".png"), (5, np.uint16, ".tif"), (6, np.uint8, ".npy")]
     )
-    def test_same_labels_as_rgb(self, tmp_path, channels, dtype, suffix):
+    def test_labels_equal_those_of_rgb(self, tmp_path, channels, dtype, suffix):
         ours = self.open(write_squares(tmp_path / "ours", channels=channels, dtype=dtype, suffix=suffix, train=6))
         rgb = self.open(write_squares(tmp_path / "rgb", channels=3, dtype=np.uint8, suffix=".png", train=6))
         for mine, theirs in zip(ours, rgb, strict=True):
@@ -303,14 +303,14 @@ class TestLoader:
             assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
         assert len(list((tmp_path / "images" / "train").glob("*.48l5w.npy"))) == (6 if cache == "disk" else 0)
 
-    def test_workers_hand_over_16_bits(self, tmp_path):
+    def test_workers_return_16_bit_images(self, tmp_path):
         path = write_squares(tmp_path, channels=5, dtype=np.uint16, suffix=".tif", train=6)
         alone, helped = self.open(path), self.open(path, workers=1)
         for a, b in zip(alone, helped, strict=True):
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.targets, b.targets)
 
-    def test_same_pixels_as_one_channel_alone(self, tmp_path):
+    def test_pixels_equal_those_of_a_single_channel(self, tmp_path):
         """A channel's fate does not hang on its neighbours."""
         r, images = rng(), []
         for name in ("one", "five"):
@@ -325,7 +325,7 @@ class TestLoader:
             assert torch.equal(one.targets, five.targets)
             assert torch.equal(one.images.int().expand(-1, 5, -1, -1), five.images.int())
 
-    def test_bad_images_are_left_out_in_one_line_each(self, tmp_path, capsys):
+    def test_bad_images_are_skipped_with_one_line_each(self, tmp_path, capsys):
         path = write_squares(tmp_path, channels=4, dtype=np.uint8, suffix=".png", train=6)
         folder = tmp_path / "images" / "train"
         write_image(folder / "0.png", noise(3, np.uint8, (64, 64)))
@@ -339,13 +339,13 @@ class TestLoader:
         path.write_text(path.read_text().replace("ch: 4", "ch: 3"))  # the same images, other channels: no stale cache
         assert len(self.open(path).dataset) == 5
 
-    def test_none_usable_stops_the_run(self, tmp_path):
+    def test_data_set_without_usable_images_stops_the_run(self, tmp_path):
         path = write_squares(tmp_path, channels=3, dtype=np.uint8, suffix=".png", train=2)
         path.write_text(path.read_text().replace("ch: 3", "ch: 5"))
         with pytest.raises(UserError, match=r"none of the 2 images of 'train' can be used, first: .*3 channels, 5 are expected"):
             self.open(path)
 
-    def test_an_image_that_breaks_later_becomes_grey(self, tmp_path, capsys):
+    def test_image_damaged_later_is_replaced_by_grey(self, tmp_path, capsys):
         path = write_squares(tmp_path, channels=5, dtype=np.uint16, suffix=".tif", train=2)
         loader = self.open(path, augment=False)
         (tmp_path / "images" / "train" / "0.tif").unlink()
@@ -356,13 +356,13 @@ class TestLoader:
 
 class TestLooking:
     @pytest.mark.parametrize(("channels", "dtype"), KINDS)
-    def test_any_image_is_viewable(self, channels, dtype):
+    def test_any_image_can_be_displayed(self, channels, dtype):
         seen = viewable(noise(channels, dtype))
         assert seen.shape == (31, 45, 3)
         assert seen.dtype == np.uint8
         assert (seen[:, :, 0] == seen[:, :, 2]).all() == (channels == 1)
 
-    def test_8_bits_stay_and_16_are_stretched(self):
+    def test_8_bit_images_are_kept_and_16_bit_ones_stretched(self):
         image = noise(3, np.uint8)
         assert viewable(image) is image
         np.testing.assert_array_equal(viewable(noise(4, np.uint8)), noise(4, np.uint8)[:, :, :3])
@@ -393,7 +393,7 @@ class TestHostileTiff:
         with pytest.raises(TiffError, match="without pages"):
             read_pages(data)
 
-    def test_a_directory_of_many_unknown_tags_holds_none_of_them(self):
+    def test_unknown_tags_are_not_read_into_memory(self):
         data = self.tiff([(40000 + i, 1, 4000, 8) for i in range(20000)], following=0)
         (tags,) = tiff._directories(memoryview(data.tobytes()), "<")
         assert tags == {}

@@ -23,7 +23,7 @@ def example(**changes) -> Checkpoint:
     return replace(full, **changes)
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_checkpoint_round_trips(tmp_path):
     save_checkpoint(tmp_path / "last.pt", example(epoch=3, plugins=({"name": "mine.py", "sha256": "0"},)))
     loaded = load_checkpoint(tmp_path / "last.pt")
     assert (loaded.epoch, loaded.nc, loaded.names, loaded.training) == (3, 2, ("a", "b"), {"rng": [1, [2, 3], None]})
@@ -104,7 +104,7 @@ def archive(path, names):
         (pickle.dumps({"a": 1}), "not one that torch.save wrote"),
     ],
 )
-def test_other_files_are_named(tmp_path, content, says):
+def test_files_that_are_no_checkpoint_are_refused_by_kind(tmp_path, content, says):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
         load_checkpoint(tmp_path / "x.pt")
@@ -120,7 +120,7 @@ def test_other_files_are_named(tmp_path, content, says):
         ({"x/data.pkl": b"", "x/constants.pkl": b""}, "TorchScript"),
     ],
 )
-def test_archives_without_a_network_are_named(tmp_path, names, says):
+def test_archives_without_a_network_are_refused(tmp_path, names, says):
     archive(tmp_path / "x.pt", names)
     with pytest.raises(UserError, match=says):
         load_checkpoint(tmp_path / "x.pt")
@@ -133,7 +133,7 @@ class Marker:
         Marker.ran = True
 
 
-def test_objects_are_never_built(tmp_path):
+def test_unpickling_builds_no_objects(tmp_path):
     torch.save({"format": "x", "model": Marker()}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x\.pt: asks for .*Marker, which no weights need; refused, nothing of it was run"):
         load_checkpoint(tmp_path / "x.pt")
@@ -150,14 +150,14 @@ def test_objects_are_never_built(tmp_path):
     ],
     ids=["half", "one byte", "end", "middle"],
 )
-def test_a_torn_file_is_called_damaged(tmp_path, damage):
+def test_truncated_file_is_reported_as_damaged(tmp_path, damage):
     save_checkpoint(tmp_path / "last.pt", example())
     (tmp_path / "torn.pt").write_bytes(damage((tmp_path / "last.pt").read_bytes()))
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(tmp_path / "torn.pt")
 
 
-def test_the_save_before_is_kept(tmp_path, monkeypatch):
+def test_previous_save_is_kept(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     for epoch in range(3):
         save_checkpoint(path, example(epoch=epoch), keep_previous=True)
@@ -172,7 +172,7 @@ def test_the_save_before_is_kept(tmp_path, monkeypatch):
     assert [load_checkpoint(p).epoch for p in (path, previous_of(path))] == [3, 2]
 
 
-def test_bare_weights_and_newer_formats_and_missing_files(tmp_path):
+def test_bare_weights_newer_formats_and_missing_files_are_reported(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "bare.pt")
     bare = load_checkpoint(tmp_path / "bare.pt")
     assert not bare.cfg
@@ -188,7 +188,7 @@ def test_bare_weights_and_newer_formats_and_missing_files(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_another_plugin_of_the_same_name_is_no_substitute(tmp_path, capsys):
+def test_plugin_with_another_hash_is_refused(tmp_path, capsys):
     """Only a file that is given for this checkpoint may stand for one that it needs, and only for one."""
     paths = [tmp_path / folder / "ours.py" for folder in "abc"]
     for i, path in enumerate(paths):
@@ -206,6 +206,6 @@ def test_another_plugin_of_the_same_name_is_no_substitute(tmp_path, capsys):
     assert "another version of ours.py" in capsys.readouterr().out
 
 
-def test_a_missing_plugin_is_asked_for():
+def test_missing_plugin_is_named():
     with pytest.raises(UserError, match=r"needs mine\.py again: add --plugins mine\.py"):
         require_plugins(example(plugins=({"name": "mine.py", "sha256": "0" * 64},)), ())

@@ -68,7 +68,7 @@ def test_classes_by_order_where_names_differ(tmp_path: Path, names: tuple[str, .
     ("content", "what"),
     [("no json", "not valid JSON"), ("[]", "not a COCO"), ('{"images": []}', "list 'annotations' is missing"), (None, "No such file")],
 )
-def test_a_file_of_another_kind_is_named(tmp_path: Path, content: str | None, what: str) -> None:
+def test_file_of_another_kind_is_refused(tmp_path: Path, content: str | None, what: str) -> None:
     path = tmp_path / "x.json"
     if content is not None:
         path.write_text(content)
@@ -183,7 +183,7 @@ def test_written_results_score_the_same_with_pycocotools(tmp_path: Path) -> None
     assert 0 < expected["AP"] < 1
 
 
-def test_no_detection_at_all(tmp_path: Path) -> None:
+def test_no_detection_gives_zero_metrics(tmp_path: Path) -> None:
     file = tmp_path / "predictions.json"
     assert write_coco_json(file, MetricAccumulator(NAMES), category_ids=(1, 4)) == 0
     assert run_pycocotools(instances(tmp_path), file)["AP"] == 0
@@ -194,7 +194,7 @@ def test_results_of_other_images_are_refused(tmp_path: Path) -> None:
         run_pycocotools(instances(tmp_path), [{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
 
 
-def test_only_the_images_asked_for_count(tmp_path: Path) -> None:
+def test_only_requested_images_are_evaluated(tmp_path: Path) -> None:
     hit = [{"image_id": 3, "category_id": 1, "bbox": [5, 5, 50, 60], "score": 0.5}]
     assert run_pycocotools(instances(tmp_path), hit, image_ids=[3])["AP"] == pytest.approx(1)
     assert run_pycocotools(instances(tmp_path), hit)["AP"] < 0.6

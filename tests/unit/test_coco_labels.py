@@ -86,7 +86,7 @@ def test_the_cache_follows_json_images_and_names(coco, monkeypatch):
     assert len(reads) == 3
 
 
-def test_what_is_wrong_is_named_and_costs_no_more_than_its_image(coco):
+def test_invalid_annotation_drops_only_its_image(coco):
     path = coco.parent / "annotations/instances_train2017.json"
 
     def spoil(content):
@@ -113,14 +113,14 @@ def test_what_is_wrong_is_named_and_costs_no_more_than_its_image(coco):
     assert len(table.classes) == 1
 
 
-def test_a_subset_of_the_categories_is_told(coco):
+def test_unnamed_categories_are_reported(coco):
     coco.write_text(coco.read_text().split("names:")[0] + "names: [person, toothbrush]\n")
     (table, _), _ = table_of(coco)
     assert set(table.classes) <= {0, 1}
     assert "does not name (airplane" in str(table.problems[0])
 
 
-def test_single_class_makes_all_one(coco):
+def test_single_class_merges_all_classes(coco):
     spec = load_dataset_spec(coco, single_cls=True)
     files = list_images(spec.sources("train"))
     table, _ = split_labels(spec, "train", files, workers=1, progress=False)
@@ -129,7 +129,7 @@ def test_single_class_makes_all_one(coco):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{\"images\": []}", "{", '{"images": [3], "annotations": [], "categories": []}'])
-def test_no_coco_json_is_refused_in_a_line(tmp_path, text):
+def test_invalid_coco_json_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "instances_train.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"instances_train\.json"):
@@ -138,7 +138,7 @@ def test_no_coco_json_is_refused_in_a_line(tmp_path, text):
         read_coco_labels(tmp_path / "nowhere.json", [], None, progress=False)
 
 
-def test_images_of_one_name_are_told_apart_by_folder():
+def test_images_of_one_name_are_distinguished_by_folder():
     ids = image_ids_by_name({1: "a/1.jpg", 2: "b/1.jpg", 3: "a/2.jpg"})
     assert [find_image_id(ids, p) for p in ("/x/a/1.jpg", "/x/b/1.jpg", "/y/2.jpg", "/x/c/1.jpg")] == [1, 2, 3, None]
 

@@ -14,7 +14,7 @@ def write(path, text):
     return path
 
 
-def test_values_come_from_the_file_and_the_rest_are_defaults(tmp_path):
+def test_missing_hyp_keys_take_defaults(tmp_path):
     hyp = Hyperparameters.from_yaml(write(tmp_path / "h.yaml", "lr0: 1e-3\nmosaic: 0\niou_loss: siou\ntal_topk: 13\n"))
     assert (hyp.lr0, hyp.mosaic, hyp.iou_loss, hyp.tal_topk, hyp.momentum) == (0.001, 0.0, "SIoU", 13, 0.937)
     assert Hyperparameters.from_yaml(write(tmp_path / "empty.yaml", "")) == Hyperparameters(source=str(tmp_path / "empty.yaml"))
@@ -26,7 +26,7 @@ def test_round_trip(tmp_path):
     assert Hyperparameters.from_yaml(tmp_path / "h.yaml").replace(source="") == hyp
 
 
-def test_published_keys_that_mean_nothing_here_are_said_once(tmp_path, capsys):
+def test_unused_published_keys_are_reported_once(tmp_path, capsys):
     Hyperparameters.from_yaml(write(tmp_path / "h.yaml", "paste_in: 0.15\nanchors: 3\n"))
     assert capsys.readouterr().out.count("\n") == 1
 
@@ -48,7 +48,7 @@ def test_published_keys_that_mean_nothing_here_are_said_once(tmp_path, capsys):
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )
-def test_what_is_refused(tmp_path, text, says):
+def test_invalid_hyperparameters_are_refused(tmp_path, text, says):
     with pytest.raises(UserError, match=says) as caught:
         Hyperparameters.from_yaml(write(tmp_path / "h.yaml", text))
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def test_freeze_means_a_count_or_a_list():
     assert TrainConfig(freeze="pretrained").frozen_layers == ()
 
 
-def test_schedule_flags():
+def test_schedule_flags_change_the_hyperparameters():
     assert [TrainConfig(**kw).schedule for kw in ({}, {"cos_lr": True}, {"flat_cos_lr": True}, {"fixed_lr": True})] == [
         "linear",
         "cosine",
@@ -95,12 +95,12 @@ def test_schedule_flags():
         ({"freeze": "backbone"}, "--freeze backbone"),
     ],
 )
-def test_flags_that_are_refused(flags, says):
+def test_invalid_flags_are_refused(flags, says):
     with pytest.raises(UserError, match=says):
         TrainConfig(**flags)
 
 
-def test_a_config_is_plain_values_and_comes_back(tmp_path):
+def test_config_round_trips_through_plain_values(tmp_path):
     config = TrainConfig(cfg="a.yaml", optimizer="adamw", freeze=[1, 2], plugins="mine.py", hyp=Hyperparameters(source="own"))
     config.to_yaml(tmp_path / "opt.yaml")
     loaded = TrainConfig.from_dict(yaml.safe_load((tmp_path / "opt.yaml").read_text()))

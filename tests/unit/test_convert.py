@@ -62,7 +62,7 @@ def test_deployed_weights_deploy_and_convert_again(dual):
 
 @pytest.mark.parametrize("deploy", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-def test_safetensors_come_back(dual, deploy, half):
+def test_safetensors_round_trip(dual, deploy, half):
     done = convert(dual, deploy=deploy, half=half, to_safetensors=True)
     assert done.path.suffix == ".safetensors"
     loaded, model = load_checkpoint(done.path), load_model(dual)
@@ -71,7 +71,7 @@ def test_safetensors_come_back(dual, deploy, half):
     assert same_outputs(dual, done.path, px=8.0 if half else 1e-3, scores=2e-2 if half else 1e-5)
 
 
-def test_the_package_reads_what_is_written(tmp_path):
+def test_safetensors_package_reads_the_file(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     tensors = {"a": torch.arange(6.0).view(2, 3).T, "b.c": torch.tensor(3), "half": torch.ones(3).half(), "none": torch.zeros(0, 4)}
     tensors |= {"yes": torch.tensor([True])}
@@ -94,7 +94,7 @@ def test_half_precision_halves_the_file_and_leaves_anchors(tmp_path):
     assert next(load_model(done.path).parameters()).dtype == torch.float32
 
 
-def test_only_what_a_resume_needs_is_stripped(dual):
+def test_only_the_training_state_is_stripped(dual):
     done = convert(dual, strip_optimizer=True)
     before, after = load_checkpoint(dual), load_checkpoint(done.path)
     assert (before.training is None, after.training) == (False, None)
@@ -102,12 +102,12 @@ def test_only_what_a_resume_needs_is_stripped(dual):
     assert all(torch.equal(before.weights[k], v) for k, v in after.weights.items())
 
 
-def test_a_plain_copy_keeps_all(dual, tmp_path):
+def test_plain_copy_keeps_all_entries(dual, tmp_path):
     done = convert(dual, out=tmp_path / "copy.pt")
     assert load_checkpoint(done.path).training is not None
 
 
-def test_outputs_that_differ_leave_no_file(dual, monkeypatch):
+def test_differing_outputs_leave_no_file(dual, monkeypatch):
     real = conversions._halved
     monkeypatch.setattr(conversions, "_halved", lambda name, value: real(name, value) * (2 if name == "model.0.conv.weight" else 1))
     with pytest.raises(UserError, match=r"best-half\.pt: not written, the outputs are not those of .*best\.pt: raw maps differ"):
@@ -115,7 +115,7 @@ def test_outputs_that_differ_leave_no_file(dual, monkeypatch):
     assert [p.name for p in dual.parent.iterdir()] == ["best.pt"]
 
 
-def test_numbers_that_half_precision_cannot_hold_are_found(tmp_path):
+def test_float16_overflow_is_detected(tmp_path):
     path = tiny_checkpoint(tmp_path / "best.pt")
     loaded = load_checkpoint(path)
     loaded.weights["model.0.conv.weight"].mul_(1e7)
@@ -126,7 +126,7 @@ def test_numbers_that_half_precision_cannot_hold_are_found(tmp_path):
         convert(path, half=True)
 
 
-def test_a_full_disk_leaves_the_old_file(dual, monkeypatch):
+def test_full_disk_keeps_the_old_file(dual, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_old_file(dual, monkeypatch):
     assert [p.name for p in dual.parent.iterdir()] == ["best.pt"]
 
 
-def test_real_images_are_used(dual, tmp_path):
+def test_given_images_are_used_for_the_check(dual, tmp_path):
     folder = tmp_path / "größe"
     folder.mkdir()
     for i in range(2):
@@ -151,7 +151,7 @@ def test_real_images_are_used(dual, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_images_fit_the_network(channels):
+def test_check_images_match_the_network_channels(channels):
     model = tiny_model()
     model.spec = type(model.spec)(**{**vars(model.spec), "ch": channels})
     (image,) = read_images(model, [])
@@ -159,13 +159,13 @@ def test_images_fit_the_network(channels):
     assert 0 <= image.min() < image.max() <= 1
 
 
-def test_the_drawn_image_has_edges():
+def test_drawn_check_image_has_edges():
     assert drawn_image().shape == (300, 400, 3)
     assert np.array_equal(drawn_image(), drawn_image())
     assert drawn_image().std() > 30
 
 
-def test_a_difference_is_seen():
+def test_output_difference_is_detected():
     a, b = tiny_model(), tiny_model()
     assert difference(a, b, inputs=[], allowed=FOLDED).boxes_px == 0.0
     b.model[0].conv.weight.data[0] *= 1.01
@@ -184,13 +184,13 @@ def test_a_difference_is_seen():
         (["--deploy", "--out", "nowhere/x.pt"], "there is no folder nowhere"),
     ],
 )
-def test_what_is_refused(dual, flags, says, monkeypatch):
+def test_unsuitable_requests_are_refused(dual, flags, says, monkeypatch):
     monkeypatch.chdir(dual.parent)
     with pytest.raises(SystemExit, match=says):
         main(["best.pt", *flags])
 
 
-def test_the_command_line_says_what_it_did(dual, capsys):
+def test_command_line_reports_its_actions(dual, capsys):
     main([str(dual), "--deploy", "--half"])
     said = capsys.readouterr().out
     assert "best-deploy-half.pt: " in said

@@ -59,7 +59,7 @@ def test_yolo_to_coco_and_back_is_the_same(tmp_path, segments):
     assert load_dataset_spec(tmp_path / "b/data.yaml", need=("val",)).names == ("a", "b", "c")
 
 
-def test_coco_boxes_come_out_where_the_formula_says(tmp_path):
+def test_converted_coco_boxes_match_the_formula(tmp_path):
     write_coco_layout(tmp_path / "coco")
     path = tmp_path / "coco/annotations/instances_val2017.json"
     coco_to_yolo([path], tmp_path / "out", images=[tmp_path / "coco/val2017"])
@@ -94,7 +94,7 @@ def test_broken_annotations_are_one_line_each(tmp_path, capsys):
     assert "annotation 3 of instances_val2017.json: a box without area" in capsys.readouterr().err
 
 
-def test_nothing_is_written_over_without_exist_ok(tmp_path, capsys):
+def test_existing_files_are_kept_without_exist_ok(tmp_path, capsys):
     write_coco_layout(tmp_path / "coco")
     path = tmp_path / "coco/annotations/instances_val2017.json"
     mine = tmp_path / "out/labels/val2017/000000000402.txt"
@@ -111,7 +111,7 @@ def test_nothing_is_written_over_without_exist_ok(tmp_path, capsys):
     assert len(json.loads(path.read_text())["annotations"]) == 1
 
 
-def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
+def test_path_outside_the_folder_is_refused(tmp_path):
     write_coco_layout(tmp_path / "coco")
     path = tmp_path / "coco/annotations/instances_val2017.json"
     edit_json(path, lambda c: c["images"][0].update(file_name="../../evil.jpg"))
@@ -120,7 +120,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_voc_boxes(tmp_path):
+def test_voc_boxes_are_converted(tmp_path):
     xml = write_voc(tmp_path / "xml", {"a": [voc_object("dog", 10, 5, 30, 25), voc_object("cat", 50, 10, 100, 50)], "b": []})
     assert voc_to_yolo(xml, tmp_path / "out") == []
     assert (tmp_path / "out/labels/train/a.txt").read_text().splitlines() == ["1 0.2 0.3 0.2 0.4", "0 0.75 0.6 0.5 0.8"]
@@ -130,7 +130,7 @@ def test_voc_boxes(tmp_path):
     np.testing.assert_allclose([float(v) for v in first.split()], [0, 0.195, 0.29, 0.21, 0.42])
 
 
-def test_voc_difficult_objects_images_and_broken_files(tmp_path, capsys):
+def test_voc_difficult_objects_and_broken_files_are_handled(tmp_path, capsys):
     good = [voc_object("dog", 10, 5, 30, 25), voc_object("dog", 1, 1, 9, 9, difficult=1)]
     xml = write_voc(tmp_path / "xml", {
         "good": good, "out": [voc_object("dog", 10, 5, 300, 25)], "nan": [voc_object("dog", "nan", 5, 30, 25)],
@@ -161,14 +161,14 @@ def test_voc_difficult_objects_images_and_broken_files(tmp_path, capsys):
     assert len((tmp_path / "out/labels/train/good.txt").read_text().splitlines()) == 2
 
 
-def test_no_xml_and_entities(tmp_path):
+def test_invalid_xml_and_entities_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no \.xml file"):
         voc_to_yolo(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="DOCTYPE"):
         parse_xml(b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>')
 
 
-def test_what_is_said_tells_a_newcomer_where_to_go_on(tmp_path, capsys):
+def test_output_names_the_next_steps(tmp_path, capsys):
     write_coco_layout(tmp_path / "coco")
     path = tmp_path / "coco/annotations/instances_val2017.json"
     assert convert.main(["coco-to-yolo", str(path), "--out", str(tmp_path / "labels")]) == 0

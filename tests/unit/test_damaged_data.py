@@ -1,4 +1,4 @@
-"""250 damaged files of 25 kinds, and more that cost only a row: each is named once, and the good ones are used."""
+"""250 damaged files of 25 kinds, and files with one faulty row: each is reported once, and the valid ones are used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from data.dataset_spec import load_dataset_spec
 from data.loader import LoaderOptions, build_loader
-from tests.damage import FINE, LEFT_OUT, ROW_DROPPED, write_damaged
+from tests.damaged_files import IMAGE_SKIPPED, ROW_DROPPED, UNUSUAL, write_damaged
 from utils.config import Hyperparameters
 
 EACH, GOOD = 10, 120
@@ -25,31 +25,31 @@ def loader_of(yaml_path, **changes):
     return build_loader(load_dataset_spec(yaml_path), "train", LoaderOptions(**given))
 
 
-def test_each_is_named_once_and_the_good_ones_are_used(world, capsys):
+def test_every_damaged_file_is_reported_once_and_valid_ones_are_used(world, capsys):
     yaml_path, kinds = world
     loader = loader_of(yaml_path)
-    usable = EACH * (len(ROW_DROPPED) + len(FINE)) + GOOD
-    assert len(LEFT_OUT) >= 20
+    usable = EACH * (len(ROW_DROPPED) + len(UNUSUAL)) + GOOD
+    assert len(IMAGE_SKIPPED) >= 20
     assert f"{usable} images" in (said := capsys.readouterr().out)
-    assert f"{EACH * len(LEFT_OUT)} images left out" in said
+    assert f"{EACH * len(IMAGE_SKIPPED)} images left out" in said
     assert "more problems" in said
     stems = {Path(f).stem for f in loader.dataset.image_files}
     for stem, kind in kinds.items():
         named = [p for p in loader.dataset.problems if Path(p.path).stem == stem]
-        assert len(named) == (0 if kind in FINE else 1), (kind, named)
-        assert (stem in stems) == (kind not in LEFT_OUT), kind
-        assert all(p.skips == (kind in LEFT_OUT) and p.kind and p.message for p in named), kind
+        assert len(named) == (0 if kind in UNUSUAL else 1), (kind, named)
+        assert (stem in stems) == (kind not in IMAGE_SKIPPED), kind
+        assert all(p.skips == (kind in IMAGE_SKIPPED) and p.kind and p.message for p in named), kind
     batches = list(loader)
     assert sum(len(b.paths) for b in batches) == usable
     assert not any(b.unreadable for b in batches)
 
 
-def test_the_cache_says_the_same(world):
+def test_cached_labels_report_the_same_problems(world):
     first, second = loader_of(world[0]).dataset.problems, loader_of(world[0]).dataset.problems
     assert first == second
 
 
-def test_training_goes_on_with_the_good_ones(tmp_path, capsys):
+def test_training_continues_with_the_valid_images(tmp_path, capsys):
     import train
     from tests.tiny_training import TINY, config
 
@@ -59,7 +59,7 @@ def test_training_goes_on_with_the_good_ones(tmp_path, capsys):
     out = capsys.readouterr().out
     problems = (tmp_path / "runs/exp/data_problems.txt").read_text()
     for stem, kind in kinds.items():
-        assert len(re.findall(rf"/{stem}\.", problems)) == (0 if kind in FINE else 1), kind
+        assert len(re.findall(rf"/{stem}\.", problems)) == (0 if kind in UNUSUAL else 1), kind
     assert "data_problems.txt" in out
     assert re.search(r"no object to train on for other", out)
     assert (tmp_path / "runs/exp/weights/last.pt").is_file()

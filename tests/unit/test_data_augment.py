@@ -59,7 +59,7 @@ def smooth(h, w, seed):
 class TestLetterbox:
     @pytest.mark.parametrize("hw", [(30, 50), (50, 30), (64, 64), (100, 7), (1, 200)])
     @pytest.mark.parametrize("auto", [True, False])
-    def test_geometry_is_what_was_done(self, hw, auto):
+    def test_recorded_geometry_matches_the_pixels(self, hw, auto):
         boxed = letterbox(np.full((*hw, 3), 200, np.uint8), (64, 96), auto=auto)
         h, w = boxed.image.shape[:2]
         assert (h % 32, w % 32) == (0, 0) if auto else (h, w) == (64, 96)
@@ -79,12 +79,12 @@ class TestLetterbox:
 
 
 class TestTransform:
-    def test_nothing_asked_is_the_middle_of_the_canvas(self):
+    def test_no_augmentation_gives_the_centre_of_the_canvas(self):
         transform = random_transform((200, 200), (100, 100), hyp(), rng())
         np.testing.assert_allclose(transform.matrix, [[1, 0, -50], [0, 1, -50], [0, 0, 1]], atol=1e-9)
         assert transform.is_axis_aligned
 
-    def test_ranges(self):
+    def test_transform_parameters_stay_in_range(self):
         draws = [random_transform((80, 80), (40, 40), hyp(scale=0.5, translate=0.1), rng(i)) for i in range(300)]
         gains = np.array([d.gain for d in draws])
         assert 0.5 <= gains.min() < 0.55
@@ -181,7 +181,7 @@ class TestMosaic:
             drawn, _, after = resize_tiles(scene, transform, (64, 64))
             np.testing.assert_allclose(after.boxes_xyxy[0], extent(drawn), atol=1e-3)
 
-    def test_cached_images_are_not_changed(self):
+    def test_cached_images_are_not_modified(self):
         images = self.images()
         copies = [p[0].copy() for p in images]
         for seed in range(4):
@@ -191,13 +191,13 @@ class TestMosaic:
             np.testing.assert_array_equal(image, copy)
 
     @pytest.mark.parametrize("change", [{}, {"degrees": 5}])
-    def test_no_objects_one_channel(self, change):
+    def test_mosaic_of_grey_images_without_objects(self, change):
         images = [(np.zeros((64, 64, 1), np.uint8), Instances.empty())] * 4
         image, instances = render_view(mosaic_scene(images, 64, rng()), (64, 64), hyp(**change), rng())
         assert image.shape == (64, 64, 1)
         assert instances.boxes_xyxy.shape == (0, 4)
 
-    def test_what_lies_outside_the_canvas_is_not_seen(self):
+    def test_objects_outside_the_canvas_are_dropped(self):
         image, instances = marked(64, 64, [(0, 0, 20, 20), (40, 40, 60, 60)])
         scene = Scene((Tile(image, instances, -32, -32),), (64, 64))
         transform = random_transform((64, 64), (128, 128), hyp(), rng())
@@ -214,11 +214,11 @@ class TestMosaic:
 
 
 class TestColour:
-    def test_no_gain_changes_nothing(self):
+    def test_zero_gain_changes_nothing(self):
         image = smooth(20, 20, 0)
         assert hsv(image, hyp(), rng()) is image
 
-    def test_gains_act_and_leave_the_source_alone(self):
+    def test_gains_change_a_copy_of_the_image(self):
         image = smooth(20, 20, 0)
         copy = image.copy()
         changed = hsv(image, hyp(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4), rng())
@@ -231,7 +231,7 @@ class TestColour:
         assert 60 <= min(levels) < 65
         assert 135 < max(levels) <= 140
 
-    def test_hue_goes_round(self):
+    def test_hue_wraps_around(self):
         import cv2
 
         colour = cv2.cvtColor(np.full((4, 4, 3), (170, 255, 255), np.uint8), cv2.COLOR_HSV2RGB)
@@ -243,27 +243,27 @@ class TestColour:
             wrapped += 170 * factor >= 180
         assert wrapped > 3
 
-    def test_other_modes_pass(self):
+    def test_16_bit_images_pass_unchanged(self):
         deep = np.full((4, 4, 3), 30000, np.uint16)
         assert hsv(deep, hyp(hsv_h=0.4, hsv_s=0.4), rng()) is deep
 
 
 class TestFlip:
     @pytest.mark.parametrize("change", [{"flipud": 1.0}, {"fliplr": 1.0}, {"flipud": 1.0, "fliplr": 1.0}])
-    def test_boxes_follow(self, change):
+    def test_boxes_are_flipped_with_the_image(self, change):
         image, instances = marked(40, 60, [(5, 10, 20, 35)])
         turned, after = flip(image, instances, hyp(**change), rng())
         np.testing.assert_array_equal(after.boxes_xyxy[0], extent(turned))
         assert not np.array_equal(turned, image)
 
-    def test_probability(self):
+    def test_flip_probability_is_respected(self):
         image, instances = marked(40, 60, [(5, 10, 20, 30)])
         turned = sum(flip(image, instances, hyp(fliplr=0.5), rng(i))[1] is not instances for i in range(200))
         assert 70 < turned < 130
 
 
 class TestCopyPaste:
-    def test_mirrored_copy_with_its_label(self):
+    def test_pasted_copy_is_mirrored_with_its_label(self):
         image, instances = marked(100, 100, [(5, 10, 30, 40)], polygons=True)
         pasted, after = copy_paste(image, instances, 1.0, rng())
         np.testing.assert_array_equal(after.boxes_xyxy, [[5, 10, 30, 40], [70, 10, 95, 40]])
@@ -271,16 +271,16 @@ class TestCopyPaste:
         assert not image[:, 50:].any()
         assert after.counts.tolist() == [4, 4]
 
-    def test_never_covers_others(self):
+    def test_pasted_copy_never_covers_other_objects(self):
         image, instances = marked(100, 100, [(5, 10, 30, 40), (68, 12, 92, 38)], polygons=True)
         _, after = copy_paste(image, instances, 1.0, rng())
         assert len(after.classes) == 2
 
-    def test_without_polygons_nothing_happens(self):
+    def test_copy_paste_without_polygons_changes_nothing(self):
         image, instances = marked(50, 50, [(5, 5, 9, 9)])
         assert copy_paste(image, instances, 1.0, rng())[0] is image
 
-    def test_runs_within_a_mosaic(self):
+    def test_copy_paste_runs_within_a_mosaic(self):
         images = [marked(64, 64, [(2, 20, 20, 50)], polygons=True) for _ in range(4)]
 
         def count(part):
@@ -289,7 +289,7 @@ class TestCopyPaste:
 
         assert count(1.0) > count(0.0) > 20
 
-    def test_only_in_mosaics(self):
+    def test_copy_paste_runs_only_in_mosaics(self):
         image, instances = marked(64, 64, [(2, 20, 20, 50)], polygons=True)
         assert len(render_view(single_scene(image, instances, (64, 64)), (64, 64), hyp(copy_paste=1.0), rng())[1].classes) == 1
 

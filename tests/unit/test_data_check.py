@@ -16,7 +16,7 @@ from data.tools import check
 from data.tools.inspection import inspect_dataset, size_counts
 from data.tools.summary import summarize_labels
 from tests.coco_layout import write_coco_layout
-from tests.damage import FINE, LEFT_OUT, image_bytes, write_damaged
+from tests.damaged_files import IMAGE_SKIPPED, UNUSUAL, image_bytes, write_damaged
 from tests.image_files import write_images
 
 
@@ -44,7 +44,7 @@ def row_of(out: str, title: str) -> list[int]:
     return [int(v) for v in re.findall(r"\s(\d+)", line[line.index(title) + len(title) :])]
 
 
-def test_a_clean_set(clean, tmp_path, capsys):
+def test_clean_data_set_has_no_problems(clean, tmp_path, capsys):
     assert run(clean, tmp_path) == 0
     out = capsys.readouterr().out
     assert row_of(out, "images") == [2, 1]
@@ -57,11 +57,11 @@ def test_a_clean_set(clean, tmp_path, capsys):
     assert (tmp_path / "runs/check/problems.txt").read_text() == ""
 
 
-def test_sizes_are_cocos():
+def test_object_sizes_follow_coco_areas():
     assert size_counts(np.array([1023.9, 1024, 9216, 9216.1])) == {"small": 1, "medium": 2, "large": 1}
 
 
-def test_duplicates_leaks_and_orphans(clean, tmp_path, capsys):
+def test_duplicates_leaks_and_orphan_labels_are_found(clean, tmp_path, capsys):
     root = clean.parent
     (root / "images/train/again.png").write_bytes(image_bytes(0))
     (root / "images/train/held_out.png").write_bytes(image_bytes(2))
@@ -87,10 +87,10 @@ def test_every_kind_of_damage_is_found_and_the_copy_is_clean(tmp_path, capsys):
     problems = (tmp_path / "runs/check/problems.txt").read_text()
     for stem, kind in kinds.items():
         lines = [line for line in problems.splitlines() if f"/{stem}." in line and "same content" not in line]
-        assert len(lines) == (0 if kind in FINE else 1), (kind, lines)
+        assert len(lines) == (0 if kind in UNUSUAL else 1), (kind, lines)
     assert run(tmp_path / "fixed/data.yaml", tmp_path) == 0
     kept = {p.stem for p in (tmp_path / "fixed/images/train").iterdir()}
-    assert {s for s, k in kinds.items() if k in LEFT_OUT}.isdisjoint(kept)
+    assert {s for s, k in kinds.items() if k in IMAGE_SKIPPED}.isdisjoint(kept)
     assert {f"good_{i}" for i in range(20)} <= kept
     assert "twin" not in kept
     assert len(os.listdir(tmp_path / "fixed/images/val")) == 4
@@ -102,14 +102,14 @@ def test_every_kind_of_damage_is_found_and_the_copy_is_clean(tmp_path, capsys):
     assert snapshot(tmp_path / "set") == before
 
 
-def test_the_original_is_never_written_over(clean, tmp_path, capsys):
+def test_original_data_set_is_never_modified(clean, tmp_path, capsys):
     before = snapshot(clean.parent)
     assert run(clean, tmp_path, "--fix", "--out", clean.parent, "--exist-ok") == 2
     assert "belongs to the original" in capsys.readouterr().err
     assert snapshot(clean.parent) == before
 
 
-def test_images_of_one_name_stay_apart_in_the_copy(clean, tmp_path):
+def test_images_of_one_name_stay_separate_in_the_copy(clean, tmp_path):
     other = clean.parent / "more/images"
     other.mkdir(parents=True)
     (other / "0.jpg").write_bytes(image_bytes(77, ".jpg"))
@@ -119,7 +119,7 @@ def test_images_of_one_name_stay_apart_in_the_copy(clean, tmp_path):
     assert sorted(os.listdir(tmp_path / "fixed/labels/train")) == ["0.txt", "1.txt"]
 
 
-def test_what_cannot_be_checked(tmp_path, clean, capsys):
+def test_uncheckable_data_set_exits_with_2(tmp_path, clean, capsys):
     assert run(tmp_path / "nowhere.yaml", tmp_path) == 2
     assert "nowhere.yaml not found" in capsys.readouterr().err
     assert run(clean, tmp_path, "--fix") == 2
@@ -135,7 +135,7 @@ def test_coco_layout_is_checked_too(tmp_path, capsys):
     assert row_of(capsys.readouterr().out, "objects    ") == [10, 6]
 
 
-def test_a_damaged_middle_is_found_where_only_decoding_can(clean):
+def test_damage_in_mid_file_is_found_by_decoding(clean):
     (found, _) = inspect_dataset(load_dataset_spec(clean), workers=1, progress=False)
     assert found.problems == ()
     data = image_bytes(5, ".bmp")

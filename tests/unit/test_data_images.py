@@ -61,7 +61,7 @@ def test_sixteen_bit_colour_tiff(tmp_path, rgb):
     assert probe_image(tmp_path / "a.tif") == (H, W)
 
 
-def test_channels(tmp_path, rgb):
+def test_images_are_read_with_the_requested_channels(tmp_path, rgb):
     Image.fromarray(rgb).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", channels=1).shape == (H, W, 1)
     with pytest.raises(ImageError, match="3 channels, 4 are expected"):
@@ -119,12 +119,12 @@ def test_bad_images_are_named(tmp_path, rgb, kind, said):
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "missing"])
-def test_reading_a_bad_image_raises_the_same_kind(tmp_path, rgb, kind):
+def test_reading_a_bad_image_raises_image_error(tmp_path, rgb, kind):
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         read_image(broken(tmp_path, kind, rgb))
 
 
-def test_bytes_behind_a_jpeg_do_no_harm(tmp_path, rgb):
+def test_trailing_bytes_of_a_jpeg_are_ignored(tmp_path, rgb):
     path = tmp_path / "a.jpg"
     Image.fromarray(rgb).save(path)
     path.write_bytes(path.read_bytes() + b"\0" * 20)

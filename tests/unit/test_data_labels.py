@@ -65,7 +65,7 @@ def test_empty_file_is_a_background_image():
         ("0 320 200 50 50", "normalised to 0-1"),
     ],
 )
-def test_a_faulty_row_leaves_the_image_out_and_is_named(row, said):
+def test_faulty_row_drops_the_image_and_is_named(row, said):
     labels = parse("0 0.5 0.5 0.1 0.1\n" + row + "\n")
     assert len(labels.problems) == 1
     assert labels.hw == (0, 0)
@@ -90,7 +90,7 @@ def test_duplicates_and_boxes_without_area_are_dropped():
     assert not any(p.skips for p in labels.problems)
 
 
-def test_duplicates_with_polygons_keep_the_right_points():
+def test_dropping_duplicates_keeps_the_polygons_aligned():
     triangle, square = "0 0.1 0.1 0.3 0.1 0.3 0.5", "1 0.6 0.6 0.8 0.6 0.8 0.8 0.6 0.8"
     labels = parse(f"{triangle}\n{triangle}\n{square}\n")
     assert labels.counts.tolist() == [3, 4]
@@ -112,7 +112,7 @@ def test_images_are_listed_with_sub_folders_and_without_other_files(tmp_path):
         list_images([tmp_path / "empty"])
 
 
-def test_bad_images_are_left_out_and_named_once(tmp_path):
+def test_bad_images_are_skipped_and_reported_once(tmp_path):
     files = make_set(tmp_path, ["0 0.5 0.5 0.1 0.1"] * 4)
     with open(files[1], "rb") as f:
         whole = f.read()
@@ -154,7 +154,7 @@ def test_class_without_a_name_stops_and_says_where(tmp_path):
     assert "2 classes" in str(error.value)
 
 
-def test_table_gives_back_each_image(tmp_path):
+def test_table_returns_the_labels_of_each_image(tmp_path):
     table = build_table([parse("1 0.5 0.5 0.2 0.4"), parse(""), parse("2 0.1 0.1 0.3 0.1 0.3 0.5\n0 0.9 0.9 0.1 0.1")])
     assert table.starts.tolist() == [0, 1, 1, 3]
     instances = table.instances(2, hw=(50, 100))
@@ -188,7 +188,7 @@ class TestCache:
 
         return cached_labels(path, content_key(files), read)
 
-    def test_second_time_comes_from_the_cache(self, tmp_path, files, reads):
+    def test_second_read_uses_the_cache(self, tmp_path, files, reads):
         first, remark = self.get(tmp_path, files, reads)
         second, _ = self.get(tmp_path, files, reads)
         assert len(reads) == 1
@@ -199,7 +199,7 @@ class TestCache:
             np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
         assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["labels.cache.npz"]
 
-    def test_a_changed_label_is_read_anew(self, tmp_path, files, reads):
+    def test_changed_label_invalidates_the_cache(self, tmp_path, files, reads):
         self.get(tmp_path, files, reads)
         (tmp_path / "labels/0.txt").write_text("1 0.5 0.5 0.1 0.1")  # same size
         os.utime(tmp_path / "labels/0.txt", ns=(1, 1))
@@ -207,7 +207,7 @@ class TestCache:
         assert len(reads) == 2
         assert table.classes[0] == 1
 
-    def test_a_new_and_a_vanished_label_are_noticed(self, tmp_path, files):
+    def test_added_and_removed_labels_invalidate_the_cache(self, tmp_path, files):
         key = content_key(files)
         (tmp_path / "labels/0.txt").unlink()
         assert content_key(files) != key
@@ -230,7 +230,7 @@ class TestCache:
         assert len(table) == 3
         assert load(path, content_key(files)) is not None
 
-    def test_a_folder_that_cannot_be_written_costs_one_line(self, tmp_path, files, monkeypatch):
+    def test_unwritable_folder_gives_one_warning(self, tmp_path, files, monkeypatch):
         def refuse(*args, **kwargs):
             raise PermissionError(13, "Permission denied")
 
@@ -240,7 +240,7 @@ class TestCache:
         assert "not cached" in remark
         assert "\n" not in remark
 
-    def test_a_failed_write_leaves_the_old_file_and_no_rubbish(self, tmp_path, files, monkeypatch):
+    def test_failed_write_keeps_the_old_file_and_no_temporary_one(self, tmp_path, files, monkeypatch):
         table, _ = self.get(tmp_path, files)
         path = tmp_path / "labels.cache.npz"
         before = path.read_bytes()
@@ -270,11 +270,11 @@ class TestPolygonBoxes:
             ([(200, 200), (220, 200), (210, 220)], (0, 0, 0, 0)),  # outside
         ],
     )
-    def test_cut_polygons(self, polygon, box):
+    def test_clipped_polygons_give_tight_boxes(self, polygon, box):
         points = np.array(polygon, np.float32)
         np.testing.assert_allclose(clipped_polygon_boxes(points, np.array([len(points)]), self.HW), [box], atol=1e-4)
 
-    def test_many_at_once_equal_each_alone(self):
+    def test_batched_clipping_equals_single_clipping(self):
         rng = np.random.default_rng(0)
         counts = rng.integers(3, 9, 20)
         points = rng.uniform(-60, 150, (counts.sum(), 2)).astype(np.float32)
@@ -283,7 +283,7 @@ class TestPolygonBoxes:
         np.testing.assert_array_equal(together, alone)
         assert (together[:, 2:] >= together[:, :2]).all()
 
-    def test_against_drawn_masks(self):
+    def test_clipped_boxes_match_drawn_masks(self):
         import cv2
 
         rng = np.random.default_rng(1)
@@ -296,11 +296,11 @@ class TestPolygonBoxes:
             box = clipped_polygon_boxes(points, np.array([7]), self.HW)[0]
             np.testing.assert_allclose(box, (x.min(), y.min(), x.max(), y.max()), atol=2)
 
-    def test_none(self):
+    def test_no_polygon_gives_no_box(self):
         assert clipped_polygon_boxes(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), self.HW).shape == (0, 4)
 
 
-def test_instances_empty_are_ordinary():
+def test_empty_instances_are_supported():
     none = Instances.empty()
     for result in (none.shifted(1, 2), none.scaled(2, 3), none.mirrored(9), concatenate([none, none]), concatenate([])):
         assert result.boxes_xyxy.shape == (0, 4)

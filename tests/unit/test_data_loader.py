@@ -62,21 +62,21 @@ def assert_same(a, b):
 
 
 class TestDeterminism:
-    def test_any_number_of_workers(self, root):
+    def test_samples_do_not_depend_on_worker_count(self, root):
         alone = loader(root)
         crowd = loader(root, workers=2)
         for epoch in (0, 1):
             assert_same(samples(alone, epoch), samples(crowd, epoch))
 
-    def test_any_number_of_processes(self, root):
+    def test_samples_do_not_depend_on_rank_count(self, root):
         alone = samples(loader(root), 3)
         parts = [samples(loader(root, rank=r, world_size=2), 3) for r in (0, 1)]
         assert_same(alone, {**parts[0], **parts[1]})
 
-    def test_any_batch_size(self, root):
+    def test_samples_do_not_depend_on_batch_size(self, root):
         assert_same(samples(loader(root), 2), samples(loader(root, batch_size=3), 2))
 
-    def test_after_a_resume(self, root):
+    def test_samples_after_a_resume_are_identical(self, root):
         run = loader(root)
         for epoch in range(3):
             full = samples(run, epoch)
@@ -99,7 +99,7 @@ class TestDeterminism:
         for changed in (second, other):
             assert not any(torch.equal(first[p][0], changed[p][0]) for p in first)
 
-    def test_every_sample_has_its_own_numbers(self, tmp_path):
+    def test_every_sample_has_its_own_random_stream(self, tmp_path):
         for kind in ("images", "labels"):
             (tmp_path / kind).mkdir()
         for i in range(8):
@@ -110,14 +110,14 @@ class TestDeterminism:
         boxes = [tuple(t[0].tolist()) for _, t in samples(loader(tmp_path, hyp=hyp), 0).values()]
         assert len(set(boxes)) == 8
 
-    def test_global_generators_are_left_alone(self, root):
+    def test_global_random_state_is_untouched(self, root):
         before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
         list(loader(root, workers=1))
         assert torch.equal(before[0], torch.random.get_rng_state())
         assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
         assert before[2] == random.getstate()
 
-    def test_sample_and_order_numbers_are_unrelated(self, root):
+    def test_sample_and_order_streams_are_independent(self, root):
         """A sample's generator must not begin as the epoch's order does."""
         from data.dataset import ORDER_STREAM, SAMPLE_STREAM
 
@@ -133,7 +133,7 @@ class TestDeterminism:
 
 
 class TestBatches:
-    def test_layout(self, root):
+    def test_batches_have_the_documented_layout(self, root):
         run = loader(root)
         assert len(run) == 3
         for batch in run:
@@ -189,7 +189,7 @@ class TestBatches:
         run = loader(root, "val", augment=False)
         assert [p for b in run for p in b.paths] == list(run.dataset.image_files)
 
-    def test_mosaic_closes(self, root):
+    def test_mosaic_stops_in_the_last_epochs(self, root):
         hyp = types.SimpleNamespace(**{**OFF, "mosaic": 1.0})
         run = loader(root, hyp=hyp, mosaic_until=2)
         counts = {p: len(t) for p, t in zip(run.dataset.image_files, run.dataset.labels)}
@@ -205,7 +205,7 @@ class TestBatches:
         with pytest.raises(UserError, match="--min-items 9"):
             loader(root, min_items=9)
 
-    def test_recent_images_are_bounded(self, root):
+    def test_recent_image_cache_is_bounded(self, root):
         run = loader(root)
         store = run.dataset.store
         store.recent_limit = 30_000
@@ -245,7 +245,7 @@ class TestSampler:
     @pytest.mark.parametrize("shuffle", [True, False])
     @pytest.mark.parametrize("world_size", [2, 3])
     @pytest.mark.parametrize("count", [1, 5, 12, 13, 14])
-    def test_processes_share_the_batches_of_one(self, count, world_size, shuffle):
+    def test_ranks_share_the_batches_of_one_process(self, count, world_size, shuffle):
         alone = list(self.make(count, shuffle=shuffle))
         shares = [list(self.make(count, rank=r, world_size=world_size, shuffle=shuffle)) for r in range(world_size)]
         assert {len(s) for s in shares} == {len(alone)} == {len(self.make(count, rank=1, world_size=world_size))}
@@ -258,14 +258,14 @@ class TestSampler:
 
     @pytest.mark.parametrize("world_size", [2, 3])
     @pytest.mark.parametrize("count", [1, 5, 12, 13])
-    def test_processes_take_the_batches_of_one_in_turn(self, count, world_size):
+    def test_ranks_take_batches_in_turn(self, count, world_size):
         alone = [[k.index for k in keys] for keys in self.make(count)]
         runs = [self.make(count, rank=r, world_size=world_size, whole_batches=True) for r in range(world_size)]
         shares = [list(run) for run in runs]
         assert {len(s) for s in shares} == {len(run) for run in runs} == {-(-len(alone) // world_size)}
         assert [[k.index for k in keys] for step in zip(*shares) for keys in step if keys[0].step_images] == alone
 
-    def test_a_batch_that_is_not_counted_has_no_objects(self, tmp_path):
+    def test_padding_batch_has_no_objects(self, tmp_path):
         TestBadData().make(tmp_path)
         batch = list(loader(tmp_path, augment=False, batch_size=2, rank=1, world_size=2, hyp=types.SimpleNamespace(**OFF)))[1]
         assert (len(batch.images), len(batch.targets), batch.max_boxes, batch.images_of_step) == (1, 0, 0, 0)
@@ -283,22 +283,22 @@ class TestBadData:
         (root / "set.yaml").write_text("train: images\nval: images\nnames: [a]\n")
         return root
 
-    def test_no_labels_at_all(self, tmp_path):
+    def test_data_set_without_labels_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"no labels at all .*labels.0\.txt"):
             loader(self.make(tmp_path, labels=False))
 
-    def test_a_class_without_a_name(self, tmp_path):
+    def test_unnamed_class_is_refused(self, tmp_path):
         (self.make(tmp_path) / "labels/1.txt").write_text("0 0.5 0.5 0.5 0.5\n3 0.5 0.5 0.4 0.4\n")
         with pytest.raises(UserError, match=r"1\.txt:2: class 3, but .*set\.yaml has 1 classes"):
             loader(tmp_path)
 
-    def test_nothing_usable(self, tmp_path):
+    def test_data_set_without_usable_images_is_refused(self, tmp_path):
         for path in (self.make(tmp_path) / "images").iterdir():
             path.write_text("no image")
         with pytest.raises(UserError, match=r"none of the 3 images .*not an image"):
             loader(tmp_path)
 
-    def test_bad_images_are_skipped_and_training_goes_on(self, tmp_path, capsys):
+    def test_bad_images_are_skipped(self, tmp_path, capsys):
         (self.make(tmp_path) / "images/1.jpg").write_text("no image")
         run = loader(tmp_path)
         assert [p.rsplit("/")[-1] for p in run.dataset.image_files] == ["0.jpg", "2.jpg"]
@@ -306,7 +306,7 @@ class TestBadData:
         assert capsys.readouterr().out.count("1.jpg") == 1
         assert sum(len(b.paths) for b in run) == 2
 
-    def test_an_image_that_breaks_during_the_run_is_replaced_by_grey(self, tmp_path, capsys):
+    def test_image_damaged_during_the_run_is_replaced_by_grey(self, tmp_path, capsys):
         run = loader(self.make(tmp_path), augment=False, batch_size=3)
         (tmp_path / "images/1.jpg").write_text("no image")
         (batch,) = run
@@ -316,7 +316,7 @@ class TestBadData:
         list(run)
         assert "1.jpg" not in capsys.readouterr().err  # said once
 
-    def test_background_images_are_ordinary(self, tmp_path):
+    def test_background_images_are_supported(self, tmp_path):
         (self.make(tmp_path) / "labels/0.txt").unlink()
         (tmp_path / "labels/1.txt").write_text("")
         for augment in (True, False):
@@ -325,7 +325,7 @@ class TestBadData:
             assert {tuple(b.targets.rows().shape) for b in batches} == {(0, 6), (1, 6)}
 
 
-def test_grey_data_sets(tmp_path):
+def test_grey_data_sets_are_read(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     Image.fromarray(np.full((40, 60), 77, np.uint8)).save(tmp_path / "images/a.png")

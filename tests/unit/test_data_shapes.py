@@ -22,7 +22,7 @@ def digest(folder):
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_counts_classes_and_sizes(folder):
+def test_data_set_has_the_documented_counts_classes_and_sizes(folder):
     assert len(list_images([folder / "images/train"])) >= 160
     assert len(list_images([folder / "images/val"])) >= 40
     table = read_labels(list_images([folder / "images"]), progress=False)
@@ -54,7 +54,7 @@ def test_coco_annotations_agree_with_the_labels(folder):
         np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], expected[:, 2:], atol=0.01)
 
 
-def test_the_same_every_time(folder, tmp_path, monkeypatch):
+def test_data_set_is_deterministic(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 3, "val": 2})
     first, second = (shapes.ensure_shapes(tmp_path / name) for name in "ab")
     assert digest(first) == digest(second)
@@ -62,7 +62,7 @@ def test_the_same_every_time(folder, tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_image(first / name), read_image(folder / name))
 
 
-def test_drawn_once_and_never_left_half_done(tmp_path, monkeypatch):
+def test_interrupted_drawing_leaves_no_partial_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "COUNTS", {"train": 2, "val": 1})
     real = shapes.generate
 

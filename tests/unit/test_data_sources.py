@@ -29,7 +29,7 @@ def names(source):
     return [f.path.rsplit("/")[-1] for f in source]
 
 
-def test_a_file(folder):
+def test_image_file_gives_one_frame(folder):
     (frame,) = open_source(folder / "b.png", imgsz=64)
     assert frame.image.shape == (30, 50, 3)
     assert frame.image[0, 0].tolist() == [200, 40, 10]
@@ -52,7 +52,7 @@ def test_letterbox_shapes(folder):
     assert frame.boxed.image.shape == (64, 128, 3)
 
 
-def test_video_with_stride(tmp_path):
+def test_video_is_read_with_stride(tmp_path):
     path = video(tmp_path / "ein video.avi")
     frames = list(open_source(path, imgsz=64))
     assert len(frames) == 7
@@ -65,7 +65,7 @@ def test_video_with_stride(tmp_path):
     assert third[0].video.frames == 3
 
 
-def test_unreadable_files_are_said_once_and_skipped(folder):
+def test_unreadable_files_are_reported_once_and_skipped(folder):
     (folder / "aa.jpg").write_text("no image")
     (folder / "c.avi").write_text("no video")
     said = []
@@ -75,7 +75,7 @@ def test_unreadable_files_are_said_once_and_skipped(folder):
     assert "c.avi" in said[1]
 
 
-def test_nothing_readable(tmp_path):
+def test_source_without_readable_files_is_an_error(tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(UserError, match="nothing readable"):
         list(open_source(tmp_path, imgsz=64, on_skip=lambda line: None))
@@ -92,13 +92,13 @@ def test_nothing_readable(tmp_path):
         ("none*.jpg", "matches"),
     ],
 )
-def test_refused_sources(source, said):
+def test_unsupported_sources_are_refused(source, said):
     with pytest.raises(UserError, match=said) as caught:
         open_source(source, imgsz=64)
     assert "PW" not in str(caught.value)
 
 
-def test_refused_files(folder):
+def test_unsupported_files_are_refused(folder):
     with pytest.raises(UserError, match="neither an image nor a video"):
         open_source(folder / "notes.md", imgsz=64)
     (folder / "empty").mkdir()
@@ -114,6 +114,6 @@ def test_refused_files(folder):
         open_source(folder, imgsz=64, vid_stride=0)
 
 
-def test_a_webcam_that_is_not_there():
+def test_missing_webcam_is_an_error():
     with pytest.raises(UserError, match="webcam93"):
         list(open_source("93", imgsz=64))

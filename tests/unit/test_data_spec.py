@@ -36,7 +36,7 @@ def test_path_is_relative_to_the_yaml(root):
     assert spec.test == ()
 
 
-def test_path_is_relative_to_the_working_directory_else(root, monkeypatch):
+def test_path_falls_back_to_the_working_directory(root, monkeypatch):
     monkeypatch.chdir(root)
     spec = load_dataset_spec(write(root / "deep/er/set.yaml", "path: set\n" + BODY + "names: [cat]\n"))
     assert spec.val == ((root / "set/images/val").resolve(),)
@@ -131,7 +131,7 @@ def test_missing_images_name_every_path_tried_and_show_the_download(root):
     assert not list(root.rglob("ran"))
 
 
-def test_a_split_that_is_not_needed_may_be_missing(root):
+def test_unneeded_split_may_be_missing(root):
     path = write(root / "s.yaml", "path: set\ntrain: gone\nval: images/val\nnames: [a]\n")
     with pytest.raises(UserError, match="'train'"):
         load_dataset_spec(path)
@@ -142,6 +142,6 @@ def test_a_split_that_is_not_needed_may_be_missing(root):
         spec.sources("test")
 
 
-def test_unknown_name_offers_the_nearest():
+def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match=r"did you mean 'shapes\.yaml'"):
         load_dataset_spec("shape.yaml")

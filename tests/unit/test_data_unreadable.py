@@ -12,7 +12,7 @@ from tests.tiny_training import HYP, make_world
 from utils.errors import UserError
 
 
-def test_what_takes_their_place_does_not_hang_on_the_workers(tmp_path, capsys):
+def test_replacement_images_do_not_depend_on_worker_count(tmp_path, capsys):
     spec = load_dataset_spec(str(make_world(tmp_path) / "data.yaml"))
     loaders = [build_loader(spec, "train", LoaderOptions(imgsz=64, batch_size=4, hyp=HYP, augment=True, workers=w)) for w in (0, 1, 2)]
     for i in (2, 7):
@@ -26,7 +26,7 @@ def test_what_takes_their_place_does_not_hang_on_the_workers(tmp_path, capsys):
             assert a.paths == b.paths
 
 
-def test_a_few_are_tolerated(tmp_path, capsys):
+def test_a_few_unreadable_images_give_one_warning(tmp_path, capsys):
     account = UnreadableImages(100, prefix="train: ")
     found = [(str(tmp_path / f"{i}.png"), f"{i}.png: gone") for i in range(11)]
     account.add(found[:10])
@@ -40,6 +40,6 @@ def test_a_few_are_tolerated(tmp_path, capsys):
         account.add(found)
 
 
-def test_a_folder_that_is_gone_is_said_at_once(tmp_path):
+def test_missing_folder_is_reported_immediately(tmp_path):
     with pytest.raises(UserError, match=r"images: the folder of a\.png and others is gone"):
         UnreadableImages(100_000).add([(str(tmp_path / "images" / "a.png"), "gone")])

@@ -46,7 +46,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("script", scripts(), ids=lambda text: text.splitlines()[0][:40])
-def test_scripts_are_whole(script):
+def test_shell_scripts_of_the_page_parse(script):
     shell = "sh" if script in container()["args"] else "bash"
     checked = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
@@ -64,14 +64,14 @@ def test_every_flag_of_the_page_exists():
         train_arguments.COMMAND.build_parser().parse_args(shlex.split(given))
 
 
-def test_an_unknown_flag_would_be_found():
+def test_unknown_flag_is_detected():
     with pytest.raises(SystemExit):
         get_args_parser().parse_args(["--nproc_per_machine", "2", "train.py"])
     with pytest.raises(SystemExit):
         train_arguments.COMMAND.build_parser().parse_args(["--save-stepz", "5"])
 
 
-def test_the_manifests_fit_together():
+def test_kubernetes_manifests_are_consistent():
     """The rendezvous is the first pod by the name that the headless Service gives it, and there are as many nodes as pods."""
     (service,) = (m for m in manifests() if m["kind"] == "Service")
     name = service["metadata"]["name"]

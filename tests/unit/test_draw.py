@@ -47,13 +47,13 @@ def test_labels_and_confidence_can_be_hidden() -> None:
     assert painted[0] > painted[1] > painted[2] > 0
 
 
-def test_nothing_found_changes_nothing() -> None:
+def test_no_detection_leaves_the_image_unchanged() -> None:
     assert not draw_detections(blank(), NONE, NAMES).any()
 
 
 @pytest.mark.parametrize("box", [(-500, -500, 900, 900), (0, 0, 0, 0), (150, 110, 400, 400), (-50, 5, -20, 9), (float("nan"), 0, 5, 1e9)])
 @pytest.mark.parametrize("name", ["cell", "größe 漢", "a very long name that cannot fit into the image at all"])
-def test_boxes_anywhere(box: tuple[float, ...], name: str) -> None:
+def test_boxes_outside_the_image_are_drawn_without_error(box: tuple[float, ...], name: str) -> None:
     image = blank()
     draw_boxes(image, np.array([box]), [name], [3])
     assert image.shape == (120, 160, 3)
@@ -104,7 +104,7 @@ def test_batch_mosaic(tmp_path: Path, count: int, tiles: tuple[int, int]) -> Non
     assert read(tmp_path / "pred.jpg").max() > 100
 
 
-def test_batch_of_nothing(tmp_path: Path) -> None:
+def test_empty_batch_is_drawn(tmp_path: Path) -> None:
     batch = batch_of(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), Targets.empty())
     save_batch_image(tmp_path / "a.jpg", batch, DETECT, NAMES)
     save_batch_image(tmp_path / "b.jpg", batch, DETECT, NAMES, detections=[NONE, NONE])

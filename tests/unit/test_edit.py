@@ -69,12 +69,12 @@ def test_insertion_gives_every_single_row_variant(name):
 
 
 @pytest.mark.parametrize("name", IN_THE_HEAD)
-def test_detect_gives_the_variants_with_a_block_before_each_input(name):
+def test_detect_position_inserts_before_each_head_input(name):
     base, module, init = IN_THE_HEAD[name]
     assert graph(edit(load_spec(base), insert=[f"{module}@detect"], init=init).spec) == graph(load_spec(f"{name}.yaml"))
 
 
-def test_replacing_gives_the_variants_with_blocks_inside():
+def test_replacing_equals_the_variants_with_attention_inside_blocks():
     assert graph(edit(load_spec("yolov8n"), replace="C2f=C2f_EMA@2,4,6,8").spec) == graph(load_spec("yolov8n-C2f_EMA"))
     spec = load_spec("yolov8n")
     assert edit(spec, replace="SPPF=EMA@9()").spec.rows[9].args == ()
@@ -86,7 +86,7 @@ def test_replacing_gives_the_variants_with_blocks_inside():
 
 
 @pytest.mark.parametrize("name", [*(path.stem for path in sorted(CONFIGS.glob("v[57]/*.yaml")))])
-def test_inserting_and_removing_again_gives_the_network_before(name):
+def test_insertion_followed_by_removal_restores_the_network(name):
     """Over negative, absolute and listed sources of all families, auxiliary heads included."""
     spec = load_spec(name)
     plans = plan_layers(spec)
@@ -98,7 +98,7 @@ def test_inserting_and_removing_again_gives_the_network_before(name):
     assert {old: back.rows[new] for old, new in edited.rows.items()} == {i: i for i in range(len(plans))}
 
 
-def test_readers_of_the_main_branch_follow_and_auxiliary_ones_stay():
+def test_main_branch_readers_follow_and_auxiliary_readers_do_not():
     """tiny: rows 3, 4 and 6 feed the auxiliary branch, 3, 4 and 7 the main one."""
     spec = tiny(head=DUAL_HEAD)
     plain = edit(spec, insert="SE@3")
@@ -109,7 +109,7 @@ def test_readers_of_the_main_branch_follow_and_auxiliary_ones_stay():
     assert sources(edit(spec, insert="SE@detect+aux").spec)[-1] == (4, 6, 9, 4, 6, 11)
 
 
-def test_an_auxiliary_branch_whose_inputs_stand_last_is_left_alone_too():
+def test_auxiliary_branch_with_last_inputs_is_unchanged():
     """IAuxDetect of YOLOv7 reads its main branch first."""
     before = plan_layers(load_spec("yolov7-w6"))
     edited = edit(load_spec("yolov7-w6"), insert="SE@detect")
@@ -119,7 +119,7 @@ def test_an_auxiliary_branch_whose_inputs_stand_last_is_left_alone_too():
     assert [p.sources[0] for p in after if p.index in edited.inserted] == [edited.rows[s] for s in before[-1].sources[:4]]
 
 
-def test_what_only_the_auxiliary_branch_reads_is_followed_there():
+def test_rows_read_only_by_the_auxiliary_branch_are_followed():
     spec = load_spec("yolov9-c")
     (aux,) = [p.index for p in plan_layers(spec) if p.sources == (5,) and p.name == "CBLinear"]
     row = plan_layers(spec)[-1].sources[0]  # of the auxiliary branch
@@ -128,7 +128,7 @@ def test_what_only_the_auxiliary_branch_reads_is_followed_there():
     assert edited.inserted[0] == plan_layers(edited.spec)[-1].sources[0]
 
 
-def test_several_at_once_count_in_the_original_numbering():
+def test_positions_of_several_edits_use_the_original_numbering():
     edited = edit(tiny(), insert=["EMA@7,4", "SE@4", "CBAM@backbone.last"])
     names = [(p.name, p.sources) for p in plan_layers(edited.spec)][4:]
     assert names == [
@@ -209,14 +209,14 @@ def test_requests_are_read_as_literals(text, module, positions, args):
         ({"remove": 5}, "row 5 [ADown]: cannot be removed: it changes the scale by 2, and its readers would not fit"),
     ],
 )  # fmt: skip
-def test_wrong_requests_are_one_line(edits, says):
+def test_invalid_requests_give_one_line(edits, says):
     with pytest.raises(UserError) as caught:
         edit(tiny(), **edits)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_rows_that_several_read_or_join_are_not_bypassed_wrongly():
+def test_removal_of_shared_or_joining_rows_is_correct_or_refused():
     spec = load_spec("yolov9-c")
     with pytest.raises(UserError, match="reads the image, and so would rows 1, 26; only row 0 can"):
         edit(spec, remove=0)
@@ -261,7 +261,7 @@ def test_a_written_file_builds_the_same_network(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_spec_survives_being_written(path):
+def test_every_spec_round_trips_through_yaml(path):
     spec = load_spec(path)
     again = read_spec(yaml.safe_load(spec_yaml(spec)), origin=spec.origin)
     assert again == spec or graph(again) == graph(spec)

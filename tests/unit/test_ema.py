@@ -8,7 +8,7 @@ from torch import nn
 from engine.training.ema import ModelEMA
 
 
-def test_it_follows_buffers_and_leaves_integers():
+def test_ema_averages_float_buffers_and_copies_integers():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     ema = ModelEMA(model, tau=1e-9, decay=0.5)
     start = ema.model[1].running_mean.clone()
@@ -28,7 +28,7 @@ def test_a_half_precision_model_has_a_float_average():
     assert ema.model.weight.dtype is torch.float32
 
 
-def test_it_resumes_where_it_was():
+def test_ema_resumes_from_its_saved_state():
     model = nn.Linear(2, 2)
     ema = ModelEMA(model)
     for _ in range(5):
@@ -44,7 +44,7 @@ def test_it_resumes_where_it_was():
     assert torch.equal(ema.model.weight, other.model.weight)
 
 
-def test_a_step_that_was_not_taken_leaves_the_average():
+def test_skipped_step_leaves_the_ema_unchanged():
     model = nn.Linear(3, 2)
     ema, gated = ModelEMA(model, tau=1.0), ModelEMA(model, tau=1.0)
     with torch.no_grad():

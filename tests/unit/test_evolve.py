@@ -56,7 +56,7 @@ def quick_images(monkeypatch):
     monkeypatch.setattr(plots, "plot_evolution", lambda rows, keys, path: path.write_text(f"{len(rows)} points"))
 
 
-def test_the_image(tmp_path):
+def test_evolve_plot_is_written(tmp_path):
     PLOT([row(0, 0.5), row(1, 0.6, lr0=0.02)], ("lr0", "box"), tmp_path / "evolve.png")
     assert (tmp_path / "evolve.png").stat().st_size > 3000
 
@@ -66,7 +66,7 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_child_stays_within_bounds_and_leaves_alone_what_is_off():
+def test_mutation_stays_within_bounds_and_keeps_zeros():
     rows = [row(0, 0.5, scale=0.9, momentum=0.98)]
     children = [make_child(rows, HYP, seed=0, generation=g) for g in range(1, 200)]
     for key, (low, high) in BOUNDS.items():
@@ -80,7 +80,7 @@ def test_a_child_stays_within_bounds_and_leaves_alone_what_is_off():
     assert min(changed) > 0
 
 
-def test_better_parents_are_taken_more_often_and_only_the_best_five():
+def test_parents_are_drawn_from_the_best_five_by_fitness():
     rows = [row(i, fitness, box=1.0 + i) for i, fitness in enumerate((0.1, 0.2, 0.3, 0.4, 0.5, 0.9))]
     taken = [0] * 6
     for generation in range(400):
@@ -90,7 +90,7 @@ def test_better_parents_are_taken_more_often_and_only_the_best_five():
     assert taken[5] > 150  # of 400, its share of the lead is 0.7 / 1.3
 
 
-def test_a_search_that_was_stopped_ends_like_one_that_was_not(tmp_path, capsys):
+def test_resumed_search_equals_an_uninterrupted_one(tmp_path, capsys):
     whole = evolve(config(tmp_path / "whole"), Trainer())
     with pytest.raises(KeyboardInterrupt, match="holds 3 of 6 generations"):
         evolve(config(tmp_path / "cut"), Trainer(stop_at=3))
@@ -109,7 +109,7 @@ def test_a_search_that_was_stopped_ends_like_one_that_was_not(tmp_path, capsys):
     assert len(more.seen) == 1
 
 
-def test_values_that_diverge_are_worth_nothing_and_the_search_goes_on(tmp_path):
+def test_diverging_values_have_zero_fitness_and_the_search_continues(tmp_path):
     rows = rows_of(evolve(config(tmp_path), Trainer(diverge_at=2)))
     assert [float(r["fitness"]) == 0 for r in rows] == [False, False, True, False, False, False]
     with pytest.raises(UserError, match="became nan"):
@@ -125,7 +125,7 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
         read_generations(tmp_path / "run", config(tmp_path))
 
 
-def test_what_does_not_go_together(tmp_path, capsys):
+def test_incompatible_flags_are_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="--evolve with --resume"):
         config(tmp_path, resume="last.pt")
     with pytest.raises(UserError, match="many trainings"):

@@ -71,7 +71,7 @@ def test_dynamic_file_agrees_at_any_size(model: Model, files: dict, name: str, s
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_file_of_fixed_batch_takes_any_number_of_images(model: Model, files: dict, name: str, count: int) -> None:
+def test_fixed_batch_file_accepts_any_number_of_images(model: Model, files: dict, name: str, count: int) -> None:
     exported, x = load_exported(files[name, False]), images(count, *SIZE)
     got = exported.predict(x)
     assert got.boxes.shape == (count, 126, 4)
@@ -81,7 +81,7 @@ def test_file_of_fixed_batch_takes_any_number_of_images(model: Model, files: dic
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_onnx_is_what_other_readers_expect(model: Model, files: dict, dynamic: bool) -> None:
+def test_onnx_output_layout_is_the_common_one(model: Model, files: dict, dynamic: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(files["onnx", dynamic]), providers=["CPUExecutionProvider"])
     (entry,), (output,) = session.get_inputs(), session.get_outputs()
@@ -98,7 +98,7 @@ def test_onnx_is_what_other_readers_expect(model: Model, files: dict, dynamic: b
 
 @pytest.mark.parametrize("name", SUFFIX)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_names_and_sizes_travel_with_the_file(files: dict, name: str, dynamic: bool) -> None:
+def test_names_and_sizes_are_stored_in_the_file(files: dict, name: str, dynamic: bool) -> None:
     exported = load_exported(files[name, dynamic])
     assert exported.names == NAMES
     assert (exported.nc, exported.ch, exported.stride, exported.imgsz, exported.dynamic) == (3, 3, 32, SIZE, dynamic)
@@ -114,7 +114,7 @@ def test_metadata_has_the_keys_and_forms_of_other_yolos(files: dict) -> None:
     assert (stored["stride"], stored["imgsz"], stored["task"], stored["batch"]) == ("32", "[64, 96]", "detect", "2")
 
 
-def test_auxiliary_branches_stay_out(tmp_path: Path) -> None:
+def test_auxiliary_branches_are_not_exported(tmp_path: Path) -> None:
     dual = tiny_model(head=DUAL_HEAD)
     export_model(dual, "onnx", tmp_path / "dual.onnx", ExportOptions(imgsz=SIZE))
     got = load_exported(tmp_path / "dual.onnx").predict(images(1, *SIZE))
@@ -135,7 +135,7 @@ def test_suppression_inside_equals_that_outside(model: Model, files: dict, shape
         torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-3)
 
 
-def test_suppression_limits_and_empties() -> None:
+def test_suppression_limits_and_empty_outputs() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60], [90, 90, 95, 95]]])
     scores = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.1, 0.7], [0.2, 0.3]]])
     count, found, best, classes = Suppression(topk=3, iou=0.45, conf=0.25)(boxes, scores)
@@ -298,7 +298,7 @@ def test_metadata_of_other_programs_is_understood(metadata: dict, names: tuple[s
     assert (facts.names, facts.imgsz, facts.stride) == (names, imgsz, 32)
 
 
-def test_facts_survive_the_way_through_text() -> None:
+def test_facts_round_trip_through_text() -> None:
     facts = ExportFacts(names=NAMES, stride=64, imgsz=(64, 128), batch=3, ch=4, dynamic=True, end2end=True, topk=7, iou=0.5, conf=0.125)
     assert ExportFacts.from_metadata(facts.to_metadata(), source="a file") == facts
     with pytest.raises(UserError, match="metadata cannot be understood"):
@@ -306,7 +306,7 @@ def test_facts_survive_the_way_through_text() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_formats_of_other_programs_say_how(name: str) -> None:
+def test_unsupported_formats_name_the_converter(name: str) -> None:
     with pytest.raises(UserError, match=rf"--include {name}: needs .*; export (onnx|torchscript) and convert"):
         find_format(name)
 
@@ -352,7 +352,7 @@ class BrightSquare:
         return Predictions(torch.stack(boxes), torch.full((len(x), 1, 1), 0.9))
 
 
-def test_augmentation_at_test_time_comes_back_to_the_image() -> None:
+def test_time_augmentation_maps_boxes_back_to_the_image() -> None:
     image = torch.zeros(2, 3, 160, 224)
     image[0, :, 32:96, 16:112] = 1
     image[1, :, 64:128, 128:192] = 1
@@ -363,7 +363,7 @@ def test_augmentation_at_test_time_comes_back_to_the_image() -> None:
     torch.testing.assert_close(boxes, expected, rtol=0, atol=1.6)
 
 
-def test_augmentation_refuses_files_of_one_size(files: dict) -> None:
+def test_time_augmentation_refuses_fixed_size_files(files: dict) -> None:
     with pytest.raises(UserError, match=r"--augment: .* takes one size only"):
         AugmentedModel(load_exported(files["onnx", False]))
     assert isinstance(AugmentedModel(load_exported(files["onnx", True])).model, ExportedModel)
@@ -385,7 +385,7 @@ ALLOWED = [(9e-4, 0.0, True), (3e-3, 1e-3, True), (3e-3, 1e-4, False), (2e-2, 1.
 
 
 @pytest.mark.parametrize(("difference", "rounding", "holds"), ALLOWED)
-def test_a_file_may_differ_by_what_float32_leaves_and_no_more(monkeypatch, difference, rounding, holds):
+def test_parity_tolerance_is_bounded_by_float32_rounding(monkeypatch, difference, rounding, holds):
     """A thousandth of a pixel, or four times torch's own rounding where that is more, never above a hundredth."""
     monkeypatch.setattr(parity, "_compare_predictions", lambda *_: PredictionDifference(difference, 0.0))
     monkeypatch.setattr(parity, "_rounding_px", lambda *_: rounding)
@@ -411,7 +411,7 @@ def registered(monkeypatch: pytest.MonkeyPatch, **changes: object) -> registry.E
         ({"name": "mine"}, "same file name as 'torchscript'; set stem, such as '-mine'"),
     ],
 )
-def test_format_that_would_hide_another_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict, message: str) -> None:
+def test_format_with_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict, message: str) -> None:
     before = dict(registry.FORMATS)
     with pytest.raises(UserError, match=re.escape(message)):
         registered(monkeypatch, **changes)
@@ -429,7 +429,7 @@ def test_missing_package_is_named_before_anything_is_written(model: Model, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_suppression_inside_is_asked_for_by_flag() -> None:
+def test_nms_flag_selects_end2end() -> None:
     assert [f.name for f in formats_to_write(("torchscript", "onnx", "onnx_end2end"), nms=True)] == ["torchscript", "onnx_end2end"]
     assert [f.name for f in formats_to_write(("onnx", "onnx"), nms=False)] == ["onnx"]
 

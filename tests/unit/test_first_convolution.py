@@ -29,20 +29,20 @@ def network(stem, ch):
 class TestWeight:
     @pytest.mark.parametrize("have", [1, 2, 3, 4, 6])
     @pytest.mark.parametrize("wanted", [1, 2, 3, 4, 5, 12])
-    def test_response_to_equal_channels_stays(self, have, wanted):
+    def test_response_to_equal_channels_is_unchanged(self, have, wanted):
         weight = torch.randn(7, have, 3, 3, generator=torch.Generator().manual_seed(0))
         adapted = adapted_to_channels(weight, wanted)
         assert adapted.shape == (7, wanted, 3, 3)
         torch.testing.assert_close(adapted.sum(1), weight.sum(1))
 
-    def test_rgb_is_kept_and_the_rest_is_its_mean(self):
+    def test_rgb_weights_are_kept_and_further_channels_get_their_mean(self):
         weight = torch.randn(2, 3, 3, 3)
         adapted = adapted_to_channels(weight, 5)
         torch.testing.assert_close(adapted[:, :3], weight * 3 / 5)
         torch.testing.assert_close(adapted[:, 3], weight.mean(1) * 3 / 5)
         torch.testing.assert_close(adapted[:, 4], adapted[:, 3])
 
-    def test_type_and_identity(self):
+    def test_dtype_is_kept_and_equal_channels_are_returned_unchanged(self):
         weight = torch.randn(2, 3, 1, 1, dtype=torch.float16)
         assert adapted_to_channels(weight, 1).dtype == torch.float16
         assert adapted_to_channels(weight, 3) is weight
@@ -51,7 +51,7 @@ class TestWeight:
 @torch.no_grad()
 @pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("ch", [1, 5])
-def test_grey_images_give_the_same(stem, ch):
+def test_adapted_network_gives_the_same_output_on_grey_images(stem, ch):
     rgb = network(stem, 3)
     other = build_model({**rgb.spec.to_dict(), "ch": ch})
     report = transfer(other, Source(rgb.state_dict(), rgb.spec.to_dict()))
@@ -74,7 +74,7 @@ def test_every_branch_that_reads_the_image_is_adapted():
     assert len(first_convolutions(network("several branches", 3))) == 2
 
 
-def test_other_differences_are_no_matter_of_channels():
+def test_other_shape_differences_are_not_adapted():
     weight = torch.ones(8, 3, 3, 3)
     assert adapted_tensor(weight, (8, 4, 3, 3), channels=(3, 4)).shape == (8, 4, 3, 3)
     for shape, channels in (((9, 4, 3, 3), (3, 4)), ((8, 4, 5, 5), (3, 4)), ((8, 6, 3, 3), (3, 4)), ((8, 4, 3, 3), (1, 4)), ((8,), (3, 4))):
@@ -87,7 +87,7 @@ def test_other_differences_are_no_matter_of_channels():
 @pytest.mark.parametrize(
     "cfg", ["yolov5n.yaml", "yolov5n6.yaml", "yolov7-tiny.yaml", "yolov7-w6.yaml", "yolov8n.yaml", "yolov9-t.yaml", "yolov9-e.yaml"]
 )
-def test_every_family(cfg):
+def test_first_convolution_is_adapted_in_every_family(cfg):
     rgb, model = build_model(cfg), build_model(cfg, ch=4)
     report = transfer(model, Source(rgb.state_dict(), rgb.spec.to_dict()))
     assert report.having(ADAPTED)

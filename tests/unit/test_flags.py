@@ -42,19 +42,19 @@ COMMAND = Command(
 )
 
 
-def test_what_is_given_is_read_and_nothing_else():
+def test_only_given_flags_are_set():
     assert COMMAND.read([]) == {}
     line = "--cou 5 --sizes 64 --txt a.txt --names a b --where --on --rank 1"
     expected = {"count": 5, "sizes": (64,), "text": "a.txt", "names": ("a", "b"), "where": "ram", "on": True}
     assert COMMAND.read(line.split()) == expected
 
 
-def test_flag_goes_before_its_shorthand():
+def test_long_flag_wins_over_its_shorthand():
     assert COMMAND.read(["--adam"]) == {"kind": "Adam"}
     assert COMMAND.read(["--kind", "SGD", "--adam"]) == COMMAND.read(["--adam", "--kind", "SGD"]) == {"kind": "SGD"}
 
 
-def test_flags_known_by_name(capsys):
+def test_unsupported_flags_are_refused_by_name(capsys):
     with pytest.raises(UserError, match=r"^--old: write --count$"):
         COMMAND.read(["--old", "7"])
     assert COMMAND.read(["--grid", "--on"]) == {"on": True}
@@ -79,14 +79,14 @@ def test_flags_known_by_name(capsys):
         ({"where": "gpu"}, "--where 'gpu': one of ram, disk is needed"),
     ],
 )
-def test_values_that_are_refused(values, says):
+def test_invalid_values_are_refused(values, says):
     with pytest.raises(UserError) as caught:
         Config(**values)
     assert str(caught.value).startswith(says)
     assert "\n" not in str(caught.value)
 
 
-def test_what_python_users_pass_is_converted():
+def test_python_values_are_converted():
     config = Config(count=-1, text=Path("a") / "b", kind="adam", names="one", sizes=[32], where=None)
     assert config == Config(count=-1, text=str(Path("a") / "b"), kind="Adam", names=("one",), sizes=(32,), where="")
     assert Config(names=None).names == ()
@@ -105,7 +105,7 @@ def test_resumable_flags_of_train():
 
 
 @pytest.mark.parametrize("flag", [f for command in COMMANDS for f in flags_of(command.config_class)], ids=lambda f: f.name)
-def test_every_flag_says_what_it_is(flag: Flag):
+def test_every_flag_has_help(flag: Flag):
     assert flag.help
     assert "\n" not in flag.help
 

@@ -19,8 +19,8 @@ from models.checkpoints import recognition
 from models.checkpoints.checkpoint import ForeignCheckpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.model import Model
 from models.spec.parser import load_spec
+from tests.foreign_models import convert_model, foreign_model, layout, randomize_, raw_yaml, save_stripped
 from tests.golden import find
-from tests.standins import dressed, foreign_model, layout, raw_yaml, scramble_, strip_and_save
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_model
 from utils.errors import UserError
 
@@ -73,13 +73,13 @@ def assert_all_placed(path: Path, expected: dict[str, torch.Tensor]) -> ForeignC
 
 
 @pytest.mark.parametrize(("program", "config", "golden"), SOURCES, ids=lambda v: v.removesuffix(".yaml") if v else "-")
-def test_every_tensor_of_every_source_is_placed(folder, program, config, golden):
+def test_every_tensor_of_every_source_is_loaded(folder, program, config, golden):
     zipped, older = folder / f"{program}-{config}.pt", folder / f"{program}-{config}-old.pt"
     with layout(program) as classes:
         model = foreign_model(config, classes, nc=80)
-        expected = strip_and_save(model, zipped, ema=True)
+        expected = save_stripped(model, zipped, ema=True)
         if config in STREAMED:
-            strip_and_save(model, older, zipped=False)
+            save_stripped(model, older, zipped=False)
     if golden:
         assert list(expected) == [key for key, _ in find("models", golden).meta["keys"]]
     checkpoint = assert_all_placed(zipped, expected)
@@ -88,11 +88,11 @@ def test_every_tensor_of_every_source_is_placed(folder, program, config, golden)
     assert (checkpoint.nc, checkpoint.names[7], checkpoint.strides[:3]) == (80, "thing 7", (8.0, 16.0, 32.0))
 
 
-def test_the_network_computes_what_its_config_does(folder):
+def test_loaded_network_equals_the_one_built_from_its_config(folder):
     cfg = tiny_cfg(attention=("ECA", []), head=DUAL_HEAD) | {"nc": 3}
     with layout("yolov9") as classes:
-        model = dressed(build_model(cfg), classes, names=list(NAMES), raw=cfg)
-        expected = strip_and_save(model, folder / "dual.pt")
+        model = convert_model(build_model(cfg), classes, names=list(NAMES), raw=cfg)
+        expected = save_stripped(model, folder / "dual.pt")
     model, reference = load_model(folder / "dual.pt"), build_model(cfg)
     reference.load_state_dict(expected)
     for found, wanted in zip(model.predict(images()), reference.predict(images())):
@@ -100,7 +100,7 @@ def test_the_network_computes_what_its_config_does(folder):
     assert model.deploy().spec.rows[-1].module == "DDetect"
 
 
-def test_every_tensor_of_yolov7_is_placed_its_activation_is_in_every_row(folder):
+def test_every_tensor_of_yolov7_is_loaded_with_its_row_activations(folder):
     raw = raw_yaml("yolov7-tiny.yaml", 4)
     del raw["activation"]
     for section in ("backbone", "head"):
@@ -108,39 +108,39 @@ def test_every_tensor_of_yolov7_is_placed_its_activation_is_in_every_row(folder)
             [f, n, m, [*a, *[1, 1][len(a) - 1 :], "None", 1, "nn.LeakyReLU(0.1)"] if m == "Conv" else a] for f, n, m, a in raw[section]
         ]
     with layout("yolov7") as classes:
-        expected = strip_and_save(foreign_model("yolov7-tiny.yaml", classes, nc=4, names=list("abcd"), raw=raw), folder / "v7.pt")
+        expected = save_stripped(foreign_model("yolov7-tiny.yaml", classes, nc=4, names=list("abcd"), raw=raw), folder / "v7.pt")
     checkpoint = assert_all_placed(folder / "v7.pt", expected)
     assert checkpoint.names == ("a", "b", "c", "d")
 
 
-def test_an_activation_that_only_the_code_knew_is_read_off_the_layers(folder):
+def test_activation_missing_from_the_yaml_is_read_from_the_layers(folder):
     raw = raw_yaml("yolov5n.yaml", 2)
     with layout("yolov5-old") as classes:
         own = build_model({**raw, "activation": "nn.Hardswish()"}, nc=2)
-        expected = strip_and_save(dressed(own, classes, names=["a", "b"], raw=raw), folder / "hardswish.pt")
+        expected = save_stripped(convert_model(own, classes, names=["a", "b"], raw=raw), folder / "hardswish.pt")
     checkpoint = assert_all_placed(folder / "hardswish.pt", expected)
     assert checkpoint.cfg["activation"] == "nn.Hardswish()"
 
 
-def test_anchors_that_the_yaml_only_counts_come_from_the_head(folder):
+def test_anchors_given_as_a_count_come_from_the_head(folder):
     raw = raw_yaml("yolov5n.yaml", 2)
     own = build_model(raw, nc=2)
     own.head.set_anchors(own.head.anchors_px * 1.5)
     with layout("yolov5") as classes:
-        strip_and_save(dressed(own, classes, names=["a", "b"], raw={**raw, "anchors": 3}), folder / "counted.pt")
+        save_stripped(convert_model(own, classes, names=["a", "b"], raw={**raw, "anchors": 3}), folder / "counted.pt")
     model = load_model(folder / "counted.pt")
     assert torch.allclose(model.head.anchors_px, own.head.anchors_px, rtol=1e-3)
 
 
-def test_a_layer_that_would_compute_something_else_is_refused(folder):
+def test_layer_with_a_different_computation_is_refused(folder):
     raw = raw_yaml("yolov5n.yaml", 2)
     with layout("yolov5") as classes:
-        model = dressed(build_model(raw, nc=2), classes, names=["a", "b"], raw=raw)
+        model = convert_model(build_model(raw, nc=2), classes, names=["a", "b"], raw=raw)
         model.model[3].conv.padding = (0, 0)
-        strip_and_save(model, folder / "padding.pt")
+        save_stripped(model, folder / "padding.pt")
         model.model[3].conv.padding = (1, 1)
         model.model[-1].stride = torch.tensor([4.0, 8.0, 16.0])
-        strip_and_save(model, folder / "strides.pt")
+        save_stripped(model, folder / "strides.pt")
     with pytest.raises(
         UserError, match=r"padding\.pt: would not compute what it did .*model\.3\.conv\.padding is 0 in the file and 1 here"
     ):
@@ -153,12 +153,12 @@ def test_a_layer_that_would_compute_something_else_is_refused(folder):
 def test_fused_files_load(folder, program, config):
     path = folder / f"fused-{config}.pt"
     own = build_model(config, nc=2)
-    scramble_(own)
+    randomize_(own)
     fused = own.fuse()
     with layout(program) as classes:
         conv = classes.of("Conv")
         conv.forward_fuse = lambda self, x: x
-        model = dressed(fused, classes, names={0: "a", 1: "b"}, raw=raw_yaml(config, 2))
+        model = convert_model(fused, classes, names={0: "a", 1: "b"}, raw=raw_yaml(config, 2))
         model.model[0].forward = model.model[0].forward_fuse
         torch.save({"model": model}, path)
     loaded = load_model(path)
@@ -166,12 +166,12 @@ def test_fused_files_load(folder, program, config):
     assert torch.equal(loaded.predict(images()).boxes, fused.eval().predict(images()).boxes)
 
 
-def test_a_fused_yolov7_keeps_its_implicit_layers_out(folder):
+def test_fused_yolov7_has_no_implicit_layers(folder):
     own = build_model("yolov7-tiny.yaml", nc=2)
-    scramble_(own)
+    randomize_(own)
     lean = own.deploy()
     with layout("yolov7") as classes:
-        model = dressed(own.fuse(), classes, names=["a", "b"], raw=raw_yaml("yolov7-tiny.yaml", 2))
+        model = convert_model(own.fuse(), classes, names=["a", "b"], raw=raw_yaml("yolov7-tiny.yaml", 2))
         head = model.model[-1]
         head.m = copy.deepcopy(lean.head.m)  # folded, while ia and im stay where they were
         type(head).fuseforward = lambda self, x: x
@@ -185,7 +185,7 @@ def test_a_fused_yolov7_keeps_its_implicit_layers_out(folder):
 @pytest.mark.parametrize("wrapper", [nn.DataParallel, "DistributedDataParallel", "OptimizedModule"])
 def test_wrapped_networks_and_averages_are_found(folder, wrapper):
     with layout("yolov9") as classes:
-        model = dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)
+        model = convert_model(plain_model(), classes, names=list(NAMES), raw=PLAIN)
         if wrapper is nn.DataParallel:
             outer = nn.DataParallel(model)
         else:  # these two cannot be made here without a process group or a compiler
@@ -199,9 +199,9 @@ def test_wrapped_networks_and_averages_are_found(folder, wrapper):
         assert_all_placed(folder / name, plain_model().state_dict())
 
 
-def test_the_average_is_preferred(folder):
+def test_moving_average_is_preferred(folder):
     with layout("yolov9") as classes:
-        model = dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)
+        model = convert_model(plain_model(), classes, names=list(NAMES), raw=PLAIN)
         other = copy.deepcopy(model)
         other.model[0].conv.weight.data.zero_()
         torch.save({"model": other, "ema": model, "updates": 7}, folder / "both.pt")
@@ -214,9 +214,9 @@ def test_the_average_is_preferred(folder):
     ("head", "says"),
     [("Segment", "segments"), ("Pose", "keypoints"), ("Classify", "classifies"), ("OBB", "rotated boxes"), ("v10Detect", "YOLOv10")],
 )
-def test_other_tasks_are_named(folder, head, says):
+def test_checkpoints_of_other_tasks_are_refused_by_name(folder, head, says):
     with layout("ultralytics") as classes:
-        model = dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)
+        model = convert_model(plain_model(), classes, names=list(NAMES), raw=PLAIN)
         model.model[-1].__class__ = classes.of(head)
         torch.save({"model": model}, folder / "task.pt")
     with pytest.raises(UserError, match=rf"task\.pt: a DetectionModel that .*{says}.*head is {head}\); only detection") as caught:
@@ -254,7 +254,7 @@ def test_bare_weights_are_found_in_whatever_holds_them(folder, monkeypatch):
 
 
 def test_bare_weights_of_a_published_network_are_recognised(folder):
-    weights = scramble_(build_model("gelan-t.yaml", nc=5)).state_dict()
+    weights = randomize_(build_model("gelan-t.yaml", nc=5)).state_dict()
     torch.save(weights, folder / "anything.pt")
     checkpoint = load_checkpoint(folder / "anything.pt")
     assert (checkpoint.cfg_name, checkpoint.nc) == ("gelan-t.yaml", 5)
@@ -314,9 +314,9 @@ def test_damaged_safetensors_are_one_line(folder, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_foreign_file_becomes_one_of_ours(folder):
+def test_foreign_file_saves_in_the_own_format(folder):
     with layout("yolov9") as classes:
-        torch.save({"model": dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)}, folder / "theirs.pt")
+        torch.save({"model": convert_model(plain_model(), classes, names=list(NAMES), raw=PLAIN)}, folder / "theirs.pt")
     save_checkpoint(folder / "ours.pt", load_checkpoint(folder / "theirs.pt"))
     theirs, ours = load_model(folder / "theirs.pt"), load_model(folder / "ours.pt")
     assert torch.equal(theirs.predict(images()).boxes, ours.predict(images()).boxes)
@@ -341,7 +341,7 @@ for cfg in ("yolov8n.yaml", "yolov9t.yaml", "yolov5n.yaml"):
 
 
 @pytest.mark.skipif(not os.environ.get("YOLO_PEER_PYTHON"), reason="YOLO_PEER_PYTHON names no Python that has ultralytics")
-def test_files_of_the_real_ultralytics_package_give_its_outputs(tmp_path):
+def test_files_of_the_ultralytics_package_give_its_outputs(tmp_path):
     environment = {**os.environ, "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     subprocess.run(
         [os.environ["YOLO_PEER_PYTHON"], "-c", PEER], cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300
@@ -360,9 +360,9 @@ def test_files_of_the_real_ultralytics_package_give_its_outputs(tmp_path):
             assert off_score < 1e-6
 
 
-def test_nothing_of_those_programs_is_imported(folder):
+def test_foreign_packages_are_never_imported(folder):
     with layout("ultralytics") as classes:
-        torch.save({"model": dressed(plain_model(), classes, names=list(NAMES), raw=PLAIN)}, folder / "u.pt")
+        torch.save({"model": convert_model(plain_model(), classes, names=list(NAMES), raw=PLAIN)}, folder / "u.pt")
     assert not any(name.startswith("ultralytics") or name == "models.yolo" for name in sys.modules)
     load_checkpoint(folder / "u.pt")
     assert not any(name.startswith("ultralytics") or name == "models.yolo" for name in sys.modules)

@@ -33,7 +33,7 @@ def features(head, size: int = 64, batch: int = 1):
 
 
 @pytest.mark.parametrize("cls", HEADS)
-def test_initial_biases(cls):
+def test_initial_biases_follow_the_class_prior(cls):
     head = cls(7, [16, 24, 32] * len(cls.branch_weights))
     head.set_strides(STRIDES)
     box = 2.0 if cls is Detect else 1.0
@@ -84,7 +84,7 @@ def test_the_dialect_chooses_the_form_of_detect():
     assert built("v5").cv3[0][0].conv.out_channels == 128
 
 
-def test_bad_arguments():
+def test_bad_head_arguments_are_refused():
     with pytest.raises(UserError, match="at least one class"):
         DDetect(0, [16])
     with pytest.raises(UserError, match="2 group"):

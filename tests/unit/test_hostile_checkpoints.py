@@ -204,7 +204,7 @@ def streamed(path: Path, pickled: bytes) -> None:
 
 @pytest.mark.parametrize("write", [zipped, streamed])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_it_is_refused_by_name_and_runs_nothing(tmp_path, monkeypatch, name, write: Callable[[Path, bytes], None]):
+def test_hostile_pickle_is_refused_by_name_and_runs_nothing(tmp_path, monkeypatch, name, write: Callable[[Path, bytes], None]):
     monkeypatch.chdir(tmp_path)
     value, named = HOSTILE[name]
     path = tmp_path / "model.pt"
@@ -222,7 +222,7 @@ def test_it_is_refused_by_name_and_runs_nothing(tmp_path, monkeypatch, name, wri
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
-def test_the_payloads_do_run_where_nobody_looks(tmp_path, monkeypatch):
+def test_hostile_pickles_do_run_under_the_standard_unpickler(tmp_path, monkeypatch):
     """The same bytes through the standard library's reader: the suite would notice."""
     monkeypatch.chdir(tmp_path)
     ran: list[object] = []
@@ -295,7 +295,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_what_is_out_of_bounds_is_one_line(tmp_path, name):
+def test_out_of_bounds_sizes_give_one_line(tmp_path, name):
     value, says = DAMAGED[name]
     zipped(tmp_path / "model.pt", entry(value))
     with pytest.raises(UserError, match=says) as caught:
@@ -320,13 +320,13 @@ def archive_of(path: Path, members: dict[str, bytes], *, compression: int = zipf
     ],
     ids=["bomb", "traversal", "inner-traversal", "two-roots", "big-endian"],
 )
-def test_archives_that_torch_would_not_write_are_refused(tmp_path, members, compression, says):
+def test_archives_unlike_those_of_torch_are_refused(tmp_path, members, compression, says):
     archive_of(tmp_path / "x.pt", members, compression=compression)
     with pytest.raises(UserError, match=says):
         load_checkpoint(tmp_path / "x.pt")
 
 
-def test_parts_that_overlap_to_be_more_than_the_file_are_refused(tmp_path):
+def test_overlapping_storages_larger_than_the_file_are_refused(tmp_path):
     """Every entry of the directory points at the same bytes."""
     path = tmp_path / "x.pt"
     archive_of(path, {"a/data.pkl": entry(b"N"), "a/data/0": b"\0" * 4096})
@@ -342,7 +342,7 @@ def test_parts_that_overlap_to_be_more_than_the_file_are_refused(tmp_path):
         load_checkpoint(path)
 
 
-def test_a_storage_with_changed_bytes_is_noticed(tmp_path):
+def test_storage_with_changed_bytes_is_detected(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"a.weight": torch.arange(64.0)}, path)
     data = path.read_bytes()

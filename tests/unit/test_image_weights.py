@@ -29,7 +29,7 @@ def keys(made, epoch=0):
     return [key for batch in made for key in batch]
 
 
-def test_weights_by_hand():
+def test_weights_match_hand_computed_ones():
     # class 0: 4 objects, (1 - 0.5)² / 4 = 1/16; class 1: 1 object, 1; class 2 is not there
     weights = image_weights(table([0, 0, 0], [0, 1], []), [0.5, 0.0, 0.9])
     total = 3 / 16 + 17 / 16
@@ -43,12 +43,12 @@ def test_classes_that_were_not_measured_count_as_the_mean():
     np.testing.assert_allclose(image_weights(labels, [1.0, 1.0]), [0.5, 0.5])
 
 
-def test_nothing_to_draw():
+def test_data_set_without_objects_is_refused():
     with pytest.raises(UserError, match="no training image has an object"):
         image_weights(table([], []), [0.0])
 
 
-def test_shares_are_kept_and_repeats_are_numbered():
+def test_draw_frequencies_match_weights_and_repeats_are_numbered():
     weights = np.array([0.5, 0.3, 0.2, 0.0])
     drawn = np.concatenate([draw(weights, np.random.default_rng(i)) % 4 for i in range(2000)])
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / len(drawn), weights, atol=0.02)
@@ -58,7 +58,7 @@ def test_shares_are_kept_and_repeats_are_numbered():
         assert sorted((codes[codes % 50 == image] // 50).tolist()) == list(range(times))
 
 
-def test_draws_hang_on_seed_and_epoch_alone():
+def test_draws_depend_on_seed_and_epoch_only():
     weights = [0.1] * 10
     whole = keys(sampler(weights))
     assert whole == keys(sampler(weights))
@@ -69,7 +69,7 @@ def test_draws_hang_on_seed_and_epoch_alone():
     assert keys(later) == whole[4:]
 
 
-def test_processes_share_one_draw():
+def test_ranks_share_one_draw():
     weights = [0.05] * 20
     whole = sampler(weights, batch_size=4)
     batches = list(whole)

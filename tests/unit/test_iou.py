@@ -59,7 +59,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_by_hand(name):
+def test_values_match_hand_computed_ones(name):
     assert float(similarity(name, A, B)[0]) == pytest.approx(EXPECTED[name], rel=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_equal_boxes_have_similarity_one_and_a_finite_gradient(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_empty_and_degenerate(name):
+def test_empty_and_degenerate_boxes_are_finite(name):
     loss = BoxLoss(name)
     none = torch.zeros(0, 4, requires_grad=True)
     fit = loss(none, none.detach(), mask=torch.zeros(0, dtype=torch.bool), image_hw=(64.0, 64.0))
@@ -89,7 +89,7 @@ def test_empty_and_degenerate(name):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in WISE])
-def test_gradient(monkeypatch, name):
+def test_gradient_matches_finite_differences(monkeypatch, name):
     """Against finite differences in float64. CIoU's α is a constant for the gradient, so it is held while the boxes move."""
     weights = []
 
@@ -105,7 +105,7 @@ def test_gradient(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", WISE)
-def test_gradient_of_wise_iou(name):
+def test_gradient_of_wise_iou_matches_finite_differences(name):
     """R · (1 − IoU) with the focusing weight and the enclosing diagonal held, which are constants for the gradient."""
     predicted, true = random_boxes(12, 1).requires_grad_(), random_boxes(12, 2)
     loss = BoxLoss(name)
@@ -143,7 +143,7 @@ def test_shapes_broadcast():
     torch.testing.assert_close(table[1, 4], SIMILARITIES["CIoU"](a[1], b[4]))
 
 
-def test_nwd_sees_boxes_that_do_not_touch():
+def test_nwd_is_positive_for_disjoint_boxes():
     near, far = (nwd(A, A + d) for d in (6.0, 12.0))
     assert 0 < far < near < 1
 
@@ -155,9 +155,9 @@ def test_wise_iou_prefers_ordinary_boxes():
     assert wise_focus(beta, "WIoU-v2").argmax() == 2
 
 
-def test_the_hyp_file_knows_every_name():
+def test_hyp_file_accepts_every_name():
     assert config.NAMES == {"iou_loss": NAMES, "cls_loss": CLASS_LOSSES}
 
 
-def test_scaled():
+def test_scaled_boxes_keep_their_centre():
     assert scaled(A, 0.5).tolist() == [[1, 1, 3, 3]]

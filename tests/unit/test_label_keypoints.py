@@ -51,7 +51,7 @@ def make_set(root, rows, extra=""):
     return load_dataset_spec(root / "set.yaml"), [str(root / "images" / f"{i}.png") for i in range(len(rows))]
 
 
-def test_rows_table_and_cache_carry_keypoints(tmp_path):
+def test_keypoints_round_trip_through_rows_table_and_cache(tmp_path):
     spec, files = make_set(tmp_path, [ROW, "", f"{ROW}\n{ROW.replace('0.5 0.5 0.4', '0.5 0.4 0.4')}"])
     read, _ = split_labels(spec, "train", files, task=TASK, progress=False)
     cached, _ = split_labels(spec, "train", files, task=TASK, progress=False)
@@ -63,7 +63,7 @@ def test_rows_table_and_cache_carry_keypoints(tmp_path):
         assert table.mark_unusable(np.array([False, False, True]), ()).keypoints.shape == (1, 2, 3)
 
 
-def test_another_task_reads_the_same_files_anew(tmp_path):
+def test_cache_of_another_task_is_not_used(tmp_path):
     spec, files = make_set(tmp_path, [ROW])
     assert not split_labels(spec, "train", files, progress=False)[0].usable.any()  # 11 columns: a polygon with points outside 0-1
     assert split_labels(spec, "train", files, task=TASK, progress=False)[0].usable.all()
@@ -80,7 +80,7 @@ def test_absent_keypoints_stay_absent(tmp_path):
         assert "keypoints" not in stored
 
 
-def test_a_cache_of_an_older_format_is_read_again(tmp_path, monkeypatch):
+def test_cache_of_an_older_format_is_rebuilt(tmp_path, monkeypatch):
     spec, files = make_set(tmp_path, ["0 0.5 0.5 0.4 0.4"])
     monkeypatch.setattr(label_cache, "FORMAT_VERSION", 2)
     split_labels(spec, "train", files, progress=False)
@@ -112,7 +112,7 @@ def test_samples_carry_keypoints_and_flips_swap_them(tmp_path, mosaic):
     np.testing.assert_array_equal(samples[None][:, ::-1], samples[spec.flip_idx])
 
 
-def test_an_unreadable_image_has_no_keypoints_but_their_number(tmp_path):
+def test_replacement_image_keeps_the_number_of_keypoints(tmp_path):
     spec, files = make_set(tmp_path, [ROW] * 4)
     loader = build_loader(
         spec, "train", LoaderOptions(imgsz=64, batch_size=4, hyp=types.SimpleNamespace(**OFF), augment=False, workers=0), task=TASK
@@ -129,7 +129,7 @@ def test_flip_idx_must_pair_keypoints(tmp_path, given):
         make_set(tmp_path, [""], f"flip_idx: {given}\n")
 
 
-def test_detection_rows_by_hand():
+def test_detection_rows_match_hand_computed_ones():
     row = DETECT.parse_row(["2", "0.1", "0.1", "0.3", "0.1", "0.3", "0.5"])
     assert row.class_index == 2
     np.testing.assert_allclose(row.box_cxcywh, [0.2, 0.3, 0.2, 0.4])

@@ -46,7 +46,7 @@ def fold_children(module: nn.Module) -> nn.Module:
 # --- activations
 
 
-def test_default_activation_follows_the_scope_and_returns() -> None:
+def test_default_activation_holds_within_its_scope() -> None:
     assert isinstance(Conv(4, 4).act, nn.SiLU)
     with activation_scope(nn.ReLU):
         outer = Conv(4, 4)
@@ -60,13 +60,13 @@ def test_default_activation_follows_the_scope_and_returns() -> None:
     assert isinstance(Conv(4, 4).act, nn.SiLU)
 
 
-def test_scope_ends_with_an_exception() -> None:
+def test_activation_scope_ends_on_an_exception() -> None:
     with pytest.raises(RuntimeError, match="boom"), activation_scope(nn.ReLU):
         raise RuntimeError("boom")
     assert isinstance(Conv(4, 4).act, nn.SiLU)
 
 
-def test_scopes_of_two_threads_are_apart() -> None:
+def test_activation_scopes_are_per_thread() -> None:
     def build(cls: type[nn.Module]) -> list[type[nn.Module]]:
         with activation_scope(cls):
             return [type(m.act) for m in (Conv(2, 2) for _ in range(50))]
@@ -121,7 +121,7 @@ def test_parse_activation_refuses(text: str) -> None:
         parse_activation(text)
 
 
-def test_parse_activation_offers_the_nearest() -> None:
+def test_unknown_activation_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="SiLU"):
         parse_activation("nn.SLU()")
 
@@ -147,7 +147,7 @@ def test_parse_activation_offers_the_nearest() -> None:
     ids=lambda value: type(value).__name__,
 )
 @torch.no_grad()
-def test_folded_is_the_same_function_without_batch_norms(channels: int, block: nn.Module) -> None:
+def test_folded_layer_equals_the_original_without_batch_norms(channels: int, block: nn.Module) -> None:
     block = unsettle(copy.deepcopy(block)).double()
     before = copy.deepcopy(block.state_dict())
     x = torch.randn(2, channels, 9, 7).double()
@@ -210,7 +210,7 @@ def test_cblinear_and_cbfuse() -> None:
     torch.testing.assert_close(CBFuse([1])([maps, last]), expected)
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_modified() -> None:
     a, b = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3)
     assert torch.equal(Shortcut()([a, b, a]), torch.full_like(a, 3))
     assert torch.equal(Concat()([a, b]), torch.ones(1, 4, 3, 3))
@@ -220,7 +220,7 @@ def test_inputs_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["Concat", "Foldcut", "Chuncat"])
-def test_only_channels_are_joined(name: str) -> None:
+def test_concat_refuses_other_dimensions(name: str) -> None:
     with pytest.raises(ValueError, match="dimension 1"):
         BLOCKS[name].cls(2)
 
@@ -271,7 +271,7 @@ def inputs_for(name: str) -> tuple[Any, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_registered_layer_builds_by_its_rule_and_keeps_its_promise(name: str) -> None:
+def test_registered_layer_has_the_width_of_its_rule(name: str) -> None:
     spec = BLOCKS[name]
     x, in_channels = inputs_for(name)
     context = RuleContext(
@@ -304,7 +304,7 @@ def test_zeros_before_a_max_pool_are_zeros_in_onnx_too() -> None:
     assert np.allclose(got, network(x))
 
 
-def test_images_are_multiples_of_the_deepest_stride() -> None:
+def test_image_sides_are_multiples_of_the_largest_stride() -> None:
     """A head of P3 and P4 over a network that goes down to P5 and up again: a side of 48 px would not come back together."""
     model = build_model("yolov5-p34.yaml")
     assert max(model.strides) == 16

@@ -16,7 +16,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_columns_are_those_of_yolo():
+def test_csv_columns_match_published_names():
     assert columns(PARTS, DETECT.columns) == (
         *("epoch", "train/box_loss", "train/cls_loss", "train/dfl_loss"),
         *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
@@ -24,7 +24,7 @@ def test_columns_are_those_of_yolo():
     )
 
 
-def test_a_resumed_run_writes_the_rows_that_it_brings_along(tmp_path):
+def test_resumed_run_rewrites_its_previous_rows(tmp_path):
     logger, rows = CsvLogger(), []
     logger.on_train_start(RunInfo(tmp_path, ("a",), PARTS, DETECT))
     for epoch in range(3):
@@ -41,7 +41,7 @@ def test_a_resumed_run_writes_the_rows_that_it_brings_along(tmp_path):
     assert rows[0]["metrics/precision"] == ""
 
 
-def test_tensorboard_leaves_events(tmp_path):
+def test_tensorboard_writes_events(tmp_path):
     logger = TensorBoardLogger()
     run = RunInfo(tmp_path, ("a",), PARTS, DETECT)
     logger.on_train_start(run)

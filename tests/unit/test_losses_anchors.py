@@ -18,7 +18,7 @@ from models.assigners.targets import pad_targets
 from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
 from models.heads.base import HeadOutput
 from models.losses.cells import places_and_plane
-from tests.pretended_device import Seen, pretended_gpu
+from tests.fake_cuda import DeviceRecord, fake_cuda
 from utils.config import Hyperparameters
 from utils.types import Batch, Letterbox, Targets
 
@@ -68,7 +68,7 @@ def test_without_targets_only_the_objectness_counts(cls):
 
 
 @pytest.mark.parametrize("cls", [AnchorDetect, IDetect, IAuxDetect])
-def test_on_a_pretended_gpu_nothing_waits_and_numbers_stay(cls, monkeypatch):
+def test_losses_on_the_fake_cuda_device_are_equal_and_never_sync(cls, monkeypatch):
     """There the work takes another way, whose sizes are known beforehand.
 
     Few boxes: where two want one place, equal costs may fall either way.
@@ -76,15 +76,15 @@ def test_on_a_pretended_gpu_nothing_waits_and_numbers_stay(cls, monkeypatch):
     here, there = (random_output(len(cls.branch_weights)) for _ in range(2))
     expected = built(cls).build_loss(HYP)(here, batch_of(3))
     sum(expected.values()).backward()
-    with pretended_gpu(monkeypatch) as seen:
+    with fake_cuda(monkeypatch) as seen:
         head, far = built(cls).to("cuda"), [m.detach().to("cuda").requires_grad_() for maps in there.branches for m in maps]
         parts = head.build_loss(HYP)(HeadOutput(tuple(tuple(far[i : i + 3]) for i in range(0, len(far), 3))), batch_of(3).to("cuda"))
         sum(parts.values()).backward()
-    assert seen == Seen()
+    assert seen == DeviceRecord()
     for name, part in parts.items():
-        torch.testing.assert_close(part.held, expected[name], msg=name)
+        torch.testing.assert_close(part.host, expected[name], msg=name)
     for mine, other in zip(far, (m for maps in here.branches for m in maps)):
-        torch.testing.assert_close(mine.grad.held, other.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(mine.grad.host, other.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_gains_follow_levels_classes_and_area():
@@ -103,14 +103,14 @@ def test_one_class_has_no_class_loss():
     assert parts["box"] > 0
 
 
-def test_label_smoothing():
+def test_label_smoothing_moves_targets():
     loss = built().build_loss(HYP.replace(label_smoothing=0.1))
     assert loss._class_targets(torch.tensor([[2]]))[0, :, 0].tolist() == pytest.approx([0.05, 0.05, 0.95, 0.05])
 
 
 @pytest.mark.parametrize("cls", [AnchorDetect, IDetect, IAuxDetect])
 @pytest.mark.parametrize("n", [1, 30])
-def test_the_result_does_not_depend_on_how_the_work_is_cut_up(monkeypatch, cls, n):
+def test_loss_does_not_depend_on_chunk_sizes(monkeypatch, cls, n):
     output, batch = random_output(len(cls.branch_weights)), batch_of(n)
     wanted = built(cls).build_loss(HYP)(output, batch)
     assert all(v > 0 for v in wanted.values())
@@ -203,7 +203,7 @@ def test_half_maps_are_summed_in_float32(cls):
     assert all(m.grad.isfinite().all() for m in output.main)
 
 
-def test_certain_and_hopeless_predictions_stay_finite():
+def test_saturated_predictions_stay_finite():
     output = HeadOutput((tuple(m.detach().mul(200).requires_grad_() for m in random_output().main),))
     parts = built(IDetect).build_loss(HYP)(output, batch_of(6))
     sum(parts.values()).backward()
@@ -211,7 +211,7 @@ def test_certain_and_hopeless_predictions_stay_finite():
     assert all(m.grad.isfinite().all() for m in output.main)
 
 
-def test_a_box_on_every_border_and_one_covering_the_image():
+def test_boxes_on_borders_and_full_image_boxes_give_finite_losses():
     batch = batch_of(5)
     on_borders = [[0, 0, 0, 0, 0.2, 0.2], [0, 1, 1, 1, 0.2, 0.2], [0, 2, 0, 1, 0.3, 0.1], [1, 3, 1, 0, 0.1, 0.4]]
     edges = torch.tensor([*on_borders, [1, 0, 0.5, 0.5, 1, 1]])
@@ -219,7 +219,7 @@ def test_a_box_on_every_border_and_one_covering_the_image():
     assert all(v > 0 and v.isfinite() for v in parts.values())
 
 
-def test_places_and_plane_gradient():
+def test_places_and_plane_has_the_right_gradient():
     g = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 2 * 4, h, h, generator=g, dtype=torch.float64).requires_grad_() for h in (3, 2)]
     place = torch.tensor([[0, 17, 18, 25], [9, 9, 20, 3]])

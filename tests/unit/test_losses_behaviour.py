@@ -59,7 +59,7 @@ def test_without_targets_only_the_class_part_counts(head):
             assert ((m.grad[:, 64:] > 0) & m.grad[:, 64:].isfinite()).all()
 
 
-def test_branches_are_weighted_and_added():
+def test_branch_losses_are_weighted_and_summed():
     aux, main = random_output(seed=1).branches[0], random_output(seed=2).branches[0]
     batch = batch_of(TARGETS)
     both = loss_of(DualDDetect)(HeadOutput((aux, main)), batch)
@@ -130,7 +130,7 @@ def test_every_class_loss_trains_down_to_the_right_class(name):
     assert set(top[1].topk(2).indices.tolist()) == {2, 3}
 
 
-def test_unknown_names_name_the_nearest():
+def test_unknown_loss_names_suggest_the_nearest():
     with pytest.raises(UserError, match="CIoU"):
         BoxLoss("CIuO")
     with pytest.raises(UserError, match="QFL"):
@@ -138,7 +138,7 @@ def test_unknown_names_name_the_nearest():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.5])
-def test_cells_and_background_gradient(gamma):
+def test_cells_and_background_have_the_right_gradient(gamma):
     g = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 5, h, h, generator=g, dtype=torch.float64).requires_grad_() for h in (3, 2)]
     cell = torch.tensor([[0, 8, 9, 12], [12, 4, 4, 10]])
@@ -150,7 +150,7 @@ def test_cells_and_background_gradient(gamma):
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
-def test_class_losses(name):
+def test_class_losses_match_their_formulas(name):
     loss = ClassLoss(name, gamma=1.5 if name != "BCE" else 0.0)
     x = torch.linspace(-4, 4, 9, dtype=torch.float64)
     zero = torch.zeros_like(x)
@@ -160,7 +160,7 @@ def test_class_losses(name):
     assert torch.autograd.gradcheck(lambda logits: loss(logits, t), x.requires_grad_())
 
 
-def test_class_losses_by_hand():
+def test_class_losses_match_hand_computed_ones():
     x, t = torch.tensor([0.3, -1.2]), torch.tensor([1.0, 0.0])
     p, bce = x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none")
     torch.testing.assert_close(ClassLoss("BCE")(x, t), bce)
@@ -171,7 +171,7 @@ def test_class_losses_by_hand():
     torch.testing.assert_close(ClassLoss(pos_weight=3.0)(x, t), weighted)
 
 
-def test_distribution_focal_loss():
+def test_distribution_focal_loss_matches_its_formula():
     logits = torch.randn(3, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     log_s = logits.log_softmax(-1)
     loss = distribution_focal_loss(logits, torch.tensor([2.25, -1.0, 99.0], dtype=torch.float64))

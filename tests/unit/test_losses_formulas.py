@@ -53,7 +53,7 @@ def entropy(x, t, *, weight: float, gamma: float):
 @pytest.mark.parametrize("strides", [(8, 16, 32), (8, 16, 32, 64)])
 @pytest.mark.parametrize("cls", [AnchorDetect, IDetect])
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_anchor_based(strides, cls, changes):
+def test_anchor_based_loss_equals_its_formula(strides, cls, changes):
     hyp = Hyperparameters(box=0.05, cls=0.5, obj=1.0, anchor_t=4.0, **changes)
     anchors = [[s, s, 2 * s, 3 * s, 4 * s, 3 * s] for s in strides]
     head = cls(NC, anchors, [8] * len(strides))
@@ -96,7 +96,7 @@ def test_anchor_based(strides, cls, changes):
 
 @pytest.mark.parametrize("cls", [Detect, DDetect])
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_task_aligned(cls, changes):
+def test_task_aligned_loss_equals_its_formula(cls, changes):
     strides = (8, 16, 32)
     hyp = Hyperparameters(**changes)
     head = cls(NC, [8] * 3)
@@ -127,7 +127,7 @@ def test_task_aligned(cls, changes):
     torch.testing.assert_close(torch.stack(list(loss(output, batch).values())), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_yardstick_itself():
+def test_reference_entropy_equals_torch():
     """The entropy that these tests measure with is torch's."""
     x, t = torch.linspace(-3, 3, 7), torch.linspace(0, 1, 7)
     torch.testing.assert_close(entropy(x, t, weight=1.0, gamma=0.0), F.binary_cross_entropy_with_logits(x, t, reduction="none"))

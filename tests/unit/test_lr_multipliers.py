@@ -42,7 +42,7 @@ def test_parts_are_rows_of_the_network(model):
     assert found[4] == {n for n in names if n.startswith("model.10.")}
 
 
-def test_rows_go_before_parts(model):
+def test_rows_take_precedence_over_parts(model):
     found = multipliers(model, "7=5,attention=2,0-1=0.5,backbone=0.1")
     assert {factor for name, factor in found.items() if name.startswith("model.7.")} == {5.0}
     assert {factor for name, factor in found.items() if name.startswith(("model.0.", "model.1."))} == {0.5}
@@ -83,7 +83,7 @@ def test_the_three_groups_stay_first_even_if_everything_is_multiplied(model):
     assert learning_rates(optimizer) == (0.3, 0.2, 0.2)
 
 
-def test_a_state_loads_into_an_optimizer_of_the_same_parts_only(model):
+def test_state_loads_only_into_an_optimizer_with_equal_parts(model):
     given = {"batch_size": 16, "accumulate": 4, "multipliers": multipliers(model, "attention=2")}
     state = build_optimizer(model, Hyperparameters(), **given).state_dict()
     again = build_optimizer(model, Hyperparameters(), **given)
@@ -93,13 +93,13 @@ def test_a_state_loads_into_an_optimizer_of_the_same_parts_only(model):
         build_optimizer(model, Hyperparameters(), batch_size=16, accumulate=4).load_state_dict(state)
 
 
-def test_the_recipe_says_it(model):
+def test_recipe_reports_the_multipliers(model):
     inside = sum(1 for n, _ in model.named_parameters() if n.startswith(("model.7.", "model.8.")) or ".attention." in n)
     rest = sum(p.requires_grad for p in model.parameters()) - inside
     assert rates_line(model, "attention=2") == f"attention x 2 ({inside} tensors), x 1 ({rest} tensors)"
 
 
-def test_text_and_mappings_mean_the_same():
+def test_text_and_mapping_forms_are_equal():
     assert format_lr_multipliers({"attention": 2, 10: 0.5}) == "attention=2,10=0.5"
     assert TrainConfig(cfg="a.yaml", lr_mult={"head": 3}) == TrainConfig(cfg="a.yaml", lr_mult="head = 3")
     assert parse_lr_multipliers("attention=2,0-9=1e-1") == {"attention": 2.0, "0-9": 0.1}
@@ -124,7 +124,7 @@ def test_wrong_text_is_refused(text, says):
         TrainConfig(lr_mult=text)
 
 
-def test_parts_that_are_not_there_are_refused(model):
+def test_unknown_parts_are_refused(model):
     with pytest.raises(UserError, match="row 11 is not there"):
         multipliers(model, "8-11=2")
     with pytest.raises(UserError, match=r"attention: nothing that is trained"):

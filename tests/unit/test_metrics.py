@@ -60,7 +60,7 @@ def test_coco_rule_equals_pycocotools(seed: int) -> None:
     assert 0.02 < found["AP"] < 0.95
 
 
-def test_perfect_detections() -> None:
+def test_perfect_detections_score_one() -> None:
     metrics = MetricAccumulator(NAMES)
     metrics.update([hit(), hit(0.8, 1)], GroundTruth.cat([one_box(), one_box(1, 1)]), images=["x", "y"])
     result = metrics.compute()
@@ -76,7 +76,7 @@ def test_perfect_detections() -> None:
 
 @pytest.mark.parametrize("rule", ["coco", "yolov5", "ultralytics"])
 @pytest.mark.parametrize(("detections", "truth"), [(NONE, NO_TRUTH), (hit(), NO_TRUTH), (NONE, one_box()), (hit(0.9, 2), one_box())])
-def test_empty_reports(rule: str, detections: Detections, truth: GroundTruth) -> None:
+def test_reports_without_detections_or_objects_are_zero(rule: str, detections: Detections, truth: GroundTruth) -> None:
     metrics = MetricAccumulator(NAMES, rule=rule)
     metrics.update([detections], truth, images=["x"])
     result = metrics.compute()
@@ -85,7 +85,7 @@ def test_empty_reports(rule: str, detections: Detections, truth: GroundTruth) ->
     assert f"rule: {rule}" in result.table()
 
 
-def test_nothing_added_at_all() -> None:
+def test_metric_without_updates_reports_zero() -> None:
     result = MetricAccumulator(NAMES).compute()
     assert (result.images, result.map) == (0, 0.0)
     assert set(result.coco_stats.values()) == {-1.0}
@@ -98,7 +98,7 @@ def test_every_table_says_its_rule_and_lists_the_classes_that_have_objects() -> 
     assert [line.split()[0] for line in lines[1:]] == ["all", "a", "b"]
 
 
-def test_a_crowd_is_never_missed_and_never_wrong() -> None:
+def test_crowds_are_ignored() -> None:
     crowd = one_box().replace(crowd=torch.tensor([True]))
     both = GroundTruth.cat([crowd, one_box(0, 1)])
     metrics = MetricAccumulator(NAMES)
@@ -138,7 +138,7 @@ def test_merged_shards_equal_one_process() -> None:
     assert (a.images, a.precision, a.recall) == (b.images, b.precision, b.recall)
 
 
-def test_confusion_counts_misses_and_inventions() -> None:
+def test_confusion_matrix_counts_misses_and_false_positives() -> None:
     metrics = MetricAccumulator(NAMES)
     metrics.update([hit(0.9, 1), hit(0.9, 2), hit(0.2)], one_box(), images=["wrong class", "no object", "unsure"])
     result = metrics.compute().confusion
@@ -153,6 +153,6 @@ def test_unknown_rule_is_refused() -> None:
 
 
 @pytest.mark.parametrize("key", [[], [3], [2, 1, 2, 2, 1], [5, 5, 5]])
-def test_rank_in_group(key: list[int]) -> None:
+def test_rank_within_group_is_computed(key: list[int]) -> None:
     found = rank_in_group(np.array(key, dtype=np.int64))
     assert found.tolist() == [key[:i].count(k) for i, k in enumerate(key)]

@@ -34,7 +34,7 @@ def plain(boxes: Tensor, scores: Tensor, *, conf: float, iou: float, max_det: in
 @pytest.mark.parametrize("multi_label", [True, False])
 @pytest.mark.parametrize("agnostic", [True, False])
 @pytest.mark.parametrize("max_det", [5, 1000])
-def test_equals_the_definition(multi_label: bool, agnostic: bool, max_det: int) -> None:
+def test_nms_equals_its_definition(multi_label: bool, agnostic: bool, max_det: int) -> None:
     predictions = random_predictions(2, 60, 3)
     options = {"conf": 0.3, "iou": 0.4, "max_det": max_det, "multi_label": multi_label, "agnostic": agnostic}
     for found, boxes, scores in zip(non_max_suppression(predictions, Suppression(**options)), *predictions):
@@ -44,7 +44,7 @@ def test_equals_the_definition(multi_label: bool, agnostic: bool, max_det: int) 
         torch.testing.assert_close(found.scores, torch.tensor([r[0] for r in expected]))
 
 
-def test_looking_at_a_prefix_first_changes_nothing() -> None:
+def test_suppressing_a_prefix_first_changes_nothing() -> None:
     """All boxes are near each other, so the prefix of best candidates holds far fewer than ``max_det`` kept ones."""
     predictions = random_predictions(1, 3000, 1)
     predictions.boxes[:, :2900] = torch.tensor([10.0, 10.0, 60.0, 60.0])
@@ -74,7 +74,7 @@ def test_class_filter_drops_boxes_whose_best_class_is_another() -> None:
 
 @pytest.mark.parametrize(("batch", "n", "nc"), [(2, 0, 3), (1, 0, 1), (0, 5, 3), (2, 7, 1)])
 @pytest.mark.parametrize("multi_label", [True, False])
-def test_empty_shapes(batch: int, n: int, nc: int, multi_label: bool) -> None:
+def test_empty_inputs_give_empty_detections(batch: int, n: int, nc: int, multi_label: bool) -> None:
     predictions = Predictions(torch.zeros(batch, n, 4), torch.zeros(batch, n, nc))
     found = non_max_suppression(predictions, Suppression(multi_label=multi_label))
     assert [tuple(d.boxes.shape) for d in found] == [(0, 4)] * batch
@@ -95,7 +95,7 @@ def test_best_candidates_survive_the_cap() -> None:
     torch.testing.assert_close(found.scores, predictions.scores.flatten().sort(descending=True).values[:7])
 
 
-def test_half_precision() -> None:
+def test_half_precision_predictions_are_suppressed() -> None:
     predictions = random_predictions(1, 50, 80)
     half = Predictions(predictions.boxes.half(), predictions.scores.half())
     found: Detections = non_max_suppression(half, Suppression(conf=0.5, multi_label=True))[0]

@@ -74,7 +74,7 @@ def test_a_non_finite_step_changes_nothing(tmp_path, name, fault):
     assert all(torch.isfinite(t).all() for t in run.state())
 
 
-def test_the_first_step_of_sgd_is_the_published_one():
+def test_first_sgd_step_matches_the_published_one():
     """Momenta that begin at zero are what torch makes of a first gradient, and a non_finite first step leaves no NaN in them."""
     ours, plain = network()[0], network()[0]
     optimizer = build_optimizer(nn.Sequential(ours), HYP.replace(weight_decay=0), batch_size=4, accumulate=1)
@@ -87,7 +87,7 @@ def test_the_first_step_of_sgd_is_the_published_one():
     assert torch.allclose(ours.weight, plain.weight, rtol=1e-6, atol=0)
 
 
-def test_a_run_ends_after_so_many_in_a_row(tmp_path, capsys):
+def test_run_ends_after_nan_patience_consecutive_steps(tmp_path, capsys):
     run = Training(tmp_path, "SGD", patience=3)
     for fault in ("loss", "loss", None, "gradient", "loss"):
         run.step(fault)
@@ -116,7 +116,7 @@ def test_an_overflow_that_a_scaler_handles_is_not_counted(tmp_path):
         run.guard.check()
 
 
-def test_a_guard_changes_no_finite_step(tmp_path):
+def test_guard_leaves_finite_steps_unchanged(tmp_path):
     run, plain = Training(tmp_path, "SGD"), Training(tmp_path, "SGD")
     plain.guard.after_step = lambda applied, non_finite: None
     for _ in range(3):
@@ -125,7 +125,7 @@ def test_a_guard_changes_no_finite_step(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(run.state(), plain.state(), strict=True))
 
 
-def test_buffers_of_several_types_come_back():
+def test_buffers_of_all_dtypes_are_restored():
     model = network()
     kept = BufferBackup(model)
     good = deepcopy(model.state_dict())
@@ -142,7 +142,7 @@ def test_buffers_of_several_types_come_back():
     BufferBackup(nn.Linear(2, 2)).commit(torch.tensor(False))  # no buffers at all
 
 
-def test_signals_ask_first_and_stop_at_once_the_second_time():
+def test_second_signal_stops_immediately():
     before = signal.getsignal(signal.SIGTERM)
 
     def heard(*numbers: int, at_once: bool = False) -> None:

@@ -75,7 +75,7 @@ def test_gradients_are_clipped_to_the_norm():
     assert (model.weight - start).norm().item() == pytest.approx(2.0, rel=1e-4)
 
 
-def test_settings_reach_the_groups():
+def test_hyperparameters_reach_the_parameter_groups():
     optimizer = build_optimizer(Odd(), Hyperparameters(), batch_size=16, accumulate=4)
     apply_settings(optimizer, StepSettings(lr_bias=0.3, lr=0.2, momentum=0.1, accumulate=1))
     assert learning_rates(optimizer) == (0.3, 0.2, 0.2)
@@ -85,7 +85,7 @@ def test_settings_reach_the_groups():
     assert {g["betas"] for g in adam.param_groups} == {(0.937, 0.999)}
 
 
-def test_lion_steps_by_the_sign():
+def test_lion_updates_by_the_sign():
     model = nn.Linear(2, 1, bias=False)
     optimizer = build_optimizer(model, Hyperparameters(lr0=0.1, weight_decay=0.0), name="LION", batch_size=64, accumulate=1)
     start = model.weight.detach().clone()
@@ -94,6 +94,6 @@ def test_lion_steps_by_the_sign():
     assert torch.allclose(model.weight - start, torch.tensor([[-0.1, 0.1]]), atol=1e-6)
 
 
-def test_nothing_left_to_train_is_refused():
+def test_model_without_trainable_parameters_is_refused():
     with pytest.raises(UserError, match="--freeze"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), Hyperparameters(), batch_size=16, accumulate=1)

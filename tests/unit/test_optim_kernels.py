@@ -46,7 +46,7 @@ def step(model: Model, optimizer: Optimizer, scaler: torch.amp.GradScaler | None
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_fused_steps_are_plain_steps(name):
+def test_fused_steps_equal_plain_steps(name):
     fused, plain = network(), network()
     ours, reference = optimizer_of(fused, name), optimizer_of(plain, name, plain=True)
     assert all(group["fused"] for group in ours.param_groups)
@@ -63,7 +63,7 @@ def test_fused_steps_are_plain_steps(name):
 
 
 @pytest.mark.parametrize("name", [*FUSED, "LION"])
-def test_a_saved_state_comes_back_in_the_layout_of_the_weights(name):
+def test_loaded_state_has_the_memory_layout_of_the_weights(name):
     """A state in another layout would make fused kernels on a CPU mix up the elements of a weight."""
     one, other = network(), network()
     first, second = optimizer_of(one, name), optimizer_of(other, name)
@@ -114,7 +114,7 @@ def lion_by_hand(w: np.ndarray, gradients: list[np.ndarray], *, lr: float, b1: f
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_lion_is_algorithm_2(decay):
+def test_lion_equals_algorithm_2_of_the_paper(decay):
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(6, 5)), [rng.normal(size=(6, 5)) for _ in range(12)]
     model = nn.Linear(5, 6, bias=False).double()

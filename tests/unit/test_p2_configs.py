@@ -16,7 +16,7 @@ def also_slow(quick: tuple[str, ...], slow: tuple[str, ...]) -> list:
 
 
 @pytest.mark.parametrize("name", also_slow(("yolov9-t-p2", "yolov9-c-p2"), tuple(f"{f}-p2" for f in ("yolov9-s", "yolov9-m", "gelan-c"))))
-def test_built_with_four_levels(name):
+def test_p2_configs_have_four_levels(name):
     with torch.device("meta"):
         model = build_model(name, nc=3)
     assert model.strides == (4, 8, 16, 32)

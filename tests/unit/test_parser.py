@@ -89,7 +89,7 @@ def test_sources_are_absolute():
 
 
 @pytest.mark.parametrize(("source", "word"), [(7, "not before"), (3, "not before"), (-9, "before the first"), ([2, 9], "not before")])
-def test_cycles_and_ranges(source, word):
+def test_sources_out_of_range_and_cycles_are_refused(source, word):
     data = tiny()
     data["backbone"][3][0] = source
     text = complaint(data)
@@ -97,7 +97,7 @@ def test_cycles_and_ranges(source, word):
     assert word in text
 
 
-def test_unknown_module_offers_the_nearest_name():
+def test_unknown_module_names_the_nearest():
     data = tiny()
     data["backbone"][1][2] = "Convv"
     text = complaint(data)
@@ -119,7 +119,7 @@ def test_unknown_module_offers_the_nearest_name():
         ([-1, 1, "Conv", [8, 3, 2, None, 1, 1, True, 5]], ["row 1", "too many"]),
     ],
 )
-def test_malformed_rows(row, words):
+def test_malformed_rows_are_refused(row, words):
     data = tiny()
     data["backbone"][1] = row
     text = complaint(data)
@@ -128,7 +128,7 @@ def test_malformed_rows(row, words):
 
 
 @pytest.mark.parametrize("text", ["__import__('os').system('true')", "lambda: 1", "nn.Sequential(nn.Linear(1,1))", "nn.__class__"])
-def test_text_is_never_run(text):
+def test_text_in_yaml_is_never_executed(text):
     data = tiny()
     data["backbone"][1][3] = [32, 3, 2, None, 1, 1, text]
     assert "row 1" in complaint(data)
@@ -142,7 +142,7 @@ def test_activation_text_builds_a_module():
     assert act.negative_slope == 0.1
 
 
-def test_the_files_activation_reaches_every_conv_and_no_later_model():
+def test_activation_of_a_file_holds_for_its_network_only():
     relu = build_model(tiny(activation="nn.ReLU()"))
     later = build_model(tiny())
     kinds = [{type(m.act).__name__ for m in net.modules() if hasattr(m, "act")} for net in (relu, later)]
@@ -192,7 +192,7 @@ def test_identity_start_is_an_exact_no_op():
         ({"scales": {"n": [1, 2]}}, "scale n"),
     ],
 )
-def test_wrong_keys(changes, word):
+def test_unknown_keys_are_refused(changes, word):
     assert word in complaint(tiny(**changes))
 
 
@@ -204,7 +204,7 @@ def test_configs_are_found_by_bare_name_and_by_last_part():
     assert find_config("cfg/training/yolov7.yaml")[0].name == "yolov7.yaml"
 
 
-def test_a_missing_config_offers_the_nearest():
+def test_missing_config_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'yolov9-c'"):
         find_config("yolov9-cc.yaml")
     with pytest.raises(UserError) as caught:
@@ -222,7 +222,7 @@ def test_two_files_of_one_name_are_both_listed(tmp_path, monkeypatch):
     assert all(f"{folder}/same.yaml" in str(caught.value) for folder in "ab")
 
 
-def test_a_users_path_with_a_scale_letter(tmp_path):
+def test_path_with_a_scale_letter_is_found(tmp_path):
     data = tiny(scales={"n": [0.33, 0.25, 1024], "s": [0.33, 0.5, 1024]})
     (tmp_path / "mine8.yaml").write_text(yaml.safe_dump(data))
     assert load_spec(tmp_path / "mine8s.yaml").width == 0.5
@@ -237,7 +237,7 @@ def test_not_yaml_is_one_line(tmp_path):
         load_spec(tmp_path / "list.yaml")
 
 
-def test_spec_survives_the_round_trip():
+def test_spec_round_trips():
     for data in (tiny(), tiny(anchors=[[1, 2, 3, 4]] * 2, activation="nn.ReLU()"), tiny(scales={"n": [0.33, 0.25, 1024]}, scale="n")):
         spec = read_spec(data, origin="a.yaml")
         again = read_spec(yaml.safe_load(yaml.safe_dump(spec.to_dict())), origin="a.yaml")
@@ -282,7 +282,7 @@ def test_a_plugin_adds_a_module(tmp_path):
     assert build_model(with_row([-1, 1, "Doubled_a", []]), plugins=[tmp_path / "mine.py"]).model[3].factor == 2
 
 
-def test_plugins_of_one_name_in_different_folders_are_two(tmp_path):
+def test_plugins_of_one_name_in_different_folders_are_separate_modules(tmp_path):
     paths = [tmp_path / folder / "mine.py" for folder in ("one", "two")]
     for path, tag in zip(paths, ("one", "two")):
         path.parent.mkdir()
@@ -304,7 +304,7 @@ def test_a_bad_plugin_is_one_line(tmp_path, text, word):
 
 @pytest.mark.parametrize(("old", "new"), rules.FORMER_NAMES.items())
 @pytest.mark.parametrize("importing", ["models", "models.spec"])
-def test_a_plugin_with_a_former_rule_is_told_the_new_one(tmp_path, old, new, importing):
+def test_plugin_with_a_renamed_rule_names_the_new_rule(tmp_path, old, new, importing):
     path = tmp_path / "older.py"
     path.write_text(
         PLUGIN.format(tag="old").replace("rules.same_width", f"rules.{old}").replace("from models.spec import", f"from {importing} import")
@@ -318,7 +318,7 @@ def test_a_plugin_with_a_former_rule_is_told_the_new_one(tmp_path, old, new, imp
         load_plugin(path)
 
 
-def test_plugins_import_from_the_former_places(tmp_path):
+def test_plugins_can_import_from_the_former_modules(tmp_path):
     text = (
         PLUGIN.format(tag="former")
         .replace("from models.spec import", "from models import")
@@ -345,13 +345,13 @@ def test_the_kind_is_that_of_the_registration(tmp_path):
     assert {spec.kind for spec in BLOCKS.values() if spec.built_in} == set(KINDS)
 
 
-def test_a_rule_that_promises_the_wrong_width_is_named(tmp_path):
+def test_rule_with_a_wrong_output_width_is_named(tmp_path):
     (tmp_path / "wide.py").write_text(PLUGIN.format(tag="b").replace("return x * self.factor", "return x.repeat(1, 2, 1, 1)"))
     with pytest.raises(UserError, match=r"row 3 \[Doubled_b\]: gives 32 channels"):
         build_model(with_row([-1, 1, "Doubled_b", []]), plugins=[tmp_path / "wide.py"])
 
 
-def test_a_head_that_wants_anchors_is_not_quietly_given_none():
+def test_anchor_based_head_without_anchors_is_refused():
     without = {k: v for k, v in tiny(head=[[[2, 3], 1, "Detect", ["nc", "anchors"]]]).items() if k != "anchors"}
     text = complaint(without)
     assert "row 4 [Detect]" in text

@@ -22,7 +22,7 @@ SMALL_FOCALNET: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_backbone_and_its_report_and_what_is_frozen(tmp_path, capsys):
+def test_backbone_weights_write_a_report_and_freeze_loaded_tensors(tmp_path, capsys):
     whole = FocalNetBackbone(embed_dim=8, depths=(1, 2), num_classes=5)
     torch.save({"model": whole.state_dict()}, tmp_path / "focalnet.pth")
     config = TrainConfig(backbone_weights=tmp_path / "focalnet.pth", weights_report=tmp_path / "report.csv", freeze="pretrained")
@@ -41,7 +41,7 @@ def test_a_backbone_and_its_report_and_what_is_frozen(tmp_path, capsys):
     assert FrozenLayers.from_dict(frozen.to_dict()) == frozen
 
 
-def test_both_kinds_of_weights_write_a_report_each(tmp_path):
+def test_weights_and_backbone_weights_write_one_report_each(tmp_path):
     torch.save(FocalNetBackbone(embed_dim=8, depths=(1, 2)).state_dict(), tmp_path / "focalnet.pth")
     path = tiny_checkpoint(tmp_path / "best.pt")
     config = TrainConfig(weights=path, backbone_weights=tmp_path / "focalnet.pth", weights_report=tmp_path / "report.md")
@@ -50,7 +50,7 @@ def test_both_kinds_of_weights_write_a_report_each(tmp_path):
     assert "focalnet.pth" in (tmp_path / "report-backbone.md").read_text(encoding="utf-8")
 
 
-def test_nothing_that_fits_is_a_warning(tmp_path, capsys):
+def test_weights_without_a_match_give_a_warning(tmp_path, capsys):
     path = tiny_checkpoint(tmp_path / "best.pt")
     head = [[0, 1], 1, "Detect", [4, [[9, 9], [30, 30]]]]
     wide = {**SMALL_FOCALNET, "backbone": [[-1, 1, "Conv", [24, 5, 2]], [-1, 1, "SE", []]], "head": [head]}

@@ -28,7 +28,7 @@ def flops_by_torch(model: nn.Module, x: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("attention", ["Silence", "MHSA", "NLBlockND", "BiLevelRoutingAttention", "PSA", "DANet", "CloAttention"])
-def test_rows_add_up_to_what_torch_counts(attention):
+def test_row_costs_sum_to_the_count_of_torch(attention):
     model = build_model(tiny_cfg(attention=(attention, []))).eval()
     costs = profile(model, imgsz=(64, 96), repeats=1)
     total = flops_by_torch(model, torch.zeros(1, 3, 64, 96))
@@ -50,7 +50,7 @@ def test_whole_networks_agree_with_torch(name):
     ("AxialAttention", None, 0),
     ("DeformableLKA", (2 * 25 * 25 + 2 * 49 * 49 + 25 + 49 + CHANNELS) * CHANNELS * PIXELS, 0),  # offsets, taps, 1x1
 ])  # fmt: skip
-def test_matrix_products_that_torch_does_not_see_are_counted(name, direct, written_out):
+def test_matrix_products_missed_by_torch_are_counted(name, direct, written_out):
     block, x = BLOCKS[name].cls(CHANNELS).eval(), torch.zeros(1, CHANNELS, HEIGHT, WIDTH)
     with torch.no_grad(), OperationCounter() as counter:
         block(x)
@@ -72,7 +72,7 @@ def test_gates_and_norms_cost_nothing():
     assert multiply_adds(lambda: x * torch.sigmoid(x) + x * 2.0) == 0
 
 
-def test_kept_memory_is_what_autograd_keeps_of_the_whole_network():
+def test_kept_memory_equals_what_autograd_saves():
     model = build_model(tiny_cfg()).eval()
     images, kept = torch.zeros(1, 3, 64, 96), {}
     free = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images)}
@@ -89,7 +89,7 @@ def test_kept_memory_is_what_autograd_keeps_of_the_whole_network():
     assert rows == pytest.approx(sum(kept.values()), rel=0.01)
 
 
-def test_the_command_prints_sorts_and_writes(tmp_path, capsys):
+def test_command_prints_sorts_and_writes_csv(tmp_path, capsys):
     file = tmp_path / "cost.csv"
     assert main(["yolov9-t-FocalModulation", "--imgsz", "90", "--sort", "parameters", "--csv", str(file)]) == 0
     out = capsys.readouterr().out
@@ -110,6 +110,6 @@ def test_the_command_prints_sorts_and_writes(tmp_path, capsys):
     (["yolov9-t", "--device", "tpu"], "--device tpu"),
     (["runs/exp/weights/best.pt"], "holds weights"),
 ])  # fmt: skip
-def test_what_is_wrong_is_one_line(arguments, message, capsys):
+def test_invalid_arguments_give_one_line(arguments, message, capsys):
     assert main(arguments) == 1
     assert message in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_all_families_are_known_with_their_licences():
     assert all(re.match(r"https://github\.com/[\w./-]+/releases/download/v[\d.]+$", r.folder) for r in PUBLISHED.values())
 
 
-def test_a_missing_published_file_is_one_line_that_says_who_has_it(tmp_path):
+def test_missing_published_file_names_its_publisher_in_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         load_checkpoint(tmp_path / "yolov9-c.pt")
     assert str(caught.value) == (
@@ -60,7 +60,7 @@ def test_a_missing_published_file_is_one_line_that_says_who_has_it(tmp_path):
         load_checkpoint(tmp_path / "yolo9-c.pt")
 
 
-def test_it_is_fetched_only_when_asked(tmp_path, monkeypatch, checkpoint, capsys):
+def test_published_file_is_downloaded_only_on_request(tmp_path, monkeypatch, checkpoint, capsys):
     asked = downloads(monkeypatch, checkpoint)
     path = tmp_path / "sub" / "yolov9-c.pt"
     ensure_weights(path, download=False)
@@ -89,7 +89,7 @@ def test_it_is_fetched_only_when_asked(tmp_path, monkeypatch, checkpoint, capsys
         (b"x" * (2 << 20), "gave a damaged checkpoint|gave a pickle"),
     ],
 )
-def test_what_is_no_checkpoint_is_not_kept(tmp_path, monkeypatch, result, says):
+def test_download_that_is_no_checkpoint_is_deleted(tmp_path, monkeypatch, result, says):
     downloads(monkeypatch, result)
     with pytest.raises(UserError, match=rf"--download: https://github\.com/\S+/yolov8n\.pt {says}") as caught:
         ensure_weights(tmp_path / "yolov8n.pt", download=True)
@@ -97,14 +97,14 @@ def test_what_is_no_checkpoint_is_not_kept(tmp_path, monkeypatch, result, says):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_nobody_publishes(tmp_path):
+def test_unknown_file_name_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no publisher of yolov9-q\.pt is known; did you mean 'yolov9-"):
         ensure_weights(tmp_path / "yolov9-q.pt", download=True)
 
 
 @pytest.mark.parametrize("script", [train, val, detect, export], ids=lambda s: s.__name__)
 @pytest.mark.parametrize("flag", [False, True])
-def test_every_script_has_the_flag(script, flag, tmp_path, monkeypatch, capsys):
+def test_every_script_has_the_download_flag(script, flag, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = downloads(monkeypatch, URLError("no network"))
     data = [] if script is export else ["--data", "shapes.yaml"]

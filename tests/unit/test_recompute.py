@@ -80,7 +80,7 @@ def kept_bytes(model: Model) -> int:
 
 
 @pytest.mark.parametrize("name", PART_A)
-def test_part_a_trains_to_the_bit_as_without(name):
+def test_recomputed_attention_trains_bit_for_bit_as_without(name):
     arguments = [32] if name in ("BottleneckTransformer", "BoT3") else []
     plain, again = pair(cfg(name, arguments), "all")
     assert len(recomputed_parts(again, "attention")) >= 1
@@ -98,12 +98,12 @@ def test_part_a_trains_to_the_bit_as_without(name):
     ids=lambda row: row[0],
 )
 @pytest.mark.parametrize("scope", ["attention", "all"])
-def test_rows_with_statistics_or_random_numbers_too(row, scope):
+def test_recomputed_rows_with_batch_norm_or_dropout_train_bit_for_bit(row, scope):
     assert_same_training(*pair(cfg(*row), scope))
 
 
 @pytest.mark.parametrize("name", ["BRA", "FocalModulation", "BoTPaperAttention"])
-def test_bfloat16_runs_again_in_bfloat16(name):
+def test_recomputation_under_bfloat16_runs_in_bfloat16(name):
     assert_same_training(*pair(cfg(name, []), "all"), precision=torch.bfloat16)
 
 
@@ -121,7 +121,7 @@ class Counted(nn.Module):
         return (x * self.scale * self.calls.clone() * torch.rand_like(x)).tanh() * (2 if twice else 1)
 
 
-def test_buffers_are_what_they_were_and_take_no_second_update():
+def test_buffers_are_updated_only_once():
     plain, again = Counted(), Counted()
     again.forward = MethodType(forward, again)
     drawn = []
@@ -139,13 +139,13 @@ def test_buffers_are_what_they_were_and_take_no_second_update():
     assert again.runs == 9
 
 
-def test_less_is_kept():
+def test_recomputation_keeps_fewer_bytes():
     row = ("FocalModulationBlock", [])
     off, attention, everything = (kept_bytes(model) for model in (*pair(cfg(*row), "attention"), pair(cfg(*row), "all")[1]))
     assert everything < attention < off
 
 
-def test_attention_is_found_wherever_it_stands():
+def test_attention_is_found_in_rows_blocks_and_backbones():
     def kinds(configuration, scope="attention"):
         return [type(part).__name__ for part in recomputed_parts(build_model(configuration), scope)]
 
@@ -159,7 +159,7 @@ def test_attention_is_found_wherever_it_stands():
         kinds(cfg("Conv", [32, 3, 1]))
 
 
-def test_copies_folded_and_deployed_forms_are_sound():
+def test_copies_and_fused_and_deployed_forms_work():
     model = pair(tiny_cfg(attention=("CloBlock", [])), "all")[1]
     train(model, steps=1)
     images = torch.rand(1, 3, 64, 64)
@@ -186,7 +186,7 @@ def test_a_non_finite_step_changes_nothing(tmp_path):
     assert [k for k, v in before.items() if v.is_floating_point() and not torch.equal(v, after[k])] == []
 
 
-def test_the_flag():
+def test_checkpoint_activations_flag_is_parsed():
     assert [parse_arguments(argv).checkpoint_activations for argv in ([], ["--checkpoint-activations"], ["--checkpoint", "all"])] == [
         "off", "attention", "all",
     ]  # fmt: skip

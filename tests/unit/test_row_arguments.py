@@ -39,7 +39,7 @@ def planned(module: str, args: list) -> tuple:
     ("NLBlockND", [128], (256, 128)),
     ("LSKA", [256, 11], (256, 11)),
 ])  # fmt: skip
-def test_a_width_may_stand_twice(module, args, built):
+def test_width_may_be_given_twice(module, args, built):
     assert planned(module, args) == (built, {})
 
 
@@ -66,7 +66,7 @@ def test_a_width_may_stand_twice(module, args, built):
     (("Conv", [16, 3, {"k": "abc"}]), ["multiple values", "c2, k=1"]),
     (("Conv", [64, {"init": "identity"}]), ["init: identity", "keep their input's width"]),
 ])  # fmt: skip
-def test_what_is_wrong_with_an_argument(row, words):
+def test_invalid_arguments_are_named(row, words):
     text = complaint(row)
     for word in ["row ", *words]:
         assert word in text
@@ -76,24 +76,24 @@ def test_what_is_wrong_with_an_argument(row, words):
     ("BRA", [{"num_heads": 2, "side_dwconv": 0}]), ("GE", [{"extent": 0}]), ("NLBlockND", [None, "dot"]), ("BiFormerBlock", [{"topk": -1}]),
     ("CloAttention", [{"num_heads": 4, "group_split": [0, 4]}]),
 ])  # fmt: skip
-def test_numbers_below_one_and_none_stay_where_they_mean_something(row):
+def test_zero_and_none_are_accepted_where_meaningful(row):
     build_model(tiny_cfg(attention=row))
 
 
 @pytest.mark.parametrize(("written", "meant"), [
     ("GAM_Attention", "GAM"), ("SKAttention", "SK"), ("SE_Block", "SE"), ("BAMBlock", "BAM"), ("C2f_EMMA", "C2f_EMA"), ("Konv", "Conv"),
 ])  # fmt: skip
-def test_an_unknown_module_names_what_was_meant(written, meant):
+def test_unknown_module_suggests_the_nearest(written, meant):
     with pytest.raises(KeyError, match=f"unknown module '{written}', did you mean '{meant}'.; a module of your own joins with --plugins"):
         BLOCKS[written]
 
 
-def test_nothing_near_is_no_hint():
+def test_no_suggestion_without_a_near_name():
     with pytest.raises(KeyError, match="unknown module 'Xyzzyq'; a module"):
         BLOCKS["Xyzzyq"]
 
 
-def test_weights_are_no_model_yaml():
+def test_weights_file_as_cfg_is_refused():
     with pytest.raises(UserError, match=r"best\.pt: holds weights.*model\.yaml"):
         load_spec("runs/exp/weights/best.pt")
 

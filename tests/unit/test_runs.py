@@ -17,7 +17,7 @@ def test_names_count_up_and_exist_ok_reuses(tmp_path):
     assert new_run_dir(tmp_path / "train", "exp", exist_ok=True).name == "exp"
 
 
-def test_runs_started_at_once_get_folders_of_their_own(tmp_path):
+def test_runs_started_simultaneously_get_separate_folders(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         folders = list(pool.map(lambda _: new_run_dir(tmp_path, "exp"), range(40)))
     assert len(set(folders)) == 40
@@ -30,7 +30,7 @@ def test_a_project_that_cannot_be_written_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_newest_run_wins_and_last_stands_in_for_best(tmp_path):
+def test_newest_run_is_taken_with_last_as_fallback_for_best(tmp_path):
     for age, (run, name) in enumerate([("exp", "best.pt"), ("exp2", "best.pt"), ("exp2", "last.pt"), ("exp3", "last.pt")]):
         path = tmp_path / run / "weights" / name
         path.parent.mkdir(parents=True, exist_ok=True)

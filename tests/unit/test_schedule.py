@@ -30,20 +30,20 @@ def test_without_minimum_warmup_leaves_the_last_epoch():
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "flat-cosine", "fixed"])
 @pytest.mark.parametrize("epochs", [1, 2, 7])
-def test_factors_stay_between_the_ends(kind, epochs):
+def test_factors_stay_between_start_and_final_value(kind, epochs):
     factors = [schedule(kind, epochs=epochs).factor(e) for e in range(epochs)]
     assert factors[0] == 1.0
     assert all(0.01 - 1e-12 <= f <= 1.0 for f in factors)
     assert factors == sorted(factors, reverse=True)
 
 
-def test_accumulation():
+def test_accumulation_follows_the_nominal_batch():
     assert schedule().effective_batch == 64
     assert schedule(batch_size=48).full_accumulate == 1
     assert schedule(batch_size=256).at(9, 0).accumulate == 1
     assert schedule(accumulate=3, warmup_epochs=0).at(0, 0).accumulate == 3
 
 
-def test_unknown_kind():
+def test_unknown_schedule_is_refused():
     with pytest.raises(UserError, match="one of linear, cosine"):
         schedule("step")

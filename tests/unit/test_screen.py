@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from data.sources.opening import open_source
-from tests.streaming import Grabber
+from tests.stream_sources import FakeScreen
 from utils.errors import UserError
 
 
@@ -16,7 +16,7 @@ from utils.errors import UserError
 def mss(request, monkeypatch):
     module = ModuleType("mss")
     module.ScreenShotError = type("ScreenShotError", (Exception,), {})
-    setattr(module, request.param, Grabber)
+    setattr(module, request.param, FakeScreen)
     monkeypatch.setitem(sys.modules, "mss", module)
     return module
 
@@ -41,7 +41,7 @@ def test_whole_screens_and_parts(source, size_hw, first_column, called):
 
 
 @pytest.mark.usefixtures("mss")
-def test_a_grey_network():
+def test_one_channel_network_gets_grey_captures():
     assert next(iter(open_source("screen 1", imgsz=64, channels=1))).image.shape == (100, 200, 1)
 
 
@@ -58,18 +58,18 @@ def test_a_grey_network():
         ("screen", {"channels": 4}, "4 are expected"),
     ],
 )
-def test_what_cannot_be_grabbed(source, more, said):
+def test_invalid_screen_regions_are_refused(source, more, said):
     with pytest.raises(UserError, match=said):
         open_source(source, imgsz=64, **more)
 
 
-def test_without_the_package(monkeypatch):
+def test_missing_mss_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mss", None)
     with pytest.raises(UserError, match="pip install mss"):
         open_source("screen 0", imgsz=64)
 
 
-def test_without_a_display(mss):
+def test_missing_display_is_an_error(mss):
     def no_display():
         raise mss.ScreenShotError("Unable to open\ndisplay")
 
@@ -78,18 +78,18 @@ def test_without_a_display(mss):
         open_source("screen", imgsz=64)
 
 
-def test_a_display_that_goes_away(mss, monkeypatch):
+def test_lost_display_is_an_error(mss, monkeypatch):
     source = open_source("screen", imgsz=64)
 
     def gone(self, area):
         raise mss.ScreenShotError("connection lost")
 
-    monkeypatch.setattr(Grabber, "grab", gone)
+    monkeypatch.setattr(FakeScreen, "grab", gone)
     with pytest.raises(UserError, match="connection lost"):
         next(iter(source))
 
 
-def test_files_of_that_name_come_first(tmp_path, monkeypatch):
+def test_file_named_screen_takes_precedence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("screen", "screenshots"):
         (tmp_path / folder).mkdir()

@@ -72,38 +72,38 @@ def merged(*rows: tuple[Box, float, int, Box], agnostic: bool = False, max_det: 
     return [(b, pytest.approx(s)) for b, s in zip(found.boxes.tolist(), found.scores.tolist())]
 
 
-def test_an_object_in_the_common_part_is_one() -> None:
+def test_object_in_the_overlap_is_detected_once() -> None:
     rows = ((450, 100, 550, 200), 0.7, 0, LEFT), ((452, 101, 549, 203), 0.8, 0, RIGHT), ((440, 95, 555, 210), 0.3, 0, WHOLE)
     assert merged(*rows) == [([452, 101, 549, 203], 0.8)]
 
 
-def test_a_piece_loses_against_the_whole_even_with_a_better_score() -> None:
+def test_cut_box_is_suppressed_by_the_whole_box() -> None:
     rows = ((550, 100, 598, 200), 0.9, 0, LEFT), ((550, 100, 700, 200), 0.6, 0, RIGHT)
     assert merged(*rows) == [([550, 100, 700, 200], 0.6)]
 
 
-def test_noise_does_not_beat_a_piece() -> None:
+def test_low_score_box_does_not_suppress_a_cut_box() -> None:
     rows = ((300, 100, 598, 500), 0.9, 0, LEFT), ((290, 100, 700, 500), 0.01, 0, WHOLE)
     assert merged(*rows) == [([300, 100, 598, 500], 0.9)]
 
 
-def test_a_doubtful_part_of_a_larger_box_goes_and_a_sure_one_stays() -> None:
+def test_only_low_score_boxes_within_a_larger_box_are_suppressed() -> None:
     large, small = ((100, 100, 390, 400), 0.9, 0, WHOLE), (200, 200, 250, 250)
     assert len(merged(large, (small, 0.4, 0, LEFT))) == 1
     assert len(merged(large, (small, 0.5, 0, LEFT))) == 2
 
 
-def test_pieces_of_an_object_that_no_window_holds_become_one() -> None:
+def test_cut_boxes_of_a_large_object_are_merged() -> None:
     rows = ((100, 100, 597, 300), 0.6, 0, LEFT), ((402, 104, 950, 302), 0.8, 0, RIGHT)
     assert merged(*rows) == [([100, 100, 950, 302], 0.8)]
 
 
-def test_pieces_are_joined_without_overlap_too() -> None:
+def test_cut_boxes_are_merged_without_overlap() -> None:
     left, right = (0, 0, 500, 600), (500, 0, 1000, 600)
     assert merged(((400, 100, 500, 300), 0.6, 0, left), ((501, 95, 640, 300), 0.5, 0, right)) == [([400, 95, 640, 300], 0.6)]
 
 
-def test_pieces_across_three_windows_and_across_a_corner_become_one() -> None:
+def test_cut_boxes_across_windows_and_corners_are_merged() -> None:
     windows = [(0, 0, 400, 600), (300, 0, 700, 600), (600, 0, 1000, 600)]
     pieces = (50, 200, 400, 300), (300, 200, 700, 300), (600, 200, 990, 300)
     assert merged(*((p, 0.5, 0, w) for p, w in zip(pieces, windows))) == [([50, 200, 990, 300], 0.5)]
@@ -113,12 +113,12 @@ def test_pieces_across_three_windows_and_across_a_corner_become_one() -> None:
     assert merged(*((p, 0.5 + 0.1 * i, 0, w) for i, (p, w) in enumerate(zip(pieces, quarters)))) == [(list(box), 0.8)]
 
 
-def test_a_joined_object_and_its_whole_are_one() -> None:
+def test_merged_box_and_whole_box_become_one() -> None:
     rows = ((100, 100, 600, 300), 0.9, 0, LEFT), ((400, 100, 950, 300), 0.9, 0, RIGHT), ((98, 102, 940, 300), 0.5, 0, WHOLE)
     assert merged(*rows) == [([98, 102, 940, 300], 0.5)]
 
 
-def test_distinct_objects_stay() -> None:
+def test_distinct_objects_are_kept() -> None:
     touching = ((300, 100, 450, 200), 0.9, 0, LEFT), ((450, 100, 590, 200), 0.8, 0, LEFT), ((450, 100, 590, 200), 0.7, 0, RIGHT)
     assert merged(*touching) == [([300, 100, 450, 200], 0.9), ([450, 100, 590, 200], 0.8)]
     nested = ((100, 100, 390, 400), 0.9, 0, LEFT), ((200, 200, 250, 250), 0.8, 0, LEFT), ((102, 98, 390, 402), 0.7, 0, WHOLE)
@@ -129,18 +129,18 @@ def test_distinct_objects_stay() -> None:
     assert len(merged(*one_above_the_other)) == 2
 
 
-def test_boxes_of_one_look_do_not_compete() -> None:
+def test_boxes_of_one_window_do_not_suppress_each_other() -> None:
     """What suppression within a look has left beside one another stays, also through the windows."""
     rows = ((100, 100, 200, 200), 0.9, 0, LEFT), ((100, 100, 200, 160), 0.8, 0, LEFT)
     assert len(merged(*rows)) == 2
 
 
-def test_the_images_own_border_cuts_nothing() -> None:
+def test_image_border_does_not_count_as_a_cut() -> None:
     at_border = (0, 100, 80, 200)
     assert merged((at_border, 0.6, 0, LEFT), ((0, 90, 300, 300), 0.5, 0, WHOLE))[0] == (list(at_border), 0.6)
 
 
-def test_classes_compete_only_where_asked_for() -> None:
+def test_classes_suppress_each_other_only_if_agnostic() -> None:
     rows = ((450, 100, 550, 200), 0.7, 0, LEFT), ((450, 100, 550, 200), 0.8, 1, RIGHT)
     assert len(merged(*rows)) == 2
     assert merged(*rows, agnostic=True) == [([450, 100, 550, 200], 0.8)]
@@ -148,7 +148,7 @@ def test_classes_compete_only_where_asked_for() -> None:
     assert len(merged(*pieces)) == 2
 
 
-def test_nothing_and_the_most() -> None:
+def test_empty_input_and_max_det_are_handled() -> None:
     assert merged() == []
     rows = [((100 * i, 0, 100 * i + 50, 50), 0.1 * (i + 1), 0, WHOLE) for i in range(9)]
     assert [s for _, s in merged(*rows, max_det=2)] == [pytest.approx(0.9), pytest.approx(0.8)]
@@ -156,7 +156,7 @@ def test_nothing_and_the_most() -> None:
     assert (found.boxes.shape, found.classes.dtype) == ((0, 4), torch.int64)
 
 
-def test_pairs_and_greedy_are_those_of_plain_loops() -> None:
+def test_pairs_and_greedy_selection_equal_plain_loops() -> None:
     rng = np.random.default_rng(0)
     corner, side = rng.uniform(0, 500, (1500, 2)), rng.uniform(0, 90, (1500, 2))
     boxes = torch.from_numpy(np.concatenate((corner, corner + side), 1)).float()
@@ -211,7 +211,7 @@ NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=tor
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_an_object_comes_back_in_px_of_the_image(channels: int, dtype: type) -> None:
+def test_detections_are_in_px_of_the_image(channels: int, dtype: type) -> None:
     image = np.full((150, 200, channels), np.iinfo(dtype).max // 4, dtype)
     image[71:95, 103:141] = np.iinfo(dtype).max
     network = Bright()
@@ -221,7 +221,7 @@ def test_an_object_comes_back_in_px_of_the_image(channels: int, dtype: type) -> 
     assert [s[0] for s in network.shapes] == [4, 4, 4]  # never more than a batch
 
 
-def test_windows_are_fitted_into_the_size_a_network_takes() -> None:
+def test_windows_are_letterboxed_to_the_network_size() -> None:
     image = np.full((100, 130, 3), 20, np.uint8)
     image[30:44, 60:70] = 255
     cases = ((32, 32), False, (64, 64)), ((50, 40), True, (64, 96)), ((40, 80), False, (32, 64)), ((64, 200), False, (32, 64))
@@ -232,14 +232,14 @@ def test_windows_are_fitted_into_the_size_a_network_takes() -> None:
         assert {s[2:] for s in network.shapes} == {shape}
 
 
-def test_an_image_that_fits_into_one_window_is_looked_at_once() -> None:
+def test_image_that_fits_one_window_is_predicted_once() -> None:
     network = Bright()
     whole = Detections(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([0.9]), torch.tensor([0]))
     assert look(network)(np.zeros((64, 50, 3), np.uint8), whole) is whole
     assert network.shapes == []
 
 
-def test_what_only_the_whole_image_shows_stays() -> None:
+def test_detections_of_the_whole_image_are_kept() -> None:
     whole = Detections(torch.tensor([[10.0, 10, 190, 140]]), torch.tensor([0.9]), torch.tensor([0]))
     found = look(Bright())(np.zeros((150, 200, 3), np.uint8), whole)
     assert found.boxes.tolist() == whole.boxes.tolist()
@@ -247,7 +247,7 @@ def test_what_only_the_whole_image_shows_stays() -> None:
     assert empty.boxes.shape == (0, 4)
 
 
-def test_an_object_larger_than_any_window_is_one() -> None:
+def test_object_larger_than_any_window_is_detected_once() -> None:
     image = np.full((150, 300, 3), 20, np.uint8)
     image[60:80, 30:270] = 255
     found = look(Bright())(image, NOTHING)

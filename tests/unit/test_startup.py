@@ -14,7 +14,7 @@ def world(tmp_path_factory):
     return bench_startup.make_images(tmp_path_factory.mktemp("many"), 1000)
 
 
-def test_cached_labels_cost_little(world):
+def test_cached_labels_load_fast(world):
     assert bench_startup.startup_rates(world).cached > 3000  # images a processor second
 
 

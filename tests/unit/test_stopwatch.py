@@ -31,7 +31,7 @@ def test_stages_are_summed_in_the_order_of_their_first_run(clock):
     assert Stopwatch(torch.device("cpu"), ("model",)).ms_per_item(0) == {"model": 0.0}
 
 
-def test_producing_items_is_measured_and_using_them_is_not(clock):
+def test_only_producing_items_is_timed(clock):
     def batches():
         for i in range(3):
             clock.now += 1.0
@@ -45,7 +45,7 @@ def test_producing_items_is_measured_and_using_them_is_not(clock):
     assert (seen, watch.seconds) == ([0, 1, 2], {"reading": 3.0})
 
 
-def test_a_gpu_is_waited_for_at_both_ends(clock, monkeypatch):
+def test_gpu_is_synchronised_at_start_and_end(clock, monkeypatch):
     waits = []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     device = torch.device("cuda", 0)

@@ -18,7 +18,7 @@ from data.sources.opening import open_source
 from data.sources.stream_reader import ReconnectPolicy, Stream, open_capture, silenced_opencv
 from data.sources.streams import StreamSource, listed_streams, stream_of
 from tests.rtsp_server import rtsp_camera
-from tests.streaming import SECRET, Given, camera, solid_image, video
+from tests.stream_sources import SECRET, FakeCapture, camera, solid_image, video
 from utils.errors import UserError
 from utils.process_exit import MAY_HANG
 
@@ -64,7 +64,7 @@ def first(source, count):
     return found
 
 
-def test_a_camera_over_http(server):
+def test_http_camera_is_read(server):
     source = open_source(f"{server.url}/cam?channel=1", imgsz=64)
     frames = first(source, 5)
     assert [f.video.number for f in frames] == [0, 1, 2, 3, 4]
@@ -77,7 +77,7 @@ def test_a_camera_over_http(server):
 
 
 @pytest.mark.parametrize("vid_stride", [1, 5])
-def test_of_a_video_over_http_no_frame_is_left_out(server, tmp_path, vid_stride):
+def test_http_video_is_read_without_dropping_frames(server, tmp_path, vid_stride):
     server.files["/clip.avi"] = video(tmp_path / "clip.avi", 12, fps=1000 / 3).read_bytes()
     notes = []
     clip = stream_of(f"{server.url}/clip.avi", every_frame=True)
@@ -91,7 +91,7 @@ def test_of_a_video_over_http_no_frame_is_left_out(server, tmp_path, vid_stride)
     assert (seen[0].name, notes) == ("clip", [])
 
 
-def test_a_video_that_breaks_off_is_said(server, tmp_path):
+def test_truncated_video_is_reported(server, tmp_path):
     data = video(tmp_path / "clip.avi", 40).read_bytes()
     server.files["/clip.avi"] = data[: len(data) // 2]
     notes = []
@@ -100,7 +100,7 @@ def test_a_video_that_breaks_off_is_said(server, tmp_path):
     assert notes == [f"{server.url}/clip.avi: broke off after {len(seen)} of 40 frames"]
 
 
-def test_a_password_reaches_the_camera_and_nothing_else(server):
+def test_password_is_sent_to_the_camera_and_never_printed(server):
     url = server.with_password("/locked/cam")
     (frame,) = first(open_source(url, imgsz=64), 1)
     with pytest.raises(UserError, match="answers 404") as caught:
@@ -112,7 +112,7 @@ def test_a_password_reaches_the_camera_and_nothing_else(server):
     assert not any(part in said for part in (SECRET, "s3cret", "admin"))
 
 
-def test_a_camera_over_rtsp():
+def test_rtsp_camera_is_read():
     with rtsp_camera(solid_image(128, 96), user="admin:s3cret/w0rd", deaths=[8]) as place:
         notes = []
         source = StreamSource([stream_of(f"RTSP://admin:{SECRET}@{place}/live?channel=1")], policy=QUICK, on_event=notes.append, imgsz=64)
@@ -126,7 +126,7 @@ def test_a_camera_over_rtsp():
         assert "wr0ng" not in str(caught.value)
 
 
-def test_a_stream_that_dies_comes_back(server):
+def test_broken_stream_reconnects(server):
     server.deaths = [5, 3]
     notes, seen = [], []
     source = StreamSource([stream_of(f"{server.url}/cam")], policy=QUICK, on_event=notes.append, imgsz=64)
@@ -141,9 +141,9 @@ def test_a_stream_that_dies_comes_back(server):
     assert [f.video.number for f in seen] == list(range(len(seen)))
 
 
-def test_a_stream_that_stays_away_is_given_up_and_the_other_goes_on(given):
-    given[0] = [Given(4), *(Given(0) for _ in range(3))]
-    given[1] = [Given(40, period_s=0.02), *(Given(0) for _ in range(3))]
+def test_lost_stream_ends_after_retries_and_the_other_continues(given):
+    given[0] = [FakeCapture(4), *(FakeCapture(0) for _ in range(3))]
+    given[1] = [FakeCapture(40, period_s=0.02), *(FakeCapture(0) for _ in range(3))]
     notes = []
     seen = list(StreamSource(streams(0, 1), policy=QUICK, on_event=notes.append, imgsz=64))
     assert seen[-1].path == "webcam1"
@@ -157,8 +157,8 @@ def test_a_stream_that_stays_away_is_given_up_and_the_other_goes_on(given):
     assert sum(line.startswith("webcam1") for line in notes) == 4
 
 
-def test_the_newest_frame_wins_and_memory_is_bounded(given):
-    capture = given[0] = Given(period_s=0.001)
+def test_only_the_newest_frame_is_kept(given):
+    capture = given[0] = FakeCapture(period_s=0.001)
     source = StreamSource(streams(0), policy=QUICK, imgsz=64)
     numbers, held = [], 0
     with closing(source.batches()) as batches:
@@ -174,9 +174,9 @@ def test_the_newest_frame_wins_and_memory_is_bounded(given):
     assert capture.released
 
 
-def test_frames_of_one_shape_are_looked_at_together(given):
+def test_frames_of_one_shape_form_one_batch(given):
     for target, size in enumerate(((64, 48), (640, 480), (96, 32))):
-        given[target] = Given(size_wh=size, period_s=0.002)
+        given[target] = FakeCapture(size_wh=size, period_s=0.002)
     source = StreamSource(streams(0, 1, 2), imgsz=64)
     groups = []
     with closing(source.batches()) as batches:
@@ -189,7 +189,7 @@ def test_frames_of_one_shape_are_looked_at_together(given):
     assert len(source) == source.at_once == 3
 
 
-def test_a_file_that_stands_for_a_camera_comes_at_its_own_speed(tmp_path):
+def test_video_file_in_a_stream_list_plays_at_its_own_rate(tmp_path):
     video(tmp_path / "a.avi", 11, fps=25)
     video(tmp_path / "b.avi", 6, fps=25, size_wh=(96, 32))
     (tmp_path / "cams.streams").write_text("# two\n\na.avi\n" + str(tmp_path / "b.avi") + "\n")
@@ -203,20 +203,20 @@ def test_a_file_that_stands_for_a_camera_comes_at_its_own_speed(tmp_path):
     assert seen[-1].image[0, 0, 0] == pytest.approx(120, abs=3)  # the last frame is looked at
 
 
-def test_one_that_cannot_be_opened_is_skipped(given):
-    given[0], given[1] = Given(0), [Given(30, period_s=0.005), *(Given(0) for _ in range(9))]
+def test_unopenable_stream_is_skipped(given):
+    given[0], given[1] = FakeCapture(0), [FakeCapture(30, period_s=0.005), *(FakeCapture(0) for _ in range(9))]
     skipped = []
     seen = list(StreamSource(streams(0, 1), policy=QUICK, on_skip=skipped.append, on_event=lambda line: None, imgsz=64))
     assert {f.path for f in seen} == {"webcam1"}
     assert skipped == ["skipped: webcam0: no such camera, or it is in use"]
-    given[1] = Given(0)
+    given[1] = FakeCapture(0)
     with pytest.raises(UserError, match="none of the 2 streams can be read, first: webcam0: no such camera"):
         list(StreamSource(streams(0, 1), policy=QUICK, on_skip=skipped.append, imgsz=64))
     with pytest.raises(UserError, match=r"^webcam0: no such camera"):
         list(StreamSource(streams(0), policy=QUICK, imgsz=64))
 
 
-def test_nobody_there():
+def test_connection_errors_hide_the_password():
     for url, said in (("rtsp://admin:PW@127.0.0.1:1/x", "no server answers .Connection refused"), ("http://127.0.0.1:1/x", "refused")):
         with pytest.raises(UserError, match=said) as caught:
             list(open_source(url, imgsz=64))
@@ -227,13 +227,13 @@ def test_nobody_there():
 
 
 def test_webcams_are_read_by_number_with_stride(given):
-    given[7] = [Given(20, period_s=0.02, length=99), *(Given(0) for _ in range(3))]  # a camera's length is no end
+    given[7] = [FakeCapture(20, period_s=0.02, length=99), *(FakeCapture(0) for _ in range(3))]  # a camera's length is no end
     source = StreamSource([stream_of("7")], policy=QUICK, on_event=lambda line: None, imgsz=64, vid_stride=4)
     assert [int(f.image[0, 0, 0]) for f in source] == [1, 5, 9, 13, 17]
 
 
-def test_an_error_of_a_reader_comes_out(given):
-    class Broken(Given):
+def test_reader_error_is_raised_in_the_main_thread(given):
+    class Broken(FakeCapture):
         def grab(self):
             raise RuntimeError("driver")
 
@@ -243,8 +243,8 @@ def test_an_error_of_a_reader_comes_out(given):
     assert given[0].released
 
 
-def test_a_stop_does_not_wait_for_pauses_and_slots(given):
-    for more, capture in (({}, [Given(3), Given(0)]), ({"every_frame": True}, Given(length=100))):
+def test_stop_does_not_wait_for_reconnect_pauses_or_full_queues(given):
+    for more, capture in (({}, [FakeCapture(3), FakeCapture(0)]), ({"every_frame": True}, FakeCapture(length=100))):
         target = "http://x" if more else 0
         given[target] = capture
         policy = ReconnectPolicy(pause_s=60, max_pause_s=60)
@@ -257,7 +257,7 @@ def test_a_stop_does_not_wait_for_pauses_and_slots(given):
         assert time.monotonic() - start < 0.5
 
 
-def test_how_opencv_is_asked(monkeypatch):
+def test_opencv_is_opened_with_time_outs(monkeypatch):
     asked = []
     monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: asked.append(arguments))
     patience = ReconnectPolicy(open_s=3, read_s=4.5)
@@ -267,7 +267,7 @@ def test_how_opencv_is_asked(monkeypatch):
     assert asked == [("rtsp://u:p@cam/Live", cv2.CAP_FFMPEG, waits), ("clip.avi",), (2,)]
 
 
-def test_a_server_that_falls_silent_is_left_after_the_time_out(server):
+def test_silent_server_is_dropped_after_the_time_out(server):
     server.deaths, server.stalls = [5], True
     notes = []
     source = StreamSource([stream_of(f"{server.url}/cam")], policy=QUICK, on_event=notes.append, imgsz=64)
@@ -299,14 +299,14 @@ print("left")
 """
 
 
-def test_the_end_of_python_waits_for_a_reader_that_hangs(server):
+def test_interpreter_exit_waits_for_a_hanging_reader(server):
     server.deaths, server.stalls = [3], True
     command = [sys.executable, "-c", HANGS_AT_THE_END, f"{server.url}/cam"]
     ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "left\n"), ended.stderr
 
 
-def test_surroundings_are_left_as_they_were(monkeypatch):
+def test_opencv_log_settings_are_restored(monkeypatch):
     level = cv2.utils.logging.getLogLevel()
     monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL", raising=False)
     with silenced_opencv():
@@ -318,7 +318,7 @@ def test_surroundings_are_left_as_they_were(monkeypatch):
     assert cv2.utils.logging.getLogLevel() == level
 
 
-def test_lists(tmp_path):
+def test_stream_list_is_parsed(tmp_path):
     path = tmp_path / "cams.streams"
     path.write_text("\ufeff# cameras\n\n rtsp://u:PW@a.local/x \n0\nrtsp://b.local/x\nrtsp://B.local/x?n=2\n", encoding="utf-8")
     source = open_source(path, imgsz=64)
@@ -332,7 +332,7 @@ def test_lists(tmp_path):
     ("line", "said"),
     [
         ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is no URL, no number"),
-        ("notes.md", "line 2: notes.md is no URL, no number of a camera and no existing video file"),
+        ("notes.md", "line 2: notes.md is neither a URL nor the number of a camera nor an existing video file"),
         ("http://u:PW@cam/now.jpg", "line 2: .* is an image"),
         ("file:///x/PW.mp4?", "without file://"),
         ("gopher://u:PW@cam/", "gopher:// is not supported; known are http"),
@@ -340,7 +340,7 @@ def test_lists(tmp_path):
         ("12345", "no camera has this number"),
     ],
 )
-def test_lines_that_cannot_be_read(tmp_path, line, said):
+def test_invalid_stream_list_lines_are_refused(tmp_path, line, said):
     (tmp_path / "notes.md").touch()
     (tmp_path / "cams.streams").write_text(f"# cameras\n{line}\n")
     with pytest.raises(UserError, match=said) as caught:

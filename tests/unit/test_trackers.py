@@ -47,7 +47,7 @@ def log_run(folder, name, values, *, rows=()):
     callbacks.on_train_end(RunInfo(folder, ("a",), ("box",), DETECT))
 
 
-def test_mlflow(tmp_path, monkeypatch):
+def test_mlflow_records_parameters_metrics_and_artifacts(tmp_path, monkeypatch):
     mlflow = Recorder()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     log_run(tmp_path, "mlflow", {f"key{i}": "x" * 1000 for i in range(120)})
@@ -65,7 +65,7 @@ def test_mlflow(tmp_path, monkeypatch):
     assert [kwargs["step"] for _, kwargs in again.named("log_metrics")] == [0, 1]
 
 
-def test_wandb(tmp_path, monkeypatch):
+def test_wandb_records_config_metrics_and_artifacts(tmp_path, monkeypatch):
     wandb = Recorder()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     log_run(tmp_path, "wandb", {"lr0": 0.01})
@@ -80,7 +80,7 @@ def test_wandb(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "broken"), [("mlflow", "start_run"), ("mlflow", "log_metrics"), ("wandb", "init"), ("wandb", "finish")])
-def test_one_that_fails_is_left_out(tmp_path, monkeypatch, capsys, name, broken):
+def test_failing_tracker_is_removed(tmp_path, monkeypatch, capsys, name, broken):
     package = Recorder(broken=broken)
     monkeypatch.setitem(sys.modules, name, package)
     log_run(tmp_path, name, {})
@@ -88,7 +88,7 @@ def test_one_that_fails_is_left_out(tmp_path, monkeypatch, capsys, name, broken)
     assert package.calls[-1][0] == broken
 
 
-def test_a_package_that_is_missing_or_unknown(monkeypatch):
+def test_missing_package_and_unknown_tracker_are_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"--logger wandb: the package wandb .*pip install wandb"):
         trackers(["wandb"], "runs", {})

@@ -13,7 +13,7 @@ def parsed(line: str) -> TrainConfig:
     return parse_arguments(line.split())
 
 
-def test_nothing_given_is_nothing_set():
+def test_no_flag_sets_no_field():
     assert parsed("") == TrainConfig()
 
 
@@ -55,7 +55,7 @@ def test_empty_weights_mean_from_scratch():
 
 @pytest.mark.parametrize("flag", COMMAND.refused)
 @pytest.mark.parametrize("value", ["", " 300"])
-def test_what_is_not_here_is_refused_by_name(flag, value):
+def test_unsupported_flags_are_refused_by_name(flag, value):
     with pytest.raises(UserError, match=f"^{flag}: not "):
         parsed(f"{flag}{value} --cfg a.yaml")
 
@@ -70,7 +70,7 @@ def test_what_is_not_here_is_refused_by_name(flag, value):
         ("--opt sgdm", "--optimizer 'sgdm'"),
     ],
 )
-def test_values_are_checked(line, says):
+def test_values_are_validated(line, says):
     with pytest.raises(UserError, match=says):
         parsed(line)
 

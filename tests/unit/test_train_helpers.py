@@ -29,7 +29,7 @@ def test_early_stop_waits_for_its_patience():
     assert not EarlyStop(patience=0, best_epoch=0).is_due(10_000)
 
 
-def test_means_of_the_losses():
+def test_loss_meter_averages():
     meter = LossMeter(("box", "cls"))
     assert all(np.isnan(v) for v in meter.means().values())
     meter.update({"cls": torch.tensor(4.0), "box": torch.tensor(1.0, requires_grad=True)})
@@ -37,7 +37,7 @@ def test_means_of_the_losses():
     assert meter.means() == {"box": 2.0, "cls": 5.0}
 
 
-def test_means_leave_out_what_is_no_number_and_go_on_from_a_saved_state():
+def test_loss_means_skip_nan_and_resume_from_a_saved_state():
     meter = LossMeter(("box",), finite_only=True)
     for value in (1.0, float("nan"), float("inf"), 4.0):
         meter.update({"box": torch.tensor(value)})
@@ -50,7 +50,7 @@ def test_means_leave_out_what_is_no_number_and_go_on_from_a_saved_state():
     assert np.isnan(other.means()["box"])
 
 
-def test_sides_hang_on_the_key_alone():
+def test_multi_scale_sides_depend_on_seed_epoch_and_step_only():
     images = torch.rand(2, 3, 320, 256)
     sides = [rescale(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
     assert sides == [rescale(images, base_px=320, stride=32, key=(0, 1, i)).shape[2:] for i in range(40)]
@@ -117,7 +117,7 @@ def test_recipes_have_the_published_values(recipe):
     assert f"box gain {hyp.box:g}" in gains_warning(hyp.box, not anchors)
 
 
-def test_every_recipe_on_the_shelf_is_one_of_them_or_for_small_sets():
+def test_every_hyp_file_is_a_family_recipe_or_for_small_sets():
     assert {p.stem.removeprefix("hyp.") for p in HYPS.glob("*.yaml")} == {*PUBLISHED, "demo", "small", "small-anchors"}
 
 
@@ -127,14 +127,14 @@ def test_a_recipe_is_found_by_its_last_part(tmp_path):
     assert find_hyp("nothing.yaml", tmp_path).name == "nothing.yaml"
 
 
-def test_random_state_comes_back():
+def test_random_state_is_restored():
     state = random_state()
     draw = [random.random(), np.random.rand(), torch.rand(1).item()]  # noqa: NPY002
     set_random_state(state)
     assert [random.random(), np.random.rand(), torch.rand(1).item()] == draw  # noqa: NPY002
 
 
-def test_devices_that_are_not_here(monkeypatch):
+def test_missing_devices_are_refused(monkeypatch):
     assert select_device("CPU") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert select_device("") == torch.device("cpu")
@@ -154,7 +154,7 @@ def test_devices_that_are_not_here(monkeypatch):
         select_device("0")
 
 
-def test_position_tables_of_five_dimensions_stay_and_the_rest_lies_channels_last():
+def test_five_dimensional_tables_keep_their_layout_and_the_rest_is_channels_last():
     model = channels_last(build_model("yolov8n-BoT3.yaml", nc=3))
     dims = {p.dim() for p in model.parameters()}
     assert 5 in dims  # MHSA's tables, which Module.to(memory_format=channels_last) refuses

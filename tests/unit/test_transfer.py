@@ -67,7 +67,7 @@ def random_insertion(name: str, choose: random.Random) -> Edited:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_random_insertion_keeps_everything(seed):
+def test_random_insertion_keeps_every_tensor(seed):
     old = filled("yolov8n.yaml")
     report = lands_where_it_belongs(old, random_insertion("yolov8n.yaml", random.Random(seed)), same_outputs=True)
     assert report.of_source == 1.0
@@ -75,7 +75,7 @@ def test_a_random_insertion_keeps_everything(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov5s.yaml", "yolov8n.yaml", "yolov9-t.yaml", "yolov9-c.yaml"])
-def test_forty_random_insertions_keep_everything(name):
+def test_forty_random_insertions_keep_every_tensor(name):
     old, choose = filled(name), random.Random(5)
     for _ in range(10):
         report = lands_where_it_belongs(old, random_insertion(name, choose), same_outputs=True)
@@ -84,7 +84,7 @@ def test_forty_random_insertions_keep_everything(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov5s.yaml", "yolov8n.yaml", "yolov9-t.yaml", "yolov9-c.yaml"])
-def test_replacements_and_removals_keep_what_is_outside_them(name):
+def test_replacements_and_removals_keep_all_other_rows(name):
     spec, old, choose = load_spec(name), filled(name), random.Random(6)
     kind = {"yolov5s.yaml": "C3", "yolov8n.yaml": "C2f"}.get(name, "RepNCSPELAN4")
     rows = [i for i, row in enumerate(spec.rows) if row.module == kind]
@@ -114,7 +114,7 @@ def test_removed_and_inserted_rows_are_named():
     assert [row.outcome for row in report.rows if row.target == 8] == [KEPT]
 
 
-def test_rows_that_moved_are_summed_up():
+def test_moved_rows_are_summarised_as_ranges():
     old = tiny_model()
     change = edit(old.spec, insert="CBAM@2", init="identity")
     report = transfer(Model(change.spec, names=old.names), source(old))
@@ -122,7 +122,7 @@ def test_rows_that_moved_are_summed_up():
     assert report.having(MOVED)[0].source == 3
 
 
-def test_what_a_wrapped_layer_holds_goes_in_and_out():
+def test_identity_wrapped_and_plain_layers_exchange_weights():
     plain = tiny_model()
     wrapped = build_model(tiny_cfg(attention=["FocalModulation", [{"init": "identity"}]]), names=plain.names)
     report = transfer(wrapped, source(plain))
@@ -143,7 +143,7 @@ def test_repeats_are_matched_by_number(before, after):
     assert all(torch.equal(mine[k], theirs[k]) for k in mine if k in theirs)
 
 
-def test_repeats_of_a_row_too():
+def test_repeats_of_a_row_are_matched_by_number():
     first, second, _, last = V5["backbone"]
     cfgs = [{**V5, "backbone": [first, second, [-1, n, "Conv", [16, 3, 1]], last]} for n in (1, 3)]
     old, new = filled(cfgs[0]), build_model(cfgs[1])
@@ -154,7 +154,7 @@ def test_repeats_of_a_row_too():
     assert torch.equal(again.state_dict()["model.2.conv.weight"], old.state_dict()["model.2.conv.weight"])
 
 
-def test_classes_go_by_name():
+def test_classes_are_matched_by_name():
     old, new = filled("yolov8n.yaml", ["cat", "Dog ", "fish"]), build_model("yolov8n.yaml", names=["bird", "dog", "cat", "ant"])
     before = {k: v.clone() for k, v in new.state_dict().items()}
     report = transfer(new, source(old))
@@ -181,7 +181,7 @@ def test_classes_go_by_name():
         (None, ["a", "b"], [0, 1]),
     ],
 )
-def test_which_classes_are_the_same(theirs, ours, keep):
+def test_class_names_are_compared_without_case_and_spaces(theirs, ours, keep):
     old, new = filled({**V5, "nc": len(theirs or "ab")}, theirs), build_model({**V5, "nc": len(ours or "ab")}, names=ours)
     before = new.state_dict()["model.4.m.0.weight"].clone()
     transfer(new, source(old))
@@ -191,7 +191,7 @@ def test_which_classes_are_the_same(theirs, ours, keep):
         assert torch.equal(a[:, 5 + i], before.unflatten(0, (2, -1))[:, 5 + i] if j is None else b[:, 5 + j])
 
 
-def test_anchors_come_along_unless_the_yaml_means_its_own():
+def test_anchors_are_transferred_unless_the_yaml_lists_its_own():
     old = filled(V5)
     old.head.anchors.mul_(1.5)  # as autoanchor leaves them
     same, other = build_model(V5), build_model({**V5, "anchors": [[8, 8, 16, 16], [32, 32, 64, 64]]})
@@ -206,7 +206,7 @@ def test_anchors_come_along_unless_the_yaml_means_its_own():
 
 
 @pytest.mark.parametrize("cfg", [True, False])
-def test_anchors_that_a_given_yaml_lists_stay_and_the_report_says_so(cfg):
+def test_anchors_listed_in_a_given_yaml_are_kept_and_reported(cfg):
     old = filled(V5)
     same = build_model(V5)
     assert "anchors" not in str(transfer(same, source(old, cfg=cfg), own_anchors=True))
@@ -224,7 +224,7 @@ def test_anchors_that_a_given_yaml_lists_stay_and_the_report_says_so(cfg):
     assert torch.equal(counted.head.anchors, old.head.anchors)
 
 
-def test_another_number_of_anchors_keeps_the_rest():
+def test_different_anchor_count_keeps_all_other_tensors():
     old, new = filled(V5), build_model({**V5, "anchors": [[8, 8], [32, 32]]})
     report = transfer(new, source(old))
     assert not any(name.startswith("model.4.") for name in report.filled)
@@ -232,7 +232,7 @@ def test_another_number_of_anchors_keeps_the_rest():
 
 
 @pytest.mark.parametrize("cfg", [True, False])
-def test_the_main_branch_of_a_dual_head_and_a_single_one(cfg):
+def test_dual_main_branch_and_single_head_exchange_weights(cfg):
     dual = tiny_model(head=DUAL_HEAD)
     single = build_model(tiny_cfg(), names=dual.names)
     report = transfer(single, source(dual, cfg=cfg))
@@ -245,7 +245,7 @@ def test_the_main_branch_of_a_dual_head_and_a_single_one(cfg):
     assert "model.8.cv2.0.0.conv.weight" not in report.filled
 
 
-def test_the_deployed_form_of_yolov9():
+def test_deployed_yolov9_receives_the_main_branch():
     dual, single = filled("yolov9-t.yaml"), build_model("gelan-t.yaml")
     report = transfer(single, source(dual))
     assert report.of_target == 1.0
@@ -253,14 +253,14 @@ def test_the_deployed_form_of_yolov9():
     assert [(r.source, r.module) for r in report.rows if r.target is None] == [(22, "SPPELAN"), (25, "RepNCSPELAN4"), (28, "RepNCSPELAN4")]
 
 
-def test_other_heads_keep_the_backbone():
+def test_different_head_keeps_the_backbone():
     old, new = filled("yolov5n.yaml"), build_model("yolov5nu.yaml")
     report = transfer(new, source(old))
     assert all(f"model.{i}." not in name for name in set(new.state_dict()) - report.filled for i in range(24))
     assert report.of_source > 0.9
 
 
-def test_half_precision_and_a_yaml_that_cannot_be_read():
+def test_half_precision_weights_and_unreadable_yaml_are_handled():
     old = tiny_model()
     weights = {k: v.half() if v.is_floating_point() else v for k, v in old.state_dict().items()}
     new = build_model(tiny_cfg(), names=old.names)
@@ -270,7 +270,7 @@ def test_half_precision_and_a_yaml_that_cannot_be_read():
     assert torch.allclose(new.state_dict()["model.0.conv.weight"], old.state_dict()["model.0.conv.weight"], atol=1e-3)
 
 
-def test_tensors_outside_rows_are_counted_as_left_out():
+def test_tensors_outside_rows_are_reported_as_dropped():
     old = tiny_model()
     report = transfer(build_model(tiny_cfg(), names=old.names), Source({**old.state_dict(), "extra.weight": torch.ones(7)}, None))
     assert "tensors of no row" in str(report)
@@ -278,7 +278,7 @@ def test_tensors_outside_rows_are_counted_as_left_out():
 
 
 @pytest.mark.parametrize("suffix", [".md", ".csv", ".json"])
-def test_the_report_as_a_file(tmp_path, suffix):
+def test_report_is_written_as_md_csv_and_json(tmp_path, suffix):
     old = tiny_model()
     report = transfer(build_model(tiny_cfg(attention=["CBAM", []]), names=old.names), source(old))
     path = tmp_path / f"report{suffix}"
@@ -296,12 +296,12 @@ def test_the_report_as_a_file(tmp_path, suffix):
         assert text.count("\n| ") == len(report.rows) + 2
 
 
-def test_another_ending_is_refused(tmp_path):
+def test_unknown_report_suffix_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"report\.txt: a file that ends in \.md, \.csv, \.json"):
         transfer(tiny_model(), source(tiny_model())).write(tmp_path / "report.txt")
 
 
-def test_a_checkpoint_becomes_a_yaml_a_network_and_a_checkpoint_again(tmp_path):
+def test_checkpoint_round_trips_through_yaml_and_network(tmp_path):
     from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
     from models.edit.graph_table import write_spec
 
@@ -322,7 +322,7 @@ def test_a_checkpoint_becomes_a_yaml_a_network_and_a_checkpoint_again(tmp_path):
     assert again.weights.keys() == loaded.weights.keys()
 
 
-def test_values_are_those_of_the_source_and_not_only_their_shapes():
+def test_transferred_values_equal_the_source():
     old = tiny_model()
     new = Model(edit(old.spec, insert="SE@detect").spec, names=old.names)
     transfer(new, source(old))

@@ -9,7 +9,7 @@ import pytest
 from data.images.reading import ImageError
 from data.sources import urls
 from data.sources.urls import plain_name, read_remote_image, redacted
-from tests.streaming import SECRET, camera, solid_image
+from tests.stream_sources import SECRET, camera, solid_image
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from tests.streaming import SECRET, camera, solid_image
         ("http://", "http://", "stream"),
     ],
 )
-def test_nothing_secret_is_shown(url, shown, name):
+def test_passwords_are_redacted(url, shown, name):
     assert redacted(url) == shown
     assert plain_name(url) == name
     assert "PW" not in redacted(url) + plain_name(url)
@@ -70,7 +70,7 @@ def test_a_password_is_sent_to_the_host_that_asks_for_it_only(server):
         ("/empty.jpg", "the file is empty"),
     ],
 )
-def test_what_cannot_be_read_is_one_line_without_the_password(server, path, said):
+def test_unreadable_url_gives_one_line_without_the_password(server, path, said):
     with pytest.raises(ImageError) as caught:
         read_remote_image(server.with_password(path))
     assert said in str(caught.value)
@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_one_line_without_the_password(server, path, said
         ("ftp://admin:PW@host/a.jpg", "only http"),
     ],
 )
-def test_urls_that_lead_nowhere(url, said):
+def test_unreachable_urls_are_refused(url, said):
     with pytest.raises(ImageError, match=said) as caught:
         read_remote_image(url)
     assert "PW" not in str(caught.value)

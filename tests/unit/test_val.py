@@ -80,14 +80,14 @@ def test_boxes_are_compared_in_px_of_the_original_images() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_model_runs_in_evaluation_mode_and_keeps_its_own(training: bool) -> None:
+def test_model_runs_in_eval_mode_and_returns_to_its_own(training: bool) -> None:
     model = Oracle().train(training)
     evaluate(model, [batch(0)], QUIET)
     assert model.modes == [False]
     assert model.training is training
 
 
-def test_mode_is_kept_when_something_fails() -> None:
+def test_training_mode_is_restored_after_an_error() -> None:
     model = Oracle().train()
     model.forward = lambda images: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -103,7 +103,7 @@ def test_losses_are_means_over_batches_and_speed_is_per_image() -> None:
     assert evaluate(Oracle(), [batch(2)], QUIET).losses == {}
 
 
-def test_shards_of_other_processes_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_other_ranks_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process has seen the second batch, and the first once more as padding."""
     other = MetricAccumulator(NAMES)
     evaluate(Oracle(), [batch(1), batch(0)], QUIET, metric=other)
@@ -114,7 +114,7 @@ def test_shards_of_other_processes_are_merged(monkeypatch: pytest.MonkeyPatch) -
     assert metrics.speed_ms["NMS"] > 3000 / 6
 
 
-def test_empty_loader() -> None:
+def test_empty_loader_gives_empty_metrics() -> None:
     metrics = evaluate(Oracle(), [], QUIET)
     assert (metrics.images, metrics.map) == (0, 0)
 
@@ -178,7 +178,7 @@ def run(folder: Path, *flags: str, weights: bool = True) -> int:
     return val.main([*given, *common, *flags])
 
 
-def test_whole_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_writes_metrics_labels_json_and_plots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--name", "whole", "--save-json", "--save-txt", "--save-conf", "--conf", "0.0001"]
     assert run(folder, *flags) == 0
     text = capsys.readouterr().out
@@ -216,7 +216,7 @@ def test_single_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^ +item +5 +15 ", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_exported_file_of_one_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fixed_size_exported_file_is_validated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from models import load_model
     from models.export.exporting import ExportOptions, export_model
 
@@ -251,7 +251,7 @@ def test_exported_file_of_one_size(folder: Path, capsys: pytest.CaptureFixture[s
         (["--task", "test"], "'test'"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_a_failure(
+def test_unsupported_requests_exit_with_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     assert run(folder, *flags) == 1
@@ -261,14 +261,14 @@ def test_what_cannot_be_done_is_one_line_and_a_failure(
     assert error.count("\n") == 1
 
 
-def test_classes_must_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_must_match_the_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = folder / "three.yaml"
     data.write_text("path: .\nval: images/val\nnames: [a, b, c]\n")
     assert run(folder, "--data", str(data)) == 1
     assert "3 classes" in capsys.readouterr().err
 
 
-def test_no_weights_means_the_newest_run(
+def test_missing_weights_default_to_the_newest_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -281,7 +281,7 @@ def test_no_weights_means_the_newest_run(
     assert "No --weights given" in capsys.readouterr().out
 
 
-def test_flags_as_people_type_them() -> None:
+def test_flag_prefixes_are_understood() -> None:
     flags = ["--weights", "a.pt", "--data", "d", "--batch", "8", "--img", "320", "--conf", "0.01", "--iou", "0.6", "--half", "--save-conf"]
     values = {"weights": "a.pt", "data": "d", "batch_size": 8, "imgsz": 320, "conf_thres": 0.01, "iou_thres": 0.6, "half": True}
     assert parse_arguments(flags) == ValConfig(**values, save_txt=True, save_conf=True)

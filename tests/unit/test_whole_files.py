@@ -9,7 +9,7 @@ import pytest
 from utils.files import UNFINISHED, atomic_write
 
 
-def test_the_file_comes_at_the_end(tmp_path):
+def test_file_appears_only_when_complete(tmp_path):
     path = tmp_path / "a.b.txt"
     path.write_text("old")
     with atomic_write(path) as partial:
@@ -22,7 +22,7 @@ def test_the_file_comes_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
+def test_failed_write_keeps_the_old_file_and_no_temporary_one(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -37,19 +37,19 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "none" / "a.txt") as partial:
         partial.write_text("x")
 
 
-def test_a_long_name_is_no_obstacle(tmp_path):
+def test_long_file_name_is_written(tmp_path):
     path = tmp_path / ("ä" * 125 + ".txt")
     with atomic_write(path) as partial:
         partial.write_text("x")
     assert path.read_text() == "x"
 
 
-def test_others_may_read_it(tmp_path):
+def test_file_permissions_follow_the_umask(tmp_path):
     """Data sets are shared, and so are the caches beside them."""
     plain = tmp_path / "plain"
     plain.write_text("x")
@@ -58,7 +58,7 @@ def test_others_may_read_it(tmp_path):
     assert (tmp_path / "a").stat().st_mode == plain.stat().st_mode
 
 
-def test_threads_write_the_same_file(tmp_path):
+def test_concurrent_writes_leave_one_complete_file(tmp_path):
     def write(text: str) -> None:
         with atomic_write(tmp_path / "a") as partial:
             partial.write_text(text * 10_000)

@@ -1,4 +1,4 @@
-"""Checkpoints in the pickle layouts of other programs, made without them: empty classes under their paths hold this project's tensors."""
+"""Checkpoints in the pickle layouts of other programs, made without them: empty classes under their import paths hold own tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models import build_model
 from models.model import Model
 from models.spec.parser import find_config
 
-# Program -> where its classes lie; the blocks that are not listed lie under "*".
+# Program -> class name -> module; "*" is for classes that are not listed.
 LAYOUTS = {
     "yolov5": {"*": "models.common", "Detect": "models.yolo", "Model": "models.yolo.DetectionModel"},
     "yolov5-old": {"*": "models.common", "GhostConv": "models.experimental", "GhostBottleneck": "models.experimental"}
@@ -30,13 +30,13 @@ LAYOUTS = {
     | dict.fromkeys(("Conv", "Concat", "DWConv", "RepConv"), "ultralytics.nn.modules.conv")
     | {"Model": "ultralytics.nn.tasks.DetectionModel"},
 }
-RENAMED = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks that a program calls otherwise
-CALLED = {"AnchorDetect": "Detect", "DetectV9": "Detect", "FusedConv": "Conv"}  # folding leaves the class as it is
+RENAMED_BLOCKS = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks with another name in a program
+CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "FusedConv": "Conv"}  # other programs keep the class when they fuse
 ATTRIBUTES = ("add", "c", "nc")
 
 
 class Layout:
-    """The classes of one program, made when they are asked for, and taken away at the end."""
+    """The classes of one program, created on demand."""
 
     def __init__(self, program: str) -> None:
         self.program, self.made = program, {}
@@ -47,7 +47,7 @@ class Layout:
         if name == "Model":
             module, _, name = table[name].rpartition(".")
         else:
-            name = RENAMED.get(self.program, {}).get(name, name)
+            name = RENAMED_BLOCKS.get(self.program, {}).get(name, name)
             module = table.get(name, table["*"])
         if (module, name) not in self.made:
             self.made[module, name] = type(name, (nn.Module,), {"__module__": module})
@@ -64,7 +64,7 @@ class Layout:
 
 @contextlib.contextmanager
 def layout(program: str) -> Iterator[Layout]:
-    """The program's classes as long as the context lasts."""
+    """Makes the program's classes importable within the context and removes their modules afterwards."""
     made = Layout(program)
     made.added = []
     try:
@@ -75,16 +75,16 @@ def layout(program: str) -> Iterator[Layout]:
 
 
 def foreign_model(config: str, classes: Layout, *, nc: int = 80, names: Any = None, raw: dict[str, Any] | None = None) -> nn.Module:
-    """The network of a config, filled, as the program would hold it: same names, its classes, its attributes."""
+    """The network of a config with random weights in the program's classes, with its attribute names."""
     names = names if names is not None else {i: f"thing {i}" for i in range(nc)}
     own = build_model(config, nc=nc)
-    scramble_(own)
-    return dressed(own, classes, names=names, raw=raw if raw is not None else raw_yaml(config, nc))
+    randomize_(own)
+    return convert_model(own, classes, names=names, raw=raw if raw is not None else raw_yaml(config, nc))
 
 
 @torch.no_grad()
-def scramble_(model: nn.Module) -> nn.Module:
-    """Fills a network with numbers of which no two tensors have the same."""
+def randomize_(model: nn.Module) -> nn.Module:
+    """Fills a network with random values that differ from tensor to tensor."""
     generator = torch.Generator().manual_seed(0)
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not name.endswith(("anchors", "anchor_grid")) and ".dfl" not in name:
@@ -93,10 +93,10 @@ def scramble_(model: nn.Module) -> nn.Module:
     return model
 
 
-def dressed(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any]) -> nn.Module:
-    """A Model in the program's classes, with what its model object carries besides tensors."""
+def convert_model(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any]) -> nn.Module:
+    """A Model in the program's classes, with the attributes that its model object holds besides tensors."""
     model = _empty(classes.of("Model"))
-    model.model = _converted(own.model, classes)
+    model.model = _convert_module(own.model, classes)
     model.yaml, model.names, model.save, model.inplace = raw, names, [4, 6, 9], True
     model.stride = torch.tensor(own.strides)
     for plan, layer in zip(own.plans, model.model):
@@ -105,7 +105,7 @@ def dressed(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any]) -> 
     head = model.model[-1]
     head.stride = torch.tensor(own.strides)
     head.nc, head.no, head.nl = own.nc, own.nc + 64, len(own.strides)
-    if own.head.anchor_based:  # what inference leaves behind: grids, one of them a view with steps of 0
+    if own.head.anchor_based:  # grids that inference stores, one of them a view with stride 0
         head.na, head.grid = 3, [torch.zeros(1)] * 3
         if not hasattr(own.head, "anchor_grid"):
             head.anchor_grid = [torch.ones(1, 3, 1, 1, 2).expand(1, 3, 4, 4, 2)] * 3
@@ -113,14 +113,14 @@ def dressed(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any]) -> 
 
 
 def raw_yaml(config: str, nc: int) -> dict[str, Any]:
-    """The YAML as programs keep it: a mapping with rows as written, its classes and channels set."""
+    """The YAML as other programs store it: a mapping with the rows as written, classes and channels set."""
     path, scale = find_config(config)
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {**raw, **({"scale": scale} if scale else {}), "nc": nc, "ch": 3, "yaml_file": Path(config).name}
 
 
-def strip_and_save(model: nn.Module, path: Path, *, ema: bool = False, zipped: bool = True, **entries: Any) -> dict[str, torch.Tensor]:
-    """Writes the file as the programs' training ends: in half precision, without optimizer. Returns what should come out."""
+def save_stripped(model: nn.Module, path: Path, *, ema: bool = False, zipped: bool = True, **entries: Any) -> dict[str, torch.Tensor]:
+    """Writes the file as the end of a training does: half precision, no optimizer. Returns the state dict that loading must give."""
     kept = copy.deepcopy(model).half()
     empty = {"epoch": -1, "best_fitness": None, "optimizer": None, "updates": None, "date": "2024-01-01"}
     content = {**empty, "model": None if ema else kept, "ema": kept if ema else None, **entries}
@@ -128,11 +128,11 @@ def strip_and_save(model: nn.Module, path: Path, *, ema: bool = False, zipped: b
     return {k: v.float() if v.is_floating_point() else v for k, v in kept.state_dict().items()}
 
 
-def _converted(module: nn.Module, classes: Layout) -> nn.Module:
-    """The same module in the program's class; the framework's own stay what they are."""
+def _convert_module(module: nn.Module, classes: Layout) -> nn.Module:
+    """The same module in the program's class; modules of torch.nn keep theirs."""
     kind = type(module)
     plain = next((c for c in kind.__mro__ if c.__module__.startswith("torch.nn.modules")), nn.Module)
-    out = _empty(kind if kind is plain else plain if plain is not nn.Module else classes.of(CALLED.get(kind.__name__, kind.__name__)))
+    out = _empty(kind if kind is plain else plain if plain is not nn.Module else classes.of(CLASS_NAMES.get(kind.__name__, kind.__name__)))
     if plain is not nn.Module:
         out.__dict__.update({k: v for k, v in module.__dict__.items() if not k.startswith("_")})
     for name in ATTRIBUTES:
@@ -141,7 +141,7 @@ def _converted(module: nn.Module, classes: Layout) -> nn.Module:
     out._parameters, out._buffers = dict(module._parameters), dict(module._buffers)
     out._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
     for name, child in module._modules.items():
-        out._modules[name] = None if child is None else _converted(child, classes)
+        out._modules[name] = None if child is None else _convert_module(child, classes)
     out.training = module.training
     return out
 

@@ -1,4 +1,4 @@
-"""Training, validation and detection as they run on a GPU, on one that is not there: tests/pretended_device.py."""
+"""Training, validation and detection on a fake CUDA device (tests/fake_cuda.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import detect
 import train
 import val
 from models.checkpoints.checkpoint import load_checkpoint
-from tests.pretended_device import GPU, Seen, pretended_gpu
+from tests.fake_cuda import GPU, DeviceRecord, fake_cuda
 from tests.tiny import tiny_checkpoint
 from tests.tiny_training import TINY, config, make_world
 from utils import distributed
@@ -56,15 +56,15 @@ def _ordinary_kernels_afterwards():
 
 
 @contextmanager
-def gpu() -> Iterator[Seen]:
-    """Everything that chooses its device by itself takes this one."""
-    with pytest.MonkeyPatch.context() as patch, pretended_gpu(patch) as seen:
+def gpu() -> Iterator[DeviceRecord]:
+    """Makes the fake device the default of ``select_device``."""
+    with pytest.MonkeyPatch.context() as patch, fake_cuda(patch) as seen:
         patch.setattr(distributed, "select_device", lambda name="": GPU)
         yield seen
 
 
-def waits_in_training(seen: Seen) -> set[str]:
-    return {wait for wait in seen.waits if any(file in wait for file in STEP) and not any(file in wait for file in LOGGING)}
+def waits_in_training(seen: DeviceRecord) -> set[str]:
+    return {wait for wait in seen.syncs if any(file in wait for file in STEP) and not any(file in wait for file in LOGGING)}
 
 
 def trained(world: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
@@ -73,7 +73,7 @@ def trained(world: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("block", "head"), [("FocalModulation, []", DUAL), ("BRA, []", PLAIN), ("NLBlockND, []", PLAIN)])
-def test_a_training_makes_the_weights_that_it_makes_on_the_cpu(world, tmp_path, block, head):
+def test_training_on_the_fake_device_gives_the_cpu_weights(world, tmp_path, block, head):
     cfg = tmp_path / "tiny-v9.yaml"
     cfg.write_text(TINY.format(block=block).replace("[[3, 4], 1, DDetect, [nc]]", head))
     expected = trained(world, tmp_path / "cpu", cfg=cfg, deterministic=True)
@@ -81,10 +81,10 @@ def test_a_training_makes_the_weights_that_it_makes_on_the_cpu(world, tmp_path, 
         got = trained(world, tmp_path / "gpu", cfg=cfg, deterministic=True)
     assert max((got[k].double() - v.double()).abs().max() for k, v in expected.items()) < 1e-6
     assert not waits_in_training(seen)
-    assert not seen.unordered
+    assert not seen.nondeterministic
 
 
-def test_detection_and_validation_see_the_same(world, tmp_path, capsys):
+def test_detection_and_validation_on_the_fake_device_equal_the_cpu(world, tmp_path, capsys):
     weights = tiny_checkpoint(tmp_path / "tiny.pt", names=("dark", "bright"))
     found = ["--weights", str(weights), "--source", str(world / "images" / "val"), "--imgsz", "64", "--conf-thres", "0.01", "--nosave"]
     measured = ["--weights", str(weights), "--data", str(world / "data.yaml"), "--imgsz", "64", "--workers", "0"]
@@ -102,7 +102,7 @@ def test_detection_and_validation_see_the_same(world, tmp_path, capsys):
     assert len(expected) == 3 * 4 + 1
 
 
-def test_a_kernel_without_a_deterministic_form_ends_in_one_line(world, tmp_path):
+def test_kernel_without_a_deterministic_form_gives_one_line(world, tmp_path):
     (tmp_path / "puts.py").write_text(PUTS)
     (tmp_path / "puts-v9.yaml").write_text((world / "tiny-v9.yaml").read_text().replace("Conv, [16, 1, 1]", "PutsForTests, []"))
     given = {"cfg": tmp_path / "puts-v9.yaml", "plugins": (tmp_path / "puts.py",)}

@@ -1,4 +1,4 @@
-"""Sources for tests: a camera, videos and images behind http://127.0.0.1, a stand-in for OpenCV's reader and one for the screen."""
+"""Stream sources for tests: an HTTP camera with videos and images on 127.0.0.1, a fake cv2.VideoCapture and a fake screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SECRET = "s3cret%2Fw0rd"  # as it stands in a URL
+SECRET = "s3cret%2Fw0rd"  # URL-encoded
 USER = "admin"
 _BOUNDARY = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n"
 
@@ -23,14 +23,14 @@ SCREENS = [WHOLE, {**WHOLE, "width": 200, "name": "left"}, {**WHOLE, "left": 200
 
 
 def solid_image(width: int, height: int, value: int = 60) -> np.ndarray:
-    """Grey (H, W, 3) uint8 with a white box, which tests' networks find."""
+    """Grey (H, W, 3) uint8 with a white box, which the networks of the tests detect."""
     image = np.full((height, width, 3), value, np.uint8)
     image[height // 4 : height // 2, width // 4 : width // 2] = 255
     return image
 
 
 def video(path: Path, frames: int, *, size_wh: tuple[int, int] = (64, 48), fps: float = 25.0) -> Path:
-    """A motion JPEG in AVI whose frames grow brighter by twelve, up to 240."""
+    """Writes a motion JPEG AVI whose frames grow brighter by twelve, up to 240."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, size_wh)
     for i in range(frames):
         writer.write(solid_image(*size_wh, value=12 * i % 240))
@@ -39,13 +39,13 @@ def video(path: Path, frames: int, *, size_wh: tuple[int, int] = (64, 48), fps: 
 
 
 class Camera:
-    """What the server does.
+    """Settings and log of the server.
 
     Attributes:
         files: path of the URL -> bytes.
-        deaths: how many frames each further connection of ``/cam`` gives before it breaks; then they have no end.
-        stalls: whether it falls silent in the end instead of sending on.
-        requests: path and, if there was one, the ``Authorization`` of every request.
+        deaths: number of frames after which each further connection of ``/cam`` breaks; connections beyond the list do not break.
+        stalls: whether the connection stays open without data after the last frame.
+        requests: path and ``Authorization`` header (empty if absent) of every request.
     """
 
     def __init__(self) -> None:
@@ -133,8 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
             pass  # the reader has left
 
 
-class Given:
-    """Stands for cv2.VideoCapture: gives frames as it is told and knows which are still held."""
+class FakeCapture:
+    """A fake cv2.VideoCapture: gives the requested number of frames and tracks which are still referenced."""
 
     def __init__(self, frames=10**9, *, size_wh=(64, 48), fps=30.0, length=0, period_s=0.0):
         self.frames, self.size_wh, self.period_s, self.released = frames, size_wh, period_s, False
@@ -169,8 +169,8 @@ class Tracked(np.ndarray):
     __eq__ = object.__eq__
 
 
-class Grabber:
-    """Stands for the screen of the package mss: gives images (H, W, 4) BGRX whose blue is the column and whose red counts grabs."""
+class FakeScreen:
+    """A fake screen of the package mss: images (H, W, 4) BGRX whose blue is half the column and whose red counts captures."""
 
     def __init__(self):
         self.monitors, self.grabs = SCREENS, 0

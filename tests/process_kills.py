@@ -1,7 +1,7 @@
-"""Runs trainings in processes that can be killed, forked from one that has everything imported: ``python -m tests.killing PLAN.json``.
+"""Kills and resumes trainings in forked processes: ``python -m tests.process_kills PLAN.json``.
 
-A plan is ``{"config": flags of the run, "resume": path of its last.pt, "kills": number, "seed": number}``. The first run is left alone in
-a folder of its own; the second is killed ``kills`` times, each time at a random moment, and resumed. What happened is printed as JSON.
+A plan is ``{"config": flags of the run, "kills": number, "seed": number}``. The first run (folder ``whole``) is not interrupted; the second
+(folder ``cut``) is killed ``kills`` times at random moments and resumed. The result is printed as JSON. Forking saves the imports.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from utils.files import UNFINISHED
 LIMIT_S = 300
 
 
-class Beat(Callback):
-    """Writes a byte to a pipe for every batch."""
+class BatchPulse(Callback):
+    """Writes one byte to a pipe per batch."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
@@ -47,7 +47,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     steps = attempt(TrainConfig(**{**flags, "name": "whole"}))[1]
     whole_s = time.monotonic() - started
     last = Path(flags["project"]) / "cut" / "weights" / "last.pt"
-    most = max(steps // plan["kills"] - 2, 1)  # batches before a kill, so that the run does not end before the last one
+    most = max(steps // plan["kills"] - 2, 1)  # batches before a kill; keeps the run from ending before the last kill
     found: dict[str, Any] = {"kills": 0, "steps": steps, "corrupt": [], "moments": [], "partials": 0}
     while found["kills"] < plan["kills"]:
         config = TrainConfig(resume=last) if last.exists() else TrainConfig(**{**flags, "name": "cut", "exist_ok": True})
@@ -65,7 +65,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
             except Exception as error:
                 found["corrupt"].append(str(error))
     found["ended"] = attempt(TrainConfig(resume=last))[0] if last.exists() else "nothing was saved"
-    deadline = time.monotonic() + 15  # a loader process looks every five seconds whether its parent lives
+    deadline = time.monotonic() + 15  # loader processes check every five seconds whether their parent is alive
     while (found_orphans := orphans(flags["project"])) and time.monotonic() < deadline:
         time.sleep(0.2)
     found["orphans"] = found_orphans
@@ -74,11 +74,11 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def attempt(config: TrainConfig, *, kill_after: tuple[int, float] | None = None, start_s: float | None = None) -> tuple[int, int]:
-    """Trains in a forked process; returns its exit code (negative: the signal that ended it) and the batches it saw.
+    """Trains in a forked process; returns its exit code (negative: the signal that ended it) and its number of batches.
 
     Args:
-        kill_after: batches, and seconds after them, after which it is killed.
-        start_s: seconds from its start after which it is killed whatever it has done.
+        kill_after: it is killed after so many batches and so many seconds.
+        start_s: seconds from its start after which it is killed regardless of its progress.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -94,7 +94,7 @@ def attempt(config: TrainConfig, *, kill_after: tuple[int, float] | None = None,
             break
         if select.select([read], [], [], 0.005)[0]:
             beats += len(os.read(read, 1))
-        if kill_after is not None and beats > kill_after[0]:  # but not many batches later, should the machine have become faster
+        if kill_after is not None and beats > kill_after[0]:  # limits extra batches if the machine became faster
             end = min(end, time.monotonic() + (kill_after[1] if beats == kill_after[0] + 1 else 0.0))
     os.set_blocking(read, False)
     with contextlib.suppress(BlockingIOError):
@@ -104,17 +104,17 @@ def attempt(config: TrainConfig, *, kill_after: tuple[int, float] | None = None,
 
 
 def exit_code(child: int) -> int | None:
-    """None while it runs."""
+    """Exit code of a child; None while it runs."""
     pid, status = os.waitpid(child, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if pid else None
 
 
 def run(config: TrainConfig, pipe: int) -> int:
-    """What the forked process does."""
+    """Trains in the forked process; returns its exit code."""
     os.setpgid(0, 0)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            train(config, callbacks=[Beat(pipe)])
+            train(config, callbacks=[BatchPulse(pipe)])
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -122,7 +122,7 @@ def run(config: TrainConfig, pipe: int) -> int:
 
 
 def orphans(project: str) -> list[int]:
-    """Processes that were forked from this one and have lost their parent."""
+    """Ids of processes with this command line that are still alive: loader processes whose parent was killed."""
     own = " ".join(psutil.Process().cmdline())
     alive = [p for p in psutil.process_iter(["cmdline", "pid", "status"]) if " ".join(p.info["cmdline"] or ()) == own]
     return [p.info["pid"] for p in alive if p.info["pid"] != os.getpid() and p.info["status"] != psutil.STATUS_ZOMBIE]

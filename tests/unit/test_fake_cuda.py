@@ -1,4 +1,4 @@
-"""The GPU that is not there refuses what a real one refuses, and sees what costs time or determinism on one."""
+"""The fake CUDA device refuses what a real one refuses, and records synchronisations and nondeterministic kernels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.pretended_device import GPU, Away, pretended_gpu
+from tests.fake_cuda import GPU, FakeCudaTensor, fake_cuda
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    with pretended_gpu(monkeypatch) as seen:
+    with fake_cuda(monkeypatch) as seen:
         yield seen
 
 
@@ -21,13 +21,13 @@ def there(*size: int) -> torch.Tensor:
     return torch.ones(size, device="cuda")
 
 
-def test_tensors_come_and_go(gpu):
+def test_tensors_move_to_and_from_the_device(gpu):
     x = torch.arange(6.0).to("cuda:0")
-    assert isinstance(x, Away)
+    assert isinstance(x, FakeCudaTensor)
     assert (x.device, x.is_cuda, x.new_zeros(2).device, x.new_tensor([1]).device, (x + 1).device) == (GPU, True, GPU, GPU, GPU)
-    assert not isinstance(x.cpu(), Away)
+    assert not isinstance(x.cpu(), FakeCudaTensor)
     assert x.tolist() == list(range(6))
-    assert len(gpu.waits) == 2
+    assert len(gpu.syncs) == 2
 
 
 @pytest.mark.parametrize(
@@ -70,20 +70,20 @@ def test_numpy_is_refused(gpu):
         lambda x: x.index_put_((x > 0,), there(4)),
     ],
 )
-def test_waiting_is_seen(gpu, waiting):
+def test_synchronisation_is_recorded(gpu, waiting):
     x = there(4)
-    assert not gpu.waits
+    assert not gpu.syncs
     waiting(x)
-    assert len(gpu.waits) == 1
-    assert "test_pretended_device.py" in gpu.waits[0]
+    assert len(gpu.syncs) == 1
+    assert "test_fake_cuda.py" in gpu.syncs[0]
 
 
-def test_work_is_not_waiting(gpu):
+def test_asynchronous_work_is_not_recorded_as_synchronisation(gpu):
     x = there(4).requires_grad_()
     y = torch.where(x > 0, x, 0.0).index_select(0, torch.arange(3, device="cuda"))
     y[y > 5] = 0.0
     y.sum().backward()
-    assert not gpu.waits
+    assert not gpu.syncs
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_work_is_not_waiting(gpu):
         lambda x: F.grid_sample(x, torch.zeros(1, 2, 2, 2, device="cuda"), align_corners=False),
     ],
 )
-def test_kernels_that_add_in_any_order_are_seen(gpu, unordered):
+def test_nondeterministic_kernels_are_recorded(gpu, unordered):
     unordered(there(1, 1, 4, 4).requires_grad_()).sum().backward()
-    assert len(gpu.unordered) == 1
+    assert len(gpu.nondeterministic) == 1
 
 
-def test_a_custom_function_is_heard_backwards_too(gpu):
+def test_backward_of_a_custom_function_is_recorded(gpu):
     class Twice(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):

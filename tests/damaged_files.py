@@ -1,4 +1,4 @@
-"""Twenty-odd kinds of damaged images and label files, as users have them."""
+"""Damaged images and label files of about 25 kinds found in real data sets."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import cv2
 import numpy as np
 
 GOOD_ROW = "0 0.5 0.5 0.25 0.25\n"
-Spoil = Callable[[Path, Path], None]  # image (a good PNG is there), label file (a good row is there)
+Damage = Callable[[Path, Path], None]  # changes a valid PNG file or its valid label file
 
 
 def image_bytes(seed: int, suffix: str = ".png") -> bytes:
-    """A noise image of 64 px that differs from all others."""
+    """An encoded noise image of 64 px, different for each seed."""
     return cv2.imencode(suffix, np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8))[1].tobytes()
 
 
-def image_is(data: bytes) -> Spoil:
+def image_is(data: bytes) -> Damage:
     return lambda image, _: image.write_bytes(data) and None
 
 
-def label_is(data: str | bytes) -> Spoil:
+def label_is(data: str | bytes) -> Damage:
     raw = data.encode() if isinstance(data, str) else data
     return lambda _, label: label.write_bytes(raw) and None
 
@@ -49,8 +49,8 @@ def _pipe(image: Path, _: Path) -> None:
 
 PNG, JPEG = image_bytes(10_000), image_bytes(10_001, ".jpg")
 FLIPPED = PNG[:300] + bytes([PNG[300] ^ 255]) + PNG[301:]
-# kind: what spoils it. Each costs its image and nothing else.
-LEFT_OUT: dict[str, Spoil] = {
+# By kind. Each makes the reader skip its image and nothing else.
+IMAGE_SKIPPED: dict[str, Damage] = {
     "png cut short": image_is(PNG[: len(PNG) // 2]),
     "jpeg cut short": image_is(JPEG[: len(JPEG) // 2]),
     "png with a flipped byte": image_is(FLIPPED),
@@ -77,14 +77,14 @@ LEFT_OUT: dict[str, Spoil] = {
     "binary": label_is(bytes(range(256))),
     "label is a folder": _label_folder,
 }
-# Each costs a row, which is named; the image stays.
-ROW_DROPPED: dict[str, Spoil] = {
+# Each makes the reader drop one row and report it; the image stays.
+ROW_DROPPED: dict[str, Damage] = {
     "duplicate rows": label_is(GOOD_ROW * 3),
     "no area": label_is(GOOD_ROW + "1 0.5 0.5 0 0.2\n"),
     "polygon of two points": label_is(GOOD_ROW + "1 0.1 0.1 0.5 0.5 0.1 0.1\n"),
 }
-# Unusual, and fine.
-FINE: dict[str, Spoil] = {
+# Unusual but valid.
+UNUSUAL: dict[str, Damage] = {
     "empty lines": label_is("\n \n\t\n"),
     "byte order mark": label_is(b"\xef\xbb\xbf" + GOOD_ROW.encode()),
     "jpeg named png": image_is(JPEG),
@@ -93,23 +93,23 @@ FINE: dict[str, Spoil] = {
 
 
 def write_damaged(root: Path, *, each: int, good: int) -> tuple[Path, dict[str, str]]:
-    """A data set with ``each`` images of every kind and ``good`` sound ones besides; val has 4 sound ones.
+    """Writes a data set with ``each`` images of every kind and ``good`` valid ones; val has 4 valid images.
 
     Returns:
-        The dataset file, and by image stem the kind of its damage.
+        The dataset file, and the kind of damage by image stem.
     """
     kinds: dict[str, str] = {}
     for split in ("train", "val"):
         for folder in ("images", "labels"):
             (root / folder / split).mkdir(parents=True)
-    spoils = LEFT_OUT | ROW_DROPPED | FINE
-    planned = [(f"{k:02d}_{i}", kind) for k, kind in enumerate(spoils) for i in range(each)]
+    damages = IMAGE_SKIPPED | ROW_DROPPED | UNUSUAL
+    planned = [(f"{k:02d}_{i}", kind) for k, kind in enumerate(damages) for i in range(each)]
     for number, (stem, kind) in enumerate([*planned, *((f"good_{i}", "") for i in range(good))]):
         image, label = root / f"images/train/{stem}.png", root / f"labels/train/{stem}.txt"
         image.write_bytes(image_bytes(number))
         label.write_text(GOOD_ROW)
         if kind:
-            spoils[kind](image, label)
+            damages[kind](image, label)
             kinds[stem] = kind
     for i in range(4):
         (root / f"images/val/{i}.png").write_bytes(image_bytes(20_000 + i))
