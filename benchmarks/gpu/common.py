@@ -72,7 +72,7 @@ class Sizes:
     loader_batch: int = 32
     loader_epochs: int = 4
     loader_images: int = 960  # images are repeated up to about this number
-    tests: tuple[str, ...] = ("tests/contract", "tests/unit/test_export_files.py")
+    tests: tuple[str, ...] = ("tests/contract", "tests/unit/models/test_export_files.py")
 
 
 TINY = Sizes(
@@ -103,7 +103,7 @@ TINY = Sizes(
     loader_batch=6,
     loader_epochs=2,
     loader_images=12,
-    tests=("tests/unit/test_export_files.py",),
+    tests=("tests/unit/models/test_export_files.py",),
 )
 
 

@@ -6,7 +6,7 @@ it becomes a :class:`Record` of the class's name, its arguments and its attribut
 A restricted ``pickle.Unpickler`` (``find_class`` returning inert stubs) would be shorter, but it cannot refuse what this reader refuses:
 its memo is an array, so that a pickle of 8 bytes with the memo number 2^31 - 1 makes it reserve 32 GiB; a deeply nested tuple as a
 dictionary key is hashed by recursion and ends the process with a segmentation fault; and BUILD writes attributes to whatever is on the
-stack, classes included. tests/unit/test_hostile_checkpoints.py has all three.
+stack, classes included. tests/unit/models/test_hostile_checkpoints.py has all three.
 """
 
 from __future__ import annotations

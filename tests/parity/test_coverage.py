@@ -36,7 +36,7 @@ LEFT_OUT = {
 # single vectors of ops/ -> the test file that names them
 OPS = {
     "anchors_dist_v9": "parity/test_ops_grid.py",
-    "autoanchor_metric": "unit/test_assigners_autoanchor.py",
+    "autoanchor_metric": "unit/models/test_assigners_autoanchor.py",
     "bbox_iou_": "parity/test_ops_iou.py",
     "box_iou_matrix_v9": "parity/test_ops_boxes.py",
     "boxes_v9": "parity/test_ops_boxes.py",

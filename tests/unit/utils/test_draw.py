@@ -11,7 +11,7 @@ import torch
 
 from engine.logging.batch_images import save_batch_image
 from tasks import DETECT
-from tests.unit.test_metrics import hard_case
+from tests.unit.utils.test_metrics import hard_case
 from utils.errors import UserError
 from utils.metrics.metrics import MetricAccumulator
 from utils.types import Batch, Detections, Letterbox, Targets

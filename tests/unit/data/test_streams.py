@@ -302,7 +302,7 @@ print("left")
 def test_interpreter_exit_waits_for_a_hanging_reader(server):
     server.deaths, server.stalls = [3], True
     command = [sys.executable, "-c", HANGS_AT_THE_END, f"{server.url}/cam"]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "left\n"), ended.stderr
 
 

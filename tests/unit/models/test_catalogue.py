@@ -14,7 +14,7 @@ from models.analysis.operations import multiply_adds
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS
 
-PAGE = Path(__file__).parents[2] / "docs" / "attention.md"
+PAGE = Path(__file__).parents[3] / "docs" / "attention.md"
 
 
 def table_rows(text: str) -> list[list[str]]:

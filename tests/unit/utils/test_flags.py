@@ -15,7 +15,7 @@ from utils.cli.flags_page import COMMANDS, PAGE, format_page
 from utils.config import TrainConfig
 from utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.distributed.run import get_args_parser
 
 from utils.cli import train_arguments, val_arguments
 
-PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "distributed.md").read_text(encoding="utf-8")
 PARSERS = {"train.py": train_arguments.COMMAND.build_parser, "val.py": val_arguments.COMMAND.build_parser}
 
 

@@ -435,7 +435,7 @@ def test_nms_flag_selects_end2end() -> None:
 
 
 def test_help_and_page_list_every_format() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
     for export_format in BUILTIN:
         assert export_format.path_beside(Path("best.pt")).name in describe_formats()
         assert f"`{export_format.name}`" in page
@@ -445,7 +445,7 @@ def test_help_and_page_list_every_format() -> None:
 
 def test_listing_formats_imports_no_torch() -> None:
     code = "import sys; from models.export.formats import describe_formats; describe_formats(); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
 
 
 def test_predictions_are_compared_by_largest_or_mean_difference() -> None:
