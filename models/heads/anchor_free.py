@@ -15,6 +15,7 @@ from models.assigners.grid import anchor_points, expected_distances
 from models.heads.anchor_based import AnchorDetect
 from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.conv import DFL, Conv
+from models.losses.task_aligned import TaskAlignedLoss
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 from utils.errors import UserError
@@ -120,8 +121,6 @@ class DistributionHead(Head):
         return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2))
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
-        from models.losses.task_aligned import TaskAlignedLoss
-
         return TaskAlignedLoss(
             hyp,
             nc=self.nc,

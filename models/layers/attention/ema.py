@@ -51,7 +51,7 @@ class EMA(nn.Module):
         columns = self.conv1x1(group.mean(2, keepdim=True))  # (B G, C/G, 1, W)
         first = self.gn(group * rows.sigmoid() * columns.sigmoid())
         second = self.conv3x3(group)
-        weights = _cross_spatial_weight(first, second) + _cross_correlate(second, first)
+        weights = _cross_spatial_weight(first, second) + _cross_spatial_weight(second, first)
         return unfold_groups(group * torch.sigmoid(weights), self.groups)
 
 
