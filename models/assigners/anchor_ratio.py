@@ -1,8 +1,8 @@
-"""YOLOv5's assignment: a box is learnt by the anchors whose shape is like its own, in its cell and the cells next to it.
+"""YOLOv5's assignment: a box is assigned to the anchors of similar shape, in its cell and the adjacent cells.
 
-Facts from YOLOv5 and YOLOv7 (arXiv 2207.02696). An anchor fits a box if neither width nor height differ by more than a factor
-``anchor_t``. Besides the cell of a box's centre, its left, upper, right and lower neighbours learn it if the centre is within ``reach``
-of a cell (0.5: the nearer neighbour in each direction; 1: all of them) of them.
+Source: YOLOv5 and YOLOv7 (arXiv 2207.02696). An anchor fits a box if neither width nor height differ by more than a factor
+``anchor_t``. Besides the cell of a box's centre, the left, upper, right and lower neighbours are assigned if the centre is within
+``reach`` of a cell of them (0.5: the nearer neighbour in each direction; 1: all of them).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIRECTIONS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
 class AnchorGrid(NamedTuple):
-    """What the places of an anchor-based head are: one a level, anchor and cell, in this order, cells row by row; A in all."""
+    """The A places of an anchor-based head: one per level, anchor and cell, in this order, cells row by row."""
 
     corner_px: Tensor  # (A, 2) x and y of the cell's left top corner
     anchor_px: Tensor  # (A, 2) width and height of the anchor
@@ -30,14 +30,14 @@ class AnchorGrid(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Places that learn boxes, R an image; one counts where ``mask`` is true. A place may occur more than once: the last one wins."""
+    """Assigned places, R per image, valid where ``mask`` is true. A place may occur more than once: the last one is used."""
 
     place: Tensor  # (B, R) int64, index into the grid
     box: Tensor  # (B, R) int64, index of the image's box
     mask: Tensor  # (B, R) bool
 
     def compact(self) -> Matches:
-        """On the CPU the same without the rows that count on no image; a GPU, which would have to wait for their number, keeps them."""
+        """On the CPU, drops the columns that are valid on no image; on a GPU, where counting them would synchronise, keeps all."""
         if not can_count_without_wait(self.mask):
             return self
         order = (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices[:, : int(self.mask.sum(dim=1).max())]
@@ -45,7 +45,7 @@ class Matches(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """The input of an assigner of anchors."""
+    """The inputs of an assigner for anchor-based heads."""
 
     maps: Sequence[Tensor]  # raw maps of the main branch, (B, anchors * outputs, H, W)
     grid: AnchorGrid
@@ -93,7 +93,7 @@ def assign_by_ratio(scene: Scene, *, anchor_t: float = 4.0, reach: float = 0.5) 
     """All matches of a batch, levels in order; within a level by direction, then anchor, then box.
 
     Args:
-        scene: targets and grid; predictions do not matter.
+        scene: targets and grid; predictions are not used.
         anchor_t: largest ratio of a box's side and the anchor's.
         reach: how near the centre must be to a neighbour, in cells.
     """

@@ -1,8 +1,8 @@
-"""Whether anchors suit a data set, and better ones if not: k-means on the boxes' sizes, improved by random mutation (YOLOv5's autoanchor).
+"""YOLOv5's autoanchor: checks how well anchors fit a dataset and finds better ones by k-means on the box sizes and random mutation.
 
 A box fits an anchor if neither side differs by more than the factor ``anchor_t``, as in the assignment. With r the smaller of the two
 ratios w/w_a, w_a/w, h/h_a, h_a/h, the fitness of a set of anchors is the mean over the boxes of the best r, boxes that fit no anchor
-counting 0.
+count as 0.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 from utils.errors import UserError
 
 ENOUGH_RECALL = 0.98  # best possible recall from which anchors are kept
-GUESSED_SIDE = 3.0  # strides; side of a level's first anchor where nothing is known of the boxes
+GUESSED_SIDE = 3.0  # strides; side of a level's first anchor before the boxes are known
 LEAST_SIDE = 2.0  # px; boxes with both sides below it are left out
-MOST_BOXES = 20_000  # a random choice of more boxes does not change the result visibly
+MOST_BOXES = 20_000  # larger datasets are subsampled at random, with no visible effect on the result
 MUTATED, MUTATION_SCALE, MUTATION_RANGE = 0.9, 0.1, (0.3, 3.0)  # share of changed sides, standard deviation, limits of the factor
 
 
 class AnchorFit(NamedTuple):
-    """How well anchors suit boxes."""
+    """The fit of anchors to boxes."""
 
     recall: float  # best possible recall: the share of boxes that fit an anchor
     anchors_a_box: float  # anchors that a box fits, on average
@@ -51,9 +51,9 @@ def about(wh_px: Tensor, anchors_px: Tensor, anchor_t: float) -> str:
 
 
 def guessed_anchors(per_cell: int, strides: Sequence[float]) -> Tensor:
-    """Anchors (levels, per cell, 2) px where nothing is known of the boxes.
+    """Anchors (levels, per cell, 2) px to start from before the boxes are known.
 
-    The j-th of k on a level of stride s covers (3 · 2^(j / k) · s)² px², so that the levels of a pyramid share out one geometric row of
+    The j-th of k on a level of stride s covers (3 · 2^(j / k) · s)² px², so that the levels of a pyramid form one geometric series of
     sizes; its width is 1, ½ or 2 times its height in turn.
     """
     j = torch.arange(per_cell)
@@ -65,15 +65,15 @@ def guessed_anchors(per_cell: int, strides: Sequence[float]) -> Tensor:
 def better_anchors(
     wh_px: Tensor, anchors_px: Tensor, *, anchor_t: float = 4.0, generations: int = 1000, seed: int = 0, guessed: bool = False
 ) -> tuple[Tensor, str]:
-    """The given anchors where they suit the boxes, new ones otherwise, and a line that says which and why.
+    """The given anchors if they fit the boxes, else new ones, and a line for the log with the reason.
 
     Args:
         wh_px: (M, 2) sizes of the training boxes at the training size.
         anchors_px: (levels, anchors a cell, 2).
         anchor_t: largest ratio of sides.
-        generations: mutations that are tried.
+        generations: number of mutations.
         seed: of k-means and mutation.
-        guessed: the given anchors are no one's choice, and new ones are taken wherever they are not worse.
+        guessed: whether the given anchors are only :func:`guessed_anchors`; then new ones are used unless they are worse.
 
     Returns:
         (levels, anchors a cell, 2) px, ascending by area over the levels if they are new; and the line.

@@ -1,4 +1,4 @@
-"""Where the cells of a head's maps lie in the image, and how far from them the sides of their boxes are."""
+"""The cell centres of a head's maps in image pixels, and the box distances that a distribution predicts."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MAX_VALUES = 1 << 22  # values that are gathered together: bounds the memory of their indices
+MAX_VALUES = 1 << 22  # values gathered at once: bounds the memory of their indices
 
 
 def gather_places(maps: Sequence[Tensor], place: Tensor, outputs: int) -> Tensor:

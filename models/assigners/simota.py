@@ -1,11 +1,11 @@
-"""YOLOv7's assignment: of the places whose anchors fit a box, those that predict it best at the least cost learn it.
+"""YOLOv7's assignment: a box is assigned to those of its candidate places (by anchor shape) with the least cost.
 
 SimOTA of YOLOX (arXiv 2107.08430, section 2.1) after OTA (arXiv 2103.14259), on the candidates of YOLOv5's rule. The cost of a candidate
-for a box is the class loss (with √(class · objectness) as probability) plus 3 · −log IoU. A box takes as many candidates as its ten (or
-twenty) best overlaps sum to, at least one; a candidate that several boxes take goes to the box of least cost.
+for a box is the class loss (with √(class · objectness) as probability) plus 3 · −log IoU. A box gets as many candidates as the sum of its
+ten (or twenty) best overlaps, at least one; a candidate of several boxes is assigned to the one of least cost.
 
-Every box of an image is weighed against every candidate of that image, so the number of pairs grows with the square of the boxes. They are
-compared a few at a time: the memory grows with the candidates only.
+Every box of an image is compared with every candidate of that image, so the number of pairs grows with the square of the boxes. They are
+processed in chunks: the memory grows with the candidates only.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from models.assigners.places import gather_places
 from models.assigners.targets import can_count_without_wait
 from utils.iou import iou
 
-MAX_PAIRS = 1 << 22  # pairs of boxes and candidates that are compared at once
-CACHED_PAIRS = 1 << 18  # the same on a CPU, whose cache should hold them
-MAX_LOGITS = 1 << 20  # class logits that are made together
+MAX_PAIRS = 1 << 22  # pairs of boxes and candidates processed at once
+CACHED_PAIRS = 1 << 18  # the same on a CPU, sized for its cache
+MAX_LOGITS = 1 << 20  # class logits computed at once
 IOU_WEIGHT = 3.0
 NARROW, WIDE = 0.5, 1.0  # how near a neighbouring cell must be: main branch, auxiliary branch
 
 
 class _Candidates(NamedTuple):
-    """What the main branch predicts at C places of each image."""
+    """Predictions of the main branch at C places of each image."""
 
     sides: Tensor  # (4, B, C) px: left, top, right, bottom
     logits: Tensor  # (B, nc, C) of √(class · objectness)
-    background: Tensor  # (B, C) class loss of a candidate that no box takes
+    background: Tensor  # (B, C) class loss of an unassigned candidate
     mask: Tensor  # (B, C) bool
 
 
@@ -52,7 +52,7 @@ class SimOTA:
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Matches:
-        """Matches of a whole batch; those of an auxiliary branch come from a wider set of candidates, judged by the main branch."""
+        """Matches of a whole batch; those of an auxiliary branch come from a wider set of candidates, ranked by the main branch."""
         found = assign_by_ratio(scene, anchor_t=self.anchor_t, reach=WIDE if scene.auxiliary else NARROW).compact()
         (batch, n), places = scene.targets.valid.shape, found.place.shape[1]
         if n == 0 or places == 0:
@@ -72,7 +72,7 @@ class SimOTA:
         return _assign_shared(picks.flatten(1), taken.flatten(1), owner, found, n)
 
     def _candidates(self, scene: Scene, found: Matches) -> _Candidates:
-        """The main branch's predictions at the places that were found, made a few at a time."""
+        """The main branch's predictions at the candidate places, computed in chunks."""
         boxes, logits = [], []
         for place in found.place.split(max(1, MAX_LOGITS // (self.nc * len(found.place))), dim=1):
             raw = gather_places(scene.maps, place, 5 + self.nc)  # (B, 5 + nc, c)
@@ -82,7 +82,7 @@ class SimOTA:
         return _Candidates(torch.cat(boxes, dim=1).permute(2, 0, 1).contiguous(), torch.cat(logits, dim=2), background, found.mask)
 
     def _cost(self, scene: Scene, candidates: _Candidates, images: slice, boxes: slice) -> tuple[Tensor, Tensor]:
-        """Cost (infinite where box or candidate is none) and overlap of some boxes with all candidates, (images, boxes, C)."""
+        """Cost (infinite where box or candidate is padding) and overlap of some boxes with all candidates, (images, boxes, C)."""
         targets = scene.targets
         real = targets.valid[images, boxes, None] & candidates.mask[images, None]
         sides = candidates.sides[:, images, None].movedim(0, -1)
@@ -95,7 +95,7 @@ class SimOTA:
 
 
 def _pieces(batch: int, n: int, candidates: int, pairs: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of the images and of their n boxes with at most so many pairs of boxes and candidates (one box of one image at least)."""
+    """Slices of the images and of their n boxes with a bounded number of pairs of boxes and candidates (at least one box of one image)."""
     images = min(batch, max(1, pairs // candidates))
     boxes = max(1, pairs // (images * candidates))
     for image in range(0, batch, images):
@@ -104,21 +104,21 @@ def _pieces(batch: int, n: int, candidates: int, pairs: int) -> Iterator[tuple[s
 
 
 def _pick(cost: Tensor, overlap: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """The cheapest candidates of each box (images, boxes, topk), and which of them it takes."""
+    """The cheapest candidates of each box (images, boxes, topk), and which of them are assigned to it."""
     count = overlap.topk(topk, dim=-1).values.sum(dim=-1).int().clamp(min=1)
     value, candidate = cost.topk(topk, dim=-1, largest=False)
     taken = (torch.arange(topk, device=cost.device) < count[..., None]) & value.isfinite()
     return candidate, taken
 
 
-def _assign_shared(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:
-    """The candidates that were taken, each by one box.
+def _settle(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:
+    """The assigned candidates, each with one box.
 
     Args:
         candidate: (B, R) candidates, R / n a box, box by box.
-        picked: (B, R) bool, whether the box takes it.
+        picked: (B, R) bool, whether it is assigned to the box.
         owner: (B, C) the box of least cost for each candidate.
-        found: the candidates.
+        found: predictions at the candidates.
         n: boxes an image.
     """
     box = torch.arange(n, device=candidate.device).repeat_interleave(candidate.shape[1] // n).expand_as(candidate)

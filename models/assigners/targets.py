@@ -1,4 +1,4 @@
-"""Ground truth of a batch as rectangular tensors, made without asking the device how many boxes an image has."""
+"""Ground truth of a batch as rectangular tensors, built without synchronising with the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.types import Targets
 
 
 class PaddedTargets(NamedTuple):
-    """The boxes of each image, filled up to the most boxes in one image."""
+    """The boxes of each image, padded to the largest number of boxes in one image."""
 
     labels: Tensor  # (B, n) int64, 0 where there is no box
     boxes_xyxy: Tensor  # (B, n, 4) px, zeros where there is no box
@@ -24,12 +24,12 @@ def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tup
 
     Args:
         targets: the objects of the batch, M in all, in any order.
-        max_boxes: the most boxes in one image, or more.
+        max_boxes: the largest number of boxes in one image, or more.
         batch_size: B.
         hw_px: size of the batch's images in px.
 
     Returns:
-        Targets with n = ``max_boxes``; boxes of an image keep their order.
+        Targets with n = ``max_boxes``; the order of an image's boxes is kept.
     """
     device = targets.boxes.device
     image, order = targets.image.sort(stable=True)
@@ -49,5 +49,5 @@ def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
 
 
 def can_count_without_wait(tensor: Tensor) -> bool:
-    """Whether a result's size may depend on values: on the CPU; a GPU would have to finish all its work before the host can go on."""
+    """Whether a result's size may depend on values: only on the CPU, since on a GPU the host would have to synchronise."""
     return tensor.device.type == "cpu"

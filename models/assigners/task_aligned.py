@@ -1,9 +1,9 @@
-"""Task-aligned assignment: a box is learnt by the cells inside it whose class score and box already agree with it best.
+"""Task-aligned assignment: a box is assigned to the cells inside it whose predicted class and box fit it best.
 
 TOOD: Task-aligned One-stage Object Detection, arXiv 2108.07755. Alignment of a cell with a box is t = s^α · u^β (equation 3), s the score
-of the box's class and u the overlap (CIoU) of the predicted box with it. Each box takes its ``topk`` best cells; a cell that several
-boxes want goes to the one that it overlaps most. The soft target of a cell is its t scaled so that the best of a box's cells gets the
-box's largest overlap (section 3.2).
+of the box's class and u the overlap (CIoU) of the predicted box with it. Each box gets its ``topk`` best cells; a cell picked by
+several boxes is assigned to the one that it overlaps most. The soft target of a cell is its t, scaled so that the best of a box's cells
+gets the box's largest overlap (section 3.2).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from models.assigners.grid import anchor_points
 from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait
 from utils.iou import ciou
 
-CACHED_PAIRS = 1 << 17  # pairs that a CPU compares at once where their number is known
-MAX_PAIRS = 1 << 23  # pairs of boxes and cells that are compared at once: bounds the memory whatever the batch holds
+CACHED_PAIRS = 1 << 17  # pairs that a CPU processes at once where their number is known
+MAX_PAIRS = 1 << 23  # pairs of boxes and cells processed at once: bounds the memory for any batch
 INSIDE_EPS = 1e-9  # px that a cell's centre is inside a box at least
 
 
 class Assignment(NamedTuple):
-    """Which cells learn which boxes, as R = n · topk picks an image; a pick counts where ``mask`` is true, and no cell counts twice.
+    """The assignment as R = n · topk picks per image, valid where ``mask`` is true; no cell is valid twice.
 
-    Picks of fewer cells (a box that contains few, an image with few boxes) are filled up with masked ones.
+    Boxes with fewer cells and images with fewer boxes are padded with masked picks.
     """
 
     cell: Tensor  # (B, R) int64, index of the cell over all levels
@@ -36,7 +36,7 @@ class Assignment(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Boxes and cells of one level that may belong together, P of them."""
+    """The P candidate pairs of a box and a cell of one level."""
 
     row: Tensor  # (P,) box, counted over the images
     cell: Tensor  # (P,) cell within the level
@@ -50,8 +50,8 @@ class TaskAlignedAssigner:
         topk: cells a box.
         alpha: exponent of the class score.
         beta: exponent of the overlap.
-        min_candidate_side: px; for a box with a shorter side, cells are looked for in an area enlarged to this length about its centre.
-        owners_contain: whether a cell that several boxes picked goes to the one it overlaps most among those that contain it (YOLOv8),
+        min_candidate_side: px; a box with a shorter side has its candidates in an area enlarged to this length about its centre.
+        owners_contain: whether a cell picked by several boxes is assigned to the one it overlaps most among those that contain it (YOLOv8),
             or among all boxes of the image (YOLOv9).
     """
 
@@ -63,7 +63,7 @@ class TaskAlignedAssigner:
 
     @torch.no_grad()
     def __call__(self, boxes_xyxy: Tensor, class_logits: Sequence[Tensor], strides: Sequence[float], targets: PaddedTargets) -> Assignment:
-        """Assigns the targets of a whole batch; as in the published losses, a box centred on the image's left top corner does not count.
+        """Assigns the targets of a whole batch; as in the published losses, a box centred on the image's top left corner is ignored.
 
         Args:
             boxes_xyxy: (B, N, 4) px, predicted; levels in order, cells row by row.
@@ -110,7 +110,7 @@ class TaskAlignedAssigner:
     def _candidates(self, targets: PaddedTargets, hw: Sequence[int], stride: float) -> _Pairs:
         """The cells of a level whose centres are inside the boxes.
 
-        The CPU lists just these; a GPU lists all cells with all boxes, rather than wait to learn how many are inside.
+        On a CPU only these; on a GPU all cells with all boxes, because counting those inside would synchronise.
         """
         low, high = self._area(targets.boxes_xyxy.reshape(-1, 4))  # (rows, 2)
         x, y = ((torch.arange(size, device=low.device) + 0.5) * stride for size in (hw[1], hw[0]))
@@ -124,12 +124,12 @@ class TaskAlignedAssigner:
         return low - missing + INSIDE_EPS, high + missing - INSIDE_EPS
 
     def _resolve(self, box: Tensor, cell: Tensor, value: Tensor, view: _View, targets: PaddedTargets) -> Assignment:
-        """Decides which box a cell learns that several picked, and turns alignments into target scores.
+        """Resolves cells that several boxes picked, and converts alignments into target scores.
 
         Args:
             box: (B, R) picking box.
             cell: (B, R) picked cell.
-            value: (B, R) their alignment; 0 for a pick that is none.
+            value: (B, R) their alignment; 0 for an invalid pick.
             view: predictions.
             targets: n boxes an image.
         """
@@ -149,7 +149,7 @@ class TaskAlignedAssigner:
     def _owner(self, box: Tensor, cell: Tensor, contested: Tensor, view: _View, targets: PaddedTargets) -> Tensor:
         """The picks' boxes (B, R), those of contested cells replaced by the box that the cell's prediction overlaps most.
 
-        As with the candidates, only the CPU may ask which cells these are.
+        As with the candidates, the contested cells are listed on a CPU only.
         """
         free = can_count_without_wait(box)
         rows = contested.flatten().nonzero().squeeze(1) if free else torch.arange(box.numel(), device=box.device)
@@ -170,7 +170,7 @@ class TaskAlignedAssigner:
 
 
 class _View(NamedTuple):
-    """What the network predicts."""
+    """The network's predictions."""
 
     boxes_xyxy: Tensor  # (B, N, 4) px
     class_logits: Sequence[Tensor]  # (B, nc, H, W) a level
@@ -193,7 +193,7 @@ class _View(NamedTuple):
 
 
 def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> _Pairs:
-    """Boxes and the cells inside them. How many there are is known only afterwards.
+    """Pairs of a box and a cell inside it; their number depends on the values.
 
     Args:
         low: (rows, 2) px, left top corners.

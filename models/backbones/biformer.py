@@ -69,7 +69,7 @@ class BiFormerBackbone(nn.Module):
         depth: blocks of each stage.
         embed_dim: channels of each stage.
         in_chans: channels of the image.
-        num_classes: above 0, the classifier of published weights is built so that they load; the maps do not use it.
+        num_classes: above 0, the classifier of published weights is built so that they load; the maps do not depend on it.
         mlp_ratios: hidden width of each stage's MLPs.
         n_win: windows a side.
         kv_downsample_mode: see BiLevelRoutingAttention.

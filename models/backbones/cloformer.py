@@ -101,7 +101,7 @@ class CloFormerBackbone(nn.Module):
 
     Args:
         in_chans: channels of the image.
-        num_classes: above 0, the classifier of published weights is built so that they load; the maps do not use it.
+        num_classes: above 0, the classifier of published weights is built so that they load; the maps do not depend on it.
         embed_dims: channels of each stage's input.
         depths: blocks of each stage.
         num_heads: heads of each stage.

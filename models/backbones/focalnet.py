@@ -88,7 +88,7 @@ class FocalNetBackbone(nn.Module):
         depths: blocks of each stage.
         focal_levels: levels of each stage.
         focal_windows: first kernel of each stage.
-        num_classes: above 0, the classifier of published weights is built so that they load; the maps do not use it.
+        num_classes: above 0, the classifier of published weights is built so that they load; the maps do not depend on it.
         drop_path_rate: stochastic depth of the last block; it grows from 0.
         use_conv_embed: overlapping patches.
         block: further options of FocalModulationBlock.

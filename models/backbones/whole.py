@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 def listed_by_stage(config: str) -> ChannelRule:
-    """The rule of a whole backbone, which no row can be: it says which rows to write instead.
+    """Channel rule of a whole backbone, which cannot be a row: raises a UserError that names the configuration with its stages as rows.
 
     Args:
         config: name of a YAML that lists the backbone's stages.

@@ -34,11 +34,11 @@ class AnchorDetect(Head):
     """YOLOv5's ``Detect``: one 1×1 convolution a level.
 
     Raw maps are (B, anchors · (5 + nc), H, W); a place's outputs are x, y, w, h, objectness, classes. The buffer ``anchors`` (levels,
-    anchors a cell, 2) is in strides, as in the published checkpoints. YOLOv7's also hold the same in px as ``anchor_grid``, which this head
-    does not keep and leaves out when it loads them.
+    anchors a cell, 2) is in strides, as in the published checkpoints. YOLOv7's also contain them in px as ``anchor_grid``, which this
+    head does not have and ignores when loading.
 
     Attributes:
-        only_counted: whether the anchors were counted, not listed: they begin as :func:`guessed_anchors`, and training fits them.
+        only_counted: whether only the number of anchors was given: they start as :func:`guessed_anchors`, and autoanchor fits them.
     """
 
     anchor_based = True
@@ -49,7 +49,7 @@ class AnchorDetect(Head):
         """
         Args:
             nc: number of classes.
-            anchors: for each level width, height, width, height … in px; or how many a cell has.
+            anchors: for each level width, height, width, height … in px; or the number per cell.
             channels: width of each input.
 
         Raises:
@@ -86,7 +86,7 @@ class AnchorDetect(Head):
         return self.outputs * self.anchors.shape[1]
 
     def _add_grid(self) -> None:
-        """Only YOLOv7's heads keep a second copy of the anchors."""
+        """Hook for YOLOv7's heads, which have a second copy of the anchors."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if "anchor_grid" not in self._buffers:
@@ -98,7 +98,7 @@ class AnchorDetect(Head):
         return HeadOutput((tuple(conv(x) for conv, x in zip(self.m, features)),))
 
     def decode(self, output: HeadOutput) -> Predictions:
-        """Main maps to boxes (B, N, 4) xyxy px and scores (B, N, nc), by level, anchor and cell; in float32 whatever comes in.
+        """Main maps to boxes (B, N, 4) xyxy px and scores (B, N, nc), by level, anchor and cell; in float32 for any input dtype.
 
         A class's score is objectness times class probability.
         """
@@ -133,7 +133,7 @@ class AnchorDetect(Head):
         return Deployed(self, list(range(len(self.m))), "Detect")
 
     def set_strides(self, strides: Sequence[float]) -> None:
-        """Takes the strides, brings the anchors into their units (and the order of their levels), and sets the initial biases:
+        """Stores the strides, converts the anchors to their units (and level order), and sets the initial biases:
         8 objects on an image of 640 px, and classes at 0.6 / nc."""
         self.strides = tuple(float(s) for s in strides)
         with torch.no_grad():
@@ -152,16 +152,16 @@ class AnchorDetect(Head):
         return self.anchors * torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
 
     def set_anchors(self, anchors_px: Tensor) -> None:
-        """Replaces the anchors (levels, anchors a cell, 2) px, in place, so that a loss or an optimizer at work sees them."""
+        """Replaces the anchors (levels, anchors a cell, 2) px, in place, so that existing losses read the new ones."""
         strides = torch.tensor(self.strides, device=self.anchors.device).view(-1, 1, 1)
         with torch.no_grad():
             self.anchors.copy_(anchors_px.to(self.anchors) / strides)
 
     def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0, adapt: bool = True) -> str:
-        """Keeps the anchors where they suit the boxes, replaces them otherwise (autoanchor); a mere guess is always replaced."""
+        """Keeps the anchors if they fit the boxes, else replaces them (autoanchor); guessed anchors are always replaced."""
         now = self.anchors_px
         guess = guessed_anchors(now.shape[1], self.strides).to(now)
-        guessed = self.only_counted and torch.allclose(now, guess)  # no longer so after a checkpoint's anchors were loaded
+        guessed = self.only_counted and torch.allclose(now, guess)  # False once a checkpoint's anchors were loaded
         if not adapt:
             return f"anchors: {'the first guess' if guessed else 'kept'}, as --noautoanchor says ({about(wh_px, now, hyp.anchor_t)})"
         anchors_px, line = better_anchors(wh_px, now, anchor_t=hyp.anchor_t, seed=seed, guessed=guessed)
@@ -178,11 +178,11 @@ class IDetect(AnchorDetect):
     """YOLOv7's head: a learned vector is added before the output convolution and another multiplied after it.
 
     With one class, scores are the objectness alone. ``deploy()`` folds the vectors: W' = W · m, b' = (b + W a) · m. The buffer
-    ``anchor_grid`` repeats the anchors in px under its published name; nothing reads it.
+    ``anchor_grid`` repeats the anchors in px under its published name and is not used.
     """
 
     anchor_grid: Tensor
-    overlaps = 10  # best overlaps that OTA sums to learn how many places a box gets
+    overlaps = 10  # overlaps whose sum is the number of places of a box in OTA
 
     def __init__(self, nc: int, anchors: Sequence[Sequence[float]] | int, channels: Sequence[int]) -> None:
         super().__init__(nc, anchors, channels)
@@ -203,7 +203,7 @@ class IDetect(AnchorDetect):
         self.register_buffer("anchor_grid", self.anchors.clone().view(len(self.anchors), 1, -1, 1, 1, 2))
 
     def _add_auxiliary(self, channels: Sequence[int]) -> None:
-        """For a head with a second branch, whose layers stand before the implicit ones."""
+        """For a head with a second branch, whose layers are registered before the implicit ones."""
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         return HeadOutput((tuple(im(conv(ia(x))) for im, conv, ia, x in zip(self.im, self.m, self.ia, features)),))
@@ -246,7 +246,7 @@ class IDetect(AnchorDetect):
 class IAuxDetect(IDetect):
     """YOLOv7's head with auxiliary branch: the first half of the inputs is the main one (lead), the second half the auxiliary one.
 
-    The auxiliary branch is plain convolutions ``m2``. In ``HeadOutput`` it stands first, as auxiliary branches do everywhere.
+    The auxiliary branch is plain convolutions ``m2``. In ``HeadOutput`` it comes first, as auxiliary branches always do.
     """
 
     branch_weights = (0.25, 1.0)

@@ -15,6 +15,7 @@ from models.assigners.grid import anchor_points, expected_distances
 from models.heads.anchor_based import AnchorDetect
 from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.conv import DFL, Conv
+from models.losses.task_aligned import TaskAlignedLoss
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 from utils.errors import UserError
@@ -32,16 +33,16 @@ NOMINAL_OBJECTS = 5  # objects expected on such an image
 class DistributionHead(Head):
     """One or several branches; a branch is box convolutions, class convolutions and a ``DFL``, one of each kind of convolution a level.
 
-    Branch b has its layers under the published names: cv2, cv3, dfl for the first, cv4, cv5, dfl2 for the second, cv6, cv7, dfl3 for the
-    third. Inputs are all levels of the first branch, then all of the second …; auxiliary branches stand first, the main one last.
+    The layers of the branches have the published names: cv2, cv3, dfl for the first, cv4, cv5, dfl2 for the second, cv6, cv7, dfl3 for the
+    third. Inputs are all levels of the first branch, then all of the second …; auxiliary branches come first, the main one last.
     Raw maps are (B, 64 + nc, H, W): 16 logits each for left, top, right, bottom, then the class logits.
 
     Attributes:
         box_groups: groups of the second and third box convolution (4 in YOLOv9's ``DDetect`` family).
         box_bias: initial bias of the box logits.
-        newer_assignment: whether targets are assigned as newer YOLOv8 code does: candidates of a box smaller than the second stride are
-            looked for in an area of that size, and a cell only ever learns a box that contains it.
-        single: the class with one branch that ``deploy()`` gives, None for the class itself; ``single_name`` is its registered name.
+        newer_assignment: whether targets are assigned as newer YOLOv8 code does: a box smaller than the second stride has its
+            candidates in an area of that size, and a cell is only assigned to a box that contains it.
+        single: the class with one branch that ``deploy()`` returns, None for the class itself; ``single_name`` is its registered name.
     """
 
     box_groups = 1
@@ -57,14 +58,14 @@ class DistributionHead(Head):
             channels: width of each input, all branches.
 
         Raises:
-            UserError: no class, or the number of inputs is no multiple of the number of branches.
+            UserError: no class, or the number of inputs is not a multiple of the number of branches.
         """
         super().__init__()
         branches = len(self.branch_weights)
         if nc < 1:
             raise UserError(f"nc {nc}: a head needs at least one class")
         if not channels or len(channels) % branches:
-            raise UserError(f"wants its inputs in {branches} group(s) of the same number of levels, not {len(channels)} inputs")
+            raise UserError(f"expected inputs in {branches} group(s) of the same number of levels, got {len(channels)} inputs")
         self.nc = nc
         self.strides = ()
         levels = len(channels) // branches
@@ -110,7 +111,7 @@ class DistributionHead(Head):
         return HeadOutput(tuple(branches))
 
     def decode(self, output: HeadOutput) -> Predictions:
-        """Main maps to boxes (B, N, 4) xyxy px and scores (B, N, nc), levels in order, cells row by row; in float32 whatever comes in."""
+        """Main maps to boxes (B, N, 4) xyxy px and scores (B, N, nc), levels in order, cells row by row; in float32 for any input dtype."""
         maps = output.main
         logits = torch.cat([m.flatten(2) for m in maps], dim=2).float()  # (B, 64 + nc, N)
         sides, classes = logits.split((4 * BINS, self.nc), dim=1)
@@ -120,8 +121,6 @@ class DistributionHead(Head):
         return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2))
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
-        from models.losses.task_aligned import TaskAlignedLoss
-
         return TaskAlignedLoss(
             hyp,
             nc=self.nc,
@@ -132,7 +131,7 @@ class DistributionHead(Head):
         )
 
     def deploy(self) -> Deployed:
-        """The main branch alone, sharing its parameters, under the names of a head that never had another."""
+        """The main branch alone, sharing its parameters, under the names of a single-branch head."""
         branches = len(self.branch_weights)
         boxes, classes, dfl = self._branch(-1)
         inputs = list(range((branches - 1) * len(boxes), branches * len(boxes)))
@@ -146,7 +145,7 @@ class DistributionHead(Head):
         return Deployed(head.train(self.training), inputs, self.single_name)
 
     def set_strides(self, strides: Sequence[float]) -> None:
-        """Takes the strides and sets the biases: box logits to ``box_bias``, classes so that the score at each cell of an image of 640 px
+        """Stores the strides and sets the biases: box logits to ``box_bias``, classes so that the score at each cell of an image of 640 px
         starts at 5 objects / (classes · cells)."""
         self.strides = tuple(float(s) for s in strides)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The contract of every head; scripts and the Model know nothing else about heads."""
+"""The interface of every head, the only one that scripts and the Model use."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ class HeadOutput(NamedTuple):
 
 
 class Loss(Protocol):
-    """What ``build_loss`` gives: an object that knows the strides and gains and turns maps and targets into loss parts."""
+    """What ``build_loss`` returns: an object that holds strides and gains and computes loss parts from maps and targets."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the parts, in the order of the training log, such as ("box", "cls", "dfl")."""
+        """Names of the parts, in the order of the training log, such as ("box", "cls", "dfl")."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the loss remembers from step to step, for a checkpoint; empty for most."""
+        """State kept from step to step, for a checkpoint; empty for most losses."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a saved state; an empty one is a fresh start."""
+        """Restores a saved state; an empty one resets."""
 
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalar parts after gains, means over the batch; the training step back-propagates their sum times the batch size."""
 
 
 class Deployed(NamedTuple):
-    """A head without its auxiliary branches, and the positions among the old head's inputs that it still reads."""
+    """A head without its auxiliary branches, and the positions of the inputs that it still reads among the old head's."""
 
     head: Head
     inputs: list[int]
@@ -57,9 +57,9 @@ class Deployed(NamedTuple):
 
 @dataclass(frozen=True)
 class ParameterPart:
-    """What the parameters of one submodule (or buffer) of a head are for, in terms that mean the same in every head.
+    """The role of one submodule's (or buffer's) parameters, in terms that are common to all heads.
 
-    Two heads' parts of one role and branch are partners, level by level, when weights are transferred.
+    When weights are transferred, parts of equal role and branch correspond, level by level.
 
     Attributes:
         role: such as ``"box"``, ``"class"``, ``"distribution"``, ``"output"`` (all values of an anchor), ``"anchors"``.
@@ -84,7 +84,7 @@ class Head(nn.Module):
     """Base of all heads: the only place that knows how many branches there are.
 
     Attributes:
-        task: what its predictions are; scripts ask it for everything that depends on that.
+        task: kind of result; everything that depends on it is defined there.
         nc: number of classes.
         strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
@@ -114,7 +114,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def set_strides(self, strides: Sequence[float]) -> None:
-        """Takes the strides of the levels (one a level of one branch) and initialises what depends on them (class biases)."""
+        """Stores the strides (one per level of one branch) and initialises what depends on them (class biases)."""
         raise NotImplementedError
 
     def fit_boxes(self, wh_px: Tensor, hyp: Hyperparameters, *, seed: int = 0, adapt: bool = True) -> str:
@@ -124,16 +124,16 @@ class Head(nn.Module):
             wh_px: sizes at the training size.
             hyp: for ``anchor_t``.
             seed: of the search.
-            adapt: false only reports how well the boxes are suited.
+            adapt: whether to change them; False only reports the fit.
 
         Returns:
-            One line that says what was done; empty for a head without anchors.
+            One line for the log; empty for a head without anchors.
         """
         return ""
 
     @classmethod
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
-        """Name of a submodule or buffer -> what its parameters are for; what is not listed is transferred under its own name only."""
+        """Name of a submodule or buffer -> the role of its parameters; others are transferred by name only."""
         return {}
 
     @classmethod

@@ -1,7 +1,7 @@
 """Convolution, batch norm and activation: the unit of every YOLO, and how the default activation is chosen.
 
 The default activation belongs to the network that is being built, not to a class: the parser opens an :func:`activation_scope` and every
-``act=True`` inside it follows. Two networks built one after the other, or in two threads, cannot disturb each other.
+``act=True`` inside it uses that activation. Networks built one after the other, or in two threads, do not affect each other.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Conv(nn.Module):
         s: stride.
         p: padding; None keeps the size at stride 1.
         g: groups.
-        d: dilation. An activation may stand here: YOLOv7's files have no dilation and write theirs in this place.
+        d: dilation, or an activation: YOLOv7's files have no dilation and give the activation in this position.
         act: True for the network's default activation, a module for that one, False or None for none.
     """
 
@@ -133,7 +133,7 @@ class DWConv(Conv):
 
 
 class FusedConv(nn.Module):
-    """A convolution with bias and its activation: what is left of :class:`Conv` and of re-parameterised blocks for inference."""
+    """A convolution with bias and its activation: the inference form of :class:`Conv` and of re-parameterised blocks."""
 
     def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class DFL(nn.Module):
     """Softmax over the bins of each side and their mean; logits (B, 4·bins, A), side-major, to distances (B, 4, A) in units of the stride.
 
     Source: Generalized Focal Loss, arXiv 2006.04388, sec. 3.2. The projection 0 … bins − 1 is fixed: a parameter by its published name
-    (``conv.weight``) that asks for no gradient.
+    (``conv.weight``) that requires no gradient.
     """
 
     def __init__(self, bins: int = 16) -> None:
@@ -208,7 +208,7 @@ class DFL(nn.Module):
 
 
 def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
-    """One convolution with bias that equals ``bn(conv(x))`` in eval mode; its arguments stay as they are.
+    """One convolution with bias that equals ``bn(conv(x))`` in eval mode; the arguments are not modified.
 
     W' = W·γ/√(σ² + ε) and b' = β + (b − μ)·γ/√(σ² + ε), computed in float64.
     """

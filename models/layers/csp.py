@@ -73,7 +73,7 @@ class Res(nn.Module):
 class C3(nn.Module):
     """CSP block with three convolutions around a stack of bottlenecks (YOLOv5); (B, c1, H, W) to (B, c2, H, W).
 
-    A variant says in :meth:`stack` what stands on the long path.
+    Variants override :meth:`stack`, which builds the long path.
     """
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:

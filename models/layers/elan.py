@@ -1,6 +1,6 @@
 """Efficient layer aggregation: a short path, a long path, and every stage of the long one joined in a single concatenation.
 
-Sources: ELAN, arXiv 2211.04800; YOLOv9's GELAN, arXiv 2402.13616, fig. 4, which lets any block stand on the long path.
+Sources: ELAN, arXiv 2211.04800; YOLOv9's GELAN, arXiv 2402.13616, fig. 4, which allows any block on the long path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ELAN1(nn.Module):
     Args:
         c1: input channels.
         c2: output channels.
-        c3: width after the first convolution; half of it goes on the long path.
+        c3: width after the first convolution; half of it enters the long path.
         c4: width of each stage of the long path.
     """
 

@@ -21,8 +21,8 @@ register("nn.PixelUnshuffle", channels=rules.rearrange(lambda c, factor: c * fac
 class ZeroPad2d(nn.ZeroPad2d):
     """Zeros around a map: (B, C, H, W) to (B, C, H + top + bottom, W + left + right).
 
-    In ONNX the zeros are joined on: onnxruntime (and onnx-simplifier) fold a padding operator into a max-pooling behind it, as yolov3-tiny
-    has one, whose own padding is minus infinity; where all values are negative that is another result.
+    For ONNX the zeros are concatenated: onnxruntime (and onnx-simplifier) fold a padding operator into a max-pooling that follows it (as in
+    yolov3-tiny), which pads with minus infinity; the result differs where all values are negative.
     """
 
     def forward(self, x: Tensor) -> Tensor:

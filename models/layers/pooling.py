@@ -49,7 +49,7 @@ class SPP(nn.Module):
 class SPPF(nn.Module):
     """SPP as three poolings in a row, equal to kernels k, 2k − 1 and 3k − 2 side by side (YOLOv5); (B, c1, H, W) to (B, c2, H, W).
 
-    ``act`` is the activation after the first convolution; recent YOLO versions of others leave it out.
+    ``act`` is the activation after the first convolution; newer YOLO versions omit it.
     """
 
     def __init__(self, c1: int, c2: int, k: int = 5, act: Activation = True) -> None:
@@ -162,7 +162,7 @@ class Stem(nn.Module):
 
 
 def pooled_in_a_row(x: Tensor, pools: Sequence[nn.Module]) -> list[Tensor]:
-    """``x`` and what each pooling makes of the one before."""
+    """``x`` and the output of each pooling of the previous one."""
     maps = [x]
     for pool in pools:
         maps.append(pool(maps[-1]))

@@ -36,7 +36,7 @@ class RepConvN(nn.Module):
 
     def fused(self) -> FusedConv:
         """The same function in eval mode as one 3×3 convolution with a bias."""
-        branches = [b.fused() if isinstance(b, Conv) else b for b in (self.conv1, self.conv2)]  # they may have been folded before
+        branches = [b.fused() if isinstance(b, Conv) else b for b in (self.conv1, self.conv2)]  # either may already be fused
         return FusedConv(merge_branches([b.conv for b in branches]), self.act).train(self.training)
 
 
@@ -68,7 +68,7 @@ class RepConv(nn.Module):
 
 
 class FusedRepConv(nn.Module):
-    """What is left of :class:`RepConv` for inference, under YOLOv7's parameter names."""
+    """The inference form of :class:`RepConv`, under YOLOv7's parameter names."""
 
     def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class FusedRepConv(nn.Module):
 
 
 def merge_branches(branches: list[nn.Conv2d]) -> nn.Conv2d:
-    """One convolution equal to the sum of parallel ones with biases; 1×1 kernels are centred in the first's 3×3. They stay as they are."""
+    """A new convolution equal to the sum of parallel ones with biases; 1×1 kernels are centred in the first's 3×3."""
     merged = copy.deepcopy(branches[0])
     with torch.no_grad():
         for branch in branches[1:]:

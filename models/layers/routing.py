@@ -16,7 +16,7 @@ from models.spec.registry import register
 
 @register("Silence", "nn.Identity", channels=rules.keep_width)
 class Silence(nn.Module):
-    """Gives back its input; YOLOv9 has it as first row, so that a later row can read the image. ``deploy()`` drops such rows."""
+    """The identity; YOLOv9's first row, which lets a later row read the image. ``deploy()`` removes such rows."""
 
     is_identity = True
 
@@ -38,7 +38,7 @@ class Concat(nn.Module):
 
 @register("Shortcut", channels=rules.add)
 class Shortcut(nn.Module):
-    """Adds maps of one shape; list of (B, C, H, W) to (B, C, H, W). ``dimension`` stands in YOLOv7's files and means nothing."""
+    """Adds maps of one shape; list of (B, C, H, W) to (B, C, H, W). ``dimension`` occurs in YOLOv7's files and is ignored."""
 
     def __init__(self, dimension: int = 0) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class CBLinear(nn.Module):
 
 @register("CBFuse", channels=rules.select_and_add)
 class CBFuse(nn.Module):
-    """Picks one map from each :class:`CBLinear`, brings it to the last input's size by nearest neighbour, and adds all to that input.
+    """Picks one map from each :class:`CBLinear`, resizes it to the last input's size by nearest neighbour, and adds all to that input.
 
     List of tuples and a last (B, C, H, W) to (B, C, H, W); ``choices[i]`` is the map taken of input i. Source as for CBLinear.
     """
@@ -165,6 +165,6 @@ class Chuncat(nn.Module):
 
 
 def _require_channels(dimension: int, what: str) -> None:
-    """Refuses the dimension argument of published rows where it is not the channels."""
+    """Raises ValueError unless the dimension argument of a published row is 1, the channels."""
     if dimension != 1:
         raise ValueError(f"{what} channels, dimension 1, not {dimension}")

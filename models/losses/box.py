@@ -24,7 +24,7 @@ NAMES = (*SIMILARITIES, "NWD", *WISE, *(f"{p}-{s}" for p in PREFIXES for s in SI
 
 
 class BoxFit(NamedTuple):
-    """How well predicted boxes fit: the loss, and the similarity (at most 1) that objectness and quality targets are made of."""
+    """Regression loss of predicted boxes, and the similarity (at most 1) from which objectness and quality targets are computed."""
 
     loss: Tensor
     similarity: Tensor
@@ -33,7 +33,7 @@ class BoxFit(NamedTuple):
 class BoxLoss:
     """The regression loss that a hyp file names under ``iou_loss``.
 
-    WIoU keeps the running mean of 1 − IoU, the only state; it starts at 1, and goes into checkpoints with :meth:`state_dict`.
+    WIoU keeps the running mean of 1 − IoU, its only state; it starts at 1 and is stored in checkpoints through :meth:`state_dict`.
 
     Args:
         name: one of ``NAMES``, such as ``CIoU``, ``Inner-SIoU`` or ``WIoU-v3``.
@@ -49,11 +49,11 @@ class BoxLoss:
         self.mean: Tensor | None = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """WIoU's running mean once there is one; empty for all others."""
+        """WIoU's running mean after the first batch; empty for all other losses."""
         return {} if self.mean is None else {"mean": self.mean.detach().clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from a saved state; an empty one is a fresh start."""
+        """Restores a saved state; an empty one resets the running mean."""
         self.mean = state.get("mean")
 
     def __call__(self, predicted_xyxy: Tensor, true_xyxy: Tensor, *, mask: Tensor, image_hw: tuple[float, float]) -> BoxFit:
@@ -76,14 +76,14 @@ class BoxLoss:
         loss = 1 - pair.iou
         with torch.no_grad():
             mean = torch.ones_like(loss.sum()) if self.mean is None else self.mean.to(loss)
-            if predicted_xyxy.requires_grad:  # validation does not move what training rests on
+            if predicted_xyxy.requires_grad:  # validation does not update the running mean
                 mean = self.mean = _running_mean(mean, loss, mask)
             scale = wise_focus(loss / mean, self.name)
         return BoxFit(scale * torch.exp(pair.distance2 / pair.diagonal2.detach()) * loss, pair.iou)
 
 
 def _running_mean(before: Tensor, loss: Tensor, mask: Tensor) -> Tensor:
-    """WIoU's mean after a batch, the same on all processes; unmoved by a batch without boxes, or whose loss is not finite."""
+    """WIoU's mean after a batch, equal on all ranks; unchanged by a batch without boxes or with a non-finite loss."""
     total, count = all_reduce_sum(torch.stack(((loss * mask).sum(), mask.sum().to(loss))))
     moved = (1 - WISE_MOMENTUM) * before + WISE_MOMENTUM * total / count.clamp(min=1)
     return torch.where((count > 0) & torch.isfinite(total), moved, before)

@@ -1,7 +1,7 @@
-"""The few cells and the one dense plane of a head's maps that a loss reads, as single differentiable operations.
+"""The few cells and the one dense plane of a head's maps that a loss reads, each as a single differentiable operation.
 
-The gradient of each is then one pass over the maps. Left to autograd, the same takes five passes, each over a fresh tensor of the size of
-the maps, and is most of the time of a loss.
+The gradient of each is then one pass over the maps. Autograd alone needs five passes, each over a new tensor of the size of the
+maps, which dominates the time of the loss.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def places_and_plane(maps: Sequence[Tensor], place: Tensor, *, outputs: int, cha
         maps: one (B, anchors * outputs, H, W) a level.
         place: (B, R) int64, index over levels, anchors and cells, in this order.
         outputs: values a place.
-        channel: the output that is wanted of all places.
+        channel: the output to read at all places.
 
     Returns:
         (B, outputs, R) picked places, and (B, A).

@@ -66,7 +66,7 @@ class ClassLoss:
         return loss * weight
 
     def over_background(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What targets add to the loss of logits that were counted as background."""
+        """The difference that targets make to the loss of logits already counted as background."""
         if self.name == "BCE" and self.pos_weight == 1:
             return -logits * targets
         return self(logits, targets) - self(logits, torch.zeros_like(targets))

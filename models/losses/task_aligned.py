@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class TaskAlignedLoss:
     """Loss of one or several branches with the same targets.
 
-    Each part is the sum over a branch's cells, divided by the sum of its target scores (at least 1, over all processes), times gain and
+    Each part is the sum over a branch's cells, divided by the sum of its target scores (at least 1, over all ranks), times gain and
     branch weight; branches are added.
 
     Args:
@@ -70,8 +70,8 @@ class TaskAlignedLoss:
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalar parts ``box``, ``cls`` and ``dfl`` after gains; in float32 also under autocast.
 
-        With several processes each divides by the mean of the normalisers of all, so that the mean of their parts is the part of the
-        whole batch.
+        In distributed training every rank divides by the mean of all ranks' normalisers, so that the mean of the parts over the ranks is
+        the part of the whole batch.
         """
         maps = output.main
         with torch.autocast(maps[0].device.type, enabled=False):
@@ -85,11 +85,11 @@ class TaskAlignedLoss:
         return {name: self.gains[name] * total for name, total in zip(self.names, totals)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The regression loss's running mean, where it has one."""
+        """The regression loss's running mean, if it has one."""
         return self.box_loss.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from :meth:`state_dict`."""
+        """Restores the state of :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
     def _branch(self, maps: Sequence[Tensor], grid: _Points, targets: PaddedTargets, hw_px: tuple[float, float]) -> Tensor:
@@ -121,9 +121,9 @@ class TaskAlignedLoss:
         return (box * assigned.score).sum(), (dfl * assigned.score).sum()
 
     def _foreground(self, logits: Tensor, targets: PaddedTargets, assigned: Assignment) -> Tensor:
-        """What the targets of the assigned cells add to the class loss of cells that are all background.
+        """The difference that the assigned cells' targets make to the class loss of an all-background map.
 
-        Label smoothing moves the fraction ε of a cell's target score from its class to all classes alike (arXiv 1512.00567, section 7).
+        Label smoothing moves the fraction ε of a cell's target score from its class to all classes equally (arXiv 1512.00567, section 7).
         """
         label = targets.labels.gather(1, assigned.box)  # (B, R)
         score = torch.zeros_like(logits).scatter_(1, label[:, None], assigned.score[:, None])

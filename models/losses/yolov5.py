@@ -38,16 +38,16 @@ class AnchorLoss:
     """Loss of one or several branches of an anchor-based head.
 
     The objectness target of a place is the overlap of its box with the one it learns, 0 elsewhere. Box and class loss are means over a
-    level's matches (over all processes), the objectness loss is a mean over its places, weighted by level; levels are added.
+    level's matches (over all ranks), the objectness loss is a mean over its places, weighted by level; levels are added.
 
     Args:
         hyp: ``cls_pw``, ``obj_pw``, ``fl_gamma``, ``cls_loss``, ``label_smoothing``, ``iou_loss``, ``anchor_t``.
         gains: of the three parts for an image of 640 px, before ``obj_by_area``.
-        nc: number of classes; one class has no class loss.
+        nc: number of classes; with one class there is no class loss.
         strides: px a cell of each level.
-        anchors: gives the anchors (levels, anchors a cell, 2) in strides.
+        anchors: returns the anchors (levels, anchors a cell, 2) in strides.
         branch_weights: weight of each branch.
-        assign: gives the matches; None is YOLOv5's rule for all branches.
+        assign: returns the matches; None for YOLOv5's rule in all branches.
         obj_by_area: scales the objectness gain with the image's area / 640².
     """
 
@@ -94,11 +94,11 @@ class AnchorLoss:
         return {name: getattr(gains, name) * part for name, part in zip(self.names, total)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The regression loss's running mean, where it has one."""
+        """The regression loss's running mean, if it has one."""
         return self.box_loss.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from :meth:`state_dict`."""
+        """Restores the state of :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
     def _branch(
@@ -110,7 +110,7 @@ class AnchorLoss:
         hw_px: tuple[float, float],
         images: float,
     ) -> Tensor:
-        """Box, objectness and class loss (3,) of one branch before gains; ``images`` is the mean batch of the processes."""
+        """Box, objectness and class loss (3,) of one branch before gains; ``images`` is the mean batch size over the ranks."""
         picked, objectness = places_and_plane(maps, matches.place, outputs=self.outputs, channel=OBJECTNESS)  # (B, outputs, R), (B, A)
         predicted = decode_places(picked[:, :4], grid, matches.place)
         fit = self.box_loss(predicted, boxes_at(targets.boxes_xyxy, matches.box), mask=matches.mask, image_hw=hw_px)
@@ -146,7 +146,7 @@ class AnchorLoss:
 
 
 def _at_places(values: Tensor, matches: Matches, places: int) -> Tensor:
-    """Values (B, R) of matches written to their places (B, A), 0 elsewhere; of several on one place the last one counts."""
+    """Values (B, R) of matches written to their places (B, A), 0 elsewhere; of several at one place the last one is used."""
     order = torch.arange(values.shape[1], device=values.device).expand_as(values)
     order = torch.where(matches.mask, order, -1)
     last = order.new_full((len(values), places), -1).scatter_reduce_(1, matches.place, order, "amax")

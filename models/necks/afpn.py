@@ -1,4 +1,4 @@
-"""Asymptotic feature pyramid: neighbouring levels are fused first, and at each place softmax weights choose between the levels.
+"""Asymptotic feature pyramid: adjacent levels are fused first, with softmax weights over the levels at each position.
 
 AFPN: Asymptotic Feature Pyramid Network for Object Detection, arXiv 2306.15988; the weights are ASFF's, arXiv 1911.09516.
 """
@@ -173,7 +173,7 @@ class AFPNBody(nn.Module):
             self.add_module(f"blocks_{name}{step + 1}", nn.Sequential(*chain))
 
     def _resize_name(self, source: int, target: int, step: int) -> str:
-        """Names hold the source, the step and the factor; at most one target fits them."""
+        """A name consists of source, step and factor; at most one target matches."""
         way = "downsample" if source < target else "upsample"
         return f"{way}_{self.names[source]}{step}_{2 ** abs(source - target)}"
 

@@ -1,4 +1,4 @@
-"""Bidirectional feature pyramid: levels are fused top down and bottom up, with one learned non-negative weight an input.
+"""Bidirectional feature pyramid: levels are fused top down and bottom up, with one learned non-negative weight per input.
 
 EfficientDet: Scalable and Efficient Object Detection, arXiv 1911.09070.
 """
@@ -110,7 +110,7 @@ def fast_fusion(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
 def halve(x: Tensor) -> Tensor:
     """Max pool 3x3 of stride 2 that centres on the first pixel of each pair: (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)).
 
-    Zeros come in at the bottom and right, as in the published code: more of them where the size is even.
+    Pads zeros at the bottom and right, as in the published code; one more where the size is even.
     """
     height, width = x.shape[-2:]
     left, above = width % 2, height % 2  # odd sizes are padded on both sides, even ones at the end only

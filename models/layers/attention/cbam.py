@@ -86,7 +86,7 @@ class SpatialAttention(nn.Module):
     """x · σ(conv([mean, max] over the channels)), as YOLOv8 has it under this name.
 
     Args:
-        channels: channels in and out; any number, because the gate sees two maps only.
+        channels: channels in and out; any number, because the gate has two input maps only.
         kernel_size: 3 or 7.
     """
 

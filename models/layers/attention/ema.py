@@ -51,10 +51,10 @@ class EMA(nn.Module):
         columns = self.conv1x1(group.mean(2, keepdim=True))  # (B G, C/G, 1, W)
         first = self.gn(group * rows.sigmoid() * columns.sigmoid())
         second = self.conv3x3(group)
-        weights = _match(first, second) + _match(second, first)
+        weights = _cross_spatial_weight(first, second) + _cross_spatial_weight(second, first)
         return unfold_groups(group * torch.sigmoid(weights), self.groups)
 
 
-def _match(pooled: Tensor, other: Tensor) -> Tensor:
+def _cross_spatial_weight(pooled: Tensor, other: Tensor) -> Tensor:
     """Mean of ``other`` over channels, weighted by the softmax of the means of ``pooled``: -> (B, 1, H, W)."""
     return (global_mean(pooled).softmax(1) * other).sum(1, keepdim=True)

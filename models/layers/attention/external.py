@@ -1,4 +1,4 @@
-"""External attention: pixels attend to a small learned memory that all images share."""
+"""External attention: pixels attend to a small learned memory, common to all images."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class NLBlockND(nn.Module):
 
 
 def project(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
-    """A 1x1 convolution of positions in any layout, straight into the layout that attention wants: (B, N, C) -> (B, N, inter)."""
+    """A 1x1 convolution of positions in any layout, directly into the layout that attention uses: (B, N, C) -> (B, N, inter)."""
     assert conv.bias is not None
     weight = conv.weight.flatten(1).t().expand(tokens.shape[0], -1, -1)
     return torch.baddbmm(conv.bias, tokens, weight)
@@ -147,8 +147,8 @@ def pairwise_relu_sum(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
     """
     count = a.shape[1]
     order = torch.cat([b, -a], dim=1).detach().argsort(dim=1, descending=True)  # (B, 2 N) of entries: b first, then -a
-    place = order.argsort(dim=1)[:, count:]  # (B, N): where each -a stands
-    terms = F.pad(torch.cat([value, b.unsqueeze(2) * value], dim=2), (0, 0, 0, count))  # -a adds nothing: (B, 2 N, 2 C)
+    place = order.argsort(dim=1)[:, count:]  # (B, N): the place of each -a
+    terms = F.pad(torch.cat([value, b.unsqueeze(2) * value], dim=2), (0, 0, 0, count))  # zeros for -a: (B, 2 N, 2 C)
     plain, weighted = take_rows(prefix_sum(take_rows(terms, order)), place).chunk(2, dim=2)
     return a.unsqueeze(2) * plain + weighted
 

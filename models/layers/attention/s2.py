@@ -1,4 +1,4 @@
-"""Split attention over shifted copies: a pixel meets its neighbours by moving channels, without a kernel."""
+"""Split attention over shifted copies: pixels are mixed with their neighbours by moving channels, without a kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SimAM: a pixel's weight from how far it stands out of its channel, without a parameter."""
+"""SimAM: a pixel's weight from its distance to the channel's mean, without parameters."""
 
 from __future__ import annotations
 

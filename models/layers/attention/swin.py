@@ -33,7 +33,7 @@ class SwinWindowAttention(nn.Module):
         num_heads: number of heads; None for about 32 channels a head.
         qkv_bias: a bias in the projection of query, key and value.
         proj_drop: dropout after the projection.
-        shift_size: moves the windows down and right (px), cyclically; pixels that come round the border are no neighbours.
+        shift_size: moves the windows down and right (px), cyclically; pixels wrapped around the border are masked from the others.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``, or the shift is negative or not below the window.
@@ -81,7 +81,7 @@ class SwinWindowAttention(nn.Module):
         return self.proj_drop(self.proj(self._roll(out, shift)[:, :, :height, :width]))
 
     def _regions(self, x: Tensor, padded: Tensor, shift: int | Tensor) -> Tensor:
-        """Numbers of regions that are no neighbours, the padding and, after a shift, what came round the border: (1, 1, H', W')."""
+        """Numbers of the regions masked from each other, padding and, after a shift, wrapped pixels: (1, 1, H', W')."""
         regions = []
         for dim in (2, 3):
             place = torch.arange(padded.shape[dim], device=x.device)

@@ -1,4 +1,4 @@
-"""What the attention modules share: pointwise layers that keep a published Linear's parameters, but work on (B, C, H, W) maps."""
+"""Shared by the attention modules: pointwise layers on (B, C, H, W) maps with the parameters of a published Linear, windows, attention."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def weighted_sum(maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 def recorded() -> bool:
-    """Whether an exporter, a compiler or a transform of torch.func looks on: it wants plain operators, and plans memory by itself."""
+    """Whether an exporter, a compiler or torch.func traces the call: these need plain operators and plan memory themselves."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """A context in which autocast leaves operators on ``x``'s device alone; on a tensor without values it does so anyway."""
+    """A context that disables autocast on ``x``'s device; a null context for meta tensors, which autocast does not affect."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -134,8 +134,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int = 1, scale: 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention for a value that may be narrower or wider than query and key.
 
-    (B, heads, N, d), (B, heads, M, d), (B, heads, M, v) -> (B, heads, N, v). The fused kernels need one width, so narrower tensors get
-    zeros: those add nothing to a product, and the value's are cut off again. Large maps on a CPU do without.
+    (B, heads, N, d), (B, heads, M, d), (B, heads, M, v) -> (B, heads, N, v). The fused kernels need one width, so narrower tensors are
+    padded with zeros, which do not change a product; the value's are cut off again. Large maps on a CPU need no padding.
     """
     if dropout == 0.0 and not recorded() and better_by_rows(query, key, value):
         return attention_by_rows(query, key, value, scale=scale)

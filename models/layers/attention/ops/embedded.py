@@ -42,12 +42,12 @@ class AttendedBottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class Embedded:
-    """Builds ``outer`` with ``inner`` in its bottlenecks; stands where a registered class stands.
+    """Builds ``outer`` with ``inner`` in its bottlenecks; registered in place of a class.
 
     Attributes:
-        outer: the plain block's class; positional arguments and options it knows are its own.
+        outer: the plain block's class; it receives the positional arguments and the options it has.
         inner: the module; it gets all other options of a row (``C2f_EMA, [128, True, {factor: 8}]``).
-        identity_start: each inner module begins as an exact no-op, so that the block begins as the plain one.
+        identity_start: each inner module starts as the identity, so that the block starts as the plain one.
     """
 
     outer: Callable[..., nn.Module]
@@ -92,5 +92,5 @@ def embedded(name: str) -> BlockSpec | None:
 
 
 def _keeps_width(spec: BlockSpec) -> bool:
-    """Whether a module can stand behind a convolution: it keeps its input's width, or is an attention module that can."""
+    """Whether a module can follow a convolution: it keeps its input's width, or is an attention module that can."""
     return spec.channels is rules.same_width or (spec.kind == "attention" and spec.channels in (rules.out_width, rules.out_width_repeated))

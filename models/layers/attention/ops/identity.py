@@ -1,4 +1,4 @@
-"""Identity start: an inserted module begins as an exact no-op, so that a pre-trained network keeps its output on the first step."""
+"""Identity start: an inserted module starts as the identity, so that a pre-trained network's output is unchanged at the first step."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from models.layers.attention.ops.common import recorded, weighted_sum
 
 
 class Neighbourhood(NamedTuple):
-    """Which pixels of a padded map each pixel sees, and how channels form heads (contiguous groups)."""
+    """Which pixels of a padded map each pixel attends to, and how channels form heads (contiguous groups)."""
 
     kernel: int
     heads: int

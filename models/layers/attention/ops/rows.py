@@ -1,7 +1,7 @@
 """Softmax attention whose value is narrower or wider than query and key, some rows of the matrix of weights at a time.
 
-torch's fused attention needs one width: zeros would have to fill the narrower side, and be multiplied. On a CPU blocks of rows as products
-of matrices, computed again for the backward pass, take no more memory and less time.
+torch's fused attention needs one width: the narrower side would be padded with zeros, which costs multiplications. On a CPU, blocks of rows
+as matrix products, computed again for the backward pass, take no more memory and less time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _ByRows(torch.autograd.Function):
         query, key, value, out = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _differentiable(ctx, grad, lambda q, k, v: (q @ k.transpose(1, 2)).softmax(2) @ v)
-        of_query, of_key, of_value = _wanted(ctx, query, key, value)
+        of_query, of_key, of_value = _needed_gradients(ctx, query, key, value)
         mean = (grad * out).sum(2, keepdim=True)  # (B, N, 1): each row's gradients, weighted
         for index, rows, weights, spare in _blocks(query, key):
             g = grad[index, rows]
@@ -93,7 +93,7 @@ class _OfItself(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _differentiable(ctx, grad, lambda x, v: (x @ x.transpose(1, 2)).softmax(2) @ v)
         grad = grad.contiguous()
-        of_x, of_value = _wanted(ctx, x, value)
+        of_x, of_value = _needed_gradients(ctx, x, value)
         mean = (grad * out).sum(2)  # (B, N)
         for index in range(x.shape[0]):
             into = (None if part is None else part[index] for part in (of_x, of_value))
@@ -130,15 +130,15 @@ def _add_gradients(
             of_x[start:].addmm_(gradient.t(), x[start:end])
 
 
-def _wanted(ctx: Any, *given: Tensor) -> list[Tensor | None]:
-    """Zeros for the gradients that somebody needs."""
+def _needed_gradients(ctx: Any, *given: Tensor) -> list[Tensor | None]:
+    """Zeros for the gradients that autograd needs, None for the others."""
     return [torch.zeros_like(x, memory_format=torch.contiguous_format) if need else None for x, need in zip(given, ctx.needs_input_grad)]
 
 
 def _differentiable(ctx: Any, grad: Tensor, plain: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
     """The gradients where they may be differentiated themselves: torch's own, with a graph, of the formula written out.
 
-    Marking the loops as differentiable once would not do: torch.autograd.grad then leaves their share out, without a word.
+    ``once_differentiable`` would not be enough: torch.autograd.grad then silently omits the gradient of the loops.
     """
     needs = ctx.needs_input_grad
     own = ctx.saved_tensors[: len(needs)]  # views made for this call: none is reached by way of what made another

@@ -1,4 +1,4 @@
-"""What attention modules share: pooled gates, shuffles, bilinear sampling, pooling as a product."""
+"""Small operations shared by attention modules: pooled gates, shuffles, bilinear sampling, pooling as a product."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from models.layers.attention.ops.common import full_precision
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that may see a single value per channel in training (one image, pooled to one pixel).
+    """Batch norm that accepts a single value per channel in training (one image, pooled to one pixel).
 
-    One value has no variance; its running statistics stand in for it, so that batch 1 trains. Otherwise a plain batch norm.
+    One value has no variance, so the running statistics are used; otherwise a plain batch norm.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
 
 
 class GatedResidual(nn.Module):
-    """x + proj_2(gate(GELU(proj_1(x)))): the frame in which VAN, SegNeXt and their descendants put a large-kernel gate.
+    """x + proj_2(gate(GELU(proj_1(x)))): the block around the large-kernel gates of VAN, SegNeXt and later papers.
 
     Args:
         d_model: channels in and out.
@@ -106,7 +106,7 @@ def unit_line(count: int, like: Tensor) -> Tensor:
 def reflect_pad(x: Tensor, margin: int) -> Tensor:
     """Mirrors a map at its border pixels, as often as a small map needs: (B, C, H, W) -> (B, C, H + 2 margin, W + 2 margin).
 
-    A selection by index, because reflection padding has no deterministic gradient on CUDA and refuses maps below its margin.
+    Selects by index, because reflection padding has no deterministic gradient on CUDA and no support for maps smaller than the margin.
     """
     for dim in (2, 3):
         size = x.shape[dim]
@@ -120,7 +120,7 @@ def reflect_pad(x: Tensor, margin: int) -> Tensor:
 def sample_bilinear(x: Tensor, grid: Tensor) -> Tensor:
     """Values between pixels: (B, C, H, W) at (B, H', W', 2) in [-1, 1], x before y, corners aligned, zero outside -> (B, C, H', W').
 
-    In float32. The fast kernel has no deterministic gradient on CUDA; where determinism is asked for there, four gathers replace it.
+    In float32. The fast kernel has no deterministic gradient on CUDA; in deterministic mode there, four gathers replace it.
     """
     with full_precision(x):
         if x.is_cuda and torch.are_deterministic_algorithms_enabled():

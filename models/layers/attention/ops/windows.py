@@ -1,8 +1,8 @@
 """Softmax attention inside the rectangles that tile a map: windows, rows, columns, or pixels that lie a stride apart.
 
 Cutting a map into windows copies it, and autograd keeps the copies and the logits. On a CPU, where windows are small, a few of them at a
-time are copied, attended and written back, which stays in the cache; the backward pass does the same again. A graphics card
-wants all windows in one call, an exporter and a compiler want plain operators: they get fused attention over all windows.
+time are copied, attended and written back, which fits the cache; the backward pass does the same again. On a GPU, and for
+exporters and compilers, which need plain operators, it is one fused attention over all windows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import recorded
 
-CHUNK_FLOATS = 1 << 19  # of a chunk of windows with its logits: what a core's own cache holds
+CHUNK_FLOATS = 1 << 19  # floats of a chunk of windows with its logits, sized for a core's cache
 MASKED = -100.0  # added to the logits between pixels of two regions
 
 
@@ -61,7 +61,7 @@ def window_attention(
         tiling: how pixels form windows.
         scale: factor of the logits.
         bias: (heads, N, N) for the N pixels of a window.
-        regions: (1, 1, H, W) numbers; pixels with different ones hardly see each other (MASKED).
+        regions: (1, 1, H, W) numbers; between pixels with different ones MASKED is added to the logits.
 
     Returns:
         (B, heads * v, H, W).
@@ -122,7 +122,7 @@ class _InChunks(torch.autograd.Function):
 
 
 def _chunks(query: Tensor, key: Tensor, value: Tensor, regions: Tensor | None, tiling: Tiling) -> Iterator[tuple[Any, ...]]:
-    """Slices of some windows each, with their query, key and value (windows, heads, N, d) and the labels of their regions."""
+    """Slices of some windows each, with their query, key and value (windows, heads, N, d) and the mask between their regions."""
     views = [tiling.windows(part) for part in (query, key, value)]
     batch, rows, columns = views[0].shape[:3]
     fit = max(1, CHUNK_FLOATS // _floats(query, value, tiling))
