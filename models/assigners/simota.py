@@ -111,7 +111,7 @@ def _pick(cost: Tensor, overlap: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     return candidate, taken
 
 
-def _settle(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:
+def _assign_shared(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:
     """The assigned candidates, each with one box.
 
     Args:
