@@ -1,1 +1,1 @@
-"""What a training is made of, below the script that tells its story: scripts -> engine -> {models, data} -> utils."""
+"""What the scripts run: training, evaluation, inference and the doctor. Imports: scripts -> engine -> {models, data} -> tasks -> utils."""

@@ -155,7 +155,7 @@ def _make_distinct(names: Sequence[str]) -> list[str]:
 
 
 def _stop_readers(readers: Sequence[Reader], changed: threading.Condition, stop: threading.Event, *, wait_s: float | None) -> bool:
-    """Tells readers to end and waits for them, without limit if ``wait_s`` is None; returns whether all have ended."""
+    """Asks readers to end and waits for them, without limit if ``wait_s`` is None; returns whether all have ended."""
     stop.set()
     with changed:
         changed.notify_all()

@@ -39,7 +39,7 @@ class EvaluationOptions:
         device: Where to run; the model's own if None.
         precision: Type of the network's forward pass; float32 if None.
         annotations: Ground truth from a COCO file; the labels' objects if None.
-        sliced: Adds what windows of the original images show; None looks at whole images only.
+        sliced: Adds what windows of the original images show; None evaluates whole images only.
         plots_dir: Where example images, curves and the confusion matrix are written; None writes none.
         progress: Whether to show a progress bar.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def split_truth(spec: DatasetSpec, split: str) -> CocoAnnotations | None:
-    """Of a split, told to the user; None where only label files say what is there."""
+    """The annotations of a split, printed with their problems; None where the ground truth comes from label files."""
     path = spec.annotations_json(split)
     if path is None:
         return None
@@ -25,7 +25,7 @@ def split_truth(spec: DatasetSpec, split: str) -> CocoAnnotations | None:
 
 
 def label_truth(spec: DatasetSpec, split: str, image_files: Sequence[str]) -> CocoAnnotations | None:
-    """Of a split whose labels come from a COCO file, which the loader has told about; None where they come from label files."""
+    """The annotations of a split whose labels come from a COCO file (the loader has printed its problems); None for label files."""
     from data.labels.source import labels_json
 
     path, _ = labels_json(spec, split, image_files)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: an image is also looked at smaller and mirrored, and all predictions are handed on together."""
+"""Test-time augmentation: an image is also predicted smaller and mirrored, and all predictions go through one suppression together."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def chosen_weights(config: DetectConfig) -> Path:
 
 
 def load_network(weights: Path, device: torch.device, config: DetectConfig) -> Network:
-    """What looks at images: the network of the weights, or several as one."""
+    """The network of the weights, or several as one."""
 
     files: tuple[str | Path, ...] = (weights, *config.others)
     if config.visualize and (config.others or is_exported(weights, plugins=config.plugins)):
@@ -236,7 +236,7 @@ def input_size(config: DetectConfig, network: Network) -> tuple[int, int]:
 
 
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:
-    """The images that are looked at when no source is given."""
+    """The images that are used when no source is given."""
     from data.dataset_spec import load_dataset_spec
     from data.labels.files import list_images
 

@@ -1,4 +1,4 @@
-"""Several models as one: each looks at the image, and all predictions are handed on together for one suppression."""
+"""Several models as one: the predictions of all go through one suppression together."""
 
 from __future__ import annotations
 

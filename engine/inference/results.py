@@ -1,4 +1,4 @@
-"""What torch.hub's model returns: boxes in px of each image, and ways to look at them, save them, cut them out and put them in tables."""
+"""What torch.hub's model returns: boxes in px of each image, which can be drawn, saved, cropped and put into tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Results:
     """Detections of some images.
 
     Attributes:
-        ims: the images to look at, (H, W, 3) uint8 RGB.
+        ims: the images, (H, W, 3) uint8 RGB.
         found: boxes xyxy px, scores and classes of each.
         names: class names.
         files: a path, or ``image0.jpg`` … for images that came from memory.

@@ -19,7 +19,7 @@ from utils.metrics.coco_file import find_image_id, image_ids_by_name, read_coco_
 from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator
 
 UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-MOST_REMARKS = 3  # faulty annotations that are told one by one
+MOST_REMARKS = 3  # faulty annotations that are printed one by one
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in UNUSED_COCO_IDS)  # contiguous class 0 … 79 to COCO's id
 
 

@@ -165,7 +165,7 @@ def image_ids_by_name(files: Mapping[int, str]) -> dict[str, int]:
 
 
 def find_image_id(image_ids: Mapping[str, int], path: str | Path) -> int | None:
-    """The id of a file: by its name, or by as much of its path as tells images of one name apart."""
+    """The id of a file: by its name, or by as much of its path as distinguishes images of one name."""
     parts = Path(path).parts
     for depth in range(1, len(parts) + 1):
         name = "/".join(parts[-depth:])

@@ -1,7 +1,7 @@
 """Which detection found which object: the matching rules behind average precision, for a whole data set at once.
 
 Everything is arrays over all images. Only pairs of one image and one class that overlap by at least 0.5 matter; they are few, and the
-greedy rule runs over them in rounds: round r settles the r-th best detection of every (image, class) group side by side.
+greedy rule runs over them in rounds: round r matches the r-th best detection of every (image, class) group side by side.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What detection leaves behind: annotated images and videos, label files, a table, crops; each written as soon as its frame is done."""
+"""Writers of detection results: annotated images and videos, label files, a table, crops; each is written as soon as its frame is done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CSV_COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "X1", "Y1", "X
 
 @dataclass(frozen=True)
 class SaveOptions:
-    """Which files are wanted. Nothing at all is possible: then no folder is needed either."""
+    """Which files are written. If none are, no folder is needed."""
 
     images: bool = True
     txt: bool = False
@@ -37,7 +37,7 @@ class SaveOptions:
 
 
 class _Video(NamedTuple):
-    """One that is being written."""
+    """A video that is being written."""
 
     writer: cv2.VideoWriter
     size_wh: tuple[int, int]  # px
