@@ -121,6 +121,7 @@ class DistributionHead(Head):
         return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2))
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
+        """Box, class and distribution loss on task-aligned targets, for all branches."""
         return TaskAlignedLoss(
             hyp,
             nc=self.nc,

@@ -85,6 +85,7 @@ class C3(nn.Module):
         self.m = self.stack(hidden, n, shortcut, g)
 
     def stack(self, c: int, n: int, shortcut: bool, g: int) -> nn.Module:
+        """The long path: ``n`` blocks, (B, c, H, W) to the same shape."""
         return nn.Sequential(*(Bottleneck(c, c, shortcut, g, k=(1, 3), e=1.0) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class ELAN1(nn.Module):
         self.cv4 = Conv(c3 + 2 * c4, c2, 1)
 
     def stage(self, c1: int, c2: int) -> nn.Module:
+        """One stage of the long path, (B, c1, H, W) to (B, c2, H, W)."""
         return Conv(c1, c2, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from models.spec.registry import register
 class ACmix(nn.Module):
     """α · neighbourhood attention + β · convolution, both from the same q, k, v (equations 10 to 13 of the paper).
 
-    The position term p(i) - p(j) enters the logits as -q · p(j): the centre's share is the same for all neighbours and leaves a softmax
-    alone. So neighbours are shifted views of one padded map of k - p. The border is mirrored, as published. Unlike the published
+    The position term p(i) - p(j) enters the logits as -q · p(j): the centre's term is the same for all neighbours and cancels in
+    the softmax. So neighbours are shifted views of one padded map of k - p. The border is mirrored, as published. Unlike the published
     module it works in half precision, with any dilation, and with a stride on any size. ``dep_conv`` has no bias, as in its weights.
 
     Args:

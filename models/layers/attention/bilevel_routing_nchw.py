@@ -21,8 +21,8 @@ class BiLevelRoutingAttentionNCHW(nn.Module):
     """Bi-level routing attention in its second published form, channels first.
 
     The same attention as BiLevelRoutingAttention with other parameter names (``qkv_linear``, ``output_linear``), and other numbers where
-    ``n_win`` does not divide the map: windows have H // n_win by W // n_win pixels, there are as many as it takes, query, key and value
-    (not the input) get the zeros, and these take part as keys with logit 0. The scale is ``dim ** -0.5``.
+    ``n_win`` does not divide the map: windows have H // n_win by W // n_win pixels, their number follows from the map, query, key and
+    value (not the input) are zero-padded, and padding counts as keys with logit 0. The scale is ``dim ** -0.5``.
 
     Differences from the published module: a side smaller than ``n_win`` gives windows of one pixel instead of an error, and the routing is
     decided in float32.

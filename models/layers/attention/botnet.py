@@ -1,4 +1,4 @@
-"""Self-attention with positions in a residual bottleneck, as users of YOLO write it and as the paper has it.
+"""Self-attention with positions in a residual bottleneck, in the form of YOLO variants and in the paper's.
 
 Bottleneck Transformers for Visual Recognition (BoTNet), arXiv 2101.11605.
 """
@@ -76,7 +76,7 @@ class MHSA(nn.Module):
 class BottleneckTransformer(nn.Module):
     """A 1x1 convolution and multi-head self-attention, with a residual.
 
-    Differences from the published code: positions are on, where there the tables are never built; the projection of the residual, which it
+    Differences from the published code: positions are used (there the tables are never built); the projection of the residual, which it
     builds for another width or stride, is used; its unused layer ``fc1`` is left out.
 
     Args:
@@ -120,7 +120,7 @@ class BottleneckTransformer(nn.Module):
 class BoT3(nn.Module):
     """A cross-stage block (C3) whose inner blocks are BottleneckTransformer.
 
-    Differences from the published code: positions are on at first (there ``w`` and ``h`` have no effect), and see BottleneckTransformer.
+    Differences from the published code: positions are on by default (there ``w`` and ``h`` have no effect), and see BottleneckTransformer.
 
     Args:
         c1: channels in.

@@ -1,4 +1,4 @@
-"""Convolutional block attention: first which channels, then which pixels.
+"""Convolutional block attention: a gate over channels, then a gate over pixels.
 
 CBAM: Convolutional Block Attention Module, arXiv 1807.06521.
 """

@@ -25,14 +25,14 @@ class CloAttention(nn.Module):
     A local branch projects and convolves to q, k, v and gives tanh(act(q ⊙ k) / sqrt(d)) ⊙ v; its weights depend on the content and are
     shared by no position. The global branch attends from every pixel to the average of each ``window_size`` x ``window_size`` window.
 
-    Differences from the published module: windows that the border cuts count, with the mean of the pixels they have (the published code
-    drops those pixels, and for most sizes fails), and a branch with no head may stand anywhere in ``group_split``.
+    Differences from the published module: windows cut by the border are kept, with the mean of their pixels (the published code drops
+    those pixels, and fails for most sizes), and a branch without heads may be anywhere in ``group_split``.
 
     Args:
         dim: channels in and out.
         num_heads: heads over all branches.
         group_split: heads of each local branch, then of the global one; they sum to ``num_heads``. None: one half local, one half global
-            (with several kernels the local half is shared out evenly).
+            (several kernels divide the local half evenly).
         kernel_sizes: kernel of each local branch, odd.
         window_size: pooling window of the global branch, px of the map.
         attn_drop: dropout of the attention weights.
@@ -206,6 +206,6 @@ def _down(dim: int, out_dim: int, kernel: int) -> nn.Sequential:
 
 
 def _even_split(heads: int, branches: int) -> tuple[int, ...]:
-    """Half of the heads local, shared out over the branches, the rest global."""
+    """Half of the heads local, divided evenly between the branches, the rest global."""
     local = heads // 2
     return (*(local // branches + (i < local % branches) for i in range(branches)), heads - local)

@@ -1,4 +1,4 @@
-"""Contextual transformer: a 3x3 convolution gives the keys a context, and keys with queries say how values mix.
+"""Contextual transformer: a 3x3 convolution gives the keys a context, and keys and queries determine how values are aggregated.
 
 Contextual Transformer Networks for Visual Recognition, arXiv 2107.12292.
 """

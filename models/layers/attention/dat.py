@@ -1,4 +1,4 @@
-"""Deformable attention: all pixels attend to a coarse grid of samples that the content has moved.
+"""Deformable attention: all pixels attend to a coarse grid of samples at learned offsets.
 
 Vision Transformer with Deformable Attention (DAT), arXiv 2201.00520.
 """
@@ -42,7 +42,7 @@ class DATAttention(nn.Module):
         n_groups: groups with their own offsets; must divide the heads.
         stride: distance of the sampling points (px).
         ksize: kernel of the offset network (px).
-        offset_range_factor: largest offset, in distances of the sampling points; negative for no limit but the map.
+        offset_range_factor: largest offset, in distances of the sampling points; negative: limited by the map only.
         q_size: map at which the table has one entry a pixel distance.
         kv_size: unused; the published constructor has it.
         n_head_channels: channels a head, where ``dim`` is None.

@@ -1,4 +1,4 @@
-"""Double attention: gather a few descriptors of the whole map, then hand each pixel its own mixture of them."""
+"""Double attention: gather a few descriptors of the whole map, then distribute to each pixel its own mixture of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Efficient local attention: row and column means, each sharpened by a one-dimensional convolution and a group norm."""
+"""Efficient local attention: row and column means, each filtered by a one-dimensional convolution and a group norm."""
 
 from __future__ import annotations
 

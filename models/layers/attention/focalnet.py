@@ -25,7 +25,7 @@ class FocalModulation(nn.Module):
 
     Parameter names and shapes are the published ones (``f.weight`` and ``proj.weight`` are matrices). Unlike the published code it keeps no
     activation on the module, so that a model can be copied and saved after a training step, and it never leaves the channels-first
-    layout. The rows of ``f`` are applied as three convolutions, because 2C + L + 1 output channels suit no matrix unit.
+    layout. The rows of ``f`` are applied as three convolutions, because 2C + L + 1 output channels are an inefficient matrix size.
 
     Args:
         dim: channels in and out.

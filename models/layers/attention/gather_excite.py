@@ -1,4 +1,4 @@
-"""Gather and excite: a channel's weight at a pixel from what the channel does in a neighbourhood."""
+"""Gather and excite: a channel's weight at a pixel from the channel's values in a neighbourhood."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large selective kernels: each pixel chooses between two fields."""
+"""Large selective kernels: a soft selection, per pixel, between two receptive fields."""
 
 from __future__ import annotations
 

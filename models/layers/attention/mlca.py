@@ -16,8 +16,9 @@ PAPER = "Mixed local channel attention for object detection, Engineering Applica
 class MLCA(nn.Module):
     """x · unpool(λ σ(conv(local)) + (1 - λ) σ(conv(global))) (figure 3 of the paper), local = mean in a grid of places.
 
-    Each place's channels form a line of their own; the circulating code joins the lines, so that the last channel of a place meets the
-    first of the next. Pooling to the grid and back are products with two small matrices: any size, also below the grid.
+    The convolution runs over the channels of one place at a time; other implementations concatenate the places, so that the last channel
+    of one is adjacent to the first of the next. Pooling to the grid and back are products with two small matrices: any size, also below
+    the grid.
 
     Args:
         in_size: channels in and out.

@@ -1,4 +1,4 @@
-"""MobileViT: a transformer between pixels that hold the same place in their patches, inside a convolutional block."""
+"""MobileViT: a transformer between pixels at the same position in their patches, inside a convolutional block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD_CHANNELS = 32
 class MobileViTAttention(nn.Module):
     """conv([x, fold(transformer(unfold(local(x))))]) (section 3.1 and figure 1b of the paper).
 
-    A pixel attends to the pixels with its place in all other patches. Maps are padded to whole patches and cropped; padding is masked out.
+    A pixel attends to the pixels at its position in all other patches. Maps are padded to whole patches and cropped; padding is masked out.
 
     Args:
         in_channel: channels in and out.

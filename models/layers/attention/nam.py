@@ -1,4 +1,4 @@
-"""Normalization-based attention: the scale of a batch norm says how much a channel matters."""
+"""Normalization-based attention: the scale of a batch norm is the importance of a channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Context anchor attention: long strips of depth-wise convolution say which pixels belong together."""
+"""Context anchor attention: long strips of depth-wise convolution relate distant pixels."""
 
 from __future__ import annotations
 

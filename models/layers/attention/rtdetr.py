@@ -16,7 +16,7 @@ TEMPERATURE = 10000.0  # of the sine positions
 
 @register("AIFI", channels=rules.same_width, kind="attention", paper="DETRs Beat YOLOs on Real-time Object Detection, arXiv 2304.08069")
 class AIFI(nn.Module):
-    """LN(x + MHSA(x + p, x + p, x)), then LN(x + FFN(x)) (section 4.2 of the paper), p two-dimensional sine positions of the map at hand.
+    """LN(x + MHSA(x + p, x + p, x)), then LN(x + FFN(x)) (section 4.2 of the paper), p two-dimensional sine positions of the map.
 
     Parameter names are those of the PyTorch transformer layer that RT-DETR ports use (``ma.in_proj_weight`` …). Their rows are
     ``[cm, num_heads]`` (``AIFI, [1024, 8]``), with no width in front; both numbers have defaults.

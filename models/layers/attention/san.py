@@ -18,7 +18,7 @@ ITERATIONS = 5  # of Newton and Schulz, as published
 class SOCA(nn.Module):
     """x · σ(W₂ ReLU(W₁ mean(√cov(x)))) (equations 6 to 13 of the paper), the root by five Newton-Schulz steps in float32.
 
-    The published code crops maps above 1000 px; here the whole map counts. On a map of one pixel the covariance is 0 and so is its root.
+    The published code crops maps above 1000 px; here the whole map is used. On a map of one pixel the covariance is 0 and so is its root.
 
     Args:
         channel: channels in and out.

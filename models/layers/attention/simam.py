@@ -14,7 +14,7 @@ from models.spec.registry import register
 class SimAM(nn.Module):
     """x · σ(1/e*), 1/e* = (x - μ)² / (4 (σ² + λ)) + 1/2 (equations 5 and 6 of the paper), σ² over H W - 1 pixels.
 
-    On a map of one pixel the published code divides 0 by 0; here the variance is 0 there. In float32, because σ² + λ is not to vanish.
+    On a map of one pixel the published code divides 0 by 0; here the variance is 0 there. In float32, because σ² + λ must not underflow.
 
     Args:
         channels: channels in and out; any number.

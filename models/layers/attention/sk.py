@@ -1,4 +1,4 @@
-"""Selective kernels: channels choose softly between branches with different fields."""
+"""Selective kernels: a soft selection, per channel, between branches with different receptive fields."""
 
 from __future__ import annotations
 

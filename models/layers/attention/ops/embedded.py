@@ -26,7 +26,7 @@ class AttendedBottleneck(nn.Module):
     """A bottleneck with a same-width module behind its second convolution; (B, c1, H, W) to (B, c2, H, W).
 
     Args:
-        plain: the bottleneck, whose layers are taken over under their names.
+        plain: the bottleneck, whose layers keep their names.
         attention: the module.
     """
 
@@ -81,7 +81,7 @@ class Embedded:
 
 @BLOCKS.resolver
 def embedded(name: str) -> BlockSpec | None:
-    """The block behind ``<outer>_<module>``, or None where the name is no such pair."""
+    """The block behind ``<outer>_<module>``, or None for other names."""
     outer_name, separator, inner_name = name.partition("_")
     if not separator or outer_name not in OUTER or inner_name not in BLOCKS:
         return None

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class IdentityStart(nn.Module):
     """x + γ (m(x) - x) with γ = 0 at first: the identity, whether ``m`` has a residual of its own or not.
 
-    γ is one number; at γ = 1 the module stands there as if it had been inserted plainly. The module's own parameters get their first
-    gradient after γ has left zero, that is from the second step on.
+    γ is one number; at γ = 1 the result is the plain module's. The module's own parameters get their first gradient once γ is
+    not zero, that is from the second step on.
 
     Args:
         module: the same-width module; its keys become ``m.*``.

@@ -1,7 +1,7 @@
 """Attention to the neighbours of each pixel without unfolding them: every neighbour is a shifted view of one padded map.
 
-With autograd as it is, each view's gradient would be a map of its own, all of them alive at once: the unfolded copy again, in the
-backward pass. So the two sums over neighbours have gradients written out, which add into one padded map, view by view.
+With plain autograd each view's gradient would be a separate map, all in memory at once: the unfolded copy again, in the backward
+pass. So the two sums over neighbours have explicit gradients, which accumulate into one padded map, view by view.
 """
 
 from __future__ import annotations

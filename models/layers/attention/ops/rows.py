@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 BLOCK_FLOATS = 2 << 20  # of the two blocks of rows that exist at a time
-SHARE_OF_ROWS = 12  # at least so many blocks of rows, where only those above the diagonal are computed
-NOTHING = -50.0  # the logarithm of a weight that no sum feels; below it exponentials get slow
+FEWEST_BLOCKS = 12  # blocks of rows, at least, where only those above the diagonal are computed
+NEGLIGIBLE_LOGIT = -50.0  # of a weight that vanishes in any sum; exponentials of smaller numbers are slow
 FEWEST_PAIRS = 1 << 18  # of positions, below which a loop costs more than it saves
-LEAST_WIDTH = 128  # of the wider side; below it exponentials take most of the time, and filling up costs little
+LEAST_WIDTH = 128  # of the wider side; below it exponentials take most of the time, and padding costs little
 
 
 def better_by_rows(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -106,21 +106,21 @@ def _add_gradients(
 ) -> None:
     """_OfItself's for one entry of the batch, into ``of_x`` and ``of_value``; all (N, …)."""
     count = x.shape[0]
-    most = max(1, min(count // SHARE_OF_ROWS, BLOCK_FLOATS // (2 * count)))
+    most = max(1, min(count // FEWEST_BLOCKS, BLOCK_FLOATS // (2 * count)))
     memory = x.new_zeros(3, most * count)
     for start in range(0, count, most):
         end = min(start + most, count)
         high, size = end - start, count - start
         all_logits, weights, gradient = (part[: high * size].view(high, size) for part in memory)
         torch.mm(x[start:end], x[start:].t(), out=all_logits)
-        torch.sub(all_logits, norm[start:end, None], out=weights).clamp_(min=NOTHING).exp_()  # of rows I, looking at J
+        torch.sub(all_logits, norm[start:end, None], out=weights).clamp_(min=NEGLIGIBLE_LOGIT).exp_()  # of rows I for J
         if of_value is not None:
             of_value[start:].addmm_(weights.t(), grad[start:end])
         if of_x is not None:
             torch.mm(grad[start:end], value[start:].t(), out=gradient).sub_(mean[start:end, None]).mul_(weights)
         if end < count:
             logits, weights = (part[: high * (count - end)].view(high, -1) for part in memory[:2])
-            torch.sub(all_logits[:, high:], norm[end:], out=weights).clamp_(min=NOTHING).exp_()  # of rows J, looking at I
+            torch.sub(all_logits[:, high:], norm[end:], out=weights).clamp_(min=NEGLIGIBLE_LOGIT).exp_()  # of rows J for I
             if of_value is not None:
                 of_value[start:end].addmm_(weights, grad[end:])
             if of_x is not None:
