@@ -30,6 +30,10 @@ class Letterbox(NamedTuple):
 class Columns:
     """Base of the containers: dataclasses of tensors with a common first axis, of mappings of such tensors, and of None."""
 
+    def __getitem__(self, index: Any) -> Self:
+        """The rows (objects, detections, images) that a mask, a slice or indices over the first axis select."""
+        return self.map(lambda t: t[index])
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same container with ``function`` of every tensor; what is absent stays absent."""
         changed = {}
@@ -83,10 +87,6 @@ class Targets(Columns):
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitem__(self, index: Any) -> Targets:
-        """The objects that a mask, a slice or indices over M select."""
-        return self.map(lambda t: t[index])
-
     def pin_memory(self) -> Targets:
         """In page-locked memory, from which copies to a GPU do not wait."""
         return self.map(lambda t: t.pin_memory())
@@ -138,10 +138,6 @@ class Predictions(Columns):
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # (B, N, ·) by name, such as mask coefficients
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # (B, …) by name, of the whole image, such as prototypes
 
-    def __getitem__(self, index: Any) -> Predictions:
-        """The predictions of some images: a slice, a mask or indices over B."""
-        return self.map(lambda t: t[index])
-
     def __iter__(self) -> Iterator[Tensor]:
         """``boxes, scores = model.predict(images)``; what a task adds is in ``fields`` and ``shared``."""
         return iter((self.boxes, self.scores))
@@ -164,10 +160,6 @@ class Detections(Columns):
 
     def __len__(self) -> int:
         return len(self.scores)
-
-    def __getitem__(self, index: Any) -> Detections:
-        """The detections that a mask, a slice or indices over n select."""
-        return self.map(lambda t: t[index])
 
     @staticmethod
     def empty() -> Detections:

@@ -198,5 +198,3 @@ def with_progress(loader: BatchLoader | Sequence[Batch], *, shown: bool) -> Gene
     from tqdm import tqdm
 
     yield from tqdm(loader, total=len(loader), desc="validating", disable=not shown, leave=False)
-
-

@@ -158,9 +158,7 @@ def report(metrics: MetricResult, config: ValConfig, *, classes: int) -> None:
     print(f"Speed per image at batch {config.batch_size}: {speed}")
 
 
-def save_json(
-    metric: Metric, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path
-) -> dict[str, float] | None:
+def save_json(metric: Metric, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path) -> dict[str, float] | None:
     """Writes the detections for pycocotools, and runs it where the ground truth is at hand."""
     from utils.metrics.coco_eval import category_ids_of, run_pycocotools, write_coco_json
 

@@ -11,6 +11,7 @@ import pytest
 from engine.training.evolve import BOUNDS, evolve, make_child, read_generations
 from engine.training.nonfinite_guard import Diverged
 from engine.training.setup import resolve_config
+from tasks import DETECT
 from train import main
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
@@ -42,8 +43,7 @@ class Trainer:
         if number == self.diverge_at:
             raise UserError("epoch 1: the loss became nan") from Diverged("nan")
         fitness = 1 - 10 * hyp.lr0
-        metrics = SimpleNamespace(fitness=fitness, precision=0.5, recall=0.25, map50=fitness, map=fitness, losses={})
-        return SimpleNamespace(best=metrics)
+        return SimpleNamespace(best=SimpleNamespace(fitness=fitness, columns=dict(zip(DETECT.columns, (0.5, 0.25, fitness, fitness)))))
 
 
 def config(tmp_path, **changes):

@@ -1,0 +1,311 @@
+"""What every registered task has to hold, whatever its rows, targets, detections and files look like.
+
+A task is tried with the data that it makes itself: its rows come from its own ``label_rows``, its detections from its own targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tasks import TASKS, Task, get_task, register_task
+from tasks.base import DrawStyle, ExportOutput, targets_of_images
+from tasks.rows import InvalidRow, LabelRow
+from utils.errors import UserError
+from utils.instances import Instances
+from utils.nms import Suppression
+from utils.types import Batch, Detections, Letterbox, Predictions, Targets
+
+HW, NAMES, NC = (96, 160), ("one", "two"), 2
+ORIGINAL_HW = (48, 75)
+LETTERBOX = Letterbox(torch.tensor([ORIGINAL_HW] * 2), torch.full((2, 2), 2.0), torch.tensor([[5.0, 0.0]] * 2))  # 2 x 75 + 10 = 160
+TARGETS = {field.name for field in dataclasses.fields(Targets)} - {"image"}
+KEYPOINTS = 3
+
+pytestmark = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+
+
+def instances(count: int) -> Instances:
+    """Objects with all that any task could want: a box, a polygon (its corners) and keypoints inside."""
+    starts = np.array([(20, 10), (60, 30), (100, 50)], np.float32)[:count]
+    boxes = np.concatenate((starts, starts + (24, 16)), axis=1).astype(np.float32)
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+    keypoints = np.concatenate((np.repeat(starts[:, None], KEYPOINTS, 1) + 5, np.full((count, KEYPOINTS, 1), 2)), axis=2)
+    return Instances(np.arange(count, dtype=np.float32) % NC, boxes, corners, np.full(count, 4, np.int64), keypoints.astype(np.float32))
+
+
+def batch(task: Task, counts: tuple[int, int] = (2, 1)) -> Batch:
+    """Two images with so many objects."""
+    targets = targets_of_images([task.targets(instances(n), HW) for n in counts])
+    return Batch(torch.zeros(2, 3, *HW, dtype=torch.uint8), targets, ("a.jpg", "b.jpg"), LETTERBOX, max(counts))
+
+
+def detections(task: Task, counts: tuple[int, int] = (2, 1)) -> list[Detections]:
+    """The objects of the batch as detections in px of the batch's images."""
+    return task.detections_of_targets(batch(task, counts).targets, HW, count=2)
+
+
+def good_row(task: Task) -> list[str]:
+    """A row that the task writes itself."""
+    return task.label_rows(detections(task)[0], HW)[0].split()
+
+
+def predictions(task: Task, boxes: torch.Tensor, scores: torch.Tensor) -> Predictions:
+    """Candidates with the fields that the task's detections have, all zero."""
+    batch_size, count = scores.shape[:2]
+    fields = {name: value.new_zeros(batch_size, count, *value.shape[1:]) for name, value in detections(task)[0].fields.items()}
+    return Predictions(boxes, scores, fields)
+
+
+def random_predictions(task: Task, count: int = 40) -> Predictions:
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, count, 2, generator=generator) * torch.tensor([HW[1] - 20.0, HW[0] - 20.0])
+    return predictions(task, torch.cat((corner, corner + 16), dim=2), torch.rand(2, count, NC, generator=generator))
+
+
+def assert_close(left: Any, right: Any, *, atol: float) -> None:
+    """Two containers hold the same, field by field."""
+    assert type(left) is type(right)
+    for (name, a), (_, b) in zip(left._present(), right._present(), strict=True):
+        values = ((a[key], b[key]) for key in a) if isinstance(a, dict) else ((a, b),)
+        for x, y in values:
+            torch.testing.assert_close(x, y, atol=atol, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# What it is
+
+
+def test_attributes_have_the_right_types(task):
+    assert isinstance(task, Task)
+    assert get_task(task.name) is task
+    assert isinstance(task.name, str)
+    assert "class" in task.expected_row
+    assert isinstance(task.columns, tuple)
+    assert all(name.startswith("metrics/") for name in task.columns)
+    assert len(set(task.columns)) == len(task.columns) > 0
+    assert task.coco_type in (None, "bbox", "segm", "keypoints")
+    assert all(isinstance(output, ExportOutput) for output in task.outputs)
+    assert {"boxes", "scores"} <= {part for output in task.outputs for part in output.tolerance}
+
+
+def test_a_task_can_be_sent_to_another_process(task):
+    again = pickle.loads(pickle.dumps(task))
+    assert again.name == task.name
+    assert isinstance(again.parse_row(good_row(task)), LabelRow)
+
+
+def test_a_name_belongs_to_one_task(task):
+    assert register_task(task) is task
+    with pytest.raises(UserError, match="registered already"):
+        register_task(type(task)())
+    with pytest.raises(UserError, match="is unknown"):
+        get_task(f"{task.name}s of another kind")
+
+
+# Rows and targets
+
+
+def test_a_good_row_is_read(task):
+    row = task.parse_row(good_row(task))
+    assert isinstance(row, LabelRow)
+    assert row.class_index == 0
+    assert row.box_cxcywh.shape == (4,)
+    assert ((row.box_cxcywh >= 0) & (row.box_cxcywh <= 1)).all()
+    assert (row.box_cxcywh[2:] > 0).all()
+    assert row.polygon.shape == (len(row.polygon), 2)
+
+
+@pytest.mark.parametrize(("column", "value"), [(1, "nan"), (1, "inf"), (1, "x"), (1, "1.5"), (2, "-0.5"), (0, "-1"), (0, "0.5"), (0, "")])
+def test_a_bad_value_is_refused_and_named(task, column, value):
+    row = good_row(task)
+    row[column] = value
+    wrong = task.parse_row(row)
+    assert isinstance(wrong, InvalidRow)
+    assert all((wrong.message, wrong.kind, wrong.skips_image))
+
+
+def test_a_row_of_another_length_is_refused_with_what_is_expected(task):
+    for row in ([], ["0"], [*good_row(task), "0.5"], good_row(task)[:2]):
+        wrong = task.parse_row(row)
+        assert isinstance(wrong, InvalidRow)
+        assert task.expected_row in wrong.message
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_targets_have_a_row_for_each_object_and_the_names_of_targets(task, count):
+    made = task.targets(instances(count), HW)
+    assert {"classes", "boxes"} <= made.keys() <= TARGETS
+    assert {len(value) for value in made.values()} == {count}
+    assert made["boxes"].shape == (count, 4)
+    assert made["boxes"].dtype == np.float32
+    assert ((made["boxes"] >= 0) & (made["boxes"] <= 1)).all()
+
+
+def test_targets_of_a_batch_say_which_image_they_are_on(task):
+    for counts in ((0, 0), (2, 0), (0, 3), (1, 2)):
+        targets = batch(task, counts).targets
+        assert targets.image.tolist() == [0] * counts[0] + [1] * counts[1]
+        assert targets.classes.dtype == targets.image.dtype == torch.int64
+        assert len(targets.boxes) == sum(counts)
+
+
+# Detections
+
+
+def test_nothing_predicted_gives_no_detection(task):
+    for candidates in (0, 5):
+        empty = predictions(task, torch.zeros(2, candidates, 4), torch.zeros(2, candidates, NC))
+        assert [len(found) for found in task.postprocess(empty, Suppression())] == [0, 0]
+
+
+def test_detections_are_sorted_and_within_the_limits(task):
+    suppression = Suppression(conf=0.3, max_det=7)
+    for found in task.postprocess(random_predictions(task), suppression):
+        assert 0 < len(found) <= 7
+        assert found.boxes.shape == (len(found), 4)
+        assert found.classes.dtype == torch.int64
+        assert (found.scores > 0.3).all()
+        assert (found.scores.diff() <= 0).all()
+        assert found.fields.keys() == detections(task)[0].fields.keys()
+
+
+def test_the_way_to_the_original_and_back_changes_nothing(task):
+    for counts in ((2, 1), (0, 1), (0, 0)):
+        there = task.to_original(detections(task, counts), LETTERBOX)
+        assert [len(d) for d in there] == list(counts)
+        for before, after in zip(detections(task, counts), task.to_batch(there, LETTERBOX), strict=True):
+            assert_close(after, before, atol=1e-3)
+    assert task.to_original([], LETTERBOX) == []
+
+
+def test_label_rows_are_rows_that_the_task_reads(task):
+    found = detections(task, (2, 0))
+    rows = task.label_rows(found[0], HW)
+    assert task.label_rows(found[1], HW) == []
+    parsed = [task.parse_row(row.split()) for row in rows]
+    assert [row.class_index for row in parsed] == found[0].classes.tolist()
+    h, w = HW
+    centres = np.array([row.box_cxcywh[:2] for row in parsed]) * (w, h)
+    np.testing.assert_allclose(centres, (found[0].boxes[:, :2] + found[0].boxes[:, 2:]) / 2, atol=0.01)
+    scored = task.label_rows(found[0], HW, with_confidence=True)
+    assert [line.rsplit(maxsplit=1) for line in scored] == [[row, "1"] for row in rows]
+
+
+def test_drawing_gives_another_image_of_the_same_shape(task):
+    image = np.full((*HW, 3), 114, np.uint8)
+    for found in detections(task, (2, 0)):
+        drawn = task.draw(image, found, NAMES, DrawStyle())
+        assert (drawn.shape, drawn.dtype) == (image.shape, image.dtype)
+        assert (image == 114).all()
+        assert bool((drawn != image).any()) == bool(len(found))
+    task.draw(image, detections(task)[0], NAMES, DrawStyle(line_thickness=1, hide_labels=True, hide_conf=True))
+
+
+# The metric
+
+
+def measured(task: Task, *, found: bool = True, rule: str = "coco") -> Any:
+    """A metric that has seen two images with all their objects found, or none of them."""
+    metric = task.metric(NAMES, rule=rule)
+    one = batch(task)
+    original = task.to_original(detections(task), LETTERBOX)
+    metric.update(original if found else [d[:0] for d in original], task.ground_truth(one), images=one.paths)
+    return metric
+
+
+@pytest.mark.parametrize("rule", ["coco", "yolov5", "ultralytics"])
+def test_all_found_is_perfect_and_nothing_found_is_zero(task, rule):
+    perfect, nothing = (measured(task, found=found, rule=rule).compute() for found in (True, False))
+    assert perfect.fitness == pytest.approx(1, abs=0.02)
+    assert nothing.fitness == 0
+    for result in (perfect, nothing):
+        assert tuple(result.columns) == task.columns
+        assert all(isinstance(value, float) and np.isfinite(value) for value in result.columns.values())
+        assert isinstance(result.headline[0], str)
+        assert 0 <= result.headline[1] <= 1
+        assert len(result.class_ap) == NC
+        assert all(isinstance(line, str) for line in (result.table(), result.table(per_class=False), *result.remarks))
+    filled = dataclasses.replace(perfect, losses={"box": 1.0}, speed_ms={"inference": 2.0})
+    assert (filled.losses, filled.speed_ms, filled.columns) == ({"box": 1.0}, {"inference": 2.0}, perfect.columns)
+
+
+def test_a_metric_without_any_image_computes(task):
+    result = task.metric(NAMES).compute()
+    assert result.fitness == 0
+    assert isinstance(result.table(), str)
+    empty = task.metric(NAMES)
+    one = batch(task, (0, 0))
+    empty.update(task.to_original(detections(task, (0, 0)), LETTERBOX), task.ground_truth(one), images=one.paths)
+    assert tuple(empty.compute().columns) == task.columns
+
+
+def test_ranks_that_merge_their_states_measure_the_whole(task):
+    one = batch(task)
+    original, truth = task.to_original(detections(task), LETTERBOX), task.ground_truth(one)
+    whole, shares = task.metric(NAMES), [task.metric(NAMES) for _ in range(2)]
+    whole.update(original, truth, images=one.paths)
+    for image, share in enumerate(shares):
+        of_image = truth[truth.image == image]
+        share.update([original[image]], of_image.replace(image=of_image.image * 0), images=[one.paths[image]])
+    states = [pickle.loads(pickle.dumps(share.state())) for share in shares]
+    for share in shares:
+        for state in states:
+            share.merge(state)  # its own images are known already
+        assert share.compute().columns == pytest.approx(whole.compute().columns)
+
+
+def test_ground_truth_joins_the_detections_that_are_none_of_it(task):
+    truth = task.ground_truth(batch(task, (2, 0)))
+    original = task.to_original(detections(task, (2, 0)), LETTERBOX)
+    known = task.add_truth(original[0].replace(scores=torch.tensor([0.5, 0.5])), truth, image=0)
+    assert known.scores.tolist() == [1, 1]
+    assert len(task.add_truth(original[1], truth, image=1)) == 0
+    moved = original[0].replace(classes=1 - original[0].classes, scores=torch.tensor([0.5, 0.4]))
+    assert task.add_truth(moved, truth, image=0).scores.tolist() == pytest.approx([1, 1, 0.5, 0.4])
+
+
+def test_the_figures_of_a_metric_are_written(task, tmp_path):
+    task.plot(measured(task).compute(), tmp_path)
+    assert any(tmp_path.iterdir())
+
+
+# Export
+
+
+def test_the_outputs_of_an_exported_file_decode_to_what_went_in(task):
+    before = task.from_export(task.to_export(random_predictions(task)), nc=NC)  # in the task's own form
+    tensors = task.to_export(before)
+    assert len(tensors) == len(task.outputs)
+    assert_close(task.from_export(tensors, nc=NC), before, atol=1e-4)
+    assert task.class_count([tuple(t.shape) for t in tensors]) == NC
+    assert task.class_count([]) == 0
+
+
+def test_tensors_of_another_task_are_refused(task):
+    tensors = task.to_export(random_predictions(task))
+    for wrong in ([], [*tensors, tensors[0]], [tensors[0][:, 1:], *tensors[1:]], [tensors[0][0], *tensors[1:]]):
+        with pytest.raises(ValueError, match="needed"):
+            task.from_export(wrong, nc=NC)
+
+
+def test_the_layout_of_outputs_can_be_traced(task):
+    from torch import nn
+
+    from models.export.torchscript import torchscript_warnings
+
+    few, many = random_predictions(task, 10), random_predictions(task, 30)
+
+    class Layout(nn.Module):
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor, *fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return task.to_export(Predictions(boxes, scores, dict(zip(few.fields, fields))))
+
+    with torchscript_warnings():
+        traced = torch.jit.trace(Layout(), (few.boxes, few.scores, *few.fields.values()), check_trace=False)
+    got = traced(many.boxes, many.scores, *many.fields.values())
+    for value, expected in zip(got, task.to_export(many), strict=True):
+        torch.testing.assert_close(value, expected)
