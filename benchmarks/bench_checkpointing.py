@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
     args = parser.parse_args()
-    print("| network | activations computed again | MiB of a step | of off | s a step | of off |\n|---|---|---|---|---|---|", flush=True)
+    print("| network | recomputed | MiB per step | ratio to off | s per step | ratio to off |\n|---|---|---|---|---|---|", flush=True)
     for cfg in args.cfg:
         plain: tuple[float, float] | None = None
         for scope in SCOPES:

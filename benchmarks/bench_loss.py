@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CLASSES, SIZE, STRIDES = 80, 640, (8, 16, 32)
 BATCH, BOXES, BATCHES, USUAL = 16, (1, 10, 20, 100, 500), (4, 8, 16, 32), 20
-LONG = 100  # boxes an image from which a call needs no warm-up
+LONG = 100  # boxes per image from which a call needs no warm-up
 V5_ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
 OURS = ("v8", "v9 dual", "v5", "v7 OTA", "v7 aux OTA")
 PEER = "ultralytics v8"
@@ -56,7 +56,7 @@ def main() -> None:
         for case in least:
             least[case] = min(least[case], workers["peer" if case.loss == PEER else "ours"].seconds(case))
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    print_table("boxes an image, batch 16", {name: [least[Case(name, BATCH, n)] for n in BOXES] for name in names}, BOXES)
+    print_table("boxes per image, batch 16", {name: [least[Case(name, BATCH, n)] for n in BOXES] for name in names}, BOXES)
     print_table("images, 20 boxes each", {name: [least[Case(name, b, USUAL)] for b in BATCHES] for name in names}, BATCHES)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
         yaml_path = make_images(Path(folder), arguments.images)
         rates = startup_rates(yaml_path)
         for name, rate in zip(Startup._fields, rates):
-            print(f"label check, {name:<9}{rate:>9.0f} images a processor second ({arguments.images / rate:.2f} s)")
+            print(f"label check, {name:<9}{rate:>9.0f} images per processor second ({arguments.images / rate:.2f} s)")
         for epoch, rss in enumerate(worker_memory(yaml_path, epochs=arguments.epochs, workers=arguments.workers)):
             print(f"epoch {epoch}: workers hold {rss / 2**20:.1f} MiB at its end (resident and their own, mean)")
 
