@@ -26,7 +26,7 @@ test: $(VENV)/.dev
 doctor: $(VENV)/.run
 	OMP_NUM_THREADS=1 $(BIN)/python doctor.py
 
-# every scale; may take hours, and goes on where it was stopped
+# every scale; may take hours, and resumes where it was stopped
 doctor-full: $(VENV)/.run
 	OMP_NUM_THREADS=1 $(BIN)/python doctor.py --all-scales --resume --out runs/doctor-full
 

@@ -1,4 +1,4 @@
-"""`make demo`: trains, validates, detects and exports on the embedded data set in a few minutes, and says where everything lies."""
+"""`make demo`: trains, validates, detects and exports on the embedded data set in a few minutes, and prints the paths of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> int:
 
 
 def demo() -> None:
-    """The four scripts, one after the other, through their Python interfaces."""
+    """Runs the four scripts in turn through their Python interfaces."""
     from detect import detect
     from engine.training.setup import DEMO
     from export import export
@@ -48,7 +48,7 @@ def demo() -> None:
 
 
 def announce(step: str) -> None:
-    """A heading between the steps."""
+    """Prints a heading between the steps."""
     print(f"\n=== {step} ===", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Models through torch.hub: ``custom`` for a checkpoint, and one entry for every model YAML under its name (``yolov9_c_FocalModulation``).
+"""Models through torch.hub: ``custom`` loads a checkpoint; every model YAML has an entry of its name (``yolov9_c_FocalModulation``).
 
 Example:
     model = torch.hub.load("path/to/this/folder", "custom", "best.pt", source="local")
@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import Any
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]
-SCALES = "nsmlx"  # letters of YOLOv8's files
+SCALES = "nsmlx"  # scale letters of YOLOv8's YAMLs
 
 
 def custom(
     path: str, autoshape: bool = True, device: str = "", plugins: Sequence[str] = (), download: bool = False, _verbose: bool = True
 ) -> Any:
-    """The model of a checkpoint: this project's, YOLOv5's, v7's, v9's or ultralytics', or bare weights.
+    """Loads a checkpoint of this project, YOLOv5, v7, v9 or ultralytics, or bare weights.
 
     Args:
         path: a ``.pt`` or ``.safetensors`` file.
-        autoshape: whether the model takes images of any kind and returns results; otherwise the Model itself.
-        device: ``cpu``, ``0`` …; a GPU where there is one.
-        plugins: Python files of yours whose modules the model uses.
+        autoshape: return a model that takes images of any kind and returns results; otherwise the Model itself.
+        device: ``cpu``, ``0`` …; by default a GPU if there is one.
+        plugins: Python files with modules that the model uses.
         download: fetch published weights that are not on disk.
-        _verbose: whether to say what was loaded.
+        _verbose: print a line about the loaded model.
+
+    Raises:
+        UserError: as ``load_model``.
     """
     from engine.inference.hub import load_hub_model
 
@@ -51,7 +54,7 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def _entry(name: str, config: str) -> Callable[..., Any]:
-    """The entry point of one model YAML."""
+    """Makes the entry point of one model YAML."""
 
     def entry(
         pretrained: bool = False, classes: int = 80, autoshape: bool = True, device: str = "", download: bool = False, _verbose: bool = True
@@ -74,7 +77,7 @@ def _entry(name: str, config: str) -> Callable[..., Any]:
 
 
 def _configs() -> dict[str, str]:
-    """Entry name -> model YAML; YOLOv8's have one a scale, too."""
+    """Entry name -> model YAML; YOLOv8's YAMLs also have one entry per scale."""
     stems = sorted(p.stem for p in (Path(__file__).parent / "models" / "configs").rglob("*.yaml"))
     scaled = [f"yolov8{letter}{stem.removeprefix('yolov8')}" for stem in stems if re.match(r"yolov8(-|$)", stem) for letter in SCALES]
     return {re.sub(r"\W", "_", stem): f"{stem}.yaml" for stem in [*stems, *scaled]}

@@ -1,12 +1,12 @@
-"""Time and peak memory of part A of the attention catalogue, forward and backward, beside the papers' formulas written out.
+"""Time and peak memory of attention modules, forward and backward, compared with direct implementations of the papers' formulas.
 
     python benchmarks/bench_attention.py                        # CPU, both shapes, both memory layouts
     python benchmarks/bench_attention.py --device cuda --only NLBlockND-embedded MHSA --shapes 1x256x80x80
 
-Every figure comes from a process of its own: the plain form and the module in turn, with the same weights and input. Memory is what the
-process needs beyond weights, input and a first pass over a small map (resident set on a CPU, the allocator's peak on a GPU); time is the
-best of several repeats, on a CPU processor time, which other programs disturb least. A plain form whose pairs of positions alone would not
-fit in ``--limit-gb`` is not run, and its need is given as ``> … MB``.
+Every figure is measured in a separate process, alternating between the plain form and the module, with the same weights and input. Memory
+is the peak beyond weights, input and a first pass over a small map (resident set on a CPU, the allocator's peak on a GPU); time is the best
+of several repeats, on a CPU in processor time, which other programs affect least. A plain form whose matrix of position pairs exceeds
+``--limit-gb`` is not run, and its memory is given as ``> … MB``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHAPES = ("1x256x80x80", "8x256x40x40", "1x256x40x40")
 
 
 class Case(NamedTuple):
-    """A module and the plain form of the same function."""
+    """A module and a plain implementation of the same function."""
 
     build: Callable[[int], nn.Module]
     plain: Callable[[Any, Tensor], Tensor]
@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    """Prints the table, a row at a time; with ``--one`` measures one side of one row and prints JSON."""
+    """Prints the table row by row; with ``--one`` measures one side of one row and prints JSON."""
     args = _arguments()
     if args.one:
         print(json.dumps(_measure(args)))
@@ -80,7 +80,7 @@ def _row(args: argparse.Namespace, name: str, shape: str, layout: str) -> list[s
 
 
 def _child(args: argparse.Namespace, *one: str) -> dict[str, float]:
-    """Time from one process, memory from another, in which freed tensors leave the resident set at once (that costs time)."""
+    """Measures time in one process and memory in another, whose allocator returns freed tensors immediately (which costs time)."""
     command = [sys.executable, __file__, "--one", *one, "--device", args.device]
     command += ["--threads", str(args.threads), "--limit-gb", str(args.limit_gb), "--repeats"]
     exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
@@ -92,7 +92,7 @@ def _child(args: argparse.Namespace, *one: str) -> dict[str, float]:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, float]:
-    """One side of one row: milliseconds, megabytes, and (for ours, where the plain form fits) the largest relative difference."""
+    """Measures one side of one row: milliseconds, megabytes, and (for ours, if the plain form fits) the largest relative difference."""
     name, shape, layout, side = args.one
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
 
 
 def _seconds(run: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """One pass forward and backward."""
+    """Times one forward and backward pass."""
     clock = time.process_time if x.device.type == "cpu" else time.perf_counter
     started = clock()
     y = run(x)

@@ -1,10 +1,10 @@
-"""Trains on BCCD from scratch, several seeds, beside another package at the same size, epochs and batch; prints mAP and seconds an epoch.
+"""Trains on BCCD from scratch with several seeds, and another package at the same size, epochs and batch; prints mAP and seconds per epoch.
 
     python benchmarks/bench_bccd.py --data path/to/bccd.yaml --cfg yolov9-t-FocalModulation.yaml --seeds 0 1 2
     python benchmarks/bench_bccd.py --data path/to/bccd.yaml --peer-python PATH --peer-cfg yolov8n.yaml yolov9t.yaml --epochs 3 --seeds 0
 
-The sides take turns, each in a process of its own. Figures: the best epoch on the validation images, by COCO's rule on both sides (the
-peer's is the same up to 0.001). A peer is any Python that has ``ultralytics``; its recipe is SGD with its own defaults, ours ``--hyp``.
+The sides alternate, each in a separate process. Figures are of the best epoch on the validation images, by COCO's rule on both sides (the
+peer's agrees to 0.001). The peer is a Python interpreter with ``ultralytics``; its recipe is SGD with its defaults, ours is ``--hyp``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ YOLO(cfg).train(data=data, epochs=int(epochs), imgsz=int(imgsz), batch=int(batch
 
 
 class Outcome(NamedTuple):
-    """One training."""
+    """Results of one training."""
 
     map50: float
     map: float
@@ -109,7 +109,7 @@ def _timed(command: list[str], *, cwd: Path) -> float:
 
 
 def _read(path: Path, map50: str, map50_95: str, seconds: float) -> Outcome:
-    """The best epoch's figures, as best.pt is chosen: by a tenth of mAP50 and nine tenths of mAP50-95."""
+    """Reads the figures of the best epoch, selected like best.pt: 0.1 mAP50 + 0.9 mAP50-95."""
     with path.open(encoding="utf-8") as file:
         rows = [{k.strip(): v for k, v in row.items() if k} for row in csv.DictReader(file)]
     scored = [(float(r[map50]), float(r[map50_95])) for r in rows]
@@ -118,7 +118,7 @@ def _read(path: Path, map50: str, map50_95: str, seconds: float) -> Outcome:
 
 
 def _absolute_data(data: Path, folder: Path) -> Path:
-    """A copy of the data set YAML whose path is absolute; the peer looks for relative ones elsewhere."""
+    """Writes a copy of the dataset YAML with an absolute path; the peer resolves relative ones against another folder."""
     import yaml
 
     content = yaml.safe_load(data.read_text(encoding="utf-8"))

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_checkpointing.py                    # four networks, 320 px, batch 4, CPU
 
-Every figure is of a process of its own (`bench_train_step.py`): memory is what the process needs beyond what it had before its first step,
-with an allocator that gives freed tensors back at once; time is the least processor time of several steps, and comes from another process
-with the usual allocator.
+Every figure is measured in a separate process (`bench_train_step.py`): memory is the peak beyond the memory before the first step, with an
+allocator that returns freed tensors immediately; time is the least processor time of several steps, from another process with the default
+allocator.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def main() -> None:
-    """Prints the table, a row at a time."""
+    """Prints the table row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", nargs="+", default=list(NETWORKS))
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
     args = parser.parse_args()
-    print("| network | activations computed again | MiB of a step | of off | s a step | of off |\n|---|---|---|---|---|---|", flush=True)
+    print("| network | recomputed | MiB per step | ratio to off | s per step | ratio to off |\n|---|---|---|---|---|---|", flush=True)
     for cfg in args.cfg:
         plain: tuple[float, float] | None = None
         for scope in SCOPES:

@@ -1,9 +1,9 @@
-"""Images a second that one process serves as augmented mosaics, this project's loader beside another's, alternating in one run.
+"""Augmented mosaics per second of one loader process, this project's loader and another's, alternating in one run.
 
     python benchmarks/bench_loader.py --data ../datasets/bccd/bccd.yaml --peer-python path/to/python
 
 ``--peer-python`` is a Python that has ``ultralytics`` installed; without it only this project is measured. Each round starts a fresh
-process, serves one epoch unmeasured and then measures ``--epochs``. The data set's folder should be writable, so that both keep their
+process, loads one epoch for warm-up and then measures ``--epochs``. The data set's folder should be writable, so that both can write their
 label caches.
 """
 
@@ -26,7 +26,7 @@ RECIPES = {"mosaic, scale 0.5": {"mixup": 0.0, "scale": 0.5}, "mosaic, mixup 0.1
 
 
 class Rate(NamedTuple):
-    """Images a second."""
+    """Images per second."""
 
     wall: float
     cpu: float  # of the measuring process's own CPU time, which other work on the machine hardly disturbs
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The arguments; those that only the processes of a round get are hidden."""
+    """Parses the arguments; those for the processes of a round are hidden."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="dataset YAML")
     parser.add_argument("--peer-python", default="", help="Python with ultralytics installed")
@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
 
 
 def absolute_yaml(path: Path, folder: Path) -> Path:
-    """A dataset YAML that both sides resolve alike, wherever they run."""
+    """Writes a dataset YAML with an absolute path, which both sides resolve equally."""
     import yaml
 
     sys.path.insert(0, str(ROOT))
@@ -79,7 +79,7 @@ def absolute_yaml(path: Path, folder: Path) -> Path:
 
 
 def run_side(python: str, side: str, data: Path, recipe: dict[str, float], options: argparse.Namespace) -> Rate:
-    """Measures one side in a process of its own, with its own Python."""
+    """Measures one side in a separate process, with its own Python."""
     command = [python, __file__, "--side", side, "--data", str(data), "--recipe", json.dumps(recipe)]
     for name in ("imgsz", "batch_size", "workers", "epochs"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
@@ -91,7 +91,7 @@ def run_side(python: str, side: str, data: Path, recipe: dict[str, float], optio
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """One side, in this process."""
+    """Measures one side in this process."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def our_epochs(options: argparse.Namespace, recipe: dict[str, float]) -> Iterator[Iterator]:
-    """One iterator over batches of images after the other."""
+    """Yields one iterator over batches of images per epoch."""
     sys.path.insert(0, str(ROOT))
     from data.dataset_spec import load_dataset_spec
     from data.loader import LoaderOptions, build_loader

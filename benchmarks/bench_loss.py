@@ -1,10 +1,10 @@
-"""Seconds of processor per loss call, forward and backward, beside ultralytics' v8 loss in the same run.
+"""Processor seconds per loss call, forward and backward, compared with ultralytics' v8 loss in the same run.
 
     python benchmarks/bench_loss.py --peer-python /path/to/python-with-ultralytics
 
-Maps of a 640 px image, 80 classes, boxes of log-uniform size between 1 and 40 % of the image; boxes an image vary at batch 16, the batch
-at 20 boxes an image. Each side is a process of its own with one thread that stays; calls alternate between them round by round, so that
-a drift of the machine's speed falls on both. The figure is the least processor time of the rounds.
+Maps of a 640 px image, 80 classes, boxes of log-uniform size between 1 and 40 % of the image; the number of boxes per image varies at batch
+16, the batch at 20 boxes per image. Each side is a persistent process with one thread; calls alternate between them round by round, so that
+a drift of the machine's speed affects both. The figure is the least processor time of the rounds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CLASSES, SIZE, STRIDES = 80, 640, (8, 16, 32)
 BATCH, BOXES, BATCHES, USUAL = 16, (1, 10, 20, 100, 500), (4, 8, 16, 32), 20
-LONG = 100  # boxes an image from which a call needs no warm-up
+LONG = 100  # boxes per image from which a call needs no warm-up
 V5_ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
 OURS = ("v8", "v9 dual", "v5", "v7 OTA", "v7 aux OTA")
 PEER = "ultralytics v8"
@@ -56,12 +56,12 @@ def main() -> None:
         for case in least:
             least[case] = min(least[case], workers["peer" if case.loss == PEER else "ours"].seconds(case))
         print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    print_table("boxes an image, batch 16", {name: [least[Case(name, BATCH, n)] for n in BOXES] for name in names}, BOXES)
+    print_table("boxes per image, batch 16", {name: [least[Case(name, BATCH, n)] for n in BOXES] for name in names}, BOXES)
     print_table("images, 20 boxes each", {name: [least[Case(name, b, USUAL)] for b in BATCHES] for name in names}, BATCHES)
 
 
 class Worker:
-    """A process that measures what it is told."""
+    """A process that measures the requested cases."""
 
     def __init__(self, python: str) -> None:
         command = [python, str(Path(__file__).resolve()), "--worker"]
@@ -79,7 +79,7 @@ class Worker:
 
 
 def serve() -> None:
-    """The worker's side: a case a line comes in, its seconds go out; a warm-up call comes before each that is short."""
+    """Worker loop: reads one case per line and writes its seconds; short cases get a warm-up call."""
     torch.set_num_threads(1)
     for line in sys.stdin:
         case = Case(*json.loads(line))
@@ -90,7 +90,7 @@ def serve() -> None:
 
 
 def timed(call: Callable[[], Any], leaves: list[torch.Tensor]) -> float:
-    """Processor seconds of a call and its backward pass."""
+    """Times a call and its backward pass in processor seconds."""
     for leaf in leaves:
         leaf.grad = None
     start = time.process_time()
@@ -99,7 +99,7 @@ def timed(call: Callable[[], Any], leaves: list[torch.Tensor]) -> float:
 
 
 def our_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
-    """A loss of this project on random maps, and the maps."""
+    """Returns a loss call of this project on random maps, and the maps."""
     from models.heads.anchor_based import AnchorDetect, IAuxDetect, IDetect
     from models.heads.anchor_free import Detect
     from models.heads.base import HeadOutput
@@ -121,7 +121,7 @@ def our_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]
 
 
 def peer_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
-    """Ultralytics' v8 loss on the same maps; runs in the peer's Python."""
+    """Returns a call of ultralytics' v8 loss on the same maps; runs in the peer's Python."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils.loss import v8DetectionLoss
@@ -159,7 +159,7 @@ def make_targets(case: Case) -> torch.Tensor:
 
 
 def print_table(title: str, rows: dict[str, list[float]], columns: tuple[int, ...]) -> None:
-    """One row a loss, then its ratio to the peer's."""
+    """Prints one row per loss and its ratio to the peer's."""
     print(f"\n{title:30}" + "".join(f"{n:>9}" for n in columns))
     for name, seconds in rows.items():
         print(f"{name:30}" + "".join(f"{s:9.3f}" for s in seconds))

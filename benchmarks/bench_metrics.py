@@ -1,4 +1,4 @@
-"""How long the metrics of a large data set take, beside pycocotools on the same detections.
+"""Time of the metrics of a large data set, compared with pycocotools on the same detections.
 
     python benchmarks/bench_metrics.py --images 5000 --detections 300 --classes 80
 """
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def synthetic(images: int, detections: int, classes: int, *, objects: int, seed: int = 0) -> tuple[GroundTruth, list[Detections]]:
-    """Objects of log-normal size, and detections of which every fifth is near an object and mostly of its class."""
+    """Makes objects of log-normal size, and detections of which every fifth is near an object and mostly of its class."""
     rng = np.random.default_rng(seed)
     count = rng.poisson(objects, images)
     image = np.repeat(np.arange(images), count)

@@ -1,6 +1,6 @@
-"""Ten thousand small images: how long the label check takes, uncached and cached, and whether the workers' memory stays flat.
+"""Label check of ten thousand small images, uncached and cached, and memory of the loader workers over epochs.
 
-Times are processor seconds (user and system, of this process and the readers it starts), so a busy machine does not change them much.
+Times are processor seconds (user and system, of this process and its reader processes), which depend little on the load of the machine.
 
 Example:
     python benchmarks/bench_startup.py --images 10000 --epochs 3
@@ -31,7 +31,7 @@ SIDE, DIFFERENT = 64, 200  # px; images that really differ, the others are links
 
 
 class Startup(NamedTuple):
-    """Images a processor second."""
+    """Images per processor second."""
 
     uncached: float
     cached: float
@@ -49,7 +49,7 @@ def main() -> None:
         yaml_path = make_images(Path(folder), arguments.images)
         rates = startup_rates(yaml_path)
         for name, rate in zip(Startup._fields, rates):
-            print(f"label check, {name:<9}{rate:>9.0f} images a processor second ({arguments.images / rate:.2f} s)")
+            print(f"label check, {name:<9}{rate:>9.0f} images per processor second ({arguments.images / rate:.2f} s)")
         for epoch, rss in enumerate(worker_memory(yaml_path, epochs=arguments.epochs, workers=arguments.workers)):
             print(f"epoch {epoch}: workers hold {rss / 2**20:.1f} MiB at its end (resident and their own, mean)")
 
@@ -75,7 +75,7 @@ def make_images(root: Path, count: int) -> Path:
 
 
 def startup_rates(yaml_path: Path, *, repeats: int = 3) -> Startup:
-    """Reads the labels once without a cache, then ``repeats`` times from it; the best of these counts."""
+    """Reads the labels once without a cache, then ``repeats`` times from it, of which the best is taken."""
     spec = load_dataset_spec(yaml_path)
     files = list_images(spec.sources("train"))
 
@@ -89,14 +89,14 @@ def startup_rates(yaml_path: Path, *, repeats: int = 3) -> Startup:
 
 
 def processor_seconds(function: Callable[[], object]) -> float:
-    """That a call costs this process and those it starts and waits for."""
+    """Processor seconds of a call, in this process and the child processes that it waits for."""
     before = _used()
     function()
     return _used() - before
 
 
 def worker_memory(yaml_path: Path, *, epochs: int, workers: int) -> list[float]:
-    """Mean bytes of the loader's workers at the end of each epoch: resident memory that is theirs alone."""
+    """Mean private resident bytes of the loader's workers at the end of each epoch."""
     loader = make_loader(yaml_path, workers)
     held = []
     for epoch in range(epochs):
@@ -109,19 +109,19 @@ def worker_memory(yaml_path: Path, *, epochs: int, workers: int) -> list[float]:
 
 
 def make_loader(yaml_path: Path, workers: int) -> BatchLoader:
-    """As training builds it, without its lines."""
+    """Builds the loader as training does, without its output."""
     options = LoaderOptions(imgsz=SIDE, batch_size=32, hyp=Hyperparameters(), augment=True, workers=workers)
     return build_loader(load_dataset_spec(yaml_path), "train", options)
 
 
 def children() -> list[int]:
-    """Processes that this one started."""
+    """Child processes of this process."""
     tasks = Path("/proc/self/task").glob("*/children")
     return [int(pid) for task in tasks for pid in task.read_text().split()]
 
 
 def own_bytes(pid: int) -> int:
-    """Resident memory of a process that it shares with no other file: anonymous pages, from /proc."""
+    """Private resident memory of a process: anonymous pages, from /proc."""
     (line,) = [text for text in Path(f"/proc/{pid}/status").read_text().splitlines() if text.startswith("RssAnon")]
     return int(line.split()[1]) * 1024
 

@@ -1,10 +1,10 @@
-"""Seconds and peak memory of one training step, beside the same network in another package, in one run.
+"""Seconds and peak memory of one training step, compared with the same network in another package in one run.
 
     python benchmarks/bench_train_step.py --cfg gelan-c.yaml --peer-python PATH --peer-cfg yolov9c.yaml --imgsz 320 --batch-size 4
 
-Each side runs in a process of its own, in turn, so that memory is its own and a drift of the machine's speed falls on both. A step is
-forward, loss, backward, clipping and an SGD step on the same random images and boxes; the figure is the median of the steps. The peer is
-any Python that has ``ultralytics``; without it only this project is measured.
+The sides alternate in separate processes, so that memory is measured separately and a drift of the machine's speed affects both. A step is
+forward, loss, backward, clipping and an SGD step on the same random images and boxes; the figure is the median of the steps. The peer is a
+Python interpreter with ``ultralytics``; without it only this project is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BOXES_PER_IMAGE = 20
 
 
 def main() -> None:
-    """Measures each side in its own processes and prints the table."""
+    """Measures each side in separate processes and prints the table."""
     args = _arguments()
     if args.side:
         print(json.dumps(_measure(args)))

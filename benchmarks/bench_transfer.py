@@ -1,9 +1,9 @@
-"""Trains one network with an inserted module twice, from the same weights: carried over by row number and name, and by structure.
+"""Trains a network with an inserted module twice from the same weights: transferred by row number and name, and by structure.
 
     python benchmarks/bench_transfer.py --data path/to/bccd.yaml --weights runs/train/exp/weights/best.pt --insert FocalModulation@4
 
-The weights were trained on the same data without the module. Both sides begin with the same random values in what stays empty, train with
-the same recipe and seed, one after the other, in processes of their own; printed are the mAP of every epoch, by COCO's rule.
+The weights were trained on the same data without the module. Both sides have the same random values in tensors that were not transferred,
+and train with the same recipe and seed, one after the other, in separate processes; the mAP of every epoch is printed, by COCO's rule.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLUMNS = ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 
 
 def main() -> None:
-    """Prepares both starts, trains from them and prints the curves."""
+    """Prepares both initial checkpoints, trains from them and prints the mAP curves."""
     args = _arguments()
     checkpoint = load_checkpoint(args.weights)
     curves = {}
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _start(checkpoint: Checkpoint, args: argparse.Namespace, *, by_structure: bool) -> Checkpoint:
-    """The edited network with what is carried over, as a checkpoint that train.py takes whole."""
+    """Saves the edited network with the transferred weights as a checkpoint that train.py loads completely."""
     spec = load_spec({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, nc=checkpoint.nc)
     torch.manual_seed(args.seed)
     model = Model(edit(spec, insert=args.insert, init=args.init).spec, names=checkpoint.names)

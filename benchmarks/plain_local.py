@@ -1,6 +1,6 @@
-"""The plain published formulas of attention to neighbours, windows, axes and stripes: unfolded copies and matrices of logits, written out.
+"""Direct implementations of attention to neighbours, windows, axes and stripes: unfolded copies and full matrices of logits.
 
-Each takes a module of this project, for its weights, and a map, and gives what the module gives.
+Each function takes a module of this project, whose weights it uses, and a feature map, and returns the output that the module must give.
 """
 
 from __future__ import annotations

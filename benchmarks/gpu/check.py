@@ -1,10 +1,10 @@
-"""The GPU check: trainings in three precisions, speed, waits, latency, attention, resume and the tests that need a GPU, in one table.
+"""The GPU check: trainings in three precisions, speed, synchronisations, latency, attention, resume and the GPU tests, in one table.
 
     python benchmarks/gpu/check.py --data ../datasets/bccd/bccd.yaml --out runs/gpu-check
     python benchmarks/gpu/check.py --tiny --out runs/gpu-check        # everything at a tiny size, on a CPU
 
-Steps run in order of worth, each in a process of its own that is ended when its time is up; what goes wrong is a row of the table, and the
-next step runs. ``results.json`` is written after every step, ``check.log`` has all that the steps said.
+Steps run in order of importance, each in a separate process with a time limit; a failure is a row of the table, and the next step runs.
+``results.json`` is written after every step, ``check.log`` has the output of all steps.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HIDDEN = {"step", "name", "status", "reason"}  # columns that every row has
 
 
 class Step(NamedTuple):
-    """A step and the most seconds it may take."""
+    """A step and its time limit in seconds."""
 
     run: Callable[[Check], None]
     most_s: float
@@ -62,7 +62,7 @@ STEPS: dict[str, Step] = {
 
 
 def main() -> int:
-    """Runs the steps and prints the table; always 0, as what went wrong stands in it."""
+    """Runs the steps and prints the table; always returns 0, because failures are rows of the table."""
     args = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the step that runs is ended too
     out = Path(args.out)
@@ -111,7 +111,7 @@ def parse() -> argparse.Namespace:
 
 
 def run_step(check: Check, log: Path) -> list[dict[str, Any]]:
-    """Runs a step in a process group of its own and reads its rows; one that is not done in time is killed with all it started."""
+    """Runs a step in a separate process group and reads its rows; at its time limit the whole group is killed."""
     process = multiprocessing.get_context("fork").Process(target=in_child, args=(check, log))  # this process never touches the GPU
     process.start()
     assert process.pid
@@ -133,7 +133,7 @@ def run_step(check: Check, log: Path) -> list[dict[str, Any]]:
 
 
 def in_child(check: Check, log: Path) -> None:
-    """The step itself; all that it prints goes into the log."""
+    """Runs the step; its output goes into the log."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with open(log, "a", encoding="utf-8") as file:
@@ -155,7 +155,7 @@ def in_child(check: Check, log: Path) -> None:
 
 
 def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """All rows so far, and what they were measured on; never half a file."""
+    """Writes all rows so far, and the machine they were measured on, atomically."""
     text = json.dumps({"machine": machine(), "tiny": args.tiny, "data": Path(args.data).name, "rows": rows}, indent=1)
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
@@ -164,13 +164,13 @@ def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> N
 
 @lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describes the machine."""
     known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "cores": os.cpu_count()}
     return known | gpu_name()
 
 
 def gpu_name() -> dict[str, str]:
-    """As the driver names it; torch is not asked, for processes that are started after that could not use the GPU."""
+    """The driver's name of the GPU; without torch, because initialising CUDA here would keep forked processes from using the GPU."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
@@ -180,7 +180,7 @@ def gpu_name() -> dict[str, str]:
 
 
 def tables(rows: list[dict[str, Any]]) -> list[str]:
-    """A table a step, with the columns that its rows have; lists and mappings below it."""
+    """One table per step, with the columns of its rows; lists and mappings below it."""
     lines = []
     for step in dict.fromkeys(row["step"] for row in rows):
         own = [row for row in rows if row["step"] == step]
