@@ -51,7 +51,7 @@ class End2EndNetwork(nn.Module):
         predictions = self.detector.head.decode(self.detector(images))
         if extra := [*predictions.fields, *predictions.shared]:
             task = self.detector.task.name
-            raise UserError(f"suppression inside a file keeps boxes only, but the task {task!r} has also {', '.join(extra)}; leave --nms out")
+            raise UserError(f"--nms: a file with suppression keeps boxes only, but the task {task!r} has also {', '.join(extra)}")
         return (*self.suppression(predictions.boxes, predictions.scores), predictions.boxes, predictions.scores)
 
 
