@@ -13,6 +13,7 @@ from models.export.registry import ExportFormat
 from models.export.source import ExportOptions, ExportSource
 from models.model import Model
 from tasks import Task
+from utils.errors import UserError
 
 
 class ExportedNetwork(nn.Module):
@@ -48,6 +49,9 @@ class End2EndNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, ch, H, W) in 0-1 to ``suppression.OUTPUTS``: detections, then the candidates they were selected from."""
         predictions = self.detector.head.decode(self.detector(images))
+        if extra := [*predictions.fields, *predictions.shared]:
+            task = self.detector.task.name
+            raise UserError(f"--nms: a file with suppression keeps boxes only, but the task {task!r} has also {', '.join(extra)}")
         return (*self.suppression(predictions.boxes, predictions.scores), predictions.boxes, predictions.scores)
 
 

@@ -98,7 +98,7 @@ def test_an_attention_block(clone):
     example = section("An attention block")
     run_section(example, clone)
     weights = load_checkpoint(clone / "runs/train/gate/weights/best.pt").weights
-    assert any(name.endswith("m.gate.0.weight") for name in weights)
+    assert any(name.endswith(".gate.0.weight") for name in weights)
     assert example.lines_written == len(example.block("python").splitlines())
 
 

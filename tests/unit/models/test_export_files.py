@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -389,7 +390,8 @@ def test_parity_tolerance_is_bounded_by_float32_rounding(monkeypatch, difference
     """A thousandth of a pixel, or four times torch's own rounding where that is more, never above a hundredth."""
     monkeypatch.setattr(parity, "_compare_predictions", lambda *_: PredictionDifference(difference, 0.0))
     monkeypatch.setattr(parity, "_rounding_px", lambda *_: rounding)
-    found = parity.compare(None, Path("any.onnx"), facts=ExportFacts(names=("a",)), export_format=find_format("onnx"))
+    network, facts = SimpleNamespace(task=DETECT), ExportFacts(names=("a",))
+    found = parity.compare(network, Path("any.onnx"), facts=facts, export_format=find_format("onnx"))
     assert found.holds is holds
     assert ("rounding" in str(found)) == (found.allowed_px > 1e-3)
 
