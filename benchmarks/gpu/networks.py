@@ -31,7 +31,7 @@ from engine.training.step import TrainingState, TrainingStep
 from models import build_model
 from utils.config import Hyperparameters, TrainConfig
 from utils.precision import autocast, gradient_scaler
-from utils.types import Batch, Letterbox, to_unit_range
+from utils.types import Batch, Letterbox, Targets, to_unit_range
 
 ROOT = Path(__file__).resolve().parents[2]
 HYP = Hyperparameters(lr0=1e-3, warmup_epochs=0)
@@ -48,7 +48,8 @@ def synthetic_batch(size: int, imgsz: int) -> Batch:
     images = torch.randint(0, 256, (size, 3, imgsz, imgsz), dtype=torch.uint8, generator=generator)
     sides = torch.full((size, 2), imgsz)
     letterbox = Letterbox(sides, torch.ones_like(sides).float(), torch.zeros_like(sides).float())
-    return Batch(images, torch.cat([image, classes, centre, side], 1), ("",) * size, letterbox, BOXES_PER_IMAGE)
+    targets = Targets.of_rows(torch.cat([image, classes, centre, side], 1))
+    return Batch(images, targets, ("",) * size, letterbox, BOXES_PER_IMAGE)
 
 
 class OurStep:

@@ -16,7 +16,6 @@ import detect
 import val
 from data.dataset_spec import load_dataset_spec
 from engine.channels import spec_for, with_channels
-from engine.evaluation import evaluate as evaluation
 from export import ExportConfig, export
 from models import build_model, load_model
 from models.analysis.profiling import main as profiling
@@ -71,7 +70,7 @@ def test_multichannel_network_trains_validates_detects_and_exports(tmp_path, cap
     data = write_squares(tmp_path, channels=channels, dtype=dtype, suffix=suffix)
     inputs = kind == "five bands, 16 bits"
     if not inputs:
-        monkeypatch.setattr(evaluation, "save_plots", lambda *_: None)  # curves know nothing of channels, and take the longest
+        monkeypatch.setattr("tasks.detect.DetectTask.plot", lambda *_: None)  # curves know nothing of channels, and take the longest
     result = train(settings(tmp_path, data, noplots=not inputs, cache="disk" if inputs else "ram"))
     assert f"images of {channels} channel" in capsys.readouterr().out
     with open(result.save_dir / "results.csv", newline="") as file:

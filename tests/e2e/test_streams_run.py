@@ -143,7 +143,7 @@ def test_screen_is_captured_until_q_is_pressed(run, tmp_path, monkeypatch):
 
     shown = []
     monkeypatch.setitem(sys.modules, "mss", Module)
-    monkeypatch.setattr(detect, "_check_surroundings", lambda config, device: None)
+    monkeypatch.setattr("engine.inference.detect._check_machine", lambda config, device: None)
     monkeypatch.setattr(cv2, "imshow", lambda title, image: shown.append((title, image.shape)))
     monkeypatch.setattr(cv2, "waitKey", lambda delay: ord("q") if len(shown) == 3 else -1)
     assert run("--source", "screen 2", "--view-img") == 0
@@ -173,7 +173,10 @@ def test_view_img_without_a_display_is_refused_first(run, tmp_path, monkeypatch,
 @pytest.mark.usefixtures("finder")
 def test_visualize_saves_features_of_the_first_frame_of_each_stream(run, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(detect, "visualize", lambda model, images, folder, report: drawn.append((tuple(images.shape), folder.name)))
+    def note(model, images, folder, report):
+        drawn.append((tuple(images.shape), folder.name))
+
+    monkeypatch.setattr("engine.inference.detect.visualize", note)
     for name in ("a", "b"):
         video(tmp_path / f"{name}.avi", 5)
     (tmp_path / "two.streams").write_text("a.avi\nb.avi\n")

@@ -331,7 +331,7 @@ def test_stream_list_is_parsed(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is no URL, no number"),
+        ("u:PW@cam/live", r"line 2: \*\*\*@cam/live is neither a URL nor the number"),
         ("notes.md", "line 2: notes.md is neither a URL nor the number of a camera nor an existing video file"),
         ("http://u:PW@cam/now.jpg", "line 2: .* is an image"),
         ("file:///x/PW.mp4?", "without file://"),
