@@ -105,7 +105,7 @@ def our_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]
     from models.heads.base import HeadOutput
     from models.heads.multi_branch import DualDDetect
     from utils.config import Hyperparameters
-    from utils.types import Batch, Letterbox
+    from utils.types import Batch, Letterbox, Targets
 
     cls = dict(zip(OURS, (Detect, DualDDetect, AnchorDetect, IDetect, IAuxDetect)))[case.loss]
     branches, based = len(cls.branch_weights), cls.anchor_based
@@ -115,7 +115,7 @@ def our_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]
     loss = head.build_loss(Hyperparameters(box=0.05, cls=0.3, obj=0.7, anchor_t=4.0) if based else Hyperparameters())
     maps = make_maps(case.batch, 3 * (5 + CLASSES) if based else 64 + CLASSES, branches, based)
     none = Letterbox(torch.zeros(case.batch, 2), torch.ones(case.batch, 2), torch.zeros(case.batch, 2))
-    batch = Batch(torch.zeros(case.batch, 3, 1, 1), make_targets(case), ("",) * case.batch, none, case.boxes)
+    batch = Batch(torch.zeros(case.batch, 3, 1, 1), Targets.of_rows(make_targets(case)), ("",) * case.batch, none, case.boxes)
     output = HeadOutput(tuple(map(tuple, maps)))
     return lambda: sum(loss(output, batch).values()), [m for branch in maps for m in branch]
 

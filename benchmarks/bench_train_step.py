@@ -101,7 +101,7 @@ def _our_step(args: argparse.Namespace):
     from engine.training.recompute import checkpoint_activations
     from models import build_model
     from utils.config import Hyperparameters
-    from utils.types import Batch, Letterbox, to_unit_range
+    from utils.types import Batch, Letterbox, Targets, to_unit_range
 
     model = build_model(args.cfg, nc=80).train()
     if args.checkpoint_activations != "off":
@@ -110,7 +110,7 @@ def _our_step(args: argparse.Namespace):
     images = torch.randint(0, 256, (args.batch_size, 3, args.imgsz, args.imgsz), dtype=torch.uint8)
     sides = torch.full((args.batch_size, 2), args.imgsz)
     letterbox = Letterbox(sides, torch.ones_like(sides).float(), torch.zeros_like(sides).float())
-    batch = Batch(images, _boxes(args), ("",) * args.batch_size, letterbox, BOXES_PER_IMAGE)
+    batch = Batch(images, Targets.of_rows(_boxes(args)), ("",) * args.batch_size, letterbox, BOXES_PER_IMAGE)
 
     def step():
         return sum(loss(model(to_unit_range(batch.images)), batch).values()) * args.batch_size

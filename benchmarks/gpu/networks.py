@@ -31,7 +31,7 @@ from engine.training.step import TrainingState, TrainingStep
 from models import build_model
 from utils.config import Hyperparameters, TrainConfig
 from utils.precision import autocast, gradient_scaler
-from utils.types import Batch, Letterbox, to_unit_range
+from utils.types import Batch, Letterbox, Targets, to_unit_range
 
 ROOT = Path(__file__).resolve().parents[2]
 HYP = Hyperparameters(lr0=1e-3, warmup_epochs=0)
@@ -48,7 +48,8 @@ def synthetic_batch(size: int, imgsz: int) -> Batch:
     images = torch.randint(0, 256, (size, 3, imgsz, imgsz), dtype=torch.uint8, generator=generator)
     sides = torch.full((size, 2), imgsz)
     letterbox = Letterbox(sides, torch.ones_like(sides).float(), torch.zeros_like(sides).float())
-    return Batch(images, torch.cat([image, classes, centre, side], 1), ("",) * size, letterbox, BOXES_PER_IMAGE)
+    targets = Targets.of_rows(torch.cat([image, classes, centre, side], 1))
+    return Batch(images, targets, ("",) * size, letterbox, BOXES_PER_IMAGE)
 
 
 class OurStep:
@@ -94,7 +95,7 @@ class PeerStep:
         self.model.args = get_cfg(overrides={"box": 7.5, "cls": 0.5, "dfl": 1.5})
         self.ema, self.scaler = ema_class(self.model), gradient_scaler(check.device, check.precision)
         self.optimizer = torch.optim.SGD(_peer_groups(self.model), lr=HYP.lr0, momentum=HYP.momentum, nesterov=True)
-        targets = batch.targets
+        targets = batch.targets.rows()
         self.images, self.labels = batch.images, {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
         self.device, self.precision = check.device, check.precision
 
