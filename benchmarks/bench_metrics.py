@@ -35,7 +35,8 @@ def main() -> None:
     begin = time.perf_counter()
     for start in range(0, options.images, 32):
         rows = (truth.image >= start) & (truth.image < start + 32)
-        part = GroundTruth(truth.image[rows] - start, *(column[rows] for column in truth[1:]))
+        part = truth.map(lambda column, rows=rows: column[rows])
+        part = part.replace(image=part.image - start)
         chunk = detections[start : start + 32]
         metrics.update(chunk, part, images=range(start + 1, start + 1 + len(chunk)))
     collected = time.perf_counter()
