@@ -12,6 +12,7 @@ from utils import distributed
 from utils.cli.val_arguments import ValConfig
 from utils.errors import UserError
 from utils.run_folders import new_run_dir
+from utils.text_table import text_table
 
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # as in detection, so that suppression does the work it does there
 SHORT_NAMES = {"metrics/precision": "P", "metrics/recall": "R"}  # in study.csv
@@ -41,9 +42,9 @@ def speed(config: ValConfig, validate: Callable[[ValConfig], MetricResult]) -> l
             one = replace(one, batch_size=batch, project=str(folder), name=f"{index}-{Path(weights).stem}-batch{batch}")
             measured.append(Measured(weights, config.imgsz, batch, validate(one)))
     stages = list(measured[0].metrics.speed_ms)
-    print(f"\n{'weights':>28} {'batch':>6} " + " ".join(f"{s:>12}" for s in stages) + f" {'all':>8}  ms an image, {config.imgsz} px")
-    for m in measured:
-        print(f"{m.weights[-28:]:>28} {m.batch_size:>6} " + " ".join(f"{m.metrics.speed_ms[s]:12.1f}" for s in stages) + f" {m.ms:8.1f}")
+    lines = [("weights", "batch", *stages, "all")]
+    lines += [(m.weights[-28:], str(m.batch_size), *(f"{m.metrics.speed_ms[s]:.1f}" for s in stages), f"{m.ms:.1f}") for m in measured]
+    print(f"\nms an image, {config.imgsz} px\n{text_table(lines, right=range(len(lines[0])))}")
     return measured
 
 

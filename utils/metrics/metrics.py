@@ -40,6 +40,7 @@ from utils.metrics.matching import (
     match_yolov5,
     rank_in_group,
 )
+from utils.text_table import text_table
 from utils.types import Columns, Detections
 
 COCO_MAX_DETECTIONS = (1, 10, 100)  # per image and class
@@ -126,18 +127,14 @@ class Metrics:
 
     def table(self, *, per_class: bool = True) -> str:
         """The usual table as text: a row for all, then one for each class that has objects."""
-        width = max([len(n) for n in self.names] + [len("class"), 12])
-        head = f"{'class':>{width}} {'images':>8} {'objects':>8} {'P':>8} {'R':>8} {'mAP50':>8} {'mAP50-95':>9}   rule: {self.rule}"
-
-        def row(name: str, images: int, objects: int, *values: float) -> str:
-            p, r, map50, map_ = (f"{v:.3f}" for v in values)
-            return f"{name:>{width}} {images:>8} {objects:>8} {p:>8} {r:>8} {map50:>8} {map_:>9}"
-
-        lines = [head, row("all", self.images, int(self.instances.sum()), self.precision, self.recall, self.map50, self.map)]
+        measured = (self.precision, self.recall, self.map50, self.map)
+        rows = [("all", self.images, int(self.instances.sum()), *measured)]
         for c in np.flatnonzero(self.instances) if per_class else ():
-            values = (self.precision_per_class[c], self.recall_per_class[c], self.ap[c, 0], self.ap[c].mean())
-            lines.append(row(self.names[c], int(self.images_with[c]), int(self.instances[c]), *values))
-        return "\n".join(lines)
+            measured = (self.precision_per_class[c], self.recall_per_class[c], self.ap[c, 0], self.ap[c].mean())
+            rows.append((self.names[c], int(self.images_with[c]), int(self.instances[c]), *measured))
+        lines = [(name, str(images), str(objects), *(f"{v:.3f}" for v in values)) for name, images, objects, *values in rows]
+        head, *body = text_table([("class", "images", "objects", "P", "R", "mAP50", "mAP50-95"), *lines], right=range(7)).splitlines()
+        return "\n".join((f"{head}   rule: {self.rule}", *body))
 
 
 class MetricAccumulator:
