@@ -43,7 +43,7 @@ def function_of(out: Tensor) -> str:
 def height(request, monkeypatch) -> int:
     """Rows of a block, of nine."""
     monkeypatch.setattr("models.layers.attention.ops.common.better_by_rows", lambda *_: True)
-    monkeypatch.setattr(rows, "SHARE_OF_ROWS", 1)
+    monkeypatch.setattr(rows, "FEWEST_BLOCKS", 1)
     monkeypatch.setattr(rows, "BLOCK_FLOATS", 2 * 9 * request.param)
     return request.param
 
