@@ -121,7 +121,7 @@ def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sli
     Files come one by one; the newest frames of several streams go through the network together where their shapes agree.
     """
     stopwatch = predictor.stopwatch
-    for frames in timed_batches(batches, stopwatch):
+    for frames in stopwatch.draw(batches, READING):  # with the time that reading, or waiting for, each group takes
         with stopwatch.stage(PRE_PROCESS):
             images, placement = collate([f.boxed for f in frames], [f.image.shape[:2] for f in frames], predictor.device)
         start = stopwatch.now()
@@ -135,17 +135,6 @@ def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sli
                 with stopwatch.stage(WINDOWS):
                     detections = sliced(frame.image, detections)
             yield PredictedFrame(frame, image, detections, windows, seconds + (stopwatch.now() - start if windows else 0.0))
-
-
-def timed_batches(batches: Iterator[Sequence[Frame]], stopwatch: Stopwatch) -> Iterator[Sequence[Frame]]:
-    """The groups of frames, with the time that reading, or waiting for, each takes."""
-    while True:
-        start = stopwatch.now()
-        frames = next(batches, None)
-        if frames is None:
-            return
-        stopwatch.add(READING, stopwatch.now() - start)
-        yield frames
 
 
 def build_predictor(config: DetectConfig, network: Network, device: torch.device) -> Predictor:
