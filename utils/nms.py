@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from utils.types import Detections, Predictions
 
@@ -94,6 +93,8 @@ def _suppress(candidates: Detections, suppression: Suppression) -> Detections:
         spread = spread + (candidates.classes * extent)[:, None]  # classes lie side by side and never meet
     scores = candidates.scores.float()
     first = FIRST_CANDIDATES * suppression.max_det
+    from torchvision.ops import nms  # here: importing it takes longer than importing torch
+
     keep = nms(spread[:first], scores[:first], suppression.iou)
     if len(keep) < suppression.max_det and len(spread) > first:
         keep = nms(spread, scores, suppression.iou)
