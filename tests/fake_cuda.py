@@ -1,7 +1,8 @@
 """A fake CUDA device: tensors report ``cuda:0`` and compute on the CPU.
 
-Without a GPU it finds code that creates a tensor on the wrong device, synchronises with the device, or branches on the device type. What a
-real device refuses (operands on two devices, ``numpy()``) is refused here. Kernels and mixed precision are those of the CPU.
+Without a GPU it finds code that creates a tensor on the wrong device, synchronises with the device, copies to it while the host waits, or
+branches on the device type. What a real device refuses (operands on two devices, ``numpy()``) is refused here. Kernels and mixed precision
+are those of the CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("data", "engine", "models", "tests", "utils")
+PARTS = ("data", "engine", "models", "tasks", "tests", "utils")
 FOLDERS = {ROOT, *(p.parent for part in PARTS for p in (ROOT / part).rglob("*.py"))}  # a .venv may lie beside them
 aten = torch.ops.aten
 # Operators that synchronise: the size of the result, or its value on the host, depends on values on the device.
@@ -42,14 +43,16 @@ NONDETERMINISTIC_OPS = {
     torch.ops.torchvision._deform_conv2d_backward,
 }  # fmt: skip
 INDEX_OPS = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+FROM_PYTHON = {torch.tensor, torch.as_tensor, torch.asarray}  # with a device: made on the host, then copied
 MIXED_DEVICE_OPS = {aten.copy_, aten._to_copy, aten.set_}
 
 
 @dataclass
 class DeviceRecord:
-    """What was recorded on the device: the operator and the line of the project that called it."""
+    """What was recorded on the device: the operator and the lines of the project that called it, innermost first."""
 
     syncs: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)  # from the host, which waits for them: Python values, and tensors without non_blocking
     nondeterministic: list[str] = field(default_factory=list)
 
 
@@ -105,6 +108,8 @@ def refuse_mixed_devices(func: Any, args: Any, kwargs: Any) -> None:
     if packet in MIXED_DEVICE_OPS or not on_cpu:
         return
     if packet in INDEX_OPS and isinstance(args[0], FakeCudaTensor):
+        if any(isinstance(t, Tensor) and not isinstance(t, FakeCudaTensor) for t in args[1]):
+            FakeCudaTensor.seen.copies.append(f"index {caller()}")
         on_cpu = [t for t in args[2:3] if isinstance(t, Tensor) and not isinstance(t, FakeCudaTensor)]
     if any(t.dim() or packet in (aten.cat, aten.stack) for t in on_cpu):
         raise RuntimeError(f"{func}: tensors on cuda:0 and on the CPU, of {[tuple(t.shape) for t in on_cpu]}")
@@ -130,9 +135,25 @@ def is_called_by_torch() -> bool:
 
 
 def caller() -> str:
-    """The innermost line of the project on the stack, with the line that called it."""
+    """The lines of the project on the stack, innermost first."""
     own = [f for f in traceback.extract_stack() if Path(f.filename).parent in FOLDERS and f.filename != __file__]
-    return " < ".join(f"{Path(f.filename).relative_to(ROOT)}:{f.lineno}" for f in reversed(own[-2:]))
+    return " < ".join(f"{Path(f.filename).relative_to(ROOT)}:{f.lineno}" for f in reversed(own))
+
+
+def record_copy(func: Any, kwargs: dict[str, Any]) -> None:
+    """Records Python values put on the device, and host tensors moved there while the host waits.
+
+    What a test or ``Module.to`` moves is not recorded.
+    """
+    lines = caller()
+    from_python = func in FROM_PYTHON or func is Tensor.new_tensor
+    moves = func in (Tensor.to, Tensor.cuda) and not kwargs.get("non_blocking") and not lines.startswith("tests/")
+    if from_python or (moves and not is_called_by_module_to()):
+        FakeCudaTensor.seen.copies.append(f"{func.__name__} {lines}")
+
+
+def is_called_by_module_to() -> bool:
+    return any(f.filename.endswith("torch/nn/modules/module.py") and f.name == "convert" for f in traceback.extract_stack())
 
 
 class _Transfer(torch.autograd.Function):
@@ -161,14 +182,18 @@ class FakeCudaMode(TorchFunctionMode):
         if func is Tensor.cpu:
             return to_device(args[0], torch.device("cpu"))
         if func is Tensor.cuda:
+            record_copy(func, kwargs)
             return to_device(args[0], GPU)
         if func is Tensor.new_tensor and isinstance(args[0], FakeCudaTensor) and "device" not in kwargs:
+            record_copy(func, kwargs)
             return to_device(torch.tensor(*args[1:], dtype=kwargs.get("dtype", args[0].dtype)), GPU)
         if func is Tensor.tolist and isinstance(args[0], FakeCudaTensor):
             return to_device(args[0], torch.device("cpu")).tolist()
         place, args, kwargs = requested_device(func, args, kwargs)
         if place is None:
             return func(*args, **kwargs)
+        if place.type == "cuda" and not isinstance(args[0] if args else None, FakeCudaTensor):
+            record_copy(func, kwargs)
         if func is Tensor.to:  # None only fills positions before later arguments
             types_asked = [a for a in args[1:] if isinstance(a, torch.dtype)]
             given = {k: v for k, v in kwargs.items() if v is not None}

@@ -117,5 +117,10 @@ def size_iou(wh1: Tensor, wh2: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 
 def _whwh(hw: tuple[float, float] | Tensor, like: Tensor) -> Tensor:
-    pair = hw.to(device=like.device, dtype=like.dtype) if isinstance(hw, Tensor) else like.new_tensor(hw)
-    return pair[..., [1, 0, 1, 0]]
+    """Width, height, width, height (..., 4) of heights and widths, made without a copy from the host."""
+    if isinstance(hw, Tensor):
+        wh = hw.to(like).flip(-1)
+        return torch.cat((wh, wh), dim=-1)
+    out = like.new_full((4,), float(hw[1]))
+    out[1::2] = float(hw[0])
+    return out

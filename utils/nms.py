@@ -55,7 +55,7 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
     above = scores > suppression.conf
     counts = above.sum(dim=1).clamp(max=suppression.max_candidates).tolist()  # the one wait for the device
     per_box = scores.shape[1] // max(boxes.shape[1], 1)
-    scores, index = torch.where(above, scores, scores.new_tensor(float("-inf"))).topk(max(counts, default=0), dim=1)  # (B, K)
+    scores, index = scores.masked_fill(~above, float("-inf")).topk(max(counts, default=0), dim=1)  # (B, K)
     labels = labels.expand(above.shape).gather(1, index)
     anchor = (index // max(per_box, 1))[..., None]  # (B, K, 1)
     boxes = boxes.gather(1, anchor.expand(-1, -1, 4))  # (B, K, 4)
@@ -75,9 +75,8 @@ def _candidate_scores(scores: Tensor, classes: Sequence[int] | None, *, multi_la
         values = scores.flatten(1)
         labels = torch.arange(nc, device=scores.device).repeat(scores.shape[1])[None].expand(batch, -1)
     if classes is not None:
-        wanted = torch.zeros(nc, dtype=torch.bool, device=scores.device)
-        wanted[[c for c in classes if 0 <= c < nc]] = True
-        values = torch.where(wanted[labels], values, values.new_tensor(float("-inf")))
+        unwanted = torch.tensor([c not in set(classes) for c in range(nc)]).to(scores.device, non_blocking=True)
+        values = values.masked_fill(unwanted[labels], float("-inf"))
     return values, labels
 
 

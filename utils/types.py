@@ -116,6 +116,7 @@ class Batch(NamedTuple):
     max_boxes: int  # the most boxes in one image, known on the host so that the loss never asks the device
     unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of images that are replaced by grey
     step_images: int | None = None  # images of this step over all ranks, if more; 0: takes part, counts nowhere
+    host_boxes: Tensor | None = None  # ``targets.boxes`` (or more) on the host, from which the loss bounds its lists of candidates
 
     @property
     def images_of_step(self) -> int:
@@ -123,9 +124,11 @@ class Batch(NamedTuple):
         return len(self.images) if self.step_images is None else self.step_images
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
-        """The batch with images and targets on ``device``; what only reports need stays on the host."""
+        """The batch with images and targets on ``device``; what only reports need stays on the host, and so does a view of the boxes."""
         return self._replace(
-            images=self.images.to(device, non_blocking=non_blocking), targets=self.targets.to(device, non_blocking=non_blocking)
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            host_boxes=self.targets.boxes if self.targets.boxes.device.type == "cpu" else self.host_boxes,
         )
 
 

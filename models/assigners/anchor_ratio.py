@@ -15,9 +15,6 @@ from torch import Tensor
 
 from models.assigners.targets import PaddedTargets, can_count_without_wait
 
-# Directions from the cell itself to the left, upper, right and lower neighbour, in cells.
-DIRECTIONS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
-
 
 class AnchorGrid(NamedTuple):
     """The A places of an anchor-based head: one per level, anchor and cell, in this order, cells row by row."""
@@ -99,7 +96,8 @@ def assign_by_ratio(scene: Scene, *, anchor_t: float = 4.0, reach: float = 0.5) 
     """
     targets, anchors = scene.targets, scene.anchors
     low, high = targets.boxes_xyxy.split(2, dim=-1)
-    directions = torch.tensor(DIRECTIONS, device=low.device, dtype=torch.float32)
+    unit = torch.eye(2, device=low.device)
+    directions = torch.cat((torch.zeros_like(unit[:1]), -unit, unit))  # (5, 2) cells: none, left, up, right, down
     found, begin = [], 0
     for number, ((h, w), stride) in enumerate(zip(scene.grid.sizes, scene.strides)):
         per_cell = anchors.shape[1]
@@ -107,7 +105,7 @@ def assign_by_ratio(scene: Scene, *, anchor_t: float = 4.0, reach: float = 0.5) 
         ratio = size[:, None] / anchors[number].float()[:, None]  # (B, anchors, n, 2)
         fits = (torch.maximum(ratio, 1 / ratio).amax(dim=-1) < anchor_t) & targets.valid[:, None]
         cell = (centre[:, None] + directions[:, None] * reach).long()  # (B, 5, n, 2)
-        extent = torch.tensor((w, h), device=low.device)
+        extent = _filled((w, h), device=low.device)
         cell = torch.minimum(cell.clamp(min=0), extent - 1)
         near = _near(centre, extent, reach)  # (B, 5, n)
         offset = torch.arange(per_cell, device=low.device)[:, None] * (h * w) + begin
@@ -117,6 +115,13 @@ def assign_by_ratio(scene: Scene, *, anchor_t: float = 4.0, reach: float = 0.5) 
         found.append(tuple(t.flatten(1) for t in (place, box, mask)))
         begin += per_cell * h * w
     return Matches(*(torch.cat(t, dim=1) for t in zip(*found)))
+
+
+def _filled(values: tuple[int, int], *, device: torch.device) -> Tensor:
+    """Two numbers (2,) int64 on a device, without a copy from the host."""
+    out = torch.full((2,), values[0], device=device)
+    out[1:] = values[1]
+    return out
 
 
 def _near(centre: Tensor, extent: Tensor, reach: float) -> Tensor:

@@ -40,7 +40,7 @@ class _Pairs(NamedTuple):
 
     row: Tensor  # (P,) box, counted over the images
     cell: Tensor  # (P,) cell within the level
-    inside: Tensor | None  # (P,) whether the cell's centre is inside the box; None: all are
+    inside: Tensor | None  # (P,) whether the pair counts: the cell's centre is inside the box; None: all count
 
 
 class TaskAlignedAssigner:
@@ -62,7 +62,15 @@ class TaskAlignedAssigner:
         self.min_candidate_side, self.owners_contain = min_candidate_side, owners_contain
 
     @torch.no_grad()
-    def __call__(self, boxes_xyxy: Tensor, class_logits: Sequence[Tensor], strides: Sequence[float], targets: PaddedTargets) -> Assignment:
+    def __call__(
+        self,
+        boxes_xyxy: Tensor,
+        class_logits: Sequence[Tensor],
+        strides: Sequence[float],
+        targets: PaddedTargets,
+        *,
+        host_boxes_xyxy: Tensor | None = None,
+    ) -> Assignment:
         """Assigns the targets of a whole batch; as in the published losses, a box centred on the image's top left corner is ignored.
 
         Args:
@@ -70,13 +78,16 @@ class TaskAlignedAssigner:
             class_logits: one (B, nc, H, W) a level.
             strides: px a cell of each level.
             targets: n boxes an image.
+            host_boxes_xyxy: (M, 4) px on the host, all valid boxes (or more), so that the candidates on another device can be listed
+                without asking it for their number; without it all boxes are compared with all cells there.
         """
         (batch, n), cells = targets.valid.shape, boxes_xyxy.shape[1]
         if n == 0:
             none = boxes_xyxy.new_zeros(batch, 0)
             return Assignment(none.long(), none.long(), none, none.bool())
         targets = targets._replace(valid=targets.valid & (targets.boxes_xyxy.sum(dim=-1) > 0))
-        view = _View(boxes_xyxy, class_logits, strides)
+        most = self._most_candidates(host_boxes_xyxy, class_logits, strides)
+        view = _View(boxes_xyxy, class_logits, strides, most)
         topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, batch * cells))
         parts = [PaddedTargets(*(t[:, i : i + step] for t in targets)) for i in range(0, n, step)]
         picks = [self._alignment(view, part).topk(topk, dim=-1) for part in parts]
@@ -89,33 +100,49 @@ class TaskAlignedAssigner:
         batch, n = targets.valid.shape
         boxes, labels = targets.boxes_xyxy.reshape(-1, 4), targets.labels.reshape(-1)
         levels, begin = [], 0
-        for logits, stride in zip(view.class_logits, view.strides):
+        for logits, stride, most in zip(view.class_logits, view.strides, view.most_candidates):
             h, w = logits.shape[2:]
-            pairs = self._candidates(targets, (h, w), stride)
+            pairs = self._candidates(targets, (h, w), stride, most)
             image = torch.div(pairs.row, n, rounding_mode="floor")
             predicted = view.boxes_xyxy[:, begin : begin + h * w].reshape(-1, 4)[image * (h * w) + pairs.cell]
             score = logits.reshape(-1)[(image * logits.shape[1] + labels[pairs.row]) * (h * w) + pairs.cell]
             value = self._measure(ciou(predicted, boxes[pairs.row]).clamp_(min=0), score)
-            if pairs.inside is not None:
-                value = value * pairs.inside
-            level = value.new_zeros(batch * n * h * w)
-            level[pairs.row * (h * w) + pairs.cell] = value
-            levels.append(level.view(batch, n, h * w))
+            place = pairs.row * (h * w) + pairs.cell
+            if pairs.inside is not None:  # what does not count is written behind the end
+                value, place = value * pairs.inside, torch.where(pairs.inside, place, batch * n * h * w)
+            level = value.new_zeros(batch * n * h * w + 1).scatter_(0, place, value)
+            levels.append(level[:-1].view(batch, n, h * w))
             begin += h * w
         return torch.cat(levels, dim=2)
 
     def _measure(self, overlap: Tensor, class_logit: Tensor) -> Tensor:
         return class_logit.float().sigmoid().pow_(self.alpha) * overlap.pow(self.beta)
 
-    def _candidates(self, targets: PaddedTargets, hw: Sequence[int], stride: float) -> _Pairs:
+    def _candidates(self, targets: PaddedTargets, hw: Sequence[int], stride: float, most: int | None) -> _Pairs:
         """The cells of a level whose centres are inside the boxes.
 
-        On a CPU only these; on a GPU all cells with all boxes, because counting those inside would synchronise.
+        On a GPU, where counting them would synchronise, the list has the length ``most``, or holds all cells with all boxes.
         """
         low, high = self._area(targets.boxes_xyxy.reshape(-1, 4))  # (rows, 2)
-        x, y = ((torch.arange(size, device=low.device) + 0.5) * stride for size in (hw[1], hw[0]))
-        list_pairs = pairs_inside if can_count_without_wait(low) else all_pairs
-        return list_pairs(low, high, targets.valid.reshape(-1), x, y)
+        x, y = _centres(hw, stride, device=low.device)
+        arguments = (low, high, targets.valid.reshape(-1), x, y)
+        if can_count_without_wait(low):
+            return pairs_inside(*arguments)
+        return all_pairs(*arguments) if most is None else pairs_inside(*arguments, length=most)
+
+    def _most_candidates(self, host_boxes_xyxy: Tensor | None, maps: Sequence[Tensor], strides: Sequence[float]) -> list[int | None]:
+        """The number of candidates of each level, rounded up.
+
+        Few lengths occur then, and there is room for a cell that the device rounds into a box.
+        """
+        if host_boxes_xyxy is None or can_count_without_wait(maps[0]):
+            return [None] * len(maps)
+        low, high = self._area(host_boxes_xyxy)
+        counts: list[int | None] = []
+        for level, stride in zip(maps, strides):
+            _, across, down = _spans(low, high, *_centres(level.shape[2:], stride, device=low.device))
+            counts.append(_rounded_up(int((across * down).sum())))
+        return counts
 
     def _area(self, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
         """Corners (..., 2) px between which a cell's centre is a candidate for boxes (..., 4)."""
@@ -175,6 +202,7 @@ class _View(NamedTuple):
     boxes_xyxy: Tensor  # (B, N, 4) px
     class_logits: Sequence[Tensor]  # (B, nc, H, W) a level
     strides: Sequence[float]
+    most_candidates: Sequence[int | None]  # a level; see TaskAlignedAssigner._most_candidates
 
     def centres(self) -> Tensor:
         """(N, 2) px, the cells' centres."""
@@ -192,8 +220,8 @@ class _View(NamedTuple):
         return total
 
 
-def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> _Pairs:
-    """Pairs of a box and a cell inside it; their number depends on the values.
+def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor, *, length: int | None = None) -> _Pairs:
+    """Pairs of a box and a cell inside it, box by box, cells row by row.
 
     Args:
         low: (rows, 2) px, left top corners.
@@ -201,15 +229,45 @@ def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor)
         valid: (rows,) bool, which rows are boxes.
         x: (W,) px, centres of the columns.
         y: (H,) px, centres of the rows of cells.
+        length: P, at least the number of pairs; the list is filled up with pairs that do not count. None counts the pairs, for which the
+            host waits for the device.
     """
-    x0, y0 = (torch.searchsorted(axis, low[:, i].contiguous(), right=True) for i, axis in enumerate((x, y)))
-    x1, y1 = (torch.searchsorted(axis, high[:, i].contiguous()) for i, axis in enumerate((x, y)))
-    across = (x1 - x0).clamp(min=0) * valid
-    count = across * (y1 - y0).clamp(min=0)
-    row = torch.repeat_interleave(torch.arange(len(count), device=low.device), count)
-    order = torch.arange(len(row), device=low.device) - (count.cumsum(0) - count)[row]
-    down = torch.div(order, across[row], rounding_mode="floor")
-    return _Pairs(row, (y0[row] + down) * len(x) + x0[row] + order - down * across[row], None)
+    (x0, y0), across, down = _spans(low, high, x, y)
+    across = across * valid
+    count = across * down
+    end = count.cumsum(0)
+    if length is None:
+        row = torch.repeat_interleave(torch.arange(len(count), device=low.device), count)
+        order, inside = torch.arange(len(row), device=low.device), None
+    else:
+        order = torch.arange(length, device=low.device)
+        row = torch.searchsorted(end, order, right=True).clamp_(max=len(count) - 1)
+        inside = order < end[-1:]
+        order = torch.where(inside, order, (end - count)[row])
+    order = order - (end - count)[row]
+    step = torch.div(order, across[row].clamp(min=1), rounding_mode="floor")
+    cell = (y0[row] + step) * len(x) + x0[row] + order - step * across[row]
+    return _Pairs(row, cell if inside is None else torch.where(inside, cell, 0), inside)
+
+
+def _spans(low: Tensor, high: Tensor, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """First column and row (rows,) of the cells inside boxes, and the numbers of columns and rows."""
+    first = tuple(torch.searchsorted(axis, low[:, i].contiguous(), right=True) for i, axis in enumerate((x, y)))
+    across, down = ((torch.searchsorted(axis, high[:, i].contiguous()) - first[i]).clamp_(min=0) for i, axis in enumerate((x, y)))
+    return first, across, down  # type: ignore[return-value]
+
+
+def _centres(hw: Sequence[int], stride: float, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Centres of the columns (W,) and of the rows (H,) of cells, px."""
+    across, down = ((torch.arange(size, device=device) + 0.5) * stride for size in (hw[1], hw[0]))
+    return across, down
+
+
+def _rounded_up(count: int) -> int:
+    """A number between 1.01 and 1.27 of ``count``, of which there are at most eight between two powers of two."""
+    count += count // 64 + 64
+    step = 1 << max(count.bit_length() - 4, 0)
+    return -(-count // step) * step
 
 
 def all_pairs(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> _Pairs:

@@ -15,6 +15,7 @@ from models.losses.box import BoxLoss
 from models.losses.cells import cells_and_background
 from models.losses.classification import ClassLoss
 from models.losses.dfl import distribution_focal_loss
+from utils.boxes import cxcywh_to_xyxy, denormalised
 from utils.distributed import all_reduce_sum, world_size
 from utils.types import Batch
 
@@ -79,9 +80,10 @@ class TaskAlignedLoss:
             hw_px = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
             targets = pad_targets(batch.targets.to(points.device), batch.max_boxes, batch_size=len(maps[0]), hw_px=hw_px)
             grid = _Points(points, strides)
+            host_boxes = None if batch.host_boxes is None else cxcywh_to_xyxy(denormalised(batch.host_boxes.float(), hw_px))
             totals = torch.zeros(3, device=points.device)
             for weight, branch in zip(self.branch_weights, output.branches):
-                totals = totals + weight * self._branch(branch, grid, targets, hw_px)
+                totals = totals + weight * self._branch(branch, grid, targets, hw_px, host_boxes)
         return {name: self.gains[name] * total for name, total in zip(self.names, totals)}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -92,14 +94,16 @@ class TaskAlignedLoss:
         """Restores the state of :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
-    def _branch(self, maps: Sequence[Tensor], grid: _Points, targets: PaddedTargets, hw_px: tuple[float, float]) -> Tensor:
+    def _branch(
+        self, maps: Sequence[Tensor], grid: _Points, targets: PaddedTargets, hw_px: tuple[float, float], host_boxes: Tensor | None
+    ) -> Tensor:
         """Box, class and distribution loss (3,) of one branch before gains."""
         maps = [m.float() for m in maps]
         with torch.no_grad():
             sides, logits = zip(*(m.split((4 * self.bins, self.nc), dim=1) for m in maps))
             distances = torch.cat([expected_distances(s.flatten(2), self._projection(s)) for s in sides], dim=2)  # (B, 4, N)
             boxes = _boxes(distances, grid)
-            assigned = self.assigner(boxes, logits, self.strides, targets)
+            assigned = self.assigner(boxes, logits, self.strides, targets, host_boxes_xyxy=host_boxes)
             normaliser = all_reduce_sum(assigned.score.sum()).clamp(min=1) / world_size()
         picked, background = cells_and_background(maps, assigned.cell, sides=4 * self.bins, gamma=self.class_loss.gamma)
         sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)

@@ -136,8 +136,9 @@ class AnchorLoss:
     def _place_weights(self, grid: AnchorGrid, images: float) -> Tensor:
         """Weights (A,) that make a sum over places the balanced sum of each level's mean."""
         per_cell = len(grid.level) // sum(h * w for h, w in grid.sizes)
-        weights = [balance / (images * per_cell * h * w) for balance, (h, w) in zip(self.balance, grid.sizes)]
-        return torch.tensor(weights, device=grid.level.device)[grid.level]
+        counts = [per_cell * h * w for h, w in grid.sizes]
+        weights = [balance / (images * count) for balance, count in zip(self.balance, counts)]
+        return torch.cat([torch.full((count,), weight, device=grid.level.device) for weight, count in zip(weights, counts)])
 
     def _class_targets(self, labels: Tensor) -> Tensor:
         """Labels (B, R) to targets (B, nc, R): 1 − ε/2 for the class and ε/2 for the others with label smoothing ε."""

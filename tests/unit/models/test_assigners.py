@@ -64,6 +64,16 @@ def test_assignment_does_not_depend_on_chunk_size_or_order(monkeypatch, n, owner
     monkeypatch.setattr(task_aligned, "CACHED_PAIRS", 5)
     monkeypatch.setattr(task_aligned, "can_count_without_wait", lambda _: False)  # what a GPU does
     assert as_rows(assigner(boxes, maps, STRIDES, targets)) == wanted
+    host = targets.boxes_xyxy[targets.valid]
+    assert as_rows(assigner(boxes, maps, STRIDES, targets, host_boxes_xyxy=host)) == wanted
+    assert as_rows(assigner(boxes, maps, STRIDES, targets, host_boxes_xyxy=torch.cat((host, host)))) == wanted  # more than needed
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 1000, 123456, 10_000_000])
+def test_lengths_are_a_little_more_than_the_count_and_few(count):
+    length = task_aligned._rounded_up(count)
+    assert count < length <= 1.27 * count + 130
+    assert length % (1 << max(length.bit_length() - 5, 0)) == 0
 
 
 def test_pairs_are_the_cells_strictly_inside():
@@ -75,6 +85,11 @@ def test_pairs_are_the_cells_strictly_inside():
     found = set(zip(listed.row.tolist(), listed.cell.tolist()))
     assert len(found) == len(listed.row)
     assert found == set(zip(every.row[every.inside].tolist(), every.cell[every.inside].tolist()))
+    filled = pairs_inside(low, high, valid, x, y, length=len(listed.row) + 5)
+    assert filled.inside.tolist() == [True] * len(listed.row) + [False] * 5
+    assert torch.equal(filled.row[:-5], listed.row)
+    assert torch.equal(filled.cell[:-5], listed.cell)
+    assert filled.cell.max() < 24
     assert {c for r, c in found if r == 0} == {1, 7}  # a centre on the edge (x = 4 and x = 20) is outside
     assert {r for r, _ in found} == {0, 2}
     assert sum(r == 2 for r, _ in found) == 24

@@ -9,12 +9,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.fake_cuda import GPU, FakeCudaTensor, fake_cuda
+from utils.types import Targets
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     with fake_cuda(monkeypatch) as seen:
         yield seen
+
+
+def two_targets() -> Targets:
+    return Targets(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), torch.rand(2, 4))
 
 
 def there(*size: int) -> torch.Tensor:
@@ -76,6 +81,30 @@ def test_synchronisation_is_recorded(gpu, waiting):
     waiting(x)
     assert len(gpu.syncs) == 1
     assert "test_fake_cuda.py" in gpu.syncs[0]
+
+
+@pytest.mark.parametrize(
+    "copying",
+    [
+        lambda x: torch.tensor([1.0, 2.0], device="cuda"),
+        lambda x: torch.as_tensor(3, device=x.device),
+        lambda x: x.new_tensor([1, 2]),
+        lambda x: x.__setitem__([0, 2], 1.0),
+        lambda x: two_targets().to("cuda", non_blocking=False),
+    ],
+)
+def test_copies_from_the_host_that_wait_are_recorded(gpu, copying):
+    x = there(4)
+    copying(x)
+    assert len(gpu.copies) >= 1
+    assert "test_fake_cuda.py" in gpu.copies[0]
+
+
+def test_asynchronous_copies_and_filled_tensors_are_not_recorded(gpu):
+    x = there(4)
+    x.new_full((2,), 3.0) + torch.full((2,), 2.0, device="cuda")
+    two_targets().to("cuda", non_blocking=True)
+    assert not gpu.copies
 
 
 def test_asynchronous_work_is_not_recorded_as_synchronisation(gpu):
