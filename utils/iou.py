@@ -26,7 +26,7 @@ The last three and WIoU, a loss with a memory, stand in ``models/losses/box.py``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,26 +59,31 @@ class Pair(NamedTuple):
 
 def compare(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Pair:
     """The common quantities of two broadcastable sets of boxes (..., 4)."""
-    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
-    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
-    intersection, union = common_and_union(boxes1_xyxy, boxes2_xyxy)
+    (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = sides1, sides2 = boxes1_xyxy.unbind(-1), boxes2_xyxy.unbind(-1)
+    sizes = (right1 - left1, bottom1 - top1), (right2 - left2, bottom2 - top2)
+    intersection, union = _common_and_union(sides1, sides2, *sizes)
     enclosing = (
         torch.maximum(right1, right2) - torch.minimum(left1, left2),
         torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2),
     )
     offset = ((left2 + right2 - left1 - right1) / 2, (top2 + bottom2 - top1 - bottom1) / 2)
-    sizes = (right1 - left1, bottom1 - top1), (right2 - left2, bottom2 - top2)
     return Pair(intersection, union, intersection / union, *sizes, enclosing, offset)
 
 
 def common_and_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """Areas |I| and |U| (...) px² of two broadcastable sets of boxes (..., 4)."""
-    left1, top1, right1, bottom1 = boxes1_xyxy.unbind(-1)
-    left2, top2, right2, bottom2 = boxes2_xyxy.unbind(-1)
+    (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = sides1, sides2 = boxes1_xyxy.unbind(-1), boxes2_xyxy.unbind(-1)
+    return _common_and_union(sides1, sides2, (right1 - left1, bottom1 - top1), (right2 - left2, bottom2 - top2))
+
+
+def _common_and_union(
+    sides1: Sequence[Tensor], sides2: Sequence[Tensor], size1: tuple[Tensor, Tensor], size2: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = sides1, sides2
     common_w = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
     common_h = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
     intersection = common_w * common_h
-    areas = (right1 - left1) * (bottom1 - top1) + (right2 - left2) * (bottom2 - top2)
+    areas = size1[0] * size1[1] + size2[0] * size2[1]
     return intersection, areas - intersection + EPS
 
 

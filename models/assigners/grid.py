@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +30,39 @@ def anchor_points(maps: Sequence[Tensor], strides: Sequence[float]) -> tuple[Ten
         points.append(grid)
         sizes.append(torch.full_like(grid[:1], stride))
     return torch.cat(points, dim=1), torch.cat(sizes, dim=1)
+
+
+class LevelGrid(NamedTuple):
+    """What the maps of N cells in L levels are like; the same for every batch of one size."""
+
+    centres: Tensor  # (2, N) x and y, px
+    strides: Tensor  # (1, N) px
+    axes: Tensor  # (2, L, S) centres of the columns and of the rows of each level, px, padded with infinity
+    columns: Tensor  # (L,) int64 cells a row
+    first: Tensor  # (L,) int64 the level's first cell
+
+
+def level_grid(maps: Sequence[Tensor], strides: Sequence[float], *, device: torch.device | None = None) -> LevelGrid:
+    """The grid of maps (…, H, W), on their device unless another is given.
+
+    It is made once for each size, since a step would wait for its copies.
+    """
+    sizes = tuple((int(level.shape[-2]), int(level.shape[-1])) for level in maps)
+    return _level_grid(sizes, tuple(float(s) for s in strides), device or maps[0].device)
+
+
+@lru_cache(maxsize=64)
+def _level_grid(sizes: tuple[tuple[int, int], ...], strides: tuple[float, ...], device: torch.device) -> LevelGrid:
+    with torch.inference_mode(mode=False):  # kept beyond the call, and read with gradients
+        centres, steps = anchor_points([torch.empty(1, 1, h, w) for h, w in sizes], strides)
+        axes = torch.full((2, len(sizes), max(max(size) for size in sizes)), torch.inf)
+        for number, ((h, w), stride) in enumerate(zip(sizes, strides)):
+            for axis, length in enumerate((w, h)):
+                axes[axis, number, :length] = (torch.arange(length) + 0.5) * stride
+        counts = torch.tensor([h * w for h, w in sizes])
+        columns = torch.tensor([w for _, w in sizes])
+        grid = LevelGrid(centres, steps, axes, columns, counts.cumsum(0) - counts)
+        return LevelGrid(*(t.to(device, non_blocking=True) for t in grid))
 
 
 def expected_distances(logits: Tensor, projection: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.assigners.grid import anchor_points
+from models.assigners.grid import LevelGrid, level_grid
 from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait
 from utils.iou import ciou
 
@@ -69,7 +69,7 @@ class TaskAlignedAssigner:
         strides: Sequence[float],
         targets: PaddedTargets,
         *,
-        host_boxes_xyxy: Tensor | None = None,
+        most_candidates: int | None = None,
     ) -> Assignment:
         """Assigns the targets of a whole batch; as in the published losses, a box centred on the image's top left corner is ignored.
 
@@ -78,16 +78,16 @@ class TaskAlignedAssigner:
             class_logits: one (B, nc, H, W) a level.
             strides: px a cell of each level.
             targets: n boxes an image.
-            host_boxes_xyxy: (M, 4) px on the host, all valid boxes (or more), so that the candidates on another device can be listed
-                without asking it for their number; without it all boxes are compared with all cells there.
+            most_candidates: from :meth:`most_candidates`, so that the candidates on a GPU can be listed without asking it for their
+                number; without it all boxes are compared with all cells there.
         """
         (batch, n), cells = targets.valid.shape, boxes_xyxy.shape[1]
         if n == 0:
             none = boxes_xyxy.new_zeros(batch, 0)
             return Assignment(none.long(), none.long(), none, none.bool())
         targets = targets._replace(valid=targets.valid & (targets.boxes_xyxy.sum(dim=-1) > 0))
-        most = self._most_candidates(host_boxes_xyxy, class_logits, strides)
-        view = _View(boxes_xyxy, class_logits, strides, most)
+        logits = torch.cat([level.flatten(2) for level in class_logits], dim=2)
+        view = _View(boxes_xyxy, logits, level_grid(class_logits, strides), most_candidates)
         topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, batch * cells))
         parts = [PaddedTargets(*(t[:, i : i + step] for t in targets)) for i in range(0, n, step)]
         picks = [self._alignment(view, part).topk(topk, dim=-1) for part in parts]
@@ -97,52 +97,40 @@ class TaskAlignedAssigner:
 
     def _alignment(self, view: _View, targets: PaddedTargets) -> Tensor:
         """Alignment (B, n, N) of boxes and cells, 0 where the cell is not inside the box."""
-        batch, n = targets.valid.shape
+        (batch, n), cells = targets.valid.shape, view.boxes_xyxy.shape[1]
         boxes, labels = targets.boxes_xyxy.reshape(-1, 4), targets.labels.reshape(-1)
-        levels, begin = [], 0
-        for logits, stride, most in zip(view.class_logits, view.strides, view.most_candidates):
-            h, w = logits.shape[2:]
-            pairs = self._candidates(targets, (h, w), stride, most)
-            image = torch.div(pairs.row, n, rounding_mode="floor")
-            predicted = view.boxes_xyxy[:, begin : begin + h * w].reshape(-1, 4)[image * (h * w) + pairs.cell]
-            score = logits.reshape(-1)[(image * logits.shape[1] + labels[pairs.row]) * (h * w) + pairs.cell]
-            value = self._measure(ciou(predicted, boxes[pairs.row]).clamp_(min=0), score)
-            place = pairs.row * (h * w) + pairs.cell
-            if pairs.inside is not None:  # what does not count is written behind the end
-                value, place = value * pairs.inside, torch.where(pairs.inside, place, batch * n * h * w)
-            level = value.new_zeros(batch * n * h * w + 1).scatter_(0, place, value)
-            levels.append(level[:-1].view(batch, n, h * w))
-            begin += h * w
-        return torch.cat(levels, dim=2)
+        pairs = self._candidates(targets, view)
+        image = torch.div(pairs.row, n, rounding_mode="floor")
+        predicted = view.boxes_xyxy.reshape(-1, 4)[image * cells + pairs.cell]
+        score = view.logits.reshape(-1)[(image * view.logits.shape[1] + labels[pairs.row]) * cells + pairs.cell]
+        value = self._measure(ciou(predicted, boxes[pairs.row]).clamp_(min=0), score)
+        place = pairs.row * cells + pairs.cell
+        if pairs.inside is not None:  # what does not count is written behind the end
+            place = torch.where(pairs.inside, place, batch * n * cells)
+        return value.new_zeros(batch * n * cells + 1).scatter_(0, place, value)[:-1].view(batch, n, cells)
 
     def _measure(self, overlap: Tensor, class_logit: Tensor) -> Tensor:
         return class_logit.float().sigmoid().pow_(self.alpha) * overlap.pow(self.beta)
 
-    def _candidates(self, targets: PaddedTargets, hw: Sequence[int], stride: float, most: int | None) -> _Pairs:
-        """The cells of a level whose centres are inside the boxes.
+    def _candidates(self, targets: PaddedTargets, view: _View) -> _Pairs:
+        """The cells whose centres are inside the boxes.
 
-        On a GPU, where counting them would synchronise, the list has the length ``most``, or holds all cells with all boxes.
+        On a GPU, where counting them would synchronise, the list is as long as their bound, or holds all cells with all boxes.
         """
         low, high = self._area(targets.boxes_xyxy.reshape(-1, 4))  # (rows, 2)
-        x, y = _centres(hw, stride, device=low.device)
-        arguments = (low, high, targets.valid.reshape(-1), x, y)
+        valid = targets.valid.reshape(-1)
         if can_count_without_wait(low):
-            return pairs_inside(*arguments)
-        return all_pairs(*arguments) if most is None else pairs_inside(*arguments, length=most)
+            return pairs_inside(low, high, valid, view.grid)
+        return all_pairs(low, high, valid, view.grid) if view.most is None else pairs_inside(low, high, valid, view.grid, length=view.most)
 
-    def _most_candidates(self, host_boxes_xyxy: Tensor | None, maps: Sequence[Tensor], strides: Sequence[float]) -> list[int | None]:
-        """The number of candidates of each level, rounded up.
+    def most_candidates(self, host_boxes_xyxy: Tensor, maps: Sequence[Tensor], strides: Sequence[float]) -> int:
+        """A bound of the number of candidates of boxes (M, 4) px on the host, rounded up.
 
-        Few lengths occur then, and there is room for a cell that the device rounds into a box.
+        Few numbers occur then, and there is room for a cell that the device rounds into a box.
         """
-        if host_boxes_xyxy is None or can_count_without_wait(maps[0]):
-            return [None] * len(maps)
         low, high = self._area(host_boxes_xyxy)
-        counts: list[int | None] = []
-        for level, stride in zip(maps, strides):
-            _, across, down = _spans(low, high, *_centres(level.shape[2:], stride, device=low.device))
-            counts.append(_rounded_up(int((across * down).sum())))
-        return counts
+        _, across, down = _spans(low, high, level_grid(maps, strides, device=low.device))
+        return _rounded_up(int((across * down).sum()))
 
     def _area(self, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
         """Corners (..., 2) px between which a cell's centre is a candidate for boxes (..., 4)."""
@@ -183,7 +171,7 @@ class TaskAlignedAssigner:
         image, at, best = torch.div(rows, box.shape[1], rounding_mode="floor"), cell.flatten()[rows], []
         step = max(1, (CACHED_PAIRS if free else MAX_PAIRS) // targets.valid.shape[1])
         low, high = (corner.permute(2, 0, 1).contiguous() for corner in self._area(targets.boxes_xyxy))  # (2, B, n)
-        sides, centres = targets.boxes_xyxy.permute(2, 0, 1).contiguous(), view.centres()
+        sides, centres = targets.boxes_xyxy.permute(2, 0, 1).contiguous(), view.grid.centres.T
         for i in range(0, len(rows), step):
             of, here = image[i : i + step], at[i : i + step]
             overlap = ciou(view.boxes_xyxy[of, here][:, None], sides[:, of].movedim(0, -1)) * targets.valid[of]  # (Q, n)
@@ -200,67 +188,64 @@ class _View(NamedTuple):
     """The network's predictions."""
 
     boxes_xyxy: Tensor  # (B, N, 4) px
-    class_logits: Sequence[Tensor]  # (B, nc, H, W) a level
-    strides: Sequence[float]
-    most_candidates: Sequence[int | None]  # a level; see TaskAlignedAssigner._most_candidates
-
-    def centres(self) -> Tensor:
-        """(N, 2) px, the cells' centres."""
-        return anchor_points(self.class_logits, self.strides)[0].T
+    logits: Tensor  # (B, nc, N) of the classes
+    grid: LevelGrid
+    most: int | None  # a bound of the number of candidates
 
     def logit_at(self, cell: Tensor, label: Tensor) -> Tensor:
         """Class logits (B, R) of cells (B, R) for labels (B, R)."""
-        total, begin = torch.zeros_like(cell, dtype=torch.float32), 0
-        for level in self.class_logits:
-            count = level.shape[2] * level.shape[3]
-            here = (cell >= begin) & (cell < begin + count)
-            index = label * count + (cell - begin).clamp(0, count - 1)
-            total = torch.where(here, level.flatten(1).gather(1, index).float(), total)
-            begin += count
-        return total
+        return self.logits.flatten(1).gather(1, label * self.logits.shape[2] + cell).float()
 
 
-def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor, *, length: int | None = None) -> _Pairs:
-    """Pairs of a box and a cell inside it, box by box, cells row by row.
+def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | None = None) -> _Pairs:
+    """Pairs of a box and a cell inside it, level by level, box by box, cells row by row.
 
     Args:
         low: (rows, 2) px, left top corners.
         high: (rows, 2) px, right bottom corners.
         valid: (rows,) bool, which rows are boxes.
-        x: (W,) px, centres of the columns.
-        y: (H,) px, centres of the rows of cells.
+        grid: the cells.
         length: P, at least the number of pairs; the list is filled up with pairs that do not count. None counts the pairs, for which the
             host waits for the device.
     """
-    (x0, y0), across, down = _spans(low, high, x, y)
+    start, across, down = _spans(low, high, grid)  # (2, L, rows), (L, rows), (L, rows)
     across = across * valid
-    count = across * down
+    count = (across * down).flatten()
     end = count.cumsum(0)
+    begin = end - count
     if length is None:
-        row = torch.repeat_interleave(torch.arange(len(count), device=low.device), count)
-        order, inside = torch.arange(len(row), device=low.device), None
+        span = torch.repeat_interleave(torch.arange(len(count), device=low.device), count)
+        order, inside = torch.arange(len(span), device=low.device) - begin[span], None
     else:
         order = torch.arange(length, device=low.device)
-        row = torch.searchsorted(end, order, right=True).clamp_(max=len(count) - 1)
+        span = torch.searchsorted(end, order, right=True).clamp_(max=len(count) - 1)
         inside = order < end[-1:]
-        order = torch.where(inside, order, (end - count)[row])
-    order = order - (end - count)[row]
-    step = torch.div(order, across[row].clamp(min=1), rounding_mode="floor")
-    cell = (y0[row] + step) * len(x) + x0[row] + order - step * across[row]
-    return _Pairs(row, cell if inside is None else torch.where(inside, cell, 0), inside)
+        order = (order - begin[span]) * inside
+    width = across.flatten()[span].clamp(min=1)
+    step = torch.div(order, width, rounding_mode="floor")
+    level = torch.div(span, len(low), rounding_mode="floor")
+    column, line = (axis.flatten()[span] for axis in start)
+    cell = grid.first[level] + (line + step) * grid.columns[level] + column + order - step * width
+    return _Pairs(span - level * len(low), cell if inside is None else cell * inside, inside)
 
 
-def _spans(low: Tensor, high: Tensor, x: Tensor, y: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """First column and row (rows,) of the cells inside boxes, and the numbers of columns and rows."""
-    first = tuple(torch.searchsorted(axis, low[:, i].contiguous(), right=True) for i, axis in enumerate((x, y)))
-    across, down = ((torch.searchsorted(axis, high[:, i].contiguous()) - first[i]).clamp_(min=0) for i, axis in enumerate((x, y)))
-    return first, across, down  # type: ignore[return-value]
+def all_pairs(low: Tensor, high: Tensor, valid: Tensor, grid: LevelGrid) -> _Pairs:
+    """All boxes with all cells, and whether they are inside; arguments as for :func:`pairs_inside`."""
+    x, y = grid.centres
+    across, down = ((axis > low[:, i, None]) & (axis < high[:, i, None]) for i, axis in enumerate((x, y)))
+    inside = across & down & valid[:, None]  # (rows, N)
+    row = torch.arange(len(low), device=low.device).repeat_interleave(len(x))
+    return _Pairs(row, torch.arange(len(x), device=low.device).repeat(len(low)), inside.flatten())
 
 
-def _centres(hw: Sequence[int], stride: float, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Centres of the columns (W,) and of the rows (H,) of cells, px."""
-    across, down = ((torch.arange(size, device=device) + 0.5) * stride for size in (hw[1], hw[0]))
-    return across, down
+def _spans(low: Tensor, high: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """First column and row (2, L, rows) of the cells inside boxes, and the numbers of columns and of rows (L, rows)."""
+    start, stop = (
+        torch.searchsorted(grid.axes, corner.T[:, None].expand(-1, grid.axes.shape[1], -1).contiguous(), right=right)
+        for corner, right in ((low, True), (high, False))
+    )
+    across, down = (stop - start).clamp_(min=0)
+    return start, across, down
 
 
 def _rounded_up(count: int) -> int:
@@ -268,12 +253,3 @@ def _rounded_up(count: int) -> int:
     count += count // 64 + 64
     step = 1 << max(count.bit_length() - 4, 0)
     return -(-count // step) * step
-
-
-def all_pairs(low: Tensor, high: Tensor, valid: Tensor, x: Tensor, y: Tensor) -> _Pairs:
-    """All boxes with all cells, and whether they are inside; arguments as for :func:`pairs_inside`."""
-    across, down = ((axis > low[:, i, None]) & (axis < high[:, i, None]) for i, axis in enumerate((x, y)))
-    inside = across[:, None, :] & down[:, :, None] & valid[:, None, None]  # (rows, H, W)
-    cells = inside[0].numel() if len(inside) else 0
-    row = torch.arange(len(low), device=low.device).repeat_interleave(cells)
-    return _Pairs(row, torch.arange(cells, device=low.device).repeat(len(low)), inside.flatten())

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from models.assigners.grid import anchor_points, expected_distances
-from models.assigners.targets import PaddedTargets, boxes_at, pad_targets
+from models.assigners.grid import expected_distances, level_grid
+from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait, pad_targets
 from models.assigners.task_aligned import Assignment, TaskAlignedAssigner
 from models.losses.box import BoxLoss
 from models.losses.cells import cells_and_background
@@ -76,14 +76,13 @@ class TaskAlignedLoss:
         """
         maps = output.main
         with torch.autocast(maps[0].device.type, enabled=False):
-            points, strides = anchor_points(maps, self.strides)
+            grid = level_grid(maps, self.strides)
             hw_px = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
-            targets = pad_targets(batch.targets.to(points.device), batch.max_boxes, batch_size=len(maps[0]), hw_px=hw_px)
-            grid = _Points(points, strides)
-            host_boxes = None if batch.host_boxes is None else cxcywh_to_xyxy(denormalised(batch.host_boxes.float(), hw_px))
-            totals = torch.zeros(3, device=points.device)
+            targets = pad_targets(batch.targets.to(maps[0].device), batch.max_boxes, batch_size=len(maps[0]), hw_px=hw_px)
+            scene = _Scene(targets, _Points(grid.centres, grid.strides), hw_px, self._most_candidates(batch, maps, hw_px))
+            totals = torch.zeros(3, device=maps[0].device)
             for weight, branch in zip(self.branch_weights, output.branches):
-                totals = totals + weight * self._branch(branch, grid, targets, hw_px, host_boxes)
+                totals = totals + weight * self._branch(branch, scene)
         return {name: self.gains[name] * total for name, total in zip(self.names, totals)}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -94,21 +93,26 @@ class TaskAlignedLoss:
         """Restores the state of :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
-    def _branch(
-        self, maps: Sequence[Tensor], grid: _Points, targets: PaddedTargets, hw_px: tuple[float, float], host_boxes: Tensor | None
-    ) -> Tensor:
+    def _most_candidates(self, batch: Batch, maps: Sequence[Tensor], hw_px: tuple[float, float]) -> int | None:
+        if batch.host_boxes is None or can_count_without_wait(maps[0]):
+            return None
+        boxes = cxcywh_to_xyxy(denormalised(batch.host_boxes.float(), hw_px))
+        return self.assigner.most_candidates(boxes, maps, self.strides)
+
+    def _branch(self, maps: Sequence[Tensor], scene: _Scene) -> Tensor:
         """Box, class and distribution loss (3,) of one branch before gains."""
+        targets = scene.targets
         maps = [m.float() for m in maps]
         with torch.no_grad():
             sides, logits = zip(*(m.split((4 * self.bins, self.nc), dim=1) for m in maps))
             distances = torch.cat([expected_distances(s.flatten(2), self._projection(s)) for s in sides], dim=2)  # (B, 4, N)
-            boxes = _boxes(distances, grid)
-            assigned = self.assigner(boxes, logits, self.strides, targets, host_boxes_xyxy=host_boxes)
+            boxes = _boxes(distances, scene.grid)
+            assigned = self.assigner(boxes, logits, self.strides, targets, most_candidates=scene.most_candidates)
             normaliser = all_reduce_sum(assigned.score.sum()).clamp(min=1) / world_size()
         picked, background = cells_and_background(maps, assigned.cell, sides=4 * self.bins, gamma=self.class_loss.gamma)
         sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)
-        here = _Points(*(t[:, assigned.cell].transpose(0, 1) for t in grid))
-        box, dfl = self._box_losses(sides, here, targets, assigned, hw_px)
+        here = _Points(*(t[:, assigned.cell].transpose(0, 1) for t in scene.grid))
+        box, dfl = self._box_losses(sides, here, targets, assigned, scene.hw_px)
         cls = self.class_loss.background_weight * background + self._foreground(logits, targets, assigned)
         return torch.stack((box, cls, dfl)) / normaliser
 
@@ -144,6 +148,15 @@ class _Points(NamedTuple):
 
     centres: Tensor
     strides: Tensor
+
+
+class _Scene(NamedTuple):
+    """What all branches have in common."""
+
+    targets: PaddedTargets
+    grid: _Points
+    hw_px: tuple[float, float]
+    most_candidates: int | None  # see TaskAlignedAssigner
 
 
 def _boxes(distances: Tensor, grid: _Points) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.assigners import task_aligned
-from models.assigners.grid import anchor_points, expected_distances
+from models.assigners.grid import anchor_points, expected_distances, level_grid
 from models.assigners.targets import pad_targets
 from models.assigners.task_aligned import TaskAlignedAssigner, all_pairs, pairs_inside
 from utils.types import Targets
@@ -64,9 +64,9 @@ def test_assignment_does_not_depend_on_chunk_size_or_order(monkeypatch, n, owner
     monkeypatch.setattr(task_aligned, "CACHED_PAIRS", 5)
     monkeypatch.setattr(task_aligned, "can_count_without_wait", lambda _: False)  # what a GPU does
     assert as_rows(assigner(boxes, maps, STRIDES, targets)) == wanted
-    host = targets.boxes_xyxy[targets.valid]
-    assert as_rows(assigner(boxes, maps, STRIDES, targets, host_boxes_xyxy=host)) == wanted
-    assert as_rows(assigner(boxes, maps, STRIDES, targets, host_boxes_xyxy=torch.cat((host, host)))) == wanted  # more than needed
+    most = assigner.most_candidates(targets.boxes_xyxy[targets.valid], maps, STRIDES)
+    assert as_rows(assigner(boxes, maps, STRIDES, targets, most_candidates=most)) == wanted
+    assert as_rows(assigner(boxes, maps, STRIDES, targets, most_candidates=3 * most)) == wanted
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 1000, 123456, 10_000_000])
@@ -77,15 +77,15 @@ def test_lengths_are_a_little_more_than_the_count_and_few(count):
 
 
 def test_pairs_are_the_cells_strictly_inside():
-    x, y = torch.arange(6) * 8.0 + 4, torch.arange(4) * 8.0 + 4
+    grid = level_grid([torch.empty(1, 1, 4, 6)], (8,))
     low = torch.tensor([[4.0, 0.0], [0.0, 0.0], [-50.0, -50.0], [1.0, 1.0], [21.0, 9.0]])
     high = torch.tensor([[20.0, 13.0], [3.0, 3.0], [99.0, 99.0], [47.0, 31.0], [20.0, 8.0]])
     valid = torch.tensor([True, True, True, False, True])
-    listed, every = pairs_inside(low, high, valid, x, y), all_pairs(low, high, valid, x, y)
+    listed, every = pairs_inside(low, high, valid, grid), all_pairs(low, high, valid, grid)
     found = set(zip(listed.row.tolist(), listed.cell.tolist()))
     assert len(found) == len(listed.row)
     assert found == set(zip(every.row[every.inside].tolist(), every.cell[every.inside].tolist()))
-    filled = pairs_inside(low, high, valid, x, y, length=len(listed.row) + 5)
+    filled = pairs_inside(low, high, valid, grid, length=len(listed.row) + 5)
     assert filled.inside.tolist() == [True] * len(listed.row) + [False] * 5
     assert torch.equal(filled.row[:-5], listed.row)
     assert torch.equal(filled.cell[:-5], listed.cell)
