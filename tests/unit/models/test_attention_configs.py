@@ -17,7 +17,9 @@ from models.spec.parser import CONFIGS, plan_layers, read_spec
 OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", "CloAttention", "NLBlockND", "BoT3", "BoTNet",
        "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip
 FAMILY = r"(yolov9-[tsmce]|yolov8(-p2)?|yolov5(-p2)?|yolov7(-tiny)?)"
-VARIANTS = sorted(p.name for p in (CONFIGS / "attention").glob("*.yaml") if re.fullmatch(f"{FAMILY}-({'|'.join(OWN)})(-head)?", p.stem))
+VARIANTS = sorted(
+    p.name for p in (CONFIGS / "attention").glob("*.yaml") if re.fullmatch(f"{FAMILY}-({'|'.join(OWN)})(-head)?", p.stem)
+)
 WHOLE = [name for name in VARIANTS if re.search(r"-(BiFormer-|FocalNet|CloFormer)", name)]
 EXCHANGED = ["yolov5-BoT3.yaml", "yolov8-BoT3.yaml", "yolov8-BoT3-head.yaml"]
 INSERTED = [name for name in VARIANTS if name not in (*WHOLE, *EXCHANGED, "yolov8-BoTNet.yaml")]
