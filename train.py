@@ -31,6 +31,7 @@ from utils import distributed
 from utils.cli.script import run_script
 from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
+from utils.precision import choose_kernels
 from utils.random_state import seed_everything
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         device = distributed.select_device(config.device)
         with distributed.process_group(device):
             seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
+            choose_kernels(deterministic=config.deterministic, sizes_vary=config.multi_scale or config.rect)
             run = build_run(config, checkpoint, device, callbacks)
             with explain_interruption(run):
                 return fit(run)

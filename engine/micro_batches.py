@@ -161,5 +161,6 @@ def mean_parts(parts: Sequence[tuple[Mapping[str, Tensor], int]]) -> dict[str, T
 
 @torch.no_grad()
 def _copy(to: list[Tensor], source: list[Tensor]) -> None:
-    if to:
-        torch._foreach_copy_(to, source)
+    """By type: with mixed types each tensor would cost a kernel."""
+    for dtype in {t.dtype for t in to}:
+        torch._foreach_copy_([t for t in to if t.dtype == dtype], [s for t, s in zip(to, source) if t.dtype == dtype])

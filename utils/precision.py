@@ -1,4 +1,4 @@
-"""Mixed precision: the type that the network runs in, and the gradient scaler that float16 needs."""
+"""Precision: the type that the network runs in, the gradient scaler that float16 needs, and the kernels that a GPU chooses."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def precision_of(choice: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("--amp bf16: this GPU has no bfloat16; use --amp fp16")
     return torch.bfloat16
+
+
+def choose_kernels(*, deterministic: bool, sizes_vary: bool) -> None:
+    """Sets what cuDNN and cuBLAS may choose; without effect on a CPU.
+
+    TensorFloat-32 (10 bits of mantissa, about 1e-3 relative) serves float32 products, and cuDNN times its convolutions once for each size
+    and keeps the fastest; neither with ``--deterministic``. Timing does not pay where sizes vary.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cudnn.benchmark = not (deterministic or sizes_vary)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:

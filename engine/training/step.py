@@ -94,7 +94,7 @@ class TrainingStep:
         """One pass over a batch or a micro-batch."""
         state, config = self.state, self.config
         batch = batch.to(self.device)
-        images = to_unit_range(batch.images)  # (B, C, H, W) in 0-1
+        images = to_unit_range(batch.images, self.precision or torch.float32)  # (B, C, H, W) in 0-1, in the type that the network reads
         if config.multi_scale:
             key = (config.seed, self.epoch, self.iteration)
             images = rescale(images, base_px=config.imgsz, stride=state.model.stride, key=key)
