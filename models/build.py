@@ -10,6 +10,7 @@ from models.edit.rows import edit
 from models.model import Model
 from models.spec.parser import load_spec
 from models.spec.registry import load_plugin
+from utils.limits import LARGEST_NETWORK
 
 
 def build_model(
@@ -21,6 +22,7 @@ def build_model(
     plugins: Sequence[str | Path] = (),
     attention: str | Sequence[str] = (),
     attention_init: str = "",
+    most_values: int = LARGEST_NETWORK,
 ) -> Model:
     """Builds a network from a model YAML (path, bare name or dictionary), freshly initialised and in training mode.
 
@@ -32,6 +34,7 @@ def build_model(
         plugins: Python files of the caller's whose blocks the YAML uses.
         attention: modules to insert, such as ``["FocalModulation@9", "EMA@detect"]``: :func:`models.edit.rows.edit`.
         attention_init: ``"identity"`` starts them as exact no-ops.
+        most_values: of parameters and buffers; a larger network is refused before it takes the memory.
 
     Raises:
         UserError: what is wrong with the YAML, a row or a name.
@@ -43,4 +46,4 @@ def build_model(
     spec = load_spec(cfg, nc=nc, ch=ch)
     if attention or attention_init:
         spec = edit(spec, insert=attention, init=attention_init).spec
-    return Model(spec, names=names)
+    return Model(spec, names=names, most_values=most_values)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from models.heads.base import Head, HeadOutput
+from models.size_limit import AllocationLimit
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec, Row, needed, plan_layers
 from models.spec.row_arguments import what_it_takes
 from tasks import Task
 from utils.errors import UserError
+from utils.limits import LARGEST_NETWORK
 from utils.types import Predictions
 
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03  # of all published YOLOs, set on every batch norm of a network
@@ -34,10 +36,11 @@ class Model(nn.Module):
         shapes: output shape(s) of every row in the dry run at ``DRY_RUN_SIZE`` px.
     """
 
-    def __init__(self, spec: ModelSpec, *, names: Sequence[str] | None = None) -> None:
+    def __init__(self, spec: ModelSpec, *, names: Sequence[str] | None = None, most_values: int = LARGEST_NETWORK) -> None:
         super().__init__()
         plans = plan_layers(spec)
-        self._assemble(spec, plans, [_build_layer(plan, spec) for plan in plans])
+        with AllocationLimit(most_values):
+            self._assemble(spec, plans, [_build_layer(plan, spec) for plan in plans])
         self.names = _class_names(names, spec.nc)
         for module in self.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,15 +22,17 @@ from models.build import build_model
 from models.checkpoints.foreign import is_safetensors, read_foreign
 from models.checkpoints.foreign_modules import Layer, differences
 from models.checkpoints.published import missing_weights
-from models.checkpoints.torch_files import read_torch_file
+from models.checkpoints.torch_files import materialised, read_torch_file
 from models.model import Model
 from models.spec.registry import load_plugin, loaded_plugins
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.limits import brief, printable
 
 FORMAT = "yolo-attention checkpoint"
 FORMAT_VERSION = 1
 VERSION = "0.1.0"
+LARGEST_OF_FILE, LEAST_OF_FILE = 8, 50_000_000  # values made while the network of a file is built: times those in it, and besides
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,57 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         return _foreign(path, held)
     version = held.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int):
+        raise UserError(f"{path}: a damaged checkpoint (format_version should be a whole number, got {brief(version)})")
+    if version > FORMAT_VERSION:
         raise UserError(f"{path}: format version {version} is newer than this program knows ({FORMAT_VERSION}); update it")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception:  # torch's reader passes on whatever damaged bytes make its parser raise
-        raise UserError(f"{path}: a damaged checkpoint (cut short, or partly overwritten)") from None
     _verify_checksums(path)
-    known = {f.name for f in fields(Checkpoint)}
     try:
-        return Checkpoint(**{k: v for k, v in content.items() if k in known})
-    except TypeError as error:
-        raise UserError(f"{path}: damaged checkpoint ({error})") from None
+        return _of_fields(path, materialised(held, device=device))
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: a damaged checkpoint ({error})") from None
+
+
+# What a field of a file has to be, and how it is said; those that are missing have a default.
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "cfg": (lambda v: isinstance(v, dict), "a table"),
+    "cfg_name": (lambda v: isinstance(v, str), "a text"),
+    "names": (lambda v: isinstance(v, (tuple, list)) and all(isinstance(n, str) for n in v), "a list of texts"),
+    "weights": (lambda v: _is_table_of(v, Tensor), "tensors by name"),
+    "plugins": (lambda v: isinstance(v, (tuple, list)) and all(_is_plugin(p) for p in v), "a list of names with their sha256"),
+    "hyp": (lambda v: isinstance(v, dict), "a table"),
+    "config": (lambda v: isinstance(v, dict), "a table"),
+    "epoch": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0, "a whole number"),
+    "fitness": (lambda v: isinstance(v, (int, float)), "a number"),
+    "best_fitness": (lambda v: isinstance(v, (int, float)), "a number"),
+    "metrics": (lambda v: _is_table_of(v, (int, float)), "numbers by name"),
+    "training": (lambda v: v is None or isinstance(v, dict), "a table or nothing"),
+    "date": (lambda v: isinstance(v, str), "a text"),
+    "version": (lambda v: isinstance(v, str), "a text"),
+}
+
+
+def _is_table_of(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, kind) for k, v in value.items())
+
+
+def _is_plugin(value: Any) -> bool:
+    return _is_table_of(value, str) and {"name", "sha256"} <= set(value)
+
+
+def _of_fields(path: Path, content: dict[str, Any]) -> Checkpoint:
+    """The checkpoint that a file's entries make; their types are checked, what is within ``training`` when it is used."""
+    known = {f.name for f in fields(Checkpoint)}
+    held = {name: value for name, value in content.items() if name in known}
+    for name, value in held.items():
+        is_right, what = FIELDS[name]
+        if not is_right(value):
+            raise UserError(f"{path}: a damaged checkpoint ({name} should be {what}, got {brief(value)})")
+    missing = [name for name in ("cfg", "cfg_name", "names", "weights") if name not in held]
+    if missing:
+        raise UserError(f"{path}: a damaged checkpoint (it has no {', '.join(missing)})")
+    held["names"] = tuple(map(printable, held["names"]))
+    return Checkpoint(**held)
 
 
 def _foreign(path: Path, held: Any) -> ForeignCheckpoint:
@@ -172,7 +213,12 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Pat
     require_plugins(checkpoint, plugins, source=source)
     if not checkpoint.cfg:
         raise UserError(f"{source}: bare weights of a network that is not recognised; train.py takes them with --cfg, other scripts cannot")
-    model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, names=checkpoint.names)
+    held = sum(weight.numel() for weight in checkpoint.weights.values())
+    cfg = {**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}
+    try:
+        model = build_model(cfg, names=checkpoint.names, most_values=LARGEST_OF_FILE * held + LEAST_OF_FILE)
+    except UserError as error:
+        raise UserError(f"{source}: its architecture cannot be built: {error}") from None
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

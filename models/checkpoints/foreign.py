@@ -21,6 +21,7 @@ from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
 from models.heads.anchor_based import CERTAIN
 from utils.errors import UserError
+from utils.limits import brief, printable
 
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
 DEEPEST_ENTRY = 6  # containers around a network
@@ -118,7 +119,7 @@ def _may_hold_network(entry: Any) -> bool:
 def _tensors_of(content: dict[Any, Any]) -> dict[str, StoredTensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, StoredTensor)}
     if not tensors:
-        known = ", ".join(str(k)[:20] for k in list(content)[:8])
+        known = ", ".join(brief(k, longest=20) for k in list(content)[:8])
         raise UserError(f"holds no network; its entries are {known or 'none'}")
     return tensors
 
@@ -145,9 +146,11 @@ def _bare(path: Path, tensors: Mapping[str, StoredTensor], notes: Mapping[str, s
     if "cfg" in notes:
         try:
             cfg, names = json.loads(notes["cfg"]), json.loads(notes.get("names", "[]"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError("its notes hold no readable cfg or names") from None
-        return Foreign(weights, plain(cfg), notes.get("cfg_name", f"{path.stem}.yaml"), tuple(map(str, names)))
+        if not isinstance(cfg, dict) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError("its notes should hold cfg as a table and names as a list of texts")
+        return Foreign(weights, plain(cfg), notes.get("cfg_name", f"{path.stem}.yaml"), tuple(map(printable, names)))
     cfg, name = recognised(path, {key: tuple(value.shape) for key, value in weights.items()})
     names = tuple(f"class{i}" for i in range(cfg["nc"])) if cfg else ()
     return Foreign(weights, cfg, name, names)
@@ -188,7 +191,7 @@ def _names(model: Record, nc: int) -> tuple[str, ...]:
         found = [found[key] for key in sorted(found, key=lambda k: (isinstance(k, str), int(k) if str(k).isdecimal() else 0))]
     if not isinstance(found, (list, tuple)) or len(found) != nc:
         return tuple(f"class{i}" for i in range(nc))
-    return tuple(" ".join(str(name).split()) for name in found)
+    return tuple(printable(" ".join(str(name).split())) for name in found)
 
 
 def _cfg_name(path: Path, model: Record) -> str:

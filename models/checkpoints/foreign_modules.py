@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 from torch import Tensor, nn
 
 from models.checkpoints.safe_pickle import Record
-from models.checkpoints.torch_files import StoredTensor
+from models.checkpoints.torch_files import StoredTensor, check_total
 from utils.errors import UserError
 
 DEEPEST = 50  # modules within modules
@@ -119,6 +119,7 @@ def _walk(module: Record, path: str, depth: int) -> Iterator[tuple[str, Record]]
 
 def loaded(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     """The tensors themselves, floating-point ones as float32. Raises UserError naming the one that is damaged."""
+    check_total(list(tensors.values()))
     weights = {}
     for name, stored in tensors.items():
         try:

@@ -12,10 +12,11 @@ stack, classes included. tests/unit/models/test_hostile_checkpoints.py has all t
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 from utils.errors import UserError
+from utils.limits import MOST_VALUES, brief, measure, printable
 
 HIGHEST_PROTOCOL = 5
 LONGEST_NAME = 100  # characters of a global that a message quotes
@@ -36,7 +37,7 @@ class Global(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        text = f"{self.module}.{self.name}".encode("unicode_escape").decode()
+        text = printable(f"{self.module}.{self.name}")
         return text if len(text) <= LONGEST_NAME else text[:LONGEST_NAME] + "…"
 
 
@@ -59,6 +60,13 @@ class Record:
         self.other_state: Any = None
         self.elements: list[Any] = []
         self.entries: dict[Any, Any] = {}
+
+
+def _within(record: Record) -> Iterator[Any]:
+    """What a record holds, its class's name apart; a method refers back to its owner, which is no part of it."""
+    yield from (record.state, record.other_state, record.elements, record.entries)
+    if record.cls.name != "getattr":
+        yield record.args
 
 
 Maker = Callable[[tuple[Any, ...]], Any]
@@ -90,6 +98,7 @@ class PickleReader:
         """
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self._copied = 0
         try:
             for opcode, arg, _ in pickletools.genops(stream):
                 name = opcode.name
@@ -103,8 +112,12 @@ class PickleReader:
                     self._actions[name](arg)
                 elif name != "STOP":
                     raise UserError(f"{self.origin}: uses the pickle opcode {name}, which no checkpoint needs")
-            return self._pop()
-        except UserError:
+            content = self._pop()
+            measure(content, inside={Record: _within})
+            return content
+        except UserError as error:
+            if not str(error).startswith(self.origin):
+                raise UserError(f"{self.origin}: {error}, as no checkpoint does") from None
             raise
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, EOFError, OSError):
             raise UserError(f"{self.origin}: a damaged checkpoint (its pickle cannot be followed)") from None
@@ -123,12 +136,19 @@ class PickleReader:
         if not isinstance(cls, Global) or not isinstance(args, tuple):
             raise UserError(f"{self.origin}: calls something that is no class ({type(cls).__name__}); refused, nothing of it was run")
         maker = self.makers.get(cls)
+        self._count_copies(args[0] if args else ())
         if maker is None:
             return Record(cls, args)
         try:
             return maker(args)
         except UserError as error:
             raise UserError(f"{self.origin}: {cls}: {error}; refused, nothing of it was run") from None
+
+    def _count_copies(self, values: Any) -> None:
+        """Bounds what is copied out of containers, which a file may name again and again in a few bytes."""
+        self._copied += len(values) if isinstance(values, (list, tuple, dict)) else 0
+        if self._copied > 4 * MOST_VALUES:
+            raise UserError(f"{self.origin}: copies more than {4 * MOST_VALUES} values; no checkpoint needs that")
 
     def _pop(self) -> Any:
         value = self.stack.pop()
@@ -194,9 +214,10 @@ class PickleReader:
             if not isinstance(part, dict):
                 target.other_state = state
                 continue
+            self._count_copies(part)
             for key, value in part.items():
                 if not isinstance(key, str) or key.startswith("__"):
-                    raise UserError(f"{self.origin}: sets {str(key)[:40]!r} of a {target.cls}; refused, nothing of it was run")
+                    raise UserError(f"{self.origin}: sets {brief(key)} of a {target.cls}; refused, nothing of it was run")
                 target.state[key] = value
 
     def _op_persid(self, arg: str) -> None:
@@ -231,7 +252,7 @@ class PickleReader:
         self.stack.append(set())
 
     def _op_frozenset(self, _: None) -> None:
-        self.stack.append(frozenset(map(_key, self._pop_mark())))
+        self.stack.append(frozenset(map(as_key, self._pop_mark())))
 
     def _op_dict(self, _: None) -> None:
         values = self._pop_mark()
@@ -246,7 +267,7 @@ class PickleReader:
 
     def _op_additems(self, _: None) -> None:
         values = self._pop_mark()
-        self._top().update(map(_key, values))
+        self._top().update(map(as_key, values))
 
     def _op_setitem(self, _: None) -> None:
         value, key = self._pop(), self._pop()
@@ -263,7 +284,7 @@ class PickleReader:
         target = self._top()
         entries = target.entries if isinstance(target, Record) else target
         for key, value in zip(values[::2], values[1::2], strict=True):
-            entries[_key(key)] = value
+            entries[as_key(key)] = value
 
     # Stack and memo
 
@@ -302,7 +323,7 @@ def refusal(origin: str, wanted: Global) -> UserError:
     return UserError(f"{origin}: asks for {wanted}, which no weights need; refused, nothing of it was run")
 
 
-def _key(key: Any) -> Any:
+def as_key(key: Any) -> Any:
     """A dictionary key or set element whose hash runs nothing and is not deep."""
     if isinstance(key, (*_KEYS, Record)) or (isinstance(key, tuple) and all(isinstance(k, _KEYS) for k in key)):
         return key

@@ -11,7 +11,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints.safe_pickle import Global, Maker, PickleReader, Record
+from models.checkpoints.safe_pickle import Global, Maker, PickleReader, Record, as_key
 from utils.errors import UserError
+from utils.limits import LARGEST_PICKLE, LARGEST_SIZE, LARGEST_TABLE, MIB, MOST_DIMENSIONS, REPEATED_STORAGE, brief
 
 STREAM_MAGIC, STREAM_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-LARGEST_HEADER = 100_000_000  # bytes of a safetensors table: the format's own limit
-LARGEST_PICKLE = 512 << 20  # bytes of a pickle within a checkpoint
-MOST_DIMENSIONS = 16
 LOCAL_HEADER = 30  # bytes before the name of a zip member
 STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "DoubleStorage": torch.float64,
@@ -109,6 +107,57 @@ def read_torch_file(path: Path) -> Any:
     return _read_stream(path)
 
 
+def materialised(content: Any, *, device: torch.device | str = "cpu") -> Any:
+    """Content as ``read_torch_file`` gives it, with its tensors read; for files that hold plain containers, values and tensors only.
+
+    Raises:
+        UserError: an object of a class, a tensor that is larger than its storage, or tensors that are far more than what is stored.
+    """
+    stored = list(_stored_in(content))
+    check_total(stored)
+    tensors = {id(tensor): tensor.load().to(device) for tensor in stored}
+
+    def convert(value: Any) -> Any:
+        match value:
+            case StoredTensor():
+                return tensors[id(value)]
+            case Record() | Global():
+                raise UserError(f"holds {value.cls if isinstance(value, Record) else value}; plain values and tensors are expected")
+            case dict():
+                return {key: convert(entry) for key, entry in value.items()}
+            case list() | tuple():
+                return type(value)(convert(entry) for entry in value)
+        return value
+
+    return convert(content)
+
+
+def check_total(tensors: Sequence[StoredTensor]) -> None:
+    """Refuses tensors that would take far more memory than their storages. Raises UserError."""
+    storages = {id(tensor.storage): tensor.storage for tensor in tensors}
+    held = sum(storage.count * storage.dtype.itemsize for storage in storages.values())
+    needed = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in tensors)
+    if needed > REPEATED_STORAGE * held + MIB:
+        raise UserError(f"its tensors would be {needed // MIB} MiB, made of {held // MIB} MiB in the file")
+
+
+def _stored_in(content: Any) -> Iterator[StoredTensor]:
+    """The different tensors within plain containers."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, StoredTensor):
+            yield value
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors by name, and the file's own notes.
 
@@ -119,7 +168,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size - 8, LARGEST_HEADER):
+            if length > min(size - 8, LARGEST_TABLE):
                 raise ValueError(f"a table of {length} bytes in a file of {size}")
             table = json.loads(file.read(length).decode("utf-8"))
         notes = table.pop("__metadata__", {})
@@ -139,9 +188,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
 
 def _safetensor(path: Path, entry: dict[str, Any], start: int, *, expected: int) -> StoredTensor:
     begin, end = (_natural(v) for v in entry["data_offsets"])
-    dtype, shape = entry["dtype"], tuple(_natural(n) for n in entry["shape"])
-    if dtype not in SAFETENSORS:
-        raise ValueError(f"values of type {str(dtype)[:20]!r}")
+    dtype, shape = entry["dtype"], _sizes(entry["shape"])
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
+        raise ValueError(f"values of type {brief(dtype)}")
     count = math.prod(shape)
     if begin != expected or end - begin != count * SAFETENSORS[dtype].itemsize:
         raise ValueError(f"a tensor of shape {list(shape)} at bytes {begin} to {end}")
@@ -154,6 +203,8 @@ def _read_archive(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
+            if len(members) != len(archive.infolist()):
+                raise UserError(f"{path}: holds two parts of one name; torch.save writes no such file")
             root = _archive_root(path, members)
             pickled = archive.read(f"{root}/data.pkl")
             order = members.get(f"{root}/byteorder")
@@ -167,7 +218,7 @@ def _read_archive(path: Path) -> Any:
     def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
         member = members.get(f"{root}/data/{key}")
         if member is None or member.file_size != count * dtype.itemsize:
-            raise UserError(f"{path}: a damaged checkpoint (storage {key[:20]!r} is missing, or of another size than declared)")
+            raise UserError(f"{path}: a damaged checkpoint (storage {brief(key)} is missing, or of another size than declared)")
         return Storage(dtype, count, lambda: _member_bytes(path, member))
 
     return _reader(path, _storage_ids(path, storage)).read(io.BytesIO(pickled))
@@ -183,7 +234,7 @@ def _archive_root(path: Path, members: dict[str, zipfile.ZipInfo]) -> str:
         raise UserError(f"{path}: a zip file, not a checkpoint")
     for name, info in members.items():
         if not name.startswith(f"{roots[0]}/") or ".." in name.split("/"):
-            raise UserError(f"{path}: holds {name[:60]!r} outside its own folder; torch.save writes no such file")
+            raise UserError(f"{path}: holds {brief(name, longest=60)} outside its own folder; torch.save writes no such file")
         if info.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"{path}: holds compressed parts; torch.save writes none: unpack and save it again")
     if sum(info.file_size for info in members.values()) > path.stat().st_size:
@@ -200,7 +251,7 @@ def _read_stream(path: Path) -> Any:
 
     def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
         if kinds.setdefault(key, (dtype, count)) != (dtype, count):
-            raise UserError(f"{path}: a damaged checkpoint (storage {key[:20]!r} is declared twice)")
+            raise UserError(f"{path}: a damaged checkpoint (storage {brief(key)} is declared twice)")
         return Storage(dtype, count, lambda: _bytes_of(path, positions[key], count * dtype.itemsize))
 
     reader = _reader(path, _storage_ids(path, storage))
@@ -257,9 +308,10 @@ def _storage_ids(path: Path, storage: Callable[[torch.dtype, str, int], Storage]
 def _tensor(args: tuple[Any, ...]) -> StoredTensor:
     """``_rebuild_tensor(storage, offset, size, stride, …)``; hooks and the like are left where they are."""
     storage, offset, shape, strides = args[:4]
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+    sizes, steps = _sizes(shape), _steps(strides)
+    if not isinstance(storage, Storage) or len(sizes) != len(steps):
         raise UserError("a tensor that is not made of a storage, an offset, a shape and strides")
-    return StoredTensor(storage, _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides)))
+    return StoredTensor(storage, _natural(offset), sizes, steps)
 
 
 def _parameter(args: tuple[Any, ...]) -> StoredTensor:
@@ -278,7 +330,7 @@ def _attribute(args: tuple[Any, ...]) -> Record:
 
 def _dictionary(args: tuple[Any, ...]) -> dict[Any, Any]:
     pairs = args[0] if args and isinstance(args[0], (list, tuple)) else ()
-    return {key: value for key, value in pairs if isinstance(key, (str, int, tuple))}
+    return {as_key(key): value for key, value in pairs}
 
 
 def _collection(kind: Callable[..., Any]) -> Maker:
@@ -314,8 +366,8 @@ def _byte_string(args: tuple[Any, ...]) -> bytes:
 
 
 def _dtype(args: tuple[Any, ...]) -> Record:
-    if not args or args[0] not in NUMPY_SCALARS:
-        raise UserError(f"arrays of type {str(args[0])[:20] if args else ''!r} are not read")
+    if not args or not isinstance(args[0], str) or args[0] not in NUMPY_SCALARS:
+        raise UserError(f"arrays of type {brief(args[0] if args else None)} are not read")
     return Record(Global("numpy", "dtype"), args)
 
 
@@ -327,6 +379,8 @@ def _scalar(args: tuple[Any, ...]) -> float | int | bool:
 
 
 def _device(args: tuple[Any, ...]) -> str:
+    if not all(isinstance(part, (str, int)) for part in args[:2]):
+        raise UserError("a device that is not made of its type and its number")
     return ":".join(map(str, args[:2]))
 
 
@@ -356,8 +410,26 @@ MAKERS = {Global(module, name): maker for module, makers in _TABLE.items() for n
 
 def _natural(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{str(value)[:20]!r} in place of a whole number")
+        raise UserError(f"{brief(value)} in place of a whole number")
     return value
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """A shape whose number of elements can be reckoned with, empty axes counted as one."""
+    sizes = _steps(shape)
+    if math.prod(max(n, 1) for n in sizes) > LARGEST_SIZE:
+        raise UserError(f"a tensor of more than {LARGEST_SIZE} elements")
+    return sizes
+
+
+def _steps(values: Any) -> tuple[int, ...]:
+    """A few whole numbers, one a dimension."""
+    if not isinstance(values, (list, tuple)) or len(values) > MOST_DIMENSIONS:
+        raise UserError(f"{brief(values)} in place of at most {MOST_DIMENSIONS} sizes")
+    steps = tuple(map(_natural, values))
+    if any(step > LARGEST_SIZE for step in steps):
+        raise UserError(f"a tensor with a size or stride beyond {LARGEST_SIZE}")
+    return steps
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -370,7 +442,7 @@ def _member_bytes(path: Path, member: zipfile.ZipInfo) -> bytearray:
     name, extra = struct.unpack_from("<HH", header, LOCAL_HEADER - 4)
     data = _bytes_of(path, member.header_offset + LOCAL_HEADER + name + extra, member.file_size)
     if header[:4] != b"PK\3\4" or (member.CRC and zlib.crc32(data) != member.CRC):
-        raise UserError(f"{path}: a damaged checkpoint (storage {member.filename[-20:]!r} has other bytes than it should)")
+        raise UserError(f"{path}: a damaged checkpoint (storage {brief(member.filename[-20:])} has other bytes than it should)")
     return data
 
 

@@ -20,6 +20,7 @@ from models.spec.channel_rules import Channels, LayerPlan, RuleContext, make_div
 from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from utils.errors import UserError, nearest
+from utils.limits import LARGEST_MULTIPLE, MOST_CHANNELS, MOST_CLASSES, MOST_REPEATS, MOST_ROWS, brief
 
 log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -176,8 +177,8 @@ def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch
         if key not in KNOWN_KEYS | TOLERATED_KEYS:
             hint = nearest(str(key), KNOWN_KEYS) or "known are " + ", ".join(sorted(KNOWN_KEYS))
             raise UserError(f"{origin}: unknown key {key!r}; {hint}")
-    nc = _whole(origin, "nc", nc if nc is not None else data.get("nc", 80), least=1)
-    ch = _whole(origin, "ch", ch if ch is not None else data.get("ch", 3), least=1)
+    nc = _whole(origin, "nc", nc if nc is not None else data.get("nc", 80), least=1, most=MOST_CLASSES)
+    ch = _whole(origin, "ch", ch if ch is not None else data.get("ch", 3), least=1, most=MOST_CHANNELS)
     scale, depth, width, cap = _scaling(data, origin)
     anchors, per_cell = _anchors(data.get("anchors"), origin)
     activation = data.get("activation")
@@ -233,7 +234,7 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
         raise UserError(f"init: {start!r} is not known; 'identity' is")
     context = RuleContext(
         in_channels=in_channels,
-        repeats=max(round(row.number * spec.depth), 1) if row.number > 1 else row.number,
+        repeats=_repeats(row.number, spec.depth),
         width=_width_rule(spec),
         nc=spec.nc,
         anchors=spec.anchors,
@@ -250,6 +251,13 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
     if plan.identity_start and not within and in_channels != (plan.out_channels,):
         raise UserError(f"init: identity is for modules that keep their input's width, and this one gives {plan.out_channels} channels")
     return plan
+
+
+def _repeats(number: int, depth: float) -> int:
+    repeats = max(round(number * depth), 1) if number > 1 else number
+    if repeats > MOST_REPEATS:
+        raise UserError(f"is repeated {repeats} times at depth multiple {depth:g}; at most {MOST_REPEATS} are built")
+    return repeats
 
 
 def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
@@ -314,18 +322,18 @@ def _literal(value: Any, spec: ModelSpec) -> Any:
 
 def _row(row: Any, where: str, section: str) -> Row:
     if not isinstance(row, (list, tuple)) or len(row) != 4:
-        raise UserError(f"{where}: should be [from, number, module, args], not {row!r}")
+        raise UserError(f"{where}: should be [from, number, module, args], not {_shown(row)}")
     source, number, module, args = row
     if isinstance(source, (list, tuple)) and source and all(_is_int(s) for s in source):
         source = tuple(source)
     elif not _is_int(source):
-        raise UserError(f"{where}: from should be a row number or a list of them, not {source!r}")
-    if not _is_int(number) or number < 1:
-        raise UserError(f"{where}: number should be 1 or more, not {number!r}")
+        raise UserError(f"{where}: from should be a row number or a list of them, not {_shown(source)}")
+    if not _is_int(number) or not 1 <= number <= MOST_REPEATS:
+        raise UserError(f"{where}: number should be 1 or more and at most {MOST_REPEATS}, not {brief(number)}")
     if not isinstance(module, str):
-        raise UserError(f"{where}: module should be a name, not {module!r}")
+        raise UserError(f"{where}: module should be a name, not {_shown(module)}")
     if not isinstance(args, (list, tuple)):
-        raise UserError(f"{where}: args should be a list, not {args!r}")
+        raise UserError(f"{where}: args should be a list, not {_shown(args)}")
     return Row(source, number, module, tuple(args), section)
 
 
@@ -333,6 +341,8 @@ def _rows_of(data: Mapping[str, Any], section: str, origin: str) -> Sequence[Any
     rows = data.get(section) or []
     if not isinstance(rows, (list, tuple)):
         raise UserError(f"{origin}: {section} should be a list of rows, not {type(rows).__name__}")
+    if len(rows) > MOST_ROWS:
+        raise UserError(f"{origin}: {section} has {len(rows)} rows; at most {MOST_ROWS} are read")
     return rows
 
 
@@ -376,16 +386,24 @@ def _plain_row(row: Row) -> list[Any]:
     return [source, row.number, row.module, [dict(a) if isinstance(a, Mapping) else a for a in row.args]]
 
 
-def _whole(origin: str, key: str, value: Any, *, least: int) -> int:
-    if not _is_int(value) or value < least:
-        raise UserError(f"{origin}: {key} should be a whole number of at least {least}, not {value!r}")
+def _whole(origin: str, key: str, value: Any, *, least: int, most: int | None = None) -> int:
+    if not _is_int(value) or value < least or (most is not None and value > most):
+        bound = f"of at least {least}" if most is None else f"between {least} and {most}"
+        raise UserError(f"{origin}: {key} should be a whole number {bound}, not {_shown(value)}")
     return value
 
 
 def _positive(origin: str, key: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{origin}: {key} should be a positive number, not {value!r}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LARGEST_MULTIPLE:
+        raise UserError(f"{origin}: {key} should be a positive number, at most {LARGEST_MULTIPLE:g}, not {_shown(value)}")
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    """A value from a file in a message: rows and small lists as they are written, anything longer by its type."""
+    if isinstance(value, (list, tuple)) and len(value) <= 8 and all(not isinstance(v, (list, tuple, dict)) or not v for v in value):
+        return f"[{', '.join(brief(v) for v in value)}]"
+    return brief(value)
 
 
 def _is_int(value: Any) -> bool:
