@@ -12,8 +12,6 @@ NUMBERS = "known defect: other numbers than the published ones"
 
 PENDING = {
     # known defects
-    "attention/BiFormerBlock__case5:values": NUMBERS,
-    "attention/AFPNBody4__case1:values": NUMBERS,
     "losses/v7_auxota_crowd": NUMBERS,
     "losses/v8_classweights_nc3:values": NUMBERS,
     "attention/BiFormerBlockNCHW__case2": OPTIONS,

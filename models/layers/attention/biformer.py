@@ -39,7 +39,7 @@ class BiFormerBlock(nn.Module):
         drop_path: rate of stochastic depth.
         layer_scale_init_value: start of γ₁ and γ₂; not above 0: no γ.
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
-        mlp_dwconv: a depthwise 3x3 convolution (residual) inside the MLP.
+        mlp_dwconv: a depthwise 3x3 convolution inside the MLP, before its activation.
         side_dwconv: kernel of LePE.
         before_attn_dwconv: kernel of the positional convolution, odd, 0 for none.
         pre_norm: normalise before the branches; else after the sums.
@@ -79,7 +79,7 @@ class BiFormerBlock(nn.Module):
             self.attn = FullAttention(dim, side_dwconv=side_dwconv if topk == -2 else 0)
         self.norm2 = ChannelLayerNorm(dim, eps=1e-6)
         hidden = int(dim * mlp_ratio)
-        between = _ResidualDepthwise(hidden) if mlp_dwconv else nn.Identity()
+        between = _Depthwise(hidden) if mlp_dwconv else nn.Identity()
         self.mlp = nn.Sequential(ChannelLinear(dim, hidden), between, nn.GELU(), ChannelLinear(hidden, dim))
         self.drop_path = DropPath(drop_path)
         scaled = layer_scale_init_value > 0
@@ -182,12 +182,12 @@ class FullAttention(nn.Module):
         return self.proj(out)
 
 
-class _ResidualDepthwise(nn.Module):
-    """x + depthwise 3x3 convolution, key ``dwconv``."""
+class _Depthwise(nn.Module):
+    """Depthwise 3x3 convolution under the published key ``dwconv``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dwconv = depthwise(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dwconv(x)
+        return self.dwconv(x)
