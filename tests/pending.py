@@ -12,7 +12,6 @@ NUMBERS = "known defect: other numbers than the published ones"
 
 PENDING = {
     # known defects
-    "losses/v7_auxota_crowd": NUMBERS,
     "losses/v8_classweights_nc3:values": NUMBERS,
     "attention/BiFormerBlockNCHW__case2": OPTIONS,
     "attention/BiLevelRoutingAttention__case7": OPTIONS,
