@@ -239,8 +239,11 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
         anchors=spec.anchors,
         dialect=spec.dialect,
         cls=block.cls,
+        kind=block.kind,
     )
     plan = block.channels(args, context)
+    if both := plan.kwargs.keys() & options.keys():
+        raise UserError(f"{min(both)} is given twice, by place and by name")
     plan = replace(
         plan, cls=plan.cls or block.cls, kwargs={**plan.kwargs, **options}, index=index, sources=sources, name=block.name,
         section=row.section, identity_start=start == "identity",

@@ -23,6 +23,7 @@ from models.spec.registry import register
 FULL_ATTENTION_HEADS = 8  # the published blocks give their full attention eight heads, whatever num_heads says
 Linear = Callable[..., nn.Module]
 conv1x1: Linear = partial(nn.Conv2d, kernel_size=1)
+NORMS: dict[str, Callable[[int], nn.Module]] = {"LayerNorm2d": partial(ChannelLayerNorm, eps=1e-6), "BatchNorm2d": nn.BatchNorm2d}
 
 
 @register("BiFormerBlock", channels=rules.same_width, kind="attention", paper=PAPER)
@@ -111,7 +112,10 @@ class BiFormerBlockNCHW(nn.Module):
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
         side_dwconv: kernel of LePE.
         drop_path: rate of stochastic depth.
-        batch_norm: batch instead of layer normalisation, as in the released checkpoint.
+        norm_layer: ``LayerNorm2d``, over the channels of each pixel, or ``BatchNorm2d``, as in the released checkpoint.
+
+    Raises:
+        ValueError: another normalisation.
     """
 
     below_one = ("topk", "side_dwconv")
@@ -126,16 +130,18 @@ class BiFormerBlockNCHW(nn.Module):
         mlp_ratio: float = 4.0,
         side_dwconv: int = 5,
         drop_path: float = 0.0,
-        batch_norm: bool = False,
+        norm_layer: str = "LayerNorm2d",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(dim) if batch_norm else ChannelLayerNorm(dim, eps=1e-6)
+        if norm_layer not in NORMS:
+            raise ValueError(f"BiFormerBlockNCHW: norm_layer {norm_layer!r} is not one of {', '.join(NORMS)}")
+        self.norm1 = NORMS[norm_layer](dim)
         self.attn: nn.Module
         if topk > 0:
             self.attn = BiLevelRoutingAttentionNCHW(dim, num_heads, n_win, topk=topk, side_dwconv=side_dwconv)
         else:
             self.attn = FullAttention(dim, side_dwconv=side_dwconv, linear=conv1x1, lepe_of_value=True)
-        self.norm2 = nn.BatchNorm2d(dim) if batch_norm else ChannelLayerNorm(dim, eps=1e-6)
+        self.norm2 = NORMS[norm_layer](dim)
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
         self.drop_path = DropPath(drop_path)
