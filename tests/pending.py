@@ -7,24 +7,7 @@ A row is a prefix of ``folder/name``, in which ``*`` matches anything. A suffix 
 
 from __future__ import annotations
 
-OPTIONS = "known defect: an option of the published constructor is refused"
-NUMBERS = "known defect: other numbers than the published ones"
-
 PENDING = {
-    # known defects
-    "attention/BiFormerBlock__case5:values": NUMBERS,
-    "attention/AFPNBody4__case1:values": NUMBERS,
-    "losses/v7_auxota_crowd": NUMBERS,
-    "losses/v8_classweights_nc3:values": NUMBERS,
-    "attention/BiFormerBlockNCHW__case2": OPTIONS,
-    "attention/BiLevelRoutingAttention__case7": OPTIONS,
-    "attention/CBAM__case2": OPTIONS,
-    "attention/DATAttention__case5": OPTIONS,
-    "attention/MSDA__case2": OPTIONS,
-    "attention/YOLOv6RepBlock__case1": OPTIONS,
-    "attention/iRMB__case3": OPTIONS,
-    "attention/iRMB__case4": OPTIONS,
-    "blocks/v7_Ghost__": "known defect: a published block is missing",
     # families
     "models/*yolov10": "YOLOv10",
     "heads/v10_": "YOLOv10",

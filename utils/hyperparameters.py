@@ -25,8 +25,10 @@ IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + 
 CLS_LOSSES = ("BCE", "focal", "QFL", "VFL")
 
 
-def _key(default: float | str, help: str, *, least: float = 0, most: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A key of a hyp file: a number in ``least`` to ``most``, both included, or one of ``choices``."""
+def _key(
+    default: float | str | tuple[float, ...], help: str, *, least: float = 0, most: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A key of a hyp file: a number in ``least`` to ``most``, both included, a list of them, or one of ``choices``."""
     return flag(default, help, **({"choices": choices} if choices else {"least": least, "most": most}))
 
 
@@ -55,6 +57,7 @@ class Hyperparameters:
     obj: float = _key(0.7, "gain of the objectness loss of anchor-based heads")
     dfl: float = _key(1.5, "gain of the distribution focal loss of anchor-free heads")
     cls_pw: float = _key(1.0, "weight of positives in the class loss")
+    cls_weights: tuple[float, ...] = _key((), "weight of each class in the class loss, in the order of names; empty: all 1")
     obj_pw: float = _key(1.0, "weight of positives in the objectness loss")
     iou_t: float = _key(0.2, "read and not used: anchors are assigned by anchor_t", most=1)
     anchor_t: float = _key(5.0, "largest ratio of the sides of an object and its anchor", least=1)
@@ -85,7 +88,8 @@ class Hyperparameters:
 
     def __post_init__(self) -> None:
         for key in flags_of(type(self)):
-            object.__setattr__(self, key.name, _checked(key, getattr(self, key.name), self.source or "hyper-parameters"))
+            check = _checked_list if key.many else _checked
+            object.__setattr__(self, key.name, check(key, getattr(self, key.name), self.source or "hyper-parameters"))
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -167,6 +171,12 @@ def _checked(key: Flag, value: Any, source: str) -> Any:
             raise UserError(f"{source}: {key.name}: {value!r} is not a whole number")
         return int(number)
     return number
+
+
+def _checked_list(key: Flag, values: Any, source: str) -> tuple[Any, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise UserError(f"{source}: {key.name}: {values!r} is not a list of numbers such as [0.5, 1, 2]")
+    return tuple(_checked(key, value, source) for value in values)
 
 
 def _checked_name(key: Flag, value: Any, source: str) -> str:

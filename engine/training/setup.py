@@ -40,7 +40,7 @@ from models.checkpoints.published import ensure_weights
 from models.edit.graph_table import write_spec
 from models.edit.rows import Edited, edit
 from models.model import Model
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import doubtful_rows, load_spec, plan_layers
 from models.spec.registry import load_plugin
 from tasks import Task
 from utils import distributed
@@ -227,6 +227,8 @@ def build_network(config: TrainConfig, checkpoint: Checkpoint | None, spec: Data
     if checkpoint is not None and not (checkpoint.cfg or config.cfg):
         raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
     model = Model(insert_attention(config, config.cfg or stored_spec(checkpoint), spec).spec, names=spec.names)
+    if (doubt := doubtful_rows(model.spec, model.plans)) and distributed.is_main():
+        print(f"warning: {doubt}", file=sys.stderr)
     return model, freeze(model, config, transfer_weights(model, config, checkpoint))
 
 

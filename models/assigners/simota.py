@@ -4,6 +4,10 @@ SimOTA of YOLOX (arXiv 2107.08430, section 2.1) after OTA (arXiv 2103.14259), on
 for a box is the class loss (with √(class · objectness) as probability) plus 3 · −log IoU. A box gets as many candidates as the sum of its
 ten (or twenty) best overlaps, at least one; a candidate of several boxes is assigned to the one of least cost.
 
+Candidates can cost exactly the same: a place is listed once for every box that it fits. Which of them a box gets is left to torch.topk, as
+in the published code. Its choice depends on how many it is asked for and among how many, so on the CPU it is asked as there: each image
+alone, for exactly the number of the box. On a GPU, whose topk chooses differently anyway, all are asked for at once.
+
 Every box of an image is compared with every candidate of that image, so the number of pairs grows with the square of the boxes. They are
 processed in chunks: the memory grows with the candidates only.
 """
@@ -63,9 +67,13 @@ class SimOTA:
         taken = found.mask.new_empty(batch, n, topk)
         least = torch.full_like(candidates.background, torch.inf)
         owner = torch.zeros_like(found.box)
-        for images, boxes in _pieces(batch, n, places, CACHED_PAIRS if can_count_without_wait(least) else MAX_PAIRS):
+        counted = can_count_without_wait(least)
+        for images, boxes in _pieces(batch, n, places, CACHED_PAIRS if counted else MAX_PAIRS):
             cost, overlap = self._cost(scene, candidates, images, boxes)  # (images, boxes, C)
-            picks[images, boxes], taken[images, boxes] = _pick(cost, overlap, topk)
+            count = overlap.topk(topk, dim=-1).values.sum(dim=-1).int().clamp(min=1)
+            value, candidate = cost.topk(topk, dim=-1, largest=False)
+            taken[images, boxes] = (torch.arange(topk, device=cost.device) < count[..., None]) & value.isfinite()
+            picks[images, boxes] = _as_published(cost, count, candidate, found.mask[images]) if counted else candidate
             cheapest, box = cost.min(dim=1)
             owner[images] = torch.where(cheapest < least[images], box + boxes.start, owner[images])
             least[images] = torch.minimum(cheapest, least[images])
@@ -103,12 +111,22 @@ def _pieces(batch: int, n: int, candidates: int, pairs: int) -> Iterator[tuple[s
             yield slice(image, image + images), slice(box, box + boxes)
 
 
-def _pick(cost: Tensor, overlap: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """The cheapest candidates of each box (images, boxes, topk), and which of them are assigned to it."""
-    count = overlap.topk(topk, dim=-1).values.sum(dim=-1).int().clamp(min=1)
-    value, candidate = cost.topk(topk, dim=-1, largest=False)
-    taken = (torch.arange(topk, device=cost.device) < count[..., None]) & value.isfinite()
-    return candidate, taken
+def _as_published(cost: Tensor, count: Tensor, candidate: Tensor, mask: Tensor) -> Tensor:
+    """The cheapest candidates of each box, equal costs in the order of a topk of ``count`` among the image's own candidates.
+
+    Args:
+        cost: (images, boxes, C), infinite where box or candidate is padding.
+        count: (images, boxes) how many each box gets.
+        candidate: (images, boxes, topk) the cheapest, equal ones in any order.
+        mask: (images, C) bool, which candidates are no padding.
+    """
+    for image, counts in enumerate(count.tolist()):
+        real = mask[image].nonzero()[:, 0]
+        for number in set(counts) if len(real) else ():
+            rows = count[image] == number
+            least = cost[image, rows][:, real].topk(min(number, len(real)), dim=-1, largest=False).indices
+            candidate[image, rows, : least.shape[1]] = real[least]
+    return candidate
 
 
 def _assign_shared(candidate: Tensor, picked: Tensor, owner: Tensor, found: Matches, n: int) -> Matches:

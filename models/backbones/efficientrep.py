@@ -5,6 +5,7 @@ YOLOv6: A Single-Stage Object Detection Framework for Industrial Applications, a
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,20 +60,55 @@ class RepVGGBlock(nn.Module):
         return FusedConv(merge_branches(branches), nn.ReLU()).train(self.training)
 
 
-@register("YOLOv6RepBlock", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
-class YOLOv6RepBlock(nn.Module):
-    """``n`` RepVGG blocks in a row (figure 3a of the paper).
+@register("BottleRep", channels=rules.out_width, kind="backbone", paper=PAPER)
+class BottleRep(nn.Module):
+    """Two RepVGG blocks, plus α x where the widths allow it, α a learned number that starts at 1 (YOLOv6's larger networks).
 
     Args:
         in_channels: channels in.
         out_channels: channels out.
-        n: number of blocks.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, n: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = RepVGGBlock(in_channels, out_channels)
-        self.block = nn.Sequential(*(RepVGGBlock(out_channels, out_channels) for _ in range(n - 1))) if n > 1 else None
+        self.conv2 = RepVGGBlock(out_channels, out_channels)
+        self.alpha = nn.Parameter(torch.ones(1)) if in_channels == out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        y = self.conv2(self.conv1(x))
+        return y if self.alpha is None else y + self.alpha.to(x.dtype) * x
+
+
+REP_BLOCKS: dict[str, type[nn.Module]] = {"RepVGGBlock": RepVGGBlock, "BottleRep": BottleRep}
+
+
+@register("YOLOv6RepBlock", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
+class YOLOv6RepBlock(nn.Module):
+    """``n`` RepVGG blocks in a row (figure 3a of the paper), or half as many of two RepVGG blocks each.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        n: number of RepVGG blocks.
+        block: ``RepVGGBlock``, or ``BottleRep`` for ``n // 2`` of these.
+        basic_block: of BottleRep: ``RepVGGBlock``, the only one here.
+
+    Raises:
+        ValueError: another block.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, n: int = 1, block: str = "RepVGGBlock", basic_block: str = "RepVGGBlock"
+    ) -> None:
+        super().__init__()
+        if block not in REP_BLOCKS or basic_block != "RepVGGBlock":
+            known = f"block {list(REP_BLOCKS)} and basic_block ['RepVGGBlock']"
+            raise ValueError(f"YOLOv6RepBlock: block {block!r}, basic_block {basic_block!r}; known are {known}")
+        make, count = REP_BLOCKS[block], n // 2 if block == "BottleRep" else n
+        self.conv1 = make(in_channels, out_channels)
+        self.block = nn.Sequential(*(make(out_channels, out_channels) for _ in range(count - 1))) if count > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""

@@ -24,10 +24,16 @@ class PConv(nn.Module):
     Args:
         dim: channels in and out.
         n_div: the share that is convolved is one in ``n_div``.
+        forward: ``split_cat`` or ``slicing``, the published code's two ways to compute the same; here there is one way for both.
+
+    Raises:
+        ValueError: no channel to convolve, or another ``forward``.
     """
 
-    def __init__(self, dim: int, n_div: int = 4) -> None:
+    def __init__(self, dim: int, n_div: int = 4, forward: str = "split_cat") -> None:
         super().__init__()
+        if forward not in ("split_cat", "slicing"):
+            raise ValueError(f"PConv: forward {forward!r} is neither 'split_cat' nor 'slicing'")
         self.convolved = dim // n_div
         if self.convolved < 1:
             raise ValueError(f"PConv: n_div {n_div} leaves none of {dim} channels to convolve")

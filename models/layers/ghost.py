@@ -26,7 +26,7 @@ class GhostConv(nn.Module):
         return torch.cat((y, self.cv2(y)), 1)
 
 
-@register("GhostBottleneck", channels=rules.out_width)
+@register("GhostBottleneck", "Ghost", channels=rules.out_width)
 class GhostBottleneck(nn.Module):
     """Two ghost modules with a residual (arXiv 1911.11907, fig. 3); (B, c1, H, W) to (B, c2, H/s, W/s), s = 1 or 2, c1 = c2 where s = 1."""
 

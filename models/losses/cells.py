@@ -16,7 +16,9 @@ from torch import Tensor
 from models.assigners.places import gather_places, scatter_add_places
 
 
-def cells_and_background(maps: Sequence[Tensor], cell: Tensor, *, sides: int, gamma: float = 0.0) -> tuple[Tensor, Tensor]:
+def cells_and_background(
+    maps: Sequence[Tensor], cell: Tensor, *, sides: int, gamma: float = 0.0, class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Picks cells and sums the background loss p^γ · −log(1 − p) over all cells and classes, p the class scores.
 
     Args:
@@ -24,11 +26,12 @@ def cells_and_background(maps: Sequence[Tensor], cell: Tensor, *, sides: int, ga
         cell: (B, R) int64, index of a cell over all levels, cells row by row.
         sides: channels before the class logits.
         gamma: exponent γ of the focal weight; 0 is the binary cross entropy.
+        class_weights: (nc, 1) factor of each class's losses, without a gradient; None for none.
 
     Returns:
         (B, C, R) picked cells, and a scalar.
     """
-    return _CellsAndBackground.apply(cell, sides, gamma, *maps)  # type: ignore[no-any-return]
+    return _CellsAndBackground.apply(cell, sides, gamma, class_weights, *maps)  # type: ignore[no-any-return]
 
 
 def places_and_plane(maps: Sequence[Tensor], place: Tensor, *, outputs: int, channel: int) -> tuple[Tensor, Tensor]:
@@ -48,14 +51,18 @@ def places_and_plane(maps: Sequence[Tensor], place: Tensor, *, outputs: int, cha
 
 class _CellsAndBackground(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cell: Tensor, sides: int, gamma: float, *maps: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, cell: Tensor, sides: int, gamma: float, class_weights: Tensor | None, *maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cell, *maps)
         ctx.sides, ctx.gamma = sides, gamma
+        ctx.weights = None if class_weights is None else class_weights.unsqueeze(-1)  # (nc, 1, 1)
         total = maps[0].new_zeros(())
         for level in maps:
             logits = level[:, sides:]
             loss = F.softplus(logits)
-            total += (loss if gamma == 0 else loss.mul_(logits.sigmoid().pow_(gamma))).sum()
+            loss = loss if gamma == 0 else loss.mul_(logits.sigmoid().pow_(gamma))
+            total += (loss if ctx.weights is None else loss.mul_(ctx.weights)).sum()
         return gather_places(maps, cell, maps[0].shape[1]), total
 
     @staticmethod
@@ -70,10 +77,12 @@ class _CellsAndBackground(torch.autograd.Function):
             torch.sigmoid(level[:, sides:], out=slope)
             if gamma != 0:  # d/dx p^γ softplus(x) = p^γ (p + γ (1 - p) softplus(x)), p the sigmoid of x
                 slope.copy_(slope.pow(gamma) * (slope + gamma * (1 - slope) * F.softplus(level[:, sides:])))
+            if ctx.weights is not None:
+                slope.mul_(ctx.weights)
             slope.mul_(grad_total)
             grads.append(grad)
         scatter_add_places(grads, cell, grad_cells)
-        return None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 class _PlacesAndPlane(torch.autograd.Function):

@@ -16,6 +16,8 @@ For t = 0 each is a weight times p^γ · −log(1 − p): the background loss of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,18 +37,26 @@ class ClassLoss:
         name: one of ``NAMES``.
         gamma: exponent of the focal weight; 0 means 2, except for BCE, which becomes the focal loss if there is one (``fl_gamma``).
         pos_weight: weight w of the positive term.
+        class_weights: factor of each class's losses; empty for none.
 
     Raises:
         UserError: an unknown name.
     """
 
-    def __init__(self, name: str = "BCE", *, gamma: float = 0.0, pos_weight: float = 1.0) -> None:
+    def __init__(self, name: str = "BCE", *, gamma: float = 0.0, pos_weight: float = 1.0, class_weights: Sequence[float] = ()) -> None:
         if name not in NAMES:
             raise UserError(f"cls_loss {name!r}: unknown, {nearest(name, NAMES) or 'known are ' + ', '.join(NAMES)}")
         self.name = "focal" if name == "BCE" and gamma else name
         self.gamma = 0.0 if self.name == "BCE" else gamma or DEFAULT_GAMMA
         self.pos_weight = pos_weight
+        self._class_weights = torch.tensor(class_weights) if class_weights else None
         self.background_weight = {"focal": 1 - FOCAL_ALPHA, "VFL": VARIFOCAL_ALPHA}.get(self.name, 1.0)
+
+    def class_weights(self, like: Tensor) -> Tensor | None:
+        """The factors (nc, 1) on the device of ``like``, where they stay; None for none."""
+        if self._class_weights is not None and self._class_weights.device != like.device:
+            self._class_weights = self._class_weights.to(like.device)
+        return None if self._class_weights is None else self._class_weights.unsqueeze(1)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Losses of any shape."""
@@ -70,3 +80,9 @@ class ClassLoss:
         if self.name == "BCE" and self.pos_weight == 1:
             return -logits * targets
         return self(logits, targets) - self(logits, torch.zeros_like(targets))
+
+
+def check_class_weights(weights: Sequence[float], nc: int) -> None:
+    """Raises UserError where there are weights, and not one for each class."""
+    if weights and len(weights) != nc:
+        raise UserError(f"cls_weights: expected one number for each of the {nc} classes, got {len(weights)}")

@@ -13,7 +13,7 @@ from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_
 from models.assigners.task_aligned import Assignment, TaskAlignedAssigner
 from models.losses.box import BoxLoss
 from models.losses.cells import cells_and_background
-from models.losses.classification import ClassLoss
+from models.losses.classification import ClassLoss, check_class_weights
 from models.losses.dfl import distribution_focal_loss
 from utils.boxes import cxcywh_to_xyxy, denormalised
 from utils.distributed import all_reduce_sum, world_size
@@ -31,8 +31,8 @@ class TaskAlignedLoss:
     branch weight; branches are added.
 
     Args:
-        hyp: gains ``box``, ``cls``, ``dfl``; ``iou_loss``; ``cls_loss`` with ``cls_pw``, ``fl_gamma``, ``label_smoothing``; ``tal_topk``,
-            ``tal_alpha`` and ``tal_beta`` of the assigner.
+        hyp: gains ``box``, ``cls``, ``dfl``; ``iou_loss``; ``cls_loss`` with ``cls_pw``, ``cls_weights``, ``fl_gamma`` and
+            ``label_smoothing``; ``tal_topk``, ``tal_alpha`` and ``tal_beta`` of the assigner.
         nc: number of classes.
         strides: px a cell of each level.
         branch_weights: weight of each branch.
@@ -56,7 +56,8 @@ class TaskAlignedLoss:
     ) -> None:
         self.gains = {"box": hyp.box, "cls": hyp.cls, "dfl": hyp.dfl}
         self.box_loss = BoxLoss(hyp.iou_loss)
-        self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw)
+        check_class_weights(hyp.cls_weights, nc)
+        self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw, class_weights=hyp.cls_weights)
         self.smoothing = hyp.label_smoothing
         self.nc, self.bins = nc, bins
         self.strides, self.branch_weights = tuple(strides), tuple(branch_weights)
@@ -109,7 +110,10 @@ class TaskAlignedLoss:
             boxes = _boxes(distances, scene.grid)
             assigned = self.assigner(boxes, logits, self.strides, targets, most_candidates=scene.most_candidates)
             normaliser = all_reduce_sum(assigned.score.sum()).clamp(min=1) / world_size()
-        picked, background = cells_and_background(maps, assigned.cell, sides=4 * self.bins, gamma=self.class_loss.gamma)
+        weights = self.class_loss.class_weights(maps[0])
+        picked, background = cells_and_background(
+            maps, assigned.cell, sides=4 * self.bins, gamma=self.class_loss.gamma, class_weights=weights
+        )
         sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)
         here = _Points(*(t[:, assigned.cell].transpose(0, 1) for t in scene.grid))
         box, dfl = self._box_losses(sides, here, targets, assigned, scene.hw_px)
@@ -137,7 +141,8 @@ class TaskAlignedLoss:
         score = torch.zeros_like(logits).scatter_(1, label[:, None], assigned.score[:, None])
         if self.smoothing:
             score = score * (1 - self.smoothing) + assigned.score[:, None] * (self.smoothing / self.nc)
-        return self.class_loss.over_background(logits, score).sum()
+        losses, weights = self.class_loss.over_background(logits, score), self.class_loss.class_weights(logits)
+        return (losses if weights is None else losses * weights).sum()
 
     def _projection(self, like: Tensor) -> Tensor:
         return torch.arange(self.bins, device=like.device)

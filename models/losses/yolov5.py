@@ -13,7 +13,7 @@ from models.assigners.anchor_ratio import AnchorGrid, Matches, Scene, anchor_gri
 from models.assigners.targets import PaddedTargets, boxes_at, pad_targets
 from models.losses.box import BoxLoss
 from models.losses.cells import places_and_plane
-from models.losses.classification import ClassLoss
+from models.losses.classification import ClassLoss, check_class_weights
 from utils.distributed import all_reduce_sum, world_size
 from utils.types import Batch
 
@@ -41,7 +41,7 @@ class AnchorLoss:
     level's matches (over all ranks), the objectness loss is a mean over its places, weighted by level; levels are added.
 
     Args:
-        hyp: ``cls_pw``, ``obj_pw``, ``fl_gamma``, ``cls_loss``, ``label_smoothing``, ``iou_loss``, ``anchor_t``.
+        hyp: ``cls_pw``, ``cls_weights``, ``obj_pw``, ``fl_gamma``, ``cls_loss``, ``label_smoothing``, ``iou_loss``, ``anchor_t``.
         gains: of the three parts for an image of 640 px, before ``obj_by_area``.
         nc: number of classes; with one class there is no class loss.
         strides: px a cell of each level.
@@ -70,7 +70,8 @@ class AnchorLoss:
         self.smoothing = hyp.label_smoothing
         self.assign = assign or partial(assign_by_ratio, anchor_t=hyp.anchor_t)
         self.box_loss = BoxLoss(hyp.iou_loss)
-        self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw)
+        check_class_weights(hyp.cls_weights, nc)
+        self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw, class_weights=hyp.cls_weights)
         self.object_loss = ClassLoss(gamma=hyp.fl_gamma, pos_weight=hyp.obj_pw)
         self.balance = BALANCES.get(len(self.strides), OTHER_BALANCE)
 
@@ -122,7 +123,8 @@ class AnchorLoss:
         cls = torch.zeros_like(obj)
         if self.nc > 1:
             losses = self.class_loss(picked[:, 5:], self._class_targets(targets.labels.gather(1, matches.box)))
-            cls = (losses.mean(dim=1) * per_match).sum()
+            weights = self.class_loss.class_weights(losses)
+            cls = ((losses if weights is None else losses * weights).mean(dim=1) * per_match).sum()
         return torch.stack((box, obj, cls))
 
     def _mean_weights(self, grid: AnchorGrid, matches: Matches) -> Tensor:

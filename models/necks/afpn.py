@@ -106,11 +106,12 @@ class AFPNDown(nn.Module):
         c2: channels out.
         factor: 2, 4 or 8.
         act: the activation's class.
+        padding: zeros around the map: none in the published form for three levels, ``(factor - 1) // 2`` in that for four.
     """
 
-    def __init__(self, c1: int, c2: int, factor: int = 2, *, act: Callable[[], nn.Module] = nn.SiLU) -> None:
+    def __init__(self, c1: int, c2: int, factor: int = 2, *, act: Callable[[], nn.Module] = nn.SiLU, padding: int = 0) -> None:
         super().__init__()
-        self.downsample = nn.Sequential(_conv(c1, c2, factor, stride=factor, padding=0, act=act))
+        self.downsample = nn.Sequential(_conv(c1, c2, factor, stride=factor, padding=padding, act=act))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.downsample(x)
@@ -146,11 +147,14 @@ class AFPNBody(nn.Module):
         names: of the levels, for the parameters' names.
         blocks: basic blocks between two steps.
         act: the activation's class.
+        padded: the strided convolutions are padded by ``(kernel - 1) // 2``.
     """
 
-    def __init__(self, channels: Sequence[int], *, names: Sequence[str], blocks: int, act: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, channels: Sequence[int], *, names: Sequence[str], blocks: int, act: Callable[[], nn.Module], padded: bool = False
+    ) -> None:
         super().__init__()
-        self.names, self.steps = tuple(names), len(names) - 1
+        self.names, self.steps, self.padded = tuple(names), len(names) - 1, padded
         if len(channels) != len(names):
             raise ValueError(f"AFPN: {len(channels)} widths for {len(names)} levels")
         for name, width in zip(names, channels):
@@ -164,13 +168,18 @@ class AFPNBody(nn.Module):
         for target in levels:
             for source in levels:
                 if source != target:
-                    resize = AFPNDown if source < target else AFPNUp
-                    layer = resize(channels[source], channels[target], 2 ** abs(source - target), act=act)
+                    layer = self._resize(channels[source], channels[target], 2.0 ** (target - source), act)
                     self.add_module(self._resize_name(source, target, step), layer)
             name = self.names[target]
             self.add_module(f"asff_{name}{step}", ASFF(channels[target], len(levels), act=act, first=first))
             chain = (AFPNBasicBlock(channels[target], act=act) for _ in range(blocks))
             self.add_module(f"blocks_{name}{step + 1}", nn.Sequential(*chain))
+
+    def _resize(self, c1: int, c2: int, ratio: float, act: Callable[[], nn.Module]) -> nn.Module:
+        """From the size of one level to that of another, which is ``ratio`` times smaller (below 1: larger)."""
+        if ratio < 1:
+            return AFPNUp(c1, c2, int(1 / ratio), act=act)
+        return AFPNDown(c1, c2, int(ratio), act=act, padding=(int(ratio) - 1) // 2 if self.padded else 0)
 
     def _resize_name(self, source: int, target: int, step: int) -> str:
         """A name consists of source, step and factor; at most one target matches."""
@@ -206,14 +215,14 @@ class AFPNBody3(AFPNBody):
 
 @register("AFPNBody4", channels=listed_by_stage("yolov8-AFPN.yaml"), kind="neck", paper=PAPER)
 class AFPNBody4(AFPNBody):
-    """The body for four levels, as the authors use it on Faster R-CNN: ReLU, four basic blocks between steps.
+    """The body for four levels, as the authors use it on Faster R-CNN: ReLU, four basic blocks between steps, padded down-sampling.
 
     Args:
         channels: width of each level, finest first.
     """
 
     def __init__(self, channels: Sequence[int] = (64, 128, 256, 512)) -> None:
-        super().__init__(channels, names=("scalezero", "scaleone", "scaletwo", "scalethree"), blocks=4, act=nn.ReLU)
+        super().__init__(channels, names=("scalezero", "scaleone", "scaletwo", "scalethree"), blocks=4, act=nn.ReLU, padded=True)
 
 
 @register("AFPN", channels=listed_by_stage("yolov8-AFPN.yaml"), kind="neck", paper=PAPER)

@@ -69,6 +69,7 @@ class RuleContext:
         anchors: anchor sizes per level in px, or None where the file does not list them.
         dialect: ``"v5"`` (v5, v7, v9 files) or ``"v8"`` (files with ``scales:``).
         cls: the registered class, for its signature.
+        kind: what the block is in a network, as registered.
     """
 
     in_channels: tuple[Channels, ...]
@@ -78,6 +79,7 @@ class RuleContext:
     anchors: tuple[tuple[float, ...], ...] | None
     dialect: str
     cls: Callable[..., Any]
+    kind: str = "block"
 
     @property
     def single(self) -> int:
@@ -117,13 +119,13 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 def out_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]``: a layer from its input's width to ``c_out`` (scaled); repeats follow each other."""
-    out = _width_argument(args, context)
+    args, out = _once(args, context), _width_argument(args, context)
     return LayerPlan((context.single, out, *args[1:]), out, context.repeats, repeat_args=(out, out, *args[1:]))
 
 
 def out_width_repeated(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]`` with the repeats inside the block, as its third argument (C3, C2f, BoT3 …)."""
-    out = _width_argument(args, context)
+    args, out = _once(args, context, behind=3), _width_argument(args, context)
     return LayerPlan((context.single, out, context.repeats, *args[1:]), out)
 
 
@@ -137,19 +139,22 @@ def same_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
 
     A leading integer is the width if, raw or scaled, it equals the input's; otherwise it is the module's first option, if that
     option can take it; otherwise the row is wrong. The width may be written twice, as input's and output's (``[1024, 1024]``). A class may
-    say with ``published_row`` that a row of so many arguments, all integers, holds no width, as its published files write it (AIFI).
+    say with ``published_row`` that a row of so many arguments, all integers, holds no width, as its published files write it (AIFI), and
+    with ``read_row(options)`` what the arguments behind the width mean, by place and by name, where rows leave some out (CBAM).
     """
     channels = context.single
     if args and all(map(_is_int, args)) and len(args) == getattr(context.cls, "published_row", 0):
         return LayerPlan((channels, *args), channels, context.repeats)
     if args and _is_int(args[0]):
         if channels in (args[0], context.width(args[0])):
-            args = args[2:] if _width_twice(context.cls, args) else args[1:]
+            args = args[2:] if _width_twice(context.cls, args, behind=1) else args[1:]
         elif not _first_option_takes(context.cls, args[0], channels):
             scaled = context.width(args[0])
             kept = "the module keeps its input's width, which need not be written"
             raise UserError(f"width {args[0]} (scaled {scaled}) is not the input's {channels}; {kept}")
-    return LayerPlan((channels, *args), channels, context.repeats)
+    read = getattr(context.cls, "read_row", None)
+    placed, named = read(args) if read else (args, {})
+    return LayerPlan((channels, *placed), channels, context.repeats, kwargs=named)
 
 
 def concat(args: Sequence[Any], context: RuleContext) -> LayerPlan:
@@ -225,7 +230,7 @@ def _is_int(value: Any) -> bool:
 
 def _first_option_takes(cls: Callable[..., Any], value: int, channels: int) -> bool:
     """Whether the parameter after the channels can be the integer ``value``: an int within reach, or a width of its own (int | None)."""
-    option = _first_option(cls)
+    option = _option(cls, behind=1)
     if option is None:
         return False
     kinds = kinds_of(option.annotation)
@@ -234,20 +239,26 @@ def _first_option_takes(cls: Callable[..., Any], value: int, channels: int) -> b
     return 0 < value <= (channels if "None" in kinds else LARGEST_OPTION)
 
 
-def _width_twice(cls: Callable[..., Any], args: Sequence[Any]) -> bool:
+def _once(args: Sequence[Any], context: RuleContext, *, behind: int = 2) -> Sequence[Any]:
+    """The arguments of an attention module that can change the width, without the second of two equal widths (``iRMB, [1024, 1024]``)."""
+    twice = context.kind == "attention" and args and _is_int(args[0]) and context.plain == (context.width(args[0]),)
+    return [args[0], *args[2:]] if twice and _width_twice(context.cls, args, behind=behind) else args
+
+
+def _width_twice(cls: Callable[..., Any], args: Sequence[Any], *, behind: int) -> bool:
     """Whether a row gives its width as the input's and the output's: the same number again, where the first option is no width itself."""
     if len(args) < 2 or not _is_int(args[1]) or args[1] != args[0] or args[1] <= LARGEST_OPTION:
         return False
-    option = _first_option(cls)
+    option = _option(cls, behind=behind)
     if option is None:
         return True
     wide = _is_int(option.default) and option.default > LARGEST_OPTION
     return not wide and "None" not in kinds_of(option.annotation)
 
 
-def _first_option(cls: Callable[..., Any]) -> inspect.Parameter | None:
-    """The parameter behind the channels that a row can give by place."""
-    parameters = list(inspect.signature(cls, eval_str=False).parameters.values())[1:]
+def _option(cls: Callable[..., Any], *, behind: int) -> inspect.Parameter | None:
+    """The parameter behind so many others (the channels, the repeats) that a row can give by place."""
+    parameters = list(inspect.signature(cls, eval_str=False).parameters.values())[behind:]
     if not parameters or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
         return None
     return parameters[0]

@@ -223,6 +223,22 @@ def needed(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
     return [plan for plan in plans if plan.index in wanted]
 
 
+def doubtful_rows(spec: ModelSpec, plans: Sequence[LayerPlan]) -> str:
+    """One line where the rows' numbers look as if a row was inserted and those behind it not renumbered, else empty.
+
+    Two signs: a row that the head does not need, and a head that reads a bare Concat, which no published network does.
+    """
+    wanted = {plan.index for plan in needed(plans)}
+    unread = [f"{plan.index} [{plan.name}]" for plan in plans if plan.index not in wanted]
+    joined = [f"{index} [Concat]" for index in plans[-1].sources if index >= 0 and plans[index].name == "Concat"]
+    signs = [f"row(s) {', '.join(unread)} lead nowhere: the head reads them neither directly nor through others"] if unread else []
+    signs += [f"the head reads row(s) {', '.join(joined)}, where a block behind it is usual"] if joined else []
+    if not signs:
+        return ""
+    remedy = "if a row was inserted or removed, every from behind it moves by one (python -m models.edit does)"
+    return f"{spec.origin}: {'; '.join(signs)}; {remedy}"
+
+
 def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) -> LayerPlan:
     """One row's plan, given those before it. Raises UserError or KeyError (unknown module) without naming the place."""
     block = BLOCKS[row.module]
@@ -240,8 +256,11 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
         anchors=spec.anchors,
         dialect=spec.dialect,
         cls=block.cls,
+        kind=block.kind,
     )
     plan = block.channels(args, context)
+    if both := plan.kwargs.keys() & options.keys():
+        raise UserError(f"{min(both)} is given twice, by place and by name")
     plan = replace(
         plan, cls=plan.cls or block.cls, kwargs={**plan.kwargs, **options}, index=index, sources=sources, name=block.name,
         section=row.section, identity_start=start == "identity",

@@ -9,16 +9,24 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import logging
 import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
+from torch import nn
+
 from models.spec.channel_rules import ChannelRule, same_width
+from tasks.base import TASKS
 from utils.errors import UserError, closest, nearest
+from utils.metrics.columns import FITNESS_WEIGHTS, METRIC_COLUMNS
+
+log = logging.getLogger(__name__)
 
 BUILTIN_PACKAGES = ("models.layers", "models.backbones", "models.necks", "models.heads")
 ADDED_WORD = re.compile(r"_?(attention|attn|block|module|layer)$")  # GAM_Attention, SE_Block: what other programs call GAM and SE
@@ -69,8 +77,9 @@ class Registry(Mapping[str, BlockSpec]):
     def add(self, spec: BlockSpec) -> None:
         for name in (spec.name, *spec.aliases):
             if name in self._names:
-                taken = self._specs[self._names[name]].cls
-                raise UserError(f"block name {name!r} is taken by {_where(taken)}; register {_where(spec.cls)} under another name")
+                taken = self._specs[self._names[name]]
+                owner = f"this project's own {_where(taken.cls)}" if taken.built_in else _where(taken.cls)
+                raise UserError(f"block name {name!r} is taken by {owner}; register {_where(spec.cls)} under another name")
         self._specs[spec.name] = spec
         self._names.update(dict.fromkeys((spec.name, *spec.aliases), spec.name))
 
@@ -91,7 +100,7 @@ class Registry(Mapping[str, BlockSpec]):
         return isinstance(name, str) and self._find(name) is not None
 
     def _find(self, name: str) -> BlockSpec | None:
-        self._load_builtins()
+        self.load_builtins()
         if name in self._names:
             return self._specs[self._names[name]]
         return next((spec for resolve in self._resolvers if (spec := resolve(name)) is not None), None)
@@ -105,14 +114,23 @@ class Registry(Mapping[str, BlockSpec]):
         return next(iter(meant or closest(name, self._names)), "")
 
     def __iter__(self) -> Iterator[str]:
-        self._load_builtins()
+        self.load_builtins()
         return iter(sorted(self._specs))
 
     def __len__(self) -> int:
-        self._load_builtins()
+        self.load_builtins()
         return len(self._specs)
 
-    def _load_builtins(self) -> None:
+    def snapshot(self) -> tuple[dict[str, BlockSpec], dict[str, str], list[Resolver]]:
+        """What is registered now, for :meth:`restore`."""
+        return dict(self._specs), dict(self._names), list(self._resolvers)
+
+    def restore(self, state: tuple[dict[str, BlockSpec], dict[str, str], list[Resolver]]) -> None:
+        """Takes back what was registered since."""
+        self._specs, self._names, self._resolvers = dict(state[0]), dict(state[1]), list(state[2])
+
+    def load_builtins(self) -> None:
+        """Imports this project's own blocks, once."""
         if self._loaded:
             return
         self._loaded = True  # before the imports: they register, and must not come back here
@@ -169,7 +187,7 @@ def load_plugin(path: str | Path) -> Plugin:
     Only ever called with a path given by the person who runs the command; a path stored in a file is never imported.
 
     Raises:
-        UserError: the file is missing, fails to import, or registers a name that is taken.
+        UserError: the file is missing, fails to import, registers a name that is taken, or nothing at all.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,17 +199,43 @@ def load_plugin(path: str | Path) -> Plugin:
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugins {path}: not a Python file")
+    BLOCKS.load_builtins()  # whose names the file cannot take
+    before, known = _registrations(), BLOCKS.snapshot()
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except UserError as error:
-        del sys.modules[module_name]
-        raise UserError(f"--plugins {path}: {error}") from error
+        _check_registered(module, changed=_registrations() != before)
     except Exception as error:  # whatever a user's file raises becomes one line that names the file
         del sys.modules[module_name]
-        raise UserError(f"--plugins {path}: {type(error).__name__}: {error}") from error
+        BLOCKS.restore(known)
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"--plugins {path}: {kind}{error}") from error
     return _PLUGINS.setdefault(digest, Plugin(path.name, digest))
+
+
+def _registrations() -> list[Any]:
+    """What every registry that a plugin can add to holds; that of export formats only where something has imported it."""
+    formats = getattr(sys.modules.get("models.export.registry"), "FORMATS", {})
+    return [*BLOCKS.snapshot(), list(TASKS), list(METRIC_COLUMNS), dict(FITNESS_WEIGHTS), list(formats)]
+
+
+def _check_registered(module: ModuleType, *, changed: bool) -> None:
+    """Refuses a plugin that adds nothing; warns of a class that has a built-in's name and is not registered.
+
+    Raises:
+        UserError: nothing was registered.
+    """
+    registered = {spec.cls for spec in map(BLOCKS.__getitem__, BLOCKS)}
+    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ == module.__name__]
+    forgotten = [cls.__name__ for cls in own if cls not in registered]
+    if not changed:
+        classes = f" above {' and '.join(forgotten)}" if forgotten else " above its class"
+        raise UserError(f"registers nothing, so no row can name what is in it; write @register(name, channels=rules.same_width){classes}")
+    for name in forgotten:
+        if name in BLOCKS:
+            path = module.__file__
+            log.warning("--plugins %s: its class %s is not registered: rows called %s build this project's own", path, name, name)
 
 
 def loaded_plugins() -> tuple[Plugin, ...]:

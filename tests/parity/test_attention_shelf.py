@@ -25,8 +25,8 @@ ALSO = dict.fromkeys(SAME, ()) | {
     "DeformableLKAAttention": ("DLKA",),
     "LSK": ("LSKBlock",),
 }
-# arguments of a published constructor that say what a map says itself, or name the only form there is
-DROPPED = {"SwinBlock": ("input_resolution",), "PConv": ("forward",), "YOLOv6RepBlock": ("block",)}
+# arguments of a published constructor that say what a map says itself
+DROPPED = {"SwinBlock": ("input_resolution",)}
 # a canonical case's own class, where its arguments name a wrapper
 WRAPPERS = {"LKA_Attention": "LKAAttention"}
 CATALOGUE = (

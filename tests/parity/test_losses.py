@@ -43,7 +43,8 @@ def aligned(name: str) -> tuple[golden.Golden, tuple[str, ...], TaskAlignedLoss,
     case = golden.find("losses", name)
     args = case.meta["args"]
     prefixes = ("aux_", "main_") if name.startswith("v9_dual") else ("",)
-    hyp = Hyperparameters(**args["gains"], tal_topk=args["topk"], tal_alpha=args["alpha"], tal_beta=args["beta"])
+    weights = args.get("class_weights") or ()
+    hyp = Hyperparameters(**args["gains"], cls_weights=weights, tal_topk=args["topk"], tal_alpha=args["alpha"], tal_beta=args["beta"])
     head = {"v8": Detect, "v9_tal": DDetect, "v9_dual": DualDDetect}[name.rsplit("_", 2)[0]](args["nc"], [8] * 3 * len(prefixes))
     head.set_strides(args["strides"])
     return case, prefixes, head.build_loss(hyp), output_of(case, prefixes)

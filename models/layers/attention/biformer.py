@@ -23,6 +23,7 @@ from models.spec.registry import register
 FULL_ATTENTION_HEADS = 8  # the published blocks give their full attention eight heads, whatever num_heads says
 Linear = Callable[..., nn.Module]
 conv1x1: Linear = partial(nn.Conv2d, kernel_size=1)
+NORMS: dict[str, Callable[[int], nn.Module]] = {"LayerNorm2d": partial(ChannelLayerNorm, eps=1e-6), "BatchNorm2d": nn.BatchNorm2d}
 
 
 @register("BiFormerBlock", channels=rules.same_width, kind="attention", paper=PAPER)
@@ -39,7 +40,7 @@ class BiFormerBlock(nn.Module):
         drop_path: rate of stochastic depth.
         layer_scale_init_value: start of γ₁ and γ₂; not above 0: no γ.
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
-        mlp_dwconv: a depthwise 3x3 convolution (residual) inside the MLP.
+        mlp_dwconv: a depthwise 3x3 convolution inside the MLP, before its activation.
         side_dwconv: kernel of LePE.
         before_attn_dwconv: kernel of the positional convolution, odd, 0 for none.
         pre_norm: normalise before the branches; else after the sums.
@@ -79,7 +80,7 @@ class BiFormerBlock(nn.Module):
             self.attn = FullAttention(dim, side_dwconv=side_dwconv if topk == -2 else 0)
         self.norm2 = ChannelLayerNorm(dim, eps=1e-6)
         hidden = int(dim * mlp_ratio)
-        between = _ResidualDepthwise(hidden) if mlp_dwconv else nn.Identity()
+        between = _Depthwise(hidden) if mlp_dwconv else nn.Identity()
         self.mlp = nn.Sequential(ChannelLinear(dim, hidden), between, nn.GELU(), ChannelLinear(hidden, dim))
         self.drop_path = DropPath(drop_path)
         scaled = layer_scale_init_value > 0
@@ -111,7 +112,10 @@ class BiFormerBlockNCHW(nn.Module):
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
         side_dwconv: kernel of LePE.
         drop_path: rate of stochastic depth.
-        batch_norm: batch instead of layer normalisation, as in the released checkpoint.
+        norm_layer: ``LayerNorm2d``, over the channels of each pixel, or ``BatchNorm2d``, as in the released checkpoint.
+
+    Raises:
+        ValueError: another normalisation.
     """
 
     below_one = ("topk", "side_dwconv")
@@ -126,16 +130,18 @@ class BiFormerBlockNCHW(nn.Module):
         mlp_ratio: float = 4.0,
         side_dwconv: int = 5,
         drop_path: float = 0.0,
-        batch_norm: bool = False,
+        norm_layer: str = "LayerNorm2d",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(dim) if batch_norm else ChannelLayerNorm(dim, eps=1e-6)
+        if norm_layer not in NORMS:
+            raise ValueError(f"BiFormerBlockNCHW: norm_layer {norm_layer!r} is not one of {', '.join(NORMS)}")
+        self.norm1 = NORMS[norm_layer](dim)
         self.attn: nn.Module
         if topk > 0:
             self.attn = BiLevelRoutingAttentionNCHW(dim, num_heads, n_win, topk=topk, side_dwconv=side_dwconv)
         else:
             self.attn = FullAttention(dim, side_dwconv=side_dwconv, linear=conv1x1, lepe_of_value=True)
-        self.norm2 = nn.BatchNorm2d(dim) if batch_norm else ChannelLayerNorm(dim, eps=1e-6)
+        self.norm2 = NORMS[norm_layer](dim)
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Conv2d(hidden, dim, 1))
         self.drop_path = DropPath(drop_path)
@@ -182,12 +188,12 @@ class FullAttention(nn.Module):
         return self.proj(out)
 
 
-class _ResidualDepthwise(nn.Module):
-    """x + depthwise 3x3 convolution, key ``dwconv``."""
+class _Depthwise(nn.Module):
+    """Depthwise 3x3 convolution under the published key ``dwconv``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dwconv = depthwise(channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dwconv(x)
+        return self.dwconv(x)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention.ops.common import ChannelLinear, from_windows, full_precision, pad_to_multiple, to_windows
-from models.layers.attention.ops.routing import adaptive_mean, check_heads, project_in_float32, routed_attention
+from models.layers.attention.ops.routing import adaptive_max, adaptive_mean, check_heads, project_in_float32, routed_attention
 from models.layers.attention.ops.shared import depthwise
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 PAPER = "BiFormer: Vision Transformer with Bi-Level Routing Attention, arXiv 2303.08810"
-KV_MODES = ("identity", "ada_avgpool", "avgpool", "maxpool")
+KV_MODES = ("identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool")
 
 
 @register("BiLevelRoutingAttention", "BRA", channels=rules.same_width, kind="attention", paper=PAPER)
@@ -37,10 +37,11 @@ class BiLevelRoutingAttention(nn.Module):
         n_win: windows a side.
         qk_dim: channels of query and key; None for ``dim``.
         qk_scale: factor of the logits; None for ``qk_dim ** -0.5``.
-        kv_per_win: keys a side and window, for ``ada_avgpool``.
+        kv_per_win: keys a side and window, for ``ada_avgpool`` and ``ada_maxpool``.
         kv_downsample_ratio: stride, for ``avgpool`` and ``maxpool``.
         kv_downsample_kernel: their kernel; None for the stride.
-        kv_downsample_mode: how the keys and values of a window are downsampled: identity, ada_avgpool, avgpool, maxpool.
+        kv_downsample_mode: how the keys and values of a window are downsampled: identity, ada_avgpool, ada_maxpool, avgpool,
+            maxpool.
         topk: windows that a window attends to.
         param_attention: ``qkvo``, or ``qkv`` for no output projection.
         param_routing: a linear layer on the routing descriptors; needs ``soft_routing``, or nothing would train it.
@@ -128,10 +129,10 @@ class BiLevelRoutingAttention(nn.Module):
         if self.kv_mode == "identity":
             return windows
         batch, count, _, channels = windows.shape
-        if self.kv_mode == "ada_avgpool":
-            bins = self.kv_per_win
-            rows = adaptive_mean(windows.reshape(batch, count, height, width * channels), height, bins)
-            return adaptive_mean(rows.reshape(batch, count, bins, width, channels), width, bins).reshape(batch, count, -1, channels)
+        if self.kv_mode.startswith("ada_"):
+            bins, pooled = self.kv_per_win, adaptive_mean if self.kv_mode == "ada_avgpool" else adaptive_max
+            rows = pooled(windows.reshape(batch, count, height, width * channels), height, bins)
+            return pooled(rows.reshape(batch, count, bins, width, channels), width, bins).reshape(batch, count, -1, channels)
         maps = windows.reshape(batch * count, height, width, channels).permute(0, 3, 1, 2)
         pool = F.avg_pool2d if self.kv_mode == "avgpool" else F.max_pool2d
         fewer = pool(maps, self.kv_kernel, self.kv_stride, ceil_mode=True)

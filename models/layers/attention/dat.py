@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.attention.ops.common import ChannelLayerNorm, pad_to_multiple
+from models.layers.attention.ops.common import NamedLayerNorm, pad_to_multiple, resize_matrix
+from models.layers.attention.ops.routing import at_least_one
 from models.layers.attention.ops.shared import depthwise, divisor_up_to, sample_bilinear, unit_line
 from models.spec import channel_rules as rules
 from models.spec.registry import register
@@ -44,18 +45,19 @@ class DATAttention(nn.Module):
         ksize: kernel of the offset network (px).
         offset_range_factor: largest offset, in distances of the sampling points; negative: limited by the map only.
         q_size: map at which the table has one entry a pixel distance.
-        kv_size: unused; the published constructor has it.
+        kv_size: unused; the published constructor has it. The samples of ``fixed_pe`` are those of ``q_size // stride``.
         n_head_channels: channels a head, where ``dim`` is None.
         use_pe: position bias.
         dwc_pe: a depth-wise 3x3 of the queries instead of the table.
         log_cpb: a small network on log distances instead of the table.
         no_off: pooled samples, no offsets and no position bias.
-        fixed_pe: must be False: such a table fits one size only.
+        fixed_pe: a table with an entry for every pair of pixel and sample, wherever the sample has moved to; it is made for ``q_size`` and
+            resized linearly for other maps.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout after the projection.
 
     Raises:
-        ValueError: heads, groups and channels do not divide, or ``fixed_pe``.
+        ValueError: heads, groups and channels do not divide.
     """
 
     rpe_table: Any  # by ``pe``: a convolution, an MLP or a table of parameters
@@ -85,10 +87,8 @@ class DATAttention(nn.Module):
             dim = (n_heads or 1) * n_head_channels
         if n_heads is None:
             n_heads = n_groups * divisor_up_to(max(1, dim // n_groups), max(1, dim // (HEAD_CHANNELS * n_groups)))
-        if dim % n_heads or n_heads % n_groups or fixed_pe:
-            raise ValueError(
-                f"DATAttention: {n_heads} heads should divide {dim} channels, {n_groups} groups the heads, and fixed_pe be False"
-            )
+        if dim % n_heads or n_heads % n_groups:
+            raise ValueError(f"DATAttention: {n_heads} heads should divide {dim} channels, and {n_groups} groups the heads")
         self.heads, self.groups, self.stride, self.ksize = n_heads, n_groups, stride, ksize
         self.offset_range, self.no_off, self.attn_drop = offset_range_factor, no_off, attn_drop
         self.scale = (dim // n_heads) ** -0.5
@@ -99,17 +99,21 @@ class DATAttention(nn.Module):
         self.proj_v = nn.Conv2d(dim, dim, 1)
         self.proj_out = nn.Conv2d(dim, dim, 1)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.pe = "none" if not use_pe or (no_off and not dwc_pe) else "dwc" if dwc_pe else "log" if log_cpb else "table"
-        self._add_positions(dim, n_heads, q_size)
+        kinds = {"dwc": dwc_pe, "fixed": fixed_pe, "log": log_cpb, "table": True}
+        self.pe = "none" if not use_pe or (no_off and not dwc_pe) else next(kind for kind, wanted in kinds.items() if wanted)
+        self._add_positions(dim, n_heads, (q_size, q_size) if isinstance(q_size, int) else q_size)
 
-    def _add_positions(self, dim: int, heads: int, size: int | Sequence[int]) -> None:
+    def _add_positions(self, dim: int, heads: int, size: Sequence[int]) -> None:
+        height, width = size
+        self.fixed_size = (height, width, at_least_one(height // self.stride), at_least_one(width // self.stride))
         if self.pe == "dwc":
             self.rpe_table = depthwise(dim, 3)
         elif self.pe == "log":
             self.rpe_table = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, heads // self.groups, bias=False))
-        elif self.pe == "table":
-            height, width = (size, size) if isinstance(size, int) else size
-            self.rpe_table = nn.Parameter(torch.empty(heads, 2 * height - 1, 2 * width - 1))
+        elif self.pe in ("table", "fixed"):
+            rows, columns, sample_rows, sample_columns = self.fixed_size
+            fixed = (rows * columns, sample_rows * sample_columns)
+            self.rpe_table = nn.Parameter(torch.empty(heads, *(fixed if self.pe == "fixed" else (2 * height - 1, 2 * width - 1))))
             nn.init.trunc_normal_(self.rpe_table, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,6 +158,8 @@ class DATAttention(nn.Module):
 
     def _bias(self, query: Tensor, position: Tensor) -> Tensor | None:
         """Position bias of the logits: (B, heads, H W, samples)."""
+        if self.pe == "fixed":
+            return self._fixed_bias(query, position)
         if self.pe not in ("table", "log"):
             return None
         height, width = query.shape[-2:]
@@ -170,20 +176,17 @@ class DATAttention(nn.Module):
             bias = read.unflatten(2, (query.shape[0], -1)).permute(2, 0, 1, 3, 4)
         return bias.flatten(1, 2).to(query.dtype)
 
+    def _fixed_bias(self, query: Tensor, position: Tensor) -> Tensor:
+        """The dense table for the map and samples at hand: (1, heads, H W, samples)."""
+        table = self.rpe_table.unflatten(2, self.fixed_size[2:]).unflatten(1, self.fixed_size[:2])  # (heads, h, w, h', w')
+        for axis, target in enumerate((*query.shape[-2:], *position.shape[2:4]), start=1):
+            moved = table.movedim(axis, -1)
+            table = (moved @ resize_matrix(moved.shape[-1], target, table).transpose(0, 1)).movedim(-1, axis)
+        return table.flatten(3).flatten(1, 2).unsqueeze(0).to(query.dtype)
+
     def _heads_first(self, x: Tensor) -> Tensor:
         """(B, heads d, H, W) -> (B, heads, H W, d)."""
         return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
-
-
-class _Norm(nn.Module):
-    """Layer normalisation over channels under the published key ``norm``."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = ChannelLayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
 
 
 def _grid(rows: Tensor, columns: Tensor) -> Tensor:
@@ -195,7 +198,7 @@ def _offset_network(channels: int, kernel: int, stride: int) -> nn.Sequential:
     padding = 0 if kernel == stride else kernel // 2
     return nn.Sequential(
         nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels),
-        _Norm(channels),
+        NamedLayerNorm(channels),
         nn.GELU(),
         nn.Conv2d(channels, 2, 1, bias=False),
     )

@@ -32,6 +32,7 @@ class MSDA(nn.Module):
         dim: channels in and out.
         num_heads: heads over all groups; None for about 24 channels a head.
         qkv_bias: a bias in the projection of query, key and value.
+        qk_scale: factor of the logits; None for 1 / sqrt(channels a head).
         kernel_size: side of the neighbourhood, odd.
         dilation: one a group; None for the paper's 1, 2, 3 where 3 divides ``dim``, else 1, 2, 3, 4.
         proj_drop: dropout after the projection.
@@ -45,6 +46,7 @@ class MSDA(nn.Module):
         dim: int,
         num_heads: int | None = None,
         qkv_bias: bool = False,
+        qk_scale: float | None = None,
         *,
         kernel_size: int = 3,
         dilation: Sequence[int] | None = None,
@@ -59,7 +61,7 @@ class MSDA(nn.Module):
         if num_heads % groups or dim % num_heads:
             raise ValueError(f"MSDA: {num_heads} heads should divide {dim} channels, and {groups} dilations the heads")
         self.dilation, self.kernel, self.heads = tuple(dilation), kernel_size, num_heads // groups
-        self.scale = (dim // num_heads) ** -0.5
+        self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
         self.proj = ChannelLinear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -85,6 +87,7 @@ class DilateBlock(nn.Module):
         num_heads: see MSDA.
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
         qkv_bias: see MSDA.
+        qk_scale: see MSDA.
         drop: dropout after the projection and in the MLP.
         drop_path: rate of stochastic depth.
         kernel_size: see MSDA.
@@ -98,6 +101,7 @@ class DilateBlock(nn.Module):
         num_heads: int | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = False,
+        qk_scale: float | None = None,
         *,
         drop: float = 0.0,
         drop_path: float = 0.0,
@@ -108,7 +112,7 @@ class DilateBlock(nn.Module):
         super().__init__()
         self.pos_embed = depthwise(dim, 3) if cpe_per_block else None
         self.norm1 = ChannelLayerNorm(dim)
-        self.attn = MSDA(dim, num_heads, qkv_bias, kernel_size=kernel_size, dilation=dilation, proj_drop=drop)
+        self.attn = MSDA(dim, num_heads, qkv_bias, qk_scale, kernel_size=kernel_size, dilation=dilation, proj_drop=drop)
         self.norm2 = ChannelLayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
         self.drop_path = DropPath(drop_path)

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.layers.attention.ops.common import DropPath, pad_to_multiple
+from models.layers.attention.ops.common import DropPath, NamedLayerNorm, pad_to_multiple
 from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.attention.ops.windows import Tiling, project, window_attention
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
-NORMS = {"bn_2d": lambda c: nn.BatchNorm2d(c, eps=1e-6), "none": lambda c: nn.Identity()}
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "none": nn.Identity}
+NORMS = {
+    "bn_2d": lambda c: nn.BatchNorm2d(c, eps=1e-6),
+    "ln_2d": lambda c: NamedLayerNorm(c, eps=1e-6),
+    "none": lambda c: nn.Identity(),
+}
+ACTIVATIONS = {
+    "relu": nn.ReLU, "relu6": nn.ReLU6, "gelu": nn.GELU, "silu": nn.SiLU, "swish": nn.SiLU, "mish": nn.Mish, "hswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid, "hsigmoid": nn.Hardsigmoid, "tanh": nn.Tanh, "none": nn.Identity,
+}  # fmt: skip
 
 
 @register(
@@ -35,8 +42,8 @@ class iRMB(nn.Module):
         norm_in: normalise the input.
         has_skip: add the input where widths and stride allow.
         exp_ratio: inner width, in multiples of ``dim_in``.
-        norm_layer: ``bn_2d`` or ``none``.
-        act_layer: activation after the value's projection: ``relu``, ``gelu``, ``silu`` or ``none``.
+        norm_layer: of the input: ``bn_2d``, ``ln_2d`` (over the channels of each pixel) or ``none``.
+        act_layer: activation after the value's projection: ``relu``, ``gelu``, ``silu``, ``none`` ...
         v_proj: without attention, whether the value is projected at all (then ``exp_ratio`` must be 1).
         dw_ks: kernel of the depth-wise convolution, odd.
         stride: of the depth-wise convolution.
@@ -46,10 +53,11 @@ class iRMB(nn.Module):
         qkv_bias: biases in the projections.
         drop: dropout after the last projection.
         drop_path: rate of stochastic depth.
+        v_group: project the value within each head's channels alone.
         attn_pre: attend to the normalised input and project afterwards.
 
     Raises:
-        ValueError: an unknown norm or activation.
+        ValueError: an unknown norm or activation, or with ``v_group`` an inner width that the heads do not divide.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class iRMB(nn.Module):
         qkv_bias: bool = False,
         drop: float = 0.0,
         drop_path: float = 0.0,
+        v_group: bool = False,
         attn_pre: bool = False,
     ) -> None:
         super().__init__()
@@ -84,8 +93,11 @@ class iRMB(nn.Module):
         self.skip = has_skip and dim_in == dim_out and stride == 1
         self.norm = NORMS[norm_layer](dim_in) if norm_in else nn.Identity()
         self.qk = _Projection(dim_in, 2 * dim_in, bias=qkv_bias) if attn_s else None
-        projects = attn_s or v_proj
-        self.v = _Projection(dim_in, hidden, bias=qkv_bias, act=ACTIVATIONS[act_layer]()) if projects else nn.Identity()
+        groups = self.heads if v_group else 1
+        if hidden % groups:
+            raise ValueError(f"iRMB: v_group: the inner width {hidden} should be a multiple of the {groups} heads")
+        act = ACTIVATIONS[act_layer]()
+        self.v = _Projection(dim_in, hidden, bias=qkv_bias, act=act, groups=groups) if attn_s or v_proj else nn.Identity()
         self.conv_local = nn.Sequential()
         self.conv_local.add_module(
             "conv", nn.Conv2d(hidden, hidden, dw_ks, stride, padding=-(-(dw_ks - stride) // 2), groups=hidden, bias=False)
@@ -120,8 +132,8 @@ class _Projection(nn.Sequential):
 
     conv: nn.Conv2d
 
-    def __init__(self, channels: int, out: int, *, bias: bool, act: nn.Module | None = None) -> None:
+    def __init__(self, channels: int, out: int, *, bias: bool, act: nn.Module | None = None, groups: int = 1) -> None:
         super().__init__()
-        self.add_module("conv", nn.Conv2d(channels, out, 1, bias=bias))
+        self.add_module("conv", nn.Conv2d(channels, out, 1, groups=groups, bias=bias))
         if act is not None:
             self.add_module("act", act)

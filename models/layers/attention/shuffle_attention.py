@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +35,11 @@ class ShuffleAttention(nn.Module):
         self.sweight = nn.Parameter(torch.zeros(1, half, 1, 1))
         self.sbias = nn.Parameter(torch.ones(1, half, 1, 1))
         self.gn = nn.GroupNorm(half, half)
+
+    @staticmethod
+    def read_row(options: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``[16, 8]`` has a reduction in front of the groups, which nothing uses, as in the rows of other programs."""
+        return tuple(options[1:] if len(options) == 2 and all(type(option) is int for option in options) else options), {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

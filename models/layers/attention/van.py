@@ -17,10 +17,18 @@ class LKA(nn.Module):
 
     Args:
         dim: channels in and out.
+        d_model: the same, under the name that the block around it has for it.
+
+    Raises:
+        ValueError: none of the two, or two that differ.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int | None = None, *, d_model: int | None = None) -> None:
         super().__init__()
+        widths = {width for width in (dim, d_model) if width is not None}
+        if len(widths) != 1:
+            raise ValueError(f"LKA: one width is expected, not dim {dim} and d_model {d_model}")
+        dim = widths.pop()
         self.conv0 = depthwise(dim, 5)
         self.conv_spatial = depthwise(dim, 7, dilation=3)
         self.conv1 = nn.Conv2d(dim, dim, 1)

@@ -193,7 +193,10 @@ def test_plugin_with_another_hash_is_refused(tmp_path, capsys):
     paths = [tmp_path / folder / "ours.py" for folder in "abc"]
     for i, path in enumerate(paths):
         path.parent.mkdir()
-        path.write_text(f"NUMBER = {i}\n")
+        path.write_text(
+            "from models.spec import channel_rules as rules\nfrom models.spec.registry import register\nfrom torch import nn\n"
+            f"register('Numbered_{i}', channels=rules.same_width)(nn.Identity)\n"
+        )
     first, second, _ = (asdict(load_plugin(path)) for path in paths)
     require_plugins(example(plugins=(first, second)), ())  # the very files are loaded
     unknown = {"name": "ours.py", "sha256": "1" * 64}

@@ -50,7 +50,9 @@ def test_width_may_be_given_twice(module, args, built):
     (("EMA", [[8]]), ["a whole number, not [8]"]),
     (("EMA", [{"factor": 0}]), ["factor should be at least 1, not 0"]),
     (("EMA", [8, {"factor": 8}]), ["multiple values", "it takes channels, factor=32"]),
-    (("CBAM", [16, 7]), ["no_spatial should be True or False, not 7"]),  # published: ratio, kernel size
+    (("CBAM", [16, 5]), ["pool_types should be a list of avg, max, lp, lse, not 5"]),
+    (("CBAM", [7, {"kernel_size": 3}]), ["kernel_size is given twice"]),
+    (("CBAM", [{"kernel_size": 4}]), ["kernel_size should be odd, not 4"]),
     (("CloAttention", [{"group_split": 8}]), ["group_split should be None or a list of whole numbers, not 8"]),
     (("NLBlockND", [{"mode": 3}]), ["mode should be a word, not 3"]),
     (("BRA", [{"n_win": 0}]), ["n_win should be at least 1"]),

@@ -29,6 +29,18 @@ class ChannelLayerNorm(nn.LayerNorm):
         return normed.permute(0, 3, 1, 2)
 
 
+class NamedLayerNorm(nn.Module):
+    """:class:`ChannelLayerNorm` under the key ``norm`` that some published modules give it."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = ChannelLayerNorm(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.norm(x)
+
+
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): in training, drops a sample's branch with probability ``rate`` and rescales the others."""
 

@@ -49,11 +49,26 @@ def adaptive_mean(x: Tensor, size: int, bins: int) -> Tensor:
     Returns:
         (..., n, D) -> (..., bins, D), n = ``size``; bin i is the mean of the entries in [floor(i n / bins), ceil((i + 1) n / bins)).
     """
-    place, bin_index = torch.arange(size, device=x.device), torch.arange(bins, device=x.device).unsqueeze(1)
+    inside = _inside_bins(x, size, bins).to(x.dtype)
+    return (inside / inside.sum(1, keepdim=True)) @ x
+
+
+def adaptive_max(x: Tensor, size: int, bins: int) -> Tensor:
+    """Adaptive max pooling along the last dimension but one; bins as in :func:`adaptive_mean`; equal maxima share a gradient.
+
+    Returns:
+        (..., n, D) -> (..., bins, D).
+    """
+    outside = ~_inside_bins(x, size, bins)
+    return torch.cat([x.masked_fill(outside[i].unsqueeze(-1), -torch.inf).amax(-2, keepdim=True) for i in range(bins)], -2)
+
+
+def _inside_bins(like: Tensor, size: int, bins: int) -> Tensor:
+    """Which of ``size`` entries are in which bin of adaptive pooling: (bins, n) bool."""
+    place, bin_index = torch.arange(size, device=like.device), torch.arange(bins, device=like.device).unsqueeze(1)
     first = (bin_index * size).div(bins, rounding_mode="floor")
     end = ((bin_index + 1) * size + bins - 1).div(bins, rounding_mode="floor")
-    inside = ((place >= first) & (place < end)).to(x.dtype)  # (bins, n)
-    return (inside / inside.sum(1, keepdim=True)) @ x
+    return (place >= first) & (place < end)
 
 
 def project_in_float32(means: Tensor, layer: nn.Linear | nn.Conv2d, rows: int) -> Tensor:
