@@ -32,6 +32,7 @@ from utils.cli.script import run_script
 from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
 from utils.random_state import seed_everything
+from utils.run_folders import RunLock
 
 if TYPE_CHECKING:
     from tasks.base import MetricResult
@@ -83,12 +84,12 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
     Raises:
         UserError: whatever a user can cause, in one line.
     """
-    with distributed.watch_ranks():
-        config, checkpoint = resolve_config(config)
+    with distributed.watch_ranks(), RunLock() as lock:
+        config, checkpoint = resolve_config(config, lock)
         device = distributed.select_device(config.device)
         with distributed.process_group(device):
             seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
-            run = build_run(config, checkpoint, device, callbacks)
+            run = build_run(config, checkpoint, device, callbacks, lock=lock)
             with explain_interruption(run):
                 return fit(run)
 
