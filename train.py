@@ -33,6 +33,7 @@ from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
 from utils.precision import choose_kernels
 from utils.random_state import seed_everything
+from utils.run_folders import RunLock
 
 if TYPE_CHECKING:
     from tasks.base import MetricResult
@@ -84,13 +85,13 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
     Raises:
         UserError: whatever a user can cause, in one line.
     """
-    with distributed.watch_ranks():
-        config, checkpoint = resolve_config(config)
+    with distributed.watch_ranks(), RunLock() as lock:
+        config, checkpoint = resolve_config(config, lock)
         device = distributed.select_device(config.device)
         with distributed.process_group(device):
             seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
-            choose_kernels(deterministic=config.deterministic, sizes_vary=config.multi_scale or config.rect)
-            run = build_run(config, checkpoint, device, callbacks)
+choose_kernels(deterministic=config.deterministic, sizes_vary=config.multi_scale or config.rect)
+            run = build_run(config, checkpoint, device, callbacks, lock=lock)
             with explain_interruption(run):
                 return fit(run)
 

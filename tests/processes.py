@@ -141,6 +141,22 @@ def failing_job(job: dict[str, Any], folder: Path) -> int:
     return run_main(job)
 
 
+def lost_in_validation_job(job: dict[str, Any], folder: Path) -> int:
+    """A training in whose validation one rank is killed; with ``agent`` the others then get a SIGTERM, as torchrun's agent sends it."""
+
+    def lose(*args: Any, **kwargs: Any) -> Any:
+        if distributed.rank() == job["rank"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job["agent"]:
+            assert distributed._watch is not None
+            assert distributed._watch.watchdog.wait(LIMIT_S)
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args, **kwargs)
+
+    evaluate, train.evaluate = train.evaluate, lose
+    return run_main(job)
+
+
 def run_main(job: dict[str, Any]) -> int:
     """Runs train.py with a config in place of flags."""
     flags = dict(job["config"])
@@ -162,7 +178,12 @@ def val_job(job: dict[str, Any], folder: Path) -> int:
     return val.main(job["flags"])
 
 
-KINDS: dict[str, Callable[[dict[str, Any], Path], int]] = {"train": train_job, "failing": failing_job, "val": val_job}
+KINDS: dict[str, Callable[[dict[str, Any], Path], int]] = {
+    "train": train_job,
+    "failing": failing_job,
+    "lost_in_validation": lost_in_validation_job,
+    "val": val_job,
+}
 
 if __name__ == "__main__":
     given = Path(sys.argv[1])

@@ -19,6 +19,8 @@ __all__ = ["FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig", "read_
 FIND_BATCH_SIZE = -1  # the largest that fits
 PRETRAINED = "pretrained"  # of --freeze
 NEWEST = "newest"  # of --resume
+PATHS = ("cfg", "weights", "backbone_weights", "data", "hyp", "project")  # fields that name a file or a folder
+ABSOLUTE = "absolute"  # key of opt.yaml
 GENERATIONS = 300  # of --evolve without a number
 
 
@@ -33,7 +35,7 @@ class TrainConfig:
     attention_init: str = flag("", "identity: inserted modules start as exact no-ops", metavar="HOW", choices=("identity",))
     backbone_weights: str = flag("", "published FocalNet, BiFormer or CloFormer weights for the backbone", metavar="FILE")
     weights_report: str = flag("", "write what became of the weights, row by row, as .md, .csv or .json", metavar="FILE")
-    data: str = flag("", "data set; the embedded one if left out", metavar="YAML")
+    data: str = flag("", "data set; the embedded one if left out", metavar="YAML", resumable=True)
     hyp: str | Hyperparameters = flag("", "hyper-parameters; the recipe of the model's family if left out", metavar="YAML")
     plugins: tuple[str, ...] = flag((), "Python files of yours that register modules", metavar="FILE", resumable=True)
     resume: str = flag("", "resume with this last.pt, or with the newest run", metavar="PT", const=NEWEST, resumable=True)
@@ -160,8 +162,19 @@ class TrainConfig:
             values["hyp"] = self.hyp.source
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
-    def to_yaml(self, path: str | Path) -> None:
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+    def absolute_paths(self) -> dict[str, str]:
+        """The files and folders that flags name relative to the working directory, as absolute paths."""
+        given = {name: value for name, value in self.to_dict().items() if name in PATHS and value}
+        return {name: str(Path(value).absolute()) for name, value in given.items() if name == "project" or Path(value).exists()}
+
+    def to_yaml(self, path: str | Path, *, absolute: Mapping[str, str] | None = None) -> None:
+        """Writes opt.yaml.
+
+        Args:
+            absolute: paths that are written as well, for a later run from another working directory.
+        """
+        content = {**self.to_dict(), **({ABSOLUTE: dict(absolute)} if absolute else {})}
+        Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
     def replace(self, **changes: Any) -> TrainConfig:
         return replace(self, **changes)

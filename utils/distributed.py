@@ -29,6 +29,7 @@ TIMEOUT = timedelta(minutes=30)  # of a collective: the longest that ranks may w
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # until all processes have started
 NOTICE_S = 8  # between a failed collective and the watchdog's notice: loader processes keep a dead rank's connections for up to 5 s
 POLL_S = 0.05
+SIGNAL_NOTICE_S = 1  # between an agent's signal, which follows a lost rank, and the watchdog's notice
 LINGER_S = 3  # that the main rank stays after a failure, so that the others can end in order
 
 
@@ -170,8 +171,9 @@ def watch_ranks() -> Iterator[None]:
         try:
             yield
             outcome = "bye"
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             outcome = "stopped"
+            _raise_loss_behind(interrupt)
             if not _watch.claim_report():
                 raise SystemExit(130) from None
             raise
@@ -343,6 +345,18 @@ def _connect_ranks() -> _RankWatch:
         watchdog.close("failed")
         raise UserError(f"process(es) {', '.join(map(str, missing_ranks))} of {world_size()} cannot reach the main one, or have ended")
     return _RankWatch(dist.PrefixStore(watchdog.token, store), watchdog)  # the store and its keys may outlive a restart
+
+
+def _raise_loss_behind(interrupt: KeyboardInterrupt) -> None:
+    """Raises the loss of another rank where that is the reason of the signal: torchrun's agent stops the ranks that are left."""
+    assert _watch is not None
+    watchdog = _watch.watchdog
+    ended = watchdog.wait(SIGNAL_NOTICE_S)
+    if ended is None or ended.kind != "lost":
+        return
+    if watchdog.reports_loss():
+        raise UserError("; ".join(filter(None, (watchdog.loss_message(), str(interrupt))))) from interrupt
+    raise SystemExit(1) from None
 
 
 def _raise_reason(error: RuntimeError) -> NoReturn:

@@ -20,6 +20,7 @@ from utils import distributed
 from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.run_folders import LOCK_FILE, RunLock
 
 if TYPE_CHECKING:
     from tasks.base import MetricResult
@@ -69,7 +70,18 @@ def evolve(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> Path:
         UserError: the first generation cannot be trained, or the folder holds another search.
     """
     _check_world_size()
+    with RunLock() as lock:
+        return search(config, train, lock)
+
+
+def search(config: TrainConfig, train: Callable[[TrainConfig], Any], lock: RunLock) -> Path:
+    """The generations that are left, in the folder of the search, which ``lock`` takes."""
     folder = Path(config.project) / config.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror or error}); give another --project or --name") from None
+    lock.take(folder)
     single = config.replace(evolve=0, project=str(folder), name="generation", exist_ok=True, nosave=True, noplots=True)
     rows = read_generations(folder, config)
     if rows:
@@ -126,16 +138,15 @@ def clip_to_bounds(value: float, key: str, recipe_value: float) -> float:
 
 
 def read_generations(folder: Path, config: TrainConfig) -> list[Row]:
-    """The generations that this search has trained already; makes the folder of a new one.
+    """The generations that this search has trained already; writes the flags of a new one.
 
     Raises:
         UserError: the folder holds a search with other flags, or something else.
     """
     flags, table = folder / "opt.yaml", folder / "evolve.csv"
     if not table.exists():
-        if folder.exists() and any(p.name not in ("opt.yaml", "generation", "recipe.yaml") for p in folder.iterdir()):
+        if any(p.name not in ("opt.yaml", "generation", "recipe.yaml", LOCK_FILE) for p in folder.iterdir()):
             raise UserError(f"{folder}: holds a run, not a search of --evolve; give another --name")
-        folder.mkdir(parents=True, exist_ok=True)
         config.to_yaml(flags)
         return []
     stored, now = read_yaml_mapping(flags), config.to_dict()

@@ -31,11 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Loaders:
-    """Batches of both splits, and the ground truth of the validation images where label files do not hold it."""
+    """Batches of both splits, and the ground truth of the validation images where label files do not hold it.
+
+    Attributes:
+        origin: the absolute path of the data set's YAML (``file``), and the hash of the labels of ``train`` and ``val``.
+    """
 
     train: BatchLoader
     val: BatchLoader
     annotations: CocoAnnotations | None = None
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -132,6 +137,7 @@ def snapshot(run: Run, metrics: MetricResult | None = None) -> Checkpoint:
             "batch": progress.batch,
             "iterations": len(loader),
             "images": len(loader.dataset),
+            "data": dict(run.loaders.origin),
             "meter": run.meter.state_dict(),
             "guard": run.step.guard.state_dict(),
             "portions": run.step.micro_batches.count,  # the key of format version 1

@@ -28,7 +28,7 @@ from engine.training.optim import GROUPS, build_optimizer, parameter_groups
 from engine.training.recipes import family_hyp, find_hyp, gains_warning
 from engine.training.recompute import checkpoint_activations, recomputed_parts
 from engine.training.restart import resume_after_restart, write_job_id
-from engine.training.resume import load_resumed_run, repair_weights_folder
+from engine.training.resume import check_classes, check_labels, load_resumed_run, repair_weights_folder, run_folder_of
 from engine.training.run import Loaders, Progress, Run, restore, snapshot
 from engine.training.saving import save_last
 from engine.training.schedule import Schedule
@@ -48,7 +48,7 @@ from utils.cli.sizes import multiple_of_stride
 from utils.config import FIND_BATCH_SIZE, Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.precision import gradient_scaler, precision_of
-from utils.run_folders import new_run_dir
+from utils.run_folders import RunLock, new_run_dir
 
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
@@ -68,8 +68,11 @@ DEMO: dict[str, Any] = {
 }
 
 
-def resolve_config(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]:
+def resolve_config(config: TrainConfig, lock: RunLock | None = None) -> tuple[TrainConfig, Checkpoint | None]:
     """Fills in what was not given: the stored flags of a resumed run, the demo's preset, the embedded data set.
+
+    Args:
+        lock: takes the folder of a resumed run, before its checkpoint is read.
 
     Returns:
         The config, and the checkpoint of --resume or --weights if there is one.
@@ -81,7 +84,7 @@ def resolve_config(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]
         raise UserError("evolve: is many trainings, not one; call engine.training.evolve.evolve(config, train)")
     config = resume_after_restart(config)
     if config.resume:
-        return load_resumed_run(config)
+        return load_resumed_run(config, lock)
     if not (config.cfg or config.weights):
         if config.data:
             raise UserError("give --cfg (such as yolov9-t-FocalModulation.yaml) or --weights: what should be trained on --data?")
@@ -97,27 +100,35 @@ def resolve_config(config: TrainConfig) -> tuple[TrainConfig, Checkpoint | None]
     return config, load_checkpoint(config.weights) if config.weights else None
 
 
-def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.device, callbacks: Sequence[Callback] = ()) -> Run:
+def build_run(
+    config: TrainConfig,
+    checkpoint: Checkpoint | None,
+    device: torch.device,
+    callbacks: Sequence[Callback] = (),
+    *,
+    lock: RunLock | None = None,
+) -> Run:
     """Builds everything a run works with, restores it after a resume, and prints the recipe.
 
     Args:
         config: as resolved by :func:`resolve_config`, like ``checkpoint``.
         callbacks: of the caller, after the default ones.
+        lock: takes the run folder.
 
     Raises:
         UserError: model, data, weights or flags that cannot be used.
     """
-    from data.dataset_spec import load_dataset_spec
-
     precision = precision_of(config.amp, device)
-    spec = with_channels(load_dataset_spec(config.data, single_cls=config.single_cls), config, checkpoint)
+    spec = with_channels(load_data(config, checkpoint), config, checkpoint)
     model, frozen = build_network(config, checkpoint, spec)
     model = channels_last(model.to(device))
     hyp = resolve_hyp(config, checkpoint, model)
     recomputed_parts(model, config.checkpoint_activations)  # refuses the flag before a folder is made
-    save_dir = make_run_folder(config)
+    save_dir = make_run_folder(config, lock)
     config = resolve_batch_size(config, model, hyp, spec)
     loaders = build_loaders(config, hyp, spec, task=model.task, stride=model.stride)
+    if config.resume and checkpoint is not None:
+        check_labels(loaders.origin, checkpoint, config)
     report_data(loaders, spec, save_dir)
     if not config.resume:
         fit_anchors(model, config, hyp, loaders)
@@ -144,6 +155,25 @@ def build_run(config: TrainConfig, checkpoint: Checkpoint | None, device: torch.
         write_run_files(run, checkpoint)
         print_recipe(run)
     return run
+
+
+def load_data(config: TrainConfig, checkpoint: Checkpoint | None) -> DatasetSpec:
+    """The data set; that of a resumed run has the classes that its checkpoint names.
+
+    Raises:
+        UserError: its file cannot be used, or has other classes.
+    """
+    from data.dataset_spec import load_dataset_spec
+
+    try:
+        spec = load_dataset_spec(config.data, single_cls=config.single_cls)
+    except UserError as error:
+        if not config.resume or "data" in config.given:
+            raise
+        raise UserError(f"{error}; if the data set was moved, add --data FILE to --resume {config.resume}") from error
+    if config.resume and checkpoint is not None:
+        check_classes(spec.names, checkpoint, source=str(spec.yaml_path))
+    return spec
 
 
 def resolve_batch_size(config: TrainConfig, model: Model, hyp: Hyperparameters, spec: DatasetSpec) -> TrainConfig:
@@ -200,7 +230,7 @@ def write_run_files(run: Run, checkpoint: Checkpoint | None) -> None:
     """
     config, folder = run.config, run.save_dir
     try:
-        config.to_yaml(folder / "opt.yaml")
+        config.to_yaml(folder / "opt.yaml", absolute={**config.absolute_paths(), "data": run.loaders.origin["file"]})
         run.hyp.to_yaml(folder / "hyp.yaml")
         write_spec(folder / "model.yaml", run.state.model.spec, notes=describe_model(config))
         if config.resume and checkpoint is not None:
@@ -289,19 +319,17 @@ def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
 
 
-def make_run_folder(config: TrainConfig) -> Path:
+def make_run_folder(config: TrainConfig, lock: RunLock | None = None) -> Path:
     """Makes a new run folder, or takes that of the resumed run, on the main rank; all ranks get its path.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or another process writes it.
     """
     folder: Path | None = None
     if distributed.is_main():
-        last = Path(config.resume).absolute()
-        if config.resume and last.parent.name == "weights":
-            folder = last.parent.parent
-        else:
-            folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+        folder = run_folder_of(config.resume) or new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+        if lock is not None:
+            lock.take(folder, job=distributed.job_id())
         try:
             (folder / "weights").mkdir(exist_ok=True)
             write_job_id(folder)
@@ -318,6 +346,7 @@ def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, 
     Raises:
         UserError: --batch-size is no multiple of the number of ranks, or the data set cannot be read.
     """
+    from data.labels.content_hash import content_hash
     from data.loader import LoaderOptions, build_loader
 
     world = distributed.world_size()
@@ -337,7 +366,9 @@ def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, 
     )  # fmt: skip
     with distributed.local_main_first():
         train, val = build_loader(spec, "train", train_options, task=task), build_loader(spec, "val", val_options, task=task)
-    return Loaders(train, val, label_truth(spec, "val", val.dataset.image_files) if task.coco_type else None)
+    truth = label_truth(spec, "val", val.dataset.image_files) if task.coco_type else None
+    hashes = {name: content_hash(loader.dataset.image_files, loader.dataset.table) for name, loader in (("train", train), ("val", val))}
+    return Loaders(train, val, truth, origin={"file": str(spec.yaml_path), **hashes})
 
 
 def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
