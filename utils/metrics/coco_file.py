@@ -159,15 +159,21 @@ def match_categories(path: Path, categories: Mapping[int, str], names: Sequence[
 
 def image_ids_by_name(files: Mapping[int, str]) -> dict[str, int]:
     """Image ids by file name as the JSON has it, and by the name without folders where only one image is called so."""
-    count = Counter(PurePosixPath(name).name for name in files.values())
-    ids = {PurePosixPath(name).as_posix(): i for i, name in files.items()}
-    return ids | {base: i for i, name in files.items() if count[base := PurePosixPath(name).name] == 1}
+    plain = {i: plain_name(name) for i, name in files.items()}
+    count = Counter(PurePosixPath(name).name for name in plain.values())
+    bases = {base: i for i, name in plain.items() if count[base := PurePosixPath(name).name] == 1}
+    return bases | {name: i for i, name in plain.items()}
+
+
+def plain_name(name: str) -> str:
+    """A file name with slashes in place of backslashes, and without ``./``."""
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
 def find_image_id(image_ids: Mapping[str, int], path: str | Path) -> int | None:
     """The id of a file: by its name, or by as much of its path as distinguishes images of one name."""
-    parts = Path(path).parts
-    for depth in range(1, len(parts) + 1):
+    parts = PurePosixPath(plain_name(str(path))).parts
+    for depth in range(len(parts), 0, -1):  # a/1.jpg before 1.jpg
         name = "/".join(parts[-depth:])
         if name in image_ids:
             return image_ids[name]
