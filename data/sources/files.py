@@ -73,6 +73,8 @@ class FileSource(FrameSource):
 
     def _video(self, path: str, index: int) -> Iterator[Frame]:
         self.check_channels(path)
+        if not os.path.isfile(path):  # a pipe would block
+            raise ImageError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
         capture = cv2.VideoCapture(path)
         try:
             if not capture.isOpened():

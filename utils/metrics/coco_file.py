@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
+from utils.files import read_bounded
 
+MAX_JSON_BYTES = 2**32  # COCO's training set has half a gigabyte
 UNKNOWN = -1  # class of a category that the file's list lacks
 NO_CATEGORY = "its category is not in the file's list"
 BROKEN_BOX = "bbox: four finite numbers left, top, width, height in px are expected"
@@ -110,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: It is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_bounded(path, limit=MAX_JSON_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
