@@ -44,8 +44,12 @@ def read_bounded(path: str | Path, *, limit: int) -> bytes:
         raise OSError(None, str(error), str(path)) from error
     if not stat.S_ISREG(found.st_mode):
         raise OSError(None, f"not a file{', but a folder' if stat.S_ISDIR(found.st_mode) else ''}", str(path))
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+    data = b""
+    if found.st_size <= limit:
+        with open(path, "rb") as file:
+            data = file.read(found.st_size + 1)
+            while len(data) <= limit and (more := file.read(2**20)):  # it grows, or says that it is empty as those of /proc do
+                data += more
+    if max(len(data), found.st_size) > limit:
         raise OSError(None, f"larger than the {limit // 2**20} MiB that are read", str(path))
     return data

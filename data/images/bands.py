@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import math
 import re
+import tokenize
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
 from data.images.orientation import orientation_of, upright
-from data.images.pixels import as_hwc, imdecode
+from data.images.pixels import DAMAGED, as_hwc, imdecode
 from data.images.tiff import is_tiff, pages_differ, read_pages
 
+HEADER_ERRORS = (ValueError, EOFError, SyntaxError, tokenize.TokenError, TypeError, KeyError, RecursionError, MemoryError)  # of literals
 ARRAY_SUFFIX = ".npy"
 IMAGE_CACHE = re.compile(r"\.\d+[al]\d+w?\.npy$")  # files that data/images/store.py writes beside images
 
@@ -60,15 +62,7 @@ def read_array(data: np.ndarray, channels: int) -> np.ndarray:
     """
     try:
         array = _load_array(data)
-    except (
-        ValueError,
-        EOFError,
-        SyntaxError,
-        TypeError,
-        KeyError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # what literals in a header raise
+    except HEADER_ERRORS as error:
         raise BandsError(f"not an array of numbers that can be read ({' '.join(str(error).split())[:100]})") from error
     if array.ndim == 2:
         return array[:, :, None]
@@ -126,6 +120,6 @@ def _pillow_bands(data: np.ndarray) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data.tobytes())) as opened:
             image = np.array(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return None
     return as_hwc(image)

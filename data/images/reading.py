@@ -15,7 +15,7 @@ import numpy as np
 
 from data.images import orientation
 from data.images.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
-from data.images.pixels import TO_16_BITS, as_hwc, imdecode
+from data.images.pixels import DAMAGED, TO_16_BITS, as_hwc, imdecode
 from data.images.tiff import TiffError, opencv_misreads, read_first_page, without_other_pages
 from utils.errors import UserError
 from utils.files import read_bounded
@@ -113,7 +113,7 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         height, width = _probe_without_pillow(path, channels, error)
     return _check_size(path, (height, width))
 
@@ -204,7 +204,7 @@ def _decode_pillow(path: str | Path, data: np.ndarray, channels: int, dtype: typ
             return np.array(image.convert("RGB" if channels == 3 else "L"))
     except UnidentifiedImageError as error:  # its text only repeats the path
         raise ImageError(f"{path}: not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: not an image that can be read ({' '.join(str(error).split())})") from error
 
 

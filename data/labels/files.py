@@ -47,14 +47,14 @@ def label_path(image_path: str) -> str:
     if "/../" in path or "/./" in path:
         path = as_written(image_path).as_posix()
     head, slash, name = f"/{path}".rpartition(IMAGES)  # a relative path may begin with images/
-    return str(Path(f"{head}/labels/{name}"[1:] if slash else path).with_suffix(".txt"))
+    return _text_beside(f"{head}/labels/{name}"[1:] if slash else path)
 
 
 def find_label_file(image_path: str) -> str:
     """The label file of an image: by the rule; else beside the image, where one is only there."""
     path = label_path(image_path)
     if not os.path.lexists(path):
-        beside = str(Path(image_path).with_suffix(".txt"))
+        beside = _text_beside(image_path)
         if beside != path and os.path.lexists(beside):
             return beside
     return path
@@ -65,7 +65,7 @@ def find_label_files(image_files: Sequence[str]) -> list[str]:
     by_rule = [label_path(f) for f in image_files]
     present = _texts_of(os.path.dirname(path) for path in by_rule)
     missing = [i for i, path in enumerate(by_rule) if path not in present]
-    beside = {i: str(Path(image_files[i]).with_suffix(".txt")) for i in missing}
+    beside = {i: _text_beside(image_files[i]) for i in missing}
     present = _texts_of(os.path.dirname(path) for path in beside.values())
     return [beside[i] if i in beside and beside[i] in present else path for i, path in enumerate(by_rule)]
 
@@ -74,6 +74,10 @@ def has_label_files(image_files: Sequence[str]) -> bool:
     """Whether any of the images has a label file."""
     found = find_label_files(image_files)
     return not _texts_of(os.path.dirname(path) for path in found).isdisjoint(found)
+
+
+def _text_beside(image_path: str) -> str:
+    return os.path.splitext(str(Path(image_path)))[0] + ".txt"
 
 
 def _texts_of(folders: Iterable[str]) -> set[str]:

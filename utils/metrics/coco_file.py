@@ -26,7 +26,7 @@ class CocoObject(NamedTuple):
     """An annotation."""
 
     row: int  # place in the file, from 1
-    id: object
+    id: int  # its place where the file gives none
     image_id: int
     label: int  # class, or UNKNOWN
     bbox: tuple[float, ...]  # left, top, width, height in px; NaN where it is broken
@@ -120,12 +120,12 @@ def read_json(path: Path) -> dict[str, Any]:
     missing = [k for k in ("images", "annotations", "categories") if not isinstance(content, dict) or not isinstance(content.get(k), list)]
     if missing:
         raise UserError(f"{path}: not a COCO instances JSON, the list {missing[0]!r} is missing")
-    broken = next((c for c in content["categories"] if not (isinstance(c, dict) and _is_id(c.get("id")) and "name" in c)), None)
-    if broken is not None:
-        raise UserError(f"{path}: category {str(broken)[:60]}: a whole number 'id' and a 'name' are expected")
-    broken = next((i for i in content["images"] if not (isinstance(i, dict) and _is_id(i.get("id")) and i.get("file_name"))), None)
-    if broken is not None:
-        raise UserError(f"{path}: image {str(broken)[:60]}: a whole number 'id' and a 'file_name' are expected")
+    broken = [c for c in content["categories"] if not (isinstance(c, dict) and _is_id(c.get("id")) and "name" in c)]
+    if broken:
+        raise UserError(f"{path}: category {str(broken[0])[:60]!r}: a whole number 'id' and a 'name' are expected")
+    broken = [i for i in content["images"] if not (isinstance(i, dict) and _is_id(i.get("id")) and i.get("file_name"))]
+    if broken:
+        raise UserError(f"{path}: image {str(broken[0])[:60]!r}: a whole number 'id' and a 'file_name' are expected")
     return content
 
 
@@ -195,8 +195,9 @@ def _object(row: int, entry: Mapping[str, Any], label: int) -> CocoObject:
         area = math.nan
     parts: Any = entry.get("segmentation")
     whole = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list) and len(parts[0]) >= 6 and len(parts[0]) % 2 == 0
+    own_id = entry["id"] if _is_id(entry.get("id")) else row
     return CocoObject(
-        row, entry.get("id", row), entry["image_id"], label, bbox, area if math.isfinite(area) else bbox[2] * bbox[3],
+        row, own_id, entry["image_id"], label, bbox, area if math.isfinite(area) else bbox[2] * bbox[3],
         bool(entry.get("iscrowd")), parts[0] if whole else None,
     )  # fmt: skip
 
