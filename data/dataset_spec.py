@@ -12,16 +12,18 @@ from typing import Any
 
 import yaml
 
+from data.labels.paths import as_written
 from data.tools.shapes import ensure_shapes
 from utils.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
 HERE = Path(__file__).resolve().parent
+MAX_KEYPOINTS = 10_000  # of an object
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """The content of a dataset YAML, with every path resolved.
+    """The content of a dataset YAML, with every path absolute. Links in paths are not followed: labels are found by the names in a path.
 
     Attributes:
         yaml_path: the file it was read from.
@@ -37,6 +39,7 @@ class DatasetSpec:
         single_cls: whether all classes count as one.
         annotations: by split, the COCO JSON that the file says to take labels from.
         flip_idx: for each keypoint the index of its left-right counterpart; None if the file has none.
+        kpt_shape: keypoints of an object, and values of each (2: x y, 3: x y visibility); None if the labels have none.
     """
 
     yaml_path: Path
@@ -54,6 +57,7 @@ class DatasetSpec:
     single_cls: bool = False
     annotations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     flip_idx: tuple[int, ...] | None = None
+    kpt_shape: tuple[int, int] | None = None
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """The sources of ``train``, ``val`` or ``test``.
@@ -104,7 +108,7 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     """
     yaml_path = _find_yaml(path_or_name)
     raw = _read_yaml(yaml_path)
-    if yaml_path == HERE / "shapes.yaml":
+    if yaml_path.resolve() == HERE / "shapes.yaml":
         _generate_embedded(HERE / "shapes")
     download = None if raw.get("download") is None else str(raw["download"]).strip()
     roots = _roots(yaml_path, raw.get("path"))
@@ -129,7 +133,8 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     return DatasetSpec(
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
         ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls,
-        annotations=_read_annotations(yaml_path, raw, roots), flip_idx=_read_flip_idx(yaml_path, raw), **resolved,
+        annotations=_read_annotations(yaml_path, raw, roots), flip_idx=_read_flip_idx(yaml_path, raw),
+        kpt_shape=_read_kpt_shape(yaml_path, raw), **resolved,
     )  # fmt: skip
 
 
@@ -156,7 +161,7 @@ def _find_yaml(path_or_name: str | Path) -> Path:
     tried += [HERE / p.name for p in tried]
     for path in tried:
         if path.is_file():
-            return path.resolve()
+            return as_written(path)
     known = sorted(p.name for p in HERE.glob("*.yaml"))
     hint = nearest(given.name, known) or "known names: " + ", ".join(known)
     raise UserError(f"dataset file {path_or_name} not found, tried {', '.join(dict.fromkeys(map(str, tried)))}; {hint}")
@@ -173,13 +178,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _roots(yaml_path: Path, path: object) -> list[Path]:
-    """The folders that relative sources are tried against, the most likely first."""
+    """The folders that relative sources are tried against, the most likely first; that of the file a linked YAML leads to is one."""
+    folders = [yaml_path.parent, yaml_path.resolve().parent]
     if path is None or path == "":
-        return [yaml_path.parent, Path.cwd()]
+        return list(dict.fromkeys([*folders, Path.cwd()]))
     given = Path(str(path)).expanduser()
     if given.is_absolute():
-        return [given]
-    return list(dict.fromkeys([(yaml_path.parent / given).resolve(), (Path.cwd() / given).resolve()]))
+        return [as_written(given)]
+    return list(dict.fromkeys(as_written(folder / given) for folder in (*folders, Path.cwd())))
 
 
 def _resolve_split(yaml_path: Path, split: str, value: object, roots: list[Path]) -> tuple[tuple[Path, ...], list[Path]]:
@@ -202,14 +208,14 @@ def _candidates(entry: Path, roots: list[Path]) -> list[Path]:
     """Where a source may lie: below each root, and without leading dots (a Roboflow export names ``../train/images``); in place of a
     list, the folder of its name (COCO's archives have no ``train2017.txt``)."""
     if entry.is_absolute():
-        return [entry]
+        return [as_written(entry)]
     parts = list(entry.parts)
     while parts and parts[0] in ("..", "."):
         parts.pop(0)
     forms = [entry] + ([Path(*parts)] if parts and entry.parts[0] == ".." else [])
     if entry.suffix == ".txt":
         forms += [entry.parent / "images" / entry.stem, entry.with_suffix("")]
-    return list(dict.fromkeys((root / form).resolve() for form in forms for root in roots))
+    return list(dict.fromkeys(as_written(root / form) for form in forms for root in roots))
 
 
 def _read_annotations(yaml_path: Path, raw: dict[str, Any], roots: list[Path]) -> dict[str, Path]:
@@ -278,3 +284,14 @@ def _read_flip_idx(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, ...] | No
     if not count or not all(type(i) is int and 0 <= i < count and given[i] == k for k, i in enumerate(given)):
         raise UserError(f"{yaml_path}: flip_idx: {given!r}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]")
     return tuple(given)
+
+
+def _read_kpt_shape(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, int] | None:
+    given = raw.get("kpt_shape")
+    if given is None:
+        return None
+    whole = isinstance(given, list) and len(given) == 2 and all(type(i) is int for i in given)
+    if not whole or not 1 <= given[0] <= MAX_KEYPOINTS or given[1] not in (2, 3):
+        shown = str(given)[:60]
+        raise UserError(f"{yaml_path}: kpt_shape: {shown}, keypoints of an object and values of each (2 or 3) are expected: [17, 3]")
+    return given[0], given[1]

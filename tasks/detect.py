@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.base import DrawStyle, ExportOutput, register_task
-from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, InvalidRow, LabelRow, parse_numbers
+from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
     cxcywh_to_xyxy,
@@ -30,6 +30,7 @@ from utils.metrics.metrics import GroundTruth, MetricAccumulator, Metrics
 from utils.nms import Suppression, non_max_suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets, detections_on_host, split_detections
 
+POSE_HINT = "; pose labels need kpt_shape in the dataset file"
 SAME_OBJECT_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
@@ -49,11 +50,12 @@ class DetectTask:
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """Class and box (5 columns), or class and polygon (7 or more, an odd number); coordinates just outside 0-1 are clipped."""
         count = len(values)
+        hint = POSE_HINT if count > 5 and count % 3 == 2 else ""  # 5 columns and three for each keypoint
         if count != 5 and (count < 7 or count % 2 == 0):
-            return InvalidRow(f"{count} columns, expected: {self.expected_row}", COLUMNS)
+            return InvalidRow(f"{count} columns, expected: {self.expected_row}{hint}", COLUMNS)
         numbers = parse_numbers(values, self.expected_row)
         if isinstance(numbers, InvalidRow):
-            return numbers
+            return numbers._replace(message=numbers.message + hint * (numbers.kind == OUT_OF_RANGE))
         if count == 5:
             if not (numbers[3:] > 0).all():
                 return InvalidRow("a box without area, dropped", NO_AREA, False)

@@ -1,9 +1,10 @@
-"""Atomic writes: a file is complete or absent, whatever happens while it is written."""
+"""Writes that are atomic (a file is complete or absent, whatever happens while it is written), and reads that are bounded."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +30,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def read_bounded(path: str | Path, *, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; a pipe or device, which may never end, is not opened.
+
+    Raises:
+        OSError: there is none, it cannot be read, is no regular file, or is larger.
+    """
+    try:
+        found = os.stat(path)
+    except ValueError as error:  # a null byte in the name
+        raise OSError(None, str(error), str(path)) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(None, f"not a file{', but a folder' if stat.S_ISDIR(found.st_mode) else ''}", str(path))
+    data = b""
+    if found.st_size <= limit:
+        with open(path, "rb") as file:
+            data = file.read(found.st_size + 1)
+            while len(data) <= limit and (more := file.read(2**20)):  # it grows, or says that it is empty as those of /proc do
+                data += more
+    if max(len(data), found.st_size) > limit:
+        raise OSError(None, f"larger than the {limit // 2**20} MiB that are read", str(path))
+    return data

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+import tokenize
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
 from data.images.orientation import orientation_of, upright
-from data.images.pixels import as_hwc, imdecode
-from data.images.tiff import is_tiff, read_pages
+from data.images.pixels import DAMAGED, as_hwc, imdecode
+from data.images.tiff import is_tiff, pages_differ, read_pages
 
+HEADER_ERRORS = (ValueError, EOFError, SyntaxError, tokenize.TokenError, TypeError, KeyError, RecursionError, MemoryError)  # of literals
 ARRAY_SUFFIX = ".npy"
 IMAGE_CACHE = re.compile(r"\.\d+[al]\d+w?\.npy$")  # files that data/images/store.py writes beside images
 
@@ -38,7 +41,7 @@ def read_bands(data: np.ndarray, channels: int) -> np.ndarray:
         TiffError: the same of a TIFF.
     """
     if is_tiff(data):
-        return _stacked(read_pages(data), channels)
+        return _stacked(read_pages(data, channels=channels), channels)
     image = imdecode(data, cv2.IMREAD_UNCHANGED)
     if image is not None:
         code = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(as_hwc(image).shape[2])
@@ -58,16 +61,30 @@ def read_array(data: np.ndarray, channels: int) -> np.ndarray:
         BandsError: damaged, or of another shape or kind.
     """
     try:
-        array = np.load(io.BytesIO(data.tobytes()), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BandsError(f"not an array of numbers that can be read ({' '.join(str(error).split())})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif" or array.ndim not in (2, 3) or not array.size:
-        raise BandsError("an array (H, W), (H, W, channels) or (channels, H, W) of numbers is expected")
+        array = _load_array(data)
+    except HEADER_ERRORS as error:
+        raise BandsError(f"not an array of numbers that can be read ({' '.join(str(error).split())[:100]})") from error
     if array.ndim == 2:
         return array[:, :, None]
     if array.shape[2] != channels and (array.shape[0] == channels or array.shape[0] < min(array.shape[1:])):
         return array.transpose(1, 2, 0)
     return array
+
+
+def _load_array(data: np.ndarray) -> np.ndarray:
+    """The array of a file; ``np.load`` would take the memory that the header claims before it looks how large the file is."""
+    file = io.BytesIO(data.tobytes())
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"format {version[0]}.{version[1]}, 1.0 or 2.0 is expected")
+    shape, in_columns, dtype = readers[version](file)
+    if dtype.kind not in "uif" or len(shape) not in (2, 3) or min(shape) < 1:
+        raise BandsError("an array (H, W), (H, W, channels) or (channels, H, W) of numbers is expected")
+    if math.prod(shape) * dtype.itemsize > data.size - file.tell():
+        raise ValueError(f"the file is cut short: shape {shape} needs more")
+    values = np.frombuffer(file.getbuffer(), dtype, count=math.prod(shape), offset=file.tell())
+    return values.reshape(shape, order="F" if in_columns else "C")
 
 
 def as_grey_or_rgb(image: np.ndarray, channels: int) -> np.ndarray:
@@ -93,7 +110,7 @@ def _stacked(pages: list[np.ndarray], channels: int) -> np.ndarray:
     if pages[0].shape[2] == channels:
         return pages[0]
     if len({page.shape[:2] for page in pages}) > 1:
-        raise BandsError(f"its {len(pages)} pages differ in size, and the first has {pages[0].shape[2]} channels, not {channels}")
+        raise pages_differ(len(pages), pages[0].shape[2], channels)
     return np.concatenate(pages, axis=2)
 
 
@@ -103,6 +120,6 @@ def _pillow_bands(data: np.ndarray) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data.tobytes())) as opened:
             image = np.array(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*DAMAGED, Image.DecompressionBombError):
         return None
     return as_hwc(image)

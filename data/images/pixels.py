@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import cv2
@@ -9,6 +10,8 @@ import numpy as np
 
 FILL = 114  # grey of the border, in 8 bits
 TO_16_BITS = 257  # 255 becomes 65535
+# what decoders of Pillow raise for damaged files, beside its DecompressionBombError
+DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError, struct.error)
 OPENCV_CHANNELS = 4  # that all of its functions accept
 
 

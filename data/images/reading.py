@@ -15,15 +15,18 @@ import numpy as np
 
 from data.images import orientation
 from data.images.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
-from data.images.pixels import TO_16_BITS, as_hwc, imdecode
-from data.images.tiff import TiffError, opencv_misreads, read_pages
+from data.images.pixels import DAMAGED, TO_16_BITS, as_hwc, imdecode
+from data.images.tiff import TiffError, opencv_misreads, read_first_page, without_other_pages
 from utils.errors import UserError
+from utils.files import read_bounded
 
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png")
     + (".pnm", ".ppm", ".tif", ".tiff", ".webp", ARRAY_SUFFIX)
 )
 CONVERTED = (1, 3)  # channels that any image is converted to
+CONVERTIBLE = (1, 3, 4)  # channels that are converted to those
+MAX_IMAGE_BYTES = 2**31  # of a file
 MIN_SIDE_PX = 10
 JPEG_START = b"\xff\xd8"
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -48,7 +51,7 @@ def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] |
         ImageError: missing, empty, undecodable, or of another number of channels.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        data = np.frombuffer(read_bounded(path, limit=MAX_IMAGE_BYTES), dtype=np.uint8)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
     return decode_image(data, path, channels=channels, dtype=dtype)
@@ -110,7 +113,7 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         height, width = _probe_without_pillow(path, channels, error)
     return _check_size(path, (height, width))
 
@@ -166,7 +169,8 @@ def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.ge
     if channels not in CONVERTED:
         return read_bands(data, channels)
     if opencv_misreads(data):
-        return as_grey_or_rgb(read_pages(data)[0], channels)
+        return as_grey_or_rgb(read_first_page(data, samples=CONVERTIBLE, channels=channels), channels)
+    data = without_other_pages(data)
     image = _decode_opencv(data, channels, dtype)
     return as_hwc(_decode_pillow(path, data, channels, dtype) if image is None else image)
 
@@ -200,7 +204,7 @@ def _decode_pillow(path: str | Path, data: np.ndarray, channels: int, dtype: typ
             return np.array(image.convert("RGB" if channels == 3 else "L"))
     except UnidentifiedImageError as error:  # its text only repeats the path
         raise ImageError(f"{path}: not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: not an image that can be read ({' '.join(str(error).split())})") from error
 
 

@@ -12,7 +12,7 @@ Python 3.11, where this project supports 3.10.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -34,7 +34,8 @@ DTYPES = {(1, 8): np.uint8, (1, 16): np.uint16, (2, 16): np.int16, (3, 32): np.f
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32773: "PackBits", 32946: "deflate"}
 NO_PREDICTOR, HORIZONTAL = 1, 2
 REDUCED_OR_MASK = 0b101  # pages that are a smaller copy or a mask of another
-MAX_PAGES = 4096
+MAX_PAGES, MAX_TAGS, MAX_VALUES = 1024, 2**16, 2**20  # of a file, of all its pages, of a tag
+MAX_PAGE_BYTES = 2**30  # decoded
 
 
 class TiffError(ValueError):
@@ -51,31 +52,99 @@ def opencv_misreads(data: np.ndarray) -> bool:
     if not is_tiff(data):
         return False
     try:
-        tags = next(_directories(memoryview(data.data), "<" if data[0] == ord("I") else ">"))
-    except (struct.error, StopIteration):
+        tags = next(_directories(memoryview(data.data), _order(data)))
+    except (struct.error, StopIteration, TiffError):
         return False
     samples, deep = tags.get(SAMPLES, (1,))[0], max(tags.get(BITS, (1,))) > 8
     return samples > 4 or (deep and samples > 1 and tags.get(PLANAR, (1,))[0] == 2)
 
 
-def read_pages(data: np.ndarray) -> list[np.ndarray]:
+def read_first_page(data: np.ndarray, *, samples: Collection[int], channels: int) -> np.ndarray:
+    """The first page (H, W, samples) that is no smaller copy or mask; others are not looked at.
+
+    Args:
+        data: (n,) uint8, the whole file.
+        samples: numbers of samples that can be converted to ``channels``; others are refused undecoded.
+        channels: for the message.
+
+    Raises:
+        TiffError: as ``read_pages``, or of another number of samples.
+    """
+    (tags,), order = _pages(data, first_only=True), _order(data)
+    count = tags.get(SAMPLES, (1,))[0]
+    if count not in samples:
+        raise TiffError(f"{count} channels, {channels} are expected")
+    return _read_page(data, tags, order)
+
+
+def read_pages(data: np.ndarray, *, channels: int | None = None) -> list[np.ndarray]:
     """All pages, each (H, W, samples) of its own depth and upright; smaller copies and masks of other pages are left out.
 
     Args:
         data: (n,) uint8, the whole file.
+        channels: that all pages should have together; the first page alone is read if it has that many. None: whatever they have.
 
     Raises:
-        TiffError: damaged, or a compression or sample format that is not read.
+        TiffError: damaged, too large, of another number of channels, or a compression or sample format that is not read.
     """
-    order = "<" if data[0] == ord("I") else ">"
+    pages = _pages(data, first_only=False)
+    counts = [tags.get(SAMPLES, (1,))[0] for tags in pages]
+    if channels is not None and counts[0] == channels:
+        pages = pages[:1]
+    elif channels is not None and sum(counts) != channels:  # undecoded: a small file may have thousands of large pages
+        if len({(tags.get(WIDTH), tags.get(HEIGHT)) for tags in pages}) > 1:
+            raise pages_differ(len(pages), counts[0], channels)
+        raise TiffError(f"{sum(counts)} channels, {channels} are expected")
+    return [_read_page(data, tags, _order(data)) for tags in pages]
+
+
+def pages_differ(pages: int, first: int, channels: int) -> TiffError:
+    """What is raised for pages of several sizes, the first of which has too few channels."""
+    return TiffError(f"its {pages} pages differ in size, and the first has {first} channels, not {channels}")
+
+
+def without_other_pages(data: np.ndarray) -> np.ndarray:
+    """A TIFF whose first directory is its last, so that no reader looks at what follows; other files unchanged."""
+    if not is_tiff(data):
+        return data
     try:
-        directories = _directories(memoryview(data.data), order)
-        pages = [_read_page(data, tags, order) for tags in directories if not tags.get(KIND, (0,))[0] & REDUCED_OR_MASK]
-    except (struct.error, IndexError, KeyError) as error:
+        end = _end_of_first(memoryview(data.data), _order(data))
+        if not data[end : end + 4].any():
+            return data
+    except struct.error:
+        return data
+    out = data.copy()
+    out[end : end + 4] = 0
+    return out
+
+
+def _order(data: np.ndarray) -> str:
+    return "<" if data[0] == ord("I") else ">"
+
+
+def _pages(data: np.ndarray, *, first_only: bool) -> list[dict[int, tuple[int, ...]]]:
+    """The tags of all pages but smaller copies and masks, or of the first of these."""
+    found: list[dict[int, tuple[int, ...]]] = []
+    try:
+        for tags in _directories(memoryview(data.data), _order(data)):
+            if not tags.get(KIND, (0,))[0] & REDUCED_OR_MASK:
+                found.append(tags)
+                if first_only:
+                    break
+    except struct.error as error:
         raise TiffError("the file is cut short or damaged (its directory cannot be read)") from error
-    if not pages:
+    if not found:
         raise TiffError("a TIFF without pages")
-    return pages
+    return found
+
+
+def _end_of_first(data: memoryview, order: str) -> int:
+    """Where the position of the second directory is."""
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, start)
+    end: int = start + 2 + 12 * count
+    struct.unpack_from(f"{order}I", data, end)
+    return end
 
 
 @dataclass(frozen=True)
@@ -118,7 +187,12 @@ class _Layout:
 
 
 def _read_page(data: np.ndarray, tags: dict[int, tuple[int, ...]], order: str) -> np.ndarray:
-    layout = _Layout.of(tags)
+    try:
+        layout = _Layout.of(tags)
+    except (IndexError, KeyError) as error:
+        raise TiffError("the file is cut short or damaged (its directory cannot be read)") from error
+    if layout.width * layout.height * layout.samples * layout.dtype.itemsize > MAX_PAGE_BYTES:
+        raise TiffError(f"a page of {layout.width}x{layout.height} px with {layout.samples} channels, larger than is read")
     if any(start + size > len(data) for start, size in zip(layout.offsets, layout.counts)):
         raise TiffError("the file is cut short or damaged (pixels are missing)")
     samples = layout.samples // layout.planes
@@ -176,13 +250,17 @@ def _directories(data: memoryview, order: str) -> Iterator[dict[int, tuple[int, 
     """The tags of TAGS, page after page; ends where the directories of a damaged file form a cycle."""
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     visited: set[int] = set()
+    left = MAX_TAGS
     while start and start not in visited and len(visited) < MAX_PAGES:
         visited.add(start)
         (count,) = struct.unpack_from(f"{order}H", data, start)
+        left -= count
+        if left < 0:
+            raise TiffError(f"more than the {MAX_TAGS} tags that are read")
         entries = (struct.unpack_from(f"{order}HHI", data, start + 2 + 12 * i) for i in range(count))
         tags = {}
         for i, (tag, kind, length) in enumerate(entries):
-            if tag in TAGS and kind in TYPES and length:
+            if tag in TAGS and tag not in tags and kind in TYPES and 0 < length <= MAX_VALUES:
                 at = start + 2 + 12 * i + 8
                 if struct.calcsize(TYPES[kind]) * length > 4:
                     (at,) = struct.unpack_from(f"{order}I", data, at)

@@ -11,17 +11,18 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from data.images.reading import CONVERTED
-from data.labels.files import label_path
+from data.labels.files import find_label_files, label_path
 from data.labels.problems import Problem
 from data.labels.table import LabelTable
 from utils.files import atomic_write
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "rows", "point_starts", "points")
 OPTIONAL_ARRAYS = ("keypoints",)
 
@@ -51,6 +52,8 @@ def cached_labels(path: Path, key: str, read: Callable[[], LabelTable]) -> tuple
 def cache_path(image_file: str, source: Path) -> Path:
     """Beside the folder of the first label file, with the source's name: ``labels/train.cache.npz`` for ``images/train``."""
     folder = Path(label_path(image_file)).parent
+    if not folder.parent.is_dir():
+        folder = Path(image_file).parent  # labels lie beside the images, or nowhere
     name = source.stem if source.suffix == ".txt" or source.name != "images" else folder.name
     return folder.parent / f"{name}.cache.npz"
 
@@ -62,6 +65,7 @@ def content_key(
     channels: int = 3,
     annotations: Path | None = None,
     names: Sequence[str] | None = None,
+    kpt_shape: tuple[int, int] | None = None,
 ) -> str:
     """Hash over path, size and modification time of every image and label file, and over what else decides how they are read.
 
@@ -73,13 +77,17 @@ def content_key(
         channels: that the images should have.
         annotations: a COCO JSON in place of label files.
         names: of the classes, which choose the JSON's categories.
+        kpt_shape: of pose labels.
     """
     head = f"labels {FORMAT_VERSION} {task}{'' if channels in CONVERTED else f' upright channels {channels}'}\n"
+    if kpt_shape:
+        head += f"keypoints {kpt_shape}\n"
     if annotations:
         head += f"{_file_state(str(annotations))}{json.dumps(names)}\n"
     digest = hashlib.sha256(head.encode(errors="surrogateescape"))
-    for image in image_files:
-        entry = _file_state(image) if annotations else _file_state(image) + _file_state(label_path(image))
+    label_files = [] if annotations else find_label_files(image_files)
+    for image, label_file in zip_longest(image_files, label_files):
+        entry = _file_state(image) + (_file_state(label_file) if label_file else "")
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -112,6 +120,6 @@ def save(path: Path, key: str, table: LabelTable) -> None:
 def _file_state(path: str) -> str:
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # the latter for a null character in a name
         return f"{path}\0missing\n"
     return f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"

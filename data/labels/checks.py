@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.labels.files import label_path
+from data.labels.files import find_label_file
 from data.labels.problems import DUPLICATE_ROWS, WRONG_CLASS, Problem
 from data.labels.table import ImageLabels, LabelTable
 from utils.errors import UserError
@@ -56,7 +56,7 @@ def find_nameless_objects(
     images, first = np.unique(np.searchsorted(table.starts, bad, side="right") - 1, return_index=True)
     known = f"but {yaml_path} has {len(names)} classes (0 to {len(names) - 1})"
     problems = [
-        Problem(label_path(image_files[i]), int(table.rows[j]), f"class {table.classes[j]}, {known}", True, WRONG_CLASS)
+        Problem(find_label_file(image_files[i]), int(table.rows[j]), f"class {table.classes[j]}, {known}", True, WRONG_CLASS)
         for i, j in zip(images, bad[first])
     ]
     return np.isin(np.arange(len(table)), images), problems

@@ -22,6 +22,7 @@ from data.labels.table import ImageLabels, LabelTable, build_table
 from tasks.rows import ROUNDING
 from utils.metrics.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
 
+MAX_SIDE_PX = 2**31
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
 POLYGON_PX = 2.0  # by which a polygon's extent may differ from its box
 SIZE_SLACK_PX = 1  # between the size in the file and the image's
@@ -141,7 +142,7 @@ def load_coco(path: Path, names: Sequence[str] | None = None, *, single: bool = 
 
 
 def _is_size(entry: Mapping[str, Any]) -> bool:
-    return all(isinstance(entry.get(k), (int, float)) and entry[k] > 0 for k in ("height", "width"))
+    return all(isinstance(entry.get(k), (int, float)) and 1 <= entry[k] <= MAX_SIDE_PX for k in ("height", "width"))
 
 
 def _with_objects(coco: CocoFile, image_id: int | None, probed: ImageLabels, image_file: str) -> ImageLabels:

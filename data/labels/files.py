@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.images.bands import without_stored_arrays
 from data.images.reading import is_image
+from data.labels.lists import read_list
+from data.labels.paths import as_written
+from data.labels.tree import walk_tree
 from utils.errors import UserError
+
+IMAGES = "/images/"
 
 
 def list_images(sources: Sequence[Path]) -> list[str]:
     """All image files of the sources (folders with everything below them, .txt lists, single images), sorted within each.
 
     Raises:
-        UserError: nothing found.
+        UserError: nothing found, or a list that cannot be read.
     """
     found: list[str] = []
     for source in sources:
         if source.is_dir():
-            tree = os.walk(source, followlinks=True)  # folders that are named like images are listed too, and reported as unusable
-            names = (os.path.join(top, name) for top, folders, files in tree for name in (*files, *folders) if is_image(name))
+            tree = walk_tree(source)  # folders that are named like images are listed too, and reported as unusable
+            names = (os.path.join(top, name) for top, files, folders in tree for name in (*files, *folders) if is_image(name))
             found += without_stored_arrays(sorted(names))
         elif source.suffix == ".txt":
             found += read_list(source)
@@ -33,33 +38,55 @@ def list_images(sources: Sequence[Path]) -> list[str]:
     return found
 
 
-def read_list(path: Path) -> list[str]:
-    """Image paths from a list, each absolute, or relative to the list's folder or the working directory."""
-    entries = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
-    entries = [e for e in entries if e and not e.startswith("#")]
-    relative = next((e for e in entries if not os.path.isabs(e)), None)
-    bases = [path.parent, Path.cwd()]
-    base = next((b for b in bases if relative and (b / relative).exists()), bases[0])
-    return [os.path.normpath(base / e) for e in entries]
-
-
 def label_path(image_path: str) -> str:
-    """The label file of an image: the last ``/images/`` becomes ``/labels/``, the suffix ``.txt``; else it lies beside it."""
-    head, slash, name = image_path.replace(os.sep, "/").rpartition("/images/")
-    path = f"{head}/labels/{name}" if slash else image_path
-    return str(Path(path).with_suffix(".txt"))
+    """The label file of an image by the rule: the last ``/images/`` becomes ``/labels/``, the suffix ``.txt``; else it lies beside it.
+
+    The path counts as it is written, without its dots: links in it are not followed.
+    """
+    path = image_path.replace(os.sep, "/")
+    if "/../" in path or "/./" in path:
+        path = as_written(image_path).as_posix()
+    head, slash, name = f"/{path}".rpartition(IMAGES)  # a relative path may begin with images/
+    return _text_beside(f"{head}/labels/{name}"[1:] if slash else path)
+
+
+def find_label_file(image_path: str) -> str:
+    """The label file of an image: by the rule; else beside the image, where one is only there."""
+    path = label_path(image_path)
+    if not os.path.lexists(path):
+        beside = _text_beside(image_path)
+        if beside != path and os.path.lexists(beside):
+            return beside
+    return path
+
+
+def find_label_files(image_files: Sequence[str]) -> list[str]:
+    """``find_label_file`` of each image. Folders are listed, which is faster than a look-up of every file."""
+    by_rule = [label_path(f) for f in image_files]
+    present = _texts_of(os.path.dirname(path) for path in by_rule)
+    missing = [i for i, path in enumerate(by_rule) if path not in present]
+    beside = {i: _text_beside(image_files[i]) for i in missing}
+    present = _texts_of(os.path.dirname(path) for path in beside.values())
+    return [beside[i] if i in beside and beside[i] in present else path for i, path in enumerate(by_rule)]
 
 
 def has_label_files(image_files: Sequence[str]) -> bool:
-    """Whether any of the images has a label file. Folders are listed, which is faster than a look-up of every file."""
-    expected: set[str] = set()
-    for folder in dict.fromkeys(os.path.dirname(label_path(f)) for f in image_files):
+    """Whether any of the images has a label file."""
+    found = find_label_files(image_files)
+    return not _texts_of(os.path.dirname(path) for path in found).isdisjoint(found)
+
+
+def _text_beside(image_path: str) -> str:
+    return os.path.splitext(str(Path(image_path)))[0] + ".txt"
+
+
+def _texts_of(folders: Iterable[str]) -> set[str]:
+    """All .txt files of some folders."""
+    found: set[str] = set()
+    for folder in dict.fromkeys(folders):
         try:
-            with os.scandir(folder) as entries:
-                texts = [e.path for e in entries if e.name.endswith(".txt")]
-        except OSError:
+            with os.scandir(folder or ".") as entries:
+                found.update(os.path.join(folder, e.name) for e in entries if e.name.endswith(".txt"))
+        except (OSError, ValueError):
             continue
-        expected = expected or {label_path(f) for f in image_files} if texts else expected
-        if not expected.isdisjoint(texts):
-            return True
-    return False
+    return found

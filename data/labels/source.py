@@ -9,7 +9,8 @@ from pathlib import Path
 from data.dataset_spec import DatasetSpec
 from data.labels.cache import cache_path, cached_labels, content_key
 from data.labels.coco import read_coco_labels
-from data.labels.files import has_label_files
+from data.labels.files import find_label_files, has_label_files, label_path
+from data.labels.pose import pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
 from data.labels.table import LabelTable
 from data.labels.yolo import read_labels
 from tasks import DETECT, Task
@@ -38,13 +39,26 @@ def split_labels(
     """
     annotations, remark = labels_json(spec, split, image_files)
     names = None if spec.label_nc != spec.nc else spec.names
-    key = content_key(image_files, task=task.name, channels=spec.ch, annotations=annotations, names=names)
+    key = content_key(image_files, task=task.name, channels=spec.ch, annotations=annotations, names=names, kpt_shape=spec.kpt_shape)
     if annotations is None:
-        path, read = cache_path(image_files[0], spec.sources(split)[0]), partial(read_labels, image_files, parse_row=task.parse_row)
+        parse_row = row_parser(task, spec.kpt_shape) or task.parse_row
+        path, read = cache_path(image_files[0], spec.sources(split)[0]), partial(read_labels, image_files, parse_row=parse_row)
     else:
         path, read = annotations.with_suffix(".cache.npz"), partial(read_coco_labels, annotations, image_files, names)
     table, cache_remark = cached_labels(path, key, partial(read, channels=spec.ch, workers=workers, prefix=prefix, progress=progress))
-    return table, [f"{prefix}{line}" for line in (remark, cache_remark) if line]
+    remarks = [remark, cache_remark, "" if annotations else beside_remark(image_files), pose_remark(task, spec.kpt_shape)]
+    if annotations is None and table.keypoints is None:
+        remarks.append(wrong_pose_remark(table) if spec.kpt_shape else unnamed_pose_remark(table))
+    return table, [f"{prefix}{line}" for line in remarks if line]
+
+
+def beside_remark(image_files: Sequence[str]) -> str:
+    """A line that says how many label files lie beside their images where the rule names another folder; empty where none does."""
+    beside = [(rule, found) for rule, found in zip(map(label_path, image_files), find_label_files(image_files)) if rule != found]
+    if not beside:
+        return ""
+    rule, found = beside[0]
+    return f"{len(beside)} of {len(image_files)} images have their labels beside them, first: {found} (there is no {rule})"
 
 
 def labels_json(spec: DatasetSpec, split: str, image_files: Sequence[str]) -> tuple[Path | None, str]:

@@ -14,10 +14,13 @@ import numpy as np
 from data.labels.checks import drop_duplicates
 from data.labels.problems import ANNOTATIONS, NO_AREA, OUT_OF_RANGE, WRONG_CLASS, Problem
 from data.labels.table import ImageLabels
+from data.labels.tree import walk_tree
 from tasks.rows import ROUNDING
 from utils.errors import UserError
+from utils.files import read_bounded
 
 OVERHANG_PX = 2.0
+MAX_XML_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,9 @@ def voc_files(source: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    found = [source] if source.is_file() else sorted(source.rglob("*.xml"))
+    tree = [] if source.is_file() else walk_tree(source)
+    found = sorted(Path(top, name) for top, names, _ in tree for name in names if name.lower().endswith(".xml"))
+    found = [source] if source.is_file() else found
     if not found:
         raise UserError(f"{source}: no .xml file; a folder of VOC annotations is expected")
     return found
@@ -73,7 +78,7 @@ def read_voc(path: Path, *, one_based: bool, difficult: bool) -> VocFile:
     """Reads one file. Nothing wrong with it raises: it is in ``problems``."""
     nothing = VocFile(path, f"{path.stem}.jpg", (0, 0), (), np.zeros((0, 4)), 0, ())
     try:
-        root = parse_xml(path.read_bytes())
+        root = parse_xml(read_bounded(path, limit=MAX_XML_BYTES))
         hw = (int(_number(root, "size/height")), int(_number(root, "size/width")))
         if min(hw) < 1:
             raise ValueError(f"size {hw[1]}x{hw[0]}: width and height in px are expected")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from data.labels.checks import drop_duplicates
-from data.labels.files import label_path
+from data.labels.files import find_label_file
 from data.labels.probing import map_images, probe_labels
 from data.labels.problems import LABEL_FILE, Problem
 from data.labels.table import ImageLabels, LabelTable, build_table
 from tasks import DETECT
 from tasks.rows import InvalidRow, LabelRow
+from utils.files import read_bounded
 
+MAX_LABEL_BYTES = 2**26  # half a million rows of polygons of six points
 ParseRow = Callable[[Sequence[str]], LabelRow | InvalidRow]
 
 
@@ -46,20 +46,18 @@ def read_labels(
 
 def read_image_labels(image_file: str, *, parse_row: ParseRow = DETECT.parse_row, channels: int = 3) -> ImageLabels:
     """Checks one image and reads its label file. Nothing wrong with either raises: it is in ``problems``."""
-    path = label_path(image_file)
+    path = find_label_file(image_file)
     probed = probe_labels(image_file, channels=channels)
     if not probed.is_usable:
         return probed._replace(has_label_file=os.path.isfile(path))
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return _unreadable(path, "not a file")
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_bounded(path, limit=MAX_LABEL_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         return probed
     except UnicodeDecodeError:
         return _unreadable(path, "not a text file in UTF-8")
     except OSError as error:
-        return _unreadable(path, str(error.strerror))
+        return _unreadable(path, str(error.strerror or error))
     return parse_labels(text, path, probed.hw, parse_row=parse_row)
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from data.images.bands import without_stored_arrays
 from data.images.reading import IMAGE_SUFFIXES, ImageError, is_image, read_image
-from data.labels.files import read_list
+from data.labels.lists import list_lines, read_list
 from data.sources.frames import STREAM_LIST_SUFFIX, VIDEO_SUFFIXES, Frame, FrameSource, VideoInfo
+from data.sources.globs import match_files
 from data.sources.urls import is_url, read_remote_image, redacted
 from utils.errors import UserError
 
@@ -72,6 +73,8 @@ class FileSource(FrameSource):
 
     def _video(self, path: str, index: int) -> Iterator[Frame]:
         self.check_channels(path)
+        if not os.path.isfile(path):  # a pipe would block
+            raise ImageError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
         capture = cv2.VideoCapture(path)
         try:
             if not capture.isOpened():
@@ -115,7 +118,7 @@ def find_files(source: str) -> list[str]:
     if path.is_file():
         return _read_files_list(path) if path.suffix.lower() == ".txt" else _check_file(path)
     if glob.has_magic(source):
-        matching = sorted(glob.glob(os.path.expanduser(source), recursive=True))
+        matching = match_files(os.path.expanduser(source))
         found = without_stored_arrays(f for f in matching if is_image(f) or is_video(f))
         if found:
             return found
@@ -124,8 +127,8 @@ def find_files(source: str) -> list[str]:
 
 
 def _read_files_list(path: Path) -> list[str]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines(), 1):
-        if is_url(line.strip()):
+    for number, line in enumerate(list_lines(path), 1):
+        if is_url(line):
             raise UserError(f"--source {path}, line {number}: a URL in a list of files; a list of streams is called *{STREAM_LIST_SUFFIX}")
     entries = read_list(path)
     if not entries:

@@ -53,8 +53,11 @@ def check(arguments: argparse.Namespace) -> int:
     if arguments.out and not arguments.fix:
         raise UserError("--out: is where --fix writes the cleaned copy; give both")
     spec = load_dataset_spec(arguments.data)
+    if arguments.fix and spec.kpt_shape:
+        raise UserError(f"--fix: would write boxes only, but {spec.yaml_path} has kpt_shape; its keypoints would be lost")
     found = inspect_dataset(spec, workers=arguments.workers, progress=sys.stderr.isatty())
     print(report(found, spec.names))
+    print(*(line for split in found for line in split.remarks), sep="\n", end="\n" if any(split.remarks for split in found) else "")
     problems = [p for split in found for p in split.problems]
     folder = new_run_dir(arguments.project, arguments.name, exist_ok=arguments.exist_ok)
     write_problems(folder / "problems.txt", problems)
@@ -111,7 +114,9 @@ def plot(found: Sequence[SplitInspection], names: Sequence[str], path: Path) -> 
     classes.set(title="objects of each class", yscale="symlog")
     few = len(names) <= 40
     classes.set_xticks(np.arange(len(names)) if few else [], [n[:20].replace("$", r"\$") for n in names] if few else [], rotation=90)
-    sizes.set(title="boxes", xlabel="width, px", ylabel="height, px", xscale="log", yscale="log")
+    sizes.set(title="boxes", xlabel="width, px", ylabel="height, px")
+    if any(len(split.table.classes) for split in found):
+        sizes.set(xscale="log", yscale="log")  # which needs a value
     areas.set(title="boxes by COCO's area")
     areas.set_xticks(np.arange(3), ["small\n< 32²", "medium", "large\n> 96²"])
     for axes in (classes, areas):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset_spec import DatasetSpec
-from data.labels.files import label_path
+from data.labels.files import find_label_file
 from data.tools.inspection import SplitInspection
 from data.tools.writing import dataset_yaml, label_text, place_image, refuse_existing, write_text
 from utils.errors import UserError
@@ -39,7 +39,7 @@ def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitInspection], out: P
         lines.append(f"{split.split}: {int(keep.sum())} of {len(keep)} images kept")
     more = ({"ch": spec.ch} if spec.ch_given else {}) | ({"bits": spec.bits} if spec.bits else {})
     texts[out / "data.yaml"] = dataset_yaml({s.split: f"images/{s.split}" for s in found}, spec.names, more=more)
-    originals = {os.path.realpath(p) for s in found for f in s.files for p in (f, label_path(f))} | {os.path.realpath(spec.yaml_path)}
+    originals = {os.path.realpath(p) for s in found for f in s.files for p in (f, find_label_file(f))} | {os.path.realpath(spec.yaml_path)}
     own = next((p for p in (*texts, *places) if os.path.realpath(p) in originals), None)
     if own is not None:
         raise UserError(f"--out {out}: {own} belongs to the original, which is never changed; give another folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from data.labels.coco import CocoFile, load_coco
 from data.labels.probing import probe_labels
 from data.labels.problems import MISSING, Problem
 from data.labels.table import ImageLabels
-from data.tools.writing import print_image_folders, write_yolo_dataset
+from data.tools.writing import Converted, print_image_folders, write_yolo_dataset
 from utils.errors import UserError
+from utils.metrics.coco_file import plain_name
 
 
 def coco_to_yolo(
@@ -36,29 +38,44 @@ def coco_to_yolo(
     files = [load_coco(path, single=False) for path in jsons]
     names = _common_names(files)
     splits = [path.stem.removeprefix("instances_") for path in jsons]
-    labels: dict[str, ImageLabels] = {}
-    sources: dict[str, Path] = {}
-    absent: list[Problem] = []
+    converted: list[Converted] = []
+    problems = [p for f in files for p in f.problems]
     for i, (split, coco) in enumerate(zip(splits, files)):
-        folder = images[i] if images else None
-        for image_id, name in coco.files.items():
-            labels[f"{split}/{name}"] = _image_labels(coco, image_id, name, folder)
-            if folder is None:
-                continue
-            if (folder / name).is_file():
-                sources[f"{split}/{name}"] = folder / name
-            else:
-                absent.append(Problem(str(folder / name), 0, "no such file", False, MISSING))
-    problems = (
-        [p for f in files for p in f.problems] + [p for found in labels.values() for p in found.problems] + list(dict.fromkeys(absent))
-    )
-    usable = {name: found for name, found in labels.items() if found.is_usable}
-    write_yolo_dataset(out, usable, names, sources, segments=segments, exist_ok=exist_ok)
-    objects, crowds = sum(len(f.classes) for f in labels.values()), sum(f.crowds for f in files)
-    print(f"{len(labels)} images, {objects} objects of {len(names)} classes in {out / 'data.yaml'}"
-          + (f"; {crowds} crowd regions left out, YOLO labels have none" if crowds else ""))  # fmt: skip
+        for image_id in coco.files:
+            found, remarks = _convert_image(coco, image_id, split, images[i] if images else None)
+            converted += [found] if found else []
+            problems += remarks
+    written = write_yolo_dataset(out, converted, names, segments=segments, exist_ok=exist_ok)
+    crowds = sum(f.crowds for f in files)
+    print(written + (f"; {crowds} crowd regions left out, YOLO labels have none" if crowds else ""))
     print_image_folders(out, splits, have_images=bool(images))
-    return problems
+    return list(dict.fromkeys(problems))
+
+
+def _convert_image(coco: CocoFile, image_id: int, split: str, folder: Path | None) -> tuple[Converted | None, list[Problem]]:
+    """An image of a JSON, None where it cannot be used; and what is wrong with it."""
+    given = coco.files[image_id]
+    name = plain_name(given)
+    inside = None if folder is None else _find_below(folder, given)
+    labels = _image_labels(coco, image_id, inside or given, folder)
+    problems = list(labels.problems)
+    if folder is not None and inside is None:
+        problems.append(Problem(str(folder / name), 0, "no such file", False, MISSING))
+    if not labels.is_usable or (folder is not None and inside is None and ".." in name.split("/")):
+        return None, problems
+    source = None if folder is None or inside is None else folder / inside
+    name = plain_name(inside or given).lstrip("/").removeprefix("images/")  # the data set has a folder of this name for its images already
+    return Converted(f"{split}/{name}", labels, f"image {image_id} ({given}) of {coco.path}", source), problems
+
+
+def _find_below(folder: Path, name: str) -> str | None:
+    """An image of a JSON below a folder: by its name, else by as much of its end as is there (``images/x.png`` in ``images``)."""
+    parts = [p for p in plain_name(name).split("/") if p]
+    if ".." not in parts and not os.path.isabs(name) and os.path.isfile(folder / name):
+        return name  # which may have backslashes
+    parts = parts[len(parts) - parts[::-1].index("..") :] if ".." in parts else parts
+    ends = ("/".join(parts[k:]) for k in range(len(parts)))
+    return next((end for end in ends if os.path.isfile(folder / end)), None)
 
 
 def _common_names(files: Sequence[CocoFile]) -> tuple[str, ...]:

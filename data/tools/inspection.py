@@ -17,7 +17,7 @@ from data.images.reading import ImageError, read_image
 from data.labels.checks import find_nameless_objects
 from data.labels.files import label_path, list_images
 from data.labels.probing import map_images
-from data.labels.problems import CORRUPT, DUPLICATE_IMAGE, LEAK, ORPHAN, Problem
+from data.labels.problems import CORRUPT, DUPLICATE_IMAGE, LEAK, NO_LABELS, ORPHAN, Problem
 from data.labels.source import labels_json, split_labels
 from data.labels.table import LabelTable
 
@@ -38,6 +38,7 @@ class SplitInspection:
         repeats: (N,) bool, whether the content occurred before in this split.
         leaks: (N,) bool, whether the content is also in a later split (train before val before test).
         problems: everything wrong, each once.
+        remarks: lines about where the labels come from.
     """
 
     split: str
@@ -47,6 +48,7 @@ class SplitInspection:
     repeats: np.ndarray
     leaks: np.ndarray
     problems: tuple[Problem, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def usable(self) -> np.ndarray:
@@ -123,7 +125,7 @@ def size_counts(areas_px2: np.ndarray) -> dict[str, int]:
 
 def _inspect_split(spec: DatasetSpec, split: str, files: list[str], workers: int, progress: bool) -> SplitInspection:
     """Labels and contents of one split."""
-    table, _ = split_labels(spec, split, files, workers=workers, progress=progress)
+    table, remarks = split_labels(spec, split, files, workers=workers, prefix=f"{split}: ", progress=progress)
     names = spec.names if spec.label_nc == spec.nc else [""] * spec.label_nc
     table = table.mark_unusable(*find_nameless_objects(table, files, names, spec.yaml_path))
     regular = [f if os.path.isfile(f) else "" for f in files]
@@ -134,7 +136,16 @@ def _inspect_split(spec: DatasetSpec, split: str, files: list[str], workers: int
     problems = [Problem(files[i], 0, contents[i].error, True, CORRUPT) for i in np.flatnonzero(broken)]
     table = table.mark_unusable(broken, problems) if problems else table
     none = np.zeros(len(files), bool)
-    return SplitInspection(split, tuple(files), table, tuple(c.digest for c in contents), none, none, table.problems)
+    found = (*table.problems, *_find_no_labels(split, files, table))
+    return SplitInspection(split, tuple(files), table, tuple(c.digest for c in contents), none, none, found, tuple(remarks))
+
+
+def _find_no_labels(split: str, files: Sequence[str], table: LabelTable) -> list[Problem]:
+    """A problem where a split to train or validate on has no label at all, which training refuses."""
+    if split not in ("train", "val") or len(table.classes) or table.has_label_file.any():
+        return []
+    message = f"no label file for any of the {len(files)} images of {split!r}, the first is expected here"
+    return [Problem(label_path(files[0]), 0, message, False, NO_LABELS)]
 
 
 def _compare_contents(split: SplitInspection, by_hash: dict[str, list[tuple[str, str]]]) -> SplitInspection:

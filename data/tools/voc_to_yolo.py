@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
-from data.images.reading import IMAGE_SUFFIXES
+from data.images.reading import is_image
 from data.labels.problems import MISSING, Problem
+from data.labels.tree import walk_tree
 from data.labels.voc import VocFile, read_voc, voc_files
-from data.tools.writing import print_image_folders, write_yolo_dataset
+from data.tools.writing import Converted, print_image_folders, write_yolo_dataset
 from utils.errors import UserError
 
 
@@ -16,7 +18,7 @@ def voc_to_yolo(
     annotations: Path, out: Path, *, images: Path | None = None, names: Sequence[str] = (), split: str = "train", one_based: bool = False,
     difficult: bool = False, exist_ok: bool = False,
 ) -> list[Problem]:  # fmt: skip
-    """Writes a label file for every XML of a folder, and ``data.yaml``.
+    """Writes a label file for every XML of a folder, named after the XML and its sub-folder, and ``data.yaml``.
 
     Args:
         annotations: folder of XML files, or one of them.
@@ -32,25 +34,75 @@ def voc_to_yolo(
         What was left out.
 
     Raises:
-        UserError: no XML file, one that exists already or cannot be written, or no object at all.
+        UserError: no XML file, a file that would be written twice, exists already or cannot be written, or no object at all.
     """
-    read = [read_voc(path, one_based=one_based, difficult=difficult) for path in voc_files(annotations)]
+    files = voc_files(annotations)
+    read = [read_voc(path, one_based=one_based, difficult=difficult) for path in files]
     names = tuple(names) or _all_names(read, annotations)
-    found = {f.image_name: f.numbered(names) for f in read if not any(p.skips for p in f.problems)}
-    problems = [p for f in read for p in f.problems] + [p for f in found.values() for p in f.problems]
-    found = {name: f for name, f in found.items() if f.is_usable}
-    sources: dict[str, Path] = {}
-    if images is not None:
-        sources, absent = _find_images(images, found, split)
-        problems += absent
-    keys = {Path(key).stem: key for key in sources}
-    labels = {keys.get(Path(name).stem, f"{split}/{name}"): f for name, f in found.items()}
-    write_yolo_dataset(out, labels, names, sources, exist_ok=exist_ok)
+    folder = annotations if annotations.is_dir() else annotations.parent
+    index = None if images is None else ImageIndex(images)
+    converted, problems = [], [p for f in read for p in f.problems]
+    for found in read:
+        labels = None if any(p.skips for p in found.problems) else found.numbered(names)
+        problems += labels.problems if labels else ()
+        if labels is None or not labels.is_usable:
+            continue
+        own = found.path.relative_to(folder).with_suffix("").as_posix()  # a dot in it is no suffix: 2021-01-26_18.14.01
+        image = index.find(own, found.image_name) if index else None
+        if index and image is None:
+            problems.append(Problem(str(index.folder / found.image_name), 0, "no such file", False, MISSING))
+        suffix = image.suffix if image else ".jpg"
+        converted.append(Converted(f"{split}/{own}{suffix}", labels, str(found.path), image))
+    written = write_yolo_dataset(out, converted, names, exist_ok=exist_ok)
     skipped = sum(f.difficult for f in read)
-    print(f"{len(labels)} images, {sum(len(f.classes) for f in labels.values())} objects of {len(names)} classes in {out / 'data.yaml'}"
-          + (f"; {skipped} difficult objects left out (--difficult keeps them)" if skipped else ""))  # fmt: skip
+    print(written + (f"; {skipped} difficult objects left out (--difficult keeps them)" if skipped else ""))
+    _print_renamed(read, have_images=images is not None)
     print_image_folders(out, [split], have_images=images is not None)
     return problems
+
+
+class ImageIndex:
+    """The images below a folder, found by an XML's own name and sub-folder, else by the name that it gives.
+
+    Args:
+        folder: of the images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._by_name: dict[str, str] = {}  # relative path: itself, and the first one without its suffix
+        self._by_base: dict[str, list[str]] = {}  # name with and without suffix: relative paths
+        for top, names, _ in walk_tree(folder):
+            for name in filter(is_image, names):
+                path = Path(os.path.relpath(os.path.join(top, name), folder))
+                for key in (path, path.with_suffix("")):
+                    self._by_name.setdefault(key.as_posix(), path.as_posix())
+                    self._by_base.setdefault(key.name, []).append(path.as_posix())
+
+    def find(self, own: str, given: str) -> Path | None:
+        """The image of an XML, None where there is none, or where images of several folders could be meant.
+
+        Args:
+            own: path of the XML below its folder, without suffix.
+            given: name of the image in it.
+        """
+        stem, bare = PurePosixPath(own).name, PurePosixPath(given).stem
+        folder = own[: len(own) - len(stem)]
+        names = [f"{stem}{PurePosixPath(given).suffix}", stem, given, bare]  # the suffix decides between a.jpg and a.png
+        keys = [f"{place}{name}" for place in dict.fromkeys((folder, "")) for name in names]
+        found = next((self._by_name[key] for key in keys if key in self._by_name), None)
+        if found is None:
+            alone = (self._by_base.get(name, []) for name in names)
+            found = next((paths[0] for paths in alone if len(paths) == 1), None)
+        return self.folder / found if found else None
+
+
+def _print_renamed(read: Sequence[VocFile], *, have_images: bool) -> None:
+    """Says how many XML files name another image than their own, where no images were given to decide which is meant."""
+    other = [f for f in read if f.path.stem not in (f.image_name, PurePosixPath(f.image_name).stem)]
+    if other and not have_images:
+        count, first = f"{len(other)} of {len(read)} XML files", f"{other[0].path} names {other[0].image_name}"
+        print(f"{count} name another image than their own name says, first: {first}; label files are named after the XML")
 
 
 def _all_names(read: Sequence[VocFile], annotations: Path) -> tuple[str, ...]:
@@ -60,24 +112,3 @@ def _all_names(read: Sequence[VocFile], annotations: Path) -> tuple[str, ...]:
         first = next((f", first: {f.problems[0]}" for f in read if f.problems), "")
         raise UserError(f"{annotations}: no object in {len(read)} files{first}")
     return names
-
-
-def _find_images(folder: Path, names: Iterable[str], split: str) -> tuple[dict[str, Path], list[Problem]]:
-    """The images by ``split/name``, and a problem for each that is missing."""
-    found: dict[str, Path] = {}
-    absent: list[Problem] = []
-    for name in names:
-        source = _find_image(folder, name)
-        if source is None:
-            absent.append(Problem(str(folder / name), 0, "no such file", False, MISSING))
-        else:
-            found[f"{split}/{Path(name).stem}{source.suffix}"] = source
-    return found, absent
-
-
-def _find_image(folder: Path, name: str) -> Path | None:
-    """The image of an XML: by the name that it gives, else by its stem with any image suffix."""
-    if (folder / name).is_file():
-        return folder / name
-    guesses = ((folder / name).with_suffix(s) for suffix in sorted(IMAGE_SUFFIXES) for s in (suffix, suffix.upper()))
-    return next((p for p in guesses if p.is_file()), None)

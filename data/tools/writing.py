@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,47 +12,85 @@ from typing import Any
 import numpy as np
 import yaml
 
+from data.labels.files import label_path
 from data.labels.table import ImageLabels, build_table
 from utils.errors import UserError
 from utils.files import atomic_write
 
 
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """An image to be written.
+
+    Attributes:
+        name: ``split/name`` of the image, with its suffix.
+        labels: its objects.
+        origin: what it was converted from, for messages.
+        source: the image, None where only its labels are written.
+    """
+
+    name: str
+    labels: ImageLabels
+    origin: str
+    source: Path | None = None
+
+
 def write_yolo_dataset(
-    out: Path, labels: dict[str, ImageLabels], names: Sequence[str], sources: dict[str, Path], *, segments: bool = False,
-    exist_ok: bool = False,
-) -> None:  # fmt: skip
+    out: Path, images: Sequence[Converted], names: Sequence[str], *, segments: bool = False, exist_ok: bool = False
+) -> str:  # fmt: skip
     """Writes label files, images and ``data.yaml``.
 
     Args:
         out: folder.
-        labels: by ``split/name`` of the image.
+        images: what to write.
         names: of the classes.
-        sources: images to place, likewise.
         segments: write polygons where there are any.
         exist_ok: write over files that exist.
 
+    Returns:
+        How much was written, in words.
+
     Raises:
-        UserError: a file exists already, lies outside ``out``, or cannot be written.
+        UserError: a file would be written twice, exists already, lies outside ``out``, or cannot be written.
     """
-    outside = next((n for n in labels if ".." in Path(n).parts or Path(n).is_absolute()), None)
+    outside = next((i.name for i in images if ".." in Path(i.name).parts or Path(i.name).is_absolute()), None)
     if outside is not None:
         raise UserError(f"file name {outside!r} leads out of the data set; relative names without '..' are expected")
-    texts = {}
-    for name, found in labels.items():
-        table = build_table([found])
-        polygons = table.instances(0, hw=(1, 1)).polygons() if segments else []
-        texts[(out / "labels" / name).with_suffix(".txt")] = label_text(found.classes, found.boxes_cxcywh, polygons)
-    splits = list(dict.fromkeys(name.split("/")[0] for name in labels))
+    paths = [Path(label_path(str(out / "images" / i.name))) for i in images]
+    _refuse_two_writers(paths, images)
+    texts = {path: _label_text_of(image.labels, segments) for path, image in zip(paths, images)}
+    splits = list(dict.fromkeys(i.name.split("/")[0] for i in images))
     keys = {"train": next((s for s in splits if "val" not in s and "test" not in s), None)}
     keys |= {key: next((s for s in splits if key in s), None) for key in ("val", "test")}
     yaml_text = dataset_yaml({k: f"images/{s}" for k, s in keys.items() if s}, names)
-    new = [out / "images" / n for n, source in sources.items() if not same_file(source, out / "images" / n)]
+    sources = {out / "images" / i.name: i.source for i in images if i.source is not None}
+    new = [target for target, source in sources.items() if not same_file(source, target)]
     refuse_existing([*texts, *new, out / "data.yaml"], exist_ok=exist_ok)
     for path, text in texts.items():
         write_text(path, text)
-    for name, source in sources.items():
-        place_image(source, out / "images" / name)
+    for target, source in sources.items():
+        place_image(source, target)
     write_text(out / "data.yaml", yaml_text)
+    placed = f", {len(sources)} images" if sources else ""
+    objects = sum(len(i.labels.classes) for i in images)
+    return f"{len(texts)} label files{placed}, {objects} objects of {len(names)} classes in {out / 'data.yaml'}"
+
+
+def _refuse_two_writers(paths: Sequence[Path], images: Sequence[Converted]) -> None:
+    """Raises UserError where two images share a label file, or one image is written under two names."""
+    writers: dict[str, Converted] = {}
+    for path, image in zip(paths, images):
+        shared = [(f"label file {path}", str(path))]
+        shared += [(f"image {image.source}", f"image {os.path.realpath(image.source)}")] if image.source else []
+        for shown, key in shared:
+            other = writers.setdefault(key, image)
+            if other is not image:
+                raise UserError(f"the {shown} would be that of both {other.origin} and {image.origin}; rename one, or convert them apart")
+
+
+def _label_text_of(labels: ImageLabels, segments: bool) -> str:
+    polygons = build_table([labels]).instances(0, hw=(1, 1)).polygons() if segments else []
+    return label_text(labels.classes, labels.boxes_cxcywh, polygons)
 
 
 def print_image_folders(out: Path, splits: Sequence[str], *, have_images: bool) -> None:

@@ -44,11 +44,12 @@ def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = F
         raise UserError(f"--out {out}: is the JSON file to write, such as {out.with_suffix('') / f'instances_{split}.json'}")
     spec = load_dataset_spec(data, need=(split,))
     files = list_images(spec.sources(split))
-    table, _ = split_labels(spec, split, files, progress=sys.stderr.isatty())
+    table, remarks = split_labels(spec, split, files, progress=sys.stderr.isatty())
     refuse_existing([out], exist_ok=exist_ok)
     table = check_classes(table, files, spec.names, spec.yaml_path)
     content = _coco_content(table, files, spec.names)
     write_text(out, json.dumps(content))
+    print(*remarks, sep="\n", end="\n" if remarks else "")
     print(f"{len(content['images'])} images, {len(content['annotations'])} objects of {len(spec.names)} classes in {out}")
     return list(table.problems)
 

@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from utils.errors import UserError
+from utils.files import read_bounded
 
+MAX_JSON_BYTES = 2**32  # COCO's training set has half a gigabyte
 UNKNOWN = -1  # class of a category that the file's list lacks
 NO_CATEGORY = "its category is not in the file's list"
 BROKEN_BOX = "bbox: four finite numbers left, top, width, height in px are expected"
@@ -24,7 +26,7 @@ class CocoObject(NamedTuple):
     """An annotation."""
 
     row: int  # place in the file, from 1
-    id: object
+    id: int  # its place where the file gives none
     image_id: int
     label: int  # class, or UNKNOWN
     bbox: tuple[float, ...]  # left, top, width, height in px; NaN where it is broken
@@ -110,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: It is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_bounded(path, limit=MAX_JSON_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
@@ -118,12 +120,12 @@ def read_json(path: Path) -> dict[str, Any]:
     missing = [k for k in ("images", "annotations", "categories") if not isinstance(content, dict) or not isinstance(content.get(k), list)]
     if missing:
         raise UserError(f"{path}: not a COCO instances JSON, the list {missing[0]!r} is missing")
-    broken = next((c for c in content["categories"] if not (isinstance(c, dict) and _is_id(c.get("id")) and "name" in c)), None)
-    if broken is not None:
-        raise UserError(f"{path}: category {str(broken)[:60]}: a whole number 'id' and a 'name' are expected")
-    broken = next((i for i in content["images"] if not (isinstance(i, dict) and _is_id(i.get("id")) and i.get("file_name"))), None)
-    if broken is not None:
-        raise UserError(f"{path}: image {str(broken)[:60]}: a whole number 'id' and a 'file_name' are expected")
+    broken = [c for c in content["categories"] if not (isinstance(c, dict) and _is_id(c.get("id")) and "name" in c)]
+    if broken:
+        raise UserError(f"{path}: category {str(broken[0])[:60]!r}: a whole number 'id' and a 'name' are expected")
+    broken = [i for i in content["images"] if not (isinstance(i, dict) and _is_id(i.get("id")) and i.get("file_name"))]
+    if broken:
+        raise UserError(f"{path}: image {str(broken[0])[:60]!r}: a whole number 'id' and a 'file_name' are expected")
     return content
 
 
@@ -159,15 +161,21 @@ def match_categories(path: Path, categories: Mapping[int, str], names: Sequence[
 
 def image_ids_by_name(files: Mapping[int, str]) -> dict[str, int]:
     """Image ids by file name as the JSON has it, and by the name without folders where only one image is called so."""
-    count = Counter(PurePosixPath(name).name for name in files.values())
-    ids = {PurePosixPath(name).as_posix(): i for i, name in files.items()}
-    return ids | {base: i for i, name in files.items() if count[base := PurePosixPath(name).name] == 1}
+    plain = {i: plain_name(name) for i, name in files.items()}
+    count = Counter(PurePosixPath(name).name for name in plain.values())
+    bases = {base: i for i, name in plain.items() if count[base := PurePosixPath(name).name] == 1}
+    return bases | {name: i for i, name in plain.items()}
+
+
+def plain_name(name: str) -> str:
+    """A file name with slashes in place of backslashes, and without ``./``."""
+    return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
 def find_image_id(image_ids: Mapping[str, int], path: str | Path) -> int | None:
     """The id of a file: by its name, or by as much of its path as distinguishes images of one name."""
-    parts = Path(path).parts
-    for depth in range(1, len(parts) + 1):
+    parts = PurePosixPath(plain_name(str(path))).parts
+    for depth in range(len(parts), 0, -1):  # a/1.jpg before 1.jpg
         name = "/".join(parts[-depth:])
         if name in image_ids:
             return image_ids[name]
@@ -187,8 +195,9 @@ def _object(row: int, entry: Mapping[str, Any], label: int) -> CocoObject:
         area = math.nan
     parts: Any = entry.get("segmentation")
     whole = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list) and len(parts[0]) >= 6 and len(parts[0]) % 2 == 0
+    own_id = entry["id"] if _is_id(entry.get("id")) else row
     return CocoObject(
-        row, entry.get("id", row), entry["image_id"], label, bbox, area if math.isfinite(area) else bbox[2] * bbox[3],
+        row, own_id, entry["image_id"], label, bbox, area if math.isfinite(area) else bbox[2] * bbox[3],
         bool(entry.get("iscrowd")), parts[0] if whole else None,
     )  # fmt: skip
 
