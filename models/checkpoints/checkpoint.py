@@ -22,6 +22,7 @@ from models.build import build_model
 from models.checkpoints.foreign import is_safetensors, read_foreign
 from models.checkpoints.foreign_modules import Layer, differences
 from models.checkpoints.published import missing_weights
+from models.checkpoints.sound_weights import check_weights
 from models.checkpoints.torch_files import read_torch_file
 from models.model import Model
 from models.spec.registry import load_plugin, loaded_plugins
@@ -167,12 +168,13 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Pat
         plugins: files that the person running the command names; one stored in a checkpoint is never imported.
 
     Raises:
-        UserError: a plugin is missing, or the weights do not fit the architecture.
+        UserError: a plugin is missing, or the weights do not fit the architecture, or are not finite.
     """
     require_plugins(checkpoint, plugins, source=source)
     if not checkpoint.cfg:
         raise UserError(f"{source}: bare weights of a network that is not recognised; train.py takes them with --cfg, other scripts cannot")
     model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, names=checkpoint.names)
+    check_weights(checkpoint.weights, source)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
