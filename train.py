@@ -21,6 +21,7 @@ from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.logging.callbacks import Callback
 from engine.logging.loggers import csv_row
 from engine.logging.progress import EpochBar
+from engine.precise_batch_norm import estimate_running_statistics
 from engine.training.evolve import evolve
 from engine.training.optim import learning_rates
 from engine.training.run import Run
@@ -102,6 +103,8 @@ def fit(run: Run) -> TrainResult:
         for epoch in progress.epochs_left(config.epochs):
             losses = train_one_epoch(run, epoch)
             is_last = epoch + 1 == config.epochs
+            if config.precise_bn:
+                estimate_running_statistics(run, epoch)
             if not config.noval or is_last:
                 metrics = validate(run)
             stop.update(epoch, metrics.fitness if metrics else 0.0)
