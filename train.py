@@ -21,6 +21,7 @@ from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.logging.callbacks import Callback
 from engine.logging.loggers import csv_row
 from engine.logging.progress import EpochBar
+from engine.precise_batch_norm import estimate_running_statistics
 from engine.training.evolve import evolve
 from engine.training.optim import learning_rates
 from engine.training.run import Run
@@ -90,7 +91,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         device = distributed.select_device(config.device)
         with distributed.process_group(device):
             seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
-choose_kernels(deterministic=config.deterministic, sizes_vary=config.multi_scale or config.rect)
+            choose_kernels(deterministic=config.deterministic, sizes_vary=config.multi_scale or config.rect)
             run = build_run(config, checkpoint, device, callbacks, lock=lock)
             with explain_interruption(run):
                 return fit(run)
@@ -105,6 +106,8 @@ def fit(run: Run) -> TrainResult:
         for epoch in progress.epochs_left(config.epochs):
             losses = train_one_epoch(run, epoch)
             is_last = epoch + 1 == config.epochs
+            if config.precise_bn:
+                estimate_running_statistics(run, epoch)
             if not config.noval or is_last:
                 metrics = validate(run)
             stop.update(epoch, metrics.fitness if metrics else 0.0)

@@ -75,6 +75,10 @@ class TrainConfig:
         const="attention", choices=("off", "attention", "all"), resumable=True,
     )  # fmt: skip
     sync_bn: bool = flag(False, "batch statistics over the images of all processes (GPUs)")
+    precise_bn: int = flag(
+        0, "measure running statistics on N training batches with the averaged weights, before validating and saving; 0 = off", least=0,
+        metavar="N",
+    )  # fmt: skip
     deterministic: bool = flag(False, "deterministic kernels")
     nan_patience: int = flag(
         5, "stop after N non-finite steps in a row (no such step changes a weight); 0 = never", least=0, resumable=True

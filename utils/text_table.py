@@ -1,8 +1,11 @@
-"""Tables as text: aligned columns for a terminal, and Markdown."""
+"""Tables as text: aligned columns for a terminal, Markdown, and what a cell of a CSV file may be."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def text_table(lines: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> str:
@@ -23,3 +26,18 @@ def text_table(lines: Iterable[Sequence[str]], *, right: Collection[int] = ()) -
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; cells must not hold an unescaped ``|``."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell of a CSV file. A spreadsheet takes a text that begins with ``=``, ``+``, ``-`` or ``@`` as a formula and runs it, so that
+    such a text gets an apostrophe in front; what is a number stays as it is."""
+    formula = isinstance(value, str) and value.startswith(FORMULA_STARTS) and not _is_number(value)
+    return f"'{value}" if formula else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -20,6 +20,7 @@ from data.labels.table import LabelTable
 from data.tools.writing import refuse_existing, write_text
 from utils.errors import UserError
 from utils.metrics.coco_eval import category_ids_of
+from utils.metrics.coco_file import number_images
 
 
 def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = False) -> list[Problem]:
@@ -60,7 +61,7 @@ def _coco_content(table: LabelTable, files: Sequence[str], names: Sequence[str])
     categories = category_ids_of(names)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for i, (image_id, file) in enumerate(zip(_image_ids(files), files)):
+    for i, (image_id, file) in enumerate(zip(number_images(files), files)):
         h, w = (int(v) for v in table.shapes_hw[i])
         if not h:
             continue
@@ -75,10 +76,3 @@ def _coco_content(table: LabelTable, files: Sequence[str], names: Sequence[str])
                  "segmentation": [polygon.astype(np.float64).ravel().tolist()] if len(polygon) else []}
             )  # fmt: skip
     return {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for i, n in zip(categories, names)]}
-
-
-def _image_ids(files: Sequence[str]) -> Sequence[int]:
-    """An id for each image."""
-    stems = [Path(f).stem for f in files]
-    numbers = [int(s) for s in stems] if all(s.isdecimal() for s in stems) else []
-    return numbers if len(set(numbers)) == len(files) else range(1, len(files) + 1)

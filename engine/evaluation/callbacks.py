@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from engine.logging.observing import observing
 from tasks import Task
 from utils import distributed
 from utils.types import Batch, Detections
-from utils.visual.savers import ResultWriter, SaveOptions
+from utils.visual.savers import ResultWriter, SaveOptions, unique_stems
 
 EXAMPLES = 3  # batches
 SHOWN_CONFIDENCE = 0.25  # detections above this are drawn
@@ -51,9 +52,10 @@ class ImageSaver:
         from engine.logging.batch_images import save_batch_image
 
         batch, stem = evaluated.batch, f"val_batch{evaluated.number}"
-        confident = [d[d.scores > SHOWN_CONFIDENCE] for d in evaluated.detections_in_batch]
-        save_batch_image(self.folder / f"{stem}_labels.jpg", batch, self.task, self.names)
-        save_batch_image(self.folder / f"{stem}_pred.jpg", batch, self.task, self.names, detections=confident)
+        with observing(f"drawing {stem}"):
+            confident = [d[d.scores > SHOWN_CONFIDENCE] for d in evaluated.detections_in_batch]
+            save_batch_image(self.folder / f"{stem}_labels.jpg", batch, self.task, self.names)
+            save_batch_image(self.folder / f"{stem}_pred.jpg", batch, self.task, self.names, detections=confident)
 
 
 class TextSaver:
@@ -63,19 +65,28 @@ class TextSaver:
         folder: Run folder; the files go into its ``labels``.
         with_confidence: Whether rows end in the score.
         with_truth: Whether the objects themselves are written too, with score 1, and detections of the same objects are left out.
+        image_files: Of the split: images of one name are told apart by their folders.
     """
 
     everywhere = True
 
-    def __init__(self, folder: Path, names: Sequence[str], *, with_confidence: bool = False, with_truth: bool = False) -> None:
-        self.folder, self.names = folder, names
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        with_confidence: bool = False,
+        with_truth: bool = False,
+        image_files: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.names, self.stems = folder, names, unique_stems(image_files)
         self.with_truth, self.with_confidence = with_truth, with_confidence
         self.writer: ResultWriter | None = None
 
     def on_batch(self, evaluated: EvaluatedBatch) -> None:
         if self.writer is None:
             options = SaveOptions(images=False, txt=True, conf=self.with_confidence)
-            self.writer = ResultWriter(self.folder, self.names, options, label_rows=evaluated.task.label_rows)
+            self.writer = ResultWriter(self.folder, self.names, options, evaluated.task.label_rows, stems=self.stems)
         rows = []
         for i, (path, detections) in enumerate(zip(evaluated.batch.paths, evaluated.detections)):
             found = evaluated.task.add_truth(detections, evaluated.truth, image=i) if self.with_truth else detections

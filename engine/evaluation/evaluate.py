@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.evaluation.callbacks import EvaluatedBatch, EvaluationCallback, ImageSaver
 from engine.inference.predictor import INFERENCE, PRE_PROCESS, STAGES, Network, Predictor
+from engine.logging.observing import observing
 from engine.logging.progress import LossMeter
 from engine.micro_batches import MicroBatches, mean_parts
 from utils import distributed
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from data.loader import BatchLoader
     from engine.inference.sliced import SlicedEvaluation
     from models.heads.base import Loss
-    from tasks.base import Metric
+    from tasks.base import Metric, MetricResult, Task
     from utils.metrics.coco_eval import CocoAnnotations
 
 VALIDATION = Suppression(conf=0.001, iou=0.7, max_det=300, multi_label=True)
@@ -93,8 +94,14 @@ def evaluate(
                 callback.on_batch(evaluated)
     metrics = _merge_ranks(metric, pipeline)
     if options.plots_dir is not None and distributed.is_main():
-        model.task.plot(metrics, options.plots_dir)
+        plot_result(model.task, metrics, options.plots_dir)
     return metrics
+
+
+def plot_result(task: Task, metrics: MetricResult, folder: Path) -> None:
+    """Writes the task's figures; where one fails, a line says so."""
+    with observing("plotting curves and confusion matrix"):
+        task.plot(metrics, folder)
 
 
 class _Pipeline:

@@ -29,7 +29,11 @@ def label_truth(spec: DatasetSpec, split: str, image_files: Sequence[str]) -> Co
     from data.labels.source import labels_json
 
     path, _ = labels_json(spec, split, image_files)
-    return truth_of_file(path, spec) if path else None
+    if path is None:
+        return None
+    annotations = truth_of_file(path, spec)
+    annotations.check_unique(image_files)
+    return annotations
 
 
 def truth_of_file(path: Path, spec: DatasetSpec) -> CocoAnnotations:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data.dataset_spec import DatasetSpec, load_dataset_spec
+from data.labels.files import list_images
 from data.loader import BatchLoader, LoaderOptions, build_loader
 from engine.channels import spec_for
 from engine.evaluation.callbacks import EvaluationCallback, ImageSaver, TextSaver
-from engine.evaluation.evaluate import EvaluationOptions, evaluate
+from engine.evaluation.evaluate import EvaluationOptions, evaluate, plot_result
 from engine.evaluation.ground_truth import split_truth
 from engine.inference.augmented import AugmentedModel
+from engine.inference.class_order import in_order_of, shortened
 from engine.inference.networks import is_exported, load_networks
 from engine.inference.predictor import Network, Predictor, fixed_size
 from engine.inference.sliced import SlicedEvaluation, SlicedPredictor
@@ -25,8 +29,10 @@ from utils.cli.sizes import multiple_of_stride
 from utils.cli.val_arguments import STUDIES, ValConfig
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.metrics.coco_file import number_images
 from utils.nms import Suppression
 from utils.run_folders import new_run_dir, newest_weights
+from utils.sizes import round_up_to_stride
 
 if TYPE_CHECKING:
     from tasks.base import MetricResult
@@ -38,7 +44,7 @@ def run_validation(config: ValConfig) -> None:
     if config.task in STUDIES:
         from engine.evaluation import studies
 
-        {"speed": studies.speed, "study": studies.study}[config.task](config, validate)
+        {"speed": studies.speed, "study": studies.study}[config.task](config, validate, check)
     else:
         validate(config)
 
@@ -53,26 +59,50 @@ def validate(config: ValConfig) -> Any:
         return validate_on_rank(config)
 
 
-def validate_on_rank(config: ValConfig) -> Any:
-    """The same on each of several ranks."""
+def check(config: ValConfig, *, sizes: Sequence[int] = ()) -> ValConfig:
+    """Refuses what a validation would refuse of weights, data and size, without validating.
+
+    Args:
+        config: of one validation.
+        sizes: sides of the input in px that are to be measured; a file of another fixed size is refused.
+
+    Returns:
+        The configuration with the data set that it uses.
+    """
+    config, model = load_weights(config, choose_device(config))
+    open_spec(config, model)
+    check_size(config, model, sizes=sizes)
+    return config
+
+
+def choose_device(config: ValConfig) -> torch.device:
+    """Where to run, as the flags say."""
     device = distributed.select_device(config.device)
     if config.half and device.type != "cuda":
         raise UserError(f"--half: needs a GPU, this is {device.type}; leave it out")
+    return device
+
+
+def validate_on_rank(config: ValConfig) -> Any:
+    """The same on each of several ranks."""
+    device = choose_device(config)
     with distributed.process_group(device):
         config, model = load_weights(config, device)
-        if config.save_json and model.task.coco_type is None:
-            raise UserError(f"--save-json: results of the task {model.task.name!r} have no form in COCO; leave it out")
         spec, loader = open_data(config, model)
+        model = by_class_name(model, spec, config)
         annotations = split_truth(spec, config.task) if model.task.coco_type else None
+        if annotations is not None:
+            annotations.check_unique(loader.dataset.image_files)
         save_dir = run_folder(config)
         metric = model.task.metric(spec.names, rule=config.ap_rule)
         options = evaluation_options(config, model, loader, device=device, annotations=annotations)
         metrics = evaluate(model, loader, options, metric=metric, callbacks=callbacks_of(config, spec, model, save_dir))
         if distributed.is_main():
             report(metrics, config, classes=spec.nc)
-            model.task.plot(metrics, save_dir)
+            plot_result(model.task, metrics, save_dir)
             if config.save_json:
-                save_json(metric, annotations, config, save_dir)
+                files = list_images(spec.sources(config.task))
+                save_json(metric, annotations, config, save_dir, image_ids=dict(zip(files, number_images(files))))
             print(f"Results in {save_dir}")
     return metrics
 
@@ -98,7 +128,9 @@ def callbacks_of(config: ValConfig, spec: DatasetSpec, model: Network, save_dir:
     """Example images, and label files where they are asked for."""
     callbacks: list[EvaluationCallback] = [ImageSaver(save_dir, spec.names, model.task)]
     if config.save_txt:
-        callbacks.append(TextSaver(save_dir, spec.names, with_confidence=config.save_conf, with_truth=config.save_hybrid))
+        files = list_images(spec.sources(config.task))
+        saver = TextSaver(save_dir, spec.names, with_confidence=config.save_conf, with_truth=config.save_hybrid, image_files=files)
+        callbacks.append(saver)
     return callbacks
 
 
@@ -118,12 +150,19 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
     return config, AugmentedModel(model) if config.augment else model
 
 
-def open_data(config: ValConfig, model: Network) -> tuple[DatasetSpec, BatchLoader]:
-    """The data set and the loader of its split: batches of similar shape for models that take any, square ones for the others."""
+def open_spec(config: ValConfig, model: Network) -> DatasetSpec:
+    """The data set of the model's classes and channels."""
+    if config.save_json and model.task.coco_type is None:
+        raise UserError(f"--save-json: results of the task {model.task.name!r} have no form in COCO; leave it out")
     spec = load_dataset_spec(config.data, single_cls=config.single_cls, need=(config.task,))
     if spec.nc != model.nc:
         raise UserError(f"{config.data}: {spec.nc} classes, but {config.weights} was trained for {model.nc}; give the data set of its own")
-    spec = spec_for(spec, model, weights=config.weights)
+    return spec_for(spec, model, weights=config.weights)
+
+
+def open_data(config: ValConfig, model: Network) -> tuple[DatasetSpec, BatchLoader]:
+    """The data set and the loader of its split: batches of similar shape for models that take any, square ones for the others."""
+    spec = open_spec(config, model)
     takes_any_shape = fixed_size(model) is None
     options = LoaderOptions(
         imgsz=_image_size(config, model),
@@ -144,6 +183,21 @@ def open_data(config: ValConfig, model: Network) -> tuple[DatasetSpec, BatchLoad
         return spec, build_loader(spec, config.task, options, task=model.task)
 
 
+def by_class_name(model: Network, spec: DatasetSpec, config: ValConfig) -> Network:
+    """The model with its classes in the data set's order, by name; as it is, with a line, where the two have other names."""
+    if spec.single_cls:
+        return model
+    ordered = in_order_of(model, spec.names)
+    if not distributed.is_main() or ordered is model:
+        return ordered or model
+    if ordered is None:
+        both = f"{shortened(spec.names)}; those of {config.weights} are {shortened(model.names)}"
+        print(f"warning: {config.data}: classes {both}: they are compared by class number", file=sys.stderr)
+    else:
+        print(f"classes   {config.data} has the classes of {config.weights} in another order; they are matched by name")
+    return ordered or model
+
+
 def run_folder(config: ValConfig) -> Path:
     """A new folder, the same on all ranks."""
     made = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if distributed.is_main() else None
@@ -158,13 +212,23 @@ def report(metrics: MetricResult, config: ValConfig, *, classes: int) -> None:
     print(f"Speed per image at batch {config.batch_size}: {speed}")
 
 
-def save_json(metric: Metric, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path) -> dict[str, float] | None:
-    """Writes the detections for pycocotools, and runs it where the ground truth is at hand."""
+def save_json(
+    metric: Metric, annotations: CocoAnnotations | None, config: ValConfig, save_dir: Path, *, image_ids: Mapping[str, int]
+) -> dict[str, float] | None:
+    """Writes the detections for pycocotools, and runs it where the ground truth is at hand.
+
+    Args:
+        metric: holds the detections.
+        annotations: the ground truth where it is a COCO file.
+        config: names the weights.
+        save_dir: run folder.
+        image_ids: by path; used where there is no COCO file.
+    """
     from utils.metrics.coco_eval import category_ids_of, run_pycocotools, write_coco_json
 
     path = save_dir / f"{Path(config.weights).stem}_predictions.json"
     ids = annotations.category_ids if annotations else category_ids_of(metric.names)
-    count = write_coco_json(path, metric, category_ids=ids)
+    count = write_coco_json(path, metric, category_ids=ids, image_ids=None if annotations else image_ids)
     print(f"{count} detections in {path}")
     if annotations is None:
         print("pycocotools: not run, the data set has no annotations/instances_*.json beside its images")
@@ -176,13 +240,21 @@ def save_json(metric: Metric, annotations: CocoAnnotations | None, config: ValCo
     return stats
 
 
+def check_size(config: ValConfig, model: Network, *, sizes: Sequence[int] = ()) -> None:
+    """Refuses a file of fixed size that is no square, or none of ``sizes``, rounded up to the stride."""
+    height, width = fixed_size(model) or (0, 0)
+    if height != width:
+        raise UserError(f"{config.weights}: made for {height}x{width} px; validation needs a square size: export it with --dynamic")
+    other = next((side for side in sizes if height and round_up_to_stride(side, model.stride) != height), None)
+    if other is not None:
+        raise UserError(f"{config.weights}: made for {height} px, not for {other}; export it with --dynamic, or leave it out")
+
+
 def _image_size(config: ValConfig, model: Network) -> int:
     """The side of the input in px, as the model can take it."""
+    check_size(config, model)
     if only := fixed_size(model):
-        height, width = only
-        if height != width:
-            raise UserError(f"{config.weights}: made for {height}x{width} px; validation needs a square size: export it with --dynamic")
-        if height != config.imgsz:
-            print(f"{config.weights}: made for {height} px, which is taken in place of --imgsz {config.imgsz}")
-        return height
+        if only[0] != config.imgsz:
+            print(f"{config.weights}: made for {only[0]} px, which is taken in place of --imgsz {config.imgsz}")
+        return only[0]
     return multiple_of_stride(config.imgsz, model.stride)

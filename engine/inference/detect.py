@@ -94,6 +94,7 @@ def detect(config: DetectConfig) -> Report:
             if config.view_img and not show(drawn, predicted.frame):
                 break
     print_report(report)
+    print_renamed(writer)
     return report
 
 
@@ -283,6 +284,13 @@ def print_report(report: Report) -> None:
     if report.folder is not None:
         written = ", ".join(f"{count} {kind}" for kind, count in report.written.items())
         print(f"Results in {report.folder}: {written or 'nothing'}")
+
+
+def print_renamed(writer: ResultWriter) -> None:
+    """How many results are not called as their source is, since another source has the same name."""
+    if writer.renamed:
+        source, name = next(iter(writer.renamed.items()))
+        print(f"{len(writer.renamed)} sources share their name with another; their results have a number, first: {name} is {source}")
 
 
 def _check_machine(config: DetectConfig, device: torch.device) -> None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from engine.inference.class_order import in_order_of, shortened
 from utils.errors import UserError
 from utils.types import Predictions
 
 if TYPE_CHECKING:
+    from engine.inference.predictor import Network
     from models.export.model import ExportedModel
     from models.model import Model
 
@@ -19,23 +21,28 @@ if TYPE_CHECKING:
 class Ensemble:
     """Models of the same classes whose predictions are joined; suppression unites what they agree on.
 
+    Classes in another order than the first model's are matched by name.
+
     Args:
         models: two or more.
         sources: their files, for messages.
 
     Raises:
-        UserError: they differ in classes, in their order, or in input channels.
+        UserError: they differ in classes or in input channels.
     """
 
     def __init__(self, models: Sequence[Model | ExportedModel], *, sources: Sequence[str]) -> None:
         first = models[0]
-        for model, source in zip(models[1:], sources[1:]):
-            if tuple(model.names) != tuple(first.names):
-                theirs = f"{_listed(model.names)}; {_listed(first.names)}"
+        members: list[Network] = []
+        for model, source in zip(models, sources):
+            member = in_order_of(model, first.names) if model.nc == first.nc else None
+            if member is None:
+                theirs = f"{shortened(model.names)}; {shortened(first.names)}"
                 raise UserError(f"--weights: {source} knows other classes than {sources[0]} ({theirs})")
             if model.ch != first.ch:
                 raise UserError(f"--weights: {source} takes images of {model.ch} channels, {sources[0]} of {first.ch}")
-        self.models = tuple(models)
+            members.append(member)
+        self.models = tuple(members)
         self.names, self.nc, self.ch, self.task = first.names, first.nc, first.ch, first.task
         self.stride = max(model.stride for model in models)
         fixed = [(m, s) for m, s in zip(models, sources) if not getattr(m, "dynamic", True)]
@@ -52,7 +59,3 @@ class Ensemble:
         found = [model.predict(images) for model in self.models]
         return Predictions.join_candidates(found)
 
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    """The first class names and how many there are."""
-    return f"{len(names)}: {', '.join(names[:most])}{' …' if len(names) > most else ''}"

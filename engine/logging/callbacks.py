@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.logging.observing import reason_of
 from tasks import Task
 from utils.types import Batch
 
@@ -74,5 +75,4 @@ class Callbacks(Callback):
                 getattr(callback, event)(*args)
             except Exception as error:  # no failure of a logger may end a training
                 self.callbacks.remove(callback)
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                print(f"warning: {type(callback).__name__} failed ({reason}) and is left out from now on", file=sys.stderr)
+                print(f"warning: {type(callback).__name__} failed ({reason_of(error)}) and is left out from now on", file=sys.stderr)

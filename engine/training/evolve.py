@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from engine.logging.observing import observing
 from engine.training.nonfinite_guard import Diverged
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
@@ -181,7 +182,8 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
     _write_file(folder / "hyp_evolve.yaml", title + yaml.safe_dump(values, sort_keys=False))
     lines = [",".join(rows[0]), *(",".join(_format(row.get(key, 0.0)) for key in rows[0]) for row in rows)]
     _write_file(folder / "evolve.csv", "\n".join(lines) + "\n")
-    plot_evolution(rows, tuple(BOUNDS), folder / "evolve.png")
+    with observing("plotting evolve.png"):
+        plot_evolution(rows, tuple(BOUNDS), folder / "evolve.png")
 
 
 def _check_world_size() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.checkpoints.checkpoint import Checkpoint
+from models.checkpoints.sound_weights import check_weights
 from models.model import Model
 from models.transfer.backbone_weights import load_backbone
 from models.transfer.report import TransferReport, check_report_path
@@ -45,6 +46,7 @@ def transfer_weights(model: Model, config: TrainConfig, checkpoint: Checkpoint |
     """Fills ``model`` from the checkpoint of --weights, then its backbone from --backbone-weights; prints and writes the reports."""
     reports = []
     if checkpoint is not None:
+        check_weights(checkpoint.weights, str(config.weights))
         source = Source(checkpoint.weights, checkpoint.cfg or None, checkpoint.names or None, str(config.weights))
         reports.append(transfer(model, source, own_anchors=bool(config.cfg)))
     if config.backbone_weights:

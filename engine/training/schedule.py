@@ -72,12 +72,14 @@ class Schedule:
 
     @property
     def warmup_iterations(self) -> int:
-        """At least ``warmup_min_iters``; with no minimum (v8) it ends one epoch before the training. ``warmup_epochs: 0`` means none."""
+        """At least ``warmup_min_iters``, at most the whole training; with no minimum (v8) it ends one epoch before the training.
+        ``warmup_epochs: 0`` means none."""
         if not self.hyp.warmup_epochs:
             return 0
         if not self.hyp.warmup_min_iters:
             return round(min(self.hyp.warmup_epochs, self.epochs - 1) * self.iterations)
-        return max(round(self.hyp.warmup_epochs * self.iterations), self.hyp.warmup_min_iters)
+        wanted = max(round(self.hyp.warmup_epochs * self.iterations), self.hyp.warmup_min_iters)
+        return min(wanted, self.epochs * self.iterations)
 
     @property
     def full_accumulate(self) -> int:

@@ -27,7 +27,7 @@ from models.spec.channel_rules import LayerPlan
 from utils.cli.sizes import height_and_width, multiple_of_stride
 from utils.distributed import select_device
 from utils.errors import UserError
-from utils.text_table import text_table
+from utils.text_table import csv_cell, text_table
 
 __all__ = ["LayerCost", "multiply_adds", "profile"]
 # what --sort takes: the name in the table's header -> the field
@@ -187,6 +187,6 @@ def _write_csv(path: Path, costs: Sequence[LayerCost]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(LayerCost)])
             writer.writeheader()
-            writer.writerows(asdict(c) for c in costs)
+            writer.writerows({name: csv_cell(value) for name, value in asdict(c).items()} for c in costs)
     except OSError as error:
         raise UserError(f"--csv {path}: cannot be written ({error.strerror})") from error

@@ -22,6 +22,7 @@ from models.build import build_model
 from models.checkpoints.foreign import is_safetensors, read_foreign
 from models.checkpoints.foreign_modules import Layer, differences
 from models.checkpoints.published import missing_weights
+from models.checkpoints.sound_weights import check_weights
 from models.checkpoints.torch_files import materialised, read_torch_file
 from models.model import Model
 from models.spec.registry import load_plugin, loaded_plugins
@@ -208,7 +209,7 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Pat
         plugins: files that the person running the command names; one stored in a checkpoint is never imported.
 
     Raises:
-        UserError: a plugin is missing, or the weights do not fit the architecture.
+        UserError: a plugin is missing, or the weights do not fit the architecture, or are not finite.
     """
     require_plugins(checkpoint, plugins, source=source)
     if not checkpoint.cfg:
@@ -219,6 +220,7 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Pat
         model = build_model(cfg, names=checkpoint.names, most_values=LARGEST_OF_FILE * held + LEAST_OF_FILE)
     except UserError as error:
         raise UserError(f"{source}: its architecture cannot be built: {error}") from None
+    check_weights(checkpoint.weights, source)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

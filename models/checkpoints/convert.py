@@ -22,6 +22,7 @@ from torch import Tensor
 from models.analysis.equivalence import FOLDED, HALVED, Difference, difference, read_images
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.checkpoints.safetensors_writer import write_safetensors
+from models.checkpoints.sound_weights import check_weights
 from models.model import Model
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -93,6 +94,7 @@ def convert(
     model = model_from_checkpoint(checkpoint, plugins=plugins, source=source)
     inputs = read_images(model, _files(images))
     converted = _converted(checkpoint, model.deploy() if deploy else model, half=half, strip=deploy or half or strip_optimizer)
+    check_weights(converted.weights, f"{target}: not written")  # float16 may overflow
     try:
         with atomic_write(target) as partial:
             _write(partial, converted, safetensors=to_safetensors)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.backbones import biformer, cloformer, focalnet
 from models.checkpoints.checkpoint import load_checkpoint
+from models.checkpoints.sound_weights import check_weights
 from models.model import Model
 from models.transfer.report import TransferReport
 from models.transfer.transfer import fill_rows
@@ -44,7 +45,9 @@ FAMILIES = {
 
 def load_backbone(model: Model, path: str | Path) -> TransferReport:
     """Fills the backbone of ``model``, in place, from a published file. Raises UserError where the two do not belong together."""
-    return fill_backbone(model, load_checkpoint(path).weights, origin=str(path))
+    weights = load_checkpoint(path).weights
+    check_weights(weights, f"--backbone-weights {path}")
+    return fill_backbone(model, weights, origin=str(path))
 
 
 def fill_backbone(model: Model, weights: Mapping[str, Tensor], *, origin: str = "weights") -> TransferReport:

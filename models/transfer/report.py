@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.text_table import markdown_table
+from utils.text_table import csv_cell, markdown_table
 
 # What can become of a row, in the order of a report.
 KEPT, MOVED, ADAPTED, PARTIAL, FRESH, DROPPED = "transferred", "re-indexed", "adapted", "partial", "initialisation", "dropped"
@@ -125,7 +125,7 @@ class TransferReport:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(asdict(self.rows[0]).keys() if self.rows else COLUMNS)
-        writer.writerows(asdict(row).values() for row in self.rows)
+        writer.writerows(map(csv_cell, asdict(row).values()) for row in self.rows)
         return file.getvalue()
 
     def _json(self) -> str:

@@ -129,3 +129,23 @@ def test_study_measures_every_size_and_plots_the_trade_off(folder: Path, capsys:
     assert cv2.imread(str(folder / "study/exp/study.png")).std() > 0
     assert val.main(["--task", "study"]) == 1
     assert "--task study: which --weights?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["study", "speed"])
+def test_a_study_checks_every_file_before_it_starts(folder: Path, capsys: pytest.CaptureFixture[str], task: str) -> None:
+    """A file of other classes, one that is missing, and one of fixed size among the sizes: nothing is validated, no folder is made."""
+    from models.export.exporting import ExportOptions, export_model
+
+    four = tiny_checkpoint(folder / "four.pt", names=(*NAMES, "x"))
+    export_model(load_model(folder / "a.pt"), "onnx", folder / "fixed.onnx", ExportOptions(imgsz=(64, 64), batch_size=4))
+    flags = ["--task", task, "--study-sizes", "64", "96", "--data", str(folder / "data.yaml"), "--batch", "4", "--workers", "0"]
+    cases = [(four, "3 classes, but"), (folder / "nowhere.pt", "nowhere.pt")]
+    cases += [(folder / "fixed.onnx", "made for 64 px, not for 96")] if task == "study" else []
+    for second, message in cases:
+        made = folder / f"unmade-{task}"
+        assert val.main(["--weights", str(folder / "a.pt"), str(second), *flags, "--project", str(made)]) == 1
+        text = capsys.readouterr()
+        assert message in text.err
+        assert text.err.count("\n") == 1
+        assert "mAP50" not in text.out
+        assert not made.exists()

@@ -76,13 +76,15 @@ def trapezoid_average_precision(correct: NDArray[np.bool_], positives: int, *, c
 def confidence_curves(correct: NDArray[np.bool_], score: Array, positives: int) -> tuple[Array, Array, Array]:
     """Recall and precision over 1000 confidences and precision over 1000 recalls, of one class at one threshold.
 
+    Above the best score precision is 1; of a class that was never detected everything is 0, precision too, as in YOLOv5 and ultralytics.
+
     Args:
         correct: (n,) in order of score.
         score: (n,) descending.
         positives: Number of objects, at least 1.
     """
     if not len(score):
-        return np.zeros(1000), np.ones(1000), np.zeros(1000)
+        return np.zeros(1000), np.zeros(1000), np.zeros(1000)
     _, recall, precision = _counts(correct[:, None], positives)
     recall, precision = recall[:, 0], precision[:, 0]
     recall_at = np.interp(-CURVE_POINTS, -score, recall, left=0.0)

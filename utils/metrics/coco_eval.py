@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,18 @@ class CocoAnnotations:
         if None in ids:
             raise UserError(f"{self.path}: no image with the file name {Path(paths[ids.index(None)]).name!r}")
         return [i for i in ids if i is not None]
+
+    def check_unique(self, paths: Sequence[str | Path]) -> None:
+        """Refuses two files that are one image of the JSON: what is found on both would be counted as found on one.
+
+        Raises:
+            UserError: names the two.
+        """
+        first: dict[int, str | Path] = {}
+        for path, image_id in zip(paths, self.ids_of(paths)):
+            if (other := first.setdefault(image_id, path)) != path:
+                expected = "give its file_name with the folder"
+                raise UserError(f"{self.path}: image {image_id} is both {other} and {path}; {expected}, or take one of them away")
 
     def truth_of(self, paths: Sequence[str | Path]) -> GroundTruth:
         """The objects of a batch of files."""
@@ -95,12 +107,6 @@ def category_ids_of(names: Sequence[str]) -> tuple[int, ...]:
     return COCO_CATEGORY_IDS if is_coco else tuple(range(len(names)))
 
 
-def image_id_of(path: str | Path) -> int | str:
-    """COCO's image id from a file name: the number if it is one, else the name without its ending."""
-    stem = Path(path).stem
-    return int(stem) if stem.isdecimal() else stem
-
-
 class CollectedState(Protocol):
     """A metric: what holds the detections of an evaluation."""
 
@@ -108,7 +114,7 @@ class CollectedState(Protocol):
 
 
 def write_coco_json(
-    path: str | Path, accumulator: CollectedState, *, category_ids: Sequence[int], image_ids: Sequence[int | str] | None = None
+    path: str | Path, accumulator: CollectedState, *, category_ids: Sequence[int], image_ids: Mapping[str, int] | None = None
 ) -> int:
     """Writes all detections of an evaluation in COCO's results format.
 
@@ -116,16 +122,14 @@ def write_coco_json(
         path: File to write.
         accumulator: Holds the detections.
         category_ids: Per class.
-        image_ids: Per image of the accumulator; None takes them from the file names.
+        image_ids: By the names of the accumulator's images; None where it has COCO's ids for names already.
 
     Returns:
         The number of detections written.
     """
     state = accumulator.state()
-    if image_ids is None:
-        image_ids = [image_id_of(p) if isinstance(p, str) else p for p in state["images"]]
-    ids = [json.dumps(i) for i in image_ids]
-    row = '{"image_id":%s,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g}'
+    ids = [image_ids[name] if image_ids else int(name) for name in state["images"]]
+    row = '{"image_id":%d,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g}'
     rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:]) for d in state["detections"].tolist())
     Path(path).write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
     return len(state["detections"])

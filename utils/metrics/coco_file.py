@@ -172,6 +172,16 @@ def plain_name(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).as_posix()
 
 
+def number_images(paths: Sequence[str]) -> list[int]:
+    """Ids of images that no COCO file lists: their names where all of them are different numbers, else 1, 2, 3 … in the order given.
+
+    ``data.convert`` writes them, and ``--save-json`` the same for the same list of images.
+    """
+    stems = [Path(path).stem for path in paths]
+    numbers = [int(s) for s in stems] if all(s.isdecimal() for s in stems) else []
+    return numbers if len(set(numbers)) == len(paths) else list(range(1, len(paths) + 1))
+
+
 def find_image_id(image_ids: Mapping[str, int], path: str | Path) -> int | None:
     """The id of a file: by its name, or by as much of its path as distinguishes images of one name."""
     parts = PurePosixPath(plain_name(str(path))).parts

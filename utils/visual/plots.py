@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ MAX_IMAGES = 16
 TILE_PX = (320, 640)  # the longer side of a tile is brought into this range
 MOSAIC_PX = 1920
 BORDER_16_BITS = 114 * 257  # what images are padded with; it says nothing about their range
+LONGEST_NAME = 40  # characters of a class's name in a figure
 LEGEND_CLASSES = 20  # more would not be legible
 
 
@@ -74,7 +76,7 @@ def plot_confusion(confusion: NDArray, names: Sequence[str], path: str | Path) -
     """The confusion matrix (nc + 1, nc + 1): colours and fractions by what was there (columns), with counts where they can be read."""
     total = confusion.sum(axis=0, keepdims=True)
     shares = confusion / np.maximum(total, 1)
-    labels = [*names, "background"]
+    labels = [*map(shown_name, names), "background"]
     n = len(labels)
     side = min(max(5.0, 2.5 + 0.55 * n), 14.0)
     figure = _figure(side * 1.15, side)
@@ -110,7 +112,8 @@ def plot_labels(labels: Iterable[NDArray], names: Sequence[str], path: str | Pat
     number = np.bincount(classes, minlength=len(names))
     bars = counts.bar(range(len(number)), number, color=[_unit(colour_of(i)) for i in range(len(number))])
     if len(names) <= 30:
-        counts.set_xticks(range(len(names)), names, rotation=45 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
+        many = len(names) > 3
+        counts.set_xticks(range(len(names)), [*map(shown_name, names)], rotation=45 if many else 0, ha="right" if many else "center")
         counts.bar_label(bars, fontsize=8)
     counts.set_title(f"{len(rows)} objects")
     canvas = np.full((800, 800, 3), 255, dtype=np.uint8)
@@ -153,7 +156,7 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
             axes.plot(epochs[known], values[key][known], ".-", color="#1f77b4", linewidth=1, markersize=4)
             if known.sum() > 5:
                 axes.plot(epochs[known], _running_mean(values[key][known]), color="#ff7f0e", linewidth=2, alpha=0.8)
-            axes.set_title(key, fontsize=10)
+            axes.set_title(shown_name(key), fontsize=10)
             axes.grid(alpha=0.3)
         for axes in axes_row[len(keys) :]:
             axes.axis("off")
@@ -166,14 +169,14 @@ def plot_trade_off(curves: Mapping[str, Sequence[tuple[float, float, str]]], pat
     """One line a name through its points (x, y, what to write beside it)."""
     figure = _figure(8, 6)
     axes = figure.add_subplot()
-    for i, (name, points) in enumerate(curves.items()):
+    for i, points in enumerate(curves.values()):
         xs, ys, texts = zip(*points)
-        axes.plot(xs, ys, marker="o", linewidth=1.5, color=_unit(colour_of(i)), label=name)
+        axes.plot(xs, ys, marker="o", linewidth=1.5, color=_unit(colour_of(i)), label=str(i))
         for at_x, at_y, text in zip(xs, ys, texts):
-            axes.annotate(text, (at_x, at_y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+            axes.annotate(shown_name(text), (at_x, at_y), textcoords="offset points", xytext=(4, 4), fontsize=8)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
+    _name_lines(axes.legend(frameon=False, fontsize=9), list(curves))
     _save(figure, path)
 
 
@@ -221,19 +224,34 @@ def _plot_lines(
     figure = _figure(9, 6)
     axes = figure.add_subplot()
     named = len(present) <= LEGEND_CLASSES
+    texts: list[str] = []
     for c in present:
-        label = metrics.names[c] + ("" if values is None else f" {values[c]:.3f}")
-        axes.plot(x, lines[c], linewidth=1.2, color=_unit(colour_of(int(c))) if named else "0.8", label=label if named else None)
+        texts += [metrics.names[c] + ("" if values is None else f" {values[c]:.3f}")] if named else []
+        axes.plot(x, lines[c], linewidth=1.2, color=_unit(colour_of(int(c))) if named else "0.8", label=str(c) if named else None)
     if len(present):
         mean = lines[present].mean(axis=0)
         best = int(mean.argmax())
         summary = f"{mean[best]:.2f} at {x[best]:.3f}" if values is None else f"{metrics.map50:.3f} mAP@0.5"
-        axes.plot(x, mean, linewidth=3, color="#1a1a8c", label=f"all classes {summary}")
-        axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False, fontsize=9)
+        axes.plot(x, mean, linewidth=3, color="#1a1a8c", label="all")
+        legend = axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False, fontsize=9)
+        _name_lines(legend, [*texts, f"all classes {summary}"])
     title = f"{y_name} over {x_name.lower()} (rule: {metrics.rule}, IoU 0.5)"
     axes.set(xlabel=x_name, ylabel=y_name, xlim=(0, 1), ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.3)
     _save(figure, path)
+
+
+def shown_name(name: str, *, most: int = LONGEST_NAME) -> str:
+    """A name from a file as matplotlib shows it: a dollar sign begins no formula, nothing breaks the line or the font, and the start
+    and the end of a very long one."""
+    name = name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name).replace("$", r"\$")
+
+
+def _name_lines(legend: Any, names: Sequence[str]) -> None:
+    """Writes names into a legend; as labels of lines those that begin with an underscore would be left out."""
+    for text, name in zip(legend.get_texts(), names):
+        text.set_text(shown_name(name))
 
 
 def _figure(width: float, height: float) -> Any:
@@ -247,7 +265,9 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: str | Path, *, dpi: int = 150) -> None:
-    figure.savefig(str(path), dpi=dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a line for each character of a name; the figure shows boxes
+        figure.savefig(str(path), dpi=dpi)
 
 
 def _running_mean(values: NDArray, *, sigma: float = 3.0) -> NDArray:

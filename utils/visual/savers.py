@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,13 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.text_table import csv_cell
 from utils.types import Detections
 
 CROP_GAIN, CROP_PAD_PX = 1.02, 10  # how much more than the box a crop shows
 WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # other images are saved as .jpg
+DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³")}  # of Windows, with any suffix
+LONGEST_NAME = 200  # bytes
 CSV_COLUMNS = ("Image Name", "Prediction", "Confidence", "Frame", "X1", "Y1", "X2", "Y2")
 
 
@@ -50,6 +55,7 @@ class ResultWriter:
     Images of one name from several folders do not overwrite one another: the second is called ``name_2``.
 
     Attributes:
+        stems: what results are called, by source; sources that are not in it are named as they come.
         videos_at_once: how many videos are written side by side; a further one ends the one that was begun first.
         written: how many files or, of the table, rows there are by kind: ``images``, ``videos``, ``labels``, ``crops``, ``rows``.
     """
@@ -60,8 +66,11 @@ class ResultWriter:
     label_rows: Callable[..., list[str]]  # of the task: (detections, hw, with_confidence=) -> rows of a label file
     written: dict[str, int] = field(default_factory=dict)
     videos_at_once: int = 1
-    _stems: dict[str, str] = field(default_factory=dict)  # source path -> unique stem
-    _taken: set[str] = field(default_factory=set)
+    stems: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)  # sources whose name was taken, and what their results are called
+    _taken: set[str] = field(default_factory=set)  # in lower case, as some file systems know no other
+    _label_files: dict[str, str] = field(default_factory=dict)  # stem of a label file -> its source
+    _crop_folders: dict[str, str] = field(default_factory=dict)  # class name -> folder
     _videos: dict[str, _Video] = field(default_factory=dict)  # by source, in the order they were begun
     _table: TextIO | None = None
 
@@ -99,9 +108,9 @@ class ResultWriter:
             elif self.options.images:
                 self._video_frame(path, drawn, fps)
             if self.options.txt:
-                self._labels(self.folder / "labels" / f"{stem if frame is None else f'{stem}_{frame}'}.txt", image.shape[:2], found)
+                self._labels(self.folder / "labels" / f"{self._label_stem(path, stem, frame)}.txt", image.shape[:2], found)
             if self.options.csv:
-                self._rows(Path(path).name, frame, found)
+                self._rows(f"{stem}{Path(path).suffix}" if path in self.renamed else Path(path).name, frame, found)
             if self.options.crops:
                 self._crops(stem, image, found)
         except OSError as error:
@@ -109,10 +118,21 @@ class ResultWriter:
 
     def stem(self, path: str) -> str:
         """The source's name without suffix; another source of that name gets a number."""
-        if path not in self._stems:
-            stem = _as_file_name(Path(path).stem)
-            self._stems[path] = self._unique(stem, stem)
-        return self._stems[path]
+        if path not in self.stems:
+            stem = as_file_name(Path(path).stem)
+            self.stems[path] = self._unique(stem, stem)
+            if self.stems[path] != stem:
+                self.renamed[path] = self.stems[path]
+        return self.stems[path]
+
+    def _label_stem(self, path: str, stem: str, frame: int | None) -> str:
+        """That of a video's frame has its number; where an image or another video has that name, one more number."""
+        wanted = stem if frame is None else f"{stem}_{frame}"
+        number, name = 1, wanted
+        while self._label_files.setdefault(name.lower(), path) != path:
+            number += 1
+            name = f"{wanted}_{number}"
+        return name
 
     def _image(self, path: Path, image_rgb: np.ndarray, kind: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,22 +176,29 @@ class ResultWriter:
     def _rows(self, name: str, frame: int | None, found: Detections) -> None:
         if self._table is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 - closed on exit
+            self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed on exit
             csv.writer(self._table).writerow(CSV_COLUMNS)
         writer: Any = csv.writer(self._table)
         for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist()):
-            row = [name, self.names[label], f"{score:.4f}", "" if frame is None else frame]
+            row = [csv_cell(name), csv_cell(self.names[label]), f"{score:.4f}", "" if frame is None else frame]
             writer.writerow(row + [f"{value:.1f}" for value in box])
         self.written["rows"] = self.written.get("rows", 0) + len(found.boxes)
         self._table.flush()
 
     def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
         for box, label in zip(found.boxes.tolist(), found.classes.tolist()):
-            folder = self.folder / "crops" / _as_file_name(self.names[label])
+            folder = self.folder / "crops" / self._crop_folder(self.names[label])
             self._image(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", crop_of(image, box), "crops")
 
+    def _crop_folder(self, class_name: str) -> str:
+        """A folder for each class, also where two names differ in letter case only, or in what a file name cannot have."""
+        if class_name not in self._crop_folders:
+            name = as_file_name(class_name)
+            self._crop_folders[class_name] = self._unique(f"/crops/{name}", name)
+        return self._crop_folders[class_name]
+
     def _unique(self, key: str, name: str) -> str:
-        number = 1
+        number, key = 1, key.lower()
         while (candidate := key if number == 1 else f"{key}_{number}") in self._taken:
             number += 1
         self._taken.add(candidate)
@@ -191,6 +218,33 @@ def crop_of(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
     return image[top:bottom, left:right]
 
 
-def _as_file_name(name: str) -> str:
-    """A class or camera name without characters that mean something in paths."""
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).strip(". ") or "_"
+def unique_stems(paths: Sequence[str]) -> dict[str, str]:
+    """What the results of each image are called: its stem; of images with equal stems the path below the common folder, if need be with
+    the suffix."""
+    common = os.path.commonpath([os.path.dirname(p) for p in paths]) if len({Path(p).anchor for p in paths}) == 1 else ""
+    inner = {p: Path(os.path.relpath(p, common) if common else p.removeprefix(Path(p).anchor)) for p in paths}
+    choices = {p: [_as_path(c) for c in (i.stem, i.with_suffix(""), i)] for p, i in inner.items()}
+    counts = [Counter(wanted[level].lower() for wanted in choices.values()) for level in range(3)]
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for path, wanted in choices.items():
+        name = best = next((w for w, count in zip(wanted, counts) if count[w.lower()] == 1), wanted[-1])
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{best}_{number}"
+        taken.add(name.lower())
+        found[path] = name
+    return found
+
+
+def _as_path(path: str | Path) -> str:
+    return "/".join(map(as_file_name, Path(path).parts))
+
+
+def as_file_name(name: str) -> str:
+    """A class, image or camera name as a file or folder may be called on any system: without characters that mean something in paths,
+    no name of a device, of a length that leaves room for a number and a suffix."""
+    clean = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\ud800-\udfff]', "_", name)
+    clean = clean.encode("utf-8")[:LONGEST_NAME].decode("utf-8", "ignore").strip(". ") or "_"
+    return f"_{clean}" if clean.partition(".")[0].rstrip().upper() in DEVICES else clean

@@ -18,8 +18,8 @@ def test_no_warmup_starts_at_lr0():
     assert first == (0.01, 0.01, 0.937, 4)
 
 
-@pytest.mark.parametrize(("minimum", "expected"), [(100, 100), (1000, 1000), (0, 60)])
-def test_warmup_lasts_at_least_the_minimum(minimum, expected):
+@pytest.mark.parametrize(("minimum", "expected"), [(100, 100), (1000, 200), (0, 60)])
+def test_warmup_lasts_at_least_the_minimum_and_at_most_the_training(minimum, expected):
     assert schedule(warmup_min_iters=minimum).warmup_iterations == expected
 
 

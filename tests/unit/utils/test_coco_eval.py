@@ -15,7 +15,6 @@ from utils.errors import UserError
 from utils.metrics.coco_eval import (
     COCO_CATEGORY_IDS,
     category_ids_of,
-    image_id_of,
     read_instances,
     run_pycocotools,
     write_coco_json,
@@ -156,11 +155,6 @@ def test_category_ids() -> None:
     assert (COCO_CATEGORY_IDS[0], COCO_CATEGORY_IDS[11], COCO_CATEGORY_IDS[79]) == (1, 13, 90)
     assert category_ids_of(["person", *["x"] * 78, "toothbrush"]) == COCO_CATEGORY_IDS
     assert category_ids_of(NAMES) == (0, 1)
-
-
-@pytest.mark.parametrize(("path", "expected"), [("a/000000000139.jpg", 139), ("BloodImage_00000.jpg", "BloodImage_00000"), ("٣.jpg", 3)])
-def test_image_id(path: str, expected: int | str) -> None:
-    assert image_id_of(path) == expected
 
 
 def test_written_results_score_the_same_with_pycocotools(tmp_path: Path) -> None:

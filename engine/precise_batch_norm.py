@@ -1,0 +1,91 @@
+"""Running statistics of the moving average, measured with its own weights: the mean of what some training batches give.
+
+In training they follow the weights with a delay, and the average of weights is none that they were measured with. After Wu & Johnson,
+"Rethinking 'Batch' in BatchNorm" (arXiv:2105.07576), section 3: precise batch norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from utils import distributed
+from utils.precision import autocast
+from utils.random_state import random_state, set_random_state
+from utils.types import Batch, to_unit_range
+
+if TYPE_CHECKING:
+    from engine.training.run import Run
+
+
+def estimate_running_statistics(run: Run, epoch: int) -> None:
+    """Measures the running statistics of the moving average on the first ``--precise-bn`` batches of an epoch.
+
+    All ranks call it; each measures its share of the batches, and every one gets the mean over all. Neither the random state nor the order
+    of the data of later epochs changes.
+    """
+    count, loader, random = run.config.precise_bn, run.loaders.train, random_state()
+    loader.set_epoch(epoch, class_ap=run.progress.class_ap)
+    frozen = [run.state.ema.model.model[index] for index in run.state.frozen.rows]
+    try:
+        with closing(iter(loader)) as batches:  # type: ignore[type-var]
+            measure(run.state.ema.model, islice(batches, count), device=run.device, precision=run.step.precision, frozen=frozen)
+    finally:
+        set_random_state(random)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    precision: torch.dtype | None = None,
+    frozen: Sequence[nn.Module] = (),
+) -> None:
+    """Sets running mean and variance of every batch norm to the mean over batches, each of equal weight.
+
+    Statistics that come out non-finite, or of layers that no batch reaches, stay as they were.
+
+    Args:
+        model: in evaluation mode, which it stays in but for its batch norms.
+        batches: of training; those that count nowhere are left out.
+        device: where the model is.
+        precision: of the forward pass, None for float32.
+        frozen: parts of the model whose statistics stay.
+    """
+    kept = {module for part in frozen for module in part.modules()}
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m not in kept]
+    before = [(norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+        norm.train()
+    try:
+        for batch in batches:
+            if batch.images_of_step:
+                with autocast(device, precision):
+                    model(to_unit_range(batch.images.to(device)))
+    finally:
+        for norm, (momentum, buffers) in zip(norms, before):
+            norm.momentum = momentum
+            norm.eval()
+            _finish(norm, buffers)
+
+
+def _finish(norm: _BatchNorm, before: dict[str, torch.Tensor]) -> None:
+    """The mean over all ranks of what one layer has measured; what it had before where that is no number."""
+    assert norm.num_batches_tracked is not None
+    own = norm.num_batches_tracked.float()
+    batches = distributed.all_reduce_sum(own)
+    for name in ("running_mean", "running_var"):
+        value = getattr(norm, name)
+        mean = distributed.all_reduce_sum(torch.where(own > 0, value * own, 0.0)) / batches
+        value.copy_(torch.where((batches > 0) & mean.isfinite().all(), mean, before[name]))
+    norm.num_batches_tracked.copy_(before["num_batches_tracked"])
