@@ -302,7 +302,7 @@ def test_metadata_of_other_programs_is_understood(metadata: dict, names: tuple[s
 def test_facts_round_trip_through_text() -> None:
     facts = ExportFacts(names=NAMES, stride=64, imgsz=(64, 128), batch=3, ch=4, dynamic=True, end2end=True, topk=7, iou=0.5, conf=0.125)
     assert ExportFacts.from_metadata(facts.to_metadata(), source="a file") == facts
-    with pytest.raises(UserError, match="metadata cannot be understood"):
+    with pytest.raises(UserError, match="its stride is 'many', expected a whole number"):
         ExportFacts.from_metadata({"names": "{0: 'a'}", "stride": "many"}, source="a file")
 
 
