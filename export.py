@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from models.analysis.tolerance import check_tolerance
 from models.export.formats import describe_formats, formats_to_write
 from models.export.source import ExportOptions
 from utils.cli.export_arguments import ExportConfig, parse_arguments
@@ -77,6 +78,7 @@ def export_options(config: ExportConfig, *, stride: int) -> ExportOptions:
         topk=config.topk_all,
         iou=config.iou_thres,
         conf=config.conf_thres,
+        tolerance=check_tolerance(config.tolerance) if config.tolerance else None,
     )
 
 

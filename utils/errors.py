@@ -25,3 +25,8 @@ def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
 def first_line(error: BaseException) -> str:
     """What another library says about an error, short enough to be quoted in a message of one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def last_line(error: BaseException) -> str:
+    """The same of a library whose message begins with a traceback."""
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -19,7 +19,7 @@ from engine.evaluation.evaluate import EvaluationOptions, evaluate, plot_result
 from engine.evaluation.ground_truth import split_truth
 from engine.inference.augmented import AugmentedModel
 from engine.inference.class_order import in_order_of, shortened
-from engine.inference.networks import is_exported, load_networks
+from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import Network, Predictor, fixed_size
 from engine.inference.sliced import SlicedEvaluation, SlicedPredictor
 from models.checkpoints.checkpoint import load_checkpoint
@@ -141,7 +141,8 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
         print(f"No --weights given: validating the newest run, {config.weights}")
     if is_exported(config.weights, plugins=config.plugins) and not config.data:
         raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
-    model = load_networks(config.all_weights, device=device, plugins=config.plugins, download=config.download, half=config.half)
+    options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust)
+    model = load_networks(config.all_weights, device=device, options=options)
     if not config.data:
         config = replace(config, data=str(load_checkpoint(config.weights).config.get("data") or ""))
         if not config.data:

@@ -18,7 +18,7 @@ from data.sources.files import FileSource
 from data.sources.frames import Frame, FrameSource
 from data.sources.opening import open_source
 from engine.inference.augmented import AugmentedModel
-from engine.inference.networks import is_exported, load_networks
+from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
 from engine.inference.sliced import SlicedPredictor
 from tasks.base import DrawStyle
@@ -186,7 +186,8 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> N
     if config.visualize and (config.others or is_exported(weights, plugins=config.plugins)):
         reason = "several models have no common layers" if config.others else f"{weights} shows nothing of its layers"
         raise UserError(f"--visualize: {reason}; give one .pt file")
-    model = load_networks(files, device=device, plugins=config.plugins, download=config.download, half=config.half)
+    options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust)
+    model = load_networks(files, device=device, options=options)
     for wanted in config.classes or ():
         if not 0 <= wanted < model.nc:
             raise UserError(f"--classes {wanted}: {weights} knows the classes 0 to {model.nc - 1}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,31 +20,44 @@ if TYPE_CHECKING:
     from models.model import Model
 
 
-def load_networks(
-    files: Sequence[str | Path], *, device: torch.device, plugins: Sequence[str] = (), download: bool = False, half: bool = False
-) -> Model | Ensemble | ExportedModel:
+@dataclass(frozen=True)
+class LoadOptions:
+    """How files of weights are opened.
+
+    Attributes:
+        plugins: Python files of the caller's with modules and export formats.
+        download: whether published weights that are not on disk are fetched.
+        half: whether the network is to run in float16, which exported files cannot.
+        trust: whether the code in exported files is run unread.
+    """
+
+    plugins: Sequence[str] = ()
+    download: bool = False
+    half: bool = False
+    trust: bool = False
+
+
+def load_networks(files: Sequence[str | Path], *, device: torch.device, options: LoadOptions) -> Model | Ensemble | ExportedModel:
     """The network of the file, or all of several as one.
 
     Raises:
         UserError: A file cannot be used, or the files do not go together.
     """
-    networks = [load_network(Path(f), device=device, plugins=plugins, download=download, half=half) for f in files]
+    networks = [load_network(Path(f), device=device, options=options) for f in files]
     return networks[0] if len(networks) == 1 else Ensemble(networks, sources=[str(f) for f in files])
 
 
-def load_network(
-    path: Path, *, device: torch.device, plugins: Sequence[str] = (), download: bool = False, half: bool = False
-) -> Model | ExportedModel:
+def load_network(path: Path, *, device: torch.device, options: LoadOptions) -> Model | ExportedModel:
     """A network ready for inference: a checkpoint's without auxiliary branches and fused, or an exported file."""
-    if is_exported(path, plugins=plugins):
-        if half:
+    if is_exported(path, plugins=options.plugins):
+        if options.half:
             raise UserError(f"--half: {path} is run in the precision it was exported in; leave --half out")
-        return load_exported(path, device=device)
+        return load_exported(path, device=device, trust=options.trust)
     from models import load_model
     from models.checkpoints.published import ensure_weights
 
-    ensure_weights(path, download=download)
-    return channels_last(load_model(path, plugins=plugins).deploy()).to(device)
+    ensure_weights(path, download=options.download)
+    return channels_last(load_model(path, plugins=options.plugins).deploy()).to(device)
 
 
 def is_exported(path: str | Path, *, plugins: Sequence[str] = ()) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,7 +20,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.analysis.equivalence import FOLDED, HALVED, Difference, difference, read_images
+from models.analysis.equivalence import FOLDED, HALVED, Difference, Tolerance, difference, read_images
+from models.analysis.tolerance import check_tolerance
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.checkpoints.safetensors_writer import write_safetensors
 from models.checkpoints.sound_weights import check_weights
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help="beside the source if left out, called after what was done")
     parser.add_argument("--images", nargs="+", default=[], metavar="PATH", help="real images or folders of them to check on")
     parser.add_argument("--plugins", nargs="*", default=[], metavar="FILE", help="Python files with blocks of your own")
+    parser.add_argument(
+        "--tolerance", nargs=2, type=float, metavar=("PX", "SCORE"), help="differences of boxes and scores that are allowed"
+    )
     args = vars(parser.parse_args(argv))
     try:
         print(convert(args.pop("source"), **args))
@@ -77,6 +82,7 @@ def convert(
     out: str | Path | None = None,
     images: Sequence[str | Path] = (),
     plugins: Sequence[str | Path] = (),
+    tolerance: Sequence[float] | None = None,
 ) -> Conversion:
     """Writes ``source`` in another form and checks it.
 
@@ -84,10 +90,12 @@ def convert(
         out: file to write; beside the source and called after what was done if not given.
         images: images or folders; a drawn one if none is given.
         plugins: Python files of the caller's whose blocks the network uses.
+        tolerance: allowed differences of boxes in px and of scores, instead of those of the conversion; raw maps are not compared then.
 
     Raises:
         UserError: nothing to do, the source cannot be read, the outputs differ, or the disk is full; no file is left then.
     """
+    allowed = _tolerance(tolerance, half=half)
     source = Path(source)
     target = _target(source, out, {"deploy": deploy, "half": half, "stripped": strip_optimizer}, to_safetensors)
     checkpoint = load_checkpoint(source)
@@ -99,13 +107,21 @@ def convert(
         with atomic_write(target) as partial:
             _write(partial, converted, safetensors=to_safetensors)
             after = model_from_checkpoint(load_checkpoint(partial), source=target)
-            found = difference(model, after, inputs=inputs, allowed=HALVED if half else FOLDED)
+            found = difference(model, after, inputs=inputs, allowed=allowed)
             if not found.holds:
-                raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}")
+                raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}; --tolerance PX SCORE allows more")
             sizes = source.stat().st_size, partial.stat().st_size
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
     return Conversion(target, found, (_parameters(model), _parameters(after)), sizes)
+
+
+def _tolerance(given: Sequence[float] | None, *, half: bool) -> Tolerance:
+    usual = HALVED if half else FOLDED
+    if given is None:
+        return usual
+    boxes_px, scores = check_tolerance(given)
+    return Tolerance(math.inf, boxes_px, scores, mean=usual.mean)
 
 
 def _converted(checkpoint: Checkpoint, model: Model, *, half: bool, strip: bool) -> Checkpoint:

@@ -36,9 +36,9 @@ def export_model(model: Model, file_format: str, path: Path, options: ExportOpti
         with atomic_write(path) as unverified:
             with _expected_warnings(), torch.no_grad():
                 export_format.write(source, unverified)
-            agreement = compare(deployed, unverified, facts=source.facts, export_format=export_format)
+            agreement = compare(deployed, unverified, facts=source.facts, export_format=export_format, tolerance=options.tolerance)
             if not agreement.holds:
-                raise UserError(f"{path}: not written, because the {file_format} export {agreement}")
+                raise UserError(f"{path}: not written, because the {file_format} export {agreement}; --tolerance PX SCORE allows more")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     return agreement

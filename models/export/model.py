@@ -14,20 +14,28 @@ from models.export.formats import format_of_file
 from models.export.registry import OpenedFile
 from models.export.suppression import decode_detections
 from tasks import TASKS, Task
-from utils.errors import UserError
+from utils.errors import UserError, first_line
+from utils.memory import is_out_of_memory
 from utils.types import Predictions
 
 
-def load_exported(path: str | Path, *, device: torch.device | str = "cpu") -> ExportedModel:
+def load_exported(path: str | Path, *, device: torch.device | str = "cpu", trust: bool = False) -> ExportedModel:
     """Opens a file of any registered format.
 
+    Args:
+        path: the file.
+        device: where it runs.
+        trust: for a file of the caller's own: code in it is run without having been read.
+
     Raises:
-        UserError: no such file, a damaged or foreign one, or a package that is not installed.
+        UserError: no such file, a damaged or foreign one, one that does more than compute, or a package that is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return ExportedModel(format_of_file(path).open(path, torch.device(device)), path)
+    file_format = format_of_file(path)
+    opener = file_format.open_trusted if trust and file_format.open_trusted else file_format.open
+    return ExportedModel(opener(path, torch.device(device)), path)
 
 
 def task_of_file(name: str, path: Path) -> Task:
@@ -56,7 +64,7 @@ class ExportedModel:
 
     def __init__(self, opened: OpenedFile, path: Path) -> None:
         self.run, self.path = opened.run, path
-        self.facts = opened.facts
+        self.facts = opened.facts.checked(source=str(path))
         self.task = task_of_file(self.facts.task, path)
         if not self.facts.names:
             classes = self.task.class_count(opened.output_shapes)
@@ -116,12 +124,18 @@ class ExportedModel:
         """Outputs (B, ...) for at most as many images as the file takes at once."""
         count = len(images)
         missing = 0 if self.dynamic else self.facts.batch - count
-        return [torch.atleast_1d(o.to(images.device))[:count] for o in self.run(F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)))]
+        outputs = self.run(F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing)))
+        if not all(isinstance(o, Tensor) and o.ndim and len(o) == count + missing for o in outputs):
+            shapes = ", ".join(str(tuple(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in outputs)
+            raise UserError(f"{self.path}: gives {shapes} for {count + missing} images; export the model with export.py")
+        return [o.to(images.device)[:count] for o in outputs]
 
     def _decode(self, outputs: Sequence[Tensor]) -> Predictions:
         try:
             decode = decode_detections if self.facts.end2end else self.task.from_export
             return decode(outputs, nc=self.nc)
-        except ValueError as error:
+        except (ValueError, IndexError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             shapes = ", ".join(str(tuple(o.shape)) for o in outputs)
-            raise UserError(f"{self.path}: gives {shapes}; {error}: export the model with export.py") from None
+            raise UserError(f"{self.path}: gives {shapes}; {first_line(error)}: export the model with export.py") from None

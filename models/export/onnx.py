@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,37 +19,81 @@ if TYPE_CHECKING:
     from models.export.source import ExportSource
 
 IMAGES = "images"  # name of the input
+OPSET_HINT = "give --opset 17, the default, or more"
 
 
 def write_onnx(source: ExportSource, path: Path) -> None:
     """Writes ``images`` -> the outputs of the source, with names and sizes as metadata properties.
 
     Raises:
-        UserError: the graph is to be simplified and no package for that is installed, or it changes the result.
+        UserError: the operator set lacks an operator of the network, or the graph is to be simplified and no package for that is installed,
+            or simplifying changes the result.
     """
     import onnx
-    import torch
 
-    axes = {IMAGES: {0: "batch", 2: "height", 3: "width"}, **source.outputs}
-    torch.onnx.export(
-        source.network,
-        (source.example,),
-        str(path),
-        dynamo=False,
-        opset_version=source.options.opset,
-        input_names=[IMAGES],
-        output_names=list(source.outputs),
-        dynamic_axes={name: dict(free) for name, free in axes.items() if free} if source.facts.dynamic else None,
-    )
+    _trace(source, path)
     proto: Any = onnx.load(path)
     if source.options.simplify:
         proto = _simplified(proto)
     for inner in [output for output in proto.graph.output if output.name in source.candidates]:
         proto.graph.output.remove(inner)  # still computed: expose_candidates makes them outputs again to compare them
+    _fix_known_sides(proto, source)
     for key, value in source.facts.to_metadata().items():
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
+
+
+def _trace(source: ExportSource, path: Path) -> None:
+    """Writes the graph of the network."""
+    import torch
+    from torch.onnx.errors import OnnxExporterError
+
+    axes = {IMAGES: {0: "batch", 2: "height", 3: "width"}, **source.outputs}
+    try:
+        with _without_printed_graphs():
+            torch.onnx.export(
+                source.network,
+                (source.example,),
+                str(path),
+                dynamo=False,
+                opset_version=source.options.opset,
+                input_names=[IMAGES],
+                output_names=list(source.outputs),
+                dynamic_axes={name: dict(free) for name, free in axes.items() if free} if source.facts.dynamic else None,
+            )
+    except OnnxExporterError as error:
+        raise UserError(f"--opset {source.options.opset}: cannot hold this network ({first_line(error)}); {OPSET_HINT}") from None
+
+
+@contextmanager
+def _without_printed_graphs() -> Iterator[None]:
+    """Hides the graph, thousands of lines, that the exporter prints before it raises."""
+    import torch
+
+    prints: Any = getattr(torch._C, "_jit_onnx_log", None)
+    if prints is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = prints
+
+
+def _fix_known_sides(proto: Any, source: ExportSource) -> None:
+    """Writes the sides of the outputs that no input changes, such as 4 + classes, in place of the names that the exporter gives them."""
+    import torch
+
+    with torch.no_grad():
+        made = source.network(source.example)
+    tensors = dict(zip(source.outputs, (made,) if isinstance(made, torch.Tensor) else made, strict=True))
+    for output in proto.graph.output:
+        free = source.outputs[output.name] if source.facts.dynamic else ()
+        for axis, (side, length) in enumerate(zip(output.type.tensor_type.shape.dim, tensors[output.name].shape, strict=True)):
+            if axis not in free:
+                side.dim_value = length
 
 
 def open_onnx(path: Path, device: torch.device) -> OpenedFile:
@@ -59,6 +104,8 @@ def open_onnx(path: Path, device: torch.device) -> OpenedFile:
     """
     import torch
 
+    from utils.memory import is_out_of_memory
+
     session = _start_session(path, device)
     entry = session.get_inputs()[0]
     dtype = torch.float16 if "float16" in entry.type else torch.float32
@@ -66,8 +113,12 @@ def open_onnx(path: Path, device: torch.device) -> OpenedFile:
         raise UserError(f"{path}: takes {[i.shape for i in session.get_inputs()]}; one input (batch, channels, height, width) is needed")
 
     def run(images: Tensor) -> Sequence[Tensor]:
-        arrays = session.run(None, {entry.name: images.to("cpu", dtype).numpy()})
-        return [torch.from_numpy(array) for array in arrays]
+        try:
+            return [torch.from_numpy(array) for array in session.run(None, {entry.name: images.to("cpu", dtype).numpy()})]
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"{path}: cannot be run ({first_line(error)})") from None
 
     facts = ExportFacts.from_metadata(session.get_modelmeta().custom_metadata_map, source=str(path))
     batch, channels, *size = entry.shape

@@ -18,9 +18,10 @@ from models.model import Model
 from tasks import get_task
 from utils.types import Predictions
 
-# Logits of a trained network can be so large that float32 itself rounds boxes by more than a thousandth of a pixel. Then a file may differ
-# from torch by this many times torch's own rounding, measured against float64 on the same inputs, and never by more than the limit.
-ROUNDINGS, ROUNDING_LIMIT_PX = 4.0, 1e-2
+# Logits of a trained network can be so large that float32 itself rounds boxes by more than a thousandth of a pixel, or scores by more than
+# a ten-thousandth. Then a file may differ from torch by this many times torch's own rounding, measured against float64 on the same inputs,
+# and never by more than the limits.
+ROUNDINGS, ROUNDING_LIMITS = 4.0, PredictionDifference(boxes_px=1e-2, scores=1e-3)
 
 
 class Agreement(NamedTuple):
@@ -31,7 +32,7 @@ class Agreement(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]  # of the inputs
     allowed_px: float
     allowed_score: float
-    by_rounding: bool = False  # whether torch's own rounding raised allowed_px
+    by_rounding: bool = False  # whether torch's own rounding raised what is allowed
 
     @property
     def holds(self) -> bool:
@@ -39,15 +40,25 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         sizes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
-        reason = f", {ROUNDINGS:g} times torch's own rounding," if self.by_rounding else ""
+        reason = f", by {ROUNDINGS:g} times torch's own rounding" if self.by_rounding else ""
         return (
             f"differs from torch by at most {self.boxes_px:.1e} px and {self.scores:.1e} in score "
-            f"(allowed {self.allowed_px:.2g}{reason} and {self.allowed_score:g}; inputs {sizes})"
+            f"(allowed {self.allowed_px:.2g} and {self.allowed_score:.2g}{reason}; inputs {sizes})"
         )
 
 
-def compare(deployed: Model, path: Path, *, facts: ExportFacts, export_format: ExportFormat) -> Agreement:
-    """Runs the file and torch on random images: two of the exported size, and where it is dynamic also two other sizes, one as a batch."""
+def compare(
+    deployed: Model, path: Path, *, facts: ExportFacts, export_format: ExportFormat, tolerance: tuple[float, float] | None = None
+) -> Agreement:
+    """Runs the file and torch on random images: two of the exported size, and where it is dynamic also two other sizes, one as a batch.
+
+    Args:
+        deployed: what was exported.
+        path: the file.
+        facts: of the export.
+        export_format: of the file.
+        tolerance: allowed differences in px and in score, instead of those of the task.
+    """
     shapes = [(facts.batch, facts.ch, *facts.imgsz)] * 2
     if facts.dynamic:
         shapes += [(2, facts.ch, 5 * facts.stride, 7 * facts.stride), (1, facts.ch, 9 * facts.stride, 3 * facts.stride)]
@@ -55,20 +66,23 @@ def compare(deployed: Model, path: Path, *, facts: ExportFacts, export_format: E
     compare_inputs = _compare_detections if export_format.has_suppression else _compare_predictions
     found = compare_inputs(deployed, path, facts, export_format, inputs)
     outputs = get_task(facts.task).outputs
-    allowed_px, allowed_score = (min(o.tolerance[part] for o in outputs if part in o.tolerance) for part in ("boxes", "scores"))
+    boxes, scores = (min(o.tolerance[part] for o in outputs if part in o.tolerance) for part in ("boxes", "scores"))
+    usual = (boxes, scores)
+    allowed_px, allowed_score = tolerance or usual
     agreement = Agreement(found.boxes_px, found.scores, tuple(dict.fromkeys(shapes)), allowed_px, allowed_score)
-    if allowed_px <= found.boxes_px < ROUNDING_LIMIT_PX:
-        by_rounding = min(ROUNDINGS * _rounding_px(deployed, inputs), ROUNDING_LIMIT_PX)
-        if by_rounding > allowed_px:
-            return agreement._replace(allowed_px=by_rounding, by_rounding=True)
-    return agreement
+    within = found.boxes_px < ROUNDING_LIMITS.boxes_px and found.scores < ROUNDING_LIMITS.scores
+    if tolerance or agreement.holds or not within:
+        return agreement
+    rounding = _rounding(deployed, inputs)
+    allowed_px, allowed_score = (max(least, min(ROUNDINGS * own, most)) for least, own, most in zip(usual, rounding, ROUNDING_LIMITS))
+    return agreement._replace(allowed_px=allowed_px, allowed_score=allowed_score, by_rounding=(allowed_px, allowed_score) != usual)
 
 
-def _rounding_px(deployed: Model, inputs: list[Tensor]) -> float:
-    """The largest difference of a coordinate between torch in float32 and in float64, px."""
+def _rounding(deployed: Model, inputs: list[Tensor]) -> PredictionDifference:
+    """The largest differences between torch in float32 and in float64."""
     exact = copy.deepcopy(deployed).double()
     pairs = ((exact.predict(images.double()), deployed.predict(images)) for images in inputs)
-    return PredictionDifference.largest(prediction_difference(expected, got) for expected, got in pairs).boxes_px
+    return PredictionDifference.largest(prediction_difference(expected, got) for expected, got in pairs)
 
 
 def _compare_predictions(
@@ -103,4 +117,5 @@ def _compare_detections(
 
 
 def _open(path: Path, export_format: ExportFormat) -> ExportedModel:
-    return ExportedModel(export_format.open(path, torch.device("cpu")), path)
+    opener = export_format.open_trusted or export_format.open  # this process has just written it
+    return ExportedModel(opener(path, torch.device("cpu")), path)

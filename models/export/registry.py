@@ -46,6 +46,7 @@ class ExportFormat:
         help: one line for ``export.py --help``.
         stem: added to the name of the weights before the suffix; it distinguishes formats with the same suffix.
         needs: packages to write a file and to compare it with torch.
+        open_trusted: the same without checking that the file does nothing but compute, for formats whose files hold code (``--trust``).
         with_nms: name of the format that ``--nms`` makes of this one; empty if it cannot hold suppression.
         expose_candidates: only for a format with suppression inside: a context manager from a file and a confidence threshold to a
             temporary copy of the file that has this threshold, and the candidates of its suppression as further outputs.
@@ -58,6 +59,7 @@ class ExportFormat:
     help: str
     stem: str = ""
     needs: tuple[str, ...] = ()
+    open_trusted: Callable[[Path, torch.device], OpenedFile] | None = None
     with_nms: str = ""
     expose_candidates: Callable[[Path, float], AbstractContextManager[Path]] | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from models.analysis.tolerance import check_tolerance
 from models.export.facts import ExportFacts
 from utils.errors import UserError
 from utils.sizes import round_up_to_stride
@@ -28,6 +29,7 @@ class ExportOptions:
     topk: int = 100  # suppression inside: detections an image
     iou: float = 0.45
     conf: float = 0.25
+    tolerance: tuple[float, float] | None = None  # allowed differences from torch in px and in score; None: those of the task
 
     def validate(self, *, stride: int) -> None:
         """Checks every option, and the image size against the stride of the network in px.
@@ -47,6 +49,8 @@ class ExportOptions:
         for name, value in (("--iou-thres", self.iou), ("--conf-thres", self.conf)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} {value:g}: a number in 0-1 is needed")
+        if self.tolerance is not None:
+            check_tolerance(self.tolerance)
 
 
 @dataclass(frozen=True)

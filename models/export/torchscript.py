@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.export.archive import copy_checked
 from models.export.facts import ExportFacts
 from models.export.registry import ExportFormat, OpenedFile, register_format
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, last_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,32 +34,68 @@ def write_torchscript(source: ExportSource, path: Path) -> None:
 
 
 def open_torchscript(path: Path, device: torch.device) -> OpenedFile:
-    """Loads an archive onto ``device``.
+    """Loads an archive onto ``device``, after its code has been read.
 
     Raises:
-        UserError: no TorchScript, or damaged.
+        UserError: no TorchScript, a damaged one, or one that does more than an exported network.
+    """
+    return _opened(*load_archive(path, device, extra=CONFIG_FILE), path, device)
+
+
+def open_trusted_torchscript(path: Path, device: torch.device) -> OpenedFile:
+    """The same for a file of the caller's own: whatever its code does, it does.
+
+    Raises:
+        UserError: no TorchScript, or a damaged one.
+    """
+    return _opened(*load_archive(path, device, extra=CONFIG_FILE, trust=True), path, device)
+
+
+def load_archive(path: Path, device: torch.device, *, extra: str, trust: bool = False) -> tuple[torch.jit.ScriptModule, str]:
+    """The module of an archive, and the text of an extra file in it; empty if it has none of that name.
+
+    Args:
+        extra: name of the extra file.
+        trust: whether the archive's code may be anything, as torch runs it.
+
+    Raises:
+        UserError: as ``open_torchscript``.
     """
     import torch
 
-    extra = {CONFIG_FILE: ""}
-    try:
-        with torchscript_warnings():
-            module = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: not a TorchScript export, or a damaged one ({first_line(error)})") from None
-    try:
-        metadata = json.loads(extra[CONFIG_FILE] or "{}")
-    except json.JSONDecodeError:
-        raise UserError(f"{path}: its {CONFIG_FILE} cannot be understood; export it again with export.py") from None
+    texts = {extra: ""}
+    with tempfile.TemporaryDirectory() as folder, torchscript_warnings():
+        checked = path
+        if not trust:
+            checked = Path(folder) / "checked.torchscript"
+            texts[extra] = copy_checked(path, checked, extra=extra)
+        try:
+            module = torch.jit.load(str(checked), map_location=device, _extra_files=texts if trust else None).eval()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{path}: not a TorchScript export, or a damaged one ({first_line(error)})") from None
+    return module, texts[extra]
+
+
+def _opened(module: torch.jit.ScriptModule, config: str, path: Path, device: torch.device) -> OpenedFile:
+    import torch
+
+    from utils.memory import is_out_of_memory
+
+    facts = ExportFacts.from_json(config, source=str(path))
     if device.type != "cpu":
         move_constants(module, device)
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
 
     def run(images: Tensor) -> Sequence[Tensor]:
-        output = module(images.to(device, dtype))
-        return (output,) if isinstance(output, torch.Tensor) else tuple(o for o in output if isinstance(o, torch.Tensor))
+        try:
+            output = module(images.to(device, dtype))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"{path}: cannot be run ({last_line(error)})") from None
+        return (output,) if isinstance(output, torch.Tensor) else tuple(output if isinstance(output, (list, tuple)) else ())
 
-    return OpenedFile(run, ExportFacts.from_metadata(metadata, source=str(path)))
+    return OpenedFile(run, facts)
 
 
 def move_constants(module: torch.jit.ScriptModule, device: torch.device) -> None:
@@ -85,6 +123,7 @@ TORCHSCRIPT = register_format(
         suffix=".torchscript",
         write=write_torchscript,
         open=open_torchscript,
+        open_trusted=open_trusted_torchscript,
         help="a traced network, run by torch and libtorch",
     )
 )

@@ -30,6 +30,7 @@ class DetectConfig:
         "", "data set whose validation images are taken without --source (default: the checkpoint's, or the embedded one)", metavar="YAML"
     )
     plugins: tuple[str, ...] = flag((), "Python files of yours whose modules the model uses", metavar="FILE")
+    trust: bool = flag(False, "run the code of an exported file of yours unread: it may do anything")
 
     imgsz: tuple[int, ...] | None = flag(
         None, "side, or height and width, of the input in px (default: 640, or what an exported file was made for)", section="inference",

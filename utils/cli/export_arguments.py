@@ -27,6 +27,10 @@ class ExportConfig:
     topk_all: int = flag(100, "suppression inside: most detections per image", least=1)
     iou_thres: float = flag(0.45, "suppression inside: overlap above which the box of lower score is dropped", least=0, most=1)
     conf_thres: float = flag(0.25, "suppression inside: lowest score", least=0, most=1)
+    tolerance: tuple[float, ...] | None = flag(
+        None, "allowed differences from torch, in px and in score (default: 0.001 0.0001, or four times torch's own rounding)",
+        metavar="X",
+    )  # fmt: skip
     plugins: tuple[str, ...] = flag((), "Python files of yours with modules or export formats", metavar="FILE")
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ class ValConfig:
     single_cls: bool = flag(False, "all classes are one")
     min_items: int = flag(0, "leave out images with fewer objects", least=0)
     plugins: tuple[str, ...] = flag((), "Python files of yours that register modules", metavar="FILE")
+    trust: bool = flag(False, "run the code of an exported file of yours unread: it may do anything")
 
     batch_size: int = flag(32, "images per batch", section="inference", least=1)
     imgsz: int = flag(640, "longer side of the input", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=1)

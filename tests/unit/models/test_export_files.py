@@ -302,7 +302,7 @@ def test_metadata_of_other_programs_is_understood(metadata: dict, names: tuple[s
 def test_facts_round_trip_through_text() -> None:
     facts = ExportFacts(names=NAMES, stride=64, imgsz=(64, 128), batch=3, ch=4, dynamic=True, end2end=True, topk=7, iou=0.5, conf=0.125)
     assert ExportFacts.from_metadata(facts.to_metadata(), source="a file") == facts
-    with pytest.raises(UserError, match="metadata cannot be understood"):
+    with pytest.raises(UserError, match="its stride is 'many', expected a whole number"):
         ExportFacts.from_metadata({"names": "{0: 'a'}", "stride": "many"}, source="a file")
 
 
@@ -382,18 +382,41 @@ def test_published_networks_agree_when_dynamic(tmp_path: Path, cfg: str, name: s
     assert export_model(network.eval(), name, tmp_path / f"x{SUFFIX[name]}", ExportOptions(imgsz=(256, 320), dynamic=True)).holds
 
 
-ALLOWED = [(9e-4, 0.0, True), (3e-3, 1e-3, True), (3e-3, 1e-4, False), (2e-2, 1.0, False)]
+ALLOWED = [  # differences in px and in score, torch's own rounding of both
+    ((9e-4, 0.0), (0.0, 0.0), True),
+    ((3e-3, 0.0), (1e-3, 0.0), True),
+    ((3e-3, 0.0), (1e-4, 0.0), False),
+    ((2e-2, 0.0), (1.0, 1.0), False),
+    ((0.0, 3e-4), (0.0, 1e-4), True),
+    ((0.0, 3e-4), (1.0, 1e-5), False),
+    ((3e-3, 3e-4), (1e-3, 1e-4), True),
+    ((0.0, 2e-3), (1.0, 1.0), False),
+]
 
 
 @pytest.mark.parametrize(("difference", "rounding", "holds"), ALLOWED)
 def test_parity_tolerance_is_bounded_by_float32_rounding(monkeypatch, difference, rounding, holds):
-    """A thousandth of a pixel, or four times torch's own rounding where that is more, never above a hundredth."""
-    monkeypatch.setattr(parity, "_compare_predictions", lambda *_: PredictionDifference(difference, 0.0))
-    monkeypatch.setattr(parity, "_rounding_px", lambda *_: rounding)
+    """The task's tolerance, or four times torch's own rounding where that is more, never above ten times the tolerance."""
+    monkeypatch.setattr(parity, "_compare_predictions", lambda *_: PredictionDifference(*difference))
+    monkeypatch.setattr(parity, "_rounding", lambda *_: PredictionDifference(*rounding))
     network, facts = SimpleNamespace(task=DETECT), ExportFacts(names=("a",))
     found = parity.compare(network, Path("any.onnx"), facts=facts, export_format=find_format("onnx"))
     assert found.holds is holds
-    assert ("rounding" in str(found)) == (found.allowed_px > 1e-3)
+    assert ("rounding" in str(found)) == (found.allowed_px > 1e-3 or found.allowed_score > 1e-4)
+
+
+def test_a_given_tolerance_holds(monkeypatch):
+    monkeypatch.setattr(parity, "_compare_predictions", lambda *_: PredictionDifference(0.4, 0.04))
+    network, facts = SimpleNamespace(task=DETECT), ExportFacts(names=("a",))
+    for tolerance, holds in (((0.5, 0.05), True), ((0.5, 0.03), False), ((0.3, 0.05), False)):
+        found = parity.compare(network, Path("any.onnx"), facts=facts, export_format=find_format("onnx"), tolerance=tolerance)
+        assert found.holds is holds
+
+
+@pytest.mark.parametrize("values", [(0.1,), (0.1, 0.0), (0.1, float("inf")), (float("nan"), 0.1), (1.0, 2.0, 3.0)])
+def test_a_tolerance_is_two_numbers(values):
+    with pytest.raises(UserError, match=r"^--tolerance .*: two numbers above 0 are needed"):
+        ExportOptions(imgsz=SIZE, tolerance=values).validate(stride=32)
 
 
 def registered(monkeypatch: pytest.MonkeyPatch, **changes: object) -> registry.ExportFormat:
