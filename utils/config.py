@@ -11,10 +11,10 @@ import yaml
 
 from utils.cli.flags import flag, validate_flags
 from utils.errors import UserError
-from utils.hyperparameters import Hyperparameters, read_yaml_mapping
+from utils.hyperparameters import Hyperparameters
 from utils.lr_multipliers import format_lr_multipliers
 
-__all__ = ["FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig", "read_yaml_mapping"]
+__all__ = ["FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig"]
 
 FIND_BATCH_SIZE = -1  # the largest that fits
 PRETRAINED = "pretrained"  # of --freeze

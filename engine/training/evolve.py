@@ -17,9 +17,10 @@ import yaml
 
 from engine.training.nonfinite_guard import Diverged
 from utils import distributed
-from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
+from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.reading.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from tasks.base import MetricResult
@@ -138,7 +139,7 @@ def read_generations(folder: Path, config: TrainConfig) -> list[Row]:
         folder.mkdir(parents=True, exist_ok=True)
         config.to_yaml(flags)
         return []
-    stored, now = read_yaml_mapping(flags), config.to_dict()
+    stored, now = read_yaml(flags), config.to_dict()
     for name in (n for n in now if n not in RESUMABLE and n in stored and stored[n] != now[n]):
         flag = f"--{name.replace('_', '-')}"
         raise UserError(f"{flag} {now[name]}: {folder} holds a search with {flag} {stored[name]}; give the same, or another --name")
