@@ -25,3 +25,10 @@ def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
 def first_line(error: BaseException) -> str:
     """What another library says about an error, short enough to be quoted in a message of one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def one_line(text: str, *, most: int = 4000) -> str:
+    """A message as one line that a terminal shows as it is: line ends become blanks, control characters are escaped, the end is cut."""
+    joined = " ".join(line.strip() for line in text[: 4 * most].splitlines()).strip()
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return safe if len(safe) <= most else safe[:most] + " …"

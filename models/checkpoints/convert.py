@@ -9,9 +9,7 @@ its name. Where the outputs do not agree, nothing is left.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +21,8 @@ from models.analysis.equivalence import FOLDED, HALVED, Difference, difference, 
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.checkpoints.safetensors_writer import write_safetensors
 from models.model import Model
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_script
 from utils.errors import UserError
 from utils.files import atomic_write
 
@@ -48,8 +48,8 @@ class Conversion(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m models.convert", description="Writes a checkpoint in another form, checked.")
+    """The command line; returns the exit status."""
+    parser = OneLineParser(prog="python -m models.convert", description="Writes a checkpoint in another form, checked.")
     parser.add_argument("source", help="checkpoint: this project's, YOLOv5's, v7's, v9's, ultralytics', or .safetensors")
     parser.add_argument("--deploy", action="store_true", help="drop auxiliary branches, fold batch norms and re-parameterised branches")
     parser.add_argument("--half", action="store_true", help="store weights in float16")
@@ -59,11 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", nargs="+", default=[], metavar="PATH", help="real images or folders of them to check on")
     parser.add_argument("--plugins", nargs="*", default=[], metavar="FILE", help="Python files with blocks of your own")
     args = vars(parser.parse_args(argv))
-    try:
-        print(convert(args.pop("source"), **args))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    return 0
+    return run_script("models.convert", lambda: print(convert(args.pop("source"), **args)))
 
 
 def convert(

@@ -65,6 +65,16 @@ def user_path(text: str | Path, where: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def folder_name_fault(text: str) -> str:
+    """Why a run folder cannot have this name below its project; empty where it can. ``group/name`` is a name too."""
+    parts = text.replace(os.sep, "/").split("/")
+    if not text.strip():
+        return "a name is needed, this one is empty"
+    if os.path.isabs(text) or not {".", ".."}.isdisjoint(parts):
+        return f"{text[:80]!r} is a path; the folder is made below --project: give --project and --name"
+    return path_fault(text)
+
+
 def path_fault(text: str) -> str:
     """Why no file can have this path; empty where one can."""
     if "\0" in text:
