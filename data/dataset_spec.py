@@ -106,7 +106,7 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
         UserError: no such file, not a mapping, names and ``nc`` that disagree, or images that are not there; the message names every
             path tried.
     """
-    yaml_path = _find_yaml(path_or_name)
+    yaml_path = find_dataset_yaml(path_or_name)
     raw = read_yaml(yaml_path, as_written=("names",), expected="train, val and names")
     if yaml_path == HERE / "shapes.yaml":
         _generate_embedded(HERE / "shapes")
@@ -151,8 +151,12 @@ def _missing(yaml_path: Path, split: str, tried: list[Path], download: str | Non
     return UserError(f"{yaml_path}: images of {split!r} not found, tried {places}{hint}")
 
 
-def _find_yaml(path_or_name: str | Path) -> Path:
-    """The dataset file for a path or a bare name."""
+def find_dataset_yaml(path_or_name: str | Path) -> Path:
+    """The dataset file for a path or a bare name.
+
+    Raises:
+        UserError: there is none; the message names every path tried.
+    """
     given = user_path(path_or_name, "dataset file")
     tried = [given]
     if given.suffix not in (".yaml", ".yml"):

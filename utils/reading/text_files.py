@@ -28,16 +28,18 @@ def read_bytes(path: str | Path, *, most: int = MAX_TEXT_BYTES, kind: str = "fil
         UserError: missing, unreadable, no regular file, or larger than ``most``.
     """
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            what = "a folder" if stat.S_ISDIR(found.st_mode) else "a device, pipe or socket"
-            raise UserError(f"{path}: a {kind} is expected, this is {what}")
-        with open(path, "rb") as file:
-            content = file.read(most + 1)
+        mode = os.stat(path).st_mode
+        content = b""
+        if stat.S_ISREG(mode):
+            with open(path, "rb") as file:
+                content = file.read(most + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+        raise UserError(f"{path}: a {kind} is expected, this is {what}")
     if len(content) > most:
         raise UserError(f"{path}: a {kind} of more than {most:,} bytes is not read")
     return content

@@ -6,6 +6,7 @@ import resource
 import pytest
 
 from data.dataset_spec import MAX_CHANNELS, MAX_CLASSES, load_dataset_spec
+from data.sources.streams import listed_streams
 from models.spec.parser import load_spec
 from utils.errors import UserError
 from utils.hyperparameters import Hyperparameters
@@ -124,3 +125,9 @@ def test_gbk_in_a_model_yaml_is_named(tmp_path):
     path.write_bytes("nc: 2\nactivation: 激活\n".encode("gbk"))
     with pytest.raises(UserError, match=r"m\.yaml.*line 2.*save the file as UTF-8"):
         load_spec(path)
+
+
+def test_a_list_of_streams_that_never_ends_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "cams.streams")
+    with pytest.raises(UserError, match=r"cams\.streams: a list of streams is expected, this is a device, pipe"):
+        listed_streams(tmp_path / "cams.streams")

@@ -164,8 +164,9 @@ def test_only_regular_files_are_opened(tmp_path):
         (tmp_path / "pipe.yaml", "this is a device, pipe"), (Path("/dev/zero"), "this is a device, pipe"), (tmp_path, "this is a folder"),
         (tmp_path / "none.yaml", "no such file"), (tmp_path / "a.yaml\0", "cannot be read"), (tmp_path / ("a" * 300), "cannot be read"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=said) as caught:
             read_yaml(path)
+        assert str(caught.value).count(str(path).replace("\0", "")) <= 1 + str(path).count("\0")
 
 
 def test_a_file_of_the_largest_size_is_read_whole(tmp_path):
