@@ -18,6 +18,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_command
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,20 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 0 where every YAML passes."""
     args = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the child processes too
-    try:
-        reports = doctor(args)
-    except UserError as error:
-        print(f"doctor.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("doctor.py: interrupted; resume with --resume", file=sys.stderr)
-        return 130
-    return 0 if all(report.passed for report in reports) else 1
+    return run_command("doctor.py", lambda: int(not all(report.passed for report in doctor(args))), reason="resume with --resume")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's flags."""
-    flags = argparse.ArgumentParser(prog="doctor.py", description="puts model YAMLs through training, validation, deployment and export")
+    flags = OneLineParser(prog="doctor.py", description="puts model YAMLs through training, validation, deployment and export")
     flags.add_argument("cfg", nargs="*", help="model YAMLs, paths or bare names; all under models/configs if none is given")
     flags.add_argument("--only", nargs="+", metavar="PATTERN", default=[], help="only YAMLs of these names, such as 'yolov8-*'")
     flags.add_argument("--all-scales", action="store_true", help="every scale of a YAML with scales, not only its smallest")

@@ -6,17 +6,21 @@ Nothing in the file is ever executed: a ``download:`` entry is only shown to the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from data.labels.paths import as_written
 from data.tools.shapes import ensure_shapes
 from utils.errors import UserError, nearest
+from utils.reading.text_files import user_path
+from utils.reading.yaml_text import read_yaml, shown
 
 SPLITS = ("train", "val", "test")
+MAX_CLASSES = 100_000
+MAX_CHANNELS = 1024  # of an image
+MAX_NAME_CHARS = 200  # of a class
 HERE = Path(__file__).resolve().parent
 MAX_KEYPOINTS = 10_000  # of an object
 
@@ -106,8 +110,8 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
         UserError: no such file, not a mapping, names and ``nc`` that disagree, or images that are not there; the message names every
             path tried.
     """
-    yaml_path = _find_yaml(path_or_name)
-    raw = _read_yaml(yaml_path)
+    yaml_path = find_dataset_yaml(path_or_name)
+    raw = read_yaml(yaml_path, as_written=("names",), expected="train, val and names")
     if yaml_path.resolve() == HERE / "shapes.yaml":
         _generate_embedded(HERE / "shapes")
     download = None if raw.get("download") is None else str(raw["download"]).strip()
@@ -152,9 +156,13 @@ def _missing(yaml_path: Path, split: str, tried: list[Path], download: str | Non
     return UserError(f"{yaml_path}: images of {split!r} not found, tried {places}{hint}")
 
 
-def _find_yaml(path_or_name: str | Path) -> Path:
-    """The dataset file for a path or a bare name."""
-    given = Path(path_or_name).expanduser()
+def find_dataset_yaml(path_or_name: str | Path) -> Path:
+    """The dataset file for a path or a bare name.
+
+    Raises:
+        UserError: there is none; the message names every path tried.
+    """
+    given = user_path(path_or_name, "dataset file")
     tried = [given]
     if given.suffix not in (".yaml", ".yml"):
         tried.append(given.with_name(given.name + ".yaml"))
@@ -162,19 +170,12 @@ def _find_yaml(path_or_name: str | Path) -> Path:
     for path in tried:
         if path.is_file():
             return as_written(path)
+    if given.exists():
+        kind = "a folder" if given.is_dir() else "a device or pipe"
+        raise UserError(f"dataset file {path_or_name}: a YAML file is expected, this is {kind}")
     known = sorted(p.name for p in HERE.glob("*.yaml"))
     hint = nearest(given.name, known) or "known names: " + ", ".join(known)
     raise UserError(f"dataset file {path_or_name} not found, tried {', '.join(dict.fromkeys(map(str, tried)))}; {hint}")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a mapping with train, val and names is expected, not {type(raw).__name__}")
-    return raw
 
 
 def _roots(yaml_path: Path, path: object) -> list[Path]:
@@ -182,7 +183,9 @@ def _roots(yaml_path: Path, path: object) -> list[Path]:
     folders = [yaml_path.parent, yaml_path.resolve().parent]
     if path is None or path == "":
         return list(dict.fromkeys([*folders, Path.cwd()]))
-    given = Path(str(path)).expanduser()
+    if isinstance(path, bool) or not isinstance(path, (str, int)):
+        raise UserError(f"{yaml_path}: path: a folder is expected, not {shown(path)}; put a name that looks like a number in quotes")
+    given = user_path(str(path), f"{yaml_path}: path")
     if given.is_absolute():
         return [as_written(given)]
     return list(dict.fromkeys(as_written(folder / given) for folder in (*folders, Path.cwd())))
@@ -196,9 +199,9 @@ def _resolve_split(yaml_path: Path, split: str, value: object, roots: list[Path]
     found, missing = [], []
     for entry in entries:
         if not isinstance(entry, (str, Path)):
-            raise UserError(f"{yaml_path}: {split}: a folder or .txt list is expected, not {entry!r}")
-        tried = _candidates(Path(entry).expanduser(), roots)
-        hit = next((p for p in tried if p.exists()), None)
+            raise UserError(f"{yaml_path}: {split}: a folder or .txt list is expected, not {shown(entry)}")
+        tried = _candidates(user_path(entry, f"{yaml_path}: {split}"), roots)
+        hit = next((p for p in tried if os.path.exists(p)), None)
         found.append(hit or tried[0])
         missing += [] if hit else tried
     return tuple(found), missing
@@ -222,11 +225,13 @@ def _read_annotations(yaml_path: Path, raw: dict[str, Any], roots: list[Path]) -
     """The COCO files that ``annotations:`` names, by split."""
     given = raw.get("annotations") or {}
     if not isinstance(given, dict) or not all(k in SPLITS and isinstance(v, str) for k, v in given.items()):
-        raise UserError(f"{yaml_path}: annotations: {given!r}, a COCO file for a split is expected: {{train: FILE.json, val: FILE.json}}")
+        raise UserError(
+            f"{yaml_path}: annotations: {shown(given)}, a COCO file for a split is expected: {{train: FILE.json, val: FILE.json}}"
+        )
     found = {}
     for split, name in given.items():
-        tried = _candidates(Path(name).expanduser(), roots)
-        hit = next((p for p in tried if p.is_file()), None)
+        tried = _candidates(user_path(name, f"{yaml_path}: annotations: {split}"), roots)
+        hit = next((p for p in tried if os.path.isfile(p)), None)
         if hit is None:
             raise UserError(f"{yaml_path}: annotations: {split}: not found, tried {', '.join(map(str, tried))}")
         found[split] = hit
@@ -236,8 +241,8 @@ def _read_annotations(yaml_path: Path, raw: dict[str, Any], roots: list[Path]) -
 def _read_names(yaml_path: Path, raw: dict[str, Any]) -> tuple[str, ...]:
     """Class names in order from a list, a dict or ``nc`` alone."""
     names, nc = raw.get("names"), raw.get("nc")
-    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or nc < 1):
-        raise UserError(f"{yaml_path}: nc: {nc!r}, a whole number of at least 1 is expected")
+    if nc is not None and (isinstance(nc, bool) or not isinstance(nc, int) or not 1 <= nc <= MAX_CLASSES):
+        raise UserError(f"{yaml_path}: nc: {shown(nc)}, a whole number from 1 to {MAX_CLASSES} is expected")
     if names is None:
         if nc is None:
             raise UserError(f"{yaml_path}: neither 'names' nor 'nc'; names: [cat, dog] or names: {{0: cat, 1: dog}} is expected")
@@ -245,17 +250,35 @@ def _read_names(yaml_path: Path, raw: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = _ordered(yaml_path, names)
     if not isinstance(names, (list, tuple)) or not names:
-        raise UserError(f"{yaml_path}: names: a list or a mapping from class number to name is expected, not {names!r}")
+        raise UserError(f"{yaml_path}: names: a list or a mapping from class number to name is expected, not {shown(names)}")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{yaml_path}: names: {len(names)} classes, at most {MAX_CLASSES} are read")
     if nc is not None and nc != len(names):
         raise UserError(f"{yaml_path}: nc: {nc} but names has {len(names)} entries; make them agree or leave nc out")
-    return tuple(str(n) for n in names)
+    return _checked_names(yaml_path, names)
 
 
-def _ordered(yaml_path: Path, names: dict[Any, Any]) -> list[Any]:
-    try:
-        by_index = {int(k): v for k, v in names.items()}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{yaml_path}: names: keys must be class numbers 0, 1, 2 …, not {next(iter(names))!r}") from error
+def _checked_names(yaml_path: Path, names: Sequence[object]) -> tuple[str, ...]:
+    """The names as they were written. Raises UserError for one that is none: empty, a list, several lines, the name of another class."""
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        where = f"{yaml_path}: names: class {index}"
+        if name is None or not str(name).strip():
+            raise UserError(f"{where} has no name")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: a name is expected, not {shown(name)}; names: [cat, dog] or names: {{0: cat, 1: dog}} is right")
+        if len(name) > MAX_NAME_CHARS or "\n" in name or "\t" in name:
+            raise UserError(f"{where}: one line of at most {MAX_NAME_CHARS} characters without tabs is expected, not {shown(name)}")
+        if name in first:
+            raise UserError(f"{where} is called {shown(name)} like class {first[name]}; give each class a name of its own")
+        first[name] = index
+    return tuple(map(str, names))
+
+
+def _ordered(yaml_path: Path, names: dict[str, Any]) -> list[Any]:
+    if wrong := next((k for k in names if not (k.isascii() and k.isdecimal() and len(k) <= len(str(MAX_CLASSES)))), None):
+        raise UserError(f"{yaml_path}: names: keys must be class numbers 0, 1, 2 …, not {shown(wrong)}")
+    by_index = {int(k): v for k, v in names.items()}
     absent = sorted(set(range(len(names))) - set(by_index))
     if absent:
         raise UserError(f"{yaml_path}: names: {len(names)} classes, but no entry for class {absent[0]}; keys must be 0 to {len(names) - 1}")
@@ -264,15 +287,15 @@ def _ordered(yaml_path: Path, names: dict[Any, Any]) -> list[Any]:
 
 def _read_ch(yaml_path: Path, raw: dict[str, Any]) -> int:
     ch = raw.get("ch", raw.get("channels", 3))
-    if isinstance(ch, bool) or not isinstance(ch, int) or ch < 1:
-        raise UserError(f"{yaml_path}: ch: {ch!r}, the number of image channels is expected")
+    if isinstance(ch, bool) or not isinstance(ch, int) or not 1 <= ch <= MAX_CHANNELS:
+        raise UserError(f"{yaml_path}: ch: {shown(ch)}, the number of image channels is expected, from 1 to {MAX_CHANNELS}")
     return ch
 
 
 def _read_bits(yaml_path: Path, raw: dict[str, Any]) -> int | None:
     bits = raw.get("bits")
-    if bits not in (None, 8, 16):
-        raise UserError(f"{yaml_path}: bits: {bits!r}, 8 or 16 is expected (or leave it out: the images tell)")
+    if bits is not None and (not isinstance(bits, int) or bits not in (8, 16)):
+        raise UserError(f"{yaml_path}: bits: {shown(bits)}, 8 or 16 is expected (or leave it out: the images tell)")
     return bits
 
 
@@ -282,7 +305,9 @@ def _read_flip_idx(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, ...] | No
         return None
     count = len(given) if isinstance(given, list) else 0
     if not count or not all(type(i) is int and 0 <= i < count and given[i] == k for k, i in enumerate(given)):
-        raise UserError(f"{yaml_path}: flip_idx: {given!r}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]")
+        raise UserError(
+            f"{yaml_path}: flip_idx: {shown(given)}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]"
+        )
     return tuple(given)
 
 
@@ -292,6 +317,5 @@ def _read_kpt_shape(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, int] | N
         return None
     whole = isinstance(given, list) and len(given) == 2 and all(type(i) is int for i in given)
     if not whole or not 1 <= given[0] <= MAX_KEYPOINTS or given[1] not in (2, 3):
-        shown = str(given)[:60]
-        raise UserError(f"{yaml_path}: kpt_shape: {shown}, keypoints of an object and values of each (2 or 3) are expected: [17, 3]")
+        raise UserError(f"{yaml_path}: kpt_shape: {shown(given)}, keypoints of an object and values of each (2 or 3) are expected: [17, 3]")
     return given[0], given[1]

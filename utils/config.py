@@ -11,16 +11,19 @@ import yaml
 
 from utils.cli.flags import flag, validate_flags
 from utils.errors import UserError
-from utils.hyperparameters import Hyperparameters, read_yaml_mapping
+from utils.hyperparameters import Hyperparameters
 from utils.lr_multipliers import format_lr_multipliers
+from utils.reading.text_files import folder_name_fault
+from utils.sizes import MAX_SIDE_PX, MAX_WORKERS
 
-__all__ = ["FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig", "read_yaml_mapping"]
+__all__ = ["FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig"]
 
 FIND_BATCH_SIZE = -1  # the largest that fits
 PRETRAINED = "pretrained"  # of --freeze
 NEWEST = "newest"  # of --resume
 PATHS = ("cfg", "weights", "backbone_weights", "data", "hyp", "project")  # fields that name a file or a folder
 ABSOLUTE = "absolute"  # key of opt.yaml
+MAX_LAYERS = 10_000
 GENERATIONS = 300  # of --evolve without a number
 
 
@@ -28,8 +31,13 @@ GENERATIONS = 300  # of --evolve without a number
 class TrainConfig:
     """The flags of train.py. ``hyp`` may also be Hyperparameters, ``lr_mult`` a mapping, and paths are accepted as text is."""
 
-    cfg: str = flag("", "model, such as yolov9-c-FocalModulation.yaml; alone: train from scratch", section="model and data", metavar="YAML")
-    weights: str = flag("", "checkpoint; alone it gives the architecture too, with --cfg what fits is transferred", metavar="PT")
+    cfg: str = flag(
+        "", "model, such as yolov9-c-FocalModulation.yaml; alone: train from scratch", section="model and data", metavar="YAML",
+        may_be_empty=True,
+    )  # fmt: skip
+    weights: str = flag(
+        "", "checkpoint; alone it gives the architecture too, with --cfg what fits is transferred", metavar="PT", may_be_empty=True
+    )
     download: bool = flag(False, "fetch published weights that are not on disk")
     attention: tuple[str, ...] = flag((), "insert same-width modules: FocalModulation@9, EMA@detect, ...", metavar="SPEC")
     attention_init: str = flag("", "identity: inserted modules start as exact no-ops", metavar="HOW", choices=("identity",))
@@ -47,7 +55,8 @@ class TrainConfig:
     )  # fmt: skip
     accumulate: int | None = flag(None, "iterations per optimizer step; nominal batch / batch size if left out", least=1)
     imgsz: int = flag(
-        640, "side of the square input; a second one is for validation", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=32
+        640, "side of the square input; a second one is for validation", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=32,
+        most=MAX_SIDE_PX,
     )
     val_imgsz: int | None = None  # px; None = imgsz
     multi_scale: bool = flag(False, "vary the input's side by up to half around --imgsz")
@@ -84,9 +93,9 @@ class TrainConfig:
         5, "stop after N non-finite steps in a row (no such step changes a weight); 0 = never", least=0, resumable=True
     )
     skip_nan: bool = flag(False, "skip any number of such steps", resumable=True)
-    seed: int = flag(0, "seed", least=0)
+    seed: int = flag(0, "seed", least=0, most=2**32 - 1)
 
-    workers: int = flag(8, "loader processes", section="input pipeline", least=0, resumable=True)
+    workers: int = flag(8, "loader processes", section="input pipeline", least=0, most=MAX_WORKERS, resumable=True)
     cache: str = flag(
         "", "keep images in ram (if no value is given) or on disk", aliases=("--cache-images",), metavar="WHERE", const="ram",
         choices=("ram", "disk"), resumable=True,
@@ -96,11 +105,15 @@ class TrainConfig:
     min_items: int = flag(0, "leave out images with fewer objects", least=0)
     noautoanchor: bool = flag(False, "keep the YAML's anchors")
 
-    device: str = flag("", "cpu, 0, 0,1 ...; a GPU where there is one", section="device and run folder", metavar="D", resumable=True)
+    device: str = flag(
+        "", "cpu, 0, 0,1 ...; a GPU where there is one", section="device and run folder", metavar="D", may_be_empty=True, resumable=True
+    )
     project: str = flag("runs/train", "folder of runs", metavar="DIR", resumable=True)
-    name: str = flag("exp", "run folder in it")
+    name: str = flag("exp", "run folder in it", fault=folder_name_fault)
     exist_ok: bool = flag(False, "write into an existing run folder")
-    save_period: int = flag(-1, "keep a checkpoint every N epochs", aliases=("--save_period",), resumable=True)
+    save_period: int = flag(
+        -1, "keep a checkpoint every N epochs; 0 = none", aliases=("--save_period",), least=0, special={-1: "none"}, resumable=True
+    )
     save_steps: int = flag(0, "save within epochs too, every N optimizer steps; 0 = only at their ends", least=0, resumable=True)
     nosave: bool = flag(False, "save only at the end", resumable=True)
     noval: bool = flag(False, "validate only at the end", shorthands={"--notest": True})
@@ -131,6 +144,10 @@ class TrainConfig:
             raise UserError("--attention-init is about inserted modules: give them with --attention, such as --attention FocalModulation@9")
         if not self.freeze_pretrained and any(not isinstance(i, int) or i < 0 for i in self.freeze):
             raise UserError(f"--freeze {' '.join(map(str, self.freeze))}: layer indices count from 0; or {PRETRAINED!r} alone")
+        if any(isinstance(i, int) and i > MAX_LAYERS for i in self.freeze):
+            raise UserError(f"--freeze {max(i for i in self.freeze if isinstance(i, int))}: no model has more than {MAX_LAYERS} layers")
+        if self.val_imgsz is not None and not (isinstance(self.val_imgsz, int) and 32 <= self.val_imgsz <= MAX_SIDE_PX):
+            raise UserError(f"--imgsz {self.imgsz} {self.val_imgsz}: whole numbers from 32 to {MAX_SIDE_PX} are needed")
         if self.image_weights and self.rect:
             raise UserError("--image-weights with --rect: they exclude one another, as drawn images come in any shape; give one of them")
         if self.evolve and self.resume:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 import sys
 import time
@@ -134,7 +135,9 @@ def select_device(name: str = "") -> torch.device:
     Raises:
         UserError: no such device here.
     """
-    name = name.strip().lower().removeprefix("cuda:") if name else ""
+    given, name = name, name.strip().lower().removeprefix("cuda:") if name else ""
+    if not re.fullmatch(r"cpu|mps|cuda|[0-9]{1,3}(\s*,\s*[0-9]{1,3})*|", name):
+        raise UserError(f"--device {given[:80]}: cpu, mps, a GPU's number such as 0, or several for as many processes (0,1) are allowed")
     if name in ("cpu", "mps"):
         if name == "mps" and not torch.backends.mps.is_available():
             raise UserError("--device mps: not available here; use --device cpu")

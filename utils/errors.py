@@ -30,3 +30,10 @@ def first_line(error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """The same of a library whose message begins with a traceback."""
     return next(reversed(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def one_line(text: str, *, most: int = 4000) -> str:
+    """A message as one line that a terminal shows as it is: line ends become blanks, control characters are escaped, the end is cut."""
+    joined = " ".join(line.strip() for line in text[: 4 * most].splitlines()).strip()
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return safe if len(safe) <= most else safe[:most] + " …"

@@ -12,6 +12,7 @@ import yaml
 
 from utils.cli.flags import Flag, flag, flags_of
 from utils.errors import UserError, nearest
+from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
@@ -103,7 +104,7 @@ class Hyperparameters:
         Raises:
             UserError: the file is missing or no YAML mapping, a key is unknown (the nearest is named), or a value is out of range.
         """
-        return cls.from_dict(read_yaml_mapping(path), source=str(path))
+        return cls.from_dict(read_yaml(path, expected="keys to values"), source=str(path))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "hyper-parameters") -> Hyperparameters:
@@ -112,8 +113,9 @@ class Hyperparameters:
         unused = [k for k in values if k in UNUSED_KEYS]
         for key in values:
             if key not in known and key not in UNUSED_KEYS:
-                hint = nearest(str(key), known)
-                raise UserError(f"{source}: unknown hyper-parameter {key!r}" + (f", {hint}" if hint else f"; known are {', '.join(known)}"))
+                hint = nearest(str(key)[:80], known)
+                meant = f", {hint}" if hint else f"; known are {', '.join(known)}"
+                raise UserError(f"{source}: unknown hyper-parameter {shown(key)}{meant}")
         if unused:
             print(f"{source}: {', '.join(unused)} accepted, not used by this project")
         return cls(**{k: v for k, v in values.items() if k in known}, source=source)
@@ -130,28 +132,6 @@ class Hyperparameters:
         return replace(self, **changes)
 
 
-def read_yaml_mapping(path: str | Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping; an empty file is an empty mapping. Never runs anything.
-
-    Raises:
-        UserError: missing, unreadable, no YAML, or no mapping.
-    """
-    path = Path(path)
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: a mapping of keys to values is needed, not {type(loaded).__name__}")
-    return loaded
-
-
 def _checked(key: Flag, value: Any, source: str) -> Any:
     """The value as the key's type, in its range. YAML 1.1 reads ``1e-3`` as text, so numbers in text are numbers here."""
     if key.choices:
@@ -160,12 +140,12 @@ def _checked(key: Flag, value: Any, source: str) -> Any:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{source}: {key.name}: {value!r} is not a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{source}: {key.name}: {shown(value)} is not a number") from None
     least, most = key.least or 0, key.most if key.most is not None else math.inf
     if not math.isfinite(number) or not least <= number <= most:
         upper = f" to {most:g}" if math.isfinite(most) else " up"
-        raise UserError(f"{source}: {key.name}: {value!r} is out of range, {least:g}{upper} is allowed")
+        raise UserError(f"{source}: {key.name}: {shown(value)} is out of range, {least:g}{upper} is allowed")
     if key.scalar is int:
         if number != int(number):
             raise UserError(f"{source}: {key.name}: {value!r} is not a whole number")
@@ -183,5 +163,5 @@ def _checked_name(key: Flag, value: Any, source: str) -> str:
     by_lower = {n.lower(): n for n in key.choices}
     name = by_lower.get(str(value).lower())
     if name is None:
-        raise UserError(f"{source}: {key.name}: {value!r} is unknown, one of {', '.join(key.choices)} is needed")
+        raise UserError(f"{source}: {key.name}: {shown(value)} is unknown, one of {', '.join(key.choices)} is needed")
     return name

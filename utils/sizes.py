@@ -1,8 +1,11 @@
-"""Sides of images in whole strides of a network."""
+"""Sides of images in whole strides of a network, and the largest sizes that are accepted."""
 
 from __future__ import annotations
 
 import math
+
+MAX_SIDE_PX = 16384  # of a network's input
+MAX_WORKERS = 1024  # loader processes
 
 
 def round_up_to_stride(px: float, stride: int) -> int:

@@ -16,6 +16,7 @@ from data.sources.frames import VIDEO_SUFFIXES, Frame, FrameSource, VideoInfo
 from data.sources.stream_reader import NewestFrame, Reader, ReconnectPolicy, Stream, silenced_opencv
 from data.sources.urls import is_url, plain_name, redacted
 from utils.errors import UserError
+from utils.reading.text_files import read_bytes
 
 SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "tcp", "udp")
 MAX_CAMERA = 1000  # a larger number is a mistake in --source
@@ -122,7 +123,7 @@ def listed_streams(path: Path) -> list[Stream]:
     Raises:
         UserError: a line that is none of these; the message has the line's number and no secret.
     """
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    lines = read_bytes(path, kind="list of streams").decode("utf-8-sig", errors="surrogateescape").splitlines()
     found = [_parse_line(text, path, number) for number, line in enumerate(lines, 1) if (text := line.strip()) and not text.startswith("#")]
     if not found:
         raise UserError(f"--source {path}: the list is empty, one URL, camera number or video file a line is expected")

@@ -21,6 +21,8 @@ from data.dataset_spec import load_dataset_spec
 from data.labels.problems import KINDS, write_problems
 from data.tools.cleaning import write_clean_copy
 from data.tools.inspection import SIZES, SplitInspection, inspect_dataset, size_counts
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_command
 from utils.errors import UserError
 from utils.run_folders import new_run_dir
 
@@ -30,15 +32,14 @@ SHOWN = 20
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    try:
-        return check(arguments)
-    except UserError as error:
-        print(f"data.check: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"data.check: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("data.check: interrupted", file=sys.stderr)
-    return 2
+
+    def body() -> int:
+        try:
+            return check(arguments)
+        except OSError as error:
+            raise UserError(f"{error.filename or 'the report'}: {error.strerror or error}") from error
+
+    return run_command("data.check", body, failed=2)
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -126,7 +127,7 @@ def plot(found: Sequence[SplitInspection], names: Sequence[str], path: Path) -> 
 
 def _parser() -> argparse.ArgumentParser:
     codes = "Exit code 0: clean, 1: problems found, 2: could not be checked."
-    parser = argparse.ArgumentParser(prog="python -m data.check", description=f"Checks a data set. {codes}")
+    parser = OneLineParser(prog="python -m data.check", description=f"Checks a data set. {codes}")
     parser.add_argument("data", metavar="DATA.yaml", help="dataset file, or its name under data/")
     parser.add_argument("--fix", action="store_true", help="write a cleaned copy to --out; the original is only read")
     parser.add_argument("--out", help="folder of the cleaned copy")

@@ -19,24 +19,25 @@ from typing import Any
 from data.tools.coco_to_yolo import coco_to_yolo
 from data.tools.voc_to_yolo import voc_to_yolo
 from data.tools.yolo_to_coco import yolo_to_coco
-from utils.errors import UserError
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; 0: converted, 1: converted without what was named, 2: not converted."""
     arguments = _parser().parse_args(argv)
-    try:
+
+    def body() -> int:
         problems = arguments.run(arguments)
-    except UserError as error:
-        print(f"data.convert: {error}", file=sys.stderr)
-        return 2
-    for problem in problems:
-        print(problem.line(), file=sys.stderr)
-    return 1 if problems else 0
+        for problem in problems:
+            print(problem.line(), file=sys.stderr)
+        return 1 if problems else 0
+
+    return run_command("data.convert", body, failed=2)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data.convert", description="Converts annotations; what is invalid is named.")
+    parser = OneLineParser(prog="python -m data.convert", description="Converts annotations; what is invalid is named.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     folder = "folder to write: labels/, images/ and data.yaml, which train.py takes as --data"
     for add_command, written in ((_add_coco_to_yolo, folder), (_add_yolo_to_coco, "JSON file to write"), (_add_voc_to_yolo, folder)):

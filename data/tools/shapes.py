@@ -6,7 +6,6 @@ Shapes overlap and are cut by the borders; a label's box is the extent of what c
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -18,6 +17,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_script
 
 NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
 COUNTS = {"train": 200, "val": 50}
@@ -213,8 +215,8 @@ def _coco(entries: list[tuple[str, tuple[int, int], list[int], list[tuple[int, i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m data.shapes", description="Draws the embedded data set.")
+    parser = OneLineParser(prog="python -m data.shapes", description="Draws the embedded data set.")
     default = Path(__file__).resolve().parents[1] / "shapes"
     parser.add_argument("folder", nargs="?", type=Path, default=default, help="folder to write (default: data/shapes)")
-    print(f"shapes data set: {ensure_shapes(parser.parse_args(argv).folder)}")
-    return 0
+    folder = parser.parse_args(argv).folder
+    return run_script("data.shapes", lambda: print(f"shapes data set: {ensure_shapes(folder)}"))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
@@ -29,6 +28,7 @@ from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.memory import is_out_of_memory
 from utils.precision import gradient_scaler
+from utils.reading.yaml_text import read_yaml
 from utils.sizes import round_up_to_stride
 from utils.types import Batch, Letterbox, Targets, to_unit_range
 
@@ -213,12 +213,7 @@ def read_at_scale(case: Case) -> Mapping[str, Any]:
     Raises:
         UserError: not a model YAML.
     """
-    try:
-        data = yaml.safe_load(case.cfg.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{case.cfg}: cannot be read: {_one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{case.cfg}: should hold keys such as nc, backbone and head")
+    data = read_yaml(case.cfg, expected="keys such as nc, backbone and head")
     return {**data, "yaml_file": case.cfg.name, **({"scale": case.scale} if case.scale else {})}
 
 

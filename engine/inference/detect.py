@@ -68,6 +68,7 @@ def detect(config: DetectConfig) -> Report:
     """
     device = select_device(config.device)
     _check_machine(config, device)
+    _check_data(config)
     weights = chosen_weights(config)
     network = load_network(weights, device, config)
     report = Report()
@@ -224,6 +225,14 @@ def input_size(config: DetectConfig, network: Network) -> tuple[int, int]:
         given, name = " ".join(map(str, config.imgsz or ())), getattr(network, "path", "the network")
         raise UserError(f"--imgsz {given}: {name} was made for {only[0]} {only[1]}; leave it out, or export with --dynamic")
     return only
+
+
+def _check_data(config: DetectConfig) -> None:
+    """Refuses a ``--data`` that is not there, also beside a ``--source``, where it is not read."""
+    from data.dataset_spec import find_dataset_yaml
+
+    if config.data:
+        find_dataset_yaml(config.data)
 
 
 def validation_images(config: DetectConfig, weights: Path) -> list[str]:

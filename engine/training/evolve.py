@@ -18,9 +18,10 @@ import yaml
 from engine.logging.observing import observing
 from engine.training.nonfinite_guard import Diverged
 from utils import distributed
-from utils.config import Hyperparameters, TrainConfig, read_yaml_mapping
+from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.reading.yaml_text import read_yaml
 from utils.run_folders import LOCK_FILE, RunLock
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def read_generations(folder: Path, config: TrainConfig) -> list[Row]:
             raise UserError(f"{folder}: holds a run, not a search of --evolve; give another --name")
         config.to_yaml(flags)
         return []
-    stored, now = read_yaml_mapping(flags), config.to_dict()
+    stored, now = read_yaml(flags), config.to_dict()
     for name in (n for n in now if n not in RESUMABLE and n in stored and stored[n] != now[n]):
         flag = f"--{name.replace('_', '-')}"
         raise UserError(f"{flag} {now[name]}: {folder} holds a search with {flag} {stored[name]}; give the same, or another --name")

@@ -18,8 +18,9 @@ from engine.training.saving import describe_position, remove_partial_files, save
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, previous_of
 from utils import distributed
 from utils.cli.flags import resumable_names, spelling_of
-from utils.config import NEWEST, TrainConfig, read_yaml_mapping
+from utils.config import NEWEST, TrainConfig
 from utils.errors import UserError
+from utils.reading.yaml_text import read_yaml
 from utils.run_folders import RunLock
 
 
@@ -124,7 +125,7 @@ def check_run_files(folder: Path, checkpoint: Checkpoint) -> None:
     again = "it is written again from last.pt"
     written: Mapping[str, Any] = {}
     try:
-        written = read_yaml_mapping(flags)
+        written = read_yaml(flags)
         if not written:
             _warn(f"{flags}: empty; {again}")
     except UserError as error:

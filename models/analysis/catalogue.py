@@ -7,7 +7,6 @@ Name, aliases and paper stand at ``@register``, the sentence in the docstring; t
 
 from __future__ import annotations
 
-import argparse
 import copy
 import inspect
 import math
@@ -26,6 +25,8 @@ from models.spec import channel_rules as rules
 from models.spec.channel_rules import ChannelRule
 from models.spec.registry import BLOCKS, BlockSpec
 from models.spec.row_arguments import what_it_takes
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_script
 from utils.errors import UserError
 from utils.text_table import markdown_table
 
@@ -171,19 +172,21 @@ def _linked(paper: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m models.catalogue", description="the attention catalogue as a page")
+    parser = OneLineParser(prog="python -m models.catalogue", description="the attention catalogue as a page")
     parser.add_argument("--write", type=Path, metavar="FILE", help="where the page goes; it is printed if not given")
     args = parser.parse_args(argv)
-    text = page()
-    if args.write is None:
-        print(text)
-        return 0
-    try:
-        args.write.write_text(text, encoding="utf-8")
-    except OSError as error:
-        print(f"models.analysis.catalogue: {UserError(f'--write {args.write}: cannot be written ({error.strerror})')}", file=sys.stderr)
-        return 1
-    return 0
+
+    def body() -> None:
+        text = page()
+        if args.write is None:
+            print(text)
+            return
+        try:
+            args.write.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--write {args.write}: cannot be written ({error.strerror})") from error
+
+    return run_script("models.catalogue", body)
 
 
 INTRODUCTION = f"""# The attention catalogue

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +23,8 @@ from models.analysis.operations import OperationCounter, multiply_adds
 from models.build import build_model
 from models.model import Model
 from models.spec.channel_rules import LayerPlan
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_script
 from utils.cli.sizes import height_and_width, multiple_of_stride
 from utils.distributed import select_device
 from utils.errors import UserError
@@ -149,7 +150,8 @@ def _numbers(costs: Sequence[LayerCost]) -> tuple[str, str, str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: prints the table of one network; returns the exit status."""
     args = _arguments(argv)
-    try:
+
+    def body() -> None:
         if args.batch_size < 1:
             raise UserError(f"--batch-size {args.batch_size}: at least one image is needed")
         model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(select_device(args.device))
@@ -161,14 +163,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_table(costs))
         if args.csv:
             _write_csv(args.csv, costs)
-    except UserError as error:
-        print(f"models.analysis.profiling: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_script("models.profiling", body)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m models.profiling", description="the cost of a network, a row a layer")
+    parser = OneLineParser(prog="python -m models.profiling", description="the cost of a network, a row a layer")
     parser.add_argument("cfg", help="model YAML, path or bare name")
     parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height and width, px")
     parser.add_argument("--batch-size", type=int, default=1, help="images that pass at once")

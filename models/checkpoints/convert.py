@@ -9,10 +9,8 @@ its name. Where the outputs do not agree, nothing is left.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -26,6 +24,8 @@ from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_fro
 from models.checkpoints.safetensors_writer import write_safetensors
 from models.checkpoints.sound_weights import check_weights
 from models.model import Model
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_script
 from utils.errors import UserError
 from utils.files import atomic_write
 
@@ -51,8 +51,8 @@ class Conversion(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m models.convert", description="Writes a checkpoint in another form, checked.")
+    """The command line; returns the exit status."""
+    parser = OneLineParser(prog="python -m models.convert", description="Writes a checkpoint in another form, checked.")
     parser.add_argument("source", help="checkpoint: this project's, YOLOv5's, v7's, v9's, ultralytics', or .safetensors")
     parser.add_argument("--deploy", action="store_true", help="drop auxiliary branches, fold batch norms and re-parameterised branches")
     parser.add_argument("--half", action="store_true", help="store weights in float16")
@@ -65,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tolerance", nargs=2, type=float, metavar=("PX", "SCORE"), help="differences of boxes and scores that are allowed"
     )
     args = vars(parser.parse_args(argv))
-    try:
-        print(convert(args.pop("source"), **args))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    return 0
+    return run_script("models.convert", lambda: print(convert(args.pop("source"), **args)))
 
 
 def convert(

@@ -11,24 +11,27 @@ from models.edit.rows import Edited, edit
 from models.model import Model
 from models.spec.parser import load_spec
 from models.spec.registry import load_plugin
+from utils.cli.parser import OneLineParser
+from utils.cli.script import run_script
 from utils.errors import UserError
+from utils.sizes import MAX_SIDE_PX
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """The command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    try:
+
+    def body() -> None:
         for path in args.plugins:
             load_plugin(path)
         spec = load_spec(args.cfg, nc=args.nc, scale=args.scale)
         _show_and_write(edit(spec, insert=args.insert, replace=args.replace, remove=args.remove, init=args.init), args)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    return 0
+
+    return run_script("models.edit", body)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m models.edit", description="inserts, replaces and removes rows of a model YAML")
+    parser = OneLineParser(prog="python -m models.edit", description="inserts, replaces and removes rows of a model YAML")
     parser.add_argument("cfg", help="model YAML, path or bare name")
     parser.add_argument("--insert", nargs="+", default=[], metavar="SPEC", help="FocalModulation@9, EMA@4,6, EMA@detect, 'EMA@9(factor=8)'")
     parser.add_argument("--replace", nargs="+", default=[], metavar="SPEC", help="C2f=C2f_EMA@6,8")
@@ -44,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show_and_write(edited: Edited, args: argparse.Namespace) -> None:
-    if args.imgsz < 1:
-        raise UserError(f"--imgsz {args.imgsz}: a side in px is needed, such as 640")
+    if not 1 <= args.imgsz <= MAX_SIDE_PX:
+        raise UserError(f"--imgsz {args.imgsz}: a side from 1 to {MAX_SIDE_PX} px is needed, such as 640")
     model = Model(edited.spec)  # fails, if it cannot be built, before anything is written
     if args.show:
         print(graph_table(model, imgsz=-(-args.imgsz // model.stride) * model.stride))

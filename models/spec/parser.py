@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.spec.channel_rules import Channels, LayerPlan, RuleContext, make_divisible
 from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from utils.errors import UserError, nearest
 from utils.limits import LARGEST_MULTIPLE, MOST_CHANNELS, MOST_CLASSES, MOST_REPEATS, MOST_ROWS, brief
+from utils.reading.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -120,14 +119,7 @@ def _read_yaml(cfg: str | Path | Mapping[str, Any], *, scale: str | None = None)
     if isinstance(cfg, Mapping):
         return cfg, str(cfg.get("yaml_file", "model dictionary"))
     path, letter = find_config(cfg)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    if not isinstance(data, Mapping):
-        raise UserError(f"{path}: should hold keys such as nc, backbone and head, not {type(data).__name__}")
+    data: Mapping[str, Any] = read_yaml(path, expected="keys such as nc, backbone and head")
     if scale or letter:
         data = {**data, "scale": scale or letter}
     family = data.get("yaml_file")  # of a run's model.yaml: the file that it was made from, which chooses the recipe

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.cli.flags import Flag, flags_of
+from utils.cli.parser import OneLineParser
 from utils.errors import UserError
 
 
@@ -35,7 +36,7 @@ class Command:
         """Name of a field -> value, for the flags that were given; several values as a tuple. ``epilog`` is the end of ``--help``.
 
         Raises:
-            UserError: a flag that is refused.
+            UserError: a flag that is refused, or an empty text where one has no meaning.
         """
         given = vars(self.build_parser(epilog=epilog).parse_args(argv))
         for spelling in given.pop("refused", ()):
@@ -45,11 +46,13 @@ class Command:
         given.pop("ignored", None)
         for name, value in given.pop("shorthands", ()):
             given.setdefault(name, value)
+        for flag in flags_of(self.config_class):
+            _check_is_given(flag, given.get(flag.name))
         return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def build_parser(self, *, epilog: str = "") -> argparse.ArgumentParser:
         """A parser that sets only what was given, so that the defaults of the config hold; prefixes such as ``--batch`` are accepted."""
-        parser = argparse.ArgumentParser(
+        parser = OneLineParser(
             prog=self.prog,
             description=self.description,
             epilog=epilog,
@@ -76,6 +79,12 @@ class Command:
         for flag in flags_of(self.config_class):
             by_title.setdefault(flag.section, []).append(flag)
         yield from by_title.items()
+
+
+def _check_is_given(flag: Flag, value: Any) -> None:
+    """Refuses an empty text, which is an unset shell variable more often than a wish."""
+    if not flag.may_be_empty and any(v == "" for v in (value if isinstance(value, list) else [value])):
+        raise UserError(f"{flag.spelling} '': an empty value (a shell variable that is not set?); give one, or leave {flag.spelling} out")
 
 
 def shown_value(value: Any) -> str:

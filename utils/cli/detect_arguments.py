@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from utils.cli.command import Command
 from utils.cli.flags import flag, validate_flags
 from utils.cli.sizes import check_slice_flags, height_and_width, slice_flag, slice_overlap_flag
+from utils.reading.text_files import folder_name_fault
+from utils.sizes import MAX_SIDE_PX
 
+MAX_LINE_PX = 1000
 SOURCE_HELP = (
     "file, folder, glob, .txt list, video, URL (rtsp, rtmp, http), .streams list, 0 for a webcam, "
     "'screen [N] [LEFT TOP WIDTH HEIGHT]' (default: the validation images)"
@@ -34,7 +37,7 @@ class DetectConfig:
 
     imgsz: tuple[int, ...] | None = flag(
         None, "side, or height and width, of the input in px (default: 640, or what an exported file was made for)", section="inference",
-        aliases=("--img", "--img-size"), least=1,
+        aliases=("--img", "--img-size"), least=1, most=MAX_SIDE_PX,
     )  # fmt: skip
     conf_thres: float = flag(0.25, "lowest score", least=0, most=1)
     iou_thres: float = flag(0.45, "suppression: overlap above which the box of lower score is dropped", least=0, most=1)
@@ -45,11 +48,11 @@ class DetectConfig:
     slice: tuple[int, ...] | None = slice_flag()
     slice_overlap: float = slice_overlap_flag()
     vid_stride: int = flag(1, "take every N-th frame of a video or stream", least=1)
-    device: str = flag("", "cpu, 0 ...; a GPU where there is one", metavar="D")
+    device: str = flag("", "cpu, 0 ...; a GPU where there is one", metavar="D", may_be_empty=True)
     half: bool = flag(False, "float16, on a GPU")
 
     project: str = flag("runs/detect", "folder of runs", section="results", metavar="DIR")
-    name: str = flag("exp", "run folder in it")
+    name: str = flag("exp", "run folder in it", fault=folder_name_fault)
     exist_ok: bool = flag(False, "write into an existing run folder")
     nosave: bool = flag(False, "no images and videos")
     save_txt: bool = flag(False, "labels/*.txt")
@@ -58,7 +61,7 @@ class DetectConfig:
     save_crop: bool = flag(False, "crops/<class>/*.jpg")
     visualize: bool = flag(False, "feature maps of every layer")
     view_img: bool = flag(False, "show images in a window")
-    line_thickness: int = flag(3, "of boxes, px", least=1)
+    line_thickness: int = flag(3, "of boxes, px", least=1, most=MAX_LINE_PX)
     hide_labels: bool = flag(False, "boxes without names")
     hide_conf: bool = flag(False, "names without scores")
 

@@ -9,6 +9,9 @@ from utils.cli.command import Command
 from utils.cli.flags import flag, validate_flags
 from utils.cli.sizes import height_and_width
 from utils.errors import UserError
+from utils.sizes import MAX_SIDE_PX
+
+MAX_TOPK = 100_000  # the outputs of a file have so many rows
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,15 @@ class ExportConfig:
     weights: str = flag("", "checkpoint (default: the newest run's best.pt)", metavar="PT")
     download: bool = flag(False, "fetch published weights that are not on disk")
     include: tuple[str, ...] = flag(("torchscript", "onnx"), "formats, listed below", metavar="FORMAT")
-    imgsz: tuple[int, ...] = flag((640, 640), "height and width, or one side", aliases=("--img", "--img-size"), metavar="PX", least=1)
+    imgsz: tuple[int, ...] = flag(
+        (640, 640), "height and width, or one side", aliases=("--img", "--img-size"), metavar="PX", least=1, most=MAX_SIDE_PX
+    )
     batch_size: int = flag(1, "images per call, unless dynamic", least=1)
     dynamic: bool = flag(False, "batch, height and width stay free")
     simplify: bool = flag(False, "ONNX: simplify the graph (needs onnxslim or onnx-simplifier)")
     opset: int = flag(17, "ONNX: operator set")
     nms: bool = flag(False, "ONNX: suppression inside, as --include onnx_end2end", aliases=("--end2end",))
-    topk_all: int = flag(100, "suppression inside: most detections per image", least=1)
+    topk_all: int = flag(100, "suppression inside: most detections per image", least=1, most=MAX_TOPK)
     iou_thres: float = flag(0.45, "suppression inside: overlap above which the box of lower score is dropped", least=0, most=1)
     conf_thres: float = flag(0.25, "suppression inside: lowest score", least=0, most=1)
     tolerance: tuple[float, ...] | None = flag(

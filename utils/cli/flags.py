@@ -6,14 +6,16 @@ argparse (``utils.cli.command``), the checks of a config's values, the rules of 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
+from utils.reading.text_files import path_fault
 
+LARGEST_WHOLE = 10**9  # where a flag names no largest number
 _METADATA_KEY = "flag"
 
 
@@ -35,6 +37,8 @@ class Flag:
         special: further allowed values -> what they mean.
         choices: allowed texts, in any letter case; an empty default is allowed too.
         hint: added to the message about a value that is not allowed.
+        may_be_empty: whether an empty text on the command line means something.
+        fault: says why a text is not allowed; an empty answer where it is.
         resumable: whether it may be given together with ``--resume``; any other would make the run another one.
         name: of the field. This and what follows is filled in by ``flags_of``.
         default: of the field.
@@ -56,6 +60,8 @@ class Flag:
     special: Mapping[int, str] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
     hint: str = ""
+    may_be_empty: bool = False
+    fault: Callable[[str], str] = path_fault
     resumable: bool = False
     name: str = ""
     default: Any = None
@@ -74,10 +80,10 @@ class Flag:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.below is not None:
-            return f"at least {self.least:g} and below {self.below:g}"
+            return f"at least {_number(self.least)} and below {_number(self.below)}"
         if self.most is not None:
-            return f"from {self.least:g} to {self.most:g}"
-        return "" if self.least is None else f"at least {self.least:g}"
+            return f"from {_number(self.least)} to {_number(self.most)}"
+        return "" if self.least is None else f"at least {_number(self.least)}"
 
 
 def flag(default: Any, help: str, **options: Any) -> Any:
@@ -163,10 +169,25 @@ def _check(flag: Flag, value: Any) -> None:
     if value is None and flag.default is None:
         return
     values = value if flag.many else (value,)
+    for v in values:
+        if isinstance(v, str) and "://" not in v and (fault := flag.fault(v)):
+            raise UserError(f"{flag.spelling}: {fault}")
+        if flag.most is None and type(v) is int and abs(v) > LARGEST_WHOLE:
+            raise UserError(f"{flag.spelling} {_shown(v)}: at most {LARGEST_WHOLE} is possible")
     if all(_is_allowed(flag, v) for v in values) and (values or flag.least is None):
         return
-    shown = " ".join(map(str, value)) if flag.many else repr(value)
+    shown = " ".join(map(str, value[:9])) if flag.many else _shown(value)
     raise UserError(f"{flag.spelling} {shown}: {_expected(flag)}" + (f"; {flag.hint}" if flag.hint else ""))
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: as it was typed, texts in quotes, and cut."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _number(value: float | None) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _is_allowed(flag: Flag, value: Any) -> bool:

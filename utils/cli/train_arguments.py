@@ -35,6 +35,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainConfig:
         UserError: a flag that is refused by name, or a value that is out of range.
     """
     given = COMMAND.read(argv)
+    empty = [f"--{name} ''" for name in ("cfg", "weights") if given.get(name) == ""]
+    if empty and not (given.get("cfg") or given.get("weights") or given.get("resume")):
+        raise UserError(f"{' '.join(empty)}: nothing says what to train; give --cfg (from scratch) or --weights, or leave both out")
     sides = given.pop("imgsz", ())
     if len(sides) > 2:
         raise UserError(f"--imgsz {' '.join(map(str, sides))}: one side, or one for training and one for validation, are needed")

@@ -11,6 +11,8 @@ from utils.cli.flags import flag, validate_flags
 from utils.cli.sizes import check_slice_flags, height_and_width, slice_flag, slice_overlap_flag
 from utils.errors import UserError
 from utils.metrics.average_precision import Rule
+from utils.reading.text_files import folder_name_fault
+from utils.sizes import MAX_SIDE_PX, MAX_WORKERS
 
 SPLITS = ("train", "val", "test")
 STUDIES = ("speed", "study")
@@ -32,22 +34,22 @@ class ValConfig:
         "val", "train, val or test: the split; speed: milliseconds per image; study: mAP and speed over sizes", metavar="TASK",
         choices=(*SPLITS, *STUDIES),
     )  # fmt: skip
-    study_sizes: tuple[int, ...] = flag(STUDY_SIZES, "sizes of --task study", metavar="PX", least=32)
+    study_sizes: tuple[int, ...] = flag(STUDY_SIZES, "sizes of --task study", metavar="PX", least=32, most=MAX_SIDE_PX)
     single_cls: bool = flag(False, "all classes are one")
     min_items: int = flag(0, "leave out images with fewer objects", least=0)
     plugins: tuple[str, ...] = flag((), "Python files of yours that register modules", metavar="FILE")
     trust: bool = flag(False, "run the code of an exported file of yours unread: it may do anything")
 
     batch_size: int = flag(32, "images per batch", section="inference", least=1)
-    imgsz: int = flag(640, "longer side of the input", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=1)
+    imgsz: int = flag(640, "longer side of the input", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=1, most=MAX_SIDE_PX)
     conf_thres: float = flag(0.001, "lowest score", least=0, most=1)
     iou_thres: float = flag(0.7, "suppression: overlap above which the box of lower score is dropped", least=0, most=1)
     max_det: int = flag(300, "most detections per image", least=1)
     augment: bool = flag(False, "test-time augmentation: also smaller and mirrored versions of each image")
     slice: tuple[int, ...] | None = slice_flag()
     slice_overlap: float = slice_overlap_flag()
-    device: str = flag("", "cpu, 0 ...; a GPU where there is one", metavar="D")
-    workers: int = flag(8, "loader processes", least=0)
+    device: str = flag("", "cpu, 0 ...; a GPU where there is one", metavar="D", may_be_empty=True)
+    workers: int = flag(8, "loader processes", least=0, most=MAX_WORKERS)
     half: bool = flag(False, "float16 on a GPU")
 
     ap_rule: str = flag(
@@ -60,7 +62,7 @@ class ValConfig:
     save_hybrid: bool = flag(False, "label files of the objects and the detections that match none of them")
     save_json: bool = flag(False, "detections for pycocotools, which runs where the data set has COCO annotations")
     project: str = flag("runs/val", "folder of runs", metavar="DIR")
-    name: str = flag("exp", "run folder in it")
+    name: str = flag("exp", "run folder in it", fault=folder_name_fault)
     exist_ok: bool = flag(False, "write into an existing run folder")
 
     def __post_init__(self) -> None:

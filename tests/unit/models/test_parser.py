@@ -230,7 +230,7 @@ def test_path_with_a_scale_letter_is_found(tmp_path):
 
 def test_not_yaml_is_one_line(tmp_path):
     (tmp_path / "broken.yaml").write_text("nc: [1, 2\nhead: }")
-    with pytest.raises(UserError, match=r"broken\.yaml: not a YAML"):
+    with pytest.raises(UserError, match=r"broken\.yaml: not valid YAML"):
         load_spec(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match=r"list\.yaml"):

@@ -43,7 +43,7 @@ def test_unused_published_keys_are_reported_once(tmp_path, capsys):
         ("fliplr: 1.5", "fliplr: 1.5 is out of range, 0 to 1 is allowed"),
         ("tal_topk: 2.5", "tal_topk: 2.5 is not a whole number"),
         ("iou_loss: LIoU", "iou_loss: 'LIoU' is unknown"),
-        ("- lr0", "a mapping of keys to values is needed, not list"),
+        ("- lr0", "a mapping of keys to values is expected, not list"),
         ("lr0: [", "not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
