@@ -1,12 +1,12 @@
 """Model YAML files to layer plans: finds the file, reads its dialect, checks every row, and applies the channel rules.
 
-Two dialects are understood: v5 (``depth_multiple``, ``width_multiple``; also YOLOv7's and YOLOv9's files) and v8 (``scales``). Text in a
-YAML is read as literals against an allow-list; nothing in it is ever run.
+The dialects are those of ``models/spec/dialects.py``. Text in a YAML is read as literals against an allow-list; nothing in it is ever run.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from models.spec.channel_rules import Channels, LayerPlan, RuleContext, make_divisible
+from models.spec.dialects import dialect_of
 from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from utils.errors import UserError, nearest
@@ -24,7 +25,7 @@ from utils.errors import UserError, nearest
 log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
-KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused"}
+KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused", "dialect"}
 TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # written by other programs; redundant here
 SCALED_NAME = re.compile(r"^(?P<family>.*?\d)(?P<scale>[a-z])(?P<rest>(?:[-_].*)?)$")
 PLAIN_WORD = re.compile(r"^[\w.\-/ ]*$")
@@ -53,7 +54,7 @@ class ModelSpec:
         anchors: anchor sizes per level in px, or None.
         anchors_per_cell: how many anchors a cell has, listed or only counted (``anchors: 3``); 0 where the file has no ``anchors:``.
         activation: text of the network's default activation, or None.
-        dialect: ``"v5"`` or ``"v8"``.
+        dialect: ``"v5"``, ``"v8"`` or ``"v9"``: the program for which the file is written.
         scale: letter of the scale in force, empty without ``scales``.
         scales: the table of a v8 file.
         rows: backbone and head.
@@ -78,7 +79,7 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that :func:`read_spec` reads back to an equal spec (for checkpoints and saved YAMLs)."""
         out: dict[str, Any] = {"nc": self.nc, "ch": self.ch}
-        if self.dialect == "v8":
+        if self.scales:
             out |= {"scales": {k: list(v) for k, v in self.scales.items()}, "scale": self.scale}
         else:
             out |= {"depth_multiple": self.depth, "width_multiple": self.width}
@@ -92,6 +93,8 @@ class ModelSpec:
             out["fused"] = True
         for section in ("backbone", "head"):
             out[section] = [_plain_row(row) for row in self.rows if row.section == section]
+        if _dialect(out, self.rows, self.origin) != self.dialect:  # rows that showed it may be gone (deploy, edits)
+            out["dialect"] = self.dialect
         return out
 
 
@@ -191,7 +194,7 @@ def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch
     if not rows:
         raise UserError(f"{origin}: has no rows; backbone and head should be lists of [from, number, module, args]")
     return ModelSpec(
-        origin, nc, ch, depth, width, cap, anchors, per_cell, activation, "v8" if "scales" in data else "v5", scale,
+        origin, nc, ch, depth, width, cap, anchors, per_cell, activation, _dialect(data, rows, origin), scale,
         dict(data.get("scales") or {}), rows, bool(data.get("fused", False)),
     )  # fmt: skip
 
@@ -241,8 +244,10 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
         cls=block.cls,
     )
     plan = block.channels(args, context)
+    cls = plan.cls or block.cls
+    of_dialect = _defaults_of_dialect(cls, plan.args, spec.dialect)
     plan = replace(
-        plan, cls=plan.cls or block.cls, kwargs={**plan.kwargs, **options}, index=index, sources=sources, name=block.name,
+        plan, cls=cls, kwargs={**of_dialect, **plan.kwargs, **options}, index=index, sources=sources, name=block.name,
         section=row.section, identity_start=start == "identity",
     )  # fmt: skip
     check_arguments(plan, block)
@@ -250,6 +255,17 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
     if plan.identity_start and not within and in_channels != (plan.out_channels,):
         raise UserError(f"init: identity is for modules that keep their input's width, and this one gives {plan.out_channels} channels")
     return plan
+
+
+def _dialect(data: Mapping[str, Any], rows: Sequence[Row], origin: str) -> str:
+    return dialect_of(data, [row.module for row in rows], rows[-1].args, origin=origin)
+
+
+def _defaults_of_dialect(cls: Any, args: Sequence[Any], dialect: str) -> dict[str, Any]:
+    """What a block's options are in files of this dialect where a row does not give them: ``cls.dialect_defaults``."""
+    defaults = getattr(cls, "dialect_defaults", {}).get(dialect, {})
+    by_place = list(inspect.signature(cls).parameters)[: len(args)] if defaults else []
+    return {name: value for name, value in defaults.items() if name not in by_place}
 
 
 def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
@@ -264,7 +280,7 @@ def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
 
 
 def _width_rule(spec: ModelSpec) -> Any:
-    own_output = spec.anchors_per_cell * (spec.nc + 5) if spec.dialect == "v5" else None
+    own_output = spec.anchors_per_cell * (spec.nc + 5) if spec.dialect != "v8" else None
 
     def width(channels: int) -> int:
         if channels == own_output:
