@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from models.checkpoints.first_release import as_later_release
 from models.checkpoints.foreign_modules import Layer, children, is_module, layers_of, loaded, rows_of, tensors_of, unwrapped
 from models.checkpoints.foreign_yaml import plain, translated
 from models.checkpoints.recognition import recognised
@@ -26,11 +27,11 @@ ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
 TASKS = {
-    "Segment": "segments", "ISegment": "segments", "Segment26": "segments", "Panoptic": "segments", "Pose": "predicts keypoints",
-    "Pose26": "predicts keypoints", "IKeypoint": "predicts keypoints", "Classify": "classifies", "OBB": "predicts rotated boxes",
-    "OBB26": "predicts rotated boxes", "RTDETRDecoder": "is an RT-DETR", "WorldDetect": "detects what a text names",
-    "YOLOEDetect": "detects what a text names", "YOLOESegment": "detects what a text names", "v10Detect": "is a YOLOv10 with two heads",
-    "IBin": "predicts binned box sides",
+    **dict.fromkeys(("Segment", "DSegment", "DualDSegment", "TripleDSegment", "ISegment", "MT", "Segment26", "SemanticSegment"), "segments"),
+    "Panoptic": "segments things and areas", "Pose": "predicts keypoints", "Pose26": "predicts keypoints", "IKeypoint": "predicts keypoints",
+    "Classify": "classifies", "OBB": "predicts rotated boxes", "OBB26": "predicts rotated boxes", "RTDETRDecoder": "is an RT-DETR",
+    "WorldDetect": "detects what a text names", "YOLOEDetect": "detects what a text names", "YOLOESegment": "detects what a text names",
+    "v10Detect": "is a YOLOv10 with two heads", "IBin": "predicts binned box sides",
 }  # fmt: skip
 ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
 
@@ -125,6 +126,7 @@ def _tensors_of(content: dict[Any, Any]) -> dict[str, StoredTensor]:
 
 def _from_module(path: Path, model: Record) -> Foreign:
     """A pickled detection model: its rows, YAML, tensors, names and strides."""
+    model = as_later_release(model)
     head = rows_of(model)[-1]
     _refuse_other_tasks(model, head)
     tensors = tensors_of(model)

@@ -1,6 +1,6 @@
 """Which program's files a model YAML is one of: blocks of one name are not the same in all of them.
 
-``v5`` files are YOLOv5's and YOLOv7's, ``v9`` files YOLOv9's, ``v8`` files those of ultralytics. Those two ask for ``anchors:``
+``v5`` files are YOLOv5's and YOLOv7's, ``v9`` files YOLOv9's, ``v8`` files those of ultralytics. YOLOv5, v7 and v9 ask for ``anchors:``
 in every file, anchor-free ones included; ultralytics' files have none, and ``scales:`` unless the network has one size only.
 """
 
