@@ -172,7 +172,10 @@ def model_from_checkpoint(checkpoint: Checkpoint, *, plugins: Sequence[str | Pat
     require_plugins(checkpoint, plugins, source=source)
     if not checkpoint.cfg:
         raise UserError(f"{source}: bare weights of a network that is not recognised; train.py takes them with --cfg, other scripts cannot")
-    model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, names=checkpoint.names)
+    try:
+        model = build_model({**checkpoint.cfg, "yaml_file": checkpoint.cfg_name}, names=checkpoint.names)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

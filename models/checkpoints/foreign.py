@@ -21,18 +21,12 @@ from models.checkpoints.recognition import recognised
 from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
 from models.heads.anchor_based import CERTAIN
+from models.spec.families import TASK_HEADS, family_of
 from utils.errors import UserError
 
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
-TASKS = {
-    **dict.fromkeys(("Segment", "DSegment", "DualDSegment", "TripleDSegment", "ISegment", "MT", "Segment26", "SemanticSegment"), "segments"),
-    "Panoptic": "segments things and areas", "Pose": "predicts keypoints", "Pose26": "predicts keypoints", "IKeypoint": "predicts keypoints",
-    "Classify": "classifies", "OBB": "predicts rotated boxes", "OBB26": "predicts rotated boxes", "RTDETRDecoder": "is an RT-DETR",
-    "WorldDetect": "detects what a text names", "YOLOEDetect": "detects what a text names", "YOLOESegment": "detects what a text names",
-    "v10Detect": "is a YOLOv10 with two heads", "IBin": "predicts binned box sides",
-}  # fmt: skip
 ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
 
 
@@ -171,10 +165,11 @@ def _without_prefixes(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
 
 def _refuse_other_tasks(model: Record, head: Record) -> None:
     kind = head.cls.name
-    if kind in TASKS:
-        raise UserError(f"a {model.cls.name} that {TASKS[kind]} (its head is {kind}); only detection models are read")
+    if kind in TASK_HEADS:
+        raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); only detection models are read")
     if children(head).get("one2one_cv2") is not None:
-        raise UserError(f"a {model.cls.name} with a one-to-one head (end to end); only heads with suppression are read")
+        family = family_of({row.cls.name for row in rows_of(model)}, children(head))
+        raise UserError(f"a {family} ({model.cls.name} with a one-to-one head, end to end); only heads with suppression are read")
 
 
 def _strides(module: Record) -> tuple[float, ...]:
