@@ -6,9 +6,11 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from utils.errors import UserError
 
 UNFINISHED = ".*.partial*"  # partial files that a killed process leaves
 
@@ -53,3 +55,20 @@ def read_bounded(path: str | Path, *, limit: int) -> bytes:
     if max(len(data), found.st_size) > limit:
         raise OSError(None, f"larger than the {limit // 2**20} MiB that are read", str(path))
     return data
+
+
+def replacement(path: Path, found: Path, *, published: Collection[str]) -> str:
+    """What to say where ``found``, a file of this project, is read in place of a path that does not exist; empty for a bare name.
+
+    Args:
+        published: folders of published projects, as their pages' commands have them.
+
+    Raises:
+        UserError: the path's folder does not exist and is none of those, so that the path is a mistake.
+    """
+    folder = path.parent
+    if folder == Path():
+        return ""
+    if not folder.is_dir() and folder.as_posix() not in published:
+        raise UserError(f"{path}: the folder {folder} does not exist; the bare name {path.name} means {found}")
+    return f"{path}: no such file, so {found} is read"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.files import replacement
+
 
 class Family(NamedTuple):
     """Recipes of the models whose YAML's name holds ``part``: gains of the two kinds of head differ a hundredfold, so each has its own."""
@@ -14,6 +16,7 @@ class Family(NamedTuple):
     no_anchors: str
 
 
+PUBLISHED_FOLDERS = ("data", "data/hyps", "hyps")
 GAIN_BORDER = 1.0  # box gains of heads with anchors lie far below it, those of the others far above
 # Published pairings; the first that fits counts. YOLOv5u is trained as YOLOv8, YOLOv7-AF as YOLOv9.
 FAMILIES = (
@@ -44,6 +47,14 @@ def gains_warning(box: float, anchor_based: bool) -> str:
 
 
 def find_hyp(name: str | Path, folder: Path) -> Path:
-    """The path as given, or the file of that name in ``folder`` where the path does not exist."""
-    beside = folder / Path(name).name
-    return beside if not Path(name).exists() and beside.is_file() else Path(name)
+    """The path as given, or the file of that name in ``folder`` where the path does not exist, which is printed unless it is a bare name.
+
+    Raises:
+        UserError: the path's folder does not exist, and is not one in which published projects keep their recipes.
+    """
+    path, beside = Path(name), folder / Path(name).name
+    if path.exists() or not beside.is_file():
+        return path
+    if in_place := replacement(path, beside, published=PUBLISHED_FOLDERS):
+        print(in_place)
+    return beside

@@ -14,25 +14,20 @@ from typing import Any
 
 from torch import Tensor
 
+from models.checkpoints.first_release import as_later_release
 from models.checkpoints.foreign_modules import Layer, children, is_module, layers_of, loaded, rows_of, tensors_of, unwrapped
 from models.checkpoints.foreign_yaml import plain, translated
 from models.checkpoints.recognition import recognised
 from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
 from models.heads.anchor_based import CERTAIN
+from models.spec.families import TASK_HEADS, family_of
 from utils.errors import UserError
 from utils.limits import brief, printable
 
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
-TASKS = {
-    "Segment": "segments", "ISegment": "segments", "Segment26": "segments", "Panoptic": "segments", "Pose": "predicts keypoints",
-    "Pose26": "predicts keypoints", "IKeypoint": "predicts keypoints", "Classify": "classifies", "OBB": "predicts rotated boxes",
-    "OBB26": "predicts rotated boxes", "RTDETRDecoder": "is an RT-DETR", "WorldDetect": "detects what a text names",
-    "YOLOEDetect": "detects what a text names", "YOLOESegment": "detects what a text names", "v10Detect": "is a YOLOv10 with two heads",
-    "IBin": "predicts binned box sides",
-}  # fmt: skip
 ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
 
 
@@ -126,6 +121,7 @@ def _tensors_of(content: dict[Any, Any]) -> dict[str, StoredTensor]:
 
 def _from_module(path: Path, model: Record) -> Foreign:
     """A pickled detection model: its rows, YAML, tensors, names and strides."""
+    model = as_later_release(model)
     head = rows_of(model)[-1]
     _refuse_other_tasks(model, head)
     tensors = tensors_of(model)
@@ -172,10 +168,11 @@ def _without_prefixes(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
 
 def _refuse_other_tasks(model: Record, head: Record) -> None:
     kind = head.cls.name
-    if kind in TASKS:
-        raise UserError(f"a {model.cls.name} that {TASKS[kind]} (its head is {kind}); only detection models are read")
+    if kind in TASK_HEADS:
+        raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); only detection models are read")
     if children(head).get("one2one_cv2") is not None:
-        raise UserError(f"a {model.cls.name} with a one-to-one head (end to end); only heads with suppression are read")
+        family = family_of({row.cls.name for row in rows_of(model)}, children(head))
+        raise UserError(f"a {family} ({model.cls.name} with a one-to-one head, end to end); only heads with suppression are read")
 
 
 def _strides(module: Record) -> tuple[float, ...]:

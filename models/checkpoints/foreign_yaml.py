@@ -1,7 +1,8 @@
 """The YAML inside another program's checkpoint in this project's dialect.
 
-What those programs decide in code and not in the YAML is read off the pickled layers: the default activation, and the activation within
-SPPF, which newer versions leave out.
+What those programs decide in code and not in the YAML is read off the pickled layers: the default activation, the activation within SPPF,
+which newer versions leave out, and the kernels and the activation of YOLOv5's and YOLOv9's bottleneck blocks, which differ from release to
+release.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ NO_CAP = 1 << 16  # a width that no network has
 DEEPEST, MOST_VALUES = 12, 100_000
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
+BOTTLENECKS = ("Bottleneck", "BottleneckCSP")
+ACTIVATION_MODULES = ("torch.nn", "utils.activations")  # the latter: YOLOv5's own forms of Hardswish, SiLU and Mish, for export
 RENAMED = {"torch.nn.Upsample": "nn.Upsample", "Upsample": "nn.Upsample"}
 
 
@@ -52,7 +55,8 @@ def translated(model: Record, rows: Sequence[Record], *, tensors: Mapping[str, S
     if _is_fused(tensors):
         cfg["fused"] = True
     written = [*backbone, *raw["head"]]
-    out = [_row(row, layer) for row, layer in zip(written, rows)]
+    usual = cfg.get("activation", "nn.SiLU()")
+    out = [_row(row, layer, usual=usual) for row, layer in zip(written, rows)]
     out[-1] = _head_row(out[-1], rows[-1], anchored=isinstance(anchors, list))
     cfg["backbone"], cfg["head"] = out[: len(backbone)], out[len(backbone) :]
     return cfg
@@ -133,18 +137,24 @@ def _usual_activation(rows: Sequence[Record]) -> str | None:
 def _activation_text(module: Record) -> str | None:
     """Such as ``nn.LeakyReLU(0.1)``; None for what is no activation of the framework's."""
     name = module.cls.name
-    if name not in ACTIVATIONS or not module.cls.module.startswith("torch.nn"):
+    if name not in ACTIVATIONS or not module.cls.module.startswith(ACTIVATION_MODULES):
         return None
     values = [module.state[key] for key in ACTIVATION_SETTINGS if isinstance(module.state.get(key), (int, float))]
     return f"nn.{name}({', '.join(f'{v:g}' for v in values)})"
 
 
 def _is_fused(tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether batch norms are folded: no running statistics are left."""
-    return not any(name.endswith("running_mean") for name in tensors)
+    """Whether batch norms are folded: none is left beside its convolution. BottleneckCSP's common one stays in any case."""
+    return not any(name.endswith(".running_mean") and not _is_common_norm(name, tensors) for name in tensors)
 
 
-def _row(row: Any, layer: Record) -> list[Any]:
+def _is_common_norm(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether it is the norm of a BottleneckCSP, behind two bare convolutions."""
+    block = name.removesuffix("bn.running_mean")
+    return block != name and f"{block}cv2.weight" in tensors and f"{block}cv3.weight" in tensors
+
+
+def _row(row: Any, layer: Record, *, usual: str) -> list[Any]:
     if not isinstance(row, list) or len(row) != 4:
         raise UserError(f"its YAML has a row that is not [from, number, module, args]: {str(row)[:60]}")
     source, number, module, args = row
@@ -155,9 +165,35 @@ def _row(row: Any, layer: Record) -> list[Any]:
         act = children(first).get("act")
         if isinstance(act, Record) and act.cls.name == "Identity":
             args.append({"act": False})
+    if name in BOTTLENECKS:
+        args += [{key: value} for key, value in _bottleneck_options(name, args, layer, usual=usual).items()]
     if name == "RepConv" and "conv1" in children(layer):  # ultralytics' block of this name is YOLOv9's
         name = "RepConvN"
     return [source, number, name, args]
+
+
+def _bottleneck_options(name: str, args: Sequence[Any], layer: Record, *, usual: str) -> dict[str, Any]:
+    """Kernels and activation of a row's bottlenecks, as the file has them, where the row does not say."""
+    block = _child(layer, "0") or layer  # the first of several in a row
+    options: dict[str, Any] = {}
+    inner = _child(block, "m", "0") if name == "BottleneckCSP" else block
+    convolutions = [_child(inner, cv, "conv") for cv in ("cv1", "cv2")] if inner else []
+    sizes = [plain(conv.state.get("kernel_size")) for conv in convolutions if conv]
+    if len(sizes) == 2 and not any(isinstance(a, list) for a in args):
+        options["k"] = [size[0] if isinstance(size, list) and len(set(size)) == 1 else size for size in sizes]
+    act = _child(block, "act")
+    text = _activation_text(act) if act else None
+    if text not in (None, usual):
+        options["act"] = text
+    return options
+
+
+def _child(module: Record, *path: str) -> Record | None:
+    """The module at a path within another; None where there is none."""
+    found: Any = module
+    for name in path:
+        found = children(found).get(name) if isinstance(found, Record) else None
+    return found if isinstance(found, Record) else None
 
 
 def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from urllib.error import URLError
 
 from models.checkpoints.torch_files import read_torch_file
+from models.spec.families import absent_family
 from utils import distributed
 from utils.errors import UserError, nearest
 from utils.files import atomic_write
@@ -47,6 +48,8 @@ def missing_weights(path: Path) -> str:
     """The line for a checkpoint that is not on disk: who publishes a file of that name, or the nearest name."""
     release = PUBLISHED.get(path.name)
     if release is None:
+        if absent := absent_family(path.stem):
+            return f"{path}: no such checkpoint; {absent}"
         hint = nearest(path.name, PUBLISHED) if path.suffix == ".pt" and path.name not in ("best.pt", "last.pt") else ""
         return f"{path}: no such checkpoint" + (f"; of published ones, {hint}" if hint else "")
     return (
@@ -66,7 +69,7 @@ def ensure_weights(path: str | Path, *, download: bool) -> None:
         return
     release = PUBLISHED.get(path.name)
     if release is None:
-        known = nearest(path.name, PUBLISHED) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
+        known = absent_family(path.stem) or nearest(path.name, PUBLISHED) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
         raise UserError(f"--download: no publisher of {path.name} is known; {known}")
     if distributed.is_main():
         _fetch(release, path)

@@ -321,9 +321,14 @@ def _parameter(args: tuple[Any, ...]) -> StoredTensor:
 
 
 def _attribute(args: tuple[Any, ...]) -> Record:
-    """A method of a module that is kept as its attribute, as fused models do: a note of both, nothing else."""
+    """A method of a module, or of a class of network layers, that is kept as an attribute: a note of both, nothing else.
+
+    Fused models keep a module's method, YOLOv5's and YOLOv9's heads of other tasks ``Detect.forward``.
+    """
     match args:
         case (Record() as owner, str(name)) if not name.startswith("__"):
+            return Record(Global("builtins", "getattr"), (owner, name))
+        case (Global() as owner, str(name)) if name == "forward" and f"{owner.module}.".startswith(INERT_PACKAGE_STARTS):
             return Record(Global("builtins", "getattr"), (owner, name))
     raise UserError("is allowed for a method of a module only")
 

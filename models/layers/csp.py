@@ -6,11 +6,12 @@ Source: CSPNet, arXiv 1911.11929, and the forms that YOLOv5, v7, v8 and v9 made 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.layers.conv import Conv, CrossConv, Size, make_activation
+from models.layers.conv import Activation, Conv, CrossConv, Size, make_activation
 from models.layers.pooling import SPP
 from models.layers.reparam import RepConvN
 from models.spec import channel_rules as rules
@@ -22,7 +23,12 @@ class Bottleneck(nn.Module):
     """Two convolutions with a residual where the widths allow it; (B, c1, H, W) to (B, c2, H, W).
 
     YOLOv8 and v9 have two 3×3 kernels; YOLOv5 and v7 have 1×1 and 3×3, which is ``k=(1, 3)``. Source: ResNet, arXiv 1512.03385.
+
+    Attributes:
+        dialect_defaults: options of rows that do not give them, by the dialect of their file.
     """
+
+    dialect_defaults: ClassVar = {"v5": {"k": (1, 3)}}
 
     def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, k: Sequence[Size] = (3, 3), e: float = 0.5) -> None:
         super().__init__()
@@ -130,10 +136,23 @@ class RepNCSP(C3):
 class BottleneckCSP(nn.Module):
     """CSP block with bare convolutions before a common batch norm (CSPNet, arXiv 1911.11929, fig. 3); (B, c1, H, W) to (B, c2, H, W).
 
-    ``k`` are the kernels of each bottleneck: (3, 3) in YOLOv9, (1, 3) in YOLOv5.
+    Args:
+        c1: input channels.
+        c2: output channels.
+        n: number of bottlenecks.
+        shortcut: whether each bottleneck adds its input.
+        g: groups of its second convolution.
+        e: inner channels per output channel.
+        k: kernels of each bottleneck: (3, 3) in YOLOv9, (1, 3) in YOLOv5.
+        act: activation behind the common batch norm; LeakyReLU(0.1) in YOLOv5 up to release 5, whatever its convolutions have.
     """
 
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: Sequence[Size] = (3, 3)) -> None:
+    dialect_defaults: ClassVar = Bottleneck.dialect_defaults
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: Sequence[Size] = (3, 3),
+        act: Activation = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1)
@@ -141,7 +160,7 @@ class BottleneckCSP(nn.Module):
         self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
         self.cv4 = Conv(2 * hidden, c2, 1)
         self.bn = nn.BatchNorm2d(2 * hidden)
-        self.act = make_activation()
+        self.act = make_activation(act)
         self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, k, e=1.0) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:

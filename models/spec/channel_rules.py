@@ -67,7 +67,7 @@ class RuleContext:
         width: scales a width that was written in the YAML.
         nc: number of classes.
         anchors: anchor sizes per level in px, or None where the file does not list them.
-        dialect: ``"v5"`` (v5, v7, v9 files) or ``"v8"`` (files with ``scales:``).
+        dialect: ``"v5"``, ``"v8"`` or ``"v9"``, of models/spec/dialects.py.
         cls: the registered class, for its signature.
         kind: what the block is in a network, as registered.
     """

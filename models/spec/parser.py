@@ -1,12 +1,12 @@
 """Model YAML files to layer plans: finds the file, reads its dialect, checks every row, and applies the channel rules.
 
-Two dialects are understood: v5 (``depth_multiple``, ``width_multiple``; also YOLOv7's and YOLOv9's files) and v8 (``scales``). Text in a
-YAML is read as literals against an allow-list; nothing in it is ever run.
+The dialects are those of ``models/spec/dialects.py``. Text in a YAML is read as literals against an allow-list; nothing in it is ever run.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from models.spec.channel_rules import Channels, LayerPlan, RuleContext, make_divisible
+from models.spec.dialects import dialect_of
+from models.spec.families import HERE, TASK_HEADS, absent_family, family_of
 from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from utils.errors import UserError, nearest
+from utils.files import replacement
 from utils.limits import LARGEST_MULTIPLE, MOST_CHANNELS, MOST_CLASSES, MOST_REPEATS, MOST_ROWS, brief
 from utils.reading.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
-KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused"}
+KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused", "dialect"}
 TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # written by other programs; redundant here
 SCALED_NAME = re.compile(r"^(?P<family>.*?\d)(?P<scale>[a-z])(?P<rest>(?:[-_].*)?)$")
+SCALES_KEY = re.compile(rb"^scales[ \t]*:", re.MULTILINE)
+# Folders of published projects: commands of their pages work here as they stand.
+PUBLISHED_FOLDERS = frozenset(
+    ["models", *(f"models/{part}" for part in ("detect", "hub", "panoptic", "segment", "v3", "v5", "v8", "v9")), "cfg"]
+    + [*(f"cfg/{part}" for part in ("baseline", "deploy", "training")), "ultralytics/cfg/models"]
+    + [f"ultralytics/{part}/{family}" for part in ("models", "cfg/models") for family in ("v3", "v5", "v8", "v9")]
+)
 PLAIN_WORD = re.compile(r"^[\w.\-/ ]*$")
 
 
@@ -53,7 +63,7 @@ class ModelSpec:
         anchors: anchor sizes per level in px, or None.
         anchors_per_cell: how many anchors a cell has, listed or only counted (``anchors: 3``); 0 where the file has no ``anchors:``.
         activation: text of the network's default activation, or None.
-        dialect: ``"v5"`` or ``"v8"``.
+        dialect: ``"v5"``, ``"v8"`` or ``"v9"``: the program for which the file is written.
         scale: letter of the scale in force, empty without ``scales``.
         scales: the table of a v8 file.
         rows: backbone and head.
@@ -78,7 +88,7 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that :func:`read_spec` reads back to an equal spec (for checkpoints and saved YAMLs)."""
         out: dict[str, Any] = {"nc": self.nc, "ch": self.ch}
-        if self.dialect == "v8":
+        if self.scales:
             out |= {"scales": {k: list(v) for k, v in self.scales.items()}, "scale": self.scale}
         else:
             out |= {"depth_multiple": self.depth, "width_multiple": self.width}
@@ -92,6 +102,8 @@ class ModelSpec:
             out["fused"] = True
         for section in ("backbone", "head"):
             out[section] = [_plain_row(row) for row in self.rows if row.section == section]
+        if _dialect(out, self.rows, self.origin) != self.dialect:  # rows that showed it may be gone (deploy, edits)
+            out["dialect"] = self.dialect
         return out
 
 
@@ -110,15 +122,15 @@ def load_spec(cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch:
 
 def named_channels(cfg: str | Path | Mapping[str, Any]) -> int | None:
     """The input channels that a model YAML names (``ch``); None where it leaves them open. Raises UserError as :func:`load_spec` does."""
-    data, origin = _read_yaml(cfg)
+    data, origin = _read_yaml(cfg, quiet=True)
     return _whole(origin, "ch", data["ch"], least=1) if "ch" in data else None
 
 
-def _read_yaml(cfg: str | Path | Mapping[str, Any], *, scale: str | None = None) -> tuple[Mapping[str, Any], str]:
+def _read_yaml(cfg: str | Path | Mapping[str, Any], *, scale: str | None = None, quiet: bool = False) -> tuple[Mapping[str, Any], str]:
     """The mapping of a model YAML, with the scale of its name, and what messages call it."""
     if isinstance(cfg, Mapping):
         return cfg, str(cfg.get("yaml_file", "model dictionary"))
-    path, letter = find_config(cfg)
+    path, letter = find_config(cfg, quiet=quiet)
     data: Mapping[str, Any] = read_yaml(path, expected="keys such as nc, backbone and head")
     if scale or letter:
         data = {**data, "scale": scale or letter}
@@ -126,14 +138,18 @@ def _read_yaml(cfg: str | Path | Mapping[str, Any], *, scale: str | None = None)
     return data, f"{path.name} ({family})" if family else path.name
 
 
-def find_config(name: str | Path) -> tuple[Path, str]:
+def find_config(name: str | Path, *, quiet: bool = False) -> tuple[Path, str]:
     """The YAML that ``name`` means, and the scale letter in its name (empty if it has none).
 
-    An existing path is taken as it is; otherwise the file name is searched for anywhere under ``models/configs``, first as written, then
-    without its scale letter (``yolov8s-p2.yaml`` reads ``yolov8-p2.yaml`` at scale s).
+    An existing path is taken as it is, and ``yolov8s-p2.yaml`` reads a ``yolov8-p2.yaml`` beside it, if it has scales. Otherwise the file
+    name is searched for anywhere under ``models/configs``, first as written, then without its scale letter. A path whose folder does not
+    exist is only searched for if the folder is one in which published projects keep their files.
+
+    Args:
+        quiet: a file of ``models/configs`` that is read in place of a path is not reported.
 
     Raises:
-        UserError: nothing found (with the nearest name), or two files of that name.
+        UserError: nothing found (with the nearest name), no such folder, or two files of that name.
     """
     path = Path(name)
     if path.suffix in (".pt", ".pth", ".safetensors"):
@@ -142,31 +158,50 @@ def find_config(name: str | Path) -> tuple[Path, str]:
         path = path.with_name(path.name + ".yaml")
     if path.is_file():
         return path, ""
+    scaled = SCALED_NAME.match(path.stem)
+    base = path.with_name(f"{scaled['family']}{scaled['rest']}.yaml") if scaled else path
+    if scaled and _has_scales(base):
+        return base, scaled["scale"]
+    found, letter = _find_bundled(path, base, scaled["scale"] if scaled else "")
+    in_place = replacement(path, found, published=PUBLISHED_FOLDERS)
+    if in_place and not quiet:
+        log.warning("%s", in_place)
+    return found, letter
+
+
+def _has_scales(path: Path) -> bool:
+    """Whether a file is there and has a table of scales; others cannot be meant by a name with a scale letter."""
+    try:
+        return SCALES_KEY.search(path.read_bytes()) is not None
+    except OSError:
+        return False
+
+
+def _find_bundled(path: Path, base: Path, scale: str) -> tuple[Path, str]:
+    """The file under ``models/configs`` of a path's name, or of its name without the scale letter. Raises UserError as find_config does."""
     configs_by_name: dict[str, list[Path]] = {}
     for found in sorted(CONFIGS.rglob("*.yaml")):
         configs_by_name.setdefault(found.name, []).append(found)
-    scaled = SCALED_NAME.match(path.stem)
-    candidates: list[tuple[list[Path], str]] = []
+    candidates = [(path.name, ""), (base.name, scale)]
     if path.parent.name == "deploy":  # YOLOv7 publishes training and deploy forms under one name in two folders
-        candidates.append((configs_by_name.get(f"{path.stem}-deploy.yaml", []), ""))
-    candidates.append((configs_by_name.get(path.name, []), ""))
-    if scaled:
-        base = path.with_name(f"{scaled['family']}{scaled['rest']}.yaml")
-        beside = [base] if base.is_file() else []
-        candidates += [(beside, scaled["scale"]), (configs_by_name.get(base.name, []), scaled["scale"])]
-    for paths, scale in candidates:
+        candidates.insert(0, (f"{path.stem}-deploy.yaml", ""))
+    for name, letter in candidates:
+        paths = configs_by_name.get(name, [])
         if len(paths) > 1:
             raise UserError(f"{path.name} is the name of {len(paths)} files, give one with its folder: {', '.join(map(str, paths))}")
         if paths:
-            return paths[0], scale
-    hint = nearest(path.stem, {Path(known).stem for known in configs_by_name})
-    raise UserError(f"{name}: no such model YAML, neither as a path nor under models/configs; {hint}".rstrip("; "))
+            return paths[0], letter
+    unscaled = f"; {base} has no scales" if scale and base.is_file() else ""
+    hint = absent_family(path.stem) or nearest(path.stem, {Path(known).stem for known in configs_by_name})
+    raise UserError(f"{path}: no such model YAML, neither as a path nor under models/configs{unscaled}; {hint}".rstrip("; "))
 
 
 def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch: int | None = None) -> ModelSpec:
     """Checks a YAML's keys and rows and resolves scale, classes and channels. Raises UserError naming file and key or row."""
     for key in data:
         if key not in KNOWN_KEYS | TOLERATED_KEYS:
+            if family := family_of(_modules_of(data), [str(key)]):
+                raise UserError(f"{origin}: a {family} (its key {key!r} shows it), a family that is not here; {HERE}")
             hint = nearest(str(key), KNOWN_KEYS) or "known are " + ", ".join(sorted(KNOWN_KEYS))
             raise UserError(f"{origin}: unknown key {key!r}; {hint}")
     nc = _whole(origin, "nc", nc if nc is not None else data.get("nc", 80), least=1, most=MOST_CLASSES)
@@ -184,7 +219,7 @@ def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch
     if not rows:
         raise UserError(f"{origin}: has no rows; backbone and head should be lists of [from, number, module, args]")
     return ModelSpec(
-        origin, nc, ch, depth, width, cap, anchors, per_cell, activation, "v8" if "scales" in data else "v5", scale,
+        origin, nc, ch, depth, width, cap, anchors, per_cell, activation, _dialect(data, rows, origin), scale,
         dict(data.get("scales") or {}), rows, bool(data.get("fused", False)),
     )  # fmt: skip
 
@@ -199,11 +234,21 @@ def plan_layers(spec: ModelSpec) -> list[LayerPlan]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except KeyError as error:
+            if absent := _absent(spec, row):
+                raise UserError(f"{spec.origin}: {absent}; a module of your own joins with --plugins") from error
             raise UserError(f"{spec.origin}: row {index}: {error.args[0]}") from error
     heads = [p.index for p in plans if p.out_channels == 0]
     if heads != [len(plans) - 1]:
         raise UserError(f"{spec.origin}: the last row should be the one detection head; heads stand at rows {heads or 'none'}")
     return plans
+
+
+def _absent(spec: ModelSpec, row: Row) -> str:
+    """What a file with an unknown module is: a network for another task or of a family that is not here; empty for neither."""
+    if row.module in TASK_HEADS:
+        return f"a network that {TASK_HEADS[row.module]} (its head is {row.module}); only detection is here"
+    family = family_of([other.module for other in spec.rows])
+    return f"a {family}, a family that is not here (row {spec.rows.index(row)} is {row.module}); {HERE}" if family else ""
 
 
 def needed(plans: Sequence[LayerPlan]) -> list[LayerPlan]:
@@ -253,8 +298,10 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
     plan = block.channels(args, context)
     if both := plan.kwargs.keys() & options.keys():
         raise UserError(f"{min(both)} is given twice, by place and by name")
+    cls = plan.cls or block.cls
+    of_dialect = _defaults_of_dialect(cls, plan.args, spec.dialect)
     plan = replace(
-        plan, cls=plan.cls or block.cls, kwargs={**plan.kwargs, **options}, index=index, sources=sources, name=block.name,
+        plan, cls=cls, kwargs={**of_dialect, **plan.kwargs, **options}, index=index, sources=sources, name=block.name,
         section=row.section, identity_start=start == "identity",
     )  # fmt: skip
     check_arguments(plan, block)
@@ -271,6 +318,17 @@ def _repeats(number: int, depth: float) -> int:
     return repeats
 
 
+def _dialect(data: Mapping[str, Any], rows: Sequence[Row], origin: str) -> str:
+    return dialect_of(data, [row.module for row in rows], rows[-1].args, origin=origin)
+
+
+def _defaults_of_dialect(cls: Any, args: Sequence[Any], dialect: str) -> dict[str, Any]:
+    """What a block's options are in files of this dialect where a row does not give them: ``cls.dialect_defaults``."""
+    defaults = getattr(cls, "dialect_defaults", {}).get(dialect, {})
+    by_place = list(inspect.signature(cls).parameters)[: len(args)] if defaults else []
+    return {name: value for name, value in defaults.items() if name not in by_place}
+
+
 def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
     given = (source,) if isinstance(source, int) else source
     absolute = tuple(s if s >= 0 else index + s for s in given)
@@ -283,7 +341,7 @@ def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
 
 
 def _width_rule(spec: ModelSpec) -> Any:
-    own_output = spec.anchors_per_cell * (spec.nc + 5) if spec.dialect == "v5" else None
+    own_output = spec.anchors_per_cell * (spec.nc + 5) if spec.dialect != "v8" else None
 
     def width(channels: int) -> int:
         if channels == own_output:
@@ -329,6 +387,12 @@ def _literal(value: Any, spec: ModelSpec) -> Any:
     if not PLAIN_WORD.match(value):
         raise UserError(f"argument {value!r} is neither a number, a plain word nor a known activation; text in a YAML is never run")
     return value
+
+
+def _modules_of(data: Mapping[str, Any]) -> list[str]:
+    """The modules of rows that are not checked yet."""
+    sections = [rows for section in ("backbone", "head") if isinstance(rows := data.get(section), (list, tuple))]
+    return [str(row[2]) for rows in sections for row in rows if isinstance(row, (list, tuple)) and len(row) == 4]
 
 
 def _row(row: Any, where: str, section: str) -> Row:

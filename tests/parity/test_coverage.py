@@ -28,7 +28,7 @@ from tests.pending import PENDING
 
 # vector or prefix -> why no test compares it
 LEFT_OUT = {
-    "models/baseline-": "networks of earlier papers, for information: this project has no config of them",
+    "models/baseline-": "networks of earlier papers, for information: unit/models/test_dialects.py has the sizes of those that are here",
     "blocks/ul_CBAM": "a variant without the paper's shared perceptron and max pooling; CBAM here is compared in attention/",
     "blocks/ul_ChannelAttention": "a part of that variant",
     "blocks/ul_SpatialAttention": "a part of that variant",

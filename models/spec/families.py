@@ -1,0 +1,73 @@
+"""Families and tasks that are not here, by their names, heads and blocks: messages say so instead of naming a neighbour."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+HERE = "here are YOLOv3, v5, v7, v8, v9, YOLOv4-CSP and YOLOR-CSP"
+# How names of YAMLs and checkpoints begin; the first that fits counts.
+ABSENT_NAMES = {
+    re.compile(pattern, re.IGNORECASE): family
+    for pattern, family in {
+        r"yolo[-_]?v?(10|13)(?!\d)": "YOLOv{0}",
+        r"yolo[-_]?v?(11|12|26)(?!\d)": "YOLO{0}",
+        r"yolo[-_]?v?([1246])(?!\d)(?!-csp)": "YOLOv{0}",
+        r"yolo-?x": "YOLOX",
+        r"yolor(?!-csp)": "YOLOR",
+        r"yolo[-_]?nas": "YOLO-NAS",
+        r"yoloe": "YOLOE",
+        r"yolo(v8[a-z]?)?[-_]?world": "YOLO-World",
+        r"pp-?yolo": "PP-YOLO",
+        r"(damo|gold|fast|hyper)-?yolo": "{0}-YOLO",
+        r"(rt-?detr|rf-?detr|d-?fine|deim)": "{0}",
+        r"(fast|mobile)?sam2?[._b-]": "SAM",
+    }.items()
+}
+NAMED_TASKS = {
+    **dict.fromkeys(("seg", "dseg", "sem"), "segmentation"),
+    **dict.fromkeys(("pose", "kpt"), "keypoints"),
+    "pan": "panoptic segmentation", "obb": "rotated boxes", "cls": "classification",
+}  # fmt: skip
+# Heads of other tasks and what a network with one does.
+TASK_HEADS = {
+    **dict.fromkeys(("Segment", "DSegment", "DualDSegment", "TripleDSegment", "ISegment", "MT"), "segments"),
+    **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
+    **dict.fromkeys(("Pose", "Pose26", "IKeypoint"), "predicts keypoints"),
+    **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
+    **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment"), "detects what a text names"),
+    "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",
+    "IBin": "predicts binned box sides", "v10Detect": "is a YOLOv10 with two heads",
+}  # fmt: skip
+TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)
+# Blocks by which a file shows its family, the ones that fewest families have first.
+FAMILY_BLOCKS = {
+    "RT-DETR": ("RTDETRDecoder", "HGStem"),
+    "YOLOv13": ("HyperACE", "FullPAD_Tunnel", "DSC3k2"),
+    "YOLO12": ("A2C2f",),
+    "YOLO11": ("C3k2", "C2PSA"),
+    "YOLOv10": ("v10Detect", "SCDown", "C2fCIB"),
+    "YOLO-World or YOLOE": ("C2fAttn", "WorldDetect", "YOLOEDetect"),
+}
+END_TO_END = ("end2end", "reg_max", "one2one_cv2")  # of YOLO26, whose blocks are those of YOLO11
+
+
+def absent_family(stem: str) -> str:
+    """What to say of a name of a family or a task that is not here; empty for other names."""
+    for pattern, family in ABSENT_NAMES.items():
+        if found := pattern.match(stem):
+            return f"{family.format(*map(str.upper, found.groups()))} is not here; {HERE}"
+    if found := TASK_SUFFIX.match(stem):
+        return f"a network for {NAMED_TASKS[found[2].lower()]} by its name, and only detection is here"
+    return ""
+
+
+def family_of(modules: Collection[str], marks: Collection[str] = ()) -> str:
+    """The family that is not here to which rows of these modules belong; empty where they show none.
+
+    Args:
+        marks: keys of the YAML, or names of the head's layers.
+    """
+    family = next((name for name, blocks in FAMILY_BLOCKS.items() if any(block in modules for block in blocks)), "")
+    end_to_end = any(mark in marks for mark in END_TO_END)
+    return "YOLO26" if end_to_end and family in ("", "YOLO11") else family

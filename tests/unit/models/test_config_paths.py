@@ -1,0 +1,150 @@
+"""Which file a --cfg means: a file beside the path comes before ours, ours is reported, and a folder that does not exist is an error."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from engine.training.recipes import find_hyp
+from models.checkpoints.published import missing_weights
+from models.spec.families import absent_family, family_of
+from models.spec.parser import CONFIGS, find_config, load_spec, named_channels, plan_layers, read_spec
+from utils.errors import UserError
+
+SCALED = "nc: 2\nscales: {n: [1.0, 0.5, 64]}\nbackbone: [[-1, 1, Conv, [32, 3, 8]]]\nhead: [[[0], 1, Detect, [nc]]]\n"
+
+
+def reports(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov5n", "yolov8n.yaml"])
+def test_a_file_beside_the_path_with_scales_comes_before_ours(tmp_path, name, caplog):
+    base = tmp_path / f"{name.removesuffix('.yaml')[:-1]}.yaml"
+    base.write_text(SCALED)
+    with caplog.at_level(logging.WARNING):
+        assert find_config(tmp_path / name) == (base, "n")
+        spec = load_spec(tmp_path / name)
+    assert (spec.nc, spec.width, spec.scale) == (2, 0.5, "n")
+    assert not reports(caplog)
+
+
+def test_a_bare_name_reads_the_file_beside_it_too(tmp_path, monkeypatch):
+    (tmp_path / "yolov5.yaml").write_text(SCALED)
+    monkeypatch.chdir(tmp_path)
+    assert find_config("yolov5n.yaml") == (Path("yolov5.yaml"), "n")
+
+
+def test_a_file_beside_the_path_without_scales_is_not_meant(tmp_path, caplog):
+    (tmp_path / "yolov5.yaml").write_text("nc: 2\n")
+    with caplog.at_level(logging.WARNING):
+        assert find_config(tmp_path / "yolov5n.yaml") == (CONFIGS / "v5/yolov5n.yaml", "")
+    assert reports(caplog) == [f"{tmp_path / 'yolov5n.yaml'}: no such file, so {CONFIGS / 'v5/yolov5n.yaml'} is read"]
+    (tmp_path / "mine1.yaml").write_text("nc: 2\n")
+    with pytest.raises(UserError, match=r"mine1s\.yaml: no such model YAML, .*mine1\.yaml has no scales"):
+        find_config(tmp_path / "mine1s.yaml")
+
+
+def test_ours_in_place_of_a_path_is_reported_once_a_reading(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert named_channels("models/detect/yolov9-c.yaml") is None
+        load_spec("models/detect/yolov9-c.yaml")
+        load_spec("yolov9-c.yaml")
+    assert reports(caplog) == [f"models/detect/yolov9-c.yaml: no such file, so {CONFIGS / 'v9/yolov9-c.yaml'} is read"]
+
+
+@pytest.mark.parametrize("folder", ["nosuchdir", "../nosuchdir", "/nosuchdir/models", "models/nosuchdir"])
+def test_a_folder_that_does_not_exist_is_an_error(folder):
+    with pytest.raises(UserError, match=rf"{folder}/yolov9-c\.yaml: the folder {folder} does not exist; .*bare name yolov9-c\.yaml"):
+        find_config(f"{folder}/yolov9-c.yaml")
+
+
+@pytest.mark.parametrize("path", ["ultralytics/cfg/models/v8/yolov8s.yaml", "models/hub/yolov5-p6.yaml", "cfg/deploy/yolov7.yaml"])
+def test_commands_of_published_pages_work_as_they_stand(path):
+    assert CONFIGS in find_config(path)[0].parents
+
+
+def test_a_recipe_is_found_by_the_same_rule(tmp_path, capsys):
+    recipe = tmp_path / "hyp.a.yaml"
+    recipe.write_text("")
+    assert find_hyp("hyp.a.yaml", tmp_path) == recipe
+    assert not capsys.readouterr().out
+    assert find_hyp("data/hyps/hyp.a.yaml", tmp_path) == recipe
+    assert capsys.readouterr().out == f"data/hyps/hyp.a.yaml: no such file, so {recipe} is read\n"
+    with pytest.raises(UserError, match="the folder nosuchdir does not exist"):
+        find_hyp("nosuchdir/hyp.a.yaml", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("yolo11n-seg", "YOLO11 is not here"),
+        ("yolov11n", "YOLO11 is not here"),
+        ("yolov6n", "YOLOv6 is not here"),
+        ("yolox", "YOLOX is not here"),
+        ("yolox-s", "YOLOX is not here"),
+        ("yolov10n", "YOLOv10 is not here"),
+        ("yolo12x", "YOLO12 is not here"),
+        ("yolo26n", "YOLO26 is not here"),
+        ("yolov4", "YOLOv4 is not here"),
+        ("yolo_nas_s", "YOLO-NAS is not here"),
+        ("rt-detr-l", "RT-DETR is not here"),
+        ("yolov8s-worldv2", "YOLO-World is not here"),
+        ("yolov8n-seg", "a network for segmentation by its name, and only detection is here"),
+        ("yolov8x-pose-p6", "a network for keypoints"),
+        ("gelan-c-pan", "a network for panoptic segmentation"),
+    ],
+)
+def test_a_family_or_task_that_is_not_here_is_named(name, says):
+    with pytest.raises(UserError) as caught:
+        find_config(name)
+    assert says in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+    assert says in missing_weights(Path(f"{name}.pt"))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_config_of_ours_bears_an_absent_name(path):
+    assert not absent_family(path.stem)
+
+
+def test_names_close_to_ours_keep_their_hint():
+    assert "did you mean 'yolov7x'" in missing_weights(Path("yolov7xx.pt")).replace(".pt", "")
+    with pytest.raises(UserError, match="did you mean 'yolov8'"):
+        find_config("yolo8n")
+
+
+@pytest.mark.parametrize(
+    ("modules", "marks", "family"),
+    [
+        (["Conv", "C3k2", "SPPF", "C2PSA", "Detect"], [], "YOLO11"),
+        (["Conv", "C3k2", "A2C2f", "Detect"], [], "YOLO12"),
+        (["Conv", "C3k2", "C2PSA", "Detect"], ["end2end"], "YOLO26"),
+        (["C2f", "SCDown", "PSA", "v10Detect"], ["one2one_cv2"], "YOLOv10"),
+        (["Conv", "C2f", "Detect"], [], ""),
+    ],
+)
+def test_rows_show_their_family(modules, marks, family):
+    assert family_of(modules, marks) == family
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "says"),
+    [
+        ([[-1, 1, "C3k2", [16]]], {}, r"a YOLO11, a family that is not here \(row 1 is C3k2\)"),
+        ([[-1, 1, "C3k2", [16]], [-1, 1, "A2C2f", [16]]], {}, r"a YOLO12, a family that is not here \(row 1 is C3k2\)"),
+        ([[-1, 1, "C3k2", [16]]], {"end2end": True}, r"a YOLO26 \(its key 'end2end' shows it\), a family that is not here"),
+    ],
+)
+def test_files_of_families_that_are_not_here_are_named(rows, keys, says):
+    data = {"nc": 2, "backbone": [[-1, 1, "Conv", [16, 3, 8]], *rows], "head": [[[-1], 1, "Detect", ["nc"]]], **keys}
+    with pytest.raises(UserError, match=rf"mine\.yaml: {says}"):
+        plan_layers(read_spec(data, origin="mine.yaml"))
+
+
+def test_a_head_of_another_task_is_named():
+    data = {"nc": 2, "backbone": [[-1, 1, "Conv", [16, 3, 8]]], "head": [[[-1], 1, "Segment", ["nc", 32, 256]]]}
+    with pytest.raises(UserError, match=r"a network that segments \(its head is Segment\); only detection is here"):
+        plan_layers(read_spec(data, origin="mine.yaml"))
