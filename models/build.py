@@ -10,7 +10,7 @@ from models.edit.rows import edit
 from models.model import Model
 from models.spec.parser import load_spec
 from models.spec.registry import load_plugin
-from utils.limits import LARGEST_NETWORK
+from utils.reading.limits import LARGEST_NETWORK
 
 
 def build_model(

@@ -17,7 +17,7 @@ from models.spec.parser import ModelSpec, Row, needed, plan_layers
 from models.spec.row_arguments import what_it_takes
 from tasks import Task
 from utils.errors import UserError
-from utils.limits import LARGEST_NETWORK
+from utils.reading.limits import LARGEST_NETWORK
 from utils.types import Predictions
 
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03  # of all published YOLOs, set on every batch norm of a network

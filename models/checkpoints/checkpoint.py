@@ -28,7 +28,7 @@ from models.model import Model
 from models.spec.registry import load_plugin, loaded_plugins
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.limits import brief, printable
+from utils.reading.limits import brief, printable
 
 FORMAT = "yolo-attention checkpoint"
 FORMAT_VERSION = 1

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 from utils.errors import UserError
-from utils.limits import MOST_VALUES, brief, measure, printable
+from utils.reading.limits import MOST_VALUES, brief, measure, printable
 
 HIGHEST_PROTOCOL = 5
 LONGEST_NAME = 100  # characters of a global that a message quotes

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.checkpoints.safe_pickle import Global, Maker, PickleReader, Record, as_key
 from utils.errors import UserError
-from utils.limits import LARGEST_PICKLE, LARGEST_SIZE, LARGEST_TABLE, MIB, MOST_DIMENSIONS, REPEATED_STORAGE, brief
+from utils.reading.limits import LARGEST_PICKLE, LARGEST_SIZE, LARGEST_TABLE, MIB, MOST_DIMENSIONS, REPEATED_STORAGE, brief
 
 STREAM_MAGIC, STREAM_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 LOCAL_HEADER = 30  # bytes before the name of a zip member

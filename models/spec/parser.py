@@ -21,7 +21,7 @@ from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from utils.errors import UserError, nearest
 from utils.files import replacement
-from utils.limits import LARGEST_MULTIPLE, MOST_CHANNELS, MOST_CLASSES, MOST_REPEATS, MOST_ROWS, brief
+from utils.reading.limits import LARGEST_MULTIPLE, MOST_CHANNELS, MOST_CLASSES, MOST_REPEATS, MOST_ROWS, brief
 from utils.reading.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
