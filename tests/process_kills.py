@@ -26,7 +26,7 @@ from train import train
 from utils.config import Hyperparameters, TrainConfig
 from utils.files import UNFINISHED
 
-LIMIT_S = 300
+LIMIT_S = 1800
 
 
 class BatchPulse(Callback):
@@ -65,7 +65,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
             except Exception as error:
                 found["corrupt"].append(str(error))
     found["ended"] = attempt(TrainConfig(resume=last))[0] if last.exists() else "nothing was saved"
-    deadline = time.monotonic() + 15  # loader processes check every five seconds whether their parent is alive
+    deadline = time.monotonic() + 300  # loader processes check every five seconds whether their parent is alive
     while (found_orphans := orphans(flags["project"])) and time.monotonic() < deadline:
         time.sleep(0.2)
     found["orphans"] = found_orphans

@@ -1,7 +1,7 @@
 """Runs jobs of several forked ranks: ``python -m tests.processes JOBS.json``.
 
-A job is ``{"name", "kind", "world", …}`` (``world``: number of ranks). The results are printed as JSON: exit codes, seconds from the first
-exit to the last, and the stderr of each rank. Forking saves the imports.
+A job is ``{"name", "kind", "world", …}`` (``world``: number of ranks). The results are printed as JSON: exit codes and the stderr
+of each rank. Forking saves the imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from utils import distributed
 from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
 
-LIMIT_S = 120
+LIMIT_S = 600  # of a job whose ranks wait for each other without end
 
 
 def main(jobs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -47,12 +47,11 @@ def launch(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         if pid == 0:
             os._exit(in_child(job, rank, port, folder))
         children[pid] = rank
-    codes, ends, limit = {}, [], time.monotonic() + LIMIT_S
+    codes, limit = {}, time.monotonic() + LIMIT_S
     while children:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             codes[children.pop(pid)] = os.waitstatus_to_exitcode(status)
-            ends.append(time.monotonic())
         elif time.monotonic() > limit:
             for late in children:
                 os.kill(late, signal.SIGKILL)
@@ -60,7 +59,7 @@ def launch(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         else:
             time.sleep(0.01)
     said = [(folder / f"{rank}.err").read_text() for rank in range(job["world"])]
-    return {"codes": [codes[r] for r in sorted(codes)], "seconds": round(ends[-1] - ends[0], 2), "stderr": said}
+    return {"codes": [codes[r] for r in sorted(codes)], "stderr": said}
 
 
 def in_child(job: dict[str, Any], rank: int, port: int, folder: Path) -> int:

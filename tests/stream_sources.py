@@ -55,6 +55,7 @@ class Camera:
         self.period_s = 0.02
         self.requests: list[tuple[str, str]] = []
         self.over = threading.Event()
+        self.silent = threading.Event()  # a stream has stalled
         self.url = ""
 
     def with_password(self, path: str) -> str:
@@ -128,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
                 number += 1
                 time.sleep(state.period_s)
             if state.stalls:
-                state.over.wait(30)
+                state.silent.set()
+                state.over.wait()
         except OSError:
             pass  # the reader has left
 
@@ -155,6 +157,7 @@ class FakeCapture:
 
     def retrieve(self):
         image = np.full((self.size_wh[1], self.size_wh[0], 3), self.grabbed % 256, np.uint8).view(Tracked)
+        image[0, 1] = self.grabbed // 256 % 256
         self.alive.add(image)
         return True, image
 

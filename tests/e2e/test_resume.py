@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ class Signal(Callback):
     def on_batch(self, run, epoch, iteration, batch) -> None:
         if (epoch, iteration) == self.when:
             for _ in range(self.times):
-                os.kill(os.getpid(), self.number)
+                signal.raise_signal(self.number)  # handled before it returns; os.kill may be handled later
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
@@ -97,6 +98,8 @@ def test_only_the_main_process_handles_a_signal_to_the_process_group(world, whol
                 assert len(pids) > 2
                 subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)
                 subprocess.run(["kill", "-INT", *map(str, pids[1:])], check=True)
+                while not signal.getsignal(signal.SIGTERM).__self__.requested:  # until this process has handled its own
+                    time.sleep(0.01)
 
     last = stopped(world, tmp_path, Group(), workers=2)
     assert load_checkpoint(last).training["batch"] == 2  # one more batch was drawn for the step
@@ -115,7 +118,7 @@ def test_interrupt_during_validation_does_not_wait_for_its_end(world, whole, tmp
     def interrupted(*args, **kwargs):
         calls.append(torch.rand(3))  # draws that a resume must not miss
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return evaluate(*args, **kwargs)
 
     import train as train_script
@@ -200,7 +203,11 @@ def test_best_pt_is_restored_from_last_pt(world, whole, tmp_path, monkeypatch):
 def test_early_stopped_run_is_not_resumed(world, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.training.early_stop.EarlyStop.is_due", lambda self, epoch: epoch >= 1)
     finish = script.finish_weights
-    monkeypatch.setattr(script, "finish_weights", lambda run: os.kill(os.getpid(), signal.SIGINT))
+
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "finish_weights", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config(world, tmp_path, **GIVEN))
     monkeypatch.setattr(script, "finish_weights", finish)

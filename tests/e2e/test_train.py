@@ -247,11 +247,10 @@ def test_ctrl_c_within_an_epoch_saves_last_and_prints_one_line(world, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), *flags]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
     last = tmp_path / "runs" / "train" / "exp" / "weights" / "last.pt"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (last.is_file() and load_checkpoint(last).epoch > 0):
+    while process.poll() is None and not (last.is_file() and load_checkpoint(last).epoch > 0):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # a terminal tells the workers too
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=600)[1]
     assert process.returncode == 130
     assert load_checkpoint(last).training is not None
     assert "Traceback" not in errors
