@@ -14,15 +14,12 @@ from typing import Any
 from data.labels.paths import as_written
 from data.tools.shapes import ensure_shapes
 from utils.errors import UserError, nearest
+from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_KEYPOINTS, MAX_NAME_CHARS
 from utils.reading.text_files import user_path
 from utils.reading.yaml_text import read_yaml, shown
 
 SPLITS = ("train", "val", "test")
-MAX_CLASSES = 100_000
-MAX_CHANNELS = 1024  # of an image
-MAX_NAME_CHARS = 200  # of a class
 HERE = Path(__file__).resolve().parent
-MAX_KEYPOINTS = 10_000  # of an object
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,5 +35,12 @@ def last_line(error: BaseException) -> str:
 def one_line(text: str, *, most: int = 4000) -> str:
     """A message as one line that a terminal shows as it is: line ends become blanks, control characters are escaped, the end is cut."""
     joined = " ".join(line.strip() for line in text[: 4 * most].splitlines()).strip()
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    safe = printable(joined)
     return safe if len(safe) <= most else safe[:most] + " …"
+
+
+def printable(text: str) -> str:
+    """Text from a file for a terminal or a log: one line, without control characters, escape sequences or lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)

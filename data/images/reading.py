@@ -19,6 +19,7 @@ from data.images.pixels import DAMAGED, TO_16_BITS, as_hwc, imdecode
 from data.images.tiff import TiffError, opencv_misreads, read_first_page, without_other_pages
 from utils.errors import UserError
 from utils.files import read_bounded
+from utils.reading.limits import MAX_IMAGE_BYTES
 
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png")
@@ -26,7 +27,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 CONVERTED = (1, 3)  # channels that any image is converted to
 CONVERTIBLE = (1, 3, 4)  # channels that are converted to those
-MAX_IMAGE_BYTES = 2**31  # of a file
 MIN_SIDE_PX = 10
 JPEG_START = b"\xff\xd8"
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height

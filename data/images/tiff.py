@@ -20,6 +20,7 @@ import numpy as np
 
 from data.images.orientation import TAG as ORIENTATION
 from data.images.orientation import upright
+from utils.reading.limits import MAX_PAGE_BYTES
 
 WIDTH, HEIGHT, BITS, COMPRESSION, OFFSETS, SAMPLES, STRIP_ROWS, COUNTS = 256, 257, 258, 259, 273, 277, 278, 279
 PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, FORMAT = 284, 317, 322, 323, 324, 325, 339
@@ -35,7 +36,6 @@ COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32773: "PackBits", 32946: "de
 NO_PREDICTOR, HORIZONTAL = 1, 2
 REDUCED_OR_MASK = 0b101  # pages that are a smaller copy or a mask of another
 MAX_PAGES, MAX_TAGS, MAX_VALUES = 1024, 2**16, 2**20  # of a file, of all its pages, of a tag
-MAX_PAGE_BYTES = 2**30  # decoded
 
 
 class TiffError(ValueError):

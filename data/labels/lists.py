@@ -10,8 +10,8 @@ from pathlib import Path
 from data.labels.paths import as_written
 from utils.errors import UserError
 from utils.files import read_bounded
+from utils.reading.limits import MAX_LIST_BYTES
 
-MAX_LIST_BYTES = 2**28  # two million paths of 128 characters
 ENCODINGS = (  # by their mark; that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip

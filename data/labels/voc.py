@@ -18,9 +18,9 @@ from data.labels.tree import walk_tree
 from tasks.rows import ROUNDING
 from utils.errors import UserError
 from utils.files import read_bounded
+from utils.reading.limits import MAX_XML_BYTES
 
 OVERHANG_PX = 2.0
-MAX_XML_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from data.labels.table import ImageLabels, LabelTable, build_table
 from tasks import DETECT
 from tasks.rows import InvalidRow, LabelRow
 from utils.files import read_bounded
+from utils.reading.limits import MAX_LABEL_BYTES
 
-MAX_LABEL_BYTES = 2**26  # half a million rows of polygons of six points
 ParseRow = Callable[[Sequence[str]], LabelRow | InvalidRow]
 
 

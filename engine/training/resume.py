@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, previous_
 from utils import distributed
 from utils.cli.flags import resumable_names, spelling_of
 from utils.config import NEWEST, TrainConfig
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.reading.yaml_text import read_yaml
 from utils.run_folders import RunLock
 
@@ -47,12 +48,29 @@ def load_resumed_run(config: TrainConfig, lock: RunLock | None = None) -> tuple[
         raise UserError(f"{path}: holds no training state (the run was finished, or this is a best.pt); train on with --weights {path}")
     given = {name: getattr(config, name) for name in names if name != "project"}
     given.update(resume=str(path), plugins=config.plugins)  # a path that is stored in a file is never imported
-    if folder is not None and distributed.is_main():
-        check_run_files(folder, checkpoint)
-    stored = TrainConfig.from_dict(checkpoint.config)
-    config = stored.replace(**{"data": data_file(stored.data, checkpoint.training), **given}, given=tuple(given))
-    print(f"Resuming {path} after {describe_position(checkpoint)}")
+    with restored_from(str(path)):
+        if folder is not None and distributed.is_main():
+            check_run_files(folder, checkpoint)
+        stored = TrainConfig.from_dict(checkpoint.config)
+        config = stored.replace(**{"data": data_file(stored.data, checkpoint.training), **given}, given=tuple(given))
+        print(f"Resuming {path} after {describe_position(checkpoint)}")
     return config, checkpoint
+
+
+@contextmanager
+def restored_from(source: str) -> Iterator[None]:
+    """Within this context an entry of a checkpoint's training state that is missing, or of another type or size, is one line.
+
+    Raises:
+        UserError: what was missing or wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{source}: its training state is damaged ({reason}); train on with --weights {source}") from error
 
 
 def find_last_checkpoint(given: str, project: str) -> Path:

@@ -28,7 +28,7 @@ from engine.training.optim import GROUPS, build_optimizer, parameter_groups
 from engine.training.recipes import family_hyp, find_hyp, gains_warning
 from engine.training.recompute import checkpoint_activations, recomputed_parts
 from engine.training.restart import resume_after_restart, write_job_id
-from engine.training.resume import check_classes, check_labels, load_resumed_run, repair_weights_folder, run_folder_of
+from engine.training.resume import check_classes, check_labels, load_resumed_run, repair_weights_folder, restored_from, run_folder_of
 from engine.training.run import Loaders, Progress, Run, restore, snapshot
 from engine.training.saving import save_last
 from engine.training.schedule import Schedule
@@ -149,7 +149,8 @@ def build_run(
         callbacks=Callbacks([*default_callbacks(config, hyp, loaders), *callbacks], is_main=distributed.is_main()),
     )
     if config.resume and checkpoint is not None:
-        restore(run, checkpoint)
+        with restored_from(config.resume):
+            restore(run, checkpoint)
     run.gather_rank_states()
     if distributed.is_main():
         write_run_files(run, checkpoint)
@@ -253,7 +254,8 @@ def build_network(config: TrainConfig, checkpoint: Checkpoint | None, spec: Data
     if checkpoint is not None:
         require_plugins(checkpoint, config.plugins, source=config.resume or config.weights)
     if config.resume:
-        return rebuild_network(config, checkpoint, spec)
+        with restored_from(config.resume):
+            return rebuild_network(config, checkpoint, spec)
     if checkpoint is not None and not (checkpoint.cfg or config.cfg):
         raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
     model = Model(insert_attention(config, config.cfg or stored_spec(checkpoint), spec).spec, names=spec.names)

@@ -26,9 +26,9 @@ from models.checkpoints.sound_weights import check_weights
 from models.checkpoints.torch_files import materialised, read_torch_file
 from models.model import Model
 from models.spec.registry import load_plugin, loaded_plugins
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import atomic_write
-from utils.reading.limits import brief, printable
+from utils.reading.limits import brief
 
 FORMAT = "yolo-attention checkpoint"
 FORMAT_VERSION = 1

@@ -22,8 +22,8 @@ from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
 from models.heads.anchor_based import CERTAIN
 from models.spec.families import TASK_HEADS, family_of
-from utils.errors import UserError
-from utils.reading.limits import brief, printable
+from utils.errors import UserError, printable
+from utils.reading.limits import brief
 
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
 DEEPEST_ENTRY = 6  # containers around a network

@@ -15,8 +15,8 @@ import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
-from utils.errors import UserError
-from utils.reading.limits import MOST_VALUES, brief, measure, printable
+from utils.errors import UserError, printable
+from utils.reading.limits import MOST_VALUES, brief, measure
 
 HIGHEST_PROTOCOL = 5
 LONGEST_NAME = 100  # characters of a global that a message quotes

@@ -21,7 +21,7 @@ from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from utils.errors import UserError, nearest
 from utils.files import replacement
-from utils.reading.limits import LARGEST_MULTIPLE, MOST_CHANNELS, MOST_CLASSES, MOST_REPEATS, MOST_ROWS, brief
+from utils.reading.limits import LARGEST_MULTIPLE, MAX_CLASSES, MOST_CHANNELS, MOST_REPEATS, MOST_ROWS, brief
 from utils.reading.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch
                 raise UserError(f"{origin}: a {family} (its key {key!r} shows it), a family that is not here; {HERE}")
             hint = nearest(str(key), KNOWN_KEYS) or "known are " + ", ".join(sorted(KNOWN_KEYS))
             raise UserError(f"{origin}: unknown key {key!r}; {hint}")
-    nc = _whole(origin, "nc", nc if nc is not None else data.get("nc", 80), least=1, most=MOST_CLASSES)
+    nc = _whole(origin, "nc", nc if nc is not None else data.get("nc", 80), least=1, most=MAX_CLASSES)
     ch = _whole(origin, "ch", ch if ch is not None else data.get("ch", 3), least=1, most=MOST_CHANNELS)
     scale, depth, width, cap = _scaling(data, origin)
     anchors, per_cell = _anchors(data.get("anchors"), origin)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from utils.errors import UserError
 from utils.files import read_bounded
+from utils.reading.limits import MAX_JSON_BYTES
 
-MAX_JSON_BYTES = 2**32  # COCO's training set has half a gigabyte
 UNKNOWN = -1  # class of a category that the file's list lacks
 NO_CATEGORY = "its category is not in the file's list"
 BROKEN_BOX = "bbox: four finite numbers left, top, width, height in px are expected"

@@ -9,24 +9,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 MIB = 1 << 20
-LARGEST_PICKLE = 512 * MIB  # bytes of the pickle within a checkpoint
-LARGEST_TABLE = 16 * MIB  # bytes of the table of a safetensors file
+# Files, in bytes
+MAX_IMAGE_BYTES = 2**31  # of an image file
+MAX_PAGE_BYTES = 2**30  # of a TIFF page, decoded
+MAX_LABEL_BYTES = 2**26  # of a label file: half a million rows of polygons of six points
+MAX_LIST_BYTES = 2**28  # of a list of images: two million paths of 128 characters
+MAX_XML_BYTES = 2**26  # of a VOC annotation
+MAX_JSON_BYTES = 2**32  # of a COCO file; that of COCO's training set has half a gigabyte
+MAX_YAML_BYTES = MIB
+MAX_TEXT_BYTES = 64 * MIB  # of any other text
+LARGEST_PICKLE = 512 * MIB  # of the pickle within a checkpoint
+LARGEST_TABLE = 16 * MIB  # of the table of a safetensors file
+# Text
+MAX_YAML_DEPTH = 32  # lists and mappings inside one another
+MAX_YAML_VALUES = 200_000  # in all, aliases with what they stand for
+MAX_YAML_DIGITS = 100  # of a number
+MAX_YAML_TEXT = 1 << 16  # characters of one value
+MAX_NAME_BYTES = 255  # of a file or folder, on every common file system
+MAX_PATH_CHARS = 4096
+# Checkpoints
 DEEPEST = 120  # containers within containers
-MOST_VALUES = 4_000_000  # values of a checkpoint, shared ones counted wherever they are met
+MOST_VALUES = 4_000_000  # shared ones counted wherever they are met
 MOST_DIMENSIONS = 16  # of a tensor
 LARGEST_SIZE = 1 << 48  # elements along, or between, the dimensions of a tensor
 REPEATED_STORAGE = 4  # times that the values of a file may become tensors of their own
-MOST_REPEATS = 1000  # of a row of a model YAML
+# Data sets and networks
+MAX_CLASSES = 100_000
+MAX_CHANNELS = 1024  # of an image
+MAX_NAME_CHARS = 200  # of a class
+MAX_KEYPOINTS = 10_000  # of an object
 MOST_ROWS = 5000  # of a model YAML
-MOST_CLASSES = 100_000
-MOST_CHANNELS = 1 << 20  # of a layer
+MOST_REPEATS = 1000  # of a row of a model YAML
+MOST_CHANNELS = 1 << 20  # of a network's input
 LARGEST_MULTIPLE = 1000.0  # of depth or width
 LARGEST_NETWORK = 8_000_000_000  # values that are made while a network is built
-LONGEST_TEXT = 200  # characters of a value in a message
-
 
 
 def measure(value: Any, *, inside: Mapping[type, Any] | None = None) -> None:
@@ -94,10 +113,3 @@ def brief(value: Any, *, longest: int = 40) -> str:
     if isinstance(value, str):
         return repr(printable(value if len(value) <= longest else value[:longest] + "…"))
     return f"a {type(value).__name__}"
-
-
-def printable(text: str) -> str:
-    """Text from a file for a terminal or a log: one line, without control characters, escape sequences or lone surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)

@@ -8,10 +8,8 @@ import stat
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.reading.limits import MAX_NAME_BYTES, MAX_PATH_CHARS, MAX_TEXT_BYTES
 
-MAX_TEXT_BYTES = 64 << 20  # lists of images: some 500,000 paths
-MAX_NAME_BYTES = 255  # of a file or folder, on every common file system
-MAX_PATH_CHARS = 4096
 REPLACED = "\ufffd"  # stands for bytes that are no UTF-8
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
           (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip

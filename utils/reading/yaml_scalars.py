@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from utils.reading.limits import MAX_YAML_DIGITS, MAX_YAML_TEXT
 from utils.reading.text_files import REPLACED
 
-MAX_DIGITS = 100  # of a number
-MAX_TEXT = 1 << 16  # characters of one value
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **{spelled: value for word, value in {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.items()
@@ -41,8 +40,8 @@ def check_text(text: str) -> None:
         raise ScalarError("is not UTF-8 text (GBK or another code page?); save the file as UTF-8")
     if fault := control_character(text):
         raise ScalarError(fault)
-    if len(text) > MAX_TEXT:
-        raise ScalarError(f"a text of {len(text):,} characters, at most {MAX_TEXT:,} are read")
+    if len(text) > MAX_YAML_TEXT:
+        raise ScalarError(f"a text of {len(text):,} characters, at most {MAX_YAML_TEXT:,} are read")
 
 
 def control_character(text: str) -> str:
@@ -87,8 +86,8 @@ def plain_value(text: str) -> Any:
     is_int, is_hex = _INT.fullmatch(text), _HEX.fullmatch(text)
     if not (is_int or is_hex or _FLOAT.fullmatch(text)):
         return text
-    if len(text) > MAX_DIGITS:
-        raise ScalarError(f"a number of {len(text):,} digits, at most {MAX_DIGITS} are read")
+    if len(text) > MAX_YAML_DIGITS:
+        raise ScalarError(f"a number of {len(text):,} digits, at most {MAX_YAML_DIGITS} are read")
     return int(text, 16 if is_hex else 10) if is_int or is_hex else float(text)
 
 

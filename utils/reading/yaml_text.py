@@ -13,13 +13,11 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError
+from utils.reading.limits import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_VALUES
 from utils.reading.text_files import REPLACED, decode, read_bytes
 from utils.reading.yaml_advice import SEPARATORS, advice, line_fault, wrong_character
 from utils.reading.yaml_scalars import ScalarError, check_text, control_character, scalar_value, shown_tag
 
-MAX_YAML_BYTES = 1 << 20
-MAX_DEPTH = 32  # lists and mappings inside one another
-MAX_VALUES = 200_000  # in all, aliases with what they stand for
 SHOWN = 80  # characters of a value in a message
 _PARSER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # libyaml is ten times as fast
 _COLLECTION_TAGS = {None, "!", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
@@ -140,8 +138,8 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             value = self._scalar(event, written=written, is_item=in_flow or (written and depth > 2))
         else:
-            if depth > MAX_DEPTH:
-                raise _LimitError.at(event, f"more than {MAX_DEPTH} lists and mappings inside one another")
+            if depth > MAX_YAML_DEPTH:
+                raise _LimitError.at(event, f"more than {MAX_YAML_DEPTH} lists and mappings inside one another")
             if event.tag not in _COLLECTION_TAGS:
                 raise _PlacedError.at(event, f"the tag {shown_tag(event.tag)} is not read here; write the value without it")
             build = self._list if isinstance(event, yaml.SequenceStartEvent) else self._mapping
@@ -152,8 +150,8 @@ class _Builder:
 
     def _add(self, event: Any, count: int) -> None:
         self.count += count
-        if self.count > MAX_VALUES:
-            raise _LimitError.at(event, f"more than {MAX_VALUES:,} values, aliases counted with all that they stand for")
+        if self.count > MAX_YAML_VALUES:
+            raise _LimitError.at(event, f"more than {MAX_YAML_VALUES:,} values, aliases counted with all that they stand for")
 
     def _alias(self, event: Any) -> Any:
         if event.anchor not in self.anchors:

@@ -16,8 +16,8 @@ import torch
 from models import build_model
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from tests.unit.models.test_hostile_checkpoints import call, entry, glob, text, tuple_of, zipped
-from utils.errors import UserError
-from utils.reading.limits import DEEPEST, MOST_DIMENSIONS, MOST_VALUES, brief, measure, printable
+from utils.errors import UserError, printable
+from utils.reading.limits import DEEPEST, MOST_DIMENSIONS, MOST_VALUES, brief, measure
 
 HOSTILE = sorted((Path(__file__).parents[2] / "goldens" / "hostile").iterdir())
 LAUGHS = b"N" + b"2\x86" * 60  # a tuple that holds the one before it twice: 2^60 values if it were written out

@@ -10,8 +10,8 @@ import yaml
 from utils.errors import UserError
 from utils.reading import yaml_text
 from utils.reading.text_files import MAX_NAME_BYTES, read_bytes, user_path
-from utils.reading.yaml_scalars import MAX_DIGITS
-from utils.reading.yaml_text import MAX_DEPTH, MAX_YAML_BYTES, parse_yaml, read_yaml, shown
+from utils.reading.yaml_scalars import MAX_YAML_DIGITS
+from utils.reading.yaml_text import MAX_YAML_BYTES, MAX_YAML_DEPTH, parse_yaml, read_yaml, shown
 
 ROOT = Path(__file__).parents[3]
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -81,11 +81,11 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(f"{c}: &{c} [{','.join([f'*{p}'
     [
         (BOMB, "line 6: more than 200,000 values"),
         ("a: &a [*a]", "line 1: the alias *a stands for nothing"),
-        ("[" * 900, f"line 1: more than {MAX_DEPTH} lists"),
+        ("[" * 900, f"line 1: more than {MAX_YAML_DEPTH} lists"),
         ("[" * 100_000, "line 1"),
-        ("{a: " * 100_000, f"line 1: more than {MAX_DEPTH} lists"),
-        ("- " * 100_000, f"line 1: more than {MAX_DEPTH} lists"),
-        ("x: " + "9" * 5000, f"line 1: a number of 5,000 digits, at most {MAX_DIGITS}"),
+        ("{a: " * 100_000, f"line 1: more than {MAX_YAML_DEPTH} lists"),
+        ("- " * 100_000, f"line 1: more than {MAX_YAML_DEPTH} lists"),
+        ("x: " + "9" * 5000, f"line 1: a number of 5,000 digits, at most {MAX_YAML_DIGITS}"),
         ("x: 0x" + "f" * 5000, "line 1: a number of 5,002 digits"),
         ("x: '" + "y" * 100_000 + "'", "line 1: a text of 100,000 characters"),
         ("#" * (MAX_YAML_BYTES + 1), "a YAML file of more than 1,048,576 bytes"),
