@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import AuthenticationError
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -239,10 +242,17 @@ def _start_worker(worker: int) -> None:
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    sys.excepthook = _report_error
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parent_signal, daemon=True).start()
+
+
+def _report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an error, unless the thread that hands batches over lost the main process, which was interrupted while it took one."""
+    if threading.current_thread() is threading.main_thread() or not isinstance(error, (OSError, EOFError, AuthenticationError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _exit_on_parent_signal() -> None:
