@@ -48,7 +48,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_damaged_training_state_is_one_line(stopped, tmp_path, name):
-    last, content = stopped
+    _, content = stopped
     training = {k: dict(v) if isinstance(v, dict) else list(v) if isinstance(v, list) else v for k, v in content["training"].items()}
     if "ranks" in training:
         training["ranks"] = [dict(rank) for rank in training["ranks"]]
