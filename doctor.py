@@ -84,7 +84,7 @@ def find_cases(given: Sequence[str], *, only: Sequence[str], all_scales: bool) -
         UserError: an unknown YAML, or a pattern that nothing fits.
     """
     from engine.doctor.checkup import Case, read_at_scale
-    from models.spec.parser import CONFIGS, find_config
+    from models.spec.config_files import CONFIGS, find_config
 
     found = [find_config(name) for name in given] or [(path, "") for path in sorted(CONFIGS.rglob("*.yaml"))]
     for pattern in only:

@@ -80,7 +80,7 @@ def measure(
 
 
 def _finish(norm: _BatchNorm, before: dict[str, torch.Tensor]) -> None:
-    """The mean over all ranks of what one layer has measured; what it had before where that is no number."""
+    """The mean over all ranks of what one layer has measured; what it had before where that is non-finite."""
     assert norm.num_batches_tracked is not None
     own = norm.num_batches_tracked.float()
     batches = distributed.all_reduce_sum(own)

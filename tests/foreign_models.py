@@ -16,7 +16,7 @@ from torch import nn
 
 from models import build_model
 from models.model import Model
-from models.spec.parser import find_config
+from models.spec.config_files import find_config
 
 # Program -> class name -> module; "*" is for classes that are not listed.
 LAYOUTS = {

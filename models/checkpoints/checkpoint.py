@@ -23,7 +23,8 @@ from models.checkpoints.foreign import is_safetensors, read_foreign
 from models.checkpoints.foreign_modules import Layer, differences
 from models.checkpoints.published import missing_weights
 from models.checkpoints.sound_weights import check_weights
-from models.checkpoints.torch_files import materialised, read_torch_file
+from models.checkpoints.stored_tensors import materialised
+from models.checkpoints.torch_files import read_torch_file
 from models.model import Model
 from models.spec.registry import load_plugin, loaded_plugins
 from utils.errors import UserError, printable

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeGuard
 from torch import Tensor, nn
 
 from models.checkpoints.safe_pickle import Record
-from models.checkpoints.torch_files import StoredTensor, check_total
+from models.checkpoints.stored_tensors import check_total
+from models.checkpoints.torch_files import StoredTensor
 from utils.errors import UserError
 
 DEEPEST = 50  # modules within modules

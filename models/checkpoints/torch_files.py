@@ -11,7 +11,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.checkpoints.safe_pickle import Global, Maker, PickleReader, Record, as_key
 from utils.errors import UserError
-from utils.reading.limits import LARGEST_PICKLE, LARGEST_SIZE, LARGEST_TABLE, MIB, MOST_DIMENSIONS, REPEATED_STORAGE, brief
+from utils.reading.limits import LARGEST_PICKLE, LARGEST_SIZE, LARGEST_TABLE, MOST_DIMENSIONS, brief
 
 STREAM_MAGIC, STREAM_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 LOCAL_HEADER = 30  # bytes before the name of a zip member
@@ -105,57 +105,6 @@ def read_torch_file(path: Path) -> Any:
     if head[:2] == b"PK":
         return _read_archive(path)
     return _read_stream(path)
-
-
-def materialised(content: Any, *, device: torch.device | str = "cpu") -> Any:
-    """Content as ``read_torch_file`` gives it, with its tensors read; for files that hold plain containers, values and tensors only.
-
-    Raises:
-        UserError: an object of a class, a tensor that is larger than its storage, or tensors that are far more than what is stored.
-    """
-    stored = list(_stored_in(content))
-    check_total(stored)
-    tensors = {id(tensor): tensor.load().to(device) for tensor in stored}
-
-    def convert(value: Any) -> Any:
-        match value:
-            case StoredTensor():
-                return tensors[id(value)]
-            case Record() | Global():
-                raise UserError(f"holds {value.cls if isinstance(value, Record) else value}; plain values and tensors are expected")
-            case dict():
-                return {key: convert(entry) for key, entry in value.items()}
-            case list() | tuple():
-                return type(value)(convert(entry) for entry in value)
-        return value
-
-    return convert(content)
-
-
-def check_total(tensors: Sequence[StoredTensor]) -> None:
-    """Refuses tensors that would take far more memory than their storages. Raises UserError."""
-    storages = {id(tensor.storage): tensor.storage for tensor in tensors}
-    held = sum(storage.count * storage.dtype.itemsize for storage in storages.values())
-    needed = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize for tensor in tensors)
-    if needed > REPEATED_STORAGE * held + MIB:
-        raise UserError(f"its tensors would be {needed // MIB} MiB, made of {held // MIB} MiB in the file")
-
-
-def _stored_in(content: Any) -> Iterator[StoredTensor]:
-    """The different tensors within plain containers."""
-    seen: set[int] = set()
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, StoredTensor):
-            yield value
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            waiting.extend(value)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

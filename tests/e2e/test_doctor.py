@@ -10,7 +10,7 @@ import yaml
 import doctor
 from engine.doctor.checkup import CHECKS, Case, run_checks
 from engine.doctor.pool import Limits, Settings, check_all
-from models.spec.parser import CONFIGS
+from models.spec.config_files import CONFIGS
 from models.spec.registry import load_plugin
 from tests.tiny import tiny_cfg
 from utils.memory import is_out_of_memory

@@ -12,7 +12,8 @@ import yaml
 
 from models.build import build_model
 from models.spec.channel_rules import LayerPlan
-from models.spec.parser import CONFIGS, plan_layers, read_spec
+from models.spec.config_files import CONFIGS
+from models.spec.parser import plan_layers, read_spec
 
 OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", "CloAttention", "NLBlockND", "BoT3", "BoTNet",
        "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip

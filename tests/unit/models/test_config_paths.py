@@ -9,8 +9,9 @@ import pytest
 
 from engine.training.recipes import find_hyp
 from models.checkpoints.published import missing_weights
+from models.spec.config_files import CONFIGS, find_config
 from models.spec.families import absent_family, family_of
-from models.spec.parser import CONFIGS, find_config, load_spec, named_channels, plan_layers, read_spec
+from models.spec.parser import load_spec, named_channels, plan_layers, read_spec
 from utils.errors import UserError
 
 SCALED = "nc: 2\nscales: {n: [1.0, 0.5, 64]}\nbackbone: [[-1, 1, Conv, [32, 3, 8]]]\nhead: [[[0], 1, Detect, [nc]]]\n"

@@ -10,7 +10,8 @@ import yaml
 
 from models import build_model
 from models.model import Model
-from models.spec.parser import find_config, load_spec
+from models.spec.config_files import find_config
+from models.spec.parser import load_spec
 from utils.errors import UserError
 
 ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]

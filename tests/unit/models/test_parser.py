@@ -11,7 +11,8 @@ import yaml
 
 from models import build_model
 from models.spec import channel_rules as rules
-from models.spec.parser import find_config, load_spec, plan_layers, read_spec
+from models.spec.config_files import find_config
+from models.spec.parser import load_spec, plan_layers, read_spec
 from models.spec.registry import BLOCKS, KINDS, load_plugin
 from utils.errors import UserError
 
@@ -216,7 +217,7 @@ def test_two_files_of_one_name_are_both_listed(tmp_path, monkeypatch):
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.yaml").write_text("nc: 1")
-    monkeypatch.setattr("models.spec.parser.CONFIGS", tmp_path)
+    monkeypatch.setattr("models.spec.config_files.CONFIGS", tmp_path)
     with pytest.raises(UserError) as caught:
         find_config("same.yaml")
     assert all(f"{folder}/same.yaml" in str(caught.value) for folder in "ab")

@@ -11,7 +11,8 @@ import yaml
 
 from data.dataset_spec import DatasetSpec
 from engine.training.setup import build_network
-from models.spec.parser import CONFIGS, doubtful_rows, find_config, load_spec, plan_layers
+from models.spec.config_files import CONFIGS, find_config
+from models.spec.parser import doubtful_rows, load_spec, plan_layers
 from utils.config import TrainConfig
 
 SOME = ("yolov5s", "yolov7", "yolov7-w6", "yolov8", "yolov8-p2", "yolov9-c", "yolov9-e", "yolov8-AFPN", "yolov9-c-FocalModulation")
