@@ -102,9 +102,11 @@ def worker_memory(yaml_path: Path, *, epochs: int, workers: int) -> list[float]:
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         pids: list[int] = []
+        last = 0.0
         for _ in loader:
             pids = pids or children()
-        held.append(sum(map(own_bytes, pids)) / max(len(pids), 1))
+            last = max(sum(map(own_bytes, pids)) / max(len(pids), 1), 1.0)
+        held.append(last)  # measured within the epoch: workers may end before its last batch is taken
     return held
 
 
@@ -122,8 +124,11 @@ def children() -> list[int]:
 
 def own_bytes(pid: int) -> int:
     """Private resident memory of a process: anonymous pages, from /proc."""
-    (line,) = [text for text in Path(f"/proc/{pid}/status").read_text().splitlines() if text.startswith("RssAnon")]
-    return int(line.split()[1]) * 1024
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(text.split()[1]) * 1024 for text in lines if text.startswith("RssAnon"))  # one that ended has no such line
 
 
 def _used() -> float:

@@ -147,7 +147,7 @@ def record_copy(func: Any, kwargs: dict[str, Any]) -> None:
     """
     lines = caller()
     from_python = func in FROM_PYTHON or func is Tensor.new_tensor
-    moves = func in (Tensor.to, Tensor.cuda) and not kwargs.get("non_blocking") and not lines.startswith("tests/")
+    moves = func in (Tensor.to, Tensor.cuda) and not kwargs.get("non_blocking") and bool(lines) and not lines.startswith("tests/")
     if from_python or (moves and not is_called_by_module_to()):
         FakeCudaTensor.seen.copies.append(f"{func.__name__} {lines}")
 

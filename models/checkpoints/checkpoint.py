@@ -34,6 +34,7 @@ from utils.reading.limits import brief
 FORMAT = "yolo-attention checkpoint"
 FORMAT_VERSION = 1
 VERSION = "0.1.0"
+READS = 10  # of a file that is replaced meanwhile
 LARGEST_OF_FILE, LEAST_OF_FILE = 8, 50_000_000  # values made while the network of a file is built: times those in it, and besides
 
 
@@ -129,6 +130,29 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         UserError: no such file (the message names its publisher), a damaged file, one that asks for code, or a newer format.
     """
     path = Path(path)
+    for _ in range(READS):
+        before = _identity(path)
+        try:
+            checkpoint = _read_checkpoint(path, device)
+        except UserError:
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return checkpoint
+    raise UserError(f"{path}: is written again and again while it is read; try when the run has ended")
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced, as a training replaces its last.pt; the tensors are read one by one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read_checkpoint(path: Path, device: torch.device | str) -> Checkpoint:
     if not path.is_file():
         raise UserError(missing_weights(path) if not path.is_dir() else f"{path}: a folder; give the .pt file in it")
     _refuse_other_files(path)

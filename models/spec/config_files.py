@@ -16,7 +16,8 @@ SCALED_NAME = re.compile(r"^(?P<family>.*?\d)(?P<scale>[a-z])(?P<rest>(?:[-_].*)
 SCALES_KEY = re.compile(rb"^scales[ \t]*:", re.MULTILINE)
 # Folders of published projects: commands of their pages work here as they stand.
 PUBLISHED_FOLDERS = frozenset(
-    ["models", *(f"models/{part}" for part in ("detect", "hub", "panoptic", "segment", "v3", "v5", "v8", "v9")), "cfg"]
+    ["models", "training", "deploy", "cfg"]
+    + [f"models/{part}" for part in ("detect", "hub", "panoptic", "segment", "v3", "v5", "v8", "v9")]
     + [*(f"cfg/{part}" for part in ("baseline", "deploy", "training")), "ultralytics/cfg/models"]
     + [f"ultralytics/{part}/{family}" for part in ("models", "cfg/models") for family in ("v3", "v5", "v8", "v9")]
 )

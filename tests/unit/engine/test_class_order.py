@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(3):
         cv2.imwrite(str(root / f"images/{i}.png"), rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
     flags = ["--img", "64", "--conf", "0.1", "--max-det", "9", "--save-txt", "--nosave"]
-    flags += ["--project", str(root), "--name", ".", "--exist-ok"]
+    flags += ["--project", str(root.parent), "--name", root.name, "--exist-ok"]
     assert detect.main(["--weights", str(root / "a.pt"), "--source", str(root / "images"), *flags]) == 0
     for name, names in (("same", NAMES), ("case", ("Red", "blue ", "GREEN")), ("others", ("apple", "pear", "fig"))):
         (root / f"{name}.yaml").write_text(f"path: .\nval: images\nnames: {json.dumps(list(names))}\n")

@@ -314,9 +314,9 @@ def test_ema_accepts_widths_not_divisible_by_its_factor(channels, groups):
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("LSKA", {"k_size": 9}), ("MSDA", {"num_heads": 5}), ("SwinBlock", {"shift_size": 7}), ("DATAttention", {"fixed_pe": True}),
+    ("LSKA", {"k_size": 9}), ("MSDA", {"num_heads": 5}), ("SwinBlock", {"shift_size": 7}),
     ("GE", {"extent": 3}), ("EMA", {"c2": 8}), ("CoordAtt", {"oup": 8}), ("GAM", {"c2": 8}), ("AxialAttention", {"num_dimensions": 3}),
-    ("SpatialAttention", {"kernel_size": 5}), ("iRMB", {"dim_out": 16, "act_layer": "swish"}), ("AreaAttention", {"num_heads": 3}),
+    ("SpatialAttention", {"kernel_size": 5}), ("AreaAttention", {"num_heads": 3}),
     ("FasterNetBlock", {"norm_layer": "LayerNorm"}), ("PConv", {"n_div": 32}),
 ])  # fmt: skip
 def test_invalid_options_are_refused_with_a_message(name, options):

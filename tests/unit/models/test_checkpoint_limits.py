@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from models import build_model
+from models.checkpoints import checkpoint as checkpoint_module
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 from tests.unit.models.test_hostile_checkpoints import call, entry, glob, text, tuple_of, zipped
 from utils.errors import UserError, printable
@@ -207,3 +208,19 @@ def test_damaged_files_end_in_one_line_or_load(tmp_path, kind):
 def test_pickles_of_python_objects_are_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(pickle.dumps({"model": Path("x")}))
     refused(tmp_path / "x.pt")
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """A training replaces last.pt whole; its tensors are never those of two saves."""
+    path, other = own_checkpoint(tmp_path / "last.pt"), own_checkpoint(tmp_path / "next.pt", epoch=7)
+    read, calls = checkpoint_module.read_torch_file, []
+
+    def replaced(file: Path) -> object:
+        content = read(file)
+        if not calls:
+            calls.append(other.replace(path))
+        return content
+
+    monkeypatch.setattr(checkpoint_module, "read_torch_file", replaced)
+    assert load_checkpoint(path).epoch == 7
+    assert len(calls) == 1

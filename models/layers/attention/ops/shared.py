@@ -130,8 +130,8 @@ def sample_bilinear(x: Tensor, grid: Tensor) -> Tensor:
 
 def _sample_by_gather(x: Tensor, grid: Tensor) -> Tensor:
     height, width = x.shape[-2:]
-    column, row = ((grid + 1) / 2 * grid.new_tensor([width - 1, height - 1])).unbind(-1)  # pixels, (B, H', W')
-    return gather_bilinear(x, row, column)
+    column, row = ((grid + 1) / 2).unbind(-1)
+    return gather_bilinear(x, row * (height - 1), column * (width - 1))  # pixels, (B, H', W')
 
 
 def gather_bilinear(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
