@@ -421,7 +421,8 @@ def print_recipe(run: Run) -> None:
     groups = {name: len(parameters) for name, parameters in parameter_groups(model).items()}
     parameters = sum(p.numel() for p in model.parameters())
     warmup, total = schedule.warmup_iterations, config.epochs * schedule.iterations
-    print(f"model     {model.spec.origin}, {len(model.model)} layers, {parameters / 1e6:.2f} M parameters, {model.nc} classes")
+    scale = f" at scale {model.spec.scale}" if model.spec.scale else ""
+    print(f"model     {model.spec.origin}{scale}, {len(model.model)} layers, {parameters / 1e6:.2f} M parameters, {model.nc} classes")
     last_lr = schedule.at(config.epochs - 1, schedule.iterations - 1).lr
     print(f"recipe    {hyp.source or 'given in Python'}; {config.optimizer} lr {hyp.lr0:g}, {config.schedule} to {last_lr:.2g}")
     print(f"groups    {', '.join(f'{groups[name]} tensors {name}' for name in GROUPS)}")

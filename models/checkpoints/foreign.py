@@ -115,7 +115,7 @@ def _tensors_of(content: dict[Any, Any]) -> dict[str, StoredTensor]:
     tensors = {k: v for k, v in content.items() if isinstance(v, StoredTensor)}
     if not tensors:
         known = ", ".join(brief(k, longest=20) for k in list(content)[:8])
-        raise UserError(f"holds no network; its entries are {known or 'none'}")
+        raise UserError(f"holds no network that can be read; its entries are {known or 'none'}")
     return tensors
 
 
