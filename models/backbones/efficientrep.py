@@ -42,11 +42,13 @@ class RepVGGBlock(nn.Module):
             raise ValueError(f"RepVGGBlock is 3x3 with padding 1, not {kernel_size}x{kernel_size} with padding {padding}")
         self.rbr_identity = nn.BatchNorm2d(in_channels) if in_channels == out_channels and stride == 1 else None
         self.rbr_dense = Conv(in_channels, out_channels, 3, stride, g=groups, act=False)
-        self.rbr_1x1 = Conv(in_channels, out_channels, 1, stride, g=groups, act=False)
+        self.rbr_1x1 = Conv(in_channels, out_channels, 1, 1, g=groups, act=False)  # of every stride-th place, see forward
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        total = self.rbr_dense(x) + self.rbr_1x1(x)
+        # not a strided convolution: oneDNN's gradient of one with 3 channels in, channels-last, damages the heap on some CPUs (torch 2.14)
+        total = self.rbr_dense(x) + self.rbr_1x1(x[..., :: self.stride, :: self.stride])
         return F.relu(total if self.rbr_identity is None else total + self.rbr_identity(x))
 
     def fused(self) -> FusedConv:
