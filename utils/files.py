@@ -34,6 +34,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+class NotAFileError(OSError):
+    """A folder, device, pipe or socket where a regular file is read; ``kind`` says which."""
+
+    def __init__(self, path: str | Path, *, is_folder: bool) -> None:
+        super().__init__(None, f"not a file{', but a folder' if is_folder else ''}", str(path))
+        self.kind = "a folder" if is_folder else "a device, pipe or socket"
+
+
+class TooLargeError(OSError):
+    """A file that is larger than what is read."""
+
+
 def read_bounded(path: str | Path, *, limit: int) -> bytes:
     """The content of a regular file of at most ``limit`` bytes; a pipe or device, which may never end, is not opened.
 
@@ -45,7 +57,7 @@ def read_bounded(path: str | Path, *, limit: int) -> bytes:
     except ValueError as error:  # a null byte in the name
         raise OSError(None, str(error), str(path)) from error
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(None, f"not a file{', but a folder' if stat.S_ISDIR(found.st_mode) else ''}", str(path))
+        raise NotAFileError(path, is_folder=stat.S_ISDIR(found.st_mode))
     data = b""
     if found.st_size <= limit:
         with open(path, "rb") as file:
@@ -53,7 +65,7 @@ def read_bounded(path: str | Path, *, limit: int) -> bytes:
             while len(data) <= limit and (more := file.read(2**20)):  # it grows, or says that it is empty as those of /proc do
                 data += more
     if max(len(data), found.st_size) > limit:
-        raise OSError(None, f"larger than the {limit // 2**20} MiB that are read", str(path))
+        raise TooLargeError(None, f"larger than the {limit // 2**20} MiB that are read", str(path))
     return data
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,8 @@ from data.labels.paths import as_written
 from utils.errors import UserError
 from utils.files import read_bounded
 from utils.reading.limits import MAX_LIST_BYTES
+from utils.reading.text_files import marked_encoding
 
-ENCODINGS = (  # by their mark; that of UTF-32 begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
 PARENTS = 3  # folders above a list that its entries may be relative to
 EXPORT_FOLDER = "data"  # which CVAT writes in front of its entries, and which its archives do not have
 
@@ -51,9 +48,10 @@ def list_lines(path: Path) -> list[str]:
         data = read_bounded(path, limit=MAX_LIST_BYTES)
     except OSError as error:
         raise UserError(f"{path}: the list cannot be read: {error.strerror or error}") from error
-    encoding = next((name for mark, name in ENCODINGS if data.startswith(mark)), "")
+    encoding = marked_encoding(data)
+    is_wide = encoding.startswith(("utf-16", "utf-32"))  # UTF-8 passes on what is no text, as file names may be
     try:
-        text = data.decode(encoding) if encoding else data.decode("utf-8-sig", errors="surrogateescape")
+        text = data.decode(encoding) if is_wide else data.decode("utf-8-sig", errors="surrogateescape")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the list is not valid {encoding.upper()}; save it as UTF-8") from error
     if "\0" in text:

@@ -36,7 +36,8 @@ class ReorderedNetwork:
     def predict(self, images: Tensor) -> Predictions:
         """Predictions for images (B, ch, H, W) in 0-1; scores (B, N, nc) in the order of ``names``."""
         predictions = self.network.predict(images)
-        return predictions.replace(scores=predictions.scores[..., self.order.to(predictions.scores.device)])
+        self.order = self.order.to(predictions.scores.device)  # moved once
+        return predictions.replace(scores=predictions.scores.index_select(-1, self.order))
 
 
 def in_order_of(network: Network, names: Sequence[str]) -> Network | None:

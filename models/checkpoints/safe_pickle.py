@@ -117,7 +117,7 @@ class PickleReader:
             return content
         except UserError as error:
             if not str(error).startswith(self.origin):
-                raise UserError(f"{self.origin}: {error}, as no checkpoint does") from None
+                raise UserError(f"{self.origin}: {error}, as no file of a network does") from None
             raise
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, EOFError, OSError):
             raise UserError(f"{self.origin}: a damaged checkpoint (its pickle cannot be followed)") from None

@@ -8,13 +8,12 @@ from __future__ import annotations
 import io
 import pickletools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from models.checkpoints.safe_pickle import Global, PickleReader, Record
+from models.checkpoints.safe_pickle import Global, PickleReader
 from utils.errors import UserError
 
-DEEPEST = 200  # objects inside one another
 ITEM_BYTES = {
     "BoolStorage": 1, "ByteStorage": 1, "CharStorage": 1, "ShortStorage": 2, "HalfStorage": 2, "BFloat16Storage": 2, "IntStorage": 4,
     "FloatStorage": 4, "LongStorage": 8, "DoubleStorage": 8,
@@ -59,7 +58,7 @@ def check_pickle(data: bytes, *, where: str, sizes: Mapping[str, int]) -> None:
         inert=lambda wanted: wanted in _STORAGES or _MODULE.fullmatch(f"{wanted.module}.{wanted.name}") is not None,
         persistent=lambda key: _storage(key, sizes=sizes, where=where),
     )
-    _check_depth(reader.read(io.BytesIO(data)), where=where)
+    reader.read(io.BytesIO(data))  # it bounds depth and number, too: torch walks the values by recursion
 
 
 def _storage(key: Any, *, sizes: Mapping[str, int], where: str) -> Storage:
@@ -80,27 +79,3 @@ def _tensor(args: tuple[Any, ...]) -> None:
     end = offset + 1 + sum((side - 1) * stride for side, stride in zip(shape, strides))
     if all(shape) and end > storage.elements:
         raise UserError("a tensor that is larger than its numbers")
-
-
-def _check_depth(value: Any, *, where: str) -> None:
-    """Refuses values nested deeper than ``DEEPEST``, those that hold themselves included; torch walks them by recursion."""
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > DEEPEST:
-            raise UserError(f"{where}: objects nested more than {DEEPEST} deep")
-        inside = {id(part): part for parent in level for part in _parts(parent)}
-        level = list(inside.values())
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    """The containers and records directly inside a value."""
-    if isinstance(value, Record):
-        parts: Iterable[Any] = (value.args, value.state, value.elements, value.entries, value.other_state)
-    elif isinstance(value, dict):
-        parts = value.values()
-    elif isinstance(value, (tuple, list)) and not isinstance(value, (Storage, Global)):
-        parts = value
-    else:
-        parts = ()
-    return (part for part in parts if isinstance(part, (Record, dict, tuple, list)))

@@ -21,8 +21,8 @@ from models.spec.families import HERE, TASK_HEADS, family_of
 from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from utils.errors import UserError, nearest
-from utils.reading.limits import LARGEST_MULTIPLE, MAX_CLASSES, MOST_CHANNELS, MOST_REPEATS, MOST_ROWS, brief
-from utils.reading.yaml_text import read_yaml
+from utils.reading.limits import LARGEST_MULTIPLE, MAX_CLASSES, MOST_CHANNELS, MOST_REPEATS, MOST_ROWS
+from utils.reading.yaml_text import read_yaml, shown
 
 log = logging.getLogger(__name__)
 SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
@@ -330,18 +330,18 @@ def _modules_of(data: Mapping[str, Any]) -> list[str]:
 
 def _row(row: Any, where: str, section: str) -> Row:
     if not isinstance(row, (list, tuple)) or len(row) != 4:
-        raise UserError(f"{where}: should be [from, number, module, args], not {_shown(row)}")
+        raise UserError(f"{where}: should be [from, number, module, args], not {shown(row)}")
     source, number, module, args = row
     if isinstance(source, (list, tuple)) and source and all(_is_int(s) for s in source):
         source = tuple(source)
     elif not _is_int(source):
-        raise UserError(f"{where}: from should be a row number or a list of them, not {_shown(source)}")
+        raise UserError(f"{where}: from should be a row number or a list of them, not {shown(source)}")
     if not _is_int(number) or not 1 <= number <= MOST_REPEATS:
-        raise UserError(f"{where}: number should be 1 or more and at most {MOST_REPEATS}, not {brief(number)}")
+        raise UserError(f"{where}: number should be 1 or more and at most {MOST_REPEATS}, not {shown(number)}")
     if not isinstance(module, str):
-        raise UserError(f"{where}: module should be a name, not {_shown(module)}")
+        raise UserError(f"{where}: module should be a name, not {shown(module)}")
     if not isinstance(args, (list, tuple)):
-        raise UserError(f"{where}: args should be a list, not {_shown(args)}")
+        raise UserError(f"{where}: args should be a list, not {shown(args)}")
     return Row(source, number, module, tuple(args), section)
 
 
@@ -397,21 +397,14 @@ def _plain_row(row: Row) -> list[Any]:
 def _whole(origin: str, key: str, value: Any, *, least: int, most: int | None = None) -> int:
     if not _is_int(value) or value < least or (most is not None and value > most):
         bound = f"of at least {least}" if most is None else f"between {least} and {most}"
-        raise UserError(f"{origin}: {key} should be a whole number {bound}, not {_shown(value)}")
+        raise UserError(f"{origin}: {key} should be a whole number {bound}, not {shown(value)}")
     return value
 
 
 def _positive(origin: str, key: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LARGEST_MULTIPLE:
-        raise UserError(f"{origin}: {key} should be a positive number, at most {LARGEST_MULTIPLE:g}, not {_shown(value)}")
+        raise UserError(f"{origin}: {key} should be a positive number, at most {LARGEST_MULTIPLE:g}, not {shown(value)}")
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    """A value from a file in a message: rows and small lists as they are written, anything longer by its type."""
-    if isinstance(value, (list, tuple)) and len(value) <= 8 and all(not isinstance(v, (list, tuple, dict)) or not v for v in value):
-        return f"[{', '.join(brief(v) for v in value)}]"
-    return brief(value)
 
 
 def _is_int(value: Any) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import codecs
 import os
-import stat
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import NotAFileError, TooLargeError, read_bounded
 from utils.reading.limits import MAX_NAME_BYTES, MAX_PATH_CHARS, MAX_TEXT_BYTES
 
 REPLACED = "\ufffd"  # stands for bytes that are no UTF-8
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+# By the mark at the start of a text; that of UTF-32 begins with that of UTF-16.
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
           (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
 
@@ -26,29 +27,25 @@ def read_bytes(path: str | Path, *, most: int = MAX_TEXT_BYTES, kind: str = "fil
         UserError: missing, unreadable, no regular file, or larger than ``most``.
     """
     try:
-        mode = os.stat(path).st_mode
-        content = b""
-        if stat.S_ISREG(mode):
-            with open(path, "rb") as file:
-                content = file.read(most + 1)
+        return read_bounded(path, limit=most)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
-        raise UserError(f"{path}: a {kind} is expected, this is {what}")
-    if len(content) > most:
-        raise UserError(f"{path}: a {kind} of more than {most:,} bytes is not read")
-    return content
+    except NotAFileError as error:
+        raise UserError(f"{path}: a {kind} is expected, this is {error.kind}") from None
+    except TooLargeError:
+        raise UserError(f"{path}: a {kind} of more than {most:,} bytes is not read") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def decode(content: bytes) -> str:
     """Text from bytes: by their byte-order mark, else as UTF-8; ``REPLACED`` stands for what is neither."""
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            return content.decode(encoding, errors="replace").removeprefix("\ufeff")
-    return content.decode("utf-8", errors="replace")
+    return content.decode(marked_encoding(content) or "utf-8", errors="replace")
+
+
+def marked_encoding(content: bytes) -> str:
+    """The encoding that a byte-order mark names, which decoding leaves out; empty where there is no mark."""
+    return next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "")
 
 
 def user_path(text: str | Path, where: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError
-from utils.reading.limits import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_VALUES
+from utils.reading.limits import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_VALUES, brief
 from utils.reading.text_files import REPLACED, decode, read_bytes
 from utils.reading.yaml_advice import SEPARATORS, advice, line_fault, wrong_character
 from utils.reading.yaml_scalars import ScalarError, check_text, control_character, scalar_value, shown_tag
@@ -81,7 +81,7 @@ def shown(value: Any) -> str:
         inner = ", ".join(f"{shown(k)}: {shown(v)}" for k, v in list(value.items())[:8])
         text = f"{{{inner}{', …' if len(value) > 8 else ''}}}"
     else:
-        text = repr(value)
+        text = brief(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
