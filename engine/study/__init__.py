@@ -1,0 +1,1 @@
+"""Many trainings compared: variants, fair controls, seeds, statistics, tables and figures."""
