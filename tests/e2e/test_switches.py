@@ -61,7 +61,7 @@ def test_recomputed_activations_work_with_two_ranks(world, tmp_path):
     weights = []
     for scope in ("off", "attention", "all"):
         scoped = [*run, *given, "--name", scope, "--checkpoint-activations", scope]
-        done = subprocess.run(scoped, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(scoped, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         weights.append(load_checkpoint(tmp_path / scope / "weights" / "last.pt").weights)
     assert_equal_weights(weights[1], weights[0])

@@ -262,7 +262,7 @@ def test_two_processes_train_one_model(world, tmp_path):
     flags = ["--imgsz", "64", "--batch", "4", "--epochs", "2", "--workers", "0", "--device", "cpu", "--noplots"]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py"), *flags]
     given = ["--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), "--project", str(tmp_path)]
-    done = subprocess.run([*run, *given], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*run, *given], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["exp"]
     assert load_checkpoint(tmp_path / "exp" / "weights" / "last.pt").epoch == 2

@@ -6,6 +6,7 @@ Training takes its labels from here, and validation its ground truth.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from utils.errors import UserError
 from utils.files import read_bounded
 from utils.reading.limits import MAX_JSON_BYTES
 
+log = logging.getLogger(__name__)
 UNKNOWN = -1  # class of a category that the file's list lacks
 NO_CATEGORY = "its category is not in the file's list"
 BROKEN_BOX = "bbox: four finite numbers left, top, width, height in px are expected"
@@ -145,18 +147,32 @@ def sound_annotations(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def match_categories(path: Path, categories: Mapping[int, str], names: Sequence[str]) -> tuple[int, ...]:
-    """The category id of each class: by name, else in the order of ids if there are as many.
+    """The category id of each class: by name, else in the order of ids if there are as many, which a warning says.
+
+    Letter case counts only where names differ by nothing else.
 
     Raises:
-        UserError: Neither fits.
+        UserError: Neither fits, or the order would give a category the name of another.
     """
-    by_name = {name.lower(): i for i, name in categories.items()}
-    if all(n.lower() in by_name for n in names):
-        return tuple(by_name[n.lower()] for n in names)
-    if len(categories) == len(names):
-        return tuple(sorted(categories))
-    missing = next(n for n in names if n.lower() not in by_name)
-    raise UserError(f"{path}: no category named {missing!r}, and its {len(categories)} categories are not {len(names)} to go by order")
+    for normal in (str.strip, lambda name: name.strip().casefold()):
+        by_name = {normal(name): i for i, name in categories.items()}
+        if all(normal(n) in by_name for n in names) and len({by_name[normal(n)] for n in names}) == len(names):
+            return tuple(by_name[normal(n)] for n in names)
+    in_order = sorted(categories)
+    known = {name.strip().casefold() for name in categories.values()}
+    missing = next((n for n in names if n.strip().casefold() not in known), names[-1])
+    if len(categories) != len(names):
+        raise UserError(f"{path}: no category named {missing!r}, and its {len(categories)} categories are not {len(names)} to go by order")
+    for i, name in zip(in_order, names):
+        if (own := categories[i].strip().casefold()) != name.strip().casefold() and own in {n.strip().casefold() for n in names}:
+            raise UserError(
+                f"{path}: no category named {missing!r}, and by order its {categories[i]!r} would be {name!r}; expected the categories "
+                f"{', '.join(map(repr, names[:5]))}"
+            )
+    if [categories[i] for i in in_order] != [str(i) for i in in_order]:
+        by_order = f"so its {len(names)} categories are taken in the order of their ids: {categories[in_order[0]]!r} is {names[0]!r}"
+        log.warning("%s: no category named %r, %s", path, missing, by_order)
+    return tuple(in_order)
 
 
 def image_ids_by_name(files: Mapping[int, str]) -> dict[str, int]:

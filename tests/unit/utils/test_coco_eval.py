@@ -59,8 +59,22 @@ def test_single_class_takes_every_object(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("names", "category_ids"), [(("x", "y", "z"), (1, 2, 4)), (("wall",), (4,))])
-def test_classes_by_order_where_names_differ(tmp_path: Path, names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
+def test_classes_by_order_where_names_differ(
+    tmp_path: Path, names: tuple[str, ...], category_ids: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
     assert read_instances(instances(tmp_path), names).category_ids == category_ids
+    by_order = "no category named 'x', so its 3 categories are taken in the order of their ids: 'cell' is 'x'"
+    assert (by_order in caplog.text) == (len(names) == 3)
+
+
+def test_an_order_that_contradicts_the_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no category named 'brick', and by order its 'cell' would be 'brick'"):
+        read_instances(instances(tmp_path), ("brick", "cell", "wall"))
+
+
+def test_names_that_differ_in_letter_case_alone_are_told_apart(tmp_path: Path) -> None:
+    path = instances(tmp_path, categories=[{"id": 4, "name": "wall"}, {"id": 1, "name": "Wall"}, {"id": 2, "name": "other"}])
+    assert read_instances(path, ("wall", "Wall")).category_ids == (4, 1)
 
 
 @pytest.mark.parametrize(
