@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 from pathlib import Path
 
 from models.spec.families import absent_family
@@ -43,6 +44,8 @@ def find_config(name: str | Path, *, quiet: bool = False) -> tuple[Path, str]:
         path = path.with_name(path.name + ".yaml")
     if path.is_file():
         return path, ""
+    if other := _other_kind(Path(name)) or _other_kind(path):
+        raise UserError(f"{name}: is {other}, expected a model YAML")
     scaled = SCALED_NAME.match(path.stem)
     base = path.with_name(f"{scaled['family']}{scaled['rest']}.yaml") if scaled else path
     if scaled and _has_scales(base):
@@ -52,6 +55,17 @@ def find_config(name: str | Path, *, quiet: bool = False) -> tuple[Path, str]:
     if in_place and not quiet:
         log.warning("%s", in_place)
     return found, letter
+
+
+def _other_kind(path: Path) -> str:
+    """What stands at a path that is no regular file; empty where nothing does, or where a bare name is that of a folder by chance."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    if stat.S_ISDIR(mode):
+        return "a folder" if len(path.parts) > 1 or path.suffix else ""
+    return "" if stat.S_ISREG(mode) else "a device or a pipe"
 
 
 def _has_scales(path: Path) -> bool:

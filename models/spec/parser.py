@@ -214,6 +214,8 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
     block = BLOCKS[row.module]
     sources = _sources(row.source, index)
     in_channels: tuple[Channels, ...] = tuple(spec.ch if s < 0 else plans[s].out_channels for s in sources)
+    if heads := [s for s, channels in zip(sources, in_channels) if channels == 0]:
+        raise UserError(f"reads row {heads[0]}, the head, whose output is no feature map; the head should be the last row")
     args, options = _arguments(row.args, spec)
     start = options.pop("init", None)
     if start not in (None, "identity"):

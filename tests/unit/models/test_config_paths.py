@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,15 @@ def test_a_head_of_another_task_is_named():
     data = {"nc": 2, "backbone": [[-1, 1, "Conv", [16, 3, 8]]], "head": [[[-1], 1, "Segment", ["nc", 32, 256]]]}
     with pytest.raises(UserError, match=r"a network that segments \(its head is Segment\); only detection is here"):
         plan_layers(read_spec(data, origin="mine.yaml"))
+
+
+def test_a_folder_a_pipe_or_a_device_is_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").mkdir()
+    (tmp_path / "yolov8n").mkdir()  # a run folder that is called like the network
+    os.mkfifo(tmp_path / "pipe.yaml")
+    folders, others = ("mine.yaml", str(tmp_path)), ("pipe.yaml", "/dev/zero")
+    for name, kind in [*((f, "a folder") for f in folders), *((o, "a device or a pipe") for o in others)]:
+        with pytest.raises(UserError, match=f"{name}: is {kind}"):
+            find_config(name)
+    assert find_config("yolov8n")[0].name == "yolov8.yaml"

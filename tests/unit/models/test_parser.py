@@ -371,3 +371,14 @@ def test_anchors_may_be_counted_instead_of_listed(head, branches, args):
     assert model.head.only_counted
     again = build_model(model.spec.to_dict())
     assert torch.equal(again.head.anchors, model.head.anchors)
+
+
+BEFORE = "nc: 3\nbackbone:\n  - [-1, 1, Conv, [16, 3, 2]]\n  - [-1, 1, Conv, [32, 3, 2]]\nhead:\n  - [[0, 1], 1, Detect, [nc]]\n"
+
+
+@pytest.mark.parametrize("row", ["-1, 1, Conv, [32, 3, 2]", "-1, 1, EMA, []", "[1, -1], 1, Concat, [1]", "-1, 1, nn.Upsample, [None, 2]"])
+def test_a_row_that_reads_the_head_is_told_so(tmp_path, row):
+    path = tmp_path / "behind.yaml"
+    path.write_text(f"{BEFORE}  - [{row}]\n")
+    with pytest.raises(UserError, match=r"behind\.yaml: row 3 \[.*\]: reads row 2, the head, .* should be the last row"):
+        plan_layers(load_spec(path))
