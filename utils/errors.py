@@ -17,9 +17,11 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1) -> str:
 
 
 def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
-    """The known names closest to ``name``, letter case aside, best first."""
+    """The known names closest to ``name``, letter case aside, best first: those of the same letters in another order before all others."""
     by_lower = {k.lower(): k for k in known}
-    return [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.55)]
+    permuted = [k for k in by_lower if k != name.lower() and sorted(k) == sorted(name.lower())]
+    near = difflib.get_close_matches(name.lower(), by_lower, n=count + len(permuted), cutoff=0.55)
+    return [by_lower[m] for m in dict.fromkeys([*permuted, *near])][:count]
 
 
 def first_line(error: BaseException) -> str:

@@ -196,6 +196,7 @@ the table.
 
 Every module takes (B, C, H, W) maps of any height and width and gives the same shape, so a row such as `[-1, 1, CBAM, []]` puts it anywhere
 ([models.md](models.md#same-width-modules)); `C2f_CBAM`, `C3_CBAM` and `RepNCSPELAN4_CBAM` put it inside a block.
+Spellings of other projects mean the same: `CBAMBlock`, `GAM_Attention`, `C2fCBAM`, `C2f-CBAM`.
 
 - `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C3TR`, `TransformerBlock` and `iRMB` can also change the width, so
   their rows name it: `[-1, 3, BoT3, [1024]]`.

@@ -29,7 +29,7 @@ from utils.metrics.columns import FITNESS_WEIGHTS, METRIC_COLUMNS
 log = logging.getLogger(__name__)
 
 BUILTIN_PACKAGES = ("models.layers", "models.backbones", "models.necks", "models.heads")
-ADDED_WORD = re.compile(r"_?(attention|attn|block|module|layer)$")  # GAM_Attention, SE_Block: what other programs call GAM and SE
+ADDED_WORDS = re.compile(r"(attention|attn|block|module|layer)+$")  # GAM_Attention, SE_Block: what other programs call GAM and SE
 # What a block is in a network; "framework" is for torch's own classes, "block" for all other layers.
 Kind: TypeAlias = Literal["attention", "backbone", "neck", "head", "framework", "block"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -103,15 +103,20 @@ class Registry(Mapping[str, BlockSpec]):
         self.load_builtins()
         if name in self._names:
             return self._specs[self._names[name]]
-        return next((spec for resolve in self._resolvers if (spec := resolve(name)) is not None), None)
+        derived = next((spec for resolve in self._resolvers if (spec := resolve(name)) is not None), None)
+        return derived or self._spelled(name)
+
+    def _spelled(self, name: str) -> BlockSpec | None:
+        """The one attention module that other projects spell like this: ``GAM_Attention`` for GAM, ``LSKblock`` for LSKBlock."""
+        bare = _bare(name)
+        meant = {own for known, own in self._names.items() if _bare(known) == bare and self._specs[own].kind == "attention"}
+        return self._specs[meant.pop()] if len(meant) == 1 else None
 
     def _meant(self, name: str) -> str:
-        """The known name nearest to an unknown one: without an added word (``GAM_Attention``), inside its block, or by spelling."""
-        bare = ADDED_WORD.sub("", name.lower())
+        """The known name nearest to an unknown one: inside its block, or by spelling."""
         outer, _, inner = name.partition("_")
-        composed = [f"{outer}_{near}" for near in closest(inner, self._names)]
-        meant = [known for known in self._names if known.lower() == bare] + [c for c in composed if c in self]
-        return next(iter(meant or closest(name, self._names)), "")
+        composed = [c for near in closest(inner, self._names) if (c := f"{outer}_{near}") in self]
+        return next(iter(composed or closest(name, self._names)), "")
 
     def __iter__(self) -> Iterator[str]:
         self.load_builtins()
@@ -141,6 +146,12 @@ class Registry(Mapping[str, BlockSpec]):
 
 
 BLOCKS = Registry()
+
+
+def _bare(name: str) -> str:
+    """A module's name without separators, letter case and the words that projects add to it."""
+    joined = name.lower().replace("_", "").replace("-", "")
+    return ADDED_WORDS.sub("", joined) or joined
 
 
 def register(name: str, *aliases: str, channels: ChannelRule, kind: Kind | None = None, paper: str = "") -> Callable[[Block], Block]:

@@ -21,7 +21,7 @@ PAPER = "DilateFormer: Multi-Scale Dilated Transformer for Visual Recognition, a
 HEAD_CHANNELS = 24  # the paper's
 
 
-@register("MSDA", channels=rules.same_width, kind="attention", paper=PAPER)
+@register("MSDA", "MultiDilatelocalAttention", channels=rules.same_width, kind="attention", paper=PAPER)
 class MSDA(nn.Module):
     """Sliding-window dilated attention (equations 1 to 4 of the paper): heads in equal groups, group i with dilation[i].
 

@@ -17,7 +17,7 @@ from models.spec.registry import register
 PAPER = "Beyond Self-Attention: Deformable Large Kernel Attention for Medical Image Segmentation, arXiv 2309.00121"
 
 
-@register("DeformableLKA", channels=rules.same_width, kind="attention", paper=PAPER)
+@register("DeformableLKA", "deformable_LKA", channels=rules.same_width, kind="attention", paper=PAPER)
 class DeformableLKA(nn.Module):
     """x · conv1x1(deformable dilated 7x7(deformable 5x5(x))), both depth-wise (equation 5 of the paper).
 

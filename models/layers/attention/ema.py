@@ -12,6 +12,7 @@ from models.spec.registry import register
 
 @register(
     "EMA",
+    "EMAttention",
     channels=rules.same_width,
     kind="attention",
     paper="Efficient Multi-Scale Attention Module with Cross-Spatial Learning, arXiv 2305.13563",

@@ -382,3 +382,28 @@ def test_a_row_that_reads_the_head_is_told_so(tmp_path, row):
     path.write_text(f"{BEFORE}  - [{row}]\n")
     with pytest.raises(UserError, match=r"behind\.yaml: row 3 \[.*\]: reads row 2, the head, .* should be the last row"):
         plan_layers(load_spec(path))
+
+
+SPELLINGS = {
+    "ECAAttention": "ECA", "SKAttention": "SK", "NAMAttention": "NAM", "GAM_Attention": "GAM", "LSKblock": "LSK", "MSCAAttention": "MSCA",
+    "deformable_LKA": "DeformableLKA", "EMAttention": "EMA", "MultiDilatelocalAttention": "MSDA", "SE_Block": "SE", "CBAMBlock": "CBAM",
+    "C3SE": "C3_SE", "C2fCBAM": "C2f_CBAM", "C2f-EMA": "C2f_EMA", "C2f_GAM_Attention": "C2f_GAM",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "meant"), SPELLINGS.items())
+def test_spellings_of_other_projects_mean_our_modules(written, meant):
+    found, own = BLOCKS[written], BLOCKS[meant]
+    assert (getattr(found.cls, "inner", found.cls), found.channels) == (getattr(own.cls, "inner", own.cls), own.channels)
+    assert getattr(found.cls, "outer", None) == getattr(own.cls, "outer", None)
+
+
+@pytest.mark.parametrize(("written", "meant"), [("C2f_EAM", "C2f_EMA"), ("CMBA", "CBAM")])
+def test_a_permuted_word_is_guessed_before_a_similar_one(written, meant):
+    with pytest.raises(KeyError, match=f"did you mean '{meant}'"):
+        BLOCKS[written]
+
+
+def test_a_name_without_a_word_of_its_own_is_no_spelling():
+    for name in ("", "Attention", "Block", "_", "C2f_", "C2f_Module", "Zzz_Attention"):
+        assert name not in BLOCKS

@@ -8,6 +8,7 @@ only when a YAML uses it.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS, BlockSpec
 
 OUTER = ("C2f", "C3", "RepNCSPELAN4")
+NAME = re.compile(rf"(?P<outer>{'|'.join(OUTER)})([_-]|(?=[A-Z]))(?P<inner>\w+)")  # C2f_EMA; C2f-EMA and C3SE in other projects
 
 
 class AttendedBottleneck(nn.Module):
@@ -82,9 +84,10 @@ class Embedded:
 @BLOCKS.resolver
 def embedded(name: str) -> BlockSpec | None:
     """The block behind ``<outer>_<module>``, or None for other names."""
-    outer_name, separator, inner_name = name.partition("_")
-    if not separator or outer_name not in OUTER or inner_name not in BLOCKS:
+    spelled = NAME.fullmatch(name)
+    if spelled is None or spelled["inner"] not in BLOCKS:
         return None
+    outer_name, inner_name = spelled["outer"], spelled["inner"]
     outer, inner = BLOCKS[outer_name], BLOCKS[inner_name]
     if not _keeps_width(inner):
         return None
