@@ -48,7 +48,10 @@ OPS = {
     "map_synth": "parity/test_ops_map.py",
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
+    "mask_iou": "parity/test_ops_masks.py",
     "optimizer_groups": "parity/test_ops_optimizer.py",
+    "polygon_masks": "parity/test_ops_masks.py",
+    "process_mask": "parity/test_ops_masks.py",
     "smooth_v9": "parity/test_ops_map.py",
     "wiou_scale_v9": "parity/test_ops_iou.py",
 }

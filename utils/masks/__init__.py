@@ -1,0 +1,1 @@
+"""Binary masks of objects: from polygons, from prototypes, their overlap and how they are written down."""
