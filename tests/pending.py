@@ -41,7 +41,6 @@ PENDING = {
     "losses/v8_seg": "segmentation",
     "losses/v26_seg": "segmentation",
     "blocks/ul_Proto": "segmentation",
-    "ops/map_masks": "segmentation",
     "models/*-pose": "pose",
     "heads/*_Pose": "pose",
     "losses/*_pose": "pose",

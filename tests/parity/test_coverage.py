@@ -48,6 +48,7 @@ OPS = {
     "map_synth": "parity/test_ops_map.py",
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
+    "map_masks_synth": "parity/test_ops_masks.py",
     "mask_iou": "parity/test_ops_masks.py",
     "optimizer_groups": "parity/test_ops_optimizer.py",
     "polygon_masks": "parity/test_ops_masks.py",

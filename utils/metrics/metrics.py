@@ -7,7 +7,7 @@ ignored); ``yolov5`` gives what YOLOv5, v7 and v9 print, for comparison with old
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
@@ -43,6 +43,7 @@ from utils.metrics.matching import (
 from utils.text_table import text_table
 from utils.types import Columns, Detections
 
+Stored = Callable[[NDArray], NDArray]  # a field (n, …) as the accumulator keeps it, (n, …)
 COCO_MAX_DETECTIONS = (1, 10, 100)  # per image and class
 COCO_STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
@@ -152,7 +153,8 @@ class MetricAccumulator:
         *,
         rule: str = "coco",
         similarity: Similarity = box_overlap,
-        fields: Sequence[str] = (),
+        fields: Mapping[str, Stored] | Sequence[str] = (),
+        area: Callable[[Objects], Array] | None = None,
         result: type[Metrics] = Metrics,
     ) -> None:
         """
@@ -160,7 +162,9 @@ class MetricAccumulator:
             names: Class names.
             rule: ``coco``, ``yolov5`` or ``ultralytics``.
             similarity: How alike a detection and an object are; overlap of boxes for detection.
-            fields: Names of the fields of detections and ground truth that ``similarity`` reads.
+            fields: Names of the fields of detections and ground truth that ``similarity`` reads, with the form in which each is kept if
+                that is another than the array (n, …) itself.
+            area: px² (n,) of detections, by which COCO's rule leaves out small and large ones; that of their boxes if not given.
             result: What ``compute`` gives; a class of its own says other columns.
 
         Raises:
@@ -170,7 +174,8 @@ class MetricAccumulator:
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {rule!r}")
         self.names = tuple(names[i] for i in range(len(names)))
         self.rule = cast(Rule, rule)
-        self.similarity, self.fields, self.result = similarity, tuple(fields), result
+        self.similarity, self.area, self.result = similarity, area, result
+        self.fields: dict[str, Stored] = dict(fields) if isinstance(fields, Mapping) else dict.fromkeys(fields, np.asarray)
         self._fields: dict[str, dict[str, list[NDArray]]] = {kind: {name: [] for name in fields} for kind in ("detections", "truth")}
         self._images: list[int | str] = []
         self._dets: list[NDArray[np.float64]] = []  # (n, 7) image, class, left, top, width, height, score
@@ -192,9 +197,9 @@ class MetricAccumulator:
         label, score = torch.cat([d.classes for d in detections]).cpu(), torch.cat([d.scores for d in detections]).cpu()
         self._dets.append(torch.cat((_columns(image, label), boxes, _columns(score)), dim=1).numpy())
         objects = truth.cpu()
-        for name in self.fields:
-            self._fields["detections"][name] += [d.fields[name].cpu().numpy() for d in detections]
-            self._fields["truth"][name].append(truth.fields[name].cpu().numpy())
+        for name, stored in self.fields.items():
+            self._fields["detections"][name] += [stored(d.fields[name].cpu().numpy()) for d in detections]
+            self._fields["truth"][name].append(stored(truth.fields[name].cpu().numpy()))
         known = (_columns(objects.image + start, objects.classes), objects.boxes_ltwh.double(), _columns(objects.area, objects.crowd))
         self._truth.append(torch.cat(known, dim=1).numpy())
 
@@ -267,6 +272,7 @@ class MetricAccumulator:
         area = det[:, 4] * det[:, 5]
         fields = state["fields"]
         dets = Objects(image, label, det[:, 2:6], det[:, 6], area, np.zeros(len(det), dtype=bool), fields["detections"]).take(sort)
+        dets = dets if self.area is None else dets._replace(area=self.area(dets))
         where, what = place[truth[:, 0].astype(np.int64)], truth[:, 1].astype(np.int64)
         return dets, Objects(where, what, truth[:, 2:6], np.ones(len(truth)), truth[:, 6], truth[:, 7] > 0, fields["truth"])
 
