@@ -37,7 +37,7 @@ class BiLevelRoutingAttention(nn.Module):
         n_win: windows a side.
         qk_dim: channels of query and key; None for ``dim``.
         qk_scale: factor of the logits; None for ``qk_dim ** -0.5``.
-        kv_per_win: keys a side and window, for ``ada_avgpool`` and ``ada_maxpool``.
+        kv_per_win: keys a side and window, for ``ada_avgpool`` and ``ada_maxpool``; published networks write -1 for the others.
         kv_downsample_ratio: stride, for ``avgpool`` and ``maxpool``.
         kv_downsample_kernel: their kernel; None for the stride.
         kv_downsample_mode: how the keys and values of a window are downsampled: identity, ada_avgpool, ada_maxpool, avgpool,
@@ -54,7 +54,7 @@ class BiLevelRoutingAttention(nn.Module):
         ValueError: widths that the heads do not divide, an unknown mode, or hard differentiable routing, which the paper does not define.
     """
 
-    below_one = ("side_dwconv",)  # options of which numbers below 1 mean something
+    below_one = ("side_dwconv", "kv_per_win")  # options of which numbers below 1 mean something
 
     def __init__(
         self,
@@ -80,6 +80,8 @@ class BiLevelRoutingAttention(nn.Module):
         check_heads(num_heads, dim, qk_dim)
         if kv_downsample_mode not in KV_MODES:
             raise ValueError(f"kv_downsample_mode {kv_downsample_mode!r} is not one of {', '.join(KV_MODES)}")
+        if kv_downsample_mode.startswith("ada_") and kv_per_win < 1:
+            raise ValueError(f"kv_per_win {kv_per_win} should be at least 1 with kv_downsample_mode {kv_downsample_mode!r}")
         if param_attention not in ("qkvo", "qkv"):
             raise ValueError(f"param_attention {param_attention!r} is neither 'qkvo' nor 'qkv'")
         if (diff_routing or param_routing) and not soft_routing:

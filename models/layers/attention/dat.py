@@ -39,14 +39,14 @@ class DATAttention(nn.Module):
 
     Args:
         dim: channels in and out; None for ``n_heads * n_head_channels``.
-        n_heads: number of heads; None for about 32 channels a head.
+        n_heads: number of heads; None for ``dim // n_head_channels``, or about 32 channels a head.
         n_groups: groups with their own offsets; must divide the heads.
         stride: distance of the sampling points (px).
         ksize: kernel of the offset network (px).
         offset_range_factor: largest offset, in distances of the sampling points; negative: limited by the map only.
         q_size: map at which the table has one entry a pixel distance.
-        kv_size: unused; the published constructor has it. The samples of ``fixed_pe`` are those of ``q_size // stride``.
-        n_head_channels: channels a head, where ``dim`` is None.
+        kv_size: the published constructor does not read it: None, ``q_size``, or ``q_size // stride``, the samples of ``fixed_pe``.
+        n_head_channels: channels a head; None for ``dim // n_heads``, or 32 without ``dim``.
         use_pe: position bias.
         dwc_pe: a depth-wise 3x3 of the queries instead of the table.
         log_cpb: a small network on log distances instead of the table.
@@ -57,7 +57,7 @@ class DATAttention(nn.Module):
         proj_drop: dropout after the projection.
 
     Raises:
-        ValueError: heads, groups and channels do not divide.
+        ValueError: heads, groups and channels do not divide, or a ``kv_size`` that does not follow from ``q_size``.
     """
 
     rpe_table: Any  # by ``pe``: a convolution, an MLP or a table of parameters
@@ -73,7 +73,7 @@ class DATAttention(nn.Module):
         *,
         q_size: int | Sequence[int] = 20,
         kv_size: int | Sequence[int] | None = None,
-        n_head_channels: int = HEAD_CHANNELS,
+        n_head_channels: int | None = None,
         use_pe: bool = True,
         dwc_pe: bool = False,
         log_cpb: bool = False,
@@ -84,9 +84,13 @@ class DATAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim is None:
-            dim = (n_heads or 1) * n_head_channels
-        if n_heads is None:
+            dim = (n_heads or 1) * (n_head_channels or HEAD_CHANNELS)
+        if n_heads is None and n_head_channels:
+            n_heads = dim // n_head_channels
+        elif n_heads is None:
             n_heads = n_groups * divisor_up_to(max(1, dim // n_groups), max(1, dim // (HEAD_CHANNELS * n_groups)))
+        if n_head_channels and n_heads * n_head_channels != dim:
+            raise ValueError(f"DATAttention: {n_heads} heads of {n_head_channels} channels should make {dim} channels")
         if dim % n_heads or n_heads % n_groups:
             raise ValueError(f"DATAttention: {n_heads} heads should divide {dim} channels, and {n_groups} groups the heads")
         self.heads, self.groups, self.stride, self.ksize = n_heads, n_groups, stride, ksize
@@ -101,7 +105,10 @@ class DATAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         kinds = {"dwc": dwc_pe, "fixed": fixed_pe, "log": log_cpb, "table": True}
         self.pe = "none" if not use_pe or (no_off and not dwc_pe) else next(kind for kind, wanted in kinds.items() if wanted)
-        self._add_positions(dim, n_heads, (q_size, q_size) if isinstance(q_size, int) else q_size)
+        self._add_positions(dim, n_heads, _pair(q_size))
+        samples = self.fixed_size[2:]
+        if kv_size is not None and _pair(kv_size) not in (self.fixed_size[:2], samples):
+            raise ValueError(f"DATAttention: kv_size {kv_size} should be q_size {q_size} or its samples {list(samples)} at stride {stride}")
 
     def _add_positions(self, dim: int, heads: int, size: Sequence[int]) -> None:
         height, width = size
@@ -187,6 +194,10 @@ class DATAttention(nn.Module):
     def _heads_first(self, x: Tensor) -> Tensor:
         """(B, heads d, H, W) -> (B, heads, H W, d)."""
         return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _grid(rows: Tensor, columns: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ def nonlocal_rule(module: NLBlockND, x: Tensor) -> Tensor:
     g = point(module.g, x).flatten(2)
     theta, phi = (x, x) if module.mode == "gaussian" else (point(module.theta, x), point(module.phi, x))
     theta, phi = theta.flatten(2), phi.flatten(2)
+    if module.sub_sample:
+        phi, g = (_subsampled(part.unflatten(2, x.shape[2:])) for part in (phi, g))
     columns = []
     for i in range(theta.shape[2]):
         if module.mode == "concatenate":
@@ -110,9 +112,19 @@ def nonlocal_rule(module: NLBlockND, x: Tensor) -> Tensor:
     return point(module.W_z, y) + x
 
 
+def _subsampled(maps: Tensor) -> Tensor:
+    """The maximum of each 2 x 2 pixels, of each pair of a line, or of each 2 x 2 pixels of each frame: (B, C, *space) -> (B, C, M)."""
+    frames = maps.reshape(*maps.shape[:2], -1, *maps.shape[-2:]) if maps.dim() > 3 else maps[:, :, None, None]
+    height, width = frames.shape[-2:]
+    cuts = itertools.product(range(frames.shape[2]), range(0, height, 2), range(0, width, 2))
+    return torch.stack([frames[:, :, t, r : r + 2, c : c + 2].flatten(2).max(2).values for t, r, c in cuts], 2)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("space", [(7,), (1,), (3, 4), (2, 3, 2)])
-@pytest.mark.parametrize("options", [{"bn_layer": False}, {"inter_channels": 3}, {"inter_channels": 7, "bn_layer": False}])
+@pytest.mark.parametrize("options", [
+    {"bn_layer": False}, {"inter_channels": 3}, {"inter_channels": 7, "bn_layer": False}, {"sub_sample": True},
+])  # fmt: skip
 def test_nonlocal_block(mode, space, options):
     module = NLBlockND(4, mode=mode, dimension=len(space), **options)
     check(module, nonlocal_rule, 2, 4, *space, tol=2e-5 if mode == "concatenate" else 1e-9)  # its sums are taken in float32
