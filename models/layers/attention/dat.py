@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import NamedLayerNorm, pad_to_multiple, resize_matrix
 from models.layers.attention.ops.routing import at_least_one
-from models.layers.attention.ops.shared import depthwise, divisor_up_to, sample_bilinear, unit_line
+from models.layers.attention.ops.shared import depthwise, divisor_up_to, sample_bilinear, unit_line, window_means
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -50,7 +50,7 @@ class DATAttention(nn.Module):
         use_pe: position bias.
         dwc_pe: a depth-wise 3x3 of the queries instead of the table.
         log_cpb: a small network on log distances instead of the table.
-        no_off: pooled samples, no offsets and no position bias.
+        no_off: the means of ``stride`` x ``stride`` pixels in place of samples (at a border, of the pixels there), no position bias.
         fixed_pe: a table with an entry for every pair of pixel and sample, wherever the sample has moved to; it is made for ``q_size`` and
             resized linearly for other maps.
         attn_drop: dropout of the attention weights.
@@ -127,7 +127,7 @@ class DATAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         query = self.proj_q(x)
         if self.no_off:
-            sampled, position = F.avg_pool2d(pad_to_multiple(x, self.stride, self.stride), self.stride), None
+            sampled, position = window_means(x, self.stride), None
         else:
             position, _ = self.sampling_points(query)
             sampled = self._sample(x, position)
@@ -155,7 +155,8 @@ class DATAttention(nn.Module):
             position = reference + offset.tanh() / reach * self.offset_range
         else:
             position = (reference + offset).clamp(-1.0, 1.0)
-        return position.unflatten(0, (-1, self.groups)), reference.unflatten(0, (-1, self.groups))
+        shape = (batch, self.groups, height, width, 2)  # sizes by name, so that an ONNX graph follows them
+        return position.reshape(shape), reference.reshape(shape)
 
     def _sample(self, x: Tensor, position: Tensor) -> Tensor:
         """(B, C, H, W) at (B, groups, H', W', 2) -> (B, C, H', W')."""
@@ -187,8 +188,8 @@ class DATAttention(nn.Module):
         """The dense table for the map and samples at hand: (1, heads, H W, samples)."""
         table = self.rpe_table.unflatten(2, self.fixed_size[2:]).unflatten(1, self.fixed_size[:2])  # (heads, h, w, h', w')
         for axis, target in enumerate((*query.shape[-2:], *position.shape[2:4]), start=1):
-            moved = table.movedim(axis, -1)
-            table = (moved @ resize_matrix(moved.shape[-1], target, table).transpose(0, 1)).movedim(-1, axis)
+            moved = table.movedim(axis, 4)  # 4, not -1, which an ONNX graph cannot name
+            table = (moved @ resize_matrix(moved.shape[4], target, table).transpose(0, 1)).movedim(4, axis)
         return table.flatten(3).flatten(1, 2).unsqueeze(0).to(query.dtype)
 
     def _heads_first(self, x: Tensor) -> Tensor:

@@ -120,9 +120,10 @@ class NLBlockND(nn.Module):
         """
         with full_precision(value):
             layer: Any = self.W_f[0]
-            of_theta, of_phi = layer.weight.flatten().float().chunk(2)
-            a = theta.float() @ of_theta + layer.bias.float()  # (B, N)
-            b = phi.float() @ of_phi  # (B, M)
+            # matrices of one column, not vectors: onnxruntime 1.32 gives another product for a transposed map and a vector
+            of_theta, of_phi = layer.weight.reshape(-1, 1).float().chunk(2)
+            a = (theta.float() @ of_theta).squeeze(2) + layer.bias.float()  # (B, N)
+            b = (phi.float() @ of_phi).squeeze(2)  # (B, M)
             return pairwise_relu_sum(a, b, value.float()) / value.shape[1]
 
 
@@ -134,11 +135,13 @@ def project(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
 
 
 def pair_max(x: Tensor, dim: int) -> Tensor:
-    """The maximum of each pair along ``dim``: length n becomes ceil(n / 2); equal maxima share the gradient."""
-    odd = x.shape[dim] % 2
-    if torch.jit.is_tracing() or odd:  # a traced graph pads always, because another size may need it
-        x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, odd), value=-torch.inf)
-    return x.unflatten(dim, (-1, 2)).amax(dim + 1)
+    """The maximum of each pair along ``dim``: length n becomes ceil(n / 2); equal maxima share the gradient.
+
+    By index: pooling has no deterministic gradient on CUDA, and a traced graph follows the size.
+    """
+    place = torch.arange(x.shape[dim], device=x.device)
+    first, last = place[::2], place[-1:]
+    return torch.maximum(x.index_select(dim, first), x.index_select(dim, torch.minimum(first + 1, last)))
 
 
 def dot_sum(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
