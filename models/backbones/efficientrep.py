@@ -5,6 +5,9 @@ YOLOv6: A Single-Stage Object Detection Framework for Industrial Applications, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,19 +65,46 @@ class RepVGGBlock(nn.Module):
         return FusedConv(merge_branches(branches), nn.ReLU()).train(self.training)
 
 
+class ConvBNAct(nn.Module):
+    """act(BN(conv3x3(x))) under YOLOv6's keys ``block.conv`` and ``block.bn``; (B, in_channels, H, W) -> (B, out_channels, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, act: nn.Module) -> None:
+        super().__init__()
+        self.block = Conv(in_channels, out_channels, 3, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+BASIC_BLOCKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "RepVGGBlock": RepVGGBlock,
+    "ConvBNReLU": lambda c1, c2: ConvBNAct(c1, c2, nn.ReLU()),
+    "ConvBNSiLU": lambda c1, c2: ConvBNAct(c1, c2, nn.SiLU()),
+}
+
+
 @register("BottleRep", channels=rules.out_width, kind="backbone", paper=PAPER)
 class BottleRep(nn.Module):
-    """Two RepVGG blocks, plus α x where the widths allow it, α a learned number that starts at 1 (YOLOv6's larger networks).
+    """Two RepVGG blocks, or two plain convolutions, plus α x where the widths allow it (YOLOv6's larger networks).
+
+    α is a learned number that starts at 1.
 
     Args:
         in_channels: channels in.
         out_channels: channels out.
+        basic_block: ``RepVGGBlock``, ``ConvBNReLU`` or ``ConvBNSiLU``.
+
+    Raises:
+        ValueError: another basic block.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, basic_block: str = "RepVGGBlock") -> None:
         super().__init__()
-        self.conv1 = RepVGGBlock(in_channels, out_channels)
-        self.conv2 = RepVGGBlock(out_channels, out_channels)
+        if basic_block not in BASIC_BLOCKS:
+            raise ValueError(f"BottleRep: basic_block {basic_block!r}; known are {list(BASIC_BLOCKS)}")
+        make = BASIC_BLOCKS[basic_block]
+        self.conv1 = make(in_channels, out_channels)
+        self.conv2 = make(out_channels, out_channels)
         self.alpha = nn.Parameter(torch.ones(1)) if in_channels == out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,32 +113,32 @@ class BottleRep(nn.Module):
         return y if self.alpha is None else y + self.alpha.to(x.dtype) * x
 
 
-REP_BLOCKS: dict[str, type[nn.Module]] = {"RepVGGBlock": RepVGGBlock, "BottleRep": BottleRep}
-
-
 @register("YOLOv6RepBlock", channels=rules.out_width_repeated, kind="backbone", paper=PAPER)
 class YOLOv6RepBlock(nn.Module):
-    """``n`` RepVGG blocks in a row (figure 3a of the paper), or half as many of two RepVGG blocks each.
+    """``n`` RepVGG blocks in a row (figure 3a of the paper), or half as many of two blocks each.
 
     Args:
         in_channels: channels in.
         out_channels: channels out.
-        n: number of RepVGG blocks.
-        block: ``RepVGGBlock``, or ``BottleRep`` for ``n // 2`` of these.
-        basic_block: of BottleRep: ``RepVGGBlock``, the only one here.
+        n: number of blocks.
+        block: ``RepVGGBlock``, ``ConvBNReLU``, ``ConvBNSiLU``, or ``BottleRep`` for ``n // 2`` of these.
+        basic_block: what a BottleRep is made of: ``RepVGGBlock``, ``ConvBNReLU`` or ``ConvBNSiLU``.
 
     Raises:
-        ValueError: another block.
+        ValueError: another block, or a basic block for a block that is not made of any.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, n: int = 1, block: str = "RepVGGBlock", basic_block: str = "RepVGGBlock"
     ) -> None:
         super().__init__()
-        if block not in REP_BLOCKS or basic_block != "RepVGGBlock":
-            known = f"block {list(REP_BLOCKS)} and basic_block ['RepVGGBlock']"
+        if block not in (*BASIC_BLOCKS, "BottleRep") or basic_block not in BASIC_BLOCKS:
+            known = f"block {[*BASIC_BLOCKS, 'BottleRep']} and basic_block {list(BASIC_BLOCKS)}"
             raise ValueError(f"YOLOv6RepBlock: block {block!r}, basic_block {basic_block!r}; known are {known}")
-        make, count = REP_BLOCKS[block], n // 2 if block == "BottleRep" else n
+        if block != "BottleRep" and basic_block not in ("RepVGGBlock", block):
+            raise ValueError(f"YOLOv6RepBlock: basic_block {basic_block!r} is for block 'BottleRep', got block {block!r}")
+        make = partial(BottleRep, basic_block=basic_block) if block == "BottleRep" else BASIC_BLOCKS[block]
+        count = n // 2 if block == "BottleRep" else n
         self.conv1 = make(in_channels, out_channels)
         self.block = nn.Sequential(*(make(out_channels, out_channels) for _ in range(count - 1))) if count > 1 else None
 

@@ -56,6 +56,7 @@ class FasterNetBlock(nn.Module):
         layer_scale_init_value: start of γ; at 0 there is none.
         act_layer: name of the activation: GELU in FasterNet-T0 and -T1, else ReLU.
         norm_layer: ``BatchNorm2d``, the only one of the published networks.
+        pconv_fw_type: see PConv's ``forward``.
 
     Raises:
         ValueError: an unknown activation or norm.
@@ -70,6 +71,7 @@ class FasterNetBlock(nn.Module):
         layer_scale_init_value: float = 0.0,
         act_layer: str = "GELU",
         norm_layer: str = "BatchNorm2d",
+        pconv_fw_type: str = "split_cat",
     ) -> None:
         super().__init__()
         if act_layer not in ACTIVATIONS or norm_layer != "BatchNorm2d":
@@ -77,7 +79,7 @@ class FasterNetBlock(nn.Module):
                 f"FasterNetBlock: act_layer {act_layer!r} should be an activation's name, norm_layer {norm_layer!r} BatchNorm2d"
             )
         hidden = int(dim * mlp_ratio)
-        self.spatial_mixing = PConv(dim, n_div)
+        self.spatial_mixing = PConv(dim, n_div, pconv_fw_type)
         self.mlp = nn.Sequential(
             nn.Conv2d(dim, hidden, 1, bias=False), nn.BatchNorm2d(hidden), ACTIVATIONS[act_layer](), nn.Conv2d(hidden, dim, 1, bias=False)
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.whole import listed_by_stage
+from models.layers.attention.ops.shared import window_maxima
 from models.layers.conv import bias_of, fuse_conv_bn
 from models.spec import channel_rules as rules
 from models.spec.registry import register
@@ -37,6 +38,17 @@ class SeriesActivation(nn.Module):
         return self.bn(F.conv2d(F.relu(x), self.weight, None, padding=self.weight.shape[-1] // 2, groups=self.weight.shape[0]))
 
 
+class _Pool(nn.Module):
+    """The maximum of each window: (B, C, H, W) -> (B, C, ceil(H / size), ceil(W / size))."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return window_maxima(x, self.size)
+
+
 @register("VanillaBlock", channels=rules.out_width, kind="backbone", paper=PAPER)
 class VanillaBlock(nn.Module):
     """Two pointwise layers with a leaky ReLU between them, a max pool, and the series activation (section 3 of the paper).
@@ -60,7 +72,7 @@ class VanillaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) -> (B, dim_out, ceil(H / stride), ceil(W / stride))."""
         x = self.conv2(F.leaky_relu(self.conv1(x), self.act_learn))
-        return self.act(x if self.stride == 1 else F.max_pool2d(x, self.stride, ceil_mode=True))
+        return self.act(window_maxima(x, self.stride))
 
     def fused(self) -> nn.Module:
         """The same function in eval mode with one pointwise layer, where ``act_learn`` is 1; else itself."""
@@ -72,8 +84,7 @@ class VanillaBlock(nn.Module):
             outer, inner = second.weight.double()[:, :, 0, 0], first.weight.double()[:, :, 0, 0]
             merged.weight.copy_((outer @ inner)[:, :, None, None])
             bias_of(merged).copy_(outer @ bias_of(first).double() + bias_of(second).double())
-        pool = nn.Identity() if self.stride == 1 else nn.MaxPool2d(self.stride, ceil_mode=True)
-        return nn.Sequential(merged, pool, self.act).train(self.training)
+        return nn.Sequential(merged, _Pool(self.stride), self.act).train(self.training)
 
 
 @register("VanillaStem", channels=rules.out_width, kind="backbone", paper=PAPER)

@@ -5,12 +5,14 @@ BiFormer: Vision Transformer with Bi-Level Routing Attention, arXiv 2303.08810.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.attention.ops.common import ChannelLinear, from_windows, full_precision, pad_to_multiple, to_windows
-from models.layers.attention.ops.routing import adaptive_max, adaptive_mean, check_heads, project_in_float32, routed_attention
+from models.layers.attention.ops.common import ChannelLinear, from_windows, full_precision, pad_to_multiple, recorded, to_windows
+from models.layers.attention.ops.routing import adaptive_max, adaptive_mean, at_least_one, check_heads, project_in_float32, routed_attention
 from models.layers.attention.ops.shared import depthwise
 from models.spec import channel_rules as rules
 from models.spec.registry import register
@@ -37,7 +39,7 @@ class BiLevelRoutingAttention(nn.Module):
         n_win: windows a side.
         qk_dim: channels of query and key; None for ``dim``.
         qk_scale: factor of the logits; None for ``qk_dim ** -0.5``.
-        kv_per_win: keys a side and window, for ``ada_avgpool`` and ``ada_maxpool``.
+        kv_per_win: keys a side and window, for ``ada_avgpool`` and ``ada_maxpool``; published networks write -1 for the others.
         kv_downsample_ratio: stride, for ``avgpool`` and ``maxpool``.
         kv_downsample_kernel: their kernel; None for the stride.
         kv_downsample_mode: how the keys and values of a window are downsampled: identity, ada_avgpool, ada_maxpool, avgpool,
@@ -54,7 +56,7 @@ class BiLevelRoutingAttention(nn.Module):
         ValueError: widths that the heads do not divide, an unknown mode, or hard differentiable routing, which the paper does not define.
     """
 
-    below_one = ("side_dwconv",)  # options of which numbers below 1 mean something
+    below_one = ("side_dwconv", "kv_per_win")  # options of which numbers below 1 mean something
 
     def __init__(
         self,
@@ -80,6 +82,8 @@ class BiLevelRoutingAttention(nn.Module):
         check_heads(num_heads, dim, qk_dim)
         if kv_downsample_mode not in KV_MODES:
             raise ValueError(f"kv_downsample_mode {kv_downsample_mode!r} is not one of {', '.join(KV_MODES)}")
+        if kv_downsample_mode.startswith("ada_") and kv_per_win < 1:
+            raise ValueError(f"kv_per_win {kv_per_win} should be at least 1 with kv_downsample_mode {kv_downsample_mode!r}")
         if param_attention not in ("qkvo", "qkv"):
             raise ValueError(f"param_attention {param_attention!r} is neither 'qkvo' nor 'qkv'")
         if (diff_routing or param_routing) and not soft_routing:
@@ -134,9 +138,19 @@ class BiLevelRoutingAttention(nn.Module):
             rows = pooled(windows.reshape(batch, count, height, width * channels), height, bins)
             return pooled(rows.reshape(batch, count, bins, width, channels), width, bins).reshape(batch, count, -1, channels)
         maps = windows.reshape(batch * count, height, width, channels).permute(0, 3, 1, 2)
-        pool = F.avg_pool2d if self.kv_mode == "avgpool" else F.max_pool2d
-        fewer = pool(maps, self.kv_kernel, self.kv_stride, ceil_mode=True)
-        return fewer.flatten(2).transpose(1, 2).reshape(batch, count, -1, channels)
+        return self._pool(maps).flatten(2).transpose(1, 2).reshape(batch, count, -1, channels)
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        """Pooling that rounds up; a window below the kernel has one value, the mean or maximum of its pixels."""
+        short = [at_least_one(self.kv_kernel - side + 1) - 1 for side in maps.shape[-2:]]
+        margin = (0, short[1], 0, short[0])
+        pool = partial(F.avg_pool2d if self.kv_mode == "avgpool" else F.max_pool2d, kernel_size=self.kv_kernel, stride=self.kv_stride)
+        if not recorded() and not any(short):
+            return pool(maps, ceil_mode=True)
+        if self.kv_mode == "maxpool":
+            return pool(F.pad(maps, margin, value=-torch.inf), ceil_mode=True)
+        total, share = (pool(F.pad(part, margin), ceil_mode=True) for part in (maps, torch.ones_like(maps[:1, :1])))
+        return total / share
 
 
 class _QKV(nn.Module):

@@ -35,6 +35,10 @@ class BiLevelRoutingAttentionNCHW(nn.Module):
         topk: windows that a window attends to.
         side_dwconv: kernel of the LePE convolution, 0 for none.
         auto_pad: accepted because published calls pass it; maps are always padded where they need it.
+        attn_backend: ``torch``, the only one of the published module that runs.
+
+    Raises:
+        ValueError: heads that do not divide ``dim``, or another backend.
     """
 
     below_one = ("side_dwconv",)
@@ -48,8 +52,11 @@ class BiLevelRoutingAttentionNCHW(nn.Module):
         topk: int = 4,
         side_dwconv: int = 3,
         auto_pad: bool = True,
+        attn_backend: str = "torch",
     ) -> None:
         super().__init__()
+        if attn_backend != "torch":
+            raise ValueError(f"nchwBRA: attn_backend {attn_backend!r} should be 'torch'")
         check_heads(num_heads, dim, dim)
         self.dim, self.num_heads, self.n_win, self.topk = dim, num_heads, n_win, topk
         self.scale = qk_scale or dim**-0.5

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention.ops.common import attend, fused_attention, resize_matrix
+from models.layers.attention.ops.shared import window_means
 from models.layers.conv import Conv
 from models.spec import channel_rules as rules
 from models.spec.registry import register
@@ -106,7 +107,7 @@ class BottleneckTransformer(nn.Module):
             raise ValueError(f"expansion {expansion}: the block has no other than 1")
         width, height = (int(n) for n in resolution or (14, 14))
         self.cv1 = Conv(c1, c2, 1, 1)
-        pool = [nn.AvgPool2d(2, 2, ceil_mode=True)] if stride == 2 else []
+        pool = [HalvingMean()] if stride == 2 else []
         self.cv2 = nn.Sequential(MHSA(c2, width, height, heads, pos_emb), *pool) if mhsa else Conv(c2, c2, 3, stride)
         same = stride == 1 and c1 == c2
         self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(c1, c2, 1, stride, bias=False), nn.BatchNorm2d(c2))
@@ -238,7 +239,7 @@ class BoTPaperBlock(nn.Module):
             nn.BatchNorm2d(inner),
             nn.ReLU(),
             BoTPaperAttention(inner, fmap_size, heads, dim_head, rel_pos_emb),
-            nn.AvgPool2d(2, 2, ceil_mode=True) if downsample else nn.Identity(),
+            HalvingMean() if downsample else nn.Identity(),
             nn.BatchNorm2d(attended),
             nn.ReLU(),
             nn.Conv2d(attended, dim_out, 1, bias=False),
@@ -248,6 +249,13 @@ class BoTPaperBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) -> (B, dim_out, H, W), or half of H and W, rounded up, with ``downsample``."""
         return F.relu(self.net(x) + self.shortcut(x))
+
+
+class HalvingMean(nn.Module):
+    """The mean of each 2 x 2 pixels: (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return window_means(x, 2)
 
 
 class _AbsolutePositions(nn.Module):

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.attention.ops.common import DropPath, attend, pad_to_multiple, recorded
+from models.layers.attention.ops.common import DropPath, attend
+from models.layers.attention.ops.shared import window_means
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -94,19 +95,6 @@ class CloAttention(nn.Module):
         key, value = self.global_kv(pooled).chunk(2, dim=1)
         drop = self.attn_drop.p if self.training else 0.0
         return attend(self.global_q(x), key, value, heads=self.global_heads, scale=self.scale, dropout=drop)
-
-
-def window_means(x: Tensor, size: int) -> Tensor:
-    """The mean of each ``size`` x ``size`` window; windows cut by the border have the mean of their pixels.
-
-    (B, C, H, W) -> (B, C, ceil(H / size), ceil(W / size)). An exported graph pads instead of using a pooling that rounds up: runtimes such
-    as OpenVINO refuse a window that is larger than the map, or give an empty result for it.
-    """
-    if not recorded():
-        return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
-    pixels = torch.ones_like(x[:1, :1], dtype=torch.float32)
-    total, share = (F.avg_pool2d(pad_to_multiple(part, size, size), size) for part in (x, pixels))
-    return (total / share).to(x.dtype)
 
 
 @register("ConvFFN", "CloConvFFN", channels=rules.same_width, kind="attention", paper=PAPER)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import NamedLayerNorm, pad_to_multiple, resize_matrix
 from models.layers.attention.ops.routing import at_least_one
-from models.layers.attention.ops.shared import depthwise, divisor_up_to, sample_bilinear, unit_line
+from models.layers.attention.ops.shared import depthwise, divisor_up_to, sample_bilinear, unit_line, window_means
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -39,25 +39,25 @@ class DATAttention(nn.Module):
 
     Args:
         dim: channels in and out; None for ``n_heads * n_head_channels``.
-        n_heads: number of heads; None for about 32 channels a head.
+        n_heads: number of heads; None for ``dim // n_head_channels``, or about 32 channels a head.
         n_groups: groups with their own offsets; must divide the heads.
         stride: distance of the sampling points (px).
         ksize: kernel of the offset network (px).
         offset_range_factor: largest offset, in distances of the sampling points; negative: limited by the map only.
         q_size: map at which the table has one entry a pixel distance.
-        kv_size: unused; the published constructor has it. The samples of ``fixed_pe`` are those of ``q_size // stride``.
-        n_head_channels: channels a head, where ``dim`` is None.
+        kv_size: the published constructor does not read it: None, ``q_size``, or ``q_size // stride``, the samples of ``fixed_pe``.
+        n_head_channels: channels a head; None for ``dim // n_heads``, or 32 without ``dim``.
         use_pe: position bias.
         dwc_pe: a depth-wise 3x3 of the queries instead of the table.
         log_cpb: a small network on log distances instead of the table.
-        no_off: pooled samples, no offsets and no position bias.
+        no_off: the means of ``stride`` x ``stride`` pixels in place of samples (at a border, of the pixels there), no position bias.
         fixed_pe: a table with an entry for every pair of pixel and sample, wherever the sample has moved to; it is made for ``q_size`` and
             resized linearly for other maps.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout after the projection.
 
     Raises:
-        ValueError: heads, groups and channels do not divide.
+        ValueError: heads, groups and channels do not divide, or a ``kv_size`` that does not follow from ``q_size``.
     """
 
     rpe_table: Any  # by ``pe``: a convolution, an MLP or a table of parameters
@@ -73,7 +73,7 @@ class DATAttention(nn.Module):
         *,
         q_size: int | Sequence[int] = 20,
         kv_size: int | Sequence[int] | None = None,
-        n_head_channels: int = HEAD_CHANNELS,
+        n_head_channels: int | None = None,
         use_pe: bool = True,
         dwc_pe: bool = False,
         log_cpb: bool = False,
@@ -84,9 +84,13 @@ class DATAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim is None:
-            dim = (n_heads or 1) * n_head_channels
-        if n_heads is None:
+            dim = (n_heads or 1) * (n_head_channels or HEAD_CHANNELS)
+        if n_heads is None and n_head_channels:
+            n_heads = dim // n_head_channels
+        elif n_heads is None:
             n_heads = n_groups * divisor_up_to(max(1, dim // n_groups), max(1, dim // (HEAD_CHANNELS * n_groups)))
+        if n_head_channels and n_heads * n_head_channels != dim:
+            raise ValueError(f"DATAttention: {n_heads} heads of {n_head_channels} channels should make {dim} channels")
         if dim % n_heads or n_heads % n_groups:
             raise ValueError(f"DATAttention: {n_heads} heads should divide {dim} channels, and {n_groups} groups the heads")
         self.heads, self.groups, self.stride, self.ksize = n_heads, n_groups, stride, ksize
@@ -101,7 +105,10 @@ class DATAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         kinds = {"dwc": dwc_pe, "fixed": fixed_pe, "log": log_cpb, "table": True}
         self.pe = "none" if not use_pe or (no_off and not dwc_pe) else next(kind for kind, wanted in kinds.items() if wanted)
-        self._add_positions(dim, n_heads, (q_size, q_size) if isinstance(q_size, int) else q_size)
+        self._add_positions(dim, n_heads, _pair(q_size))
+        samples = self.fixed_size[2:]
+        if kv_size is not None and _pair(kv_size) not in (self.fixed_size[:2], samples):
+            raise ValueError(f"DATAttention: kv_size {kv_size} should be q_size {q_size} or its samples {list(samples)} at stride {stride}")
 
     def _add_positions(self, dim: int, heads: int, size: Sequence[int]) -> None:
         height, width = size
@@ -120,7 +127,7 @@ class DATAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         query = self.proj_q(x)
         if self.no_off:
-            sampled, position = F.avg_pool2d(pad_to_multiple(x, self.stride, self.stride), self.stride), None
+            sampled, position = window_means(x, self.stride), None
         else:
             position, _ = self.sampling_points(query)
             sampled = self._sample(x, position)
@@ -148,7 +155,8 @@ class DATAttention(nn.Module):
             position = reference + offset.tanh() / reach * self.offset_range
         else:
             position = (reference + offset).clamp(-1.0, 1.0)
-        return position.unflatten(0, (-1, self.groups)), reference.unflatten(0, (-1, self.groups))
+        shape = (batch, self.groups, height, width, 2)  # sizes by name, so that an ONNX graph follows them
+        return position.reshape(shape), reference.reshape(shape)
 
     def _sample(self, x: Tensor, position: Tensor) -> Tensor:
         """(B, C, H, W) at (B, groups, H', W', 2) -> (B, C, H', W')."""
@@ -180,13 +188,17 @@ class DATAttention(nn.Module):
         """The dense table for the map and samples at hand: (1, heads, H W, samples)."""
         table = self.rpe_table.unflatten(2, self.fixed_size[2:]).unflatten(1, self.fixed_size[:2])  # (heads, h, w, h', w')
         for axis, target in enumerate((*query.shape[-2:], *position.shape[2:4]), start=1):
-            moved = table.movedim(axis, -1)
-            table = (moved @ resize_matrix(moved.shape[-1], target, table).transpose(0, 1)).movedim(-1, axis)
+            moved = table.movedim(axis, 4)  # 4, not -1, which an ONNX graph cannot name
+            table = (moved @ resize_matrix(moved.shape[4], target, table).transpose(0, 1)).movedim(4, axis)
         return table.flatten(3).flatten(1, 2).unsqueeze(0).to(query.dtype)
 
     def _heads_first(self, x: Tensor) -> Tensor:
         """(B, heads d, H, W) -> (B, heads, H W, d)."""
         return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _grid(rows: Tensor, columns: Tensor) -> Tensor:

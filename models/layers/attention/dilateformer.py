@@ -35,6 +35,7 @@ class MSDA(nn.Module):
         qk_scale: factor of the logits; None for 1 / sqrt(channels a head).
         kernel_size: side of the neighbourhood, odd.
         dilation: one a group; None for the paper's 1, 2, 3 where 3 divides ``dim``, else 1, 2, 3, 4.
+        attn_drop: dropout of the attention weights.
         proj_drop: dropout after the projection.
 
     Raises:
@@ -50,6 +51,7 @@ class MSDA(nn.Module):
         *,
         kernel_size: int = 3,
         dilation: Sequence[int] | None = None,
+        attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ class MSDA(nn.Module):
         if num_heads % groups or dim % num_heads:
             raise ValueError(f"MSDA: {num_heads} heads should divide {dim} channels, and {groups} dilations the heads")
         self.dilation, self.kernel, self.heads = tuple(dilation), kernel_size, num_heads // groups
-        self.scale = qk_scale or (dim // num_heads) ** -0.5
+        self.scale, self.attn_drop = qk_scale or (dim // num_heads) ** -0.5, attn_drop
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
         self.proj = ChannelLinear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -74,8 +76,8 @@ class MSDA(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, dilation: int) -> Tensor:
         margin = [dilation * (self.kernel // 2)] * 4
-        at = Neighbourhood(self.kernel, self.heads, dilation)
-        return neighbourhood_attention(query, F.pad(key, margin), F.pad(value, margin), at, scale=self.scale)
+        at, drop = Neighbourhood(self.kernel, self.heads, dilation), self.attn_drop if self.training else 0.0
+        return neighbourhood_attention(query, F.pad(key, margin), F.pad(value, margin), at, scale=self.scale, dropout=drop)
 
 
 @register("DilateBlock", channels=rules.same_width, kind="attention", paper=PAPER)
@@ -89,6 +91,7 @@ class DilateBlock(nn.Module):
         qkv_bias: see MSDA.
         qk_scale: see MSDA.
         drop: dropout after the projection and in the MLP.
+        attn_drop: see MSDA.
         drop_path: rate of stochastic depth.
         kernel_size: see MSDA.
         dilation: see MSDA.
@@ -104,6 +107,7 @@ class DilateBlock(nn.Module):
         qk_scale: float | None = None,
         *,
         drop: float = 0.0,
+        attn_drop: float = 0.0,
         drop_path: float = 0.0,
         kernel_size: int = 3,
         dilation: Sequence[int] | None = None,
@@ -112,7 +116,9 @@ class DilateBlock(nn.Module):
         super().__init__()
         self.pos_embed = depthwise(dim, 3) if cpe_per_block else None
         self.norm1 = ChannelLayerNorm(dim)
-        self.attn = MSDA(dim, num_heads, qkv_bias, qk_scale, kernel_size=kernel_size, dilation=dilation, proj_drop=drop)
+        self.attn = MSDA(
+            dim, num_heads, qkv_bias, qk_scale, kernel_size=kernel_size, dilation=dilation, attn_drop=attn_drop, proj_drop=drop
+        )
         self.norm2 = ChannelLayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
         self.drop_path = DropPath(drop_path)

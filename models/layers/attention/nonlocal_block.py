@@ -42,6 +42,8 @@ class NLBlockND(nn.Module):
         mode: one of the four forms.
         dimension: 1 for (B, C, L), 2 for (B, C, H, W), 3 for (B, C, T, H, W).
         bn_layer: a batch norm at the end, at zero; else W_z itself is zero at first.
+        sub_sample: the sum runs over maxima of φ and g in 2 x 2 pixels (in pairs over 1 dimension; over 3, of each frame): a quarter of the
+            cost (section 3.3 of the paper). An odd last row or column stands for itself.
 
     Raises:
         ValueError: an unknown mode or dimension; from ``forward``, an input of another dimension.
@@ -54,6 +56,7 @@ class NLBlockND(nn.Module):
         mode: str = "embedded",
         dimension: int = 2,
         bn_layer: bool = True,
+        sub_sample: bool = False,
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -63,7 +66,7 @@ class NLBlockND(nn.Module):
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimension - 1]
         norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimension - 1]
         inter = inter_channels or max(in_channels // 2, 1)
-        self.mode, self.dimension = mode, dimension
+        self.mode, self.dimension, self.sub_sample = mode, dimension, sub_sample
         self.g = conv(in_channels, inter, 1)
         output = conv(inter, in_channels, 1)
         last = norm(in_channels) if bn_layer else output
@@ -81,19 +84,28 @@ class NLBlockND(nn.Module):
         if x.dim() != self.dimension + 2:
             raise ValueError(f"a non-local block over {self.dimension} dimensions takes {self.dimension + 2} axes, not {x.dim()} axes")
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), no copy
-        value = project(tokens, self.g)
+        value = self._summed(project(tokens, self.g), x)
         if self.mode == "gaussian":
             dense = tokens.contiguous()
-            y = _softmax_sum(dense, dense, value)
+            y = _softmax_sum(dense, self._summed(dense, x), value)
         else:
             pair = {"embedded": _softmax_sum, "dot": self._dot, "concatenate": self._concatenate}[self.mode]
-            y = pair(project(tokens, self.theta), project(tokens, self.phi), value)
+            y = pair(project(tokens, self.theta), self._summed(project(tokens, self.phi), x), value)
         y = y.transpose(1, 2)  # (B, inter, N)
         y = y.reshape(x.shape[0], y.shape[1], *x.shape[2:])
         if self.mode != "dot":
             return self.W_z(y.to(value.dtype)) + x
         with full_precision(x):  # a product of three features, which float16 may not hold before the batch norm
             return self.W_z(y.to(self.g.weight.dtype)).to(value.dtype) + x
+
+    def _summed(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """The positions that are summed over: (B, N, C) -> (B, M, C), M = N without ``sub_sample``."""
+        if not self.sub_sample:
+            return tokens
+        maps = tokens.transpose(1, 2).reshape(x.shape[0], tokens.shape[2], *x.shape[2:])
+        for dim in range(2, x.dim())[-2:]:
+            maps = pair_max(maps, dim)
+        return maps.flatten(2).transpose(1, 2).contiguous()
 
     def _dot(self, theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
         """As ``dot_sum``, in float32 at least."""
@@ -102,12 +114,16 @@ class NLBlockND(nn.Module):
             return dot_sum(theta.to(wide), phi.to(wide), value.to(wide))
 
     def _concatenate(self, theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
-        """Σ_j ReLU(a_i + b_j) g_j / N with w [θ_i, φ_j] + b = a_i + b_j: three times (B, N, C) -> (B, N, C), in float32."""
+        """Σ_j ReLU(a_i + b_j) g_j / M with w [θ_i, φ_j] + b = a_i + b_j, in float32.
+
+        (B, N, C), (B, M, C), (B, M, C) -> (B, N, C).
+        """
         with full_precision(value):
             layer: Any = self.W_f[0]
-            of_theta, of_phi = layer.weight.flatten().float().chunk(2)
-            a = theta.float() @ of_theta + layer.bias.float()  # (B, N)
-            b = phi.float() @ of_phi  # (B, N)
+            # matrices of one column, not vectors: onnxruntime 1.32 gives another product for a transposed map and a vector
+            of_theta, of_phi = layer.weight.reshape(-1, 1).float().chunk(2)
+            a = (theta.float() @ of_theta).squeeze(2) + layer.bias.float()  # (B, N)
+            b = (phi.float() @ of_phi).squeeze(2)  # (B, M)
             return pairwise_relu_sum(a, b, value.float()) / value.shape[1]
 
 
@@ -118,37 +134,50 @@ def project(tokens: Tensor, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
     return torch.baddbmm(conv.bias, tokens, weight)
 
 
+def pair_max(x: Tensor, dim: int) -> Tensor:
+    """The maximum of each pair along ``dim``: length n becomes ceil(n / 2); equal maxima share the gradient.
+
+    By index: pooling has no deterministic gradient on CUDA, and a traced graph follows the size.
+    """
+    place = torch.arange(x.shape[dim], device=x.device)
+    first, last = place[::2], place[-1:]
+    return torch.maximum(x.index_select(dim, first), x.index_select(dim, torch.minimum(first + 1, last)))
+
+
 def dot_sum(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
-    """θ (φᵀ g / N): three times (B, N, C) -> (B, N, C). Each factor takes its half of 1 / N, so that half precision holds the sum."""
+    """θ (φᵀ g / M): (B, N, C), (B, M, C), (B, M, C) -> (B, N, C).
+
+    Each factor takes its half of 1 / M, so that half precision holds the sum.
+    """
     share = phi.shape[1] ** -0.5
     return theta @ ((phi * share).transpose(1, 2) @ (value * share))
 
 
 def _softmax_sum(theta: Tensor, phi: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention without a scale: (B, N, C), (B, N, C), (B, N, V) -> (B, N, V)."""
+    """Softmax attention without a scale: (B, N, C), (B, M, C), (B, M, V) -> (B, N, V)."""
     query = theta.unsqueeze(1)
     key = query if phi is theta else phi.unsqueeze(1)
     return fused_attention(query, key, value.unsqueeze(1), scale=1.0).squeeze(1)
 
 
 def pairwise_relu_sum(a: Tensor, b: Tensor, value: Tensor) -> Tensor:
-    """Σ_j ReLU(a_i + b_j) v_j for all i, without the N x N pairs.
+    """Σ_j ReLU(a_i + b_j) v_j for all i, without the N x M pairs.
 
     Only j with b_j > -a_i count, and over those the sum is a_i Σ v_j + Σ b_j v_j: two prefix sums in descending order of b, read off at
     the place of -a_i. One sort of all b and -a together gives that place.
 
     Args:
         a: (B, N).
-        b: (B, N).
-        value: (B, N, C).
+        b: (B, M).
+        value: (B, M, C).
 
     Returns:
         (B, N, C).
     """
-    count = a.shape[1]
-    order = torch.cat([b, -a], dim=1).detach().argsort(dim=1, descending=True)  # (B, 2 N) of entries: b first, then -a
+    queries, count = a.shape[1], b.shape[1]
+    order = torch.cat([b, -a], dim=1).detach().argsort(dim=1, descending=True)  # (B, M + N) of entries: b first, then -a
     place = order.argsort(dim=1)[:, count:]  # (B, N): the place of each -a
-    terms = F.pad(torch.cat([value, b.unsqueeze(2) * value], dim=2), (0, 0, 0, count))  # zeros for -a: (B, 2 N, 2 C)
+    terms = F.pad(torch.cat([value, b.unsqueeze(2) * value], dim=2), (0, 0, 0, queries))  # zeros for -a: (B, M + N, 2 C)
     plain, weighted = take_rows(prefix_sum(take_rows(terms, order)), place).chunk(2, dim=2)
     return a.unsqueeze(2) * plain + weighted
 

@@ -32,6 +32,8 @@ class SwinWindowAttention(nn.Module):
         window_size: height and width of a window (px).
         num_heads: number of heads; None for about 32 channels a head.
         qkv_bias: a bias in the projection of query, key and value.
+        qk_scale: factor of the logits; None for 1 / sqrt(channels a head).
+        attn_drop: dropout of the attention weights.
         proj_drop: dropout after the projection.
         shift_size: moves the windows down and right (px), cyclically; pixels wrapped around the border are masked from the others.
 
@@ -48,6 +50,8 @@ class SwinWindowAttention(nn.Module):
         num_heads: int | None = None,
         qkv_bias: bool = True,
         *,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         shift_size: int = 0,
     ) -> None:
@@ -60,7 +64,8 @@ class SwinWindowAttention(nn.Module):
         self.window = (height, width)
         if not 0 <= shift_size < min(self.window):
             raise ValueError(f"window attention: shift_size {shift_size} should be at least 0 and below the window {self.window}")
-        self.heads, self.shift = num_heads, shift_size
+        self.heads, self.shift, self.attn_drop = num_heads, shift_size, attn_drop
+        self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", _relative_index(height, width))
@@ -76,8 +81,8 @@ class SwinWindowAttention(nn.Module):
         query, key, value = self._roll(qkv, -shift).chunk(3, 1)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, N, N)
         tiling = Tiling(*self.window, self.heads)
-        scale = (query.shape[1] // self.heads) ** -0.5
-        out = window_attention(query, key, value, tiling, scale=scale, bias=bias, regions=self._regions(x, qkv, shift))
+        regions, drop = self._regions(x, qkv, shift), self.attn_drop if self.training else 0.0
+        out = window_attention(query, key, value, tiling, scale=self.scale, bias=bias, regions=regions, dropout=drop)
         return self.proj_drop(self.proj(self._roll(out, shift)[:, :, :height, :width]))
 
     def _regions(self, x: Tensor, padded: Tensor, shift: int | Tensor) -> Tensor:
@@ -111,7 +116,9 @@ class SwinBlock(nn.Module):
         shift_size: see SwinWindowAttention; half a window in every second block.
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
         qkv_bias: see SwinWindowAttention.
+        qk_scale: see SwinWindowAttention.
         drop: dropout after the projection and in the MLP.
+        attn_drop: see SwinWindowAttention.
         drop_path: rate of stochastic depth.
     """
 
@@ -124,12 +131,15 @@ class SwinBlock(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         *,
+        qk_scale: float | None = None,
         drop: float = 0.0,
+        attn_drop: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = ChannelLayerNorm(dim)
-        self.attn = SwinWindowAttention(dim, window_size, num_heads, qkv_bias, proj_drop=drop, shift_size=shift_size)
+        drops = {"attn_drop": attn_drop, "proj_drop": drop}
+        self.attn = SwinWindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale=qk_scale, shift_size=shift_size, **drops)
         self.norm2 = ChannelLayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
         self.drop_path = DropPath(drop_path)

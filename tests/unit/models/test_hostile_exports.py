@@ -18,7 +18,7 @@ from models.export.archive import MOST_CODE_BYTES, copy_checked
 from models.export.archive_code import check_code
 from models.export.exporting import ExportOptions, export_model
 from models.export.model import load_exported
-from models.layers.attention.cloformer import window_means
+from models.layers.attention.ops.shared import window_means
 from tests.tiny import tiny_model
 from utils.errors import UserError
 

@@ -95,8 +95,8 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def pad_to_multiple(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Zeros at the bottom and the right, up to a height that ``rows`` divides and a width that ``columns`` divides.
+def pad_to_multiple(x: Tensor, rows: int, columns: int, *, value: float = 0.0) -> Tensor:
+    """Zeros, or ``value``, at the bottom and the right, up to a height that ``rows`` divides and a width that ``columns`` divides.
 
     (B, C, H, W) -> (B, C, H', W'). While a graph is being traced the padding is always recorded, because another size may need it.
     """
@@ -104,7 +104,7 @@ def pad_to_multiple(x: Tensor, rows: int, columns: int) -> Tensor:
     below, right = (rows - height % rows) % rows, (columns - width % columns) % columns
     if not torch.jit.is_tracing() and below == 0 and right == 0:
         return x
-    return F.pad(x, (0, right, 0, below))
+    return F.pad(x, (0, right, 0, below), value=value)
 
 
 def to_windows(x: Tensor, height: int, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers.attention.ops.common import recorded, weighted_sum
@@ -35,7 +36,7 @@ class Neighbourhood(NamedTuple):
         return x.unflatten(1, (self.heads, x.shape[1] // self.heads))
 
 
-def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, at: Neighbourhood, *, scale: float) -> Tensor:
+def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, at: Neighbourhood, *, scale: float, dropout: float = 0.0) -> Tensor:
     """Softmax attention of each pixel over its neighbours; the softmax is in float32.
 
     Args:
@@ -44,13 +45,15 @@ def neighbourhood_attention(query: Tensor, key: Tensor, value: Tensor, at: Neigh
         value: like the key.
         at: the neighbourhood.
         scale: factor of the logits.
+        dropout: probability with which a weight is dropped.
 
     Returns:
         (B, heads * d, H, W).
     """
     query = query * scale
     logits = _products(query, key, at) if recorded() else _Products.apply(query.contiguous(), key.contiguous(), at)
-    return neighbourhood_sum(logits.softmax(0).to(value.dtype), value, at)
+    weights = F.dropout(logits.softmax(0), dropout) if dropout else logits.softmax(0)
+    return neighbourhood_sum(weights.to(value.dtype), value, at)
 
 
 def neighbourhood_sum(weights: Tensor, value: Tensor, at: Neighbourhood) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.attention.ops.common import full_precision
+from models.layers.attention.ops.common import full_precision, pad_to_multiple, recorded
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
@@ -64,6 +64,31 @@ def global_mean(x: Tensor) -> Tensor:
 def global_max(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 1, 1); equal maxima share the gradient."""
     return x.amax((2, 3), keepdim=True)
+
+
+def window_means(x: Tensor, size: int) -> Tensor:
+    """The mean of each ``size`` x ``size`` window; windows cut by the border have the mean of their pixels.
+
+    (B, C, H, W) -> (B, C, ceil(H / size), ceil(W / size)). An exported graph pads instead of using a pooling that rounds up: runtimes such
+    as OpenVINO refuse a window that is larger than the map, or give an empty result for it.
+    """
+    if not recorded():
+        return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
+    pixels = torch.ones_like(x[:1, :1], dtype=torch.float32)
+    total, share = (F.avg_pool2d(pad_to_multiple(part, size, size), size) for part in (x, pixels))
+    return (total / share).to(x.dtype)
+
+
+def window_maxima(x: Tensor, size: int) -> Tensor:
+    """The maximum of each ``size`` x ``size`` window; windows cut by the border have that of their pixels; see :func:`window_means`.
+
+    (B, C, H, W) -> (B, C, ceil(H / size), ceil(W / size)).
+    """
+    if size == 1:
+        return x
+    if not recorded():
+        return F.max_pool2d(x, size, ceil_mode=True)
+    return F.max_pool2d(pad_to_multiple(x, size, size, value=-torch.inf), size)
 
 
 def channel_extremes(x: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:

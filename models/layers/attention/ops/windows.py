@@ -50,7 +50,15 @@ def project(x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
 
 
 def window_attention(
-    query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, *, scale: float, bias: Tensor | None = None, regions: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tiling: Tiling,
+    *,
+    scale: float,
+    bias: Tensor | None = None,
+    regions: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(scale · q kᵀ + bias) v inside each window.
 
@@ -62,25 +70,26 @@ def window_attention(
         scale: factor of the logits.
         bias: (heads, N, N) for the N pixels of a window.
         regions: (1, 1, H, W) numbers; between pixels with different ones MASKED is added to the logits.
+        dropout: probability with which a weight is dropped.
 
     Returns:
         (B, heads * v, H, W).
     """
-    if query.is_cpu and not recorded() and _floats(query, value, tiling) <= CHUNK_FLOATS:
+    if dropout == 0.0 and query.is_cpu and not recorded() and _floats(query, value, tiling) <= CHUNK_FLOATS:
         return _InChunks.apply(query, key, value, bias, regions, tiling, scale)
-    return _at_once(query, key, value, tiling, scale, bias, regions)
+    return _at_once((query, key, value), tiling, scale, bias, regions, dropout)
 
 
 def _at_once(
-    query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, scale: float, bias: Tensor | None, regions: Tensor | None
+    maps: tuple[Tensor, Tensor, Tensor], tiling: Tiling, scale: float, bias: Tensor | None, regions: Tensor | None, dropout: float
 ) -> Tensor:
-    q, k, v = (tiling.windows(part).flatten(4, 5).flatten(1, 3).contiguous() for part in (query, key, value))  # (B, windows heads, N, d)
+    q, k, v = (tiling.windows(part).flatten(4, 5).flatten(1, 3).contiguous() for part in maps)  # (B, windows heads, N, d)
     mask = None
     if regions is not None or bias is not None:
         apart = q.new_zeros(1, 1, 1, 1) if regions is None else _apart(_single(tiling).windows(regions)[0].flatten(2).flatten(0, 1))
         mask = (apart + (0 if bias is None else bias)).to(q.dtype).flatten(0, 1).unsqueeze(0)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    batch, channels, height, width = value.shape
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+    batch, channels, height, width = maps[2].shape
     rows, columns = height // tiling.height, width // tiling.width
     grid = out.reshape(batch, rows, columns, tiling.heads, tiling.height, tiling.width, channels // tiling.heads)
     order = (0, 3, 6, 4, 1, 5, 2) if tiling.spread else (0, 3, 6, 1, 4, 2, 5)
