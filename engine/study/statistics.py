@@ -101,7 +101,7 @@ class Comparison:
     def _remark(self) -> str:
         if self.paired.p_t >= ALPHA:
             return ""
-        return f" (p {shown_p(self.paired.p_t)} before, {shown_p(self.p_holm)} after Holm over {self.family} comparisons)"
+        return f" (p {shown_p(self.paired.p_t)}; after Holm, {self.family} comparisons, {shown_p(self.p_holm)})"
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,10 @@ def correct_family(comparisons: Sequence[Comparison]) -> list[Comparison]:
     adjusted = iter(holm(np.array([c.paired.p_t for c in tested]), family=family))
     corrected = []
     for c in comparisons:
-        known = {"p_holm": float(next(adjusted)), "detectable": detectable_difference(c.paired, family)} if not c.reason else {}
-        corrected.append(replace(c, family=family, **known))
+        is_tested = not c.reason
+        p = float(next(adjusted)) if is_tested else math.nan
+        detectable = detectable_difference(c.paired, family) if is_tested else math.nan
+        corrected.append(replace(c, family=family, p_holm=p, detectable=detectable))
     return corrected
 
 

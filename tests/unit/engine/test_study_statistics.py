@@ -128,11 +128,11 @@ def test_what_the_correction_takes_away_is_said():
     others = {f"v{i}": {s: 0.4 + d for s, d in enumerate((0.01, -0.01, 0.002, -0.004, 0.003 + i / 1000))} for i in range(4)}
     comparison = analyse(make_study({"none": base, "weak": weak, **others})).comparisons[0]
     assert comparison.verdict is Verdict.NO_EVIDENCE
-    assert comparison.sentence.endswith("(p = 0.036 before, = 0.18 after Holm over 5 comparisons)")
+    assert comparison.sentence.endswith("(p = 0.036; after Holm, 5 comparisons, = 0.18)")
 
 
 def test_at_most_one_null_study_in_twenty_has_a_false_verdict():
-    """Twenty times 1,000 studies of 6 variants, as one run of 1,000 scatters by 0.7 %; those that go through ``analyse`` agree with them."""
+    """Twenty times 1,000 studies of 6 variants, as one 1,000 scatters by 0.7 %; those that go through ``analyse`` agree with them."""
     rng = np.random.default_rng(0)
     values = rng.normal(0.4, 0.01, (20_000, 1, 5)) + rng.normal(0, 0.006, (20_000, 6, 5))  # (studies, variants, seeds)
     differences = values[:, 1:] - values[:, :1]
