@@ -19,7 +19,7 @@ from engine.study.costs import variant_cost
 from engine.study.fonts import families_for
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.statistics import POINTS, Analysis, Paired, Summary, Verdict, finished, paired_differences
-from engine.study.tables import metric_word
+from utils.metrics.columns import column_title
 from utils.visual.plots import shown_name
 
 Array = NDArray[np.float64]
@@ -66,7 +66,7 @@ def learning_curves(study: Study, folder: Path) -> list[Path]:
         for number, (variant, (epochs, values)) in enumerate(curves.items()):
             if len(values):
                 drawn.handles[variant] = _band(axes, epochs, POINTS * values, Style.of(number))
-        axes.set(xlabel="epoch", ylabel=f"{metric_word(study.metric)} (points)")
+        axes.set(xlabel="epoch", ylabel=f"{column_title(study.metric)} (points)")
         axes.set_title("Mean and standard deviation over seeds", fontsize=10)
         axes.grid(alpha=0.3)
     return _files(folder / "learning_curves")
@@ -125,7 +125,7 @@ def difference_plot(study: Study, analysis: Analysis, folder: Path) -> list[Path
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(shown)), [shown_name(c.variant) for c in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlabel(f"difference to {shown_name(study.baseline)} in {metric_word(study.metric)} (points)")
+        axes.set_xlabel(f"difference to {shown_name(study.baseline)} in {column_title(study.metric)} (points)")
         axes.grid(axis="x", alpha=0.3)
         axes.set_title("95 % intervals (each by itself); grey points: seeds", fontsize=10)
         for verdict in dict.fromkeys(c.verdict for c in shown):
@@ -195,7 +195,7 @@ def _trade_off(study: Study, path: Path, label: str, points: Mapping[str, tuple[
         front = pareto_front([(place[0], POINTS * s.mean) for place, s in points.values()])
         if len(front) > 1:
             drawn.handles["Pareto front"] = axes.step(*zip(*front), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)[0]
-        axes.set(xlabel=shown_name(label, most=90), ylabel=f"{metric_word(study.metric)} (points)")
+        axes.set(xlabel=shown_name(label, most=90), ylabel=f"{column_title(study.metric)} (points)")
         axes.set_title("Mean and standard deviation over seeds", fontsize=10)
         axes.margins(0.08)
         axes.grid(alpha=0.3)

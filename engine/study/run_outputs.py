@@ -14,6 +14,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.reading.limits import MAX_CLASSES, MIB
 from utils.reading.text_files import decode, read_bytes
+from utils.text_table import FORMULA_STARTS
 
 METRICS, PER_CLASS, PR_CURVE = "metrics.json", "per_class.csv", "pr_curve.csv"
 CLASS_COLUMNS = ("P", "R", "AP50", "AP75", "AP", "objects")
@@ -78,7 +79,12 @@ def _read_classes(path: Path) -> dict[str, dict[str, float]]:
     if header[0] != "class":
         raise UserError(f"{path}: the first column is {header[0][:40]!r}, class is expected")
     rows = rows[1:] if rows[0][0] == ALL else rows
-    return {row[0]: {name: _number(cell) for name, cell in zip(header, row) if name in CLASS_COLUMNS} for row in rows}
+    return {_unquoted(row[0]): {name: _number(cell) for name, cell in zip(header, row) if name in CLASS_COLUMNS} for row in rows}
+
+
+def _unquoted(name: str) -> str:
+    """The name without the apostrophe that :func:`utils.text_table.csv_cell` puts before what looks like a formula."""
+    return name[1:] if name.startswith("'") and name[1:2] in FORMULA_STARTS else name
 
 
 def _read_curves(path: Path) -> dict[str, list[float]]:

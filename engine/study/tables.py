@@ -15,18 +15,13 @@ from engine.study.costs import variant_cost
 from engine.study.records import Cost, Study
 from engine.study.statistics import POINTS, Analysis, Comparison, Verdict
 from utils.errors import one_line
+from utils.metrics.columns import column_title
 from utils.text_table import csv_cell, markdown_table
 
 MARKS = {Verdict.BETTER: "↑", Verdict.WORSE: "↓", Verdict.NO_EVIDENCE: "n.s.", Verdict.UNTESTED: "–"}
 NONE = "–"
 # setting -> how the caption states it
 SETTINGS = {"data": "data {}", "imgsz": "{} px", "epochs": "{} epochs", "batch_size": "batch size {}", "hyp": "recipe {}"}
-METRIC_WORDS = {
-    "metrics/precision": "P",
-    "metrics/recall": "R",
-    "metrics/mAP_0.5": "mAP@0.5",
-    "metrics/mAP_0.5:0.95": "mAP@0.5:0.95",
-}
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
@@ -75,7 +70,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
 def paper_rows(study: Study, analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table for a paper, as text in points; columns that no variant fills are left out."""
     batches = sorted({batch for record in study.records for batch in record.cost.latency_ms})
-    header = ["Variant", "Params (M)", "GFLOPs", *(f"ms (batch {b})" for b in batches), "Seeds", metric_word(study.metric)]
+    header = ["Variant", "Params (M)", "GFLOPs", *(f"ms (batch {b})" for b in batches), "Seeds", column_title(study.metric)]
     header += [f"Difference to {study.baseline}", "p (t, Holm)", "p (Wilcoxon)", ""]
     comparisons = {c.variant: c for c in analysis.comparisons}
     rows = []
@@ -98,7 +93,7 @@ def caption(study: Study, analysis: Analysis) -> str:
     comparisons = f"{family} comparison{'' if family == 1 else 's'}"
     over = f"mean ± standard deviation over seeds ({_shown_seeds(seeds)})"
     sentences = [
-        f"{metric_word(study.metric)} in points: {over}" + (f"; {setting}" if setting else ""),
+        f"{column_title(study.metric)} in points: {over}" + (f"; {setting}" if setting else ""),
         f"Differences to {study.baseline} are paired by seed, ± half the width of their 95 % interval (Student's t), each by itself",
         f"↑, ↓: better, worse by the paired t-test at 5 % after Holm's correction for {comparisons}; n.s.: no evidence of a difference",
         "The p-value of Wilcoxon's signed-rank test is uncorrected",
@@ -146,11 +141,6 @@ def setting_notes(study: Study) -> list[str]:
             groups = ", ".join(f"{one_line(value, most=80)} ({', '.join(dict.fromkeys(names))})" for value, names in by_value.items())
             notes.append(f"{key} differs between runs: {groups}")
     return notes
-
-
-def metric_word(name: str) -> str:
-    """A metric as it is written in a table: ``mAP@0.5:0.95`` for ``metrics/mAP_0.5:0.95``."""
-    return METRIC_WORDS.get(name) or name.removeprefix("metrics/").replace("mAP_", "mAP@")
 
 
 def latex_text(text: str) -> str:

@@ -62,7 +62,7 @@ def test_run_writes_the_documented_outputs(world, tmp_path):
     assert expected <= left
     assert any(name.startswith("events.out.tfevents") for name in left)
     rows = rows_of(result)
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(value != "" for row in rows for value in row.values())
     best = load_checkpoint(result.best_weights)
     assert (best.names, best.training, best.config["data"]) == (("dark", "bright"), None, str(world / "data.yaml"))
@@ -197,7 +197,7 @@ def test_training_stops_early_without_progress(world, tmp_path, monkeypatch, cap
     rest = {"precision": 0.0, "recall": 0.0, "map50": 0.0, "map": 0.0, "losses": {}}
     monkeypatch.setattr("train.validate", lambda run: SimpleNamespace(fitness=next(fitness), columns={}, **rest))
     result = train(config(world, tmp_path, epochs=9, patience=2))
-    assert (result.best_epoch, result.epochs) == (3, 6)
+    assert (result.best_epoch, result.epochs) == (4, 6)
     assert "stops early (--patience)" in capsys.readouterr().out
 
 
