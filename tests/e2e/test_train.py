@@ -55,7 +55,7 @@ def test_run_writes_the_documented_outputs(world, tmp_path):
     result = train(config(world, tmp_path, noplots=False, save_period=2, epochs=2))
     left = {p.relative_to(result.save_dir).as_posix() for p in result.save_dir.rglob("*") if p.is_file()}
     expected = {"weights/best.pt", "weights/last.pt", "weights/epoch2.pt", "opt.yaml", "hyp.yaml", "results.csv", "results.png"}
-    expected |= {"weights/best-deploy.pt"}
+    expected |= {"weights/best-deploy.pt", "metrics.json", "per_class.csv", "pr_curve.csv"}
     expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"labels.jpg", "confusion_matrix.png", "model.yaml"}
     expected |= {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
     expected |= {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")}

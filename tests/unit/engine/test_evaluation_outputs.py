@@ -100,7 +100,8 @@ def test_an_epoch_is_one_line_with_losses_and_metrics(tmp_path, capsys):
 
 
 def test_columns_of_masks_keep_their_letter():
-    assert [column_title(n) for n in ("metrics/recall(M)", "metrics/mAP_0.5:0.95(B)", "metrics/AP75")] == ["R(M)", "mAP@0.5:0.95(B)", "AP75"]
+    names = ("metrics/recall(M)", "metrics/mAP_0.5:0.95(B)", "metrics/AP75")
+    assert [column_title(name) for name in names] == ["R(M)", "mAP@0.5:0.95(B)", "AP75"]
 
 
 def test_rows_of_older_runs_count_from_1_after_a_resume(tmp_path):
