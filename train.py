@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
+from engine.evaluation.outputs import write_numbers
 from engine.logging.callbacks import Callback
 from engine.logging.loggers import csv_row
 from engine.logging.progress import EpochBar
 from engine.precise_batch_norm import estimate_running_statistics
 from engine.training.evolve import evolve
 from engine.training.optim import learning_rates
-from engine.training.run import Run
+from engine.training.run import Run, context_of
 from engine.training.saving import explain_interruption, finish_weights, save_deployed, save_epoch, save_within_epoch
 from engine.training.setup import build_run, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
@@ -60,7 +61,7 @@ class TrainResult:
     save_dir: Path
     best: MetricResult  # of best.pt
     last: MetricResult | None  # of the last epoch; None where a resume found every epoch done
-    best_epoch: int  # from 0
+    best_epoch: int  # from 1, as on the console and in results.csv
     epochs: int  # that were trained in all
 
     @property
@@ -124,7 +125,7 @@ def fit(run: Run) -> TrainResult:
     best = validate_best(run)
     run.callbacks.on_train_end(run.info)
     finish_weights(run)  # after this the run cannot be resumed
-    return TrainResult(run.save_dir, best, metrics, stop.best_epoch, progress.epoch)
+    return TrainResult(run.save_dir, best, metrics, stop.best_epoch + 1, progress.epoch)
 
 
 def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
@@ -172,9 +173,12 @@ def validate_best(run: Run) -> MetricResult:
         model.load_state_dict(load_checkpoint(best).weights)
     distributed.broadcast_tensors(model.state_dict().values())  # other machines may not see the file
     options = EvaluationOptions(annotations=loaders.annotations, plots_dir=None if run.config.noplots else run.save_dir)
-    metrics = evaluate(model.deploy(), loaders.val, options)
+    deployed = model.deploy()
+    metric = deployed.task.metric(deployed.names)
+    metrics = evaluate(deployed, loaders.val, options, metric=metric)
     if distributed.is_main():
         print(metrics.table())
+        write_numbers(metrics, run.save_dir, metric, context_of(run, best, deployed))
         save_deployed(run, best)
         epoch = run.progress.early_stop.best_epoch + 1
         print(f"Best epoch {epoch}: {best}; last {last}; images, curves and results.csv in {run.save_dir}")

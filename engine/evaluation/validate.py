@@ -17,6 +17,7 @@ from engine.channels import spec_for
 from engine.evaluation.callbacks import EvaluationCallback, ImageSaver, TextSaver
 from engine.evaluation.evaluate import EvaluationOptions, evaluate, plot_result
 from engine.evaluation.ground_truth import split_truth
+from engine.evaluation.outputs import write_numbers
 from engine.inference.augmented import AugmentedModel
 from engine.inference.class_order import in_order_of, shortened
 from engine.inference.networks import LoadOptions, is_exported, load_networks
@@ -100,11 +101,19 @@ def validate_on_rank(config: ValConfig) -> Any:
         if distributed.is_main():
             report(metrics, config, classes=spec.nc)
             plot_result(model.task, metrics, save_dir)
+            write_numbers(metrics, save_dir, metric, context_of(config, model))
             if config.save_json:
                 files = list_images(spec.sources(config.task))
                 save_json(metric, annotations, config, save_dir, image_ids=dict(zip(files, number_images(files))))
             print(f"Results in {save_dir}")
     return metrics
+
+
+def context_of(config: ValConfig, model: Network) -> dict[str, Any]:
+    """What metrics.json says of the evaluation."""
+    parameters = sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else None
+    files = {"weights": " ".join(config.all_weights), "data": config.data, "split": config.task}
+    return {**files, "imgsz": config.imgsz, "batch_size": config.batch_size, "parameters": parameters}
 
 
 def evaluation_options(

@@ -24,7 +24,7 @@ class RunInfo:
         parts: names of the loss parts.
         start_epoch: above 0 after a resume.
         rows: of results.csv, of all epochs that are done.
-        metric_columns: names of the metrics in ``rows``, such as metrics/mAP_0.5.
+        epochs: that are to be trained in all; 0 where it is not known.
     """
 
     save_dir: Path
@@ -33,6 +33,7 @@ class RunInfo:
     task: Task
     start_epoch: int = 0
     rows: tuple[Mapping[str, float], ...] = ()
+    epochs: int = 0
 
 
 class Callback:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from numpy.typing import NDArray
 
 from engine.logging.callbacks import Callback, RunInfo
+from utils.metrics.columns import column_title
 from utils.types import Batch
 
 if TYPE_CHECKING:
@@ -23,9 +24,13 @@ def columns(parts: Sequence[str], metric_names: Sequence[str]) -> tuple[str, ...
 
 
 def csv_row(epoch: int, losses: Mapping[str, float], metrics: MetricResult | None, rates: Sequence[float]) -> dict[str, float]:
-    """The row of an epoch: mean training losses, metrics if there was a validation, and the learning rate of each group."""
+    """The row of an epoch: mean training losses, metrics if there was a validation, and the learning rate of each group.
+
+    Args:
+        epoch: counted from 0; in results.csv, on the console and in plots the first one is 1.
+    """
     trained = {f"train/{name}_loss": value for name, value in losses.items()}
-    return {"epoch": epoch, **trained, **metric_columns(metrics), **dict(zip(LEARNING_RATES, rates))}
+    return {"epoch": epoch + 1, **trained, **metric_columns(metrics), **dict(zip(LEARNING_RATES, rates))}
 
 
 def metric_columns(metrics: MetricResult | None) -> dict[str, float]:
@@ -50,6 +55,21 @@ class CsvLogger(Callback):
     def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
         with open(run.save_dir / "results.csv", "a", newline="", encoding="utf-8") as file:
             _csv_writer(file, run).writerow(_format_row(row))
+
+
+class ConsoleLogger(Callback):
+    """Prints a line for each epoch: mean training losses and what validation found."""
+
+    def on_epoch_end(self, run: RunInfo, row: Mapping[str, float]) -> None:
+        print(epoch_line(run, row))
+
+
+def epoch_line(run: RunInfo, row: Mapping[str, float]) -> str:
+    """``1/60  box 3.41  cls 4.12  dfl 2.91  P 0.012  R 0.210  mAP@0.5 0.034  mAP@0.5:0.95 0.011``, below the columns of the bar."""
+    place = f"{row['epoch']}/{run.epochs}" if run.epochs else str(row["epoch"])
+    losses = [f"{part} {row[key]:.4g}" for part in run.parts if (key := f"train/{part}_loss") in row]
+    metrics = [f"{column_title(name)} {row[name]:.3f}" for name in run.task.columns if name in row]
+    return "  ".join((f"{place:>10}", *losses, *metrics))
 
 
 class TensorBoardLogger(Callback):

@@ -40,7 +40,8 @@ class RunRecord:
         curves: the columns of results.csv, a value an epoch; NaN where an epoch has none.
         per_class: by class name: ``P``, ``R``, ``AP50``, ``AP75``, ``AP`` in 0-1 and ``objects``.
         per_size: AP of ``small``, ``medium`` and ``large`` objects, in 0-1; NaN without such objects.
-        pr_curves: by class name or ``all``: precision (1001,) at evenly spaced recalls, IoU 0.5; empty where it was not kept.
+        pr_curves: by class name or ``all``: precision (n,) at n recalls evenly spaced over 0-1, IoU 0.5; empty where it was not kept.
+        image_noise: by the names of ``metrics``: standard deviation over resampled validation images, for the same weights.
     """
 
     variant: str
@@ -51,6 +52,7 @@ class RunRecord:
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     per_size: Mapping[str, float] = field(default_factory=dict)
     pr_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    image_noise: Mapping[str, float] = field(default_factory=dict)
     cost: Cost = Cost()
     folder: Path | None = None
     reason: str = ""

@@ -166,8 +166,9 @@ def damage_of_table(table: Path, *, rows: int) -> str:
         return "missing" if rows else ""
     except (OSError, ValueError, TypeError, csv.Error) as error:
         return f"damaged ({' '.join(str(error).split())[:100]})"
-    if any(not row or row[0] != number for number, row in enumerate(found)):
-        return "damaged (its epochs do not count from 0)"
+    first = 0 if found and found[0] and found[0][0] == 0 else 1  # older runs counted from 0
+    if any(not row or row[0] != number for number, row in enumerate(found, first)):
+        return "damaged (its epochs do not count from 1)"
     return f"has {len(found)} rows, {rows} are expected" if abs(len(found) - rows) > 1 else ""
 
 

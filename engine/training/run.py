@@ -25,6 +25,7 @@ from utils.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
     from data.loader import BatchLoader
+    from models.model import Model
     from tasks.base import MetricResult
     from utils.metrics.coco_eval import CocoAnnotations
 
@@ -80,7 +81,10 @@ class Run:
     def info(self) -> RunInfo:
         """What callbacks get."""
         progress, state = self.progress, self.state
-        return RunInfo(self.save_dir, state.model.names, state.loss.names, state.model.task, progress.start_epoch, tuple(progress.rows))
+        return RunInfo(
+            self.save_dir, state.model.names, state.loss.names, state.model.task, progress.start_epoch, tuple(progress.rows),
+            self.config.epochs,
+        )  # fmt: skip
 
     def end_epoch(self, row: Mapping[str, float], metrics: MetricResult | None = None) -> None:
         """Counts the epoch as done."""
@@ -108,6 +112,14 @@ class Run:
                 yield
             finally:
                 set_random_state(random)
+
+
+def context_of(run: Run, weights: Path, model: Model) -> dict[str, Any]:
+    """What metrics.json says of the validation of a network with these weights."""
+    config = run.config
+    files = {"weights": str(weights), "data": config.data, "split": "val", "seed": config.seed}
+    parameters = sum(p.numel() for p in model.parameters())
+    return {**files, "imgsz": config.val_imgsz or config.imgsz, "batch_size": config.batch_size, "parameters": parameters}
 
 
 def snapshot(run: Run, metrics: MetricResult | None = None) -> Checkpoint:
@@ -183,9 +195,15 @@ def restore_progress(progress: Progress, checkpoint: Checkpoint, saved: Mapping[
     """Restores the epochs that are done and their results."""
     progress.early_stop.best_fitness, progress.early_stop.best_epoch = checkpoint.best_fitness, saved["best_epoch"]
     progress.start_epoch = progress.epoch = checkpoint.epoch
-    progress.rows = [dict(row) for row in saved.get("rows", ())]
+    progress.rows = counted_from_1([dict(row) for row in saved.get("rows", ())])
     if progress.class_ap is not None:
         progress.class_ap = tuple(saved["class_ap"])
+
+
+def counted_from_1(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of results.csv with epochs from 1; older runs counted them from 0."""
+    shift = 1 if rows and rows[0].get("epoch") == 0 else 0
+    return [{**row, "epoch": row["epoch"] + shift} for row in rows]
 
 
 def restore_position(run: Run, saved: Mapping[str, Any]) -> None:

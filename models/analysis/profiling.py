@@ -1,6 +1,7 @@
 """What a network costs, by layer: parameters, multiply-adds counted at operator level, memory that training keeps, and time.
 
     python -m models.profiling yolov9-c-FocalModulation.yaml --imgsz 640 --sort time --csv cost.csv
+    python -m models.profiling yolov8n.yaml yolov9-t.yaml --deploy      # several: one table with GFLOPs and FPS
 
 models/analysis/operations.py says what counts as a multiply-add: convolutions and matrix products, attention included,
 as in published figures.
@@ -11,14 +12,16 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.analysis.comparison import NetworkCost, comparison_table, counted_gflops, forward_and_decode, median_seconds
 from models.analysis.operations import OperationCounter, multiply_adds
 from models.build import build_model
 from models.model import Model
@@ -147,29 +150,71 @@ def _numbers(costs: Sequence[LayerCost]) -> tuple[str, str, str, str]:
     return f"{parameters:,}", f"{operations / 1e6:.1f}", f"{kept / 2**20:.1f}", f"{seconds * 1e3:.2f}"
 
 
+def compare_networks(models: Mapping[str, Model], *, imgsz: Mapping[str, tuple[int, int]], batch: int = 1) -> list[NetworkCost]:
+    """Costs of several networks for ``batch`` images, measured in turn on their device.
+
+    Args:
+        models: by name, in evaluation mode.
+        imgsz: (H, W) px of each.
+        batch: images that pass at once.
+    """
+    images = {name: torch.zeros(batch, m.ch, *imgsz[name], device=next(m.parameters()).device) for name, m in models.items()}
+    times = median_seconds({name: partial(forward_and_decode, m, images[name]) for name, m in models.items()})
+    costs = []
+    for name, model in models.items():
+        parameters = sum(p.numel() for p in model.parameters())
+        kept = sum(c.activation_bytes for c in profile(model, imgsz=imgsz[name], batch=batch, repeats=1))
+        costs.append(
+            NetworkCost(name, len(model.plans), parameters, *counted_gflops(model, images[name][:1]), kept, *times[name], batch)
+        )  # fmt: skip
+    return costs
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: prints the table of one network; returns the exit status."""
+    """The command line: prints the table of one network, or one that compares several; returns the exit status."""
     args = _arguments(argv)
 
     def body() -> None:
         if args.batch_size < 1:
             raise UserError(f"--batch-size {args.batch_size}: at least one image is needed")
-        model = build_model(args.cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(select_device(args.device))
-        model = model.deploy() if args.deploy else model
+        models = {cfg: _network(cfg, args) for cfg in dict.fromkeys(args.cfg)}
         sides = height_and_width(args.imgsz)
-        rounded = {side: multiple_of_stride(side, model.stride) for side in dict.fromkeys(sides)}
-        costs = profile(model, imgsz=(rounded[sides[0]], rounded[sides[1]]), batch=args.batch_size)
-        costs.sort(key=lambda c: c.row if args.sort == "row" else -getattr(c, SORT_KEYS[args.sort]))
-        print(_table(costs))
+        sizes = {}
+        for cfg, model in models.items():
+            rounded = {side: multiple_of_stride(side, model.stride) for side in dict.fromkeys(sides)}
+            sizes[cfg] = rounded[sides[0]], rounded[sides[1]]
+        single = len(models) == 1
+        costs: list[Any]
+        if single:
+            cfg, model = next(iter(models.items()))
+            costs = profile(model, imgsz=sizes[cfg], batch=args.batch_size)
+        else:
+            costs = compare_networks(models, imgsz=sizes, batch=args.batch_size)
+        costs = sort_costs(costs, args.sort)
+        print(_table(costs) if single else comparison_table(costs))
         if args.csv:
             _write_csv(args.csv, costs)
 
     return run_script("models.profiling", body)
 
 
+def sort_costs(costs: Sequence[Any], key: str) -> list[Any]:
+    """Rows of one network, or networks, largest first; in their order for ``row``."""
+    if key == "row":
+        return list(costs)
+    field = SORT_KEYS[key]
+    attribute = {"multiply_adds": "gflops", "activation_bytes": "kept_bytes"}.get(field, field)
+    return sorted(costs, key=lambda c: -getattr(c, attribute if isinstance(c, NetworkCost) else field))
+
+
+def _network(cfg: str, args: argparse.Namespace) -> Model:
+    model = build_model(cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(select_device(args.device)).eval()
+    return model.deploy() if args.deploy else model
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(prog="python -m models.profiling", description="the cost of a network, a row a layer")
-    parser.add_argument("cfg", help="model YAML, path or bare name")
+    parser = OneLineParser(prog="python -m models.profiling", description="the cost of a network by layer, or of several")
+    parser.add_argument("cfg", nargs="+", help="model YAML, path or bare name; several are compared in one table")
     parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height and width, px")
     parser.add_argument("--batch-size", type=int, default=1, help="images that pass at once")
     parser.add_argument("--nc", type=int, help="number of classes, the YAML's if not given")
@@ -182,10 +227,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _write_csv(path: Path, costs: Sequence[LayerCost]) -> None:
+def _write_csv(path: Path, costs: Sequence[Any]) -> None:
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(LayerCost)])
+            writer = csv.DictWriter(file, [f.name for f in fields(costs[0])])
             writer.writeheader()
             writer.writerows({name: csv_cell(value) for name, value in asdict(c).items()} for c in costs)
     except OSError as error:

@@ -55,14 +55,14 @@ def test_run_writes_the_documented_outputs(world, tmp_path):
     result = train(config(world, tmp_path, noplots=False, save_period=2, epochs=2))
     left = {p.relative_to(result.save_dir).as_posix() for p in result.save_dir.rglob("*") if p.is_file()}
     expected = {"weights/best.pt", "weights/last.pt", "weights/epoch2.pt", "opt.yaml", "hyp.yaml", "results.csv", "results.png"}
-    expected |= {"weights/best-deploy.pt"}
+    expected |= {"weights/best-deploy.pt", "metrics.json", "per_class.csv", "pr_curve.csv"}
     expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"labels.jpg", "confusion_matrix.png", "model.yaml"}
     expected |= {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
     expected |= {f"{name}_curve.png" for name in ("P", "R", "F1", "PR")}
     assert expected <= left
     assert any(name.startswith("events.out.tfevents") for name in left)
     rows = rows_of(result)
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(value != "" for row in rows for value in row.values())
     best = load_checkpoint(result.best_weights)
     assert (best.names, best.training, best.config["data"]) == (("dark", "bright"), None, str(world / "data.yaml"))
@@ -197,7 +197,7 @@ def test_training_stops_early_without_progress(world, tmp_path, monkeypatch, cap
     rest = {"precision": 0.0, "recall": 0.0, "map50": 0.0, "map": 0.0, "losses": {}}
     monkeypatch.setattr("train.validate", lambda run: SimpleNamespace(fitness=next(fitness), columns={}, **rest))
     result = train(config(world, tmp_path, epochs=9, patience=2))
-    assert (result.best_epoch, result.epochs) == (3, 6)
+    assert (result.best_epoch, result.epochs) == (4, 6)
     assert "stops early (--patience)" in capsys.readouterr().out
 
 

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
 
 ColumnValue: TypeAlias = "Callable[[Metrics], float]"
 
+TITLES = {"metrics/precision": "P", "metrics/recall": "R"}
 METRIC_COLUMNS: dict[str, ColumnValue] = {}
 FITNESS_WEIGHTS: dict[str, float] = {}
+
+
+def column_title(name: str) -> str:
+    """A column as tables and the console name it: ``P``, ``mAP@0.5:0.95`` for ``metrics/mAP_0.5:0.95``."""
+    plain, kind = (name[:-3], name[-3:]) if name.endswith(("(B)", "(M)", "(P)")) else (name, "")
+    return TITLES.get(plain, plain.removeprefix("metrics/").replace("mAP_", "mAP@")) + kind
 
 
 def register_column(name: str) -> Callable[[ColumnValue], ColumnValue]:

@@ -45,6 +45,7 @@ from utils.types import Columns, Detections
 
 Stored = Callable[[NDArray], NDArray]  # a field (n, …) as the accumulator keeps it, (n, …)
 COCO_MAX_DETECTIONS = (1, 10, 100)  # per image and class
+SIZES = ("small", "medium", "large")
 COCO_STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
 
@@ -87,6 +88,7 @@ class Metrics:
     coco_stats: dict[str, float]  # the 12 numbers of pycocotools, -1 for what has no object; empty with the rule yolov5
     losses: dict[str, float] = field(default_factory=dict)  # mean validation loss by part, if asked for
     speed_ms: dict[str, float] = field(default_factory=dict)  # per image and stage
+    ap_by_size: Array = field(default_factory=lambda: np.full((0, 3), np.nan))  # (nc, 3) small, medium, large; empty with other rules
 
     @property
     def fitness(self) -> float:
@@ -109,9 +111,38 @@ class Metrics:
         return self.ap.mean(axis=1).tolist()
 
     @property
+    def details(self) -> dict[str, Any]:
+        """What metrics.json has beside the columns; NaN for what has no object."""
+        sizes = dict(zip(SIZES, self.map_by_size))
+        counts = {"rule": self.rule, "images": self.images, "objects": int(self.instances.sum()), "confidence": self.confidence}
+        return {**counts, "AP75": self.map_at(0.75), "size_ap": sizes, "coco_stats": self.coco_stats}
+
+    @property
+    def class_rows(self) -> list[dict[str, Any]]:
+        """The rows of per_class.csv: all, then every class; NaN for a class without objects."""
+        by_size = self.ap_by_size if len(self.ap_by_size) else np.full((len(self.names), len(SIZES)), np.nan)
+        means = [self.precision, self.recall, self.map50, self.map_at(0.75), self.map, *self.map_by_size]
+        single = [self.precision_per_class, self.recall_per_class, self.ap[:, 0], self.ap[:, 5], self.ap.mean(axis=1), *by_size.T]
+        rows = [("all", self.images, int(self.instances.sum()), means)]
+        for c, name in enumerate(self.names):
+            rows.append((name, int(self.images_with[c]), int(self.instances[c]), [float(values[c]) for values in single]))
+        head = ("class", "images", "objects", "P", "R", "AP50", "AP75", "AP", *(f"AP_{size}" for size in SIZES), "rule")
+        return [dict(zip(head, (name, images, objects, *values, self.rule))) for name, images, objects, values in rows]
+
+    @property
+    def pr_curve(self) -> dict[str, Array]:
+        """Precision at IoU 0.5 over evenly spaced recalls: the recalls, the mean over classes, and every class with objects."""
+        at_recall = self.curves.precision_at_recall
+        present = np.flatnonzero(~np.isnan(at_recall).any(axis=1))
+        mean = at_recall[present].mean(axis=0) if len(present) else np.full(len(self.curves.recall_axis), np.nan)
+        return {"recall": self.curves.recall_axis, "all": mean} | {
+            name if (name := self.names[c]) not in ("recall", "all") else f"class {name}": at_recall[c] for c in present
+        }
+
+    @property
     def remarks(self) -> list[str]:
         """What the table leaves out, for the console."""
-        sizes = ", ".join(f"{name} {value:.3f}" for name, value in zip(("small", "medium", "large"), self.map_by_size) if value == value)
+        sizes = ", ".join(f"{name} {value:.3f}" for name, value in zip(SIZES, self.map_by_size) if value == value)
         by_size = [f"mAP50-95 by size (rule: {self.rule}): {sizes}"] if sizes else []
         return [*by_size, f"P and R at confidence {self.confidence:.3f}, where F1 is highest (IoU 0.5)"]
 
@@ -122,7 +153,7 @@ class Metrics:
     @property
     def map_by_size(self) -> tuple[float, float, float]:
         """mAP@0.5:0.95 of small, medium and large objects (COCO: 32² and 96² px²); NaN where there is none."""
-        values = (self.coco_stats.get(f"AP_{size}", -1.0) for size in ("small", "medium", "large"))
+        values = (self.coco_stats.get(f"AP_{size}", -1.0) for size in SIZES)
         small, medium, large = (v if v >= 0 else math.nan for v in values)
         return small, medium, large
 
@@ -228,15 +259,16 @@ class MetricAccumulator:
 
     def compute(self) -> Metrics:
         """The metrics of everything that was added. The order of the additions does not matter."""
-        dets, truth = self._objects()
+        dets, truth = self.objects()
         nc = len(self.names)
         counted = truth.take(~truth.crowd)
         instances = np.bincount(counted.label, minlength=nc)
         images_with = np.bincount(np.unique(counted.image * nc + counted.label) % nc, minlength=nc)
         if self.rule == "coco":
-            ap, curves, stats = _coco(dets, truth, nc, self.similarity)
+            ap, by_size, curves, stats = _coco(dets, truth, nc, self.similarity)
         else:
-            ap, curves, stats = _trapezoid(dets, counted, nc, self.similarity, rule=self.rule)
+            by_size, stats = np.full((nc, len(SIZES)), np.nan), {}
+            ap, curves = _trapezoid(dets, counted, nc, self.similarity, rule=self.rule)
         present = instances > 0
         best = int(smoothed(curves.f1[present].mean(axis=0), 0.1).argmax()) if present.any() else 0
         best = min(best, len(CURVE_POINTS) - 1)
@@ -258,9 +290,10 @@ class MetricAccumulator:
             curves=curves,
             confusion=confusion_matrix(dets, truth, nc=nc, similarity=self.similarity),
             coco_stats=stats,
+            ap_by_size=by_size,
         )
 
-    def _objects(self) -> tuple[Objects, Objects]:
+    def objects(self) -> tuple[Objects, Objects]:
         """Detections sorted by image, class and score, and objects; images numbered in the order of their names."""
         state = self.state()
         order = sorted(range(len(self._images)), key=lambda i: (isinstance(self._images[i], str), self._images[i]))
@@ -277,8 +310,8 @@ class MetricAccumulator:
         return dets, Objects(where, what, truth[:, 2:6], np.ones(len(truth)), truth[:, 6], truth[:, 7] > 0, fields["truth"])
 
 
-def _coco(dets: Objects, truth: Objects, nc: int, similarity: Similarity) -> tuple[Array, Curves, dict[str, float]]:
-    """Average precision (nc, 10), curves and the 12 numbers, by COCO's rule."""
+def _coco(dets: Objects, truth: Objects, nc: int, similarity: Similarity) -> tuple[Array, Array, Curves, dict[str, float]]:
+    """Average precision (nc, 10), that by size (nc, 3), curves and the 12 numbers, by COCO's rule."""
     rank = rank_in_group(dets.image * nc + dets.label)
     kept = rank < COCO_MAX_DETECTIONS[-1]
     dets, rank = dets.take(kept), rank[kept]
@@ -299,10 +332,10 @@ def _coco(dets: Objects, truth: Objects, nc: int, similarity: Similarity) -> tup
         _fill_curves(curves, c, correct[counts, 0, 0], dets.score[rows][counts], int(positives[c, 0]))
     values = [ap[..., 0], ap[:, 0, 0], ap[:, 5, 0], *(ap[..., a] for a in (1, 2, 3))]
     values += [*(few[..., m] for m in range(3)), *(recall[..., a] for a in (1, 2, 3))]
-    return ap[..., 0], curves, {name: _mean(v, of_nothing=-1.0) for name, v in zip(COCO_STATS, values)}
+    return ap[..., 0], ap[..., 1:].mean(axis=1), curves, {name: _mean(v, of_nothing=-1.0) for name, v in zip(COCO_STATS, values)}
 
 
-def _trapezoid(dets: Objects, truth: Objects, nc: int, similarity: Similarity, *, rule: Rule) -> tuple[Array, Curves, dict[str, float]]:
+def _trapezoid(dets: Objects, truth: Objects, nc: int, similarity: Similarity, *, rule: Rule) -> tuple[Array, Curves]:
     """Average precision (nc, 10) and curves by the rule of YOLOv5 or ultralytics, which know no crowds."""
     if rule == "yolov5":
         match = match_yolov5(dets, truth, similarity=similarity)
@@ -316,7 +349,7 @@ def _trapezoid(dets: Objects, truth: Objects, nc: int, similarity: Similarity, *
             correct = match.correct[rows, :, 0]
             ap[c] = trapezoid_average_precision(correct, int(positives[c]), credit_unreached=rule == "yolov5")
             _fill_curves(curves, c, correct[:, 0], dets.score[rows], int(positives[c]))
-    return ap, curves, {}
+    return ap, curves
 
 
 def _rows_of_classes(dets: Objects, nc: int) -> list[NDArray[np.int64]]:

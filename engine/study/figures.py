@@ -1,0 +1,303 @@
+"""The figures of a study as PNG and PDF, in colours that are told apart with any colour vision (Okabe & Ito), markers and dashes too."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.study.costs import variant_cost
+from engine.study.fonts import families_for
+from engine.study.records import Cost, RunRecord, Status, Study
+from engine.study.statistics import POINTS, Analysis, Paired, Summary, Verdict, finished, paired_differences
+from utils.metrics.columns import column_title
+from utils.visual.plots import shown_name
+
+Array = NDArray[np.float64]
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
+MARKERS = "osD^vP"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+VERDICT_COLOURS = {Verdict.BETTER: "#0072B2", Verdict.WORSE: "#D55E00", Verdict.NO_EVIDENCE: "#777777", Verdict.UNTESTED: "#BBBBBB"}
+MOST_CLASSES = 20  # rows of the figure by class
+PANELS = 4  # side by side
+SIZES = ("small", "medium", "large")
+FORMATS = ("png", "pdf")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a variant is drawn in every figure."""
+
+    colour: str
+    marker: str
+    dashes: Any
+
+    @classmethod
+    def of(cls, number: int) -> Style:
+        """Of the variant of this number; colours come round after seven, with other markers and dashes."""
+        rounds = number // len(COLOURS)
+        return cls(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[rounds % len(DASHES)])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in the making: where it goes, and the handles of its legend."""
+
+    figure: Any
+    handles: dict[str, Any] = field(default_factory=dict)
+
+
+def learning_curves(study: Study, folder: Path) -> list[Path]:
+    """The metric over the epochs: mean over seeds with a band of one standard deviation; nothing where no run kept its curve."""
+    curves = {v: _curves_of(study, v) for v in study.variants}
+    if not any(len(values) for _, values in curves.values()):
+        return []
+    with _drawing(study, folder / "learning_curves", 7.5, 4.5) as drawn:
+        axes = drawn.figure.add_subplot()
+        for number, (variant, (epochs, values)) in enumerate(curves.items()):
+            if len(values):
+                drawn.handles[variant] = _band(axes, epochs, POINTS * values, Style.of(number))
+        axes.set(xlabel="epoch", ylabel=f"{column_title(study.metric)} (points)")
+        axes.set_title("Mean and standard deviation over seeds", fontsize=10)
+        axes.grid(alpha=0.3)
+    return _files(folder / "learning_curves")
+
+
+def pr_curves(study: Study, folder: Path) -> list[Path]:
+    """Precision over recall at IoU 0.5, all classes: mean over seeds with a band; nothing where no run kept it."""
+    curves = {v: [r.pr_curves["all"] for r in _of(study, v) if len(r.pr_curves.get("all", ()))] for v in study.variants}
+    if not any(curves.values()):
+        return []
+    with _drawing(study, folder / "pr_curves", 7, 5) as drawn:
+        axes = drawn.figure.add_subplot()
+        for number, (variant, found) in enumerate(curves.items()):
+            if found:
+                recall = np.linspace(0, 1, 1001)
+                rows = np.stack([np.interp(recall, np.linspace(0, 1, len(c)), np.asarray(c, dtype=float)) for c in found])
+                drawn.handles[variant] = _band(axes, recall, rows, Style.of(number))
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title("IoU 0.5, all classes: mean and standard deviation over seeds", fontsize=9)
+        axes.grid(alpha=0.3)
+    return _files(folder / "pr_curves")
+
+
+def trade_offs(study: Study, analysis: Analysis, folder: Path) -> list[Path]:
+    """The metric against parameters, GFLOPs and latency: mean and standard deviation, and the Pareto front of the means."""
+    costs = {v: variant_cost(r for r in study.records if r.variant == v) for v in study.variants}
+    batches = sorted({batch for cost in costs.values() for batch in cost.latency_ms})
+    kinds: list[tuple[str, str, Callable[[Cost], tuple[float, float] | None]]] = [
+        ("parameters", "parameters (M)", lambda c: None if c.parameters is None else (c.parameters / 1e6, 0.0)),
+        ("gflops", "GFLOPs (attention counted)", lambda c: None if c.gflops is None else (c.gflops, 0.0)),
+    ]
+    for b in batches:
+        device = next((c.device for c in costs.values() if b in c.latency_ms and c.device), "")
+        label = f"latency at batch {b} (ms{', ' + device if device else ''})"
+        kinds.append((f"latency_batch{b}", label, partial(_latency, batch=b)))
+    files = []
+    for name, label, value in kinds:
+        points = {s.variant: (place, s) for s in analysis.summaries if s.values and (place := value(costs[s.variant])) is not None}
+        if points:
+            files += _trade_off(study, folder / f"accuracy_{name}", label, points)
+    return files
+
+
+def difference_plot(study: Study, analysis: Analysis, folder: Path) -> list[Path]:
+    """Difference to the baseline of every variant with its 95 % interval, coloured by the verdict, each seed as a small point."""
+    shown = [c for c in analysis.comparisons if c.paired.count]
+    if not shown:
+        return []
+    values = {s.variant: s.values for s in analysis.summaries}
+    with _drawing(study, folder / "differences", 8.5, 1.3 + 0.42 * len(shown)) as drawn:
+        axes = drawn.figure.add_subplot()
+        for row, c in enumerate(shown):
+            seeds = [POINTS * (values[c.variant][s] - values[study.baseline][s]) for s in c.seeds]
+            axes.plot(seeds, [row + 0.22] * len(seeds), ".", color="0.7", markersize=5, zorder=1)
+            _interval(axes, c.paired, row, colour=VERDICT_COLOURS[c.verdict])
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(shown)), [shown_name(c.variant) for c in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlabel(f"difference to {shown_name(study.baseline)} in {column_title(study.metric)} (points)")
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_title("95 % intervals (each by itself); grey points: seeds", fontsize=10)
+        for verdict in dict.fromkeys(c.verdict for c in shown):
+            drawn.handles[verdict.value] = axes.plot([], [], "o-", color=VERDICT_COLOURS[verdict])[0]
+    return _files(folder / "differences")
+
+
+def class_differences(study: Study, folder: Path) -> list[Path]:
+    """Difference of each class's AP to the baseline, a panel a variant; of many classes those with most objects."""
+    objects: dict[str, float] = {}
+    for r in finished(study.records):
+        for name, row in r.per_class.items():
+            objects[name] = max(objects.get(name, 0.0), row.get("objects", 0.0))
+    names = list(objects)
+    if len(names) > MOST_CLASSES:
+        names = sorted(names, key=lambda name: -objects[name])[:MOST_CLASSES]
+    title = "AP by class" + (f", the {MOST_CLASSES} of {len(objects)} with most objects" if len(names) < len(objects) else "")
+    return _panels(study, folder / "class_differences", names, title=title, value=_class_ap)
+
+
+def size_differences(study: Study, folder: Path) -> list[Path]:
+    """Difference of the AP of small, medium and large objects to the baseline, a panel a variant."""
+    names = [s for s in SIZES if any(math.isfinite(r.per_size.get(s, math.nan)) for r in finished(study.records))]
+    title = "AP by size of objects (32² and 96² px²)"
+    return _panels(study, folder / "size_differences", names, title=title, value=_size_ap)
+
+
+def _panels(study: Study, path: Path, names: Sequence[str], *, title: str, value: Callable[..., float]) -> list[Path]:
+    """Paired differences of several values, a row each, in a panel for every variant."""
+    others = [v for v in study.variants if v != study.baseline]
+    rows = {v: [_paired(study, v, partial(value, name=name)) for name in names] for v in others}
+    rows = {v: pairs for v, pairs in rows.items() if any(p.count for p in pairs)}
+    if not rows:
+        return []
+    across = min(len(rows), PANELS)
+    down = -(-len(rows) // across)
+    with _drawing(study, path, 2.2 + 2.3 * across, 0.9 + down * (0.75 + 0.24 * len(names)), texts=names) as drawn:
+        grid = drawn.figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        for number, (axes, (variant, pairs)) in enumerate(zip(grid.flat, rows.items())):
+            for row, paired in enumerate(pairs):
+                if paired.count:
+                    _interval(axes, paired, row, colour=_clear_colour(paired))
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set_title(shown_name(variant, most=34), fontsize=8)
+            axes.grid(axis="x", alpha=0.3)
+            axes.set_yticks(range(len(names)), [shown_name(name, most=34) for name in names], fontsize=8)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.tick_params(labelbottom=number >= len(rows) - across)  # the lowest of each column
+        for axes in grid.flat[len(rows) :]:
+            axes.set_visible(False)
+        drawn.figure.suptitle(f"{title}: difference to {shown_name(study.baseline)}", fontsize=10)
+        drawn.figure.supxlabel("points; 95 % intervals over seeds, not corrected for their number", fontsize=9)
+    return _files(path)
+
+
+def _trade_off(study: Study, path: Path, label: str, points: Mapping[str, tuple[tuple[float, float], Summary]]) -> list[Path]:
+    order = {variant: number for number, variant in enumerate(study.variants)}
+    with _drawing(study, path, 7.5, 4.5) as drawn:
+        axes = drawn.figure.add_subplot()
+        for variant, ((x, spread), s) in points.items():
+            style, sd = Style.of(order[variant]), 0.0 if math.isnan(s.sd) else s.sd
+            bars = axes.errorbar(
+                x, POINTS * s.mean, xerr=spread / 2 or None, yerr=POINTS * sd or None, fmt=style.marker, color=style.colour, capsize=3,
+                markersize=6, markerfacecolor=style.colour if order[variant] < len(COLOURS) else "white",
+            )  # fmt: skip
+            drawn.handles[variant] = bars.lines[0]  # the marker alone
+        front = pareto_front([(place[0], POINTS * s.mean) for place, s in points.values()])
+        if len(front) > 1:
+            drawn.handles["Pareto front"] = axes.step(*zip(*front), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)[0]
+        axes.set(xlabel=shown_name(label, most=90), ylabel=f"{column_title(study.metric)} (points)")
+        axes.set_title("Mean and standard deviation over seeds", fontsize=10)
+        axes.margins(0.08)
+        axes.grid(alpha=0.3)
+    return _files(path)
+
+
+def _latency(cost: Cost, batch: int) -> tuple[float, float] | None:
+    return cost.latency_ms.get(batch)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, quality) that no other beats or equals in both, by cost."""
+    ordered = sorted(set(points), key=lambda p: (p[0], -p[1]))
+    best_before = [-math.inf, *accumulate((quality for _, quality in ordered), max)]
+    return [point for point, before in zip(ordered, best_before) if point[1] > before]
+
+
+def _curves_of(study: Study, variant: str) -> tuple[Array, Array]:
+    """Epochs (E,) and the metric of every seed (S, E) of a variant; NaN where a run has no value."""
+    rows = []
+    for r in study.records:
+        if r.variant == variant and r.status in (Status.FINISHED, Status.STOPPED) and len(r.curves.get(study.metric, ())):
+            values = np.asarray(r.curves[study.metric], dtype=float)
+            epochs = np.asarray(r.curves.get("epoch", range(1, len(values) + 1)), dtype=float)
+            rows.append(dict(zip(epochs.tolist(), values.tolist())))
+    epochs = np.array(sorted({epoch for row in rows for epoch, value in row.items() if math.isfinite(epoch) and math.isfinite(value)}))
+    return epochs, np.array([[row.get(epoch, math.nan) for epoch in epochs] for row in rows]).reshape(len(rows), len(epochs))
+
+
+def _band(axes: Any, x: Array, rows: Array, style: Style) -> Any:
+    """Mean of rows (S, n) as a line, one standard deviation as a band where two rows have a value."""
+    known = np.isfinite(rows)
+    count = known.sum(axis=0)
+    mean = np.where(known, rows, 0).sum(axis=0) / np.maximum(count, 1)
+    sd = np.sqrt(np.where(known, (rows - mean) ** 2, 0).sum(axis=0) / np.maximum(count - 1, 1))
+    band = count > 1
+    axes.fill_between(x, mean - sd, mean + sd, where=band, color=style.colour, alpha=0.15, linewidth=0)
+    marker = {"marker": style.marker, "markersize": 4} if len(x) < 4 else {}
+    return axes.plot(x[count > 0], mean[count > 0], color=style.colour, linestyle=style.dashes, linewidth=1.6, **marker)[0]
+
+
+def _interval(axes: Any, paired: Paired, row: float, *, colour: str) -> None:
+    """A difference with its interval; hollow where there is none."""
+    known = math.isfinite(paired.half_width)
+    half, filling = (POINTS * paired.half_width, colour) if known else (None, "white")
+    style: dict[str, Any] = {"fmt": "o", "color": colour, "markerfacecolor": filling, "capsize": 3, "markersize": 5, "zorder": 2}
+    axes.errorbar(POINTS * paired.mean, row, xerr=half, **style)
+
+
+def _clear_colour(paired: Paired) -> str:
+    """Coloured where the interval leaves 0 out."""
+    low, high = paired.interval
+    return VERDICT_COLOURS[Verdict.BETTER if low > 0 else Verdict.WORSE if high < 0 else Verdict.NO_EVIDENCE]
+
+
+def _paired(study: Study, variant: str, value: Callable[[RunRecord], float]) -> Paired:
+    ours, base = ({r.seed: value(r) for r in _of(study, name)} for name in (variant, study.baseline))
+    return paired_differences(ours, base)
+
+
+def _class_ap(record: RunRecord, name: str) -> float:
+    return record.per_class.get(name, {}).get("AP", math.nan)
+
+
+def _size_ap(record: RunRecord, name: str) -> float:
+    return record.per_size.get(name, math.nan)
+
+
+def _of(study: Study, variant: str) -> list[RunRecord]:
+    return [r for r in finished(study.records) if r.variant == variant]
+
+
+@contextmanager
+def _drawing(study: Study, path: Path, width: float, height: float, *, texts: Sequence[str] = ()) -> Iterator[Drawn]:
+    """A figure without pyplot's register, in fonts that have the study's names; at the end it gets its legend and is written."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    families = families_for([*study.variants, study.baseline, *texts])
+    with matplotlib.rc_context({"font.family": families, "pdf.fonttype": 42, "font.size": 9}):  # journals refuse Type 3 fonts
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        drawn = Drawn(figure)
+        yield drawn
+        _add_legend(drawn)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # families_for has said so
+            for suffix in FORMATS:
+                figure.savefig(path.with_suffix(f".{suffix}"), dpi=150)
+
+
+def _add_legend(drawn: Drawn) -> None:
+    """Beside the axes, so that it covers nothing; names are set as texts, as a label that begins with ``_`` would be left out."""
+    if not drawn.handles:
+        return
+    numbers = [str(i) for i in range(len(drawn.handles))]
+    columns = -(-len(numbers) // 24)
+    legend = drawn.figure.legend(list(drawn.handles.values()), numbers, loc="outside right upper", frameon=False, fontsize=8, ncols=columns)
+    for text, name in zip(legend.get_texts(), drawn.handles):
+        text.set_text(shown_name(name))
+
+
+def _files(path: Path) -> list[Path]:
+    return [path.with_suffix(f".{suffix}") for suffix in FORMATS]

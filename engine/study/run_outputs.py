@@ -1,0 +1,113 @@
+"""What an evaluation left in a run folder, read back: metrics.json, per_class.csv and pr_curve.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.reading.limits import MAX_CLASSES, MIB
+from utils.reading.text_files import decode, read_bytes
+from utils.text_table import FORMULA_STARTS
+
+METRICS, PER_CLASS, PR_CURVE = "metrics.json", "per_class.csv", "pr_curve.csv"
+CLASS_COLUMNS = ("P", "R", "AP50", "AP75", "AP", "objects")
+MOST_POINTS = 10_000  # of a PR curve
+ALL = "all"  # the first row, and the first column of values: the mean over classes
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The parts of a RunRecord that come from an evaluation; empty where it left none."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    per_size: Mapping[str, float] = field(default_factory=dict)
+    pr_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    image_noise: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    program: str = ""
+
+
+def read_outputs(folder: Path, notes: list[str]) -> Outputs:
+    """What the evaluation of a run left; a file that is missing is empty, one that is damaged is a note."""
+    try:
+        values = _read_json(folder / METRICS)
+        parameters = values.get("parameters")
+        return Outputs(
+            metrics=_numbers(values.get("metrics")),
+            per_class=_read_classes(folder / PER_CLASS),
+            per_size={size: number for size, number in _numbers(values.get("size_ap")).items() if math.isfinite(number)},
+            pr_curves=_read_curves(folder / PR_CURVE),
+            image_noise=_numbers(values.get("image_noise")),
+            parameters=parameters if type(parameters) is int else None,
+            program=f"this project, rule {str(values.get('rule'))[:20]}" if values else "",
+        )
+    except UserError as error:
+        notes.append(f"{error}; it is left out")
+        return Outputs()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(decode(read_bytes(path, most=MIB, kind="JSON file")))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: keys and values are expected, not a {type(value).__name__}")
+    return value
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    """The numbers of a mapping; null is left out."""
+    items = value.items() if isinstance(value, dict) else ()
+    return {str(k): float(v) for k, v in items if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e15}
+
+
+def _read_classes(path: Path) -> dict[str, dict[str, float]]:
+    header, rows = _read_table(path, most=MAX_CLASSES + 1)
+    if not rows:
+        return {}
+    if header[0] != "class":
+        raise UserError(f"{path}: the first column is {header[0][:40]!r}, class is expected")
+    rows = rows[1:] if rows[0][0] == ALL else rows
+    return {_unquoted(row[0]): {name: _number(cell) for name, cell in zip(header, row) if name in CLASS_COLUMNS} for row in rows}
+
+
+def _unquoted(name: str) -> str:
+    """The name without the apostrophe that :func:`utils.text_table.csv_cell` puts before what looks like a formula."""
+    return name[1:] if name.startswith("'") and name[1:2] in FORMULA_STARTS else name
+
+
+def _read_curves(path: Path) -> dict[str, list[float]]:
+    header, rows = _read_table(path, most=MOST_POINTS)
+    return {name: [_number(row[i]) if i < len(row) else math.nan for row in rows] for i, name in enumerate(header[:2]) if name == ALL}
+
+
+def _read_table(path: Path, *, most: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file; nothing where there is none."""
+    if not path.is_file():
+        return [], []
+    try:
+        rows = list(csv.reader(io.StringIO(decode(read_bytes(path, kind="CSV file")), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
+    if len(rows) > most + 1:
+        raise UserError(f"{path}: {len(rows)} rows, at most {most} are read")
+    rows = [row for row in rows if row]
+    return (rows[0], rows[1:]) if rows else ([], [])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,282 @@
+"""Is a variant better than the baseline? Paired tests over seeds, corrected for the number of comparisons, and the verdict as a sentence.
+
+A pair is one seed that finished for both. The mean difference has a 95 % interval by Student's t; p-values are of the paired t-test and of
+Wilcoxon's signed-rank test; the verdict follows the t-test after Holm's correction over all variants that are compared. Where it finds
+nothing, the sentence says how large a true difference would have had to be to be found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.study.distributions import shift_of_power, signed_rank_p, t_quantile, t_two_sided
+from engine.study.records import RunRecord, Status, Study
+
+Array = NDArray[np.float64]
+ALPHA = 0.05  # chance of a false verdict, over the whole family
+POWER = 0.8  # chance to find a difference of the size that is called detectable
+LEVEL = 0.95  # of intervals, each by itself
+SAME = 1e-9  # metrics are read from files of at most ten digits: smaller differences are rounding
+POINTS = 100  # metrics in 0-1 are shown as points, as papers print them
+ENOUGH_SEEDS = 5
+
+
+class Verdict(Enum):
+    """What the seeds say about a variant."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NO_EVIDENCE = "no evidence of a difference"
+    UNTESTED = "not tested"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences over pairs, variant minus baseline, in the unit of the metric; NaN where there are too few."""
+
+    count: int
+    mean: float = math.nan
+    sd: float = math.nan  # of the differences
+    half_width: float = math.nan  # of the 95 % interval
+    p_t: float = math.nan
+    p_wilcoxon: float = math.nan
+    constant: bool = False  # whether all differences are the same, so that nothing can be tested
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.mean - self.half_width, self.mean + self.half_width
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant against the baseline.
+
+    Attributes:
+        paired: over the seeds that finished for both.
+        seeds: of these pairs.
+        family: number of comparisons that Holm's correction counts.
+        p_holm: p-value of the paired t-test after the correction; NaN where nothing was tested.
+        detectable: smallest true difference that the paired t-test finds with a chance of 80 % at 5 % / ``family``, if differences scatter
+            as these do; NaN where nothing was tested.
+        reason: why nothing was tested; empty otherwise.
+        stopped: whether that is because the study's rule stopped it early.
+    """
+
+    variant: str
+    paired: Paired
+    seeds: tuple[int, ...] = ()
+    family: int = 1
+    p_holm: float = math.nan
+    detectable: float = math.nan
+    reason: str = ""
+    stopped: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.reason:
+            return Verdict.UNTESTED
+        if self.p_holm >= ALPHA:
+            return Verdict.NO_EVIDENCE
+        return Verdict.BETTER if self.paired.mean > 0 else Verdict.WORSE
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with its numbers, in points: ``better by 0.8 ± 0.5 (5 seeds, p = 0.01 after Holm)``."""
+        if self.verdict is Verdict.UNTESTED:
+            return f"not tested: {self.reason}"
+        seeds = _counted(self.paired.count, "seed")
+        if self.verdict is Verdict.NO_EVIDENCE:
+            return f"no evidence of a difference; {seeds} would show ≥ {POINTS * self.detectable:.1f}{self._remark}"
+        by = f"{abs(POINTS * self.paired.mean):.1f} ± {POINTS * self.paired.half_width:.1f}"
+        correction = " after Holm" if self.family > 1 else ""
+        return f"{self.verdict.value} by {by} ({seeds}, p {shown_p(self.p_holm)}{correction})"
+
+    @property
+    def _remark(self) -> str:
+        if self.paired.p_t >= ALPHA:
+            return ""
+        return f" (p {shown_p(self.paired.p_t)}; after Holm, {self.family} comparisons, {shown_p(self.p_holm)})"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The finished seeds of a variant, in the unit of the metric."""
+
+    variant: str
+    values: Mapping[int, float]  # by seed
+    runs: int
+    failed: int
+    stopped: int
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.values.values()))) if self.values else math.nan
+
+    @property
+    def sd(self) -> float:
+        """Over seeds, with n - 1; NaN of fewer than two."""
+        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the statistics of a study found.
+
+    Attributes:
+        summaries: of every variant, the baseline too.
+        comparisons: of every variant but the baseline.
+        image_noise: by variant, the mean over seeds of the standard deviation of the metric over resampled validation images, for the same
+            weights; variants of which it was not measured are left out.
+        notes: lines for the report.
+    """
+
+    summaries: tuple[Summary, ...]
+    comparisons: tuple[Comparison, ...]
+    image_noise: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+def analyse(study: Study) -> Analysis:
+    """Compares every variant of a study with its baseline. A study without runs, with one seed or with failed runs is ordinary."""
+    notes = list(study.notes)
+    summaries = {variant: summarise(study, variant, notes) for variant in study.variants}
+    baseline = summaries.get(study.baseline)
+    if study.records and (baseline is None or not baseline.values):
+        notes.append(f"baseline {study.baseline!r}: no finished run with {study.metric}; nothing can be compared")
+    others = [s for s in summaries.values() if s.variant != study.baseline]
+    comparisons = correct_family([compare(s, baseline) for s in others])
+    noise = {variant: image_noise(study, variant) for variant in study.variants}
+    return Analysis(tuple(summaries.values()), tuple(comparisons), {v: n for v, n in noise.items() if not math.isnan(n)}, tuple(notes))
+
+
+def summarise(study: Study, variant: str, notes: list[str]) -> Summary:
+    """The finished values of one variant by seed; a line is added to ``notes`` for each thing that is left out."""
+    records = [record for record in study.records if record.variant == variant]
+    values: dict[int, float] = {}
+    for record in records:
+        if record.status is not Status.FINISHED:
+            continue
+        value = record.metrics.get(study.metric, math.nan)
+        if not math.isfinite(value):
+            notes.append(f"{variant}, seed {record.seed}: finished without {study.metric}; the run is left out")
+            continue
+        if record.seed in values:
+            notes.append(f"{variant}, seed {record.seed}: several finished runs; the last one counts")
+        values[record.seed] = value
+    count = {status: sum(r.status is status for r in records) for status in Status}
+    return Summary(variant, values, len(records), count[Status.FAILED], count[Status.STOPPED])
+
+
+def compare(variant: Summary, baseline: Summary | None) -> Comparison:
+    """A variant against the baseline, before the correction for the number of comparisons."""
+    reference = baseline.values if baseline is not None else {}
+    seeds = tuple(sorted(variant.values.keys() & reference.keys()))
+    paired = paired_differences(variant.values, reference)
+    stopped = variant.stopped > 0 and len(seeds) < 2
+    if stopped:
+        reason = "stopped early by the study's rule"
+    elif not seeds:
+        reason = "no seed finished for both this variant and the baseline"
+    elif len(seeds) == 1:
+        reason = f"one seed in common, a difference of {POINTS * paired.mean:+.1f} that may be noise; give {ENOUGH_SEEDS} seeds"
+    elif paired.constant:
+        reason = f"the same difference of {POINTS * paired.mean:+.1f} for every seed, so the seeds changed nothing"
+    else:
+        reason = ""
+    return Comparison(variant.variant, paired, seeds, reason=reason, stopped=stopped)
+
+
+def correct_family(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with p-values after Holm's correction and what each could have detected.
+
+    A variant that the study's rule stopped was looked at too, so it counts in the family, as one that would not have been found.
+    """
+    tested = [c for c in comparisons if not c.reason]
+    family = len(tested) + sum(c.stopped for c in comparisons)
+    adjusted = iter(holm(np.array([c.paired.p_t for c in tested]), family=family))
+    corrected = []
+    for c in comparisons:
+        is_tested = not c.reason
+        p = float(next(adjusted)) if is_tested else math.nan
+        detectable = detectable_difference(c.paired, family) if is_tested else math.nan
+        corrected.append(replace(c, family=family, p_holm=p, detectable=detectable))
+    return corrected
+
+
+def paired_differences(variant: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:
+    """Statistics of variant minus baseline over the seeds that both have, NaN left out."""
+    pairs = [variant[seed] - baseline[seed] for seed in sorted(variant.keys() & baseline.keys())]
+    differences = np.array([d for d in pairs if math.isfinite(d)])
+    n = len(differences)
+    if n == 0:
+        return Paired(0)
+    mean = float(differences.mean())
+    if n == 1:
+        return Paired(1, mean)
+    if np.ptp(differences) < SAME:
+        return Paired(n, mean, 0.0, 0.0, constant=True)
+    sd = float(differences.std(ddof=1))
+    error = sd / math.sqrt(n)
+    differences[np.abs(differences) < SAME] = 0.0
+    return Paired(
+        count=n,
+        mean=mean,
+        sd=sd,
+        half_width=t_quantile((1 + LEVEL) / 2, n - 1) * error,
+        p_t=float(t_two_sided(mean / error, n - 1)),
+        p_wilcoxon=signed_rank_p(np.round(differences / SAME)),
+    )
+
+
+def detectable_difference(paired: Paired, family: int) -> float:
+    """The smallest true difference that these seeds find with a chance of ``POWER``, by the noncentral t, at ``ALPHA / family``."""
+    df = paired.count - 1
+    critical = t_quantile(1 - ALPHA / family / 2, df)
+    return shift_of_power(critical, df, POWER) * paired.sd / math.sqrt(paired.count)
+
+
+def holm(p: Array, *, family: int | None = None) -> Array:
+    """p-values (..., m) after Holm's step-down correction, in the order given.
+
+    Args:
+        p: (..., m), m comparisons of each study, without NaN.
+        family: number of hypotheses where it is larger than m; those beyond count as never rejected.
+
+    Source:
+        Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    order = np.argsort(p, axis=-1, kind="stable")
+    factors = max(family or 0, p.shape[-1]) - np.arange(p.shape[-1])
+    steps = np.minimum(1.0, np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * factors, axis=-1))
+    adjusted = np.empty(p.shape)
+    np.put_along_axis(adjusted, order, steps, axis=-1)
+    return adjusted
+
+
+def image_noise(study: Study, variant: str) -> float:
+    """Mean over the finished seeds of the metric's standard deviation over resampled images; NaN where it was not measured."""
+    found = [r.image_noise.get(study.metric, math.nan) for r in finished(study.records) if r.variant == variant]
+    known = [value for value in found if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def finished(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs that ended as planned."""
+    return [record for record in records if record.status is Status.FINISHED]
+
+
+def shown_p(p: float) -> str:
+    """A p-value with its sign: ``= 0.012``, ``< 0.001``."""
+    if p < 0.001:
+        return "< 0.001"
+    return f"= {p:.2f}" if p >= 0.095 else f"= {p:.3f}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,160 @@
+"""Run folders of this project, YOLOv5, YOLOv9 and ultralytics as records; what is not recognised is a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.study import reading
+from engine.study.reading import ReadOptions, best_row, metric_name, read_curves, read_run, read_study
+from engine.study.records import Status
+from engine.study.report import report_folders
+from utils.errors import UserError
+
+METRIC = "metrics/mAP_0.5:0.95"
+YOLOV5 = """               epoch,      train/box_loss, metrics/precision,      metrics/recall,   metrics/mAP_0.5,metrics/mAP_0.5:0.95, x/lr0
+                   0,                 0.1,                 0.5,                 0.4,                 0.3,                0.20,   0.01
+                   1,                0.09,                 0.6,                 0.5,                 0.5,                0.35,   0.01
+                   2,                0.08,                 0.6,                 0.5,                 0.5,                0.30,   0.01
+"""
+ULTRALYTICS = """epoch,time,train/box_loss,metrics/precision(B),metrics/recall(B),metrics/mAP50(B),metrics/mAP50-95(B),val/box_loss,lr/pg0
+1,3.2,1.1,0.5,0.4,0.30,0.20,1.2,0.01
+2,6.1,1.0,0.6,0.5,0.52,0.36,1.1,0.01
+"""
+OURS = """epoch,train/box_loss,metrics/precision,metrics/recall,metrics/mAP_0.5,metrics/mAP_0.5:0.95
+1,1.0,0.5,0.4,0.3,0.2
+2,0.9,0.6,0.5,,
+"""
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes a run folder; returns it."""
+
+    def make(name: str, table: str, settings: str = "", file: str = "opt.yaml") -> Path:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "results.csv").write_text(table, encoding="utf-8")
+        if settings:
+            (folder / file).write_text(settings, encoding="utf-8")
+        return folder
+
+    return make
+
+
+def test_a_run_of_yolov5_gives_its_best_epoch_seed_and_settings(make_run):
+    files = "weights: ''\ncfg: models\\yolov5s.yaml\ndata: /d/coco128.yaml\nhyp: data/hyps/low.yaml\n"
+    flags = files + "epochs: 3\nbatch_size: 16\nimgsz: 640\nseed: 2\n"
+    run = read_run(make_run("exp", YOLOV5, flags))
+    assert (run.variant, run.seed, run.status) == ("yolov5s", 2, Status.FINISHED)
+    assert run.metrics[METRIC] == 0.35
+    assert run.curves["epoch"] == [1, 2, 3]
+    assert run.settings == {
+        "data": "coco128.yaml", "imgsz": 640, "epochs": 3, "batch_size": 16, "hyp": "low.yaml", "program": "YOLOv5 or YOLOv9"
+    }  # fmt: skip
+
+
+def test_a_run_of_ultralytics_gives_the_same_names(make_run):
+    run = read_run(make_run("train", ULTRALYTICS, "model: yolov8n.pt\ndata: coco8.yaml\nepochs: 2\nbatch: 8\nseed: 0\n", "args.yaml"))
+    assert (run.variant, run.seed, run.settings["batch_size"], run.settings["program"]) == ("yolov8n", 0, 8, "ultralytics")
+    assert run.metrics[METRIC] == run.metrics["metrics/mAP_0.5:0.95(B)"] == 0.36
+    assert run.curves["metrics/recall"] == [0.4, 0.5]
+
+
+def test_a_run_of_this_project_gives_what_its_last_validation_left(make_run):
+    folder = make_run("exp", OURS, "cfg: yolov8n.yaml\nattention: [SE@9]\nepochs: 2\nseed: 1\n")
+    content = {"rule": "coco", "metrics": {METRIC: 0.21, "metrics/recall": None}, "size_ap": {"small": 0.1, "large": None},
+               "image_noise": {METRIC: 0.01}, "parameters": 123}  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(content))
+    rows = "all,2,3,0,0,0,0,0,coco\n细胞,2,3,0.5,0.4,0.3,,0.2,coco\n"
+    (folder / "per_class.csv").write_text(f"class,images,objects,P,R,AP50,AP75,AP,rule\n{rows}", encoding="utf-8")
+    (folder / "pr_curve.csv").write_text("recall,all,细胞\n0,1,1\n1,0,0\n", encoding="utf-8")
+    run = read_run(folder)
+    assert run.variant == "yolov8n + SE@9"
+    assert (run.metrics[METRIC], run.metrics["metrics/recall"]) == (0.21, 0.4)
+    assert (run.per_size, run.image_noise, run.cost.parameters) == ({"small": 0.1}, {METRIC: 0.01}, 123)
+    assert run.per_class["细胞"]["AP"] == 0.2
+    assert run.pr_curves == {"all": [1.0, 0.0]}
+
+
+def test_a_run_that_ends_early_failed_unless_its_patience_ended(make_run):
+    assert read_run(make_run("killed", YOLOV5, "epochs: 100\npatience: 50\nseed: 0\n")).reason == "ends after 3 of 100 epochs"
+    assert read_run(make_run("patient", YOLOV5, "epochs: 100\npatience: 1\nseed: 0\n")).status is Status.FINISHED
+
+
+def test_folders_become_a_study_and_names_are_given(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.study.report._draw", lambda *_: [])
+    for i in (1, 2, 10):
+        make_run(f"base/exp{i}", YOLOV5, f"cfg: yolov5s.yaml\nepochs: 3\nseed: {i}\n")
+        make_run(f"se/exp{i}", YOLOV5.replace("0.35", f"0.3{i % 7}"), f"cfg: yolov5s.yaml\nepochs: 3\nseed: {i}\n")
+    runs = tmp_path / "runs"
+    study = read_study([Path(f"SE={runs / 'se'}"), runs / "base"], ReadOptions("yolov5s", "mAP50-95"))
+    assert [(r.variant, r.seed) for r in study.records] == [(v, s) for v in ("SE", "yolov5s") for s in (1, 2, 10)]
+    assert (study.baseline, study.metric, study.notes) == ("yolov5s", METRIC, ())
+    report = report_folders([f"SE={runs / 'se'}", runs / "base"], tmp_path / "out", ReadOptions("yolov5s"))
+    assert "SE  worse by 3.0 ± 2.5 (3 seeds, p = 0.035)" in report.text
+
+
+def test_repeated_seeds_are_numbered_with_a_note(make_run, tmp_path):
+    for name in ("exp", "exp2"):
+        make_run(name, YOLOV5, "cfg: a.yaml\nepochs: 3\nseed: 0\n")
+    study = read_study([tmp_path / "runs"])
+    assert [r.seed for r in study.records] == [0, 1]
+    assert "seeds are missing or repeated" in study.notes[0]
+
+
+def test_different_programs_are_a_note(make_run, tmp_path):
+    make_run("exp", YOLOV5, "cfg: a.yaml\nepochs: 3\nseed: 0\n")
+    make_run("exp2", ULTRALYTICS, "model: b.pt\nepochs: 2\nseed: 0\n", "args.yaml")
+    assert "AP differs by its rule alone" in read_study([tmp_path / "runs"]).notes[-1]
+
+
+def test_what_is_not_recognised_is_one_line_each(make_run, tmp_path):
+    good = make_run("a", OURS.replace("train/box_loss", "my column"), "cfg: a.yaml\nepochs: 2\nseed: 0\n")
+    make_run("b", "epoch,loss\n1,2\n", "seed: 0\n")
+    make_run("c", "")
+    make_run("d", "epoch\n1\n", "epochs: [\n")
+    (good / "metrics.json").write_text("[" * 100_000)
+    study = read_study([tmp_path / "runs"])
+    assert [r.variant for r in study.records] == ["a"]
+    text = "\n".join(study.notes)
+    assert f"{good / 'results.csv'}: columns not recognised, left out: my column" in text
+    assert "metrics.json: not valid JSON" in text
+    assert "b/results.csv: no value of metrics/mAP_0.5:0.95 (metrics there: none); the run is left out" in text
+    assert "c/results.csv: no epoch in it" in text
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "said"),
+    [
+        (["nowhere"], ReadOptions(), "nowhere: no such folder"),
+        (["runs"], ReadOptions(baseline="yolov5m"), "--baseline yolov5m: no run of this variant; did you mean 'yolov5s'?"),
+        (["runs"], ReadOptions(metric="speed"), "no run to report: "),
+        (["empty"], ReadOptions(), "empty: no run to report; a run folder has a results.csv"),
+        ([], ReadOptions(), "no folder given: no run"),
+    ],
+)
+def test_what_cannot_be_reported_is_said(make_run, tmp_path, paths, options, said):
+    make_run("exp", YOLOV5, "cfg: yolov5s.yaml\nepochs: 3\nseed: 0\n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        read_study([tmp_path / p for p in paths], options)
+    assert said in str(error.value)
+
+
+def test_reading_is_bounded(make_run, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(reading, "MOST_RUNS", 0)
+    folder = make_run("exp", YOLOV5)
+    with pytest.raises(UserError, match="7 columns and 3 rows, at most 200 and 2 are read"):
+        read_curves(folder / "results.csv", [])
+    with pytest.raises(UserError, match="more than 0 runs"):
+        read_study([folder])
+
+
+def test_metrics_are_named_as_users_name_them():
+    assert metric_name("mAP50-95") == metric_name("mAP@0.5:0.95") == metric_name(METRIC) == METRIC
+    assert metric_name("metrics/mAP50(B)") == "metrics/mAP_0.5"
+    assert best_row({"metrics/mAP_0.5": [float("nan"), 0.1], METRIC: [0.9, 0.1]}) == 1
