@@ -55,11 +55,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, float]:
+    if args.side == "ours":
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from utils.cli.allocator import keep_freed_memory
+
+        keep_freed_memory()  # as every script does
     import torch
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     step, parameters = (_our_step if args.side == "ours" else _peer_step)(args)
+    torch.set_num_threads(args.threads)  # again: the peer sets its own when it chooses a device
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, processor = [], []
@@ -78,6 +84,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
         "peak_mib": peak / 1024,
         "step_mib": (peak - before) / 1024,
         "parameters": sum(p.numel() for p in parameters),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -97,7 +104,6 @@ def _boxes(args: argparse.Namespace):
 def _our_step(args: argparse.Namespace):
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from engine.training.recompute import checkpoint_activations
     from models import build_model
     from utils.config import Hyperparameters
@@ -122,7 +128,9 @@ def _peer_step(args: argparse.Namespace):
     import torch
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils.torch_utils import select_device
 
+    select_device("cpu", verbose=False)
     model = DetectionModel(args.cfg, nc=80, verbose=False).train()
     model.args = get_cfg()
     targets = _boxes(args)
@@ -139,11 +147,12 @@ def _report(results: dict[str, list[dict[str, float]]], configs: dict[str, str])
     import statistics
 
     medians = {side: {key: statistics.median(r[key] for r in runs) for key in runs[0]} for side, runs in results.items()}
-    print(f"{'side':<6} {'network':<28} {'parameters':>12} {'s/step':>8} {'peak MiB':>9} {'of the step':>12}")
+    print(f"{'side':<6} {'network':<28} {'parameters':>12} {'threads':>8} {'s/step':>8} {'cpu s':>8} {'peak MiB':>9} {'of the step':>12}")
     for side, m in medians.items():
-        print(f"{side:<6} {configs[side]:<28} {m['parameters']:>12,.0f} {m['seconds']:>8.2f} {m['peak_mib']:>9.0f} {m['step_mib']:>12.0f}")
+        row = f"{side:<6} {configs[side]:<28} {m['parameters']:>12,.0f} {m['threads']:>8.0f} {m['seconds']:>8.3f}"
+        print(f"{row} {m['processor_seconds']:>8.3f} {m['peak_mib']:>9.0f} {m['step_mib']:>12.0f}")
     if "peer" in medians:
-        ratios = {key: medians["ours"][key] / medians["peer"][key] for key in ("seconds", "peak_mib", "step_mib")}
+        ratios = {key: medians["ours"][key] / medians["peer"][key] for key in ("seconds", "processor_seconds", "peak_mib", "step_mib")}
         print("ours / peer: " + ", ".join(f"{key} {value:.2f}" for key, value in ratios.items()))
 
 

@@ -102,13 +102,17 @@ class Model(nn.Module):
         return outputs[len(self.plans) - 1]
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Predictions:
-        """Boxes (B, N, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1; always in evaluation mode."""
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
+        """Boxes (B, N, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1; always in evaluation mode.
+
+        Candidates whose scores are not above ``above`` may be left out.
+        """
         was_training = self.training
         if was_training:
             self.eval()
         try:
-            return self.head.decode(self(images))
+            output = self(images)
+            return self.head.decode_above(output, above) if above > 0 else self.head.decode(output)
         finally:
             if was_training:
                 self.train()

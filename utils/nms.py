@@ -1,7 +1,8 @@
 """Non-maximum suppression: from everything a head decodes to the boxes that are kept, best score first.
 
-A batch costs one selection on the device, one wait for its counts, and one call of torchvision's suppression per image.
-Nothing is dropped for lack of time.
+A batch costs one selection on the device, one wait for its counts, and on a GPU one call of torchvision's suppression for as many images
+as fit its matrix of pairs; on a CPU, where joined images would be compared with each other, one call per image. Nothing is dropped for
+lack of time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from utils.types import Detections, Predictions
 
 FIRST_CANDIDATES = 8  # candidates tried first, as a multiple of ``max_det``
+JOINED_CANDIDATES = 1 << 15  # most of one call on a GPU; its bits for all pairs then take 128 MiB
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,59 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
     anchor = (index // max(per_box, 1))[..., None]  # (B, K, 1)
     boxes = boxes.gather(1, anchor.expand(-1, -1, 4))  # (B, K, 4)
     fields = {name: value.gather(1, anchor.expand(-1, -1, value.shape[2])) for name, value in predictions.fields.items()}
-    return [
-        _suppress(Detections(b[:n], s[:n], c[:n], {name: value[i, :n] for name, value in fields.items()}), suppression)
+    images = [
+        Detections(b[:n], s[:n], c[:n], {name: value[i, :n] for name, value in fields.items()})
         for i, (b, s, c, n) in enumerate(zip(boxes, scores, labels, counts))
     ]
+    if boxes.device.type == "cpu":
+        return [_suppress(candidates, suppression) for candidates in images]
+    return suppress_joined(images, suppression)
+
+
+def suppress_joined(images: Sequence[Detections], suppression: Suppression) -> list[Detections]:
+    """Greedy suppression of the candidates of several images, best score first in each, with few calls and two waits for the device a call.
+
+    Images and classes lie side by side, in float64: there shifted coordinates lose nothing.
+    """
+    first, found = FIRST_CANDIDATES * suppression.max_det, list(images)
+    for members in _groups([min(len(candidates), first) for candidates in images]):
+        prefixes = [images[i][:first] for i in members]
+        for i, candidates, keep in zip(members, prefixes, _kept(prefixes, suppression)):
+            complete = len(keep) >= suppression.max_det or len(images[i]) <= first
+            found[i] = candidates[keep[: suppression.max_det]] if complete else _suppress(images[i], suppression)
+    return found
+
+
+def _groups(counts: Sequence[int]) -> list[list[int]]:
+    """Numbers of consecutive images that together have at most ``JOINED_CANDIDATES``, or one image with more."""
+    groups: list[list[int]] = []
+    total = 0
+    for index, count in enumerate(counts):
+        if not groups or total + count > JOINED_CANDIDATES:
+            groups.append([])
+            total = 0
+        groups[-1].append(index)
+        total += count
+    return groups
+
+
+def _kept(images: Sequence[Detections], suppression: Suppression) -> list[Tensor]:
+    """Which candidates of each image are kept, best first."""
+    from torchvision.ops import nms
+
+    together = Detections.cat([candidates.replace(fields={}) for candidates in images])
+    counts = [len(candidates) for candidates in images]
+    device = together.scores.device
+    if not len(together):
+        return [torch.zeros(0, dtype=torch.long, device=device) for _ in images]
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    image = torch.arange(len(images)).repeat_interleave(torch.tensor(counts)).to(device, non_blocking=True)  # (M,)
+    spread = together.boxes.double()
+    group = image if suppression.agnostic else image * (together.classes.max() + 1) + together.classes
+    keep = nms(spread + (group * (spread.max() - spread.min() + 1))[:, None], together.scores.double(), suppression.iou)
+    keep = keep[image[keep].argsort(stable=True)]  # image by image, best first
+    kept = torch.bincount(image[keep], minlength=len(images)).tolist()
+    return [rows - start for rows, start in zip(keep.split(kept), starts.tolist())]
 
 
 def _candidate_scores(scores: Tensor, classes: Sequence[int] | None, *, multi_label: bool) -> tuple[Tensor, Tensor]:

@@ -145,6 +145,14 @@ class Predictions(Columns):
         """``boxes, scores = model.predict(images)``; what a task adds is in ``fields`` and ``shared``."""
         return iter((self.boxes, self.scores))
 
+    def padded(self, count: int) -> Predictions:
+        """With candidates of score 0 after its own, ``count`` in all."""
+        missing = count - self.scores.shape[1]
+        if missing <= 0:
+            return self
+        filled = self.replace(shared={}).map(lambda t: torch.cat((t, t.new_zeros(len(t), missing, *t.shape[2:])), dim=1))
+        return filled.replace(shared=self.shared)
+
     @classmethod
     def join_candidates(cls, parts: Sequence[Predictions]) -> Predictions:
         """Candidates of the same images from several networks or views, joined along N; shared maps are those of the first."""

@@ -16,6 +16,7 @@ from engine.inference.predictor import INFERENCE, PRE_PROCESS, STAGES, Network, 
 from engine.logging.observing import observing
 from engine.logging.progress import LossMeter
 from engine.micro_batches import MicroBatches, mean_parts
+from models.heads.base import Head
 from utils import distributed
 from utils.nms import Suppression
 from utils.precision import autocast
@@ -149,6 +150,8 @@ def forward(predictor: Predictor, images: Tensor) -> tuple[Any, Predictions]:
     model: Any = predictor.network
     with autocast(predictor.device, predictor.precision):
         output = model(images)
+    if isinstance(model.head, Head):
+        return output, model.head.decode_above(output, predictor.suppression.conf)
     return output, model.head.decode(output)
 
 
@@ -156,7 +159,8 @@ def join_forwards(parts: Sequence[tuple[Batch, Forward]]) -> Forward:
     """The results of micro-batches as that of the batch that they are of."""
     if len(parts) == 1:
         return parts[0][1]
-    predictions = Predictions.cat([result.predictions for _, result in parts])
+    most = max(result.predictions.scores.shape[1] for _, result in parts)
+    predictions = Predictions.cat([result.predictions.padded(most) for _, result in parts])
     return Forward(predictions, mean_parts([(result.parts, len(batch.images)) for batch, result in parts]))
 
 

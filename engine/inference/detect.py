@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from data.sources.files import FileSource
 from data.sources.frames import Frame, FrameSource
 from data.sources.opening import open_source
+from data.sources.read_ahead import read_ahead
 from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
@@ -83,8 +84,8 @@ def detect(config: DetectConfig) -> Report:
     writer = ResultWriter(
         report.folder or Path(), predictor.names, options, predictor.task.label_rows, written=report.written, videos_at_once=source.at_once
     )
-    with closing(source.batches()) as batches, writer:
-        for predicted in predict_frames(batches, predictor, sliced):
+    with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer:
+        for predicted in predict_frames(read, predictor, sliced):
             drawn = save_frame(predicted, predictor, writer, config)
             report.frames += 1
             report.detections += len(predicted.detections)
@@ -115,6 +116,11 @@ class PredictedFrame:
     detections: Detections
     windows: int
     seconds: float
+
+
+def in_turn(batches: Iterator[Sequence[Frame]], source: FrameSource) -> Generator[Sequence[Frame], None, None]:
+    """The frames of files, each read while the network has the one before; those of streams as they come, or they would be older."""
+    yield from read_ahead(batches) if isinstance(source, FileSource) else batches
 
 
 def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sliced: SlicedPredictor | None) -> Iterator[PredictedFrame]:

@@ -18,7 +18,7 @@ from data.sources.urls import is_url, read_remote_image, redacted
 from engine.inference.augmented import GREY, AugmentedModel
 from engine.inference.predictor import PRE_PROCESS, STAGES, Predictor, collate
 from engine.inference.results import Results
-from engine.memory_format import channels_last
+from engine.memory_format import ready_to_infer
 from models.checkpoints.checkpoint import load_model
 from models.checkpoints.published import ensure_weights
 from models.model import Model
@@ -36,7 +36,8 @@ ImageSource: TypeAlias = "str | Path | np.ndarray | Tensor | Any"  # Any: a PIL 
 def load_hub_model(path: str | Path, *, device: str = "", plugins: Sequence[str | Path] = (), download: bool = False) -> HubModel:
     """The model of a checkpoint, deployed. Raises UserError as ``load_model`` does."""
     ensure_weights(path, download=download)
-    return HubModel(channels_last(load_model(path, plugins=plugins).deploy())).to(select_device(device))
+    chosen = select_device(device)
+    return HubModel(ready_to_infer(load_model(path, plugins=plugins).deploy(), chosen)).to(chosen)
 
 
 class HubModel(nn.Module):

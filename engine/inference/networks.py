@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.inference.ensemble import Ensemble
-from engine.memory_format import channels_last
+from engine.memory_format import ready_to_infer
 from models.export import formats
 from models.export.model import ExportedModel, load_exported
 from models.spec.registry import load_plugin
@@ -57,7 +57,7 @@ def load_network(path: Path, *, device: torch.device, options: LoadOptions) -> M
     from models.checkpoints.published import ensure_weights
 
     ensure_weights(path, download=options.download)
-    return channels_last(load_model(path, plugins=options.plugins).deploy()).to(device)
+    return ready_to_infer(load_model(path, plugins=options.plugins).deploy(), device)
 
 
 def is_exported(path: str | Path, *, plugins: Sequence[str] = ()) -> bool:

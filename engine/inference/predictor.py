@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.augment.letterbox import LetterboxedImage, letterbox
+from models.model import Model
 from tasks import Task
 from utils.nms import Suppression
 from utils.precision import autocast
@@ -109,8 +110,10 @@ class Predictor:
         return self.detections(predictions, placement)
 
     def forward(self, images: Tensor) -> Predictions:
-        """Predictions of a batch (B, C, H, W) in 0-1."""
+        """Predictions of a batch (B, C, H, W) in 0-1, as far as they can pass the suppression's threshold."""
         with torch.no_grad(), autocast(self.device, self.precision):
+            if isinstance(self.network, Model):  # others join or reorder what several networks give
+                return self.network.predict(images, above=self.suppression.conf)
             return self.network.predict(images)
 
     def detections(self, predictions: Predictions, placement: Letterbox) -> list[Detections]:

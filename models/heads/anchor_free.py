@@ -5,6 +5,7 @@ Generalized Focal Loss (arXiv 2006.04388) introduced the distribution; YOLOv8 an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ TOWER_OUTPUT = "2"  # the last of a tower's three convolutions
 BINS = 16  # of each side's distribution: distances 0 … 15 strides
 NOMINAL_SIZE = 640  # px of the image for which the class bias is set
 NOMINAL_OBJECTS = 5  # objects expected on such an image
+HIGHEST_CONF = 0.999  # above it float32 scores are too coarse to be compared as logits
+LOGIT_MARGIN = 1e-2  # so much below the threshold a logit still counts: more than rounding of the score, in half precision as well
 
 
 class DistributionHead(Head):
@@ -120,6 +123,22 @@ class DistributionHead(Head):
         corners = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=1)
         return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2))
 
+    def decode_above(self, output: HeadOutput, conf: float) -> Predictions:
+        """Distributions and class scores are computed for the cells that can pass only: mostly a few of thousands."""
+        if not 0 < conf <= HIGHEST_CONF or type(self).decode is not DistributionHead.decode:  # another decode has other fields
+            return self.decode(output)
+        maps = output.main
+        logits = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, N, 64 + nc), copied as it lies in memory
+        least = math.log(conf / (1 - conf)) - LOGIT_MARGIN
+        image, cell = (~(logits[..., 4 * BINS :].amax(dim=2) <= least)).nonzero(as_tuple=True)  # (M,), with NaN as decode has them
+        sides, classes = logits[image, cell].float().split((4 * BINS, self.nc), dim=1)
+        points, strides = anchor_points(maps, self.strides)
+        projection = self._branch(-1)[2].conv.weight
+        distances = expected_distances(sides[..., None], projection).squeeze(2) * strides[0, cell, None]  # (M, 4) px
+        centres = points.T[cell]
+        corners = torch.cat((centres - distances[:, :2], centres + distances[:, 2:]), dim=1)
+        return _by_image(corners, classes.sigmoid(), image, batch=len(logits))
+
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """Box, class and distribution loss on task-aligned targets, for all branches."""
         return TaskAlignedLoss(
@@ -200,6 +219,19 @@ class DDetect(DistributionHead):
 def _names(branch: int) -> tuple[str, str, str]:
     """Published names of a branch's box convolutions, class convolutions and distribution layer."""
     return f"cv{2 * branch + 2}", f"cv{2 * branch + 3}", "dfl" if branch == 0 else f"dfl{branch + 1}"
+
+
+def _by_image(boxes: Tensor, scores: Tensor, image: Tensor, *, batch: int) -> Predictions:
+    """Rows (M, ·) of all images, ordered by image, as (B, K, ·): K of the image with the most, the others filled up with score 0."""
+    if batch == 1:
+        return Predictions(boxes[None], scores[None])
+    counts = torch.bincount(image, minlength=batch)
+    most = int(counts.max()) if batch else 0
+    place = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
+    padded = [rows.new_zeros(batch, most, rows.shape[1]) for rows in (boxes, scores)]
+    for to, rows in zip(padded, (boxes, scores)):
+        to[image, place] = rows
+    return Predictions(padded[0], padded[1])
 
 
 def _tower(c_in: int, width: int, c_out: int, groups: int = 1) -> nn.Sequential:

@@ -105,6 +105,13 @@ class Head(nn.Module):
         """Raw maps of the main branch to boxes (B, N, 4) xyxy px and scores (B, N, nc) in 0-1; pure."""
         raise NotImplementedError
 
+    def decode_above(self, output: HeadOutput, conf: float) -> Predictions:
+        """What :meth:`decode` gives of the cells with a score above ``conf``; others may be left out, and rows with score 0 fill up.
+
+        Suppression with this ``conf`` keeps the same of both. Asks the device for the number of cells.
+        """
+        return self.decode(output)
+
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """The loss of this head with gains, assigner and box loss as the hyper-parameters say."""
         raise NotImplementedError
