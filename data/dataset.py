@@ -43,6 +43,7 @@ class SampleKey:
         mosaic: whether mosaic (and with it mixup) may happen.
         step_images: images of its batch over all processes; 0: the sample is not counted, and has no objects.
         repeat: how often the epoch has drawn the image before.
+        window: images among which its mosaic finds partners; one of them is the image itself.
     """
 
     index: int
@@ -51,6 +52,7 @@ class SampleKey:
     mosaic: bool
     step_images: int | None = None
     repeat: int = 0
+    window: tuple[int, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -181,15 +183,16 @@ class ImageDataset(torch.utils.data.Dataset):
         use_mosaic = key.mosaic and rng.random() < hyp.mosaic
         image, instances = self._mosaic(key, key.index, rng) if use_mosaic else self._single(key, rng)
         if use_mosaic and rng.random() < hyp.mixup:
-            other = self._mosaic(key, int(rng.integers(len(self))), rng)
+            (index,) = draw_partners(key.window, key.index, 1, rng)
+            other = self._mosaic(key, index, rng)
             image, instances = mixup((image, instances), other, rng)
         image = hsv(image, hyp, rng)
         image, instances = flip(image, instances, hyp, rng, flip_idx=self.options.flip_idx)
         return Sample(image, self.task.targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
 
     def _mosaic(self, key: SampleKey, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
-        """Image ``index`` and three others, in any order."""
-        members = rng.permutation([index, *rng.integers(len(self), size=3)])
+        """Image ``index`` and three others of the window, in any order."""
+        members = rng.permutation([index, *draw_partners(key.window, index, 3, rng)])
         scene = mosaic_scene([self._image(int(i)) for i in members], self.options.imgsz, rng)
         return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
 
@@ -210,3 +213,9 @@ class ImageDataset(torch.utils.data.Dataset):
             instances = self.table.instances(index, hw=shape[:2])
             return image, instances.select(np.zeros(len(instances), bool))
         return image, self.table.instances(index, hw=image.shape[:2])
+
+
+def draw_partners(window: Sequence[int], index: int, count: int, rng: np.random.Generator) -> list[int]:
+    """``count`` images of a window for a mosaic or mixup with image ``index``: others than it, all different, as far as there are any."""
+    others = [i for i in window if i != index] or [index]
+    return rng.choice(others, size=count, replace=len(others) < count).tolist()
