@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.augment.colour import hsv
-from data.augment.flips import flip
+from data.augment.colour import coloured, draw_factors, level_tables
+from data.augment.flips import Flips
 from data.augment.hyp import AugmentHyp
 from data.augment.letterbox import letterbox
 from data.augment.mixup import mixup
 from data.augment.mosaic import mosaic_scene, render_view, single_scene
-from data.images.pixels import fill_of, split_into
+from data.images.pixels import fill_of
 from data.images.reading import ImageError
 from data.images.store import RECENT_BYTES, ImageStore
 from data.labels.problems import Problem
@@ -27,7 +27,7 @@ from data.labels.table import LabelTable
 from tasks import DETECT, Task
 from tasks.base import targets_of_images
 from utils.instances import Instances
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Finish, Letterbox
 
 SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random numbers with the order of an epoch
 
@@ -62,6 +62,8 @@ class Sample(NamedTuple):
     targets: Mapping[str, np.ndarray]  # each with a row for every object, as the task makes them
     scale_xy: tuple[float, float]
     pad_xy: tuple[float, float]
+    flips: Flips = Flips()  # left to the device, and so is the colour
+    factors: np.ndarray | None = None  # (3,) of hue, saturation and value
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class ImageOptions:
         dtype: of the images, ``np.uint8`` or ``np.uint16``.
         recent_bytes: of decoded images that each process keeps.
         flip_idx: for each keypoint the index of its left-right counterpart; None: each is its own.
+        finish_on_device: leave colour and flips (8-bit RGB only) to the device; batches say what is left.
     """
 
     imgsz: int
@@ -87,6 +90,7 @@ class ImageOptions:
     dtype: type[np.generic] = np.uint8
     recent_bytes: int = RECENT_BYTES
     flip_idx: tuple[int, ...] | None = None
+    finish_on_device: bool = False
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -148,16 +152,16 @@ class ImageDataset(torch.utils.data.Dataset):
         return self._augmented(key, rng) if self.options.augment else self._letterboxed(key)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """A batch; images are split into planes directly in its tensor."""
+        """A batch; images lie one after another in its tensor, channels last."""
         h, w = keys[0].hw
         self._unreadable = {}
-        images = np.empty((len(keys), self.options.channels, h, w), self.options.dtype)
+        images = np.empty((len(keys), h, w, self.options.channels), self.options.dtype)
         samples = []
-        for planes, key in zip(images, keys):
+        for place, key in zip(images, keys):
             sample = self[key]
             if key.step_images == 0:
                 sample = sample._replace(targets={name: array[:0] for name, array in sample.targets.items()})
-            split_into(sample.image, planes)
+            np.copyto(place, sample.image)
             samples.append(sample._replace(image=sample.image[:0]))
         letterboxes = Letterbox(
             torch.from_numpy(self.table.shapes_hw[[k.index for k in keys]]),
@@ -168,7 +172,10 @@ class ImageDataset(torch.utils.data.Dataset):
         max_boxes = max(len(s.targets["classes"]) for s in samples)
         paths = tuple(self.image_files[k.index] for k in keys)
         unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
-        return Batch(torch.from_numpy(images), targets, paths, letterboxes, max_boxes, unreadable, keys[0].step_images)
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2), targets, paths, letterboxes, max_boxes, unreadable, keys[0].step_images,
+            finish=finish_of(samples) if self.options.finish_on_device else None,
+        )  # fmt: skip
 
     def _letterboxed(self, key: SampleKey) -> Sample:
         image, instances = self._image(key.index)
@@ -186,9 +193,11 @@ class ImageDataset(torch.utils.data.Dataset):
             (index,) = draw_partners(key.window, key.index, 1, rng)
             other = self._mosaic(key, index, rng)
             image, instances = mixup((image, instances), other, rng)
-        image = hsv(image, hyp, rng)
-        image, instances = flip(image, instances, hyp, rng, flip_idx=self.options.flip_idx)
-        return Sample(image, self.task.targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
+        factors, flips = draw_factors(hyp, rng), Flips.draw(hyp, rng)
+        targets = self.task.targets(flips.of_instances(instances, key.hw, flip_idx=self.options.flip_idx), key.hw)
+        if self.options.finish_on_device:
+            return Sample(image, targets, (1.0, 1.0), (0.0, 0.0), flips, factors)
+        return Sample(flips.of_image(coloured(image, factors)), targets, (1.0, 1.0), (0.0, 0.0))
 
     def _mosaic(self, key: SampleKey, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
         """Image ``index`` and three others of the window, in any order."""
@@ -213,6 +222,12 @@ class ImageDataset(torch.utils.data.Dataset):
             instances = self.table.instances(index, hw=shape[:2])
             return image, instances.select(np.zeros(len(instances), bool))
         return image, self.table.instances(index, hw=image.shape[:2])
+
+
+def finish_of(samples: Sequence[Sample]) -> Finish:
+    """What is left to do to the images of a batch."""
+    tables = [level_tables(s.factors) for s in samples if s.factors is not None]
+    return Finish(torch.tensor([s.flips for s in samples]), torch.from_numpy(np.stack(tables)) if tables else None)
 
 
 def draw_partners(window: Sequence[int], index: int, count: int, rng: np.random.Generator) -> list[int]:

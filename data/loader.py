@@ -60,6 +60,7 @@ class LoaderOptions:
         rank: of this process.
         world_size: number of processes; each gets its part of every batch.
         whole_batches: processes take whole batches in turn, not a part of each: bit for bit what one process computes.
+        finish_on_device: leave colour and flips of 8-bit RGB images to ``data.augment.on_device.finished``.
         prefix: words before messages and progress bars.
     """
 
@@ -79,6 +80,7 @@ class LoaderOptions:
     rank: int = 0
     world_size: int = 1
     whole_batches: bool = False
+    finish_on_device: bool = False
     prefix: str = ""
 
 
@@ -107,6 +109,7 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
         dtype=dtype,
         recent_bytes=_recent_bytes(options, bytes_per_pixel=spec.ch * np.dtype(dtype).itemsize),
         flip_idx=spec.flip_idx,
+        finish_on_device=options.finish_on_device and options.augment and spec.ch == 3 and dtype == np.uint8,
     )
     dataset = ImageDataset(files, table, images, task=task)
     _fill_cache(dataset, options)
