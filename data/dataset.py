@@ -147,9 +147,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.table.problems
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        repeat = (key.repeat,) if key.repeat else ()
-        rng = np.random.default_rng((self.options.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
-        return self._augmented(key, rng) if self.options.augment else self._letterboxed(key)
+        return self._sample(key, np.empty((*key.hw, self.options.channels), self.options.dtype))
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
         """A batch; images lie one after another in its tensor, channels last."""
@@ -158,10 +156,11 @@ class ImageDataset(torch.utils.data.Dataset):
         images = np.empty((len(keys), h, w, self.options.channels), self.options.dtype)
         samples = []
         for place, key in zip(images, keys):
-            sample = self[key]
+            sample = self._sample(key, place)
             if key.step_images == 0:
                 sample = sample._replace(targets={name: array[:0] for name, array in sample.targets.items()})
-            np.copyto(place, sample.image)
+            if sample.image is not place:
+                np.copyto(place, sample.image)
             samples.append(sample._replace(image=sample.image[:0]))
         letterboxes = Letterbox(
             torch.from_numpy(self.table.shapes_hw[[k.index for k in keys]]),
@@ -177,6 +176,13 @@ class ImageDataset(torch.utils.data.Dataset):
             finish=finish_of(samples) if self.options.finish_on_device else None,
         )  # fmt: skip
 
+    def _sample(self, key: SampleKey, place: np.ndarray) -> Sample:
+        """One image; in ``place`` (H, W, C) where it can be drawn there."""
+        if not self.options.augment:
+            return self._letterboxed(key)
+        repeat = (key.repeat,) if key.repeat else ()
+        return self._augmented(key, np.random.default_rng((self.options.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat)), place)
+
     def _letterboxed(self, key: SampleKey) -> Sample:
         image, instances = self._image(key.index)
         fitted = letterbox(image, key.hw, auto=False, scaleup=False)
@@ -185,10 +191,10 @@ class ImageDataset(torch.utils.data.Dataset):
         instances = instances.scaled(*fitted.scale_xy).shifted(*fitted.pad_xy)
         return Sample(fitted.image, self.task.targets(instances, key.hw), scale, fitted.pad_xy)
 
-    def _augmented(self, key: SampleKey, rng: np.random.Generator) -> Sample:
+    def _augmented(self, key: SampleKey, rng: np.random.Generator, place: np.ndarray) -> Sample:
         hyp = self.options.hyp
         use_mosaic = key.mosaic and rng.random() < hyp.mosaic
-        image, instances = self._mosaic(key, key.index, rng) if use_mosaic else self._single(key, rng)
+        image, instances = self._mosaic(key, key.index, rng, place) if use_mosaic else self._single(key, rng, place)
         if use_mosaic and rng.random() < hyp.mixup:
             (index,) = draw_partners(key.window, key.index, 1, rng)
             other = self._mosaic(key, index, rng)
@@ -197,17 +203,19 @@ class ImageDataset(torch.utils.data.Dataset):
         targets = self.task.targets(flips.of_instances(instances, key.hw, flip_idx=self.options.flip_idx), key.hw)
         if self.options.finish_on_device:
             return Sample(image, targets, (1.0, 1.0), (0.0, 0.0), flips, factors)
-        return Sample(flips.of_image(coloured(image, factors)), targets, (1.0, 1.0), (0.0, 0.0))
+        return Sample(flips.of_image(coloured(image, factors, out=image)), targets, (1.0, 1.0), (0.0, 0.0))
 
-    def _mosaic(self, key: SampleKey, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+    def _mosaic(
+        self, key: SampleKey, index: int, rng: np.random.Generator, place: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Instances]:
         """Image ``index`` and three others of the window, in any order."""
         members = rng.permutation([index, *draw_partners(key.window, index, 3, rng)])
         scene = mosaic_scene([self._image(int(i)) for i in members], self.options.imgsz, rng)
-        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx, out=place)
 
-    def _single(self, key: SampleKey, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+    def _single(self, key: SampleKey, rng: np.random.Generator, place: np.ndarray) -> tuple[np.ndarray, Instances]:
         scene = single_scene(*self._image(key.index), key.hw)
-        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx, out=place)
 
     def _image(self, index: int) -> tuple[np.ndarray, Instances]:
         """An image at training size with its objects in px; grey and without objects if its file has become unreadable since."""

@@ -36,13 +36,13 @@ def level_tables(factors: np.ndarray) -> np.ndarray:
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 
-def coloured(image: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
-    """The image (H, W, C) with hue, saturation and value multiplied by factors (3,); not changed in place."""
+def coloured(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarray | None = None) -> np.ndarray:
+    """The image (H, W, C) with hue, saturation and value multiplied by factors (3,); in ``out``, which may be the image, if it is RGB."""
     if factors is None:
         return image
     if image.shape[2] != 3 or image.dtype != np.uint8:
         return image if factors[2] == 1 else brightened(image, float(factors[2]))
-    out = np.empty_like(image)
+    out = np.empty_like(image) if out is None else out
     tables = level_tables(factors)
     is_product = [bool((multiplied(LEVELS, factor).ravel() == table).all()) for factor, table in zip(factors, tables)]
     for top in range(0, len(image), STRIP):  # what lies between the steps stays in the processor's cache

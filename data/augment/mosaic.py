@@ -59,16 +59,22 @@ def single_scene(image: np.ndarray, instances: Instances, hw: tuple[int, int]) -
 
 
 def render_view(
-    scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator, *, flip_idx: Sequence[int] | None = None
+    scene: Scene,
+    out_hw: tuple[int, int],
+    hyp: AugmentHyp,
+    rng: np.random.Generator,
+    *,
+    flip_idx: Sequence[int] | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Instances]:
     """The scene under a random transform: a new (H, W, C) image and the objects that are still visible in it.
 
-    Copies are pasted in mosaics only; ``flip_idx`` is for their keypoints.
+    Copies are pasted in mosaics only; ``flip_idx`` is for their keypoints. The image is drawn in ``out`` where that saves a copy.
     """
     transform = random_transform(scene.hw, out_hw, hyp, rng)
     paste = hyp.copy_paste if len(scene.tiles) > 1 and any(len(t.instances.points) for t in scene.tiles) else 0.0
     if transform.is_axis_aligned and not paste:
-        image, before, after = resize_tiles(scene, transform, out_hw)
+        image, before, after = resize_tiles(scene, transform, out_hw, out=out)
     else:
         image, before, after = warp_canvas(scene, transform, out_hw, paste, rng, flip_idx=flip_idx)
     polygonal = after.counts > 0
@@ -95,10 +101,15 @@ def warp_canvas(
     return warp_image(image, transform.matrix, out_hw), before, warp_instances(before, transform.matrix, out_hw)
 
 
-def resize_tiles(scene: Scene, transform: Transform, out_hw: tuple[int, int]) -> tuple[np.ndarray, Instances, Instances]:
-    """Renders a transform that only zooms and moves without a canvas: each tile's visible part is resized into its place."""
+def resize_tiles(
+    scene: Scene, transform: Transform, out_hw: tuple[int, int], *, out: np.ndarray | None = None
+) -> tuple[np.ndarray, Instances, Instances]:
+    """Renders a transform that only zooms and moves without a canvas: each tile's visible part is resized into its place.
+
+    The image is ``out`` if that is given.
+    """
     m = transform.matrix
-    image = _blank(scene, out_hw)
+    image = _blank(scene, out_hw, out)
     before, after = [], []
     for tile in scene.tiles:
         h, w = tile.image.shape[:2]
@@ -134,9 +145,11 @@ class _Span(NamedTuple):
         return _Span(low, high - low, end - place, place, scale)
 
 
-def _blank(scene: Scene, hw: tuple[int, int]) -> np.ndarray:
+def _blank(scene: Scene, hw: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
     first = scene.tiles[0].image
-    return np.full((*hw, first.shape[2]), fill_of(first.dtype), first.dtype)
+    image = np.empty((*hw, first.shape[2]), first.dtype) if out is None else out
+    image[:] = fill_of(first.dtype)
+    return image
 
 
 def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
