@@ -98,7 +98,7 @@ def make_files(data: Path, folder: Path, options: argparse.Namespace) -> Path:
     values, rng = yaml.safe_load(data.read_text()), np.random.default_rng(0)
     sources = [path for name in (*values["train"], options.photographs) for path in sorted(Path(name).rglob("*.jpg"))]
     qualities: dict[int, int] = {}
-    photographs = [cv2.imread(str(path)) for path in sources]
+    photographs = [image for path in sources if (image := cv2.imread(str(path))) is not None]
     for kind in ("images", "labels"):
         (folder / kind).mkdir()
     for i in range(options.files):
