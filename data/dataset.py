@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.augment.colour import hsv
-from data.augment.flips import flip
+from data.augment.colour import coloured, draw_factors, level_tables
+from data.augment.flips import Flips
 from data.augment.hyp import AugmentHyp
 from data.augment.letterbox import letterbox
 from data.augment.mixup import mixup
 from data.augment.mosaic import mosaic_scene, render_view, single_scene
-from data.images.pixels import fill_of, split_into
+from data.images.pixels import fill_of
 from data.images.reading import ImageError
 from data.images.store import RECENT_BYTES, ImageStore
 from data.labels.problems import Problem
@@ -27,7 +27,7 @@ from data.labels.table import LabelTable
 from tasks import DETECT, Task
 from tasks.base import targets_of_images
 from utils.instances import Instances
-from utils.types import Batch, Letterbox
+from utils.types import Batch, Finish, Letterbox
 
 SAMPLE_STREAM, ORDER_STREAM = 1, 2  # so that no sample shares its random numbers with the order of an epoch
 
@@ -43,6 +43,7 @@ class SampleKey:
         mosaic: whether mosaic (and with it mixup) may happen.
         step_images: images of its batch over all processes; 0: the sample is not counted, and has no objects.
         repeat: how often the epoch has drawn the image before.
+        window: images among which its mosaic finds partners; one of them is the image itself.
     """
 
     index: int
@@ -51,6 +52,7 @@ class SampleKey:
     mosaic: bool
     step_images: int | None = None
     repeat: int = 0
+    window: tuple[int, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -60,6 +62,8 @@ class Sample(NamedTuple):
     targets: Mapping[str, np.ndarray]  # each with a row for every object, as the task makes them
     scale_xy: tuple[float, float]
     pad_xy: tuple[float, float]
+    flips: Flips = Flips()  # left to the device, and so is the colour
+    factors: np.ndarray | None = None  # (3,) of hue, saturation and value
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class ImageOptions:
         dtype: of the images, ``np.uint8`` or ``np.uint16``.
         recent_bytes: of decoded images that each process keeps.
         flip_idx: for each keypoint the index of its left-right counterpart; None: each is its own.
+        finish_on_device: leave colour and flips (8-bit RGB only) to the device; batches say what is left.
     """
 
     imgsz: int
@@ -85,6 +90,7 @@ class ImageOptions:
     dtype: type[np.generic] = np.uint8
     recent_bytes: int = RECENT_BYTES
     flip_idx: tuple[int, ...] | None = None
+    finish_on_device: bool = False
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -141,21 +147,20 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.table.problems
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        repeat = (key.repeat,) if key.repeat else ()
-        rng = np.random.default_rng((self.options.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
-        return self._augmented(key, rng) if self.options.augment else self._letterboxed(key)
+        return self._sample(key, np.empty((*key.hw, self.options.channels), self.options.dtype))
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """A batch; images are split into planes directly in its tensor."""
+        """A batch; images lie one after another in its tensor, channels last."""
         h, w = keys[0].hw
         self._unreadable = {}
-        images = np.empty((len(keys), self.options.channels, h, w), self.options.dtype)
+        images = np.empty((len(keys), h, w, self.options.channels), self.options.dtype)
         samples = []
-        for planes, key in zip(images, keys):
-            sample = self[key]
+        for place, key in zip(images, keys):
+            sample = self._sample(key, place)
             if key.step_images == 0:
                 sample = sample._replace(targets={name: array[:0] for name, array in sample.targets.items()})
-            split_into(sample.image, planes)
+            if sample.image is not place:
+                np.copyto(place, sample.image)
             samples.append(sample._replace(image=sample.image[:0]))
         letterboxes = Letterbox(
             torch.from_numpy(self.table.shapes_hw[[k.index for k in keys]]),
@@ -166,7 +171,17 @@ class ImageDataset(torch.utils.data.Dataset):
         max_boxes = max(len(s.targets["classes"]) for s in samples)
         paths = tuple(self.image_files[k.index] for k in keys)
         unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
-        return Batch(torch.from_numpy(images), targets, paths, letterboxes, max_boxes, unreadable, keys[0].step_images)
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2), targets, paths, letterboxes, max_boxes, unreadable, keys[0].step_images,
+            finish=finish_of(samples) if self.options.finish_on_device else None,
+        )  # fmt: skip
+
+    def _sample(self, key: SampleKey, place: np.ndarray) -> Sample:
+        """One image; in ``place`` (H, W, C) where it can be drawn there."""
+        if not self.options.augment:
+            return self._letterboxed(key)
+        repeat = (key.repeat,) if key.repeat else ()
+        return self._augmented(key, np.random.default_rng((self.options.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat)), place)
 
     def _letterboxed(self, key: SampleKey) -> Sample:
         image, instances = self._image(key.index)
@@ -176,26 +191,31 @@ class ImageDataset(torch.utils.data.Dataset):
         instances = instances.scaled(*fitted.scale_xy).shifted(*fitted.pad_xy)
         return Sample(fitted.image, self.task.targets(instances, key.hw), scale, fitted.pad_xy)
 
-    def _augmented(self, key: SampleKey, rng: np.random.Generator) -> Sample:
+    def _augmented(self, key: SampleKey, rng: np.random.Generator, place: np.ndarray) -> Sample:
         hyp = self.options.hyp
         use_mosaic = key.mosaic and rng.random() < hyp.mosaic
-        image, instances = self._mosaic(key, key.index, rng) if use_mosaic else self._single(key, rng)
+        image, instances = self._mosaic(key, key.index, rng, place) if use_mosaic else self._single(key, rng, place)
         if use_mosaic and rng.random() < hyp.mixup:
-            other = self._mosaic(key, int(rng.integers(len(self))), rng)
+            (index,) = draw_partners(key.window, key.index, 1, rng)
+            other = self._mosaic(key, index, rng)
             image, instances = mixup((image, instances), other, rng)
-        image = hsv(image, hyp, rng)
-        image, instances = flip(image, instances, hyp, rng, flip_idx=self.options.flip_idx)
-        return Sample(image, self.task.targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
+        factors, flips = draw_factors(hyp, rng), Flips.draw(hyp, rng)
+        targets = self.task.targets(flips.of_instances(instances, key.hw, flip_idx=self.options.flip_idx), key.hw)
+        if self.options.finish_on_device:
+            return Sample(image, targets, (1.0, 1.0), (0.0, 0.0), flips, factors)
+        return Sample(flips.of_image(coloured(image, factors, out=image)), targets, (1.0, 1.0), (0.0, 0.0))
 
-    def _mosaic(self, key: SampleKey, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
-        """Image ``index`` and three others, in any order."""
-        members = rng.permutation([index, *rng.integers(len(self), size=3)])
+    def _mosaic(
+        self, key: SampleKey, index: int, rng: np.random.Generator, place: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Instances]:
+        """Image ``index`` and three others of the window, in any order."""
+        members = rng.permutation([index, *draw_partners(key.window, index, 3, rng)])
         scene = mosaic_scene([self._image(int(i)) for i in members], self.options.imgsz, rng)
-        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx, out=place)
 
-    def _single(self, key: SampleKey, rng: np.random.Generator) -> tuple[np.ndarray, Instances]:
+    def _single(self, key: SampleKey, rng: np.random.Generator, place: np.ndarray) -> tuple[np.ndarray, Instances]:
         scene = single_scene(*self._image(key.index), key.hw)
-        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx)
+        return render_view(scene, key.hw, self.options.hyp, rng, flip_idx=self.options.flip_idx, out=place)
 
     def _image(self, index: int) -> tuple[np.ndarray, Instances]:
         """An image at training size with its objects in px; grey and without objects if its file has become unreadable since."""
@@ -210,3 +230,15 @@ class ImageDataset(torch.utils.data.Dataset):
             instances = self.table.instances(index, hw=shape[:2])
             return image, instances.select(np.zeros(len(instances), bool))
         return image, self.table.instances(index, hw=image.shape[:2])
+
+
+def finish_of(samples: Sequence[Sample]) -> Finish:
+    """What is left to do to the images of a batch."""
+    tables = [level_tables(s.factors) for s in samples if s.factors is not None]
+    return Finish(torch.tensor([s.flips for s in samples]), torch.from_numpy(np.stack(tables)) if tables else None)
+
+
+def draw_partners(window: Sequence[int], index: int, count: int, rng: np.random.Generator) -> list[int]:
+    """``count`` images of a window for a mosaic or mixup with image ``index``: others than it, all different, as far as there are any."""
+    others = [i for i in window if i != index] or [index]
+    return rng.choice(others, size=count, replace=len(others) < count).tolist()

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -31,7 +32,7 @@ from data.labels.checks import check_classes, summarise
 from data.labels.files import label_path, list_images
 from data.labels.source import split_labels
 from data.labels.table import LabelTable
-from data.sampler import EpochSampler, SamplerOptions, image_weights, rectangular_shapes
+from data.sampler import WINDOW, EpochSampler, SamplerOptions, image_weights, rectangular_shapes
 from tasks import DETECT, Task
 from utils.distributed import local_world_size
 from utils.errors import UserError
@@ -59,6 +60,7 @@ class LoaderOptions:
         rank: of this process.
         world_size: number of processes; each gets its part of every batch.
         whole_batches: processes take whole batches in turn, not a part of each: bit for bit what one process computes.
+        finish_on_device: leave colour and flips of 8-bit RGB images to ``data.augment.on_device.finished``.
         prefix: words before messages and progress bars.
     """
 
@@ -78,6 +80,7 @@ class LoaderOptions:
     rank: int = 0
     world_size: int = 1
     whole_batches: bool = False
+    finish_on_device: bool = False
     prefix: str = ""
 
 
@@ -104,12 +107,19 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
         seed=options.seed,
         channels=spec.ch,
         dtype=dtype,
-        recent_bytes=(RECENT_BYTES * 4 if options.augment else RECENT_BYTES) // max(options.workers, 4),  # a gigabyte over all workers
+        recent_bytes=_recent_bytes(options, bytes_per_pixel=spec.ch * np.dtype(dtype).itemsize),
         flip_idx=spec.flip_idx,
+        finish_on_device=options.finish_on_device and options.augment and spec.ch == 3 and dtype == np.uint8,
     )
     dataset = ImageDataset(files, table, images, task=task)
     _fill_cache(dataset, options)
     return BatchLoader(dataset, _build_sampler(table, options), workers=options.workers, seed=options.seed, prefix=options.prefix)
+
+
+def _recent_bytes(options: LoaderOptions, *, bytes_per_pixel: int) -> int:
+    """Of the cache of each worker: a gigabyte over all of them in training, and never less than the images of a window."""
+    shared = (RECENT_BYTES * 4 if options.augment else RECENT_BYTES) // max(options.workers, 4)
+    return max(shared, WINDOW * options.imgsz**2 * bytes_per_pixel) if options.augment else shared
 
 
 class BatchLoader:

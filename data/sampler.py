@@ -1,6 +1,7 @@
 """The order of an epoch: which images, in which batches and shapes, each process has; and how often an image is drawn.
 
-The order depends on (seed, epoch) alone, and every process derives its share from the same whole batches.
+The order depends on (seed, epoch) alone, and every process derives its share from the same whole batches. Mosaic and mixup combine images
+that are close to each other in it, so that a process decodes an image once for all samples that show it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from data.dataset import ORDER_STREAM, SampleKey
 from data.labels.table import LabelTable
 from utils.errors import UserError
 
+WINDOW = 16  # images, consecutive in an epoch's order, among which mosaics find partners: those of a usual batch
 RectShapes = tuple[np.ndarray, list[tuple[int, int]]]  # order of N images, and height and width in px of each batch of them
 
 
@@ -74,8 +76,14 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         until = self.options.mosaic_until
         mosaic = until is None or self.epoch < until
-        for indices, step_images, hw in list(self._share(self._batches()))[self.start_batch :]:
-            yield [SampleKey(int(i) % self.count, self.epoch, hw, mosaic, step_images, int(i) // self.count) for i in indices]
+        batches = self._batches()
+        order = np.concatenate([indices for indices, _ in batches])
+        windows = windows_of(order % self.count) if mosaic else [()]
+        places = np.split(np.arange(len(order)), np.cumsum([len(indices) for indices, _ in batches])[:-1])
+        shares = self._share([(mine, hw) for mine, (_, hw) in zip(places, batches)])
+        for mine, step_images, hw in list(shares)[self.start_batch :]:
+            drawn = [(*divmod(int(order[p]), self.count), windows[min(p // WINDOW, len(windows) - 1)]) for p in mine]
+            yield [SampleKey(index, self.epoch, hw, mosaic, step_images, repeat, window) for repeat, index, window in drawn]
 
     def _batches(self) -> list[tuple[np.ndarray, tuple[int, int]]]:
         """The batches of all processes, each with its shape."""
@@ -95,7 +103,7 @@ class EpochSampler(Sampler):
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _share(self, batches: list[tuple[np.ndarray, tuple[int, int]]]) -> Iterator[tuple[np.ndarray, int, tuple[int, int]]]:
-        """This process's images of every step, how many all processes have (0: this one's are not counted), and their shape."""
+        """This process's places in the order, step by step; how many all processes have (0: this one's are not counted); their shape."""
         rank, world_size = self.options.rank, self.options.world_size
         if self.options.whole_batches:
             for start in range(0, len(batches), world_size):
@@ -108,6 +116,15 @@ class EpochSampler(Sampler):
         for whole, hw in batches:
             mine = np.array_split(whole, world_size)[rank]
             yield (mine, len(whole), hw) if len(mine) else (whole[:1], 0, hw)
+
+
+def windows_of(order: np.ndarray) -> list[tuple[int, ...]]:
+    """The order of an epoch (N,) in windows of ``WINDOW`` images; the last one also holds those that fill none.
+
+    They depend neither on the batch size nor on the number of processes, so neither do the mosaics.
+    """
+    starts = range(0, max(len(order) - WINDOW, 0) + 1, WINDOW)
+    return [tuple(order[start : start + WINDOW if start + 2 * WINDOW <= len(order) else None].tolist()) for start in starts]
 
 
 def rectangular_shapes(shapes_hw: np.ndarray, *, batch_size: int, imgsz: int, stride: int, pad: float) -> RectShapes:

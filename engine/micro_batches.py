@@ -149,6 +149,7 @@ def _slice(batch: Batch, first: int, end: int) -> Batch:
         paths=batch.paths[first:end],
         letterbox=batch.letterbox.select(slice(first, end)),
         max_boxes=most,
+        finish=None if batch.finish is None else batch.finish[first:end],
     )
 
 

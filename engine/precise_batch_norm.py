@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from data.augment.on_device import finished
 from utils import distributed
 from utils.precision import autocast
 from utils.random_state import random_state, set_random_state
@@ -71,7 +72,7 @@ def measure(
         for batch in batches:
             if batch.images_of_step:
                 with autocast(device, precision):
-                    model(to_unit_range(batch.images.to(device)))
+                    model(to_unit_range(finished(batch.to(device)).images))
     finally:
         for norm, (momentum, buffers) in zip(norms, before):
             norm.momentum = momentum

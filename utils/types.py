@@ -106,10 +106,22 @@ class Targets(Columns):
         return Targets.of_rows(torch.zeros(0, 6))
 
 
+@dataclass(frozen=True)
+class Finish(Columns):
+    """What the loader left to be done to the images of a batch on the device (data/augment/on_device.py)."""
+
+    flips: Tensor  # (B, 2) bool: upside down, left to right; the targets are flipped already
+    tables: Tensor | None = None  # (B, 3, 256) uint8 for each level of hue, saturation and value the one that it becomes
+
+    def pin_memory(self) -> Finish:
+        """In page-locked memory, from which copies to a GPU do not wait."""
+        return self.map(lambda t: t.pin_memory())
+
+
 class Batch(NamedTuple):
     """A collated batch, as the loader yields it and the training step takes it."""
 
-    images: Tensor  # (B, C, H, W) uint8 or uint16, RGB order for three channels
+    images: Tensor  # (B, C, H, W) uint8 or uint16, channels-last in memory, RGB order for three channels
     targets: Targets
     paths: tuple[str, ...]  # B file paths
     letterbox: Letterbox
@@ -117,6 +129,7 @@ class Batch(NamedTuple):
     unreadable: tuple[tuple[str, str], ...] = ()  # path and reason of images that are replaced by grey
     step_images: int | None = None  # images of this step over all ranks, if more; 0: takes part, counts nowhere
     host_boxes: Tensor | None = None  # ``targets.boxes`` (or more) on the host, from which the loss bounds its lists of candidates
+    finish: Finish | None = None  # what is left to do to the images
 
     @property
     def images_of_step(self) -> int:
@@ -129,6 +142,7 @@ class Batch(NamedTuple):
             images=self.images.to(device, non_blocking=non_blocking),
             targets=self.targets.to(device, non_blocking=non_blocking),
             host_boxes=self.targets.boxes if self.targets.boxes.device.type == "cpu" else self.host_boxes,
+            finish=None if self.finish is None else self.finish.to(device, non_blocking=non_blocking),
         )
 
 

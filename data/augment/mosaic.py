@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from data.augment.affine import MIN_AREA, MIN_AREA_POLYGON, Transform, random_transform, still_visible, warp_image, warp_instances
 from data.augment.copy_paste import copy_paste
 from data.augment.hyp import AugmentHyp
-from data.images.pixels import fill_of, resized
+from data.images.pixels import OPENCV_CHANNELS, fill_of, resized
 from utils.instances import Instances, concatenate
 
 
@@ -58,16 +59,22 @@ def single_scene(image: np.ndarray, instances: Instances, hw: tuple[int, int]) -
 
 
 def render_view(
-    scene: Scene, out_hw: tuple[int, int], hyp: AugmentHyp, rng: np.random.Generator, *, flip_idx: Sequence[int] | None = None
+    scene: Scene,
+    out_hw: tuple[int, int],
+    hyp: AugmentHyp,
+    rng: np.random.Generator,
+    *,
+    flip_idx: Sequence[int] | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Instances]:
     """The scene under a random transform: a new (H, W, C) image and the objects that are still visible in it.
 
-    Copies are pasted in mosaics only; ``flip_idx`` is for their keypoints.
+    Copies are pasted in mosaics only; ``flip_idx`` is for their keypoints. The image is drawn in ``out`` where that saves a copy.
     """
     transform = random_transform(scene.hw, out_hw, hyp, rng)
     paste = hyp.copy_paste if len(scene.tiles) > 1 and any(len(t.instances.points) for t in scene.tiles) else 0.0
     if transform.is_axis_aligned and not paste:
-        image, before, after = resize_tiles(scene, transform, out_hw)
+        image, before, after = resize_tiles(scene, transform, out_hw, out=out)
     else:
         image, before, after = warp_canvas(scene, transform, out_hw, paste, rng, flip_idx=flip_idx)
     polygonal = after.counts > 0
@@ -89,25 +96,32 @@ def warp_canvas(
     image = _blank(scene, scene.hw)
     for tile in scene.tiles:
         _paste(image, tile.image, tile.x, tile.y)
-    before = _objects_on_canvas(scene)
+    before = concatenate([t.instances.shifted(t.x, t.y).clamped(scene.hw) for t in scene.tiles])
     image, before = copy_paste(image, before, paste, rng, flip_idx=flip_idx)
     return warp_image(image, transform.matrix, out_hw), before, warp_instances(before, transform.matrix, out_hw)
 
 
-def resize_tiles(scene: Scene, transform: Transform, out_hw: tuple[int, int]) -> tuple[np.ndarray, Instances, Instances]:
-    """Renders a transform that only zooms and moves without a canvas: each tile's visible part is resized into its place."""
+def resize_tiles(
+    scene: Scene, transform: Transform, out_hw: tuple[int, int], *, out: np.ndarray | None = None
+) -> tuple[np.ndarray, Instances, Instances]:
+    """Renders a transform that only zooms and moves without a canvas: each tile's visible part is resized into its place.
+
+    The image is ``out`` if that is given.
+    """
     m = transform.matrix
-    image = _blank(scene, out_hw)
-    after = []
+    image = _blank(scene, out_hw, out)
+    before, after = [], []
     for tile in scene.tiles:
         h, w = tile.image.shape[:2]
         x = _Span.of(tile.x, w, scene.hw[1], m[0, 0], m[0, 2], out_hw[1])
         y = _Span.of(tile.y, h, scene.hw[0], m[1, 1], m[1, 2], out_hw[0])
         if x.target > 0 and y.target > 0:
             part = tile.image[y.start : y.start + y.length, x.start : x.start + x.length]
-            _paste(image, resized(part, (x.target, y.target)), x.place, y.place)
-        after.append(_clamp_to_canvas(tile, scene.hw).shifted(-x.start, -y.start).scaled(x.scale, y.scale).shifted(x.place, y.place))
-    return image, _objects_on_canvas(scene), concatenate(after).clipped(out_hw)
+            _paste_resized(image, part, (x.target, y.target), x.place, y.place)
+        before.append(tile.instances.shifted(tile.x, tile.y).clamped(scene.hw))
+        shift = (x.place - x.scale * (tile.x + x.start), y.place - y.scale * (tile.y + y.start))
+        after.append(before[-1].scaled(x.scale, y.scale).shifted(*shift))
+    return image, concatenate(before), concatenate(after).clipped(out_hw)
 
 
 class _Span(NamedTuple):
@@ -131,9 +145,11 @@ class _Span(NamedTuple):
         return _Span(low, high - low, end - place, place, scale)
 
 
-def _blank(scene: Scene, hw: tuple[int, int]) -> np.ndarray:
+def _blank(scene: Scene, hw: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
     first = scene.tiles[0].image
-    return np.full((*hw, first.shape[2]), fill_of(first.dtype), first.dtype)
+    image = np.empty((*hw, first.shape[2]), first.dtype) if out is None else out
+    image[:] = fill_of(first.dtype)
+    return image
 
 
 def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
@@ -144,11 +160,10 @@ def _paste(image: np.ndarray, tile: np.ndarray, x: int, y: int) -> None:
         image[y1:y2, x1:x2] = tile[y1 - y : y2 - y, x1 - x : x2 - x]
 
 
-def _clamp_to_canvas(tile: Tile, canvas_hw: tuple[int, int]) -> Instances:
-    """A tile's objects, in its own px, clamped to the canvas."""
-    return tile.instances.shifted(tile.x, tile.y).clamped(canvas_hw).shifted(-tile.x, -tile.y)
-
-
-def _objects_on_canvas(scene: Scene) -> Instances:
-    """All objects in px of the canvas, clamped to it."""
-    return concatenate([_clamp_to_canvas(t, scene.hw).shifted(t.x, t.y) for t in scene.tiles])
+def _paste_resized(image: np.ndarray, tile: np.ndarray, size_wh: tuple[int, int], x: int, y: int) -> None:
+    """Copies a tile at another size into the image at (x, y); in one go if OpenCV can write there."""
+    place = image[max(y, 0) : y + size_wh[1], max(x, 0) : x + size_wh[0]]
+    if image.shape[2] <= OPENCV_CHANNELS and place.shape[:2] == size_wh[::-1]:
+        cv2.resize(tile, size_wh, dst=place, interpolation=cv2.INTER_LINEAR)
+    else:
+        _paste(image, resized(tile, size_wh), x, y)

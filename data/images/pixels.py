@@ -48,14 +48,6 @@ def brightened(image: np.ndarray, factor: float) -> np.ndarray:
     return cv2.addWeighted(flat, factor, flat, 0, 0).reshape(image.shape)
 
 
-def split_into(image: np.ndarray, planes: np.ndarray) -> None:
-    """Writes the channels of an image (H, W, C) into planes (C, H, W)."""
-    if image.shape[2] <= OPENCV_CHANNELS:
-        cv2.split(image, list(planes))
-    else:
-        np.copyto(planes, image.transpose(2, 0, 1))
-
-
 def as_hwc(image: np.ndarray) -> np.ndarray:
     """Restores the channel axis that OpenCV drops from images with one channel."""
     return image if image.ndim == 3 else image[:, :, None]

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.images import orientation
+from data.images import jpeg, orientation
 from data.images.bands import ARRAY_SUFFIX, IMAGE_CACHE, BandsError, as_grey_or_rgb, read_array, read_bands
 from data.images.pixels import DAMAGED, TO_16_BITS, as_hwc, imdecode
 from data.images.tiff import TiffError, opencv_misreads, read_first_page, without_other_pages
@@ -28,7 +28,6 @@ IMAGE_SUFFIXES = frozenset(
 CONVERTED = (1, 3)  # channels that any image is converted to
 CONVERTIBLE = (1, 3, 4)  # channels that are converted to those
 MIN_SIDE_PX = 10
-JPEG_START = b"\xff\xd8"
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -36,13 +35,17 @@ class ImageError(UserError):
     """An image that cannot be used; the message names the file and what is wrong with it."""
 
 
-def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
+def read_image(
+    path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8, least_side: int = 0
+) -> np.ndarray:
     """Decodes an image of any mode.
 
     Args:
         path: the file.
         channels: 1 (grey), 3 (RGB) or more (the file must hold that many; the first three in RGB order).
         dtype: ``np.uint8`` or ``np.uint16``; other depths are converted. None: the file's own, 16 bits for everything but 8.
+        least_side: px that the longer side must have; larger JPEG files of one or three channels may be decoded at a half, a quarter or
+            an eighth of their size. 0: every file is decoded whole.
 
     Returns:
         (H, W, channels) contiguous array.
@@ -54,15 +57,17 @@ def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] |
         data = np.frombuffer(read_bounded(path, limit=MAX_IMAGE_BYTES), dtype=np.uint8)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return decode_image(data, path, channels=channels, dtype=dtype)
+    return decode_image(data, path, channels=channels, dtype=dtype, least_side=least_side)
 
 
-def decode_image(data: np.ndarray, path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8) -> np.ndarray:
+def decode_image(
+    data: np.ndarray, path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8, least_side: int = 0
+) -> np.ndarray:
     """Decodes the bytes (n,) uint8 of an image, as ``read_image`` does; ``path`` is for its suffix and for messages only."""
     if not data.size:
         raise ImageError(f"{path}: the file is empty")
     try:
-        image = _decode(path, data, channels, dtype)
+        image = _decode(path, data, channels, dtype, least_side)
     except (BandsError, TiffError) as error:
         raise ImageError(f"{path}: {error}") from error
     if image.shape[2] != channels:
@@ -162,7 +167,7 @@ def _has_jpeg_end(path: Path) -> bool:
         return file.read(2) == b"\xff\xd9"
 
 
-def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray:
+def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.generic] | None, least_side: int) -> np.ndarray:
     """(H, W, C) in RGB order and the file's depth; grey or RGB where one or three channels are requested."""
     if Path(path).suffix.lower() == ARRAY_SUFFIX:
         return as_grey_or_rgb(read_array(data, channels), channels)
@@ -171,21 +176,21 @@ def _decode(path: str | Path, data: np.ndarray, channels: int, dtype: type[np.ge
     if opencv_misreads(data):
         return as_grey_or_rgb(read_first_page(data, samples=CONVERTIBLE, channels=channels), channels)
     data = without_other_pages(data)
-    image = _decode_opencv(data, channels, dtype)
+    image = _decode_opencv(data, channels, dtype, least_side)
     return as_hwc(_decode_pillow(path, data, channels, dtype) if image is None else image)
 
 
-def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic] | None) -> np.ndarray | None:
+def _decode_opencv(data: np.ndarray, channels: int, dtype: type[np.generic] | None, least_side: int) -> np.ndarray | None:
     """(H, W) or RGB (H, W, 3), or None where OpenCV cannot."""
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
-    eight_bits = dtype == np.uint8 or data[:2].tobytes() == JPEG_START
+    eight_bits = dtype == np.uint8 or data[:2].tobytes() == jpeg.START
     if not eight_bits:
         flag |= cv2.IMREAD_ANYDEPTH
     rgb_flag: int | None = getattr(cv2, "IMREAD_COLOR_RGB", None)  # newer OpenCV decodes to RGB at no cost
     direct = channels == 3 and eight_bits and rgb_flag is not None  # it decodes 16-bit TIFFs to BGR
     if direct and rgb_flag is not None:
         flag = rgb_flag
-    image = imdecode(data, flag)
+    image = imdecode(data, flag | jpeg.reduced_flag(data, least_side))
     if image is None or image.dtype not in (np.uint8, np.uint16):
         return None
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 and not direct else image

@@ -33,7 +33,7 @@ class ImageStore:
         imgsz: longer side in px.
         channels: of the images.
         dtype: ``np.uint8`` or ``np.uint16``.
-        smooth: shrink by area instead of bilinearly, as validation does.
+        smooth: shrink by area, as validation does; else large JPEG files are decoded at a reduced scale and the rest is bilinear.
         recent_bytes: of decoded images used last that this process caches.
     """
 
@@ -76,7 +76,8 @@ class ImageStore:
 
     def decode(self, i: int) -> np.ndarray:
         """Image i from its file."""
-        image = self.original(self.files[i])
+        least_side = 0 if self.smooth else self.imgsz
+        image = read_image(self.files[i], channels=self.channels, dtype=self.dtype, least_side=least_side)
         h, w = image.shape[:2]
         ratio = self.imgsz / max(h, w)
         size = (max(round(w * ratio), 1), max(round(h * ratio), 1))
@@ -127,7 +128,7 @@ class ImageStore:
             return None  # reported when the loader reads it
 
     def _disk_path(self, i: int) -> Path:
-        kind, depth = "a" if self.smooth else "l", "" if self.dtype == np.uint8 else "w"
+        kind, depth = "a" if self.smooth else "r", "" if self.dtype == np.uint8 else "w"
         return Path(f"{self.files[i]}.{self.imgsz}{kind}{self.channels}{depth}.npy")  # data/images/bands.py recognises these names
 
     def _to_disk(self, i: int) -> None:

@@ -103,7 +103,8 @@ class LabelTable:
         half = cxcywh[:, 2:] / 2
         boxes = np.concatenate((cxcywh[:, :2] - half, cxcywh[:, :2] + half), 1) * np.array((w, h, w, h), np.float32)
         point_starts = self.point_starts[start : stop + 1]
-        points = self.points[point_starts[0] : point_starts[-1]] * np.array((w, h), np.float32)
+        points = self.points[point_starts[0] : point_starts[-1]]
+        points = points * np.array((w, h), np.float32) if len(points) else points
         keypoints = None if self.keypoints is None else self.keypoints[start:stop] * np.array((w, h, 1), np.float32)
         return Instances(self.classes[start:stop].astype(np.float32), boxes, points, np.diff(point_starts), keypoints)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from numpy.typing import NDArray
 
+from data.augment.on_device import finished
 from tasks.base import DrawStyle, Task
 from utils.types import Batch, Detections, Letterbox
 from utils.visual.plots import plot_batch
@@ -31,4 +32,4 @@ def save_batch_image(path: Path, batch: Batch, task: Task, names: Sequence[str],
         resize = Letterbox(torch.tensor([hw]), torch.full((1, 2), scale), torch.zeros(1, 2))
         return task.draw(tile, task.to_batch([shown[image]], resize)[0], names, style)
 
-    plot_batch(batch.images.cpu(), path, draw=draw, paths=batch.paths)
+    plot_batch(finished(batch).images.cpu(), path, draw=draw, paths=batch.paths)

@@ -126,7 +126,7 @@ def build_run(
     recomputed_parts(model, config.checkpoint_activations)  # refuses the flag before a folder is made
     save_dir = make_run_folder(config, lock)
     config = resolve_batch_size(config, model, hyp, spec)
-    loaders = build_loaders(config, hyp, spec, task=model.task, stride=model.stride)
+    loaders = build_loaders(config, hyp, spec, task=model.task, stride=model.stride, finish_on_device=device.type == "cuda")
     if config.resume and checkpoint is not None:
         check_labels(loaders.origin, checkpoint, config)
     report_data(loaders, spec, save_dir)
@@ -342,8 +342,12 @@ def make_run_folder(config: TrainConfig, lock: RunLock | None = None) -> Path:
     return folder
 
 
-def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, task: Task, stride: int) -> Loaders:
+def build_loaders(
+    config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, *, task: Task, stride: int, finish_on_device: bool = False
+) -> Loaders:
     """Training and validation batches. One rank of each machine reads the labels first, so that the others find its cache.
+
+    ``finish_on_device`` leaves colour and flips of training images to the device.
 
     Raises:
         UserError: --batch-size is no multiple of the number of ranks, or the data set cannot be read.
@@ -361,7 +365,7 @@ def build_loaders(config: TrainConfig, hyp: Hyperparameters, spec: DatasetSpec, 
     }  # fmt: skip
     train_options = LoaderOptions(
         imgsz=train_px, batch_size=config.batch_size, augment=True, rect=config.rect, min_items=config.min_items,
-        mosaic_until=config.epochs - hyp.close_mosaic, prefix="train: ", **shared,
+        mosaic_until=config.epochs - hyp.close_mosaic, finish_on_device=finish_on_device, prefix="train: ", **shared,
     )  # fmt: skip
     val_options = LoaderOptions(
         imgsz=val_px, batch_size=config.batch_size * 2, augment=False, rect=True, pad=0.5, prefix="val: ", **shared

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from data.augment.on_device import finished
 from engine.micro_batches import Pass, TrainingMicroBatches
 from engine.training.ema import ModelEMA
 from engine.training.initial_weights import FrozenLayers
@@ -93,7 +94,7 @@ class TrainingStep:
     def forward_backward(self, batch: Batch) -> Pass:
         """One pass over a batch or a micro-batch."""
         state, config = self.state, self.config
-        batch = batch.to(self.device)
+        batch = finished(batch.to(self.device))
         images = to_unit_range(batch.images, self.precision or torch.float32)  # (B, C, H, W) in 0-1, in the type that the network reads
         if config.multi_scale:
             key = (config.seed, self.epoch, self.iteration)

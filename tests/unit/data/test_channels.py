@@ -301,7 +301,7 @@ class TestLoader:
         for _ in range(2):  # the second time from the files of the first
             kept = [batch.images for batch in self.open(path, imgsz=48, cache=cache)]
             assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
-        assert len(list((tmp_path / "images" / "train").glob("*.48l5w.npy"))) == (6 if cache == "disk" else 0)
+        assert len(list((tmp_path / "images" / "train").glob("*.48r5w.npy"))) == (6 if cache == "disk" else 0)
 
     def test_workers_return_16_bit_images(self, tmp_path):
         path = write_squares(tmp_path, channels=5, dtype=np.uint16, suffix=".tif", train=6)

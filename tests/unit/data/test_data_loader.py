@@ -139,7 +139,7 @@ class TestBatches:
         for batch in run:
             assert isinstance(batch, Batch)
             assert batch.images.dtype == torch.uint8
-            assert batch.images.is_contiguous()
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
             assert batch.images.shape[1:] == (3, 64, 64)
             assert batch.targets.rows().dtype == torch.float32
             assert batch.targets.rows().shape[1] == 6
