@@ -43,6 +43,9 @@ class Loss(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores a saved state; an empty one resets."""
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each of a training's epochs, which count from 0, for losses with a schedule; nothing for most."""
+
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalar parts after gains, means over the batch; the training step back-propagates their sum times the batch size."""
 
@@ -53,6 +56,7 @@ class Deployed(NamedTuple):
     head: Head
     inputs: list[int]
     name: str | None = None  # registered name under which a YAML can build it; None: the row's own
+    options: Mapping[str, Any] = {}  # what the YAML's row then says besides its arguments
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,10 @@ class Head(nn.Module):
     def deploy(self) -> Deployed:
         """This head with only its main branch, sharing its parameters; a head with one branch returns itself."""
         raise NotImplementedError
+
+    def deploy_for_suppression(self) -> Deployed:
+        """The same with the branch whose predictions go through suppression, where the main one's need none; else :meth:`deploy`."""
+        return self.deploy()
 
     def set_strides(self, strides: Sequence[float]) -> None:
         """Stores the strides (one per level of one branch) and initialises what depends on them (class biases)."""
