@@ -26,7 +26,6 @@ PENDING = {
     "models/*yolo26": "YOLO26",
     "blocks/ul_SPPF__case1": "YOLO26",
     "blocks/ul_SPPF__case2": "YOLO26",
-    "ops/musgd": "YOLO26",
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
     "models/*-seg": "segmentation",

@@ -47,6 +47,7 @@ OPS = {
     "fitness_v9": "parity/test_ops_map.py",
     "letterbox": "parity/test_letterbox.py",
     "make_divisible": "parity/test_ops_grid.py",
+    "musgd": "unit/engine/test_musgd.py",
     "map_synth": "parity/test_ops_map.py",
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
