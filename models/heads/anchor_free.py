@@ -55,7 +55,6 @@ class DistributionHead(Head):
         newer_assignment: whether targets are assigned as newer YOLOv8 code does: a box smaller than the second stride has its
             candidates in an area of that size, and a cell is only assigned to a box that contains it.
         light_classes: whether the class convolutions are depthwise 3×3 and pointwise pairs (YOLOv10 and later), not dense 3×3.
-        one_to_one: whether the main branch learns one cell a box, so that its predictions need no suppression.
         single: the class with one branch that ``deploy()`` returns, None for the class itself; ``single_name`` is its registered name.
     """
 
@@ -63,7 +62,6 @@ class DistributionHead(Head):
     box_bias = 1.0
     newer_assignment = False
     light_classes = False
-    one_to_one = False
     single: type[DistributionHead] | None = None
     single_name = "Detect"
 

@@ -92,12 +92,14 @@ class Head(nn.Module):
         nc: number of classes.
         strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
+        one_to_one: whether the main branch learns one cell a box, so that its predictions need no suppression.
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
 
     task: ClassVar[Task] = DETECT
     branch_weights: tuple[float, ...] = (1.0,)
     anchor_based = False
+    one_to_one = False
     nc: int
     strides: tuple[float, ...]
 
