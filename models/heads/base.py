@@ -73,6 +73,7 @@ class ParameterPart:
         channels: meaning -> output channels, those of one anchor where ``by_anchor``; ``"class"`` channels are one a class.
         dim: dimension of the output layer's tensors along which its channels lie.
         by_anchor: whether the channels repeat for every anchor of a cell.
+        like_main: whether the part begins as the main branch's where the source has no such branch.
     """
 
     role: str
@@ -82,6 +83,7 @@ class ParameterPart:
     channels: Mapping[str, slice] = field(default_factory=dict)
     dim: int = 0
     by_anchor: bool = False
+    like_main: bool = False
 
 
 class Head(nn.Module):

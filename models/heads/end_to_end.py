@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -70,7 +71,8 @@ class EndToEndDetect(Detect):
 
     @classmethod
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
-        return {**branch_parts(NAMES["one2many"], -2), **branch_parts(NAMES["one2one"], -1)}
+        many = {name: replace(part, like_main=True) for name, part in branch_parts(NAMES["one2many"], -2).items()}
+        return {**many, **branch_parts(NAMES["one2one"], -1)}
 
     @classmethod
     def input_groups(cls) -> int:

@@ -21,8 +21,9 @@ class MuSGD(torch.optim.SGD):
     """Muon and SGD on the same weights, as published with YOLO26.
 
     For weights of two or four dimensions in groups with ``"muon": True``, taken as matrices of one row an output channel: ``b = m b +
-    (1 - m) g``, ``u = m b + (1 - m) g``, ``w = w - 0.2 lr s orthogonalised(u)``, with s = max(1, rows / columns) ** 0.5 of a linear layer
-    and of a filter's kernel (1 for a square one). Then SGD with Nesterov momentum and a momentum buffer of its own, as for all other weights.
+    (1 - m) g``, ``u = m b + (1 - m) g``, ``w = w - 0.2 lr s orthogonalised(u)``, with s = max(1, rows / columns) ** 0.5 of a linear
+    layer and of a filter's kernel (1 for a square one). Then SGD with Nesterov momentum and a momentum buffer of its own, as for all
+    other weights.
 
     The matrices of one shape are orthogonalised together. Non-finite gradients, which ``found_inf`` says on the device, change nothing, and
     no step waits for the device.

@@ -13,6 +13,7 @@ from models.heads.anchor_free import Detect, DetectV9, LightDetect
 from models.heads.end_to_end import EndToEndDetect, LightEndToEndDetect
 from models.losses.end_to_end import weights_at
 from models.spec.channel_rules import HeadForm
+from models.transfer.transfer import Source, transfer
 from tests.golden import assert_close, fill_, image_array
 from utils.config import Hyperparameters
 from utils.errors import UserError
@@ -142,6 +143,17 @@ def test_deploying_drops_a_branch_and_keeps_the_outputs_of_the_other(name):
         assert torch.equal(again.eval().predict(images).scores, fused.predict(images).scores)
         assert again.deploy(for_suppression=not for_suppression).head.kept == fused.head.kept  # one branch is all there is
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_weights_of_a_head_with_one_branch_fill_both():
+    single = fill_(build_model({**ROWS, "head": [[[1, 2, 3], 1, "Detect", ["nc"]]]}), 1.0)
+    model = build_model({**ROWS, "end2end": True, "head": [[[1, 2, 3], 1, "Detect", ["nc"]]]})
+    transfer(model, Source(single.state_dict(), single.spec.to_dict()))
+    for branch in ("", "one2one_"):
+        for part in ("cv2", "cv3"):
+            for ours, theirs in zip(getattr(model.head, branch + part).parameters(), getattr(single.head, part).parameters(), strict=True):
+                assert torch.equal(ours, theirs)
 
 
 def test_suppression_is_for_predictions_of_several_networks():
