@@ -17,6 +17,7 @@ from torch import Tensor
 
 from utils.types import Detections, Predictions
 
+MOST_UNIQUE = 300  # detections of an image without suppression, as published (YOLOv10, YOLO26)
 FIRST_CANDIDATES = 8  # candidates tried first, as a multiple of ``max_det``
 
 
@@ -105,7 +106,7 @@ def _best(predictions: Predictions, suppression: Suppression) -> list[Detections
     if suppression.classes is not None:
         unwanted = [c for c in range(scores.shape[2]) if c not in set(suppression.classes)]
         scores = scores.index_fill(2, torch.tensor(unwanted, dtype=torch.long).to(scores.device, non_blocking=True), float("-inf"))
-    found = select_best(scores, count=suppression.max_det, agnostic=suppression.agnostic)
+    found = select_best(scores, count=min(suppression.max_det, MOST_UNIQUE), agnostic=suppression.agnostic)
     at = found.candidate[..., None]
     boxes = predictions.boxes.gather(1, at.expand(-1, -1, 4))
     fields = {name: value.gather(1, at.expand(-1, -1, value.shape[2])) for name, value in predictions.fields.items()}

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from models.analysis.compare import PredictionDifference, absolute_difference
 from models.model import Model
 from utils.errors import UserError
-from utils.nms import select_best
+from utils.nms import MOST_UNIQUE, select_best
 from utils.types import Predictions
 
-ROWS = 300  # of the output, whatever the image shows and however small it is
+ROWS = MOST_UNIQUE  # of the output, whatever the image shows and however small it is
 COLUMNS = 6  # x1, y1, x2, y2 in px, score, class
 OUTPUTS = {"output0": {0: "batch"}}  # name -> free axes
 
