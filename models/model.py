@@ -124,18 +124,22 @@ class Model(nn.Module):
         fused.spec = replace(fused.spec, fused=True)
         return fused
 
-    def deploy(self, *, fuse: bool = True) -> Model:
+    def deploy(self, *, fuse: bool = True, for_suppression: bool = False) -> Model:
         """A new Model for inference; this one (and an EMA beside it) stays as it is.
+
+        ``for_suppression`` keeps the one-to-many branch of a head that has a one-to-one branch too.
 
         Drops the auxiliary branches and every layer that only they need, folds identity rows, renumbers, and fuses. An identity row that
         reads the image stays where several rows read it, since a row cannot name the image.
         """
-        deployed = self.head.deploy()
+        deployed = self.head.deploy_for_suppression() if for_suppression else self.head.deploy()
         head_sources = tuple(self.plans[-1].sources[i] for i in deployed.inputs)
         plans = [*self.plans[:-1], replace(self.plans[-1], sources=head_sources, name=deployed.name or self.plans[-1].name)]
         plans = _fold_identities(needed(plans), self.model)
         number = {plan.index: new for new, plan in enumerate(plans)} | {-1: -1}
-        spec = replace(self.spec, rows=tuple(_renumbered_row(self.spec.rows[p.index], p, number) for p in plans))
+        rows = [_renumbered_row(self.spec.rows[p.index], p, number) for p in plans]
+        rows[-1] = _with_options(rows[-1], deployed.options)
+        spec = replace(self.spec, rows=tuple(rows))
         layers = [copy.deepcopy(deployed.head if p is plans[-1] else self.model[p.index]) for p in plans]
 
         reduced = Model.__new__(Model)
@@ -257,6 +261,15 @@ def _renumbered_row(row: Row, plan: LayerPlan, number: Mapping[int, int]) -> Row
     source = sources if isinstance(row.source, tuple) else sources[0]
     module = plan.name if plan.out_channels == 0 else row.module
     return replace(row, source=source, module=module)
+
+
+def _with_options(row: Row, options: Mapping[str, Any]) -> Row:
+    """The row with options in place of those of the same names."""
+    if not options:
+        return row
+    kept = [arg for arg in row.args if not isinstance(arg, Mapping)]
+    before = {key: value for arg in row.args if isinstance(arg, Mapping) for key, value in arg.items()}
+    return replace(row, args=(*kept, {**before, **options}))
 
 
 def _check_width(plan: LayerPlan, out: Any, where: str) -> None:

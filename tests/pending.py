@@ -10,8 +10,6 @@ from __future__ import annotations
 PENDING = {
     # families
     "models/*yolov10": "YOLOv10",
-    "heads/v10_": "YOLOv10",
-    "losses/v10_": "YOLOv10",
     "blocks/ul_Attention": "YOLOv10",
     "blocks/ul_C2fCIB": "YOLOv10",
     "blocks/ul_CIB": "YOLOv10",
@@ -19,7 +17,6 @@ PENDING = {
     "blocks/ul_RepVGGDW": "YOLOv10",
     "blocks/ul_SCDown": "YOLOv10",
     "models/*yolo11": "YOLO11",
-    "heads/v11_": "YOLO11",
     "blocks/ul_C2PSA": "YOLO11",
     "blocks/ul_C2fPSA": "YOLO11",
     "blocks/ul_C3k": "YOLO11",
@@ -27,11 +24,8 @@ PENDING = {
     "models/*yolo12": "YOLO12",
     "blocks/ul_ABlock": "YOLO12",
     "models/*yolo26": "YOLO26",
-    "heads/v26_": "YOLO26",
-    "losses/v26_": "YOLO26",
     "blocks/ul_SPPF__case1": "YOLO26",
     "blocks/ul_SPPF__case2": "YOLO26",
-    "ops/musgd": "YOLO26",
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
     "models/*-seg": "segmentation",

@@ -23,6 +23,7 @@ PRETRAINED = "pretrained"  # of --freeze
 NEWEST = "newest"  # of --resume
 PATHS = ("cfg", "weights", "backbone_weights", "data", "hyp", "project")  # fields that name a file or a folder
 ABSOLUTE = "absolute"  # key of opt.yaml
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION", "MuSGD")
 MAX_LAYERS = 10_000
 GENERATIONS = 300  # of --evolve without a number
 
@@ -65,7 +66,7 @@ class TrainConfig:
     patience: int = flag(100, "stop after so many epochs without a better fitness; 0 = never", least=0, resumable=True)
 
     optimizer: str = flag(
-        "SGD", "SGD, Adam, AdamW or LION", section="optimization", metavar="NAME", choices=("SGD", "Adam", "AdamW", "LION"),
+        "SGD", "SGD, Adam, AdamW, LION or MuSGD", section="optimization", metavar="NAME", choices=OPTIMIZERS,
         shorthands={"--adam": "Adam"},
     )  # fmt: skip
     cos_lr: bool = flag(False, "cosine schedule instead of a linear one")

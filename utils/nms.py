@@ -1,5 +1,7 @@
 """Non-maximum suppression: from everything a head decodes to the boxes that are kept, best score first.
 
+Predictions with one candidate an object (``Predictions.unique``) are not suppressed: their best are kept.
+
 A batch costs one selection on the device, one wait for its counts, and on a GPU one call of torchvision's suppression for as many images
 as fit its matrix of pairs; on a CPU, where joined images would be compared with each other, one call per image. Nothing is dropped for
 lack of time.
@@ -9,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from utils.types import Detections, Predictions
 
+MOST_UNIQUE = 300  # detections of an image without suppression, as published (YOLOv10, YOLO26)
 FIRST_CANDIDATES = 8  # candidates tried first, as a multiple of ``max_det``
 JOINED_CANDIDATES = 1 << 15  # most of one call on a GPU; its bits for all pairs then take 128 MiB
 
@@ -52,6 +56,8 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
     Returns:
         One ``Detections`` per image, in order.
     """
+    if predictions.unique:
+        return _best(predictions, suppression)
     boxes = predictions.boxes
     scores, labels = _candidate_scores(predictions.scores, suppression.classes, multi_label=suppression.multi_label)  # (B, N · C) or (B, N)
     above = scores > suppression.conf
@@ -115,6 +121,49 @@ def _kept(images: Sequence[Detections], suppression: Suppression) -> list[Tensor
     keep = keep[image[keep].argsort(stable=True)]  # image by image, best first
     kept = torch.bincount(image[keep], minlength=len(images)).tolist()
     return [rows - start for rows, start in zip(keep.split(kept), starts.tolist())]
+
+
+class Selection(NamedTuple):
+    """The best candidates of each image, best score first."""
+
+    scores: Tensor  # (B, K)
+    classes: Tensor  # (B, K) int64
+    candidate: Tensor  # (B, K) int64, which of the N
+
+
+def select_best(scores: Tensor, *, count: int, agnostic: bool = False) -> Selection:
+    """The ``count`` candidates of the highest class score, then the ``count`` highest pairs of candidate and class among them.
+
+    So that a candidate may count for several classes, unless ``agnostic``: then each counts for its best class. Fewer than ``count``
+    where there are fewer candidates. Traceable, and waits for no device.
+
+    Args:
+        scores: (B, N, C).
+        count: the most that are selected.
+        agnostic: one class a candidate.
+    """
+    best, label = scores.max(dim=2)  # (B, N)
+    best, candidate = best.topk(min(count, scores.shape[1]), dim=1)  # (B, K)
+    if agnostic or scores.shape[2] == 1:
+        return Selection(best, label.gather(1, candidate), candidate)
+    pairs = scores.gather(1, candidate[..., None].expand(-1, -1, scores.shape[2])).flatten(1)  # (B, K · C)
+    best, pair = pairs.topk(candidate.shape[1], dim=1)
+    return Selection(best, pair % scores.shape[2], candidate.gather(1, torch.div(pair, scores.shape[2], rounding_mode="floor")))
+
+
+def _best(predictions: Predictions, suppression: Suppression) -> list[Detections]:
+    """The best candidates of each image with a score above ``conf``."""
+    scores = predictions.scores
+    if suppression.classes is not None:
+        unwanted = [c for c in range(scores.shape[2]) if c not in set(suppression.classes)]
+        scores = scores.index_fill(2, torch.tensor(unwanted, dtype=torch.long).to(scores.device, non_blocking=True), float("-inf"))
+    found = select_best(scores, count=min(suppression.max_det, MOST_UNIQUE), agnostic=suppression.agnostic)
+    at = found.candidate[..., None]
+    boxes = predictions.boxes.gather(1, at.expand(-1, -1, 4))
+    fields = {name: value.gather(1, at.expand(-1, -1, value.shape[2])) for name, value in predictions.fields.items()}
+    counts = (found.scores > suppression.conf).sum(dim=1).tolist()  # the one wait for the device
+    together = Detections(boxes, found.scores, found.classes, fields)
+    return [together[image][:n] for image, n in enumerate(counts)]
 
 
 def _candidate_scores(scores: Tensor, classes: Sequence[int] | None, *, multi_label: bool) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ class Letterbox(NamedTuple):
 
 
 class Columns:
-    """Base of the containers: dataclasses of tensors with a common first axis, of mappings of such tensors, and of None."""
+    """Base of the containers: dataclasses of tensors with a common first axis, of mappings of such tensors, of None and of flags."""
 
     def __getitem__(self, index: Any) -> Self:
         """The rows (objects, detections, images) that a mask, a slice or indices over the first axis select."""
@@ -69,7 +69,7 @@ class Columns:
     def _present(self) -> Iterator[tuple[str, Any]]:
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
-            if value is not None:
+            if isinstance(value, (Tensor, Mapping)):
                 yield f.name, value
 
 
@@ -154,6 +154,7 @@ class Predictions(Columns):
     scores: Tensor  # (B, N, nc) in 0-1
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # (B, N, ·) by name, such as mask coefficients
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # (B, …) by name, of the whole image, such as prototypes
+    unique: bool = False  # an object has one candidate (one-to-one branch): the best are kept as they are, without suppression
 
     def __iter__(self) -> Iterator[Tensor]:
         """``boxes, scores = model.predict(images)``; what a task adds is in ``fields`` and ``shared``."""
@@ -169,9 +170,12 @@ class Predictions(Columns):
 
     @classmethod
     def join_candidates(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Candidates of the same images from several networks or views, joined along N; shared maps are those of the first."""
+        """Candidates of the same images from several networks or views, joined along N; shared maps are those of the first.
+
+        Several of one object are among them, whatever the parts are.
+        """
         joined = cls.cat([part.replace(shared={}) for part in parts], dim=1)
-        return joined.replace(shared=parts[0].shared)
+        return joined.replace(shared=parts[0].shared, unique=parts[0].unique and len(parts) == 1)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class NetworkChecks:
 
     def _hyp(self) -> Hyperparameters:
         model = self.network
-        family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based)
+        family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based, scale=model.spec.scale)
         return Hyperparameters.from_yaml(find_hyp(family, HYPS))
 
     def _randomized_network(self) -> Model:

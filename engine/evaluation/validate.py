@@ -150,7 +150,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
         print(f"No --weights given: validating the newest run, {config.weights}")
     if is_exported(config.weights, plugins=config.plugins) and not config.data:
         raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
-    options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust)
+    options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust, nms=config.nms)
     model = load_networks(config.all_weights, device=device, options=options)
     if not config.data:
         config = replace(config, data=str(load_checkpoint(config.weights).config.get("data") or ""))

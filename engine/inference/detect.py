@@ -193,7 +193,7 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> N
     if config.visualize and (config.others or is_exported(weights, plugins=config.plugins)):
         reason = "several models have no common layers" if config.others else f"{weights} shows nothing of its layers"
         raise UserError(f"--visualize: {reason}; give one .pt file")
-    options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust)
+    options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust, nms=config.nms)
     model = load_networks(files, device=device, options=options)
     for wanted in config.classes or ():
         if not 0 <= wanted < model.nc:

@@ -29,12 +29,14 @@ class LoadOptions:
         download: whether published weights that are not on disk are fetched.
         half: whether the network is to run in float16, which exported files cannot.
         trust: whether the code in exported files is run unread.
+        nms: whether the branch whose predictions go through suppression is taken where there is one without.
     """
 
     plugins: Sequence[str] = ()
     download: bool = False
     half: bool = False
     trust: bool = False
+    nms: bool = False
 
 
 def load_networks(files: Sequence[str | Path], *, device: torch.device, options: LoadOptions) -> Model | Ensemble | ExportedModel:
@@ -52,12 +54,21 @@ def load_network(path: Path, *, device: torch.device, options: LoadOptions) -> M
     if is_exported(path, plugins=options.plugins):
         if options.half:
             raise UserError(f"--half: {path} is run in the precision it was exported in; leave --half out")
-        return load_exported(path, device=device, trust=options.trust)
+        exported = load_exported(path, device=device, trust=options.trust)
+        if options.nms and exported.one_to_one:
+            raise UserError(f"--nms: {path} holds the detections of a one-to-one branch; export it with --nms, or leave --nms out")
+        return exported
     from models import load_model
     from models.checkpoints.published import ensure_weights
 
     ensure_weights(path, download=options.download)
-    return ready_to_infer(load_model(path, plugins=options.plugins).deploy(), device)
+    model = load_model(path, plugins=options.plugins)
+    deployed = model.deploy(for_suppression=options.nms)
+    if options.nms and deployed.head.one_to_one:
+        raise UserError(f"--nms: {path} is deployed, with a one-to-one branch only; give the weights of the training, or leave --nms out")
+    if options.nms and not model.head.one_to_one:
+        print(f"--nms: {path} has no one-to-one branch, and its predictions go through suppression anyway")
+    return ready_to_infer(deployed, device)
 
 
 def is_exported(path: str | Path, *, plugins: Sequence[str] = ()) -> bool:

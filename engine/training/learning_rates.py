@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from torch import nn
+
 from models.layers.attention.ops.embedded import Embedded
 from models.model import Model
 from models.spec import channel_rules as rules
@@ -12,6 +14,8 @@ from models.spec.channel_rules import LayerPlan
 from models.spec.registry import BLOCKS, BlockSpec
 from utils.errors import UserError
 from utils.lr_multipliers import parse_lr_multipliers, rows_of
+
+CLASS_RATE = 3.0  # published with MuSGD, for the class convolutions
 
 
 def multipliers(model: Model, text: str) -> dict[str, float]:
@@ -30,6 +34,16 @@ def rates_line(model: Model, text: str) -> str:
     assigned = Counter(_assigned(model, factors).values())
     rest = sum(1 for _ in _trainable(model)) - sum(assigned.values())
     return ", ".join(f"{part} x {factor:g} ({assigned[part]} tensors)" for part, factor in factors.items()) + f", x 1 ({rest} tensors)"
+
+
+def class_multipliers(model: nn.Module, factors: Mapping[str, float]) -> dict[str, float]:
+    """``factors`` (name -> factor) with ``CLASS_RATE`` times as much for the matrices and filters of a head's class convolutions."""
+    if not isinstance(model, Model):
+        return dict(factors)
+    row = len(model.plans) - 1
+    parts = tuple(f"model.{row}.{name}." for name, part in model.head.parameter_parts().items() if part.role == "class")
+    own = {name: CLASS_RATE * factors.get(name, 1.0) for name, p in model.named_parameters() if name.startswith(parts) and p.ndim > 1}
+    return {**factors, **own}
 
 
 def _assigned(model: Model, factors: Mapping[str, float]) -> dict[str, str]:

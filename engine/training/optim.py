@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from engine.training.learning_rates import class_multipliers
+from engine.training.optimizers.lion import Lion
+from engine.training.optimizers.musgd import MuSGD
 from engine.training.schedule import StepSettings
-from utils.config import Hyperparameters
+from utils.config import OPTIMIZERS, Hyperparameters
 from utils.errors import UserError
 from utils.precision import update_scale
 
@@ -46,7 +49,9 @@ def build_optimizer(
     accumulate: int,
     multipliers: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW over the three groups.
+    """SGD with Nesterov momentum, Adam, AdamW, LION or MuSGD over the three groups.
+
+    With MuSGD the weights that are decayed are those that are orthogonalised, and those of class convolutions learn three times as fast.
 
     Args:
         batch_size: over all processes.
@@ -60,9 +65,10 @@ def build_optimizer(
     if not any(groups.values()):
         raise UserError("no parameter is left to train: --freeze names every layer of the model")
     decay = hyp.weight_decay * batch_size * accumulate / hyp.nbs
+    factors = class_multipliers(model, multipliers or {}) if name == "MuSGD" else multipliers or {}
     described: list[dict[str, Any]] = [
         {"params": parameters, "name": g, "weight_decay": decay if g == "decay" else 0.0, "lr_mult": factor}
-        for factor, g, parameters in _by_factor(model, groups, multipliers or {})
+        for factor, g, parameters in _by_factor(model, groups, factors)
     ]
     fused = {"fused": True} if _can_fuse(model) else {"foreach": True}
     if name == "SGD":
@@ -74,7 +80,11 @@ def build_optimizer(
         return torch.optim.AdamW(described, lr=hyp.lr0, betas=betas, **fused)
     if name == "LION":
         return Lion(described, lr=hyp.lr0, betas=(hyp.momentum, 0.99))
-    raise UserError(f"--optimizer {name!r} is unknown, one of SGD, Adam, AdamW, LION is needed")
+    if name == "MuSGD":
+        for group in described:
+            group["muon"] = group["name"] == "decay"
+        return MuSGD(described, lr=hyp.lr0, momentum=hyp.momentum, **fused)
+    raise UserError(f"--optimizer {name!r} is unknown, one of {', '.join(OPTIMIZERS)} is needed")
 
 
 def initialize_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
@@ -137,35 +147,6 @@ def optimizer_step(
     update_scale(scaler, non_finite=torch.zeros_like(applied) if non_finite is None else non_finite)
     optimizer.zero_grad(set_to_none=True)
     return applied
-
-
-class Lion(Optimizer):
-    """The sign of an interpolated momentum, with decoupled weight decay.
-
-    ``u = sign(b1 * m + (1 - b1) * g)``, ``w = w - lr * (u + decay * w)``, ``m = b2 * m + (1 - b2) * g``: Chen et al., Symbolic Discovery of
-    Optimization Algorithms, arXiv 2302.06675, algorithm 2. Its learning rate is to be three to ten times smaller than AdamW's.
-    """
-
-    def __init__(self, params: Iterable, *, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
-            if not weights:
-                continue
-            gradients = [p.grad for p in weights]
-            for p in weights:
-                if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            momenta: list[Tensor] = [self.state[p]["momentum"] for p in weights]
-            first, second = group["betas"]
-            update = torch._foreach_lerp(momenta, gradients, 1 - first)
-            torch._foreach_sign_(update)
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, update, alpha=-group["lr"])
-            torch._foreach_lerp_(momenta, gradients, 1 - second)
 
 
 def _by_factor(

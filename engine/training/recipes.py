@@ -9,7 +9,10 @@ from utils.files import replacement
 
 
 class Family(NamedTuple):
-    """Recipes of the models whose YAML's name holds ``part``: gains of the two kinds of head differ a hundredfold, so each has its own."""
+    """Recipes of the models whose YAML's name holds ``part``: gains of the two kinds of head differ a hundredfold, so each has its own.
+
+    ``{scale}`` in a recipe's name is the letter of the model's scale.
+    """
 
     part: str
     anchors: str
@@ -18,8 +21,14 @@ class Family(NamedTuple):
 
 PUBLISHED_FOLDERS = ("data", "data/hyps", "hyps")
 GAIN_BORDER = 1.0  # box gains of heads with anchors lie far below it, those of the others far above
-# Published pairings; the first that fits counts. YOLOv5u is trained as YOLOv8, YOLOv7-AF as YOLOv9.
+SIZES = "nsmlx"  # scales that have recipes of their own
+SMALLEST = "n"  # scale of a model that names none
+# Published pairings; the first that fits counts. YOLOv5u, v10 and 11 are trained as YOLOv8, YOLOv7-AF as YOLOv9.
 FAMILIES = (
+    Family("v10", "scratch-low", "v8"),
+    *(Family(f"yolo{v}11", "scratch-low", "v8") for v in ("", "v")),
+    *(Family(f"yolo{v}12", "scratch-low", "v12{scale}") for v in ("", "v")),
+    *(Family(f"yolo{v}26", "scratch-low", "v26{scale}") for v in ("", "v")),
     Family("v5", "scratch-low", "v8"),
     Family("v7-tiny", "scratch.tiny", "scratch-high"),
     *(Family(f"v7-{size}", "scratch.p6", "scratch-high") for size in ("w6", "e6", "d6")),
@@ -30,11 +39,16 @@ FAMILIES = (
 )
 
 
-def family_hyp(cfg_name: str, dialect: str, anchor_based: bool) -> str:
-    """The hyp file of the family that the name of a model YAML belongs to, or else of its dialect and head."""
+def family_hyp(cfg_name: str, dialect: str, anchor_based: bool, *, scale: str = "") -> str:
+    """The hyp file of the family that the name of a model YAML belongs to, or else of its dialect and head.
+
+    Args:
+        scale: letter of the model's scale, empty for none.
+    """
     other = Family("", "scratch-low", "v8" if dialect == "v8" else "scratch-high")
     family = next((f for f in FAMILIES if f.part in cfg_name.lower()), other)
-    return f"hyp.{family.anchors if anchor_based else family.no_anchors}.yaml"
+    recipe = family.anchors if anchor_based else family.no_anchors
+    return f"hyp.{recipe.format(scale=scale if scale in tuple(SIZES) else SMALLEST)}.yaml"
 
 
 def gains_warning(box: float, anchor_based: bool) -> str:

@@ -313,7 +313,7 @@ def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model
     if isinstance(config.hyp, Hyperparameters):
         hyp = config.hyp
     else:
-        family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based)
+        family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based, scale=model.spec.scale)
         if not config.hyp:
             print(f"No --hyp: {family}, the recipe of this model's family")
         hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))

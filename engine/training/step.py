@@ -70,7 +70,7 @@ class TrainingStep:
         self.micro_batches = TrainingMicroBatches(self.state.model, self.state.loss, self.guard, self.device)
 
     def begin(self, epoch: int, iteration: int, *, is_last: bool) -> None:
-        """Sets learning rate and momentum of an iteration, and decides whether it ends with an optimizer step.
+        """Sets learning rate, momentum and the loss's schedule of an iteration, and decides whether it ends with an optimizer step.
 
         Args:
             is_last: of the epoch; its step uses all gradients that are left, so that none are carried into the next epoch.
@@ -78,6 +78,7 @@ class TrainingStep:
         self.epoch, self.iteration = epoch, iteration
         settings = self.schedule.at(epoch, iteration)
         apply_settings(self.state.optimizer, settings)
+        self.state.loss.begin_epoch(epoch, self.config.epochs)
         self._summed += 1
         self.is_due = self._summed >= settings.accumulate or is_last
 

@@ -8,6 +8,7 @@ gets the box's largest overlap (section 3.2).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class TaskAlignedAssigner:
 
     Args:
         topk: cells a box.
+        kept: cells a box after those that several boxes picked are resolved, the best aligned ones; None keeps all.
         alpha: exponent of the class score.
         beta: exponent of the overlap.
         min_candidate_side: px; a box with a shorter side has its candidates in an area enlarged to this length about its centre.
@@ -56,10 +58,23 @@ class TaskAlignedAssigner:
     """
 
     def __init__(
-        self, *, topk: int = 10, alpha: float = 0.5, beta: float = 6.0, min_candidate_side: float = 0.0, owners_contain: bool = True
+        self,
+        *,
+        topk: int = 10,
+        alpha: float = 0.5,
+        beta: float = 6.0,
+        min_candidate_side: float = 0.0,
+        owners_contain: bool = True,
+        kept: int | None = None,
     ) -> None:
-        self.topk, self.alpha, self.beta = topk, alpha, beta
+        self.topk, self.kept, self.alpha, self.beta = topk, kept, alpha, beta
         self.min_candidate_side, self.owners_contain = min_candidate_side, owners_contain
+
+    def replace(self, *, topk: int, kept: int | None) -> TaskAlignedAssigner:
+        """The same assigner with other numbers of cells a box."""
+        other = copy.copy(self)
+        other.topk, other.kept = topk, kept
+        return other
 
     @torch.no_grad()
     def __call__(
@@ -157,6 +172,9 @@ class TaskAlignedAssigner:
 
         overlap = ciou(boxes_at(view.boxes_xyxy, cell), boxes_at(targets.boxes_xyxy, box)).clamp_(min=0) * mask
         value = self._measure(overlap, view.logit_at(cell, targets.labels.gather(1, box)))
+        if self.kept is not None:
+            mask = mask & (_ranks(box, value.masked_fill(~mask, -1)) < self.kept)
+            overlap, value = overlap * mask, value * mask
         most_aligned, most_overlap = (v.new_zeros(len(v), n).scatter_reduce_(1, box, v, "amax") for v in (value, overlap))  # (B, n)
         score = value * (most_overlap / (most_aligned + 1e-9)).gather(1, box)
         return Assignment(cell, box, score, mask)
@@ -236,6 +254,15 @@ def all_pairs(low: Tensor, high: Tensor, valid: Tensor, grid: LevelGrid) -> _Pai
     inside = across & down & valid[:, None]  # (rows, N)
     row = torch.arange(len(low), device=low.device).repeat_interleave(len(x))
     return _Pairs(row, torch.arange(len(x), device=low.device).repeat(len(low)), inside.flatten())
+
+
+def _ranks(box: Tensor, value: Tensor) -> Tensor:
+    """The rank (B, R) of each pick among those of its box (B, R), 0 for the one of the largest value; the first of equal ones leads."""
+    order = value.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, box.gather(1, order).argsort(dim=1, stable=True))  # by box, then by value
+    sorted_box = box.gather(1, order)
+    place = torch.arange(box.shape[1], device=box.device).expand_as(box)
+    return torch.empty_like(box).scatter_(1, order, place - torch.searchsorted(sorted_box, sorted_box))
 
 
 def _spans(low: Tensor, high: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ def export_model(model: Model, file_format: str, path: Path, options: ExportOpti
     export_format = find_format(file_format)
     options.validate(stride=model.stride)
     require_packages(export_format)
-    deployed = model.deploy()
+    deployed = model.deploy(for_suppression=export_format.has_suppression)
     source = prepare_source(deployed, export_format, options)
     try:
         with atomic_write(path) as unverified:

@@ -30,8 +30,8 @@ class ExportFacts:
     batch: int = 1
     ch: int = 3
     dynamic: bool = False  # whether it accepts other sizes and batches than these
-    end2end: bool = False  # whether suppression is inside the file
-    topk: int = 0  # of the suppression inside: detections an image,
+    end2end: bool = False  # whether the outputs are detections: suppression is inside the file, or not needed
+    topk: int = 0  # detections an image; of the suppression inside:
     iou: float = 0.0  # overlap above which a box is dropped,
     conf: float = 0.0  # and score above which a box is a candidate
     task: str = "detect"

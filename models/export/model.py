@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.export.formats import format_of_file
+from models.export.one_to_one import decode_rows
 from models.export.registry import OpenedFile
 from models.export.suppression import decode_detections
 from tasks import TASKS, Task
@@ -60,12 +61,14 @@ class ExportedModel:
         stride: px; sides of images should be multiples of it.
         imgsz: height and width it was exported at, px.
         dynamic: whether it takes other sizes (multiples of ``stride``) than ``imgsz``.
+        one_to_one: whether the file says that it holds the detections of a one-to-one branch.
     """
 
     def __init__(self, opened: OpenedFile, path: Path) -> None:
         self.run, self.path = opened.run, path
         self.facts = opened.facts.checked(source=str(path))
         self.task = task_of_file(self.facts.task, path)
+        self.one_to_one = self.facts.end2end and len(opened.output_shapes) <= 1  # suppression has four outputs
         if not self.facts.names:
             classes = self.task.class_count(opened.output_shapes)
             if not classes:
@@ -101,7 +104,8 @@ class ExportedModel:
         """Boxes (B, N, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1, on the images' device.
 
         A file of fixed batch size is run as often as it takes, the last time with blank images beside the rest. A file with suppression
-        inside gives its detections as predictions whose other scores are zero, so that suppressing them again changes nothing.
+        inside gives its detections as predictions whose other scores are zero, so that suppressing them again changes nothing; one with
+        the detections of a one-to-one branch gives those.
 
         Raises:
             UserError: the size is not one that the file takes, or its outputs are not those of its task.
@@ -132,6 +136,8 @@ class ExportedModel:
 
     def _decode(self, outputs: Sequence[Tensor]) -> Predictions:
         try:
+            if self.facts.end2end and len(outputs) == 1:
+                return decode_rows(outputs[0], nc=self.nc)
             decode = decode_detections if self.facts.end2end else self.task.from_export
             return decode(outputs, nc=self.nc)
         except (ValueError, IndexError, RuntimeError) as error:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models.export import suppression
+from models.export import one_to_one, suppression
 from models.export.facts import ExportFacts
 from models.export.registry import ExportFormat
 from models.export.source import ExportOptions, ExportSource
@@ -69,10 +69,15 @@ def prepare_source(deployed: Model, export_format: ExportFormat, options: Export
     shape = (options.batch_size, deployed.ch, *options.imgsz)
     example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     if export_format.has_suppression:
+        if deployed.head.one_to_one:
+            raise UserError("--nms: the weights are deployed, with a one-to-one branch only, which needs no suppression; leave --nms out")
         facts = replace(facts, end2end=True, topk=options.topk, iou=options.iou, conf=options.conf)
         layer = suppression.Suppression(topk=options.topk, iou=options.iou, conf=options.conf)
         network = End2EndNetwork(deployed, layer).eval()
         return ExportSource(network, example, suppression.OUTPUTS, facts, options, candidates=suppression.CANDIDATES)
+    if deployed.head.one_to_one:
+        facts = replace(facts, end2end=True, topk=one_to_one.ROWS)
+        return ExportSource(one_to_one.OneToOneNetwork(deployed).eval(), example, one_to_one.OUTPUTS, facts, options)
     task = deployed.task
     outputs = {output.name: output.axes for output in task.outputs}
     return ExportSource(ExportedNetwork(deployed, task).eval(), example, outputs, facts, options)

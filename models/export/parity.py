@@ -12,6 +12,7 @@ from torch import Tensor
 from models.analysis.compare import PredictionDifference, matched_difference, prediction_difference
 from models.export.facts import ExportFacts
 from models.export.model import ExportedModel
+from models.export.one_to_one import selection_difference
 from models.export.registry import ExportFormat
 from models.export.suppression import CANDIDATES, Suppression, decode_detections, threshold_in_widest_gap
 from models.model import Model
@@ -89,7 +90,8 @@ def _compare_predictions(
     deployed: Model, path: Path, facts: ExportFacts, export_format: ExportFormat, inputs: list[Tensor]
 ) -> PredictionDifference:
     exported = _open(path, export_format)
-    return PredictionDifference.largest(prediction_difference(deployed.predict(x), exported.predict(x)) for x in inputs)
+    difference = selection_difference if deployed.head.one_to_one else prediction_difference
+    return PredictionDifference.largest(difference(deployed.predict(x), exported.predict(x)) for x in inputs)
 
 
 def _compare_detections(

@@ -1,13 +1,13 @@
-"""Anchor-free heads with a distribution for each box side: every cell predicts its distances to the four sides, and class scores.
+"""Anchor-free heads: every cell predicts its distances to the four sides of a box, each as a distribution or plainly, and class scores.
 
-Generalized Focal Loss (arXiv 2006.04388) introduced the distribution; YOLOv8 and YOLOv9 share the head described here.
+Generalized Focal Loss (arXiv 2006.04388) introduced the distribution; YOLOv8 to YOLO26 share the head described here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.conv import DFL, Conv
 from models.losses.task_aligned import TaskAlignedLoss
 from models.spec import channel_rules as rules
+from models.spec.channel_rules import HeadForm
 from models.spec.registry import register
 from utils.errors import UserError
 from utils.types import Predictions
@@ -27,10 +28,20 @@ if TYPE_CHECKING:
 
 TOWER_OUTPUT = "2"  # the last of a tower's three convolutions
 BINS = 16  # of each side's distribution: distances 0 … 15 strides
+LARGEST_REG_MAX = 64
+LEAST_BOX_WIDTH = 16  # of the box convolutions
 NOMINAL_SIZE = 640  # px of the image for which the class bias is set
 NOMINAL_OBJECTS = 5  # objects expected on such an image
 HIGHEST_CONF = 0.999  # above it float32 scores are too coarse to be compared as logits
 LOGIT_MARGIN = 1e-2  # so much below the threshold a logit still counts: more than rounding of the score, in half precision as well
+
+
+class BranchNames(NamedTuple):
+    """Published names of a branch's layers: box convolutions, class convolutions, distribution."""
+
+    boxes: str
+    classes: str
+    distribution: str
 
 
 class DistributionHead(Head):
@@ -38,53 +49,79 @@ class DistributionHead(Head):
 
     The layers of the branches have the published names: cv2, cv3, dfl for the first, cv4, cv5, dfl2 for the second, cv6, cv7, dfl3 for the
     third. Inputs are all levels of the first branch, then all of the second …; auxiliary branches come first, the main one last.
-    Raw maps are (B, 64 + nc, H, W): 16 logits each for left, top, right, bottom, then the class logits.
+    Raw maps are (B, 4 · reg_max + nc, H, W): reg_max logits each for left, top, right, bottom, then the class logits. With reg_max 1 there
+    is no distribution: the four channels are the distances in strides, which may be negative.
 
     Attributes:
         box_groups: groups of the second and third box convolution (4 in YOLOv9's ``DDetect`` family).
         box_bias: initial bias of the box logits.
         newer_assignment: whether targets are assigned as newer YOLOv8 code does: a box smaller than the second stride has its
             candidates in an area of that size, and a cell is only assigned to a box that contains it.
+        light_classes: whether the class convolutions are depthwise 3×3 and pointwise pairs (YOLOv10 and later), not dense 3×3.
         single: the class with one branch that ``deploy()`` returns, None for the class itself; ``single_name`` is its registered name.
     """
 
     box_groups = 1
     box_bias = 1.0
     newer_assignment = False
+    light_classes = False
     single: type[DistributionHead] | None = None
     single_name = "Detect"
 
-    def __init__(self, nc: int, channels: Sequence[int]) -> None:
+    def __init__(self, nc: int, channels: Sequence[int], *, reg_max: int = BINS) -> None:
         """
         Args:
             nc: number of classes.
             channels: width of each input, all branches.
+            reg_max: bins of each side's distribution; 1 for plain distances.
 
         Raises:
-            UserError: no class, or the number of inputs is not a multiple of the number of branches.
+            UserError: no class, reg_max out of range, or the number of inputs is not a multiple of the number of branches.
         """
         super().__init__()
-        branches = len(self.branch_weights)
+        groups = self.input_groups()
         if nc < 1:
             raise UserError(f"nc {nc}: a head needs at least one class")
-        if not channels or len(channels) % branches:
-            raise UserError(f"expected inputs in {branches} group(s) of the same number of levels, got {len(channels)} inputs")
-        self.nc = nc
+        if not isinstance(reg_max, int) or isinstance(reg_max, bool) or not 1 <= reg_max <= LARGEST_REG_MAX:
+            raise UserError(f"reg_max {reg_max!r}: expected a whole number from 1 to {LARGEST_REG_MAX}")
+        if not channels or len(channels) % groups:
+            raise UserError(f"expected inputs in {groups} group(s) of the same number of levels, got {len(channels)} inputs")
+        self.nc, self.reg_max = nc, reg_max
         self.strides = ()
-        levels = len(channels) // branches
-        for branch in range(branches):
-            widths = channels[branch * levels : (branch + 1) * levels]
-            boxes, classes, _ = _names(branch)
-            box_width, class_width = self.box_width(widths[0]), self.class_width(widths[0], nc)
-            self.add_module(boxes, nn.ModuleList(_tower(c, box_width, 4 * BINS, self.box_groups) for c in widths))
-            self.add_module(classes, nn.ModuleList(_tower(c, class_width, nc) for c in widths))
-        for branch in range(branches):
-            self.add_module(_names(branch)[2], DFL(BINS))
+        self._add_branches(channels)
+
+    def _add_branches(self, channels: Sequence[int]) -> None:
+        levels = self.levels(channels)
+        names = [_names(branch) for branch in range(len(self.branch_weights))]
+        for branch, name in enumerate(names):
+            self._add_towers(name, channels[branch * levels : (branch + 1) * levels])
+        if self.reg_max > 1:
+            for name in names:
+                self.add_module(name.distribution, DFL(self.reg_max))
+
+    def _add_towers(self, names: BranchNames, widths: Sequence[int]) -> None:
+        """The box and class convolutions of a branch that reads maps of these widths."""
+        box_width, class_width = self.box_width(widths[0], self.reg_max), self.class_width(widths[0], self.nc)
+        self.add_module(names.boxes, nn.ModuleList(_tower(c, box_width, 4 * self.reg_max, self.box_groups) for c in widths))
+        tower = _light_tower if self.light_classes else _tower
+        self.add_module(names.classes, nn.ModuleList(tower(c, class_width, self.nc) for c in widths))
 
     @classmethod
-    def box_width(cls, first: int) -> int:
+    def input_groups(cls) -> int:
+        """How many branches have inputs of their own."""
+        return len(cls.branch_weights)
+
+    @classmethod
+    def main_inputs(cls, count: int) -> range:
+        return range(count - count // cls.input_groups(), count)
+
+    def levels(self, sources: Sequence[Any]) -> int:
+        return len(sources) // self.input_groups()
+
+    @classmethod
+    def box_width(cls, first: int, reg_max: int = BINS) -> int:
         """Width of a branch's box convolutions, given its first input's."""
-        return rules.make_divisible(max(first // 4, 4 * BINS), cls.box_groups)
+        return rules.make_divisible(max(LEAST_BOX_WIDTH, first // 4, 4 * reg_max), cls.box_groups)
 
     @classmethod
     def class_width(cls, first: int, nc: int) -> int:
@@ -93,75 +130,75 @@ class DistributionHead(Head):
 
     @classmethod
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
-        parts = {}
-        branches = len(cls.branch_weights)
-        for branch in range(branches):
-            boxes, classes, dfl = _names(branch)
-            place = branch - branches
-            parts[boxes] = ParameterPart("box", place, output=TOWER_OUTPUT, channels={"box": slice(0, None)})
-            parts[classes] = ParameterPart("class", place, output=TOWER_OUTPUT, channels={"class": slice(0, None)})
-            parts[dfl] = ParameterPart("distribution", place, by_level=False)
-        return parts
+        count = len(cls.branch_weights)
+        return {key: part for branch in range(count) for key, part in branch_parts(_names(branch), branch - count).items()}
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
-        """Feature maps (B, C_i, H_i, W_i), auxiliary branches first, to raw maps (B, 64 + nc, H_i, W_i)."""
-        levels = self.levels(features)
-        branches = []
-        for branch in range(len(self.branch_weights)):
-            boxes, classes, _ = self._branch(branch)
-            inputs = features[branch * levels : (branch + 1) * levels]
-            branches.append(tuple(torch.cat((box(x), cls(x)), dim=1) for box, cls, x in zip(boxes, classes, inputs)))
-        return HeadOutput(tuple(branches))
+        """Feature maps (B, C_i, H_i, W_i), auxiliary branches first, to raw maps (B, 4 · reg_max + nc, H_i, W_i)."""
+        return HeadOutput(tuple(self._maps(names, inputs) for names, inputs in zip(self._names(), self._inputs(features))))
+
+    def _maps(self, names: BranchNames, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        boxes, classes = self._towers(names)
+        return tuple(torch.cat((box(x), cls(x)), dim=1) for box, cls, x in zip(boxes, classes, inputs))
 
     def decode(self, output: HeadOutput) -> Predictions:
         """Main maps to boxes (B, N, 4) xyxy px and scores (B, N, nc), levels in order, cells row by row; in float32 for any input dtype."""
         maps = output.main
-        logits = torch.cat([m.flatten(2) for m in maps], dim=2).float()  # (B, 64 + nc, N)
-        sides, classes = logits.split((4 * BINS, self.nc), dim=1)
+        logits = torch.cat([m.flatten(2) for m in maps], dim=2).float()  # (B, 4 · reg_max + nc, N)
+        sides, classes = logits.split((4 * self.reg_max, self.nc), dim=1)
         points, strides = anchor_points(maps, self.strides)
-        distances = expected_distances(sides, self._branch(-1)[2].conv.weight) * strides  # (B, 4, N) px: left, top, right, bottom
+        distances = self._distances(sides) * strides  # (B, 4, N) px: left, top, right, bottom
         corners = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=1)
-        return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2))
+        return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2), unique=self.one_to_one)
+
+    def _distances(self, sides: Tensor) -> Tensor:
+        """Distances (B, 4, N) in strides of the side channels (B, 4 · reg_max, N)."""
+        if self.reg_max == 1:
+            return sides
+        return expected_distances(sides, getattr(self, self._names()[-1].distribution).conv.weight)
 
     def decode_above(self, output: HeadOutput, conf: float) -> Predictions:
         """Distributions and class scores are computed for the cells that can pass only: mostly a few of thousands."""
         if not 0 < conf <= HIGHEST_CONF or type(self).decode is not DistributionHead.decode:  # another decode has other fields
             return self.decode(output)
         maps = output.main
-        logits = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, N, 64 + nc), copied as it lies in memory
+        logits = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, N, 4 · reg_max + nc), copied as it lies in memory
         least = math.log(conf / (1 - conf)) - LOGIT_MARGIN
-        image, cell = (~(logits[..., 4 * BINS :].amax(dim=2) <= least)).nonzero(as_tuple=True)  # (M,), with NaN as decode has them
-        sides, classes = logits[image, cell].float().split((4 * BINS, self.nc), dim=1)
+        image, cell = (~(logits[..., 4 * self.reg_max :].amax(dim=2) <= least)).nonzero(as_tuple=True)  # (M,), with NaN as decode has them
+        sides, classes = logits[image, cell].float().split((4 * self.reg_max, self.nc), dim=1)
         points, strides = anchor_points(maps, self.strides)
-        projection = self._branch(-1)[2].conv.weight
-        distances = expected_distances(sides[..., None], projection).squeeze(2) * strides[0, cell, None]  # (M, 4) px
+        distances = self._distances(sides[..., None]).squeeze(2) * strides[0, cell, None]  # (M, 4) px
         centres = points.T[cell]
         corners = torch.cat((centres - distances[:, :2], centres + distances[:, 2:]), dim=1)
-        return _by_image(corners, classes.sigmoid(), image, batch=len(logits))
+        return _by_image(corners, classes.sigmoid(), image, batch=len(logits)).replace(unique=self.one_to_one)
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """Box, class and distribution loss on task-aligned targets, for all branches."""
-        return TaskAlignedLoss(
-            hyp,
-            nc=self.nc,
-            strides=self.strides,
-            branch_weights=self.branch_weights,
-            min_candidate_side=self.strides[:2][-1] if self.newer_assignment else 0.0,
-            owners_contain=self.newer_assignment,
-        )
+        return TaskAlignedLoss(hyp, branch_weights=self.branch_weights, **self._loss_options())
+
+    def _loss_options(self) -> dict[str, Any]:
+        """What every loss of such a head takes."""
+        return {
+            "nc": self.nc,
+            "strides": self.strides,
+            "min_candidate_side": self.strides[:2][-1] if self.newer_assignment else 0.0,
+            "owners_contain": self.newer_assignment,
+            "bins": self.reg_max,
+        }
 
     def deploy(self) -> Deployed:
         """The main branch alone, sharing its parameters, under the names of a single-branch head."""
-        branches = len(self.branch_weights)
-        boxes, classes, dfl = self._branch(-1)
-        inputs = list(range((branches - 1) * len(boxes), branches * len(boxes)))
+        branches, main = len(self.branch_weights), self._names()[-1]
+        levels = len(self._towers(main)[0])
+        inputs = list(range((branches - 1) * levels, branches * levels))
         if self.single is None:
             return Deployed(self, inputs)
         head = self.single.__new__(self.single)
         nn.Module.__init__(head)
-        head.nc, head.strides = self.nc, self.strides
-        for key, module in zip(_names(0), (boxes, classes, dfl)):
-            head.add_module(key, module)
+        head.nc, head.strides, head.reg_max = self.nc, self.strides, self.reg_max
+        for key, name in zip(_names(0), main):
+            if name in self._modules:
+                head.add_module(key, getattr(self, name))
         return Deployed(head.train(self.training), inputs, self.single_name)
 
     def set_strides(self, strides: Sequence[float]) -> None:
@@ -169,15 +206,23 @@ class DistributionHead(Head):
         starts at 5 objects / (classes · cells)."""
         self.strides = tuple(float(s) for s in strides)
         with torch.no_grad():
-            for branch in range(len(self.branch_weights)):
-                boxes, classes, _ = self._branch(branch)
-                for box, cls, stride in zip(boxes, classes, self.strides):
+            for names in self._names():
+                for box, cls, stride in zip(*self._towers(names), self.strides):
                     box[-1].bias.fill_(self.box_bias)
                     cls[-1].bias.copy_(torch.log(torch.full((self.nc,), NOMINAL_OBJECTS / self.nc / (NOMINAL_SIZE / stride) ** 2)))
 
-    def _branch(self, branch: int) -> tuple[Any, Any, Any]:
-        """Box towers, class towers and DFL of a branch; -1 is the main one."""
-        return tuple(getattr(self, name) for name in _names(branch % len(self.branch_weights)))  # type: ignore[return-value]
+    def _names(self) -> Sequence[BranchNames]:
+        """Names of every branch's layers, the main branch last."""
+        return [_names(branch) for branch in range(len(self.branch_weights))]
+
+    def _inputs(self, features: Sequence[Tensor]) -> Sequence[Sequence[Tensor]]:
+        """The maps that each branch reads."""
+        levels = self.levels(features)
+        return [features[start : start + levels] for start in range(0, len(features), levels)]
+
+    def _towers(self, names: BranchNames) -> tuple[Any, Any]:
+        """Box and class towers of a branch, one of each a level."""
+        return getattr(self, names.boxes), getattr(self, names.classes)
 
 
 class DetectV9(DistributionHead):
@@ -188,24 +233,36 @@ class DetectV9(DistributionHead):
 class Detect(DistributionHead):
     """YOLOv8's ``Detect``: the class convolutions are max(ch0, min(nc, 100)) wide.
 
-    In rows, the dialect and the anchors decide which of the heads of this name is meant (:meth:`for_row`).
+    In rows, the dialect, the anchors, the keys ``end2end`` and ``reg_max`` and the blocks before it decide which of the heads of this name
+    is meant (:meth:`for_row`).
     """
 
     box_bias = 2.0
     newer_assignment = True
+    end_to_end_forms: ClassVar[dict[bool, type[Head]]] = {}  # by light_classes; models/heads/end_to_end.py fills it
 
     @classmethod
     def class_width(cls, first: int, nc: int) -> int:
         return max(first, min(nc, 100))
 
     @classmethod
-    def for_row(cls, *, anchors: Any, dialect: str) -> type[Head]:
+    def for_row(cls, *, anchors: Any, dialect: str, form: HeadForm) -> type[Head]:
         """The head that ``Detect`` means in a file of this dialect, with or without anchors; a derived class means itself."""
         if cls is not Detect:
             return cls
         if anchors is not None:
             return AnchorDetect
-        return Detect if dialect == "v8" else DetectV9
+        if form.end2end:
+            return cls.end_to_end_forms[form.light_classes]
+        if dialect != "v8":
+            return DetectV9
+        return LightDetect if form.light_classes else Detect
+
+
+class LightDetect(Detect):
+    """``Detect`` of YOLO11 and YOLO12: the class convolutions are depthwise and pointwise pairs (arXiv 2405.14458, section 3.2)."""
+
+    light_classes = True
 
 
 @register("DDetect", channels=rules.head, kind="head")
@@ -216,9 +273,17 @@ class DDetect(DistributionHead):
     single_name = "DDetect"
 
 
-def _names(branch: int) -> tuple[str, str, str]:
-    """Published names of a branch's box convolutions, class convolutions and distribution layer."""
-    return f"cv{2 * branch + 2}", f"cv{2 * branch + 3}", "dfl" if branch == 0 else f"dfl{branch + 1}"
+def branch_parts(names: BranchNames, place: int) -> dict[str, ParameterPart]:
+    """The roles of a branch's layers; ``place`` counts from the main branch, which is -1."""
+    return {
+        names.boxes: ParameterPart("box", place, output=TOWER_OUTPUT, channels={"box": slice(0, None)}),
+        names.classes: ParameterPart("class", place, output=TOWER_OUTPUT, channels={"class": slice(0, None)}),
+        names.distribution: ParameterPart("distribution", place, by_level=False),
+    }
+
+
+def _names(branch: int) -> BranchNames:
+    return BranchNames(f"cv{2 * branch + 2}", f"cv{2 * branch + 3}", "dfl" if branch == 0 else f"dfl{branch + 1}")
 
 
 def _by_image(boxes: Tensor, scores: Tensor, image: Tensor, *, batch: int) -> Predictions:
@@ -236,3 +301,9 @@ def _by_image(boxes: Tensor, scores: Tensor, image: Tensor, *, batch: int) -> Pr
 
 def _tower(c_in: int, width: int, c_out: int, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(Conv(c_in, width, 3), Conv(width, width, 3, g=groups), nn.Conv2d(width, c_out, 1, groups=groups))
+
+
+def _light_tower(c_in: int, width: int, c_out: int) -> nn.Sequential:
+    """Two pairs of a depthwise 3×3 and a pointwise convolution, and the output."""
+    pairs = (nn.Sequential(Conv(c, c, 3, g=c), Conv(c, width, 1)) for c in (c_in, width))
+    return nn.Sequential(*pairs, nn.Conv2d(width, c_out, 1))

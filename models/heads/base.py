@@ -43,6 +43,9 @@ class Loss(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores a saved state; an empty one resets."""
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each of a training's epochs, which count from 0, for losses with a schedule; nothing for most."""
+
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Scalar parts after gains, means over the batch; the training step back-propagates their sum times the batch size."""
 
@@ -53,6 +56,7 @@ class Deployed(NamedTuple):
     head: Head
     inputs: list[int]
     name: str | None = None  # registered name under which a YAML can build it; None: the row's own
+    options: Mapping[str, Any] = {}  # what the YAML's row then says besides its arguments
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class ParameterPart:
         channels: meaning -> output channels, those of one anchor where ``by_anchor``; ``"class"`` channels are one a class.
         dim: dimension of the output layer's tensors along which its channels lie.
         by_anchor: whether the channels repeat for every anchor of a cell.
+        like_main: whether the part begins as the main branch's where the source has no such branch.
     """
 
     role: str
@@ -78,6 +83,7 @@ class ParameterPart:
     channels: Mapping[str, slice] = field(default_factory=dict)
     dim: int = 0
     by_anchor: bool = False
+    like_main: bool = False
 
 
 class Head(nn.Module):
@@ -88,12 +94,14 @@ class Head(nn.Module):
         nc: number of classes.
         strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
+        one_to_one: whether the main branch learns one cell a box, so that its predictions need no suppression.
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
 
     task: ClassVar[Task] = DETECT
     branch_weights: tuple[float, ...] = (1.0,)
     anchor_based = False
+    one_to_one = False
     nc: int
     strides: tuple[float, ...]
 
@@ -119,6 +127,10 @@ class Head(nn.Module):
     def deploy(self) -> Deployed:
         """This head with only its main branch, sharing its parameters; a head with one branch returns itself."""
         raise NotImplementedError
+
+    def deploy_for_suppression(self) -> Deployed:
+        """The same with the branch whose predictions go through suppression, where the main one's need none; else :meth:`deploy`."""
+        return self.deploy()
 
     def set_strides(self, strides: Sequence[float]) -> None:
         """Stores the strides (one per level of one branch) and initialises what depends on them (class biases)."""

@@ -1,4 +1,5 @@
-"""The loss of anchor-free heads with box distributions: CIoU, distribution focal loss and class loss on task-aligned targets."""
+"""The loss of anchor-free heads: box overlap, box sides (distribution focal loss, or L1 of plain distances) and class loss on task-aligned
+targets."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from models.assigners.task_aligned import Assignment, TaskAlignedAssigner
 from models.losses.box import BoxLoss
 from models.losses.cells import cells_and_background
 from models.losses.classification import ClassLoss, check_class_weights
-from models.losses.dfl import distribution_focal_loss
+from models.losses.dfl import distribution_focal_loss, relative_side_distance
 from utils.boxes import cxcywh_to_xyxy, denormalised
 from utils.distributed import all_reduce_sum, world_size
 from utils.types import Batch
@@ -38,10 +39,12 @@ class TaskAlignedLoss:
         branch_weights: weight of each branch.
         min_candidate_side: see :class:`TaskAlignedAssigner`.
         owners_contain: the same.
-        bins: bins of a side's distribution.
-    """
+        bins: bins of a side's distribution; 1 for plain distances.
 
-    names = ("box", "cls", "dfl")
+    Attributes:
+        names: of the parts; the last, with the gain ``dfl``, is ``l1`` for plain distances.
+        assigners: one a branch.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,8 @@ class TaskAlignedLoss:
         owners_contain: bool = False,
         bins: int = 16,
     ) -> None:
-        self.gains = {"box": hyp.box, "cls": hyp.cls, "dfl": hyp.dfl}
+        self.names = ("box", "cls", "dfl" if bins > 1 else "l1")
+        self.gains = dict(zip(self.names, (hyp.box, hyp.cls, hyp.dfl)))
         self.box_loss = BoxLoss(hyp.iou_loss)
         check_class_weights(hyp.cls_weights, nc)
         self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw, class_weights=hyp.cls_weights)
@@ -68,9 +72,13 @@ class TaskAlignedLoss:
             min_candidate_side=min_candidate_side,
             owners_contain=owners_contain,
         )
+        self.assigners = (self.assigner,) * len(self.branch_weights)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """The same in all epochs."""
 
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
-        """Scalar parts ``box``, ``cls`` and ``dfl`` after gains; in float32 also under autocast.
+        """Scalar parts ``box``, ``cls`` and ``dfl`` or ``l1`` after gains; in float32 also under autocast.
 
         In distributed training every rank divides by the mean of all ranks' normalisers, so that the mean of the parts over the ranks is
         the part of the whole batch.
@@ -82,8 +90,8 @@ class TaskAlignedLoss:
             targets = pad_targets(batch.targets.to(maps[0].device), batch.max_boxes, batch_size=len(maps[0]), hw_px=hw_px)
             scene = _Scene(targets, _Points(grid.centres, grid.strides), hw_px, self._most_candidates(batch, maps, hw_px))
             totals = torch.zeros(3, device=maps[0].device)
-            for weight, branch in zip(self.branch_weights, output.branches):
-                totals = totals + weight * self._branch(branch, scene)
+            for weight, assigner, branch in zip(self.branch_weights, self.assigners, output.branches):
+                totals = totals + weight * self._branch(branch, scene, assigner)
         return {name: self.gains[name] * total for name, total in zip(self.names, totals)}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -100,15 +108,15 @@ class TaskAlignedLoss:
         boxes = cxcywh_to_xyxy(denormalised(batch.host_boxes.float(), hw_px))
         return self.assigner.most_candidates(boxes, maps, self.strides)
 
-    def _branch(self, maps: Sequence[Tensor], scene: _Scene) -> Tensor:
-        """Box, class and distribution loss (3,) of one branch before gains."""
+    def _branch(self, maps: Sequence[Tensor], scene: _Scene, assigner: TaskAlignedAssigner) -> Tensor:
+        """Box, class and side loss (3,) of one branch before gains."""
         targets = scene.targets
         maps = [m.float() for m in maps]
         with torch.no_grad():
             sides, logits = zip(*(m.split((4 * self.bins, self.nc), dim=1) for m in maps))
-            distances = torch.cat([expected_distances(s.flatten(2), self._projection(s)) for s in sides], dim=2)  # (B, 4, N)
+            distances = torch.cat([self._distances(s.flatten(2)) for s in sides], dim=2)  # (B, 4, N)
             boxes = _boxes(distances, scene.grid)
-            assigned = self.assigner(boxes, logits, self.strides, targets, most_candidates=scene.most_candidates)
+            assigned = assigner(boxes, logits, self.strides, targets, most_candidates=scene.most_candidates)
             normaliser = all_reduce_sum(assigned.score.sum()).clamp(min=1) / world_size()
         weights = self.class_loss.class_weights(maps[0])
         picked, background = cells_and_background(
@@ -116,21 +124,24 @@ class TaskAlignedLoss:
         )
         sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)
         here = _Points(*(t[:, assigned.cell].transpose(0, 1) for t in scene.grid))
-        box, dfl = self._box_losses(sides, here, targets, assigned, scene.hw_px)
+        box, side = self._box_losses(sides, here, targets, assigned, scene.hw_px)
         cls = self.class_loss.background_weight * background + self._foreground(logits, targets, assigned)
-        return torch.stack((box, cls, dfl)) / normaliser
+        return torch.stack((box, cls, side)) / normaliser
 
     def _box_losses(
         self, sides: Tensor, grid: _Points, targets: PaddedTargets, assigned: Assignment, hw_px: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
-        """Regression and distribution loss of the assigned cells, weighted with their target scores and summed."""
+        """Regression and side loss of the assigned cells, weighted with their target scores and summed."""
         true = boxes_at(targets.boxes_xyxy, assigned.box)  # (B, R, 4) px
-        predicted = _boxes(expected_distances(sides, self._projection(sides)), grid)
+        predicted = _boxes(self._distances(sides), grid)
         box = self.box_loss(predicted, true, mask=assigned.mask, image_hw=hw_px).loss
         low, high = true.transpose(1, 2).split(2, dim=1)  # (B, 2, R)
         distances = torch.cat((grid.centres - low, high - grid.centres), dim=1) / grid.strides  # (B, 4, R)
-        dfl = distribution_focal_loss(sides.unflatten(1, (4, self.bins)).transpose(2, 3), distances).mean(dim=1)
-        return (box * assigned.score).sum(), (dfl * assigned.score).sum()
+        if self.bins == 1:
+            side = relative_side_distance(sides, distances, strides=grid.strides, image_hw=hw_px)
+        else:
+            side = distribution_focal_loss(sides.unflatten(1, (4, self.bins)).transpose(2, 3), distances).mean(dim=1)
+        return (box * assigned.score).sum(), (side * assigned.score).sum()
 
     def _foreground(self, logits: Tensor, targets: PaddedTargets, assigned: Assignment) -> Tensor:
         """The difference that the assigned cells' targets make to the class loss of an all-background map.
@@ -144,8 +155,9 @@ class TaskAlignedLoss:
         losses, weights = self.class_loss.over_background(logits, score), self.class_loss.class_weights(logits)
         return (losses if weights is None else losses * weights).sum()
 
-    def _projection(self, like: Tensor) -> Tensor:
-        return torch.arange(self.bins, device=like.device)
+    def _distances(self, sides: Tensor) -> Tensor:
+        """Distances (B, 4, K) in strides of side channels (B, 4 · bins, K)."""
+        return sides if self.bins == 1 else expected_distances(sides, torch.arange(self.bins, device=sides.device))
 
 
 class _Points(NamedTuple):

@@ -94,6 +94,9 @@ class AnchorLoss:
         gains = self.gains._replace(obj=self.gains.obj * area)
         return {name: getattr(gains, name) * part for name, part in zip(self.names, total)}
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """The same in all epochs."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """The regression loss's running mean, if it has one."""
         return self.box_loss.state_dict()

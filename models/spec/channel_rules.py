@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, get_args, get_origin
+from typing import Any, NamedTuple, TypeAlias, get_args, get_origin
 
 from utils.errors import UserError
 
@@ -57,6 +57,14 @@ class LayerPlan:
     takes_list: bool = False
 
 
+class HeadForm(NamedTuple):
+    """What decides, beside dialect and anchors, which of the heads of one name a row means."""
+
+    end2end: bool = False  # the file's key: a one-to-one branch beside the one-to-many one
+    reg_max: int | None = None  # the file's key: bins of a box side's distribution; None: the head's own
+    light_classes: bool = False  # whether the blocks before the head are those of YOLOv10 and later
+
+
 @dataclass(frozen=True)
 class RuleContext:
     """What a rule can read of the row that it plans.
@@ -70,6 +78,7 @@ class RuleContext:
         dialect: ``"v5"``, ``"v8"`` or ``"v9"``, of models/spec/dialects.py.
         cls: the registered class, for its signature.
         kind: what the block is in a network, as registered.
+        form: for a head, what the file and its blocks say of it.
     """
 
     in_channels: tuple[Channels, ...]
@@ -80,6 +89,7 @@ class RuleContext:
     dialect: str
     cls: Callable[..., Any]
     kind: str = "block"
+    form: HeadForm = field(default_factory=HeadForm)
 
     @property
     def single(self) -> int:
@@ -203,19 +213,24 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
 
     Anchors are listed in px, or only counted: then the head begins with a guess, and training fits them to the data.
 
-    The class may give ``for_row(*, anchors, dialect) -> class`` to choose between forms that share one name (Detect).
+    The class may give ``for_row(*, anchors, dialect, form) -> class`` to choose between forms that share one name (Detect).
     """
     anchors = args[1] if len(args) > 1 else None
     if anchors is None and context.anchors is not None:
         anchors = context.anchors
     choose = getattr(context.cls, "for_row", None)
-    cls = choose(anchors=anchors, dialect=context.dialect) if choose else context.cls
+    cls = choose(anchors=anchors, dialect=context.dialect, form=context.form) if choose else context.cls
     nc = args[0] if args else context.nc
     anchor_based = getattr(cls, "anchor_based", False)
     if anchor_based and anchors is None:
         raise UserError("needs anchors: write [nc, anchors], and under anchors: either 3 or [w1, h1, w2, …] in px for each level")
     built = (nc, anchors, context.plain) if anchor_based else (nc, context.plain)
-    return LayerPlan((*built, *args[2:]), 0, cls=cls, takes_list=True)
+    options = {}
+    if context.form.reg_max is not None:
+        if "reg_max" not in inspect.signature(cls).parameters:
+            raise UserError("takes no reg_max; leave the key out")
+        options["reg_max"] = context.form.reg_max
+    return LayerPlan((*built, *args[2:]), 0, cls=cls, takes_list=True, kwargs=options)
 
 
 def _width_argument(args: Sequence[Any], context: RuleContext) -> int:

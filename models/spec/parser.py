@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.spec.channel_rules import Channels, LayerPlan, RuleContext, make_divisible
+from models.spec.channel_rules import Channels, HeadForm, LayerPlan, RuleContext, make_divisible
 from models.spec.config_files import find_config
 from models.spec.dialects import dialect_of
 from models.spec.families import HERE, TASK_HEADS, family_of
@@ -26,8 +26,10 @@ from utils.reading.yaml_text import read_yaml, shown
 
 log = logging.getLogger(__name__)
 SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
-KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused", "dialect"}
+KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused", "dialect", "end2end", "reg_max"}
 TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # written by other programs; redundant here
+LIGHT_BLOCKS = frozenset(["A2C2f", "C2fCIB", "C3k2"])  # of YOLOv10 and later: heads behind them have light class convolutions
+LARGEST_REG_MAX = 64
 PLAIN_WORD = re.compile(r"^[\w.\-/ ]*$")
 
 
@@ -59,6 +61,8 @@ class ModelSpec:
         scales: the table of a v8 file.
         rows: backbone and head.
         fused: the network's layers are folded, as deploy() leaves them.
+        end2end: the head ``Detect`` has a one-to-one branch beside the one-to-many one.
+        reg_max: bins of a box side's distribution; None where the file leaves them to the head.
     """
 
     origin: str
@@ -75,6 +79,8 @@ class ModelSpec:
     scales: Mapping[str, Any]
     rows: tuple[Row, ...]
     fused: bool = False
+    end2end: bool = False
+    reg_max: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that :func:`read_spec` reads back to an equal spec (for checkpoints and saved YAMLs)."""
@@ -91,6 +97,10 @@ class ModelSpec:
             out["activation"] = self.activation
         if self.fused:
             out["fused"] = True
+        if self.end2end:
+            out["end2end"] = True
+        if self.reg_max is not None:
+            out["reg_max"] = self.reg_max
         for section in ("backbone", "head"):
             out[section] = [_plain_row(row) for row in self.rows if row.section == section]
         if _dialect(out, self.rows, self.origin) != self.dialect:  # rows that showed it may be gone (deploy, edits)
@@ -153,7 +163,8 @@ def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch
         raise UserError(f"{origin}: has no rows; backbone and head should be lists of [from, number, module, args]")
     return ModelSpec(
         origin, nc, ch, depth, width, cap, anchors, per_cell, activation, _dialect(data, rows, origin), scale,
-        dict(data.get("scales") or {}), rows, bool(data.get("fused", False)),
+        dict(data.get("scales") or {}), rows, bool(data.get("fused", False)), _switch(origin, "end2end", data.get("end2end", False)),
+        None if data.get("reg_max") is None else _whole(origin, "reg_max", data["reg_max"], least=1, most=LARGEST_REG_MAX),
     )  # fmt: skip
 
 
@@ -229,6 +240,7 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
         dialect=spec.dialect,
         cls=block.cls,
         kind=block.kind,
+        form=_head_form(spec) if block.kind == "head" else HeadForm(),
     )
     plan = block.channels(args, context)
     if both := plan.kwargs.keys() & options.keys():
@@ -244,6 +256,11 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
     if plan.identity_start and not within and in_channels != (plan.out_channels,):
         raise UserError(f"init: identity is for modules that keep their input's width, and this one gives {plan.out_channels} channels")
     return plan
+
+
+def _head_form(spec: ModelSpec) -> HeadForm:
+    blocks = {row.module.partition("_")[0] for row in spec.rows}
+    return HeadForm(spec.end2end, spec.reg_max, light_classes=bool(blocks & LIGHT_BLOCKS))
 
 
 def _repeats(number: int, depth: float) -> int:
@@ -407,6 +424,12 @@ def _positive(origin: str, key: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LARGEST_MULTIPLE:
         raise UserError(f"{origin}: {key} should be a positive number, at most {LARGEST_MULTIPLE:g}, not {shown(value)}")
     return float(value)
+
+
+def _switch(origin: str, key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{origin}: {key} should be True or False, not {shown(value)}")
+    return value
 
 
 def _is_int(value: Any) -> bool:

@@ -18,6 +18,7 @@ from models.transfer.head_parts import NO_LEVEL, HeadTensor, identify
 from models.transfer.structure import Shape
 
 ANCHOR_ROLES = ("anchors", "anchors in px")
+MAIN = -1  # the main branch
 PLACEHOLDER = re.compile(r"class_?\d+|\d+")
 
 
@@ -70,17 +71,29 @@ def head_moves(alignment: Alignment, classes: Classes, *, keep_anchors: bool) ->
     ours = {name: identify(name, target.head_parts) for name in target.tensors}
     levels = {
         b: alignment.levels(b, (_levels(theirs, b), _levels([tensor for tensor, _ in ours.values()], b)))
-        for b in {tensor.branch for tensor, _ in ours.values()}
+        for b in {MAIN, *(tensor.branch for tensor, _ in ours.values())}
     }
     moves = []
     for name, (tensor, part) in ours.items():
-        level = levels[tensor.branch].get(tensor.level) if part.by_level else NO_LEVEL
-        partner = theirs.get(tensor._replace(level=level)) if level is not None else None
+        partner = next(filter(None, (_partner(t, part, theirs, levels) for t in _in_order(tensor, part))), None)
         if partner is None or (keep_anchors and part.role in ANCHOR_ROLES):
             continue
         move = _move(Move(name, partner), tensor.rest, part, (source.tensors, target.tensors), classes)
         moves += [move] if move else []
     return moves
+
+
+def _in_order(tensor: HeadTensor, part: ParameterPart) -> list[HeadTensor]:
+    """The tensors that may be a tensor's partner, the first that there is counts."""
+    return [tensor, tensor._replace(branch=MAIN)] if part.like_main else [tensor]
+
+
+def _partner(
+    tensor: HeadTensor, part: ParameterPart, theirs: Mapping[HeadTensor, str], levels: Mapping[int, Mapping[int, int]]
+) -> str | None:
+    """The source's name of a tensor that is for the same; None where it has none."""
+    level = levels[tensor.branch].get(tensor.level) if part.by_level else NO_LEVEL
+    return theirs.get(tensor._replace(level=level)) if level is not None else None
 
 
 def _move(

@@ -163,7 +163,7 @@ def poisoned(monkeypatch, steps: set[tuple[int, int]]) -> None:
     monkeypatch.setattr(NonFiniteGuard, "total_loss", total_loss)
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION", "MuSGD"])
 def test_step_with_non_finite_loss_is_skipped_and_counted(world, tmp_path, monkeypatch, capsys, optimizer):
     poisoned(monkeypatch, {(0, 0), (1, 2), (1, 3)})
     given = {**GIVEN, "optimizer": optimizer}

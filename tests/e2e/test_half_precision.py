@@ -162,7 +162,7 @@ def test_gradients_non_finite_at_every_loss_scale_end_the_run(world, tmp_path, m
 def test_gradients_with_non_finite_norm_change_nothing():
     """Each is a number, their norm is not: where nothing is clipped, a scaler alone would have stepped with it, and left weights of nan."""
     layer = torch.nn.Linear(2, 1)
-    for name in ("SGD", "AdamW", "LION"):
+    for name in ("SGD", "AdamW", "LION", "MuSGD"):
         optimizer = build_optimizer(layer, HYP, name=name, batch_size=4, accumulate=1)
         scaler, before = torch.amp.GradScaler("cpu", init_scale=1.0), layer.weight.clone()
         (scaler.scale(layer(torch.ones(1, 2)).sum()) * 1e30).backward()

@@ -25,6 +25,8 @@ FAMILIES = {
     "v7 auxiliary": {"anchors": ANCHORS, "head": [[[2, 3, 2, 3], 1, "IAuxDetect", ["nc", "anchors"]]]},
     "v8": {"scales": {"n": [1.0, 1.0, 1024]}, "head": [[[2, 3], 1, "Detect", ["nc"]]]},
     "v9 dual": {"anchors": 3, "head": [[[2, 3, 2, 3], 1, "DualDDetect", ["nc"]]]},
+    "v10": {"scales": {"n": [1.0, 1.0, 1024]}, "head": [[[2, 3], 1, "v10Detect", ["nc"]]]},
+    "v26": {"scales": {"n": [1.0, 1.0, 1024]}, "end2end": True, "reg_max": 1, "head": [[[2, 3], 1, "Detect", ["nc"]]]},
 }
 GAINS = {"v5": {"box": 0.05, "cls": 0.5, "obj": 1.0}, "v7": {"box": 0.05, "cls": 0.3, "obj": 0.7}}
 PLAIN = dict.fromkeys(("mosaic", "mixup", "copy_paste", "scale", "translate", "fliplr", "hsv_h", "hsv_s", "hsv_v"), 0.0)

@@ -69,7 +69,7 @@ def test_run_writes_the_documented_outputs(world, tmp_path):
     assert result.best.map50 >= 0
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "LION", "MuSGD"])
 def test_resumed_run_equals_an_uninterrupted_one(world, tmp_path, optimizer):
     given = {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py", "optimizer": optimizer, "multi_scale": True, "cos_lr": True}
     whole = train(config(world, tmp_path / "whole", **given))

@@ -16,8 +16,10 @@ from tests import golden
 from tests.parity import (
     test_blocks,
     test_heads,
+    test_heads_end_to_end,
     test_heads_in_models,
     test_losses,
+    test_losses_end_to_end,
     test_model_keys,
     test_models,
     test_ops_nms,
@@ -45,6 +47,7 @@ OPS = {
     "fitness_v9": "parity/test_ops_map.py",
     "letterbox": "parity/test_letterbox.py",
     "make_divisible": "parity/test_ops_grid.py",
+    "musgd": "unit/engine/test_musgd.py",
     "map_synth": "parity/test_ops_map.py",
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
@@ -63,9 +66,9 @@ def compared(folder: str) -> set[str]:
     if folder == "blocks":
         return set(test_blocks.CASES)
     if folder == "heads":
-        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED}
+        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
     if folder == "losses":
-        return {*test_losses.ALIGNED, *test_losses.ANCHORED}
+        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE}
     if folder == "models":
         return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
     ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}

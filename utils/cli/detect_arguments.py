@@ -44,6 +44,7 @@ class DetectConfig:
     max_det: int = flag(1000, "most detections per image", least=1)
     classes: tuple[int, ...] | None = flag(None, "keep only these classes")
     agnostic_nms: bool = flag(False, "boxes of different classes also suppress one another")
+    nms: bool = flag(False, "models with a one-to-one branch (YOLOv10, YOLO26): their one-to-many branch and suppression instead")
     augment: bool = flag(False, "test-time augmentation: also smaller and mirrored versions of each image")
     slice: tuple[int, ...] | None = slice_flag()
     slice_overlap: float = slice_overlap_flag()

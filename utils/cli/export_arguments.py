@@ -28,7 +28,9 @@ class ExportConfig:
     dynamic: bool = flag(False, "batch, height and width stay free")
     simplify: bool = flag(False, "ONNX: simplify the graph (needs onnxslim or onnx-simplifier)")
     opset: int = flag(17, "ONNX: operator set")
-    nms: bool = flag(False, "ONNX: suppression inside, as --include onnx_end2end", aliases=("--end2end",))
+    nms: bool = flag(
+        False, "ONNX: suppression inside, as --include onnx_end2end; of YOLOv10 and YOLO26 the one-to-many branch", aliases=("--end2end",)
+    )
     topk_all: int = flag(100, "suppression inside: most detections per image", least=1, most=MAX_TOPK)
     iou_thres: float = flag(0.45, "suppression inside: overlap above which the box of lower score is dropped", least=0, most=1)
     conf_thres: float = flag(0.25, "suppression inside: lowest score", least=0, most=1)

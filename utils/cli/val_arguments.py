@@ -45,6 +45,7 @@ class ValConfig:
     conf_thres: float = flag(0.001, "lowest score", least=0, most=1)
     iou_thres: float = flag(0.7, "suppression: overlap above which the box of lower score is dropped", least=0, most=1)
     max_det: int = flag(300, "most detections per image", least=1)
+    nms: bool = flag(False, "models with a one-to-one branch (YOLOv10, YOLO26): their one-to-many branch and suppression instead")
     augment: bool = flag(False, "test-time augmentation: also smaller and mirrored versions of each image")
     slice: tuple[int, ...] | None = slice_flag()
     slice_overlap: float = slice_overlap_flag()

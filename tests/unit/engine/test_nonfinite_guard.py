@@ -59,7 +59,7 @@ class Training:
         return [t.clone() for t in (*tensors, *states)]
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "LION"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "LION", "MuSGD"])
 @pytest.mark.parametrize("fault", ["loss", "infinite", "images", "gradient"])
 def test_a_non_finite_step_changes_nothing(tmp_path, name, fault):
     run = Training(tmp_path, name)

@@ -46,7 +46,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
     assert {"attention.in_proj_weight", "queries", "eca.weight", "depthwise.weight"} <= names_of(model, groups["decay"])
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "LION"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "LION", "MuSGD"])
 def test_a_step_moves_every_trainable_parameter(name):
     torch.manual_seed(0)
     model = Odd()

@@ -19,7 +19,7 @@ from tests.tiny import tiny_cfg
 from utils.config import Hyperparameters
 from utils.types import to_unit_range
 
-FUSED = ("SGD", "Adam", "AdamW")
+FUSED = ("SGD", "Adam", "AdamW", "MuSGD")
 HYP = Hyperparameters(lr0=0.003, weight_decay=0.01, nbs=2)
 
 

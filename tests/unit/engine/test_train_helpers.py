@@ -90,7 +90,7 @@ def test_precision_on_a_cpu():
         ("mine.yaml", "v5", False, "scratch-high"),
     ],
 )
-def test_a_family_has_its_recipe(name, dialect, anchors, recipe):
+def test_a_family_has_its_recipe(name, dialect, anchors, recipe):  # the sizes of newer families: test_recipes.py
     assert family_hyp(name, dialect, anchors) == f"hyp.{recipe}.yaml"
 
 
@@ -117,8 +117,11 @@ def test_recipes_have_the_published_values(recipe):
     assert f"box gain {hyp.box:g}" in gains_warning(hyp.box, not anchors)
 
 
+BY_SIZE = {recipe.format(size) for recipe in ("v12{}", "v26{}", "v26{}-finetune") for size in "nsmlx"}  # test_recipes.py
+
+
 def test_every_hyp_file_is_a_family_recipe_or_for_small_sets():
-    assert {p.stem.removeprefix("hyp.") for p in HYPS.glob("*.yaml")} == {*PUBLISHED, "demo", "small", "small-anchors"}
+    assert {p.stem.removeprefix("hyp.") for p in HYPS.glob("*.yaml")} == {*PUBLISHED, "demo", "small", "small-anchors", *BY_SIZE}
 
 
 def test_a_recipe_is_found_by_its_last_part(tmp_path):
