@@ -36,7 +36,7 @@ class SCDown(nn.Module):
         return self.cv2(self.cv1(x))
 
 
-@register("RepVGGDW", channels=rules.same_width, kind="block", paper=PAPER)
+@register("RepVGGDW", channels=rules.same_width, kind="block")
 class RepVGGDW(nn.Module):
     """A 7×7 and a 3×3 depth-wise branch, each with its batch norm, added before the activation; (B, C, H, W) to the same.
 
