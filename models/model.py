@@ -48,7 +48,7 @@ class Model(nn.Module):
         self.strides = self._dry_run()
         self.head.set_strides(self.strides)
         if spec.fused:
-            _fuse_children(self.model)
+            fuse_layers(self.model)
 
     def _assemble(self, spec: ModelSpec, plans: Sequence[LayerPlan], layers: Sequence[nn.Module]) -> None:
         self.spec = spec
@@ -120,7 +120,7 @@ class Model(nn.Module):
     def fuse(self) -> Model:
         """A new Model with batch norms folded and re-parameterised branches merged; this one stays as it is."""
         fused = copy.deepcopy(self).eval()
-        _fuse_children(fused.model)
+        fuse_layers(fused.model)
         fused.spec = replace(fused.spec, fused=True)
         return fused
 
@@ -232,10 +232,10 @@ def _arguments_text(plan: LayerPlan) -> str:
     return f" with arguments {list(plan.args)}" + (f" and {dict(plan.kwargs)}" if plan.kwargs else "")
 
 
-def _fuse_children(module: nn.Module) -> None:
-    """Replaces, inmost first, every module that knows a folded form of itself (``fused()``)."""
+def fuse_layers(module: nn.Module) -> None:
+    """Replaces in place, inmost first, every module that knows a folded form of itself (``fused()``)."""
     for name, child in list(module.named_children()):
-        _fuse_children(child)
+        fuse_layers(child)
         fused = getattr(child, "fused", None)
         if callable(fused):
             setattr(module, name, fused())

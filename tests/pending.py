@@ -9,23 +9,6 @@ from __future__ import annotations
 
 PENDING = {
     # families
-    "models/*yolov10": "YOLOv10",
-    "blocks/ul_Attention": "YOLOv10",
-    "blocks/ul_C2fCIB": "YOLOv10",
-    "blocks/ul_CIB": "YOLOv10",
-    "blocks/ul_PSA__": "YOLOv10",
-    "blocks/ul_RepVGGDW": "YOLOv10",
-    "blocks/ul_SCDown": "YOLOv10",
-    "models/*yolo11": "YOLO11",
-    "blocks/ul_C2PSA": "YOLO11",
-    "blocks/ul_C2fPSA": "YOLO11",
-    "blocks/ul_C3k": "YOLO11",
-    "blocks/ul_PSABlock": "YOLO11",
-    "models/*yolo12": "YOLO12",
-    "blocks/ul_ABlock": "YOLO12",
-    "models/*yolo26": "YOLO26",
-    "blocks/ul_SPPF__case1": "YOLO26",
-    "blocks/ul_SPPF__case2": "YOLO26",
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
     "models/*-seg": "segmentation",

@@ -71,7 +71,7 @@ def _trainable(model: Model) -> Iterator[tuple[str, int, str]]:
 def _part(plan: LayerPlan, name: str) -> str:
     """``attention`` for attention rows (all inserted ones) and attention inside blocks, else the section of the row."""
     inside = isinstance(plan.cls, Embedded)
-    if (is_attention(BLOCKS[plan.name]) and not inside) or (inside and ".attention." in name):
+    if is_attention(BLOCKS[plan.name]) or (inside and ".attention." in name):
         return "attention"
     if plan.section == "backbone":
         return "backbone"

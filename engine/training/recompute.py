@@ -31,7 +31,8 @@ def recomputed_parts(model: Model, scope: str) -> list[nn.Module]:
     """
     if scope == "off":
         return []
-    kinds = tuple(spec.cls for spec in BLOCKS.values() if isinstance(spec.cls, type) and is_attention(spec))
+    found = [spec for spec in BLOCKS.values() if is_attention(spec) and spec.kind != "block"]  # not RepVGGDW, a convolution within CIB
+    kinds = tuple(spec.cls for spec in found if isinstance(spec.cls, type))
     rows = list(model.model)[:-1]
     parts = [part for row in rows for part in _outermost(row, kinds)]
     if scope == "all":

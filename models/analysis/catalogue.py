@@ -195,11 +195,12 @@ This page is made from the registry by `python -m models.catalogue --write docs/
 the table.
 
 Every module takes (B, C, H, W) maps of any height and width and gives the same shape, so a row such as `[-1, 1, CBAM, []]` puts it anywhere
-([models.md](models.md#same-width-modules)); `C2f_CBAM`, `C3_CBAM` and `RepNCSPELAN4_CBAM` put it inside a block.
+([models.md](models.md#same-width-modules)); `C2f_CBAM`, `C3_CBAM`, `RepNCSPELAN4_CBAM`, `C3k2_CBAM`, `C2PSA_CBAM`, `A2C2f_CBAM` … put it
+inside a block.
 Spellings of other projects mean the same: `CBAMBlock`, `GAM_Attention`, `C2fCBAM`, `C2f-CBAM`.
 
-- `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C3TR`, `TransformerBlock` and `iRMB` can also change the width, so
-  their rows name it: `[-1, 3, BoT3, [1024]]`.
+- `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C2PSA`, `C2fPSA`, `C3TR`, `TransformerBlock`, `iRMB`: rows name their
+  width, which all but the two with PSA can also change: `[-1, 3, BoT3, [1024]]`.
 - What else a row may say: [options](#options). A module of your own: [own_modules.md](own_modules.md).
 
 Costs are those of the defaults on one map of {CHANNELS} x {SIDE} x {SIDE}: multiply-adds at operator level with attention counted

@@ -21,7 +21,7 @@ from models.checkpoints.recognition import recognised
 from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
 from models.heads.anchor_based import CERTAIN
-from models.spec.families import TASK_HEADS, family_of
+from models.spec.families import TASK_HEADS
 from utils.errors import UserError, printable
 from utils.reading.limits import brief
 
@@ -171,8 +171,7 @@ def _refuse_other_tasks(model: Record, head: Record) -> None:
     if kind in TASK_HEADS:
         raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); only detection models are read")
     if children(head).get("one2one_cv2") is not None:
-        family = family_of({row.cls.name for row in rows_of(model)}, children(head))
-        raise UserError(f"a {family} ({model.cls.name} with a one-to-one head, end to end); only heads with suppression are read")
+        raise UserError(f"a {model.cls.name} with a one-to-one head, end to end; only heads with suppression are read")
 
 
 def _strides(module: Record) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from models.layers.conv import ACTIVATIONS
 from utils.errors import UserError
 
 NO_CAP = 1 << 16  # a width that no network has
+ONE_SCALE = "one"  # of a file without scales; no letter, because blocks of YOLO11 and YOLO12 differ at some of these
 DEEPEST, MOST_VALUES = 12, 100_000
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
@@ -93,7 +94,7 @@ def _scaled(cfg: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
         cfg["scales"] = {str(name): [*values, NO_CAP][:3] for name, values in scales.items()}
         cfg["scale"] = scale if scale in cfg["scales"] else next(iter(cfg["scales"]))
     else:
-        cfg["scales"], cfg["scale"] = {"x": [float(depth), float(width), NO_CAP]}, "x"
+        cfg["scales"], cfg["scale"] = {ONE_SCALE: [float(depth), float(width), NO_CAP]}, ONE_SCALE
     return cfg
 
 

@@ -5,7 +5,7 @@ Source: CSPNet, arXiv 1911.11929, and the forms that YOLOv5, v7, v8 and v9 made 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -217,19 +217,36 @@ class C2(nn.Module):
         return self.cv2(torch.cat((self.m(a), b), 1))
 
 
-@register("C2f", channels=rules.out_width_repeated)
-class C2f(nn.Module):
-    """C2 that also passes on what every bottleneck gives (YOLOv8, after ELAN, arXiv 2211.04800); (B, c1, H, W) to (B, c2, H, W)."""
+class SplitAggregation(nn.Module):
+    """A convolution, split in two; blocks in a row behind the second half; all maps joined by a convolution (after ELAN, arXiv 2211.04800).
 
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5) -> None:
+    (B, c1, H, W) to (B, c2, H, W).
+
+    Args:
+        c1: input channels.
+        c2: output channels.
+        n: number of blocks.
+        e: inner channels per output channel.
+        block: makes one, given its channels in and out.
+    """
+
+    def __init__(self, c1: int, c2: int, n: int, e: float, block: Callable[[int], nn.Module]) -> None:
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, 2 * hidden, 1)
         self.cv2 = Conv((2 + n) * hidden, c2, 1)
-        self.m = nn.ModuleList(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n))
+        self.m = nn.ModuleList(block(hidden) for _ in range(n))
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.cv1(x).chunk(2, 1))
         for block in self.m:
             parts.append(block(parts[-1]))
         return self.cv2(torch.cat(parts, 1))
+
+
+@register("C2f", channels=rules.out_width_repeated)
+class C2f(SplitAggregation):
+    """C2 that also passes on what every bottleneck gives (YOLOv8, after ELAN, arXiv 2211.04800); (B, c1, H, W) to (B, c2, H, W)."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5) -> None:
+        super().__init__(c1, c2, n, e, lambda c: Bottleneck(c, c, shortcut, g, e=1.0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,20 +48,34 @@ class SPP(nn.Module):
 
 @register("SPPF", channels=rules.out_width)
 class SPPF(nn.Module):
-    """SPP as three poolings in a row, equal to kernels k, 2k − 1 and 3k − 2 side by side (YOLOv5); (B, c1, H, W) to (B, c2, H, W).
+    """SPP as poolings in a row, three of them equal to kernels k, 2k − 1 and 3k − 2 side by side (YOLOv5); (B, c1, H, W) to (B, c2, H, W).
 
-    ``act`` is the activation after the first convolution; newer YOLO versions omit it.
+    Args:
+        c1: input channels.
+        c2: output channels.
+        k: kernel of each pooling, odd.
+        n: number of poolings.
+        shortcut: add the input where the widths are equal (YOLO26).
+        act: activation after the first convolution. A row that gives ``n`` by place, as YOLO26's do, means none.
     """
 
-    def __init__(self, c1: int, c2: int, k: int = 5, act: Activation = True) -> None:
+    def __init__(self, c1: int, c2: int, k: int = 5, n: int = 3, shortcut: bool = False, act: Activation = True) -> None:
         super().__init__()
         hidden = c1 // 2
         self.cv1 = Conv(c1, hidden, 1, act=act)
-        self.cv2 = Conv(hidden * 4, c2, 1)
+        self.cv2 = Conv(hidden * (n + 1), c2, 1)
         self.m = SP(k)
+        self.poolings = n
+        self.add = shortcut and c1 == c2
+
+    @classmethod
+    def row_options(cls, placed: Mapping[str, Any], scale: str) -> dict[str, Any]:
+        """No activation in rows of the newer form."""
+        return {"act": False} if "n" in placed else {}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cv2(torch.cat(pooled_in_a_row(self.cv1(x), (self.m,) * 3), 1))
+        y = self.cv2(torch.cat(pooled_in_a_row(self.cv1(x), (self.m,) * self.poolings), 1))
+        return x + y if self.add else y
 
 
 @register("SPPELAN", channels=rules.out_width)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
-from models.spec.families import absent_family
+from models.spec.families import absent_family, respelled
 from utils.errors import UserError, nearest
 from utils.files import replacement
 
@@ -20,7 +21,7 @@ PUBLISHED_FOLDERS = frozenset(
     ["models", "training", "deploy", "cfg"]
     + [f"models/{part}" for part in ("detect", "hub", "panoptic", "segment", "v3", "v5", "v8", "v9")]
     + [*(f"cfg/{part}" for part in ("baseline", "deploy", "training")), "ultralytics/cfg/models"]
-    + [f"ultralytics/{part}/{family}" for part in ("models", "cfg/models") for family in ("v3", "v5", "v8", "v9")]
+    + [f"ultralytics/{part}/{family}" for part in ("models", "cfg/models") for family in ("v3", "v5", "v8", "v9", "v10", "11", "12", "26")]
 )
 
 
@@ -91,5 +92,14 @@ def _find_bundled(path: Path, base: Path, scale: str) -> tuple[Path, str]:
         if paths:
             return paths[0], letter
     unscaled = f"; {base} has no scales" if scale and base.is_file() else ""
-    hint = absent_family(path.stem) or nearest(path.stem, {Path(known).stem for known in configs_by_name})
+    hint = absent_family(path.stem) or _meant(path.stem, {Path(known).stem for known in configs_by_name})
     raise UserError(f"{path}: no such model YAML, neither as a path nor under models/configs{unscaled}; {hint}".rstrip("; "))
+
+
+def _meant(stem: str, known: Collection[str]) -> str:
+    """The known name that an unknown one may mean: its family spelled as published, or the nearest by letters."""
+    spelled = respelled(stem)
+    scaled = SCALED_NAME.match(spelled)
+    if spelled != stem and (spelled in known or (scaled and f"{scaled['family']}{scaled['rest']}" in known)):
+        return f"did you mean {spelled!r}?"
+    return nearest(stem, known)

@@ -13,6 +13,7 @@ from utils.errors import UserError, nearest
 
 DIALECTS = ("v5", "v8", "v9")
 V9_HEADS = frozenset(["DDetect", "DualDetect", "DualDDetect", "TripleDetect", "TripleDDetect"])
+V8_HEADS = frozenset(["v10Detect"])
 SHARED_HEADS = frozenset(["Classify", "Detect", "OBB", "Pose", "Segment"])  # without anchors: YOLOv9's or ultralytics'
 # Blocks of YOLOv7 and YOLOv9 that ultralytics does not have: with them a file without anchors is not one of ultralytics.
 NOT_ULTRALYTICS = frozenset(
@@ -42,6 +43,8 @@ def dialect_of(data: Mapping[str, Any], modules: Sequence[str], head_args: Seque
     head = modules[-1]
     if head in V9_HEADS:
         return "v9"
+    if head in V8_HEADS:
+        return "v8"
     sized = isinstance(data.get("anchors"), (list, tuple)) or any(isinstance(a, (list, tuple)) or a == "anchors" for a in head_args)
     if sized or head not in SHARED_HEADS:
         return "v5"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-HERE = "here are YOLOv3, v5, v7, v8, v9, YOLOv4-CSP and YOLOR-CSP"
+HERE = "here are YOLOv3, v5, v7, v8, v9, v10, YOLO11, YOLO12, YOLO26, YOLOv4-CSP and YOLOR-CSP"
 # How names of YAMLs and checkpoints begin; the first that fits counts.
 ABSENT_NAMES = {
     re.compile(pattern, re.IGNORECASE): family
     for pattern, family in {
-        r"yolo[-_]?v?(10|13)(?!\d)": "YOLOv{0}",
-        r"yolo[-_]?v?(11|12|26)(?!\d)": "YOLO{0}",
+        r"yolo[-_]?v?(13)(?!\d)": "YOLOv{0}",
         r"yolo[-_]?v?([1246])(?!\d)(?!-csp)": "YOLOv{0}",
         r"yolo-?x": "YOLOX",
         r"yolor(?!-csp)": "YOLOR",
@@ -44,12 +43,10 @@ TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])",
 FAMILY_BLOCKS = {
     "RT-DETR": ("RTDETRDecoder", "HGStem"),
     "YOLOv13": ("HyperACE", "FullPAD_Tunnel", "DSC3k2"),
-    "YOLO12": ("A2C2f",),
-    "YOLO11": ("C3k2", "C2PSA"),
-    "YOLOv10": ("v10Detect", "SCDown", "C2fCIB"),
     "YOLO-World or YOLOE": ("C2fAttn", "WorldDetect", "YOLOEDetect"),
 }
-END_TO_END = ("end2end", "reg_max", "one2one_cv2")  # of YOLO26, whose blocks are those of YOLO11
+NUMBERED = re.compile(r"^yolo[-_]?v?(\d+)", re.IGNORECASE)
+WITHOUT_V = ("11", "12", "26")  # families whose names are spelled YOLO11, not YOLOv11
 
 
 def absent_family(stem: str) -> str:
@@ -62,12 +59,11 @@ def absent_family(stem: str) -> str:
     return ""
 
 
-def family_of(modules: Collection[str], marks: Collection[str] = ()) -> str:
-    """The family that is not here to which rows of these modules belong; empty where they show none.
+def respelled(stem: str) -> str:
+    """The name with its family spelled as the published files are: ``yolo11n`` for ``yolov11n``, ``yolov10n`` for ``yolo10n``."""
+    return NUMBERED.sub(lambda found: f"yolo{'' if found[1] in WITHOUT_V else 'v'}{found[1]}", stem)
 
-    Args:
-        marks: keys of the YAML, or names of the head's layers.
-    """
-    family = next((name for name, blocks in FAMILY_BLOCKS.items() if any(block in modules for block in blocks)), "")
-    end_to_end = any(mark in marks for mark in END_TO_END)
-    return "YOLO26" if end_to_end and family in ("", "YOLO11") else family
+
+def family_of(modules: Collection[str]) -> str:
+    """The family that is not here to which rows of these modules belong; empty where they show none."""
+    return next((name for name, blocks in FAMILY_BLOCKS.items() if any(block in modules for block in blocks)), "")

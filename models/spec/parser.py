@@ -143,8 +143,6 @@ def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch
     """Checks a YAML's keys and rows and resolves scale, classes and channels. Raises UserError naming file and key or row."""
     for key in data:
         if key not in KNOWN_KEYS | TOLERATED_KEYS:
-            if family := family_of(_modules_of(data), [str(key)]):
-                raise UserError(f"{origin}: a {family} (its key {key!r} shows it), a family that is not here; {HERE}")
             hint = nearest(str(key), KNOWN_KEYS) or "known are " + ", ".join(sorted(KNOWN_KEYS))
             raise UserError(f"{origin}: unknown key {key!r}; {hint}")
     nc = _whole(origin, "nc", nc if nc is not None else data.get("nc", 80), least=1, most=MAX_CLASSES)
@@ -246,10 +244,11 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
     if both := plan.kwargs.keys() & options.keys():
         raise UserError(f"{min(both)} is given twice, by place and by name")
     cls = plan.cls or block.cls
-    of_dialect = _defaults_of_dialect(cls, plan.args, spec.dialect)
+    placed, of_row = _options_of_row(cls, plan.args, options, spec.scale)
+    of_dialect = _defaults_of_dialect(cls, placed, spec.dialect)
     plan = replace(
-        plan, cls=cls, kwargs={**of_dialect, **plan.kwargs, **options}, index=index, sources=sources, name=block.name,
-        section=row.section, identity_start=start == "identity",
+        plan, cls=cls, args=placed, kwargs={**of_dialect, **of_row, **plan.kwargs, **options}, index=index, sources=sources,
+        name=block.name, section=row.section, identity_start=start == "identity",
     )  # fmt: skip
     check_arguments(plan, block)
     within = hasattr(block.cls, "inner")  # C2f_EMA: the module inside keeps the width, whatever its block does
@@ -279,6 +278,22 @@ def _defaults_of_dialect(cls: Any, args: Sequence[Any], dialect: str) -> dict[st
     defaults = getattr(cls, "dialect_defaults", {}).get(dialect, {})
     by_place = list(inspect.signature(cls).parameters)[: len(args)] if defaults else []
     return {name: value for name, value in defaults.items() if name not in by_place}
+
+
+def _options_of_row(
+    cls: Any, args: tuple[Any, ...], options: Mapping[str, Any], scale: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """A row's arguments with what its block derives from them and from the scale: ``cls.row_options(placed, scale)``.
+
+    It gives options by name. They take the place of the row's arguments by place, but not of those that the row itself names.
+    """
+    derive = getattr(cls, "row_options", None)
+    if derive is None:
+        return args, {}
+    names = list(inspect.signature(cls).parameters)[: len(args)]
+    derived = {name: value for name, value in derive(dict(zip(names, args)), scale).items() if name not in options}
+    placed = tuple(derived.get(name, value) for name, value in zip(names, args)) + args[len(names) :]
+    return placed, {name: value for name, value in derived.items() if name not in names}
 
 
 def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
@@ -341,12 +356,6 @@ def _literal(value: Any, spec: ModelSpec) -> Any:
     return value
 
 
-def _modules_of(data: Mapping[str, Any]) -> list[str]:
-    """The modules of rows that are not checked yet."""
-    sections = [rows for section in ("backbone", "head") if isinstance(rows := data.get(section), (list, tuple))]
-    return [str(row[2]) for rows in sections for row in rows if isinstance(row, (list, tuple)) and len(row) == 4]
-
-
 def _row(row: Any, where: str, section: str) -> Row:
     if not isinstance(row, (list, tuple)) or len(row) != 4:
         raise UserError(f"{where}: should be [from, number, module, args], not {shown(row)}")
@@ -383,7 +392,7 @@ def _scaling(data: Mapping[str, Any], origin: str) -> tuple[str, float, float, i
     if not isinstance(scales, Mapping) or not scales:
         raise UserError(f"{origin}: scales should be a table such as {{n: [0.33, 0.25, 1024]}}")
     scale = str(data.get("scale") or next(iter(scales)))
-    if not data.get("scale"):
+    if not data.get("scale") and len(scales) > 1:
         log.warning("%s: no scale letter in the name, so the first scale is read: %s", origin, scale)
     if scale not in scales:
         raise UserError(f"{origin}: has no scale {scale!r}; it has {', '.join(map(str, scales))}")

@@ -10,22 +10,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.layers.attention.yolov10 import Attention
+from models.model import fuse_layers
 from models.spec.registry import BLOCKS
 from tests.golden import Golden, all_names, assert_close, cases, cotangent, fill_, find
 
 FOREIGN = {"CBAM", "ChannelAttention", "SpatialAttention"}  # attention has its own tests
 RENAMED = {
     "ul_RepConv": "RepConvN",  # one name there, two different blocks here
-    "ul_PSA": "PartialSelfAttention",  # PSA here is pyramid squeeze attention, which this vector's widths would make tens of GB large
     "v7_Conv_LeakyReLU": "Conv",  # a name of the vectors only
 }
+PARTS = {"ul_Attention": Attention}  # of registered blocks, not registered themselves
+SAME_WIDTH = ("ul_PSA",)  # take the width once, the published class twice
 OPTIONS: dict[str, dict[str, Any]] = {  # where sources disagree on a default
     "v5_Bottleneck": {"k": (1, 3)},
     "v5_BottleneckCSP": {"k": (1, 3)},
     "ul_SPPF": {"act": False},
     "v7_Conv_LeakyReLU": {"act": nn.LeakyReLU(0.1)},
 }
-WRONG_GRADIENTS = ("ul_AAttn__case1",)  # stored gradients that are not the derivative of the stored output
+WRONG_GRADIENTS = ("ul_AAttn__case1", "ul_ABlock__case1")  # stored gradients that are not the derivative of the stored output
 CASES = [name for name in all_names("blocks") if name.split("_", 1)[1].split("__")[0] not in FOREIGN]
 
 
@@ -39,8 +42,9 @@ def _one_thread():
 
 def build(name: str, golden: Golden) -> nn.Module:
     short = name.split("__")[0]
-    cls = BLOCKS[RENAMED.get(short, golden.meta["block"])].cls
-    return cls(*golden.meta["args"], **golden.meta["kwargs"], **OPTIONS.get(short, {})).eval()
+    cls = PARTS.get(short) or BLOCKS[RENAMED.get(short, golden.meta["block"])].cls
+    args = golden.meta["args"][1:] if short in SAME_WIDTH else golden.meta["args"]
+    return cls(*args, **golden.meta["kwargs"], **OPTIONS.get(short, {})).eval()
 
 
 def inputs_of(golden: Golden) -> Any:
@@ -81,8 +85,10 @@ def test_block_agrees_with_the_published_one(name: str) -> None:
         check_parameter_gradients(block, golden.meta.get("param_grad_norms") or {})
     if "fused_weight" in golden.arrays:
         check_folded_weights(block, golden)
-    else:
-        assert [(k, list(v.shape)) for k, v in block.state_dict().items()] == [(k, s) for k, s in golden.meta["keys"]]
+        return
+    assert [(k, list(v.shape)) for k, v in block.state_dict().items()] == [(k, s) for k, s in golden.meta["keys"]]
+    if "output_fused" in golden.arrays:
+        check_merged_branches(block, golden)
 
 
 def check_derivative(block: nn.Module, x: Tensor) -> None:
@@ -112,6 +118,17 @@ def check_folded_weights(block: nn.Module, golden: Golden) -> None:
     assert_close(weight, golden.tensor("fused_weight"), 1e-5, "folded weight")
     assert_close(bias, golden.tensor("fused_bias"), 1e-5, "folded bias")
     assert_close(fused(golden.tensor("input_0")), golden.tensor("output"), 1e-5, "folded output")
+
+
+def check_merged_branches(block: nn.Module, golden: Golden) -> None:
+    """A block of re-parameterised convolutions, alone or inside: the merged convolution, and the output after folding all."""
+    fused = nn.Sequential(copy.deepcopy(block))
+    fuse_layers(fused)
+    assert_close(fused(golden.tensor("input_0")), golden.tensor("output_fused"), 1e-5, "folded output")
+    merged = [m for m in fused.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (7, 7)]
+    assert len(merged) == 1
+    assert_close(merged[0].weight, golden.tensor("fused_conv_weight"), 1e-5, "merged weight")
+    assert_close(merged[0].bias, golden.tensor("fused_conv_bias"), 1e-5, "merged bias")
 
 
 def test_golden_cases_exist() -> None:

@@ -1,9 +1,12 @@
-"""Area attention: softmax attention inside horizontal stripes of the map, and the aggregation block built on it.
+"""Area attention: softmax attention inside equal runs of the map's pixels, and the aggregation block built on it.
 
 YOLOv12: Attention-Centric Real-Time Object Detectors, arXiv 2502.12524.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +14,30 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import attend, pad_to_multiple, per_channel
 from models.layers.attention.ops.shared import divisor_up_to
+from models.layers.c3k import C3k
 from models.layers.conv import Conv
-from models.layers.csp import CSP
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 HEAD_CHANNELS = 32  # YOLOv12's
+INIT_STD = 0.02  # of a block's convolutions, of a normal distribution cut off at two of it
+OUT_OF_REACH = -1e4  # added to the logits of padding: its weights are 0, and float16 holds it
+RESIDUAL_SCALES, RESIDUAL_MLP_RATIO = ("l", "x"), 1.2
 PAPER = "YOLOv12: Attention-Centric Real-Time Object Detectors, arXiv 2502.12524"
 
 
 @register("AreaAttention", "AAttn", channels=rules.same_width, kind="attention", paper=PAPER)
 class AreaAttention(nn.Module):
-    """proj(softmax(q kᵀ / √d) v + conv7x7(v)) inside each of ``area`` stripes of rows (section 3.2 of the paper).
+    """proj(softmax(q kᵀ / √d) v + conv7x7(v)) inside each of ``area`` equal runs of pixels, row by row (section 3.2 of the paper).
 
-    The published code takes maps whose pixels ``area`` divides. Here the rows are padded to a multiple and the padding is masked out; on a
-    map whose height ``area`` divides both are the same. Parameter names are YOLOv12's.
+    Where ``area`` divides the height, the runs are stripes of rows. The published code takes maps whose pixels ``area`` divides; here the
+    last runs are padded to the length of the others, and the padding is masked out. No matrix of pixels by pixels is kept. Parameter names
+    are YOLOv12's.
 
     Args:
         dim: channels in and out.
         num_heads: number of heads; None for about 32 channels a head.
-        area: number of stripes; 1 attends to the whole map.
+        area: number of runs; 1 attends to the whole map.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
@@ -51,35 +58,56 @@ class AreaAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         per_head = self.qkv(x).unflatten(1, (self.heads, -1)).chunk(3, 2)  # heads hold query, key and value side by side
         query, key, value = (part.reshape(x.shape) for part in per_head)
-        attended = attend(query, key, value, heads=self.heads) if self.area == 1 else self._in_stripes(query, key, value)
+        attended = attend(query, key, value, heads=self.heads) if self.area == 1 else self._in_areas(query, key, value)
         return self.proj(attended + self.pe(value))
 
-    def _in_stripes(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention inside each stripe: three (B, C, H, W) -> (B, C, H, W)."""
-        batch, _, height, width = query.shape
-        q, k, v = (self._stripes(part) for part in (query, key, value))
-        padding = self._stripes(torch.ones_like(query[:, : self.heads])) - 1  # 0 inside the map, -1 on padding: (B area, heads, N, 1)
-        mask = (100.0 * padding).transpose(2, 3).to(q.dtype)
+    def _in_areas(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention inside each area: three (B, C, H, W) -> (B, C, H, W)."""
+        batch, pixels = query.shape[0], query.shape[2] * query.shape[3]
+        q, k, v = (self._areas(part) for part in (query, key, value))
+        is_padded = torch.jit.is_tracing() or pixels % self.area != 0
+        mask = self._padding_mask(query) if is_padded else None  # without one, torch has faster kernels
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B area, heads, N, d)
-        grid = out.unflatten(2, (-1, width)).unflatten(0, (batch, self.area))  # (B, area, heads, rows, W, d)
-        return grid.permute(0, 2, 5, 1, 3, 4).flatten(3, 4).flatten(1, 2)[:, :, :height]
+        runs = out.unflatten(0, (batch, self.area)).permute(0, 2, 4, 1, 3)  # (B, heads, d, area, N)
+        return runs.flatten(3)[..., :pixels].reshape(query.shape)
 
-    def _stripes(self, x: Tensor) -> Tensor:
-        """(B, heads d, H, W) -> (B area, heads, pixels, d)."""
-        rows = pad_to_multiple(x, self.area, 1).unflatten(2, (self.area, -1)).unflatten(1, (self.heads, -1))  # (B, heads, d, area, rows, W)
-        return rows.permute(0, 3, 1, 4, 5, 2).flatten(3, 4).flatten(0, 1).contiguous()
+    def _padding_mask(self, x: Tensor) -> Tensor:
+        """What is added to the logits, 0 for pixels of the map: (B area, heads, 1, N)."""
+        inside = self._areas(torch.ones_like(x[:, : self.heads]))
+        return (OUT_OF_REACH * (1 - inside)).transpose(2, 3)
+
+    def _areas(self, x: Tensor) -> Tensor:
+        """(B, heads d, H, W) -> (B area, heads, N, d), N the pixels of an area."""
+        runs = pad_to_multiple(x.flatten(2).unsqueeze(2), 1, self.area).squeeze(2)  # (B, C, area N)
+        split = runs.unflatten(2, (self.area, -1)).unflatten(1, (self.heads, -1))  # (B, heads, d, area, N)
+        return split.permute(0, 3, 1, 4, 2).flatten(0, 1).contiguous()
 
 
-class _AreaBlock(nn.Module):
-    """x + area attention(x), then x + MLP(x)."""
+@register("ABlock", channels=rules.same_width, kind="attention", paper=PAPER)
+class ABlock(nn.Module):
+    """x + area attention(x), then x + MLP(x); parameter names are YOLOv12's.
 
-    def __init__(self, channels: int, mlp_ratio: float, area: int) -> None:
+    Args:
+        dim: channels in and out.
+        num_heads: number of heads; None for about 32 channels a head.
+        mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
+        area: runs of pixels, as :class:`AreaAttention` has them.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int | None = None, mlp_ratio: float = 1.2, area: int = 1) -> None:
         super().__init__()
-        hidden = int(channels * mlp_ratio)
-        self.attn = AreaAttention(channels, None, area)
-        self.mlp = nn.Sequential(Conv(channels, hidden), Conv(hidden, channels, act=False))
+        hidden = int(dim * mlp_ratio)
+        self.attn = AreaAttention(dim, num_heads, area)
+        self.mlp = nn.Sequential(Conv(dim, hidden), Conv(hidden, dim, act=False))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         x = x + self.attn(x)
         return x + self.mlp(x)
 
@@ -92,10 +120,11 @@ class A2C2f(nn.Module):
         c1: input channels.
         c2: output channels.
         n: number of stages.
-        a2: area attention; False for CSP stages of convolutions.
-        area: stripes of each attention.
-        residual: add the input, with the output scaled by γ (0.01 at first); only where ``c1 == c2`` and ``a2``.
-        mlp_ratio: hidden width of the MLPs.
+        a2: area attention; False for stages of convolutions, :class:`C3k`.
+        area: runs of pixels of each attention; has no effect without ``a2`` (published rows then have -1).
+        residual: add the input, with the output scaled by γ (0.01 at first); only where ``c1 == c2`` and ``a2``. At scales l and x of a
+            file with scales it is True unless a row says otherwise, and ``mlp_ratio`` 1.2.
+        mlp_ratio: hidden width of the MLPs, in multiples of the inner width.
         e: inner width, in multiples of ``c2``.
         g: groups of the CSP stages.
         shortcut: residuals in the CSP stages.
@@ -120,7 +149,7 @@ class A2C2f(nn.Module):
         self.cv2 = Conv((1 + n) * hidden, c2)
         self.gamma = nn.Parameter(torch.full((c2,), 0.01)) if a2 and residual and c1 == c2 else None
         self.m = nn.ModuleList(
-            nn.Sequential(*(_AreaBlock(hidden, mlp_ratio, area) for _ in range(2))) if a2 else CSP(hidden, hidden, 2, shortcut, g)
+            nn.Sequential(*(ABlock(hidden, None, mlp_ratio, area) for _ in range(2))) if a2 else C3k(hidden, hidden, 2, shortcut, g)
             for _ in range(n)
         )
 
@@ -131,3 +160,9 @@ class A2C2f(nn.Module):
             maps.append(stage(maps[-1]))
         out = self.cv2(torch.cat(maps, 1))
         return out if self.gamma is None else x + per_channel(self.gamma) * out
+
+    @classmethod
+    def row_options(cls, placed: Mapping[str, Any], scale: str) -> dict[str, Any]:
+        """The residual form at the largest scales: published files rely on it."""
+        form = {"residual": True, "mlp_ratio": RESIDUAL_MLP_RATIO} if scale in RESIDUAL_SCALES else {}
+        return {name: value for name, value in form.items() if name not in placed}

@@ -212,16 +212,18 @@ def test_psa_attends_with_half_of_the_channels(x):
     assert_close(module(x), module.cv2(torch.cat((kept, v + module.ffn(v)), 1)), 1e-5)
 
 
-@pytest.mark.parametrize(("height", "area"), [(8, 1), (8, 4), (7, 4), (1, 4)])
-def test_area_attention_is_confined_to_its_stripe(height, area):
+@pytest.mark.parametrize(("height", "area"), [(8, 1), (8, 4), (6, 4), (7, 4), (5, 4), (1, 4)])
+def test_area_attention_is_confined_to_runs_of_pixels(height, area):
+    """Equal runs row by row, the last ones shorter or empty; on 8 rows four stripes, on 6 x 3 pixels runs that begin within rows."""
     module, x = built("AreaAttention", None, area, channels=64), torch.randn(2, 64, height, 3)
-    rows = -(-height // area)
-    query, key, value = module.qkv(x).reshape(2, 2, 3, 32, height, 3).unbind(2)
+    pixels = height * 3
+    run = -(-pixels // area)
+    query, key, value = module.qkv(x).reshape(2, 2, 3, 32, pixels).unbind(2)
     out = torch.zeros_like(value)
-    for start in range(0, height, rows):
-        q, k, v = (part[:, :, :, start : start + rows].flatten(3) for part in (query, key, value))
+    for start in range(0, pixels, run):
+        q, k, v = (part[..., start : start + run] for part in (query, key, value))
         weights = F.softmax(torch.einsum("bhdi,bhdj->bhij", q, k) / math.sqrt(32), 3)
-        out[:, :, :, start : start + rows] = torch.einsum("bhij,bhdj->bhdi", weights, v).reshape(2, 2, 32, -1, 3)
+        out[..., start : start + run] = torch.einsum("bhij,bhdj->bhdi", weights, v)
     value = value.reshape(x.shape)
     assert_close(module(x), module.proj(out.reshape(x.shape) + module.pe(value)), 1e-5)
 

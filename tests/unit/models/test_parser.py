@@ -69,9 +69,11 @@ def test_v8_dialect_caps_before_scaling_and_reads_the_scale_letter():
     assert "no scale 'x'" in complaint({**data, "scale": "x"})
 
 
-def test_first_scale_is_announced(caplog):
-    data = tiny(scales={"n": [0.33, 0.25, 1024]})
-    read_spec(data, origin="mine.yaml")
+def test_first_scale_of_several_is_announced(caplog):
+    only = {"n": [0.33, 0.25, 1024]}
+    assert read_spec(tiny(scales=only), origin="mine.yaml").scale == "n"
+    assert not caplog.text
+    read_spec(tiny(scales={**only, "s": [0.33, 0.5, 1024]}), origin="mine.yaml")
     assert "mine.yaml" in caplog.text
     assert ": n" in caplog.text
 

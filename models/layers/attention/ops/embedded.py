@@ -1,8 +1,8 @@
-"""Attention inside C2f, C3 and RepNCSPELAN4: ``C2f_EMA`` is C2f whose bottlenecks end in EMA, for every same-width module.
+"""Attention inside aggregation blocks: ``C2f_EMA`` is C2f whose bottlenecks end in EMA, for all same-width modules and the blocks of HOSTS.
 
-One mechanism for all: the plain block is built, and each of its bottlenecks gets the module behind its second convolution, inside the
-residual. All keys of the plain block stay, so its weights load; the module's are ``….attention.*``. No class is made, and a name resolves
-only when a YAML uses it.
+One mechanism for all: the plain block is built, and each of its inner blocks gets the module behind its convolutions, or behind its own
+attention (``C2PSA_EMA``, ``A2C2f_EMA``), inside the residual. All keys of the plain block stay, so its weights load; the module's are
+``….attention.*``. No class is made, and a name resolves only when a YAML uses it.
 """
 
 from __future__ import annotations
@@ -16,45 +16,89 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.layers.attention.ops.identity import IdentityStart
+from models.layers.attention.yolov10 import PSABlock
+from models.layers.attention.yolov12 import ABlock
+from models.layers.compact import CIB
+from models.layers.conv import Conv
 from models.layers.csp import Bottleneck, RepNBottleneck
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS, BlockSpec
 
-OUTER = ("C2f", "C3", "RepNCSPELAN4")
-NAME = re.compile(rf"(?P<outer>{'|'.join(OUTER)})([_-]|(?=[A-Z]))(?P<inner>\w+)")  # C2f_EMA; C2f-EMA and C3SE in other projects
+BOTTLENECKS = (Bottleneck, RepNBottleneck)
+# block -> its inner blocks that get the module
+HOSTS: dict[str, tuple[type[nn.Module], ...]] = {
+    **dict.fromkeys(("C2f", "C3", "C3k", "C3k2", "RepNCSPELAN4"), BOTTLENECKS),
+    "C2fCIB": (CIB,), "C2PSA": (PSABlock,), "C2fPSA": (PSABlock,), "A2C2f": (ABlock, Bottleneck),
+}  # fmt: skip
+# C2f_EMA; C2f-EMA and C3SE in other projects
+NAME = re.compile(rf"(?P<outer>{'|'.join(sorted(HOSTS, key=len, reverse=True))})([_-]|(?=[A-Z]))(?P<inner>\w+)")
 
 
 class AttendedBottleneck(nn.Module):
-    """A bottleneck with a same-width module behind its second convolution; (B, c1, H, W) to (B, c2, H, W).
+    """A bottleneck with a same-width module behind its last convolution; (B, c1, H, W) to (B, c2, H, W).
 
     Args:
-        plain: the bottleneck, whose layers keep their names.
+        plain: the bottleneck, or another block of layers in a row with a residual (CIB); its layers keep their names.
         attention: the module.
     """
 
-    def __init__(self, plain: Bottleneck | RepNBottleneck, attention: nn.Module) -> None:
+    def __init__(self, plain: nn.Module, attention: nn.Module) -> None:
         super().__init__()
-        self.cv1, self.cv2, self.add = plain.cv1, plain.cv2, plain.add
+        self.add = plain.add
+        for name, layer in plain.named_children():
+            self.add_module(name, layer)
+        self.attention = attention  # the last of its children, which follow each other
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in self.children():
+            y = layer(y)
+        return x + y if self.add else y
+
+
+class AttendedTransformer(nn.Module):
+    """A block of attention and a perceptron with a same-width module behind the attention; (B, C, H, W) to the same.
+
+    Args:
+        plain: the block, whose layers keep their names.
+        attention: the module.
+    """
+
+    def __init__(self, plain: PSABlock | ABlock, attention: nn.Module) -> None:
+        super().__init__()
+        self.add = getattr(plain, "add", True)
+        self.perceptron = "ffn" if isinstance(plain, PSABlock) else "mlp"
+        self.attn = plain.attn
+        self.add_module(self.perceptron, plain.get_submodule(self.perceptron))
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.attention(self.cv2(self.cv1(x)))
+        y = self.attention(self.attn(x))
+        x = x + y if self.add else y
+        y = self.get_submodule(self.perceptron)(x)
         return x + y if self.add else y
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Builds ``outer`` with ``inner`` in its bottlenecks; registered in place of a class.
+    """Builds ``outer`` with ``inner`` in its inner blocks; registered in place of a class.
 
     Attributes:
         outer: the plain block's class; it receives the positional arguments and the options it has.
         inner: the module; it gets all other options of a row (``C2f_EMA, [128, True, {factor: 8}]``).
+        hosts: classes of the inner blocks that get it.
         identity_start: each inner module starts as the identity, so that the block starts as the plain one.
     """
 
     outer: Callable[..., nn.Module]
     inner: BlockSpec
+    hosts: tuple[type[nn.Module], ...] = BOTTLENECKS
     identity_start: bool = False
+
+    @property
+    def row_options(self) -> Callable[..., dict[str, Any]] | None:
+        """What the plain block derives from its row (models/spec/parser.py), if anything."""
+        return getattr(self.outer, "row_options", None)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -70,15 +114,19 @@ class Embedded:
         rest = {key: value for key, value in options.items() if key not in own}
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, (Bottleneck, RepNBottleneck)):
-                    setattr(parent, name, AttendedBottleneck(child, self._attention(child, rest)))
+                if isinstance(child, self.hosts):
+                    setattr(parent, name, _attended(child, self._attention(child, rest)))
         return block
 
-    def _attention(self, bottleneck: Bottleneck | RepNBottleneck, options: dict[str, Any]) -> nn.Module:
-        width = bottleneck.cv2.conv.out_channels
+    def _attention(self, host: nn.Module, options: dict[str, Any]) -> nn.Module:
+        width = [layer for layer in host.modules() if isinstance(layer, Conv)][-1].conv.out_channels
         widths = (width,) if self.inner.channels is rules.same_width else (width, width)
         module = self.inner.cls(*widths, **options)
         return IdentityStart(module) if self.identity_start else module
+
+
+def _attended(host: nn.Module, attention: nn.Module) -> nn.Module:
+    return AttendedTransformer(host, attention) if isinstance(host, (PSABlock, ABlock)) else AttendedBottleneck(host, attention)
 
 
 @BLOCKS.resolver
@@ -91,7 +139,7 @@ def embedded(name: str) -> BlockSpec | None:
     outer, inner = BLOCKS[outer_name], BLOCKS[inner_name]
     if not _keeps_width(inner):
         return None
-    return BlockSpec(name, Embedded(outer.cls, inner), outer.channels, paper=inner.paper)
+    return BlockSpec(name, Embedded(outer.cls, inner, HOSTS[outer_name]), outer.channels, paper=inner.paper, kind=outer.kind)
 
 
 def _keeps_width(spec: BlockSpec) -> bool:
