@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,10 +17,7 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (...) losses.
     """
+    bins = torch.arange(logits.shape[-1], device=logits.device)
     y = targets.clamp(0, logits.shape[-1] - 1 - 0.01)
-    low = y.floor()
-    upper_weight = y - low
-    log_s = F.log_softmax(logits, dim=-1)
-    index = low.long().unsqueeze(-1)
-    at_low, at_high = log_s.gather(-1, index).squeeze(-1), log_s.gather(-1, index + 1).squeeze(-1)
-    return -(at_low * (1 - upper_weight) + at_high * upper_weight)
+    weights = (1 - (bins - y[..., None]).abs_()).clamp_(min=0)  # y₊ − y and y − y₋ at the two bins, 0 at all others
+    return -(F.log_softmax(logits, dim=-1) * weights).sum(dim=-1)
