@@ -43,6 +43,11 @@ def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tup
     return PaddedTargets(labels.clamp(min=0).long(), boxes_xyxy, valid)
 
 
+def bucket(max_boxes: int) -> int:
+    """A power of two, at least 16, to which compiled graphs pad ``max_boxes``, so that they are few."""
+    return 1 << max(max_boxes - 1, 15).bit_length()
+
+
 def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
     """Boxes (B, n, 4) of each image at its own indices (B, R): (B, R, 4)."""
     return boxes.gather(1, index[..., None].expand(-1, -1, 4))

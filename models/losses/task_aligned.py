@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.assigners.grid import LevelGrid, RowOrder, expected_distances_of_rows, level_grid, row_order
-from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait, pad_targets
+from models.assigners.targets import PaddedTargets, boxes_at, bucket, can_count_without_wait, pad_targets
 from models.assigners.task_aligned import Assignment, Predicted, TaskAlignedAssigner
 from models.losses.box import BoxLoss
 from models.losses.cells import Tables, as_tables, cells_and_background
@@ -61,6 +61,7 @@ class TaskAlignedLoss:
         self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw, class_weights=hyp.cls_weights)
         self.smoothing = hyp.label_smoothing
         self.nc, self.bins = nc, bins
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
         self.strides = tuple(strides)
         self.assigner = TaskAlignedAssigner(
             topk=hyp.tal_topk,
@@ -78,10 +79,23 @@ class TaskAlignedLoss:
         """
         device = output.main[0].device
         with torch.autocast(device.type, enabled=False):
-            sums, scores = self._sums(output.branches, self._scene(output, batch))
+            compiled = self._compiled if torch.is_grad_enabled() else None  # validation has batches of many sizes
+            scene = self._scene(output, batch, fixed_sizes=compiled is not None)
+            sums, scores = (compiled or self._sums)(output.branches, scene)
             normaliser = all_reduce_sum(scores).clamp(min=1) / world_size()
             totals = (sums * (self._factors_on(device) / normaliser)).sum(dim=1)
         return dict(zip(self.names, totals.unbind()))
+
+    def compile(self, *, backend: str) -> str:
+        """Compiles assigner and loss for training, one graph for each size of the maps and each :func:`bucket` of boxes.
+
+        Returns:
+            Why it cannot, empty where it can. The compiler itself is called with the first batch, and raises there.
+        """
+        if self.box_loss.keeps_state:
+            return f"iou_loss {self.box_loss.name} keeps a mean from step to step"
+        self._compiled = torch.compile(self._sums, backend=backend, dynamic=False)
+        return ""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The regression loss's running mean, if it has one."""
@@ -91,12 +105,14 @@ class TaskAlignedLoss:
         """Restores the state of :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
-    def _scene(self, output: HeadOutput, batch: Batch) -> _Scene:
+    def _scene(self, output: HeadOutput, batch: Batch, *, fixed_sizes: bool) -> _Scene:
         maps = output.main
+        boxes = bucket(batch.max_boxes) if fixed_sizes else batch.max_boxes
         hw_px = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
-        targets = pad_targets(batch.targets.to(maps[0].device), batch.max_boxes, batch_size=len(maps[0]), hw_px=hw_px)
+        targets = pad_targets(batch.targets.to(maps[0].device), boxes, batch_size=len(maps[0]), hw_px=hw_px)
         order = row_order(maps, self.strides, branches=len(output.branches))
-        return _Scene(targets, level_grid(maps, self.strides), order, hw_px, self._most_candidates(batch, maps, hw_px))
+        most = None if fixed_sizes else self._most_candidates(batch, maps, hw_px)
+        return _Scene(targets, level_grid(maps, self.strides), order, hw_px, most)
 
     def _most_candidates(self, batch: Batch, maps: Sequence[Tensor], hw_px: tuple[float, float]) -> int | None:
         if batch.host_boxes is None or can_count_without_wait(maps[0]):

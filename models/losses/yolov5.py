@@ -94,6 +94,10 @@ class AnchorLoss:
         gains = self.gains._replace(obj=self.gains.obj * area)
         return {name: getattr(gains, name) * part for name, part in zip(self.names, total)}
 
+    def compile(self, *, backend: str) -> str:
+        """Compiles nothing, and returns why."""
+        return "that of heads with anchors has lists whose lengths follow the boxes"
+
     def state_dict(self) -> dict[str, Tensor]:
         """The regression loss's running mean, if it has one."""
         return self.box_loss.state_dict()
