@@ -3,8 +3,9 @@
     python benchmarks/bench_loss.py --peer-python /path/to/python-with-ultralytics
 
 Maps of a 640 px image, 80 classes, boxes of log-uniform size between 1 and 40 % of the image; the number of boxes per image varies at batch
-16, the batch at 20 boxes per image. Each side is a persistent process with one thread; calls alternate between them round by round, so that
-a drift of the machine's speed affects both. The figure is the least processor time of the rounds.
+16, the batch at 20 boxes per image. Maps are in the memory layout in which each side's network makes them: ours channels-last, the peer's
+contiguous. Each side is a persistent process with one thread; calls alternate between them round by round, so that a drift of the machine's
+speed affects both. The figure is the least processor time of the rounds.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def peer_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor
     model = DetectionModel("yolov8n.yaml", nc=CLASSES, verbose=False)
     model.args = get_cfg()
     loss = v8DetectionLoss(model.train())
-    maps = make_maps(case.batch, 64 + CLASSES, 1, False)[0]
+    maps = make_maps(case.batch, 64 + CLASSES, 1, False, contiguous=True)[0]
     flat = torch.cat([m.detach().flatten(2) for m in maps], dim=2)
     boxes, scores = (t.clone().requires_grad_() for t in flat.split((64, CLASSES), dim=1))
     targets = make_targets(case)
@@ -137,8 +138,8 @@ def peer_call(case: Case) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor
     return lambda: loss({"boxes": boxes, "scores": scores, "feats": maps}, batch)[0].sum(), [boxes, scores]
 
 
-def make_maps(batch: int, width: int, branches: int, anchor_based: bool) -> list[list[torch.Tensor]]:
-    """Maps as early in training: scores near zero."""
+def make_maps(batch: int, width: int, branches: int, anchor_based: bool, *, contiguous: bool = False) -> list[list[torch.Tensor]]:
+    """Maps as early in training: scores near zero; channels-last in memory unless ``contiguous``."""
     g = torch.Generator().manual_seed(0)
     offset = torch.zeros(width)
     if anchor_based:
@@ -146,7 +147,9 @@ def make_maps(batch: int, width: int, branches: int, anchor_based: bool) -> list
     else:
         offset[64:] = -5
     shapes = [(batch, width, SIZE // s, SIZE // s) for s in STRIDES]
-    return [[(torch.randn(shape, generator=g) + offset.view(1, -1, 1, 1)).requires_grad_() for shape in shapes] for _ in range(branches)]
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    maps = [[torch.randn(shape, generator=g) + offset.view(1, -1, 1, 1) for shape in shapes] for _ in range(branches)]
+    return [[m.contiguous(memory_format=layout).requires_grad_() for m in branch] for branch in maps]
 
 
 def make_targets(case: Case) -> torch.Tensor:

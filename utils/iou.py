@@ -108,8 +108,39 @@ def diou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Ten
 
 def ciou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
     """Complete IoU. See the table above."""
-    pair = compare(boxes1_xyxy, boxes2_xyxy)
-    return _power(pair.iou, alpha) - _power(pair.distance2 / pair.diagonal2, alpha) - _power(_aspect_term(pair), alpha)
+    dims = max(boxes1_xyxy.dim(), boxes2_xyxy.dim())
+    terms1, terms2 = (ciou_terms(boxes[(None,) * (dims - boxes.dim())]) for boxes in (boxes1_xyxy, boxes2_xyxy))
+    return ciou_of_terms(terms1, terms2, alpha=alpha)
+
+
+def ciou_terms(boxes_xyxy: Tensor) -> Tensor:
+    """What CIoU needs to know of each box (..., 4) alone, so that a box that is compared often is prepared once.
+
+    Returns:
+        (8, ...): −left, −top, right, bottom (the smaller of two such is the side of the intersection, the greater of the enclosing box);
+        centre x and y; area; 2/π · atan(w/h). px and px².
+    """
+    low, high = boxes_xyxy.movedim(-1, 0).split(2)
+    width, height = (high - low).unbind()
+    angle = torch.atan(width / (height + EPS)) * (2 / math.pi)
+    return torch.cat((-low, high, (low + high) / 2, (width * height)[None], angle[None]))
+
+
+def ciou_of_terms(terms1: Tensor, terms2: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Complete IoU (...) of :func:`ciou_terms` (8, ...) whose trailing shapes broadcast."""
+    sides1, centre1, area1, angle1 = terms1.split((4, 2, 1, 1))
+    sides2, centre2, area2, angle2 = terms2.split((4, 2, 1, 1))
+    low, high = torch.minimum(sides1, sides2).split(2)
+    width, height = (low + high).clamp(min=0).unbind()
+    common = width * height
+    overlap = common / (area1[0] + area2[0] - common + EPS)
+    low, high = torch.maximum(sides1, sides2).split(2)
+    distance2, diagonal2 = (_squared_norm(v) for v in (centre1 - centre2, low + high))
+    v = (angle1[0] - angle2[0]) ** 2
+    weight = _aspect_weight(v, overlap)
+    if alpha == 1:
+        return torch.addcdiv(torch.addcmul(overlap, v, weight, value=-1), distance2, diagonal2 + EPS, value=-1)
+    return _power(overlap, alpha) - _power(distance2 / (diagonal2 + EPS), alpha) - _power(v * weight, alpha)
 
 
 def eiou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, *, alpha: float = 1.0) -> Tensor:
@@ -168,17 +199,16 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _aspect_term(pair: Pair) -> Tensor:
-    """CIoU's αv."""
-    angles = [torch.atan(w / (h + EPS)) for w, h in (pair.size1, pair.size2)]
-    v = (4 / math.pi**2) * (angles[1] - angles[0]) ** 2
-    return v * _aspect_weight(v, pair.iou)
-
-
 @torch.no_grad()
 def _aspect_weight(v: Tensor, overlap: Tensor) -> Tensor:
     """CIoU's α, a constant for the gradient."""
     return v / (v - overlap + (1 + EPS))
+
+
+def _squared_norm(vectors: Tensor) -> Tensor:
+    """x² + y² (...) of vectors (2, ...)."""
+    x, y = (vectors**2).unbind()
+    return x + y
 
 
 def _power(term: Tensor, exponent: float) -> Tensor:

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from engine.training import recompute
+from models.heads.base import Loss
 from utils import distributed
 
 BACKEND = "inductor"
+MOST_GRAPHS = 32  # of one function: a loss has one for each bucket of boxes, and again for a smaller last batch
 
 
-def compile_network(network: nn.Module, device: torch.device, *, sizes_vary: bool, recomputed: bool = False) -> None:
-    """Compiles the module that is called in training, in place.
+def compile_network(network: nn.Module, device: torch.device, *, sizes_vary: bool, recomputed: bool = False) -> bool:
+    """Compiles the module that is called in training, in place; returns whether this machine can.
 
     Args:
         sizes_vary: batches have many shapes, so that one dynamic graph is compiled at once.
@@ -24,8 +26,26 @@ def compile_network(network: nn.Module, device: torch.device, *, sizes_vary: boo
     if reason := unsupported_reason(device, recomputed=recomputed):
         if distributed.is_main():
             print(f"warning: --compile: {reason}; training continues without it", file=sys.stderr)
-        return
+        return False
     network.compile(backend=BACKEND, dynamic=True if sizes_vary else None)
+    return True
+
+
+def compile_loss(loss: Loss, device: torch.device, *, sizes_vary: bool) -> None:
+    """Compiles the loss where that pays, in place; else says why it does not, and the loss is computed without.
+
+    Args:
+        sizes_vary: batches have many shapes.
+    """
+    if device.type == "cpu":
+        reason = "on a CPU it lists candidates, which is faster than the fixed sizes of a graph"
+    elif sizes_vary:
+        reason = "every size of --multi-scale and --rect would be a graph of its own"
+    else:
+        reason = loss.compile(backend=BACKEND)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    if reason and distributed.is_main():
+        print(f"compile   the network; not the loss: {reason}")
 
 
 def unsupported_reason(device: torch.device, *, recomputed: bool = False) -> str:

@@ -18,7 +18,7 @@ from engine.logging.progress import LossMeter
 from engine.logging.trackers import trackers
 from engine.memory_format import channels_last
 from engine.training.batch_size import largest_batch
-from engine.training.compiling import compile_network
+from engine.training.compiling import compile_loss, compile_network
 from engine.training.early_stop import EarlyStop
 from engine.training.ema import ModelEMA
 from engine.training.initial_weights import FrozenLayers, apply_frozen, check_flags, freeze, transfer_weights
@@ -39,6 +39,7 @@ from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, require_p
 from models.checkpoints.published import ensure_weights
 from models.edit.graph_table import write_spec
 from models.edit.rows import Edited, edit
+from models.heads.base import Loss
 from models.model import Model
 from models.spec.parser import doubtful_rows, load_spec, plan_layers
 from models.spec.registry import load_plugin
@@ -211,7 +212,7 @@ def build_state(
     distributed.broadcast_tensors(model.state_dict().values())
     ema = ModelEMA(model)  # of the model before --sync-bn changes its layers
     loss = model.head.build_loss(hyp)
-    network = wrap_network(model, config)
+    network = wrap_network(model, config, loss)
     optimizer = build_optimizer(
         model,
         hyp,
@@ -395,7 +396,7 @@ def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
         print(f"data      {len(problems)} problems, all in {folder / 'data_problems.txt'}; python -m data.check looks closer")
 
 
-def wrap_network(model: Model, config: TrainConfig) -> nn.Module:
+def wrap_network(model: Model, config: TrainConfig, loss: Loss) -> nn.Module:
     """The model as it is called in training: with synchronized batch norms, recomputed activations, gradients averaged over ranks, and
     compiled, each where configured. Its parameters are the model's own."""
     network: nn.Module = model
@@ -409,7 +410,8 @@ def wrap_network(model: Model, config: TrainConfig) -> nn.Module:
     if config.compile:
         varied, recomputed = config.multi_scale or config.rect, config.checkpoint_activations != "off"
         called = model if recomputed else network  # torch.compile cannot split a DDP graph with activation checkpoints
-        compile_network(called, device, sizes_vary=varied, recomputed=recomputed)
+        if compile_network(called, device, sizes_vary=varied, recomputed=recomputed):
+            compile_loss(loss, device, sizes_vary=varied)
     return network
 
 

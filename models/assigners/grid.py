@@ -1,4 +1,4 @@
-"""The cell centres of a head's maps in image pixels, and the box distances that a distribution predicts."""
+"""The cells of a head's maps in image pixels and in the order of the loss's tables, and the box distances that a distribution predicts."""
 
 from __future__ import annotations
 
@@ -37,9 +37,20 @@ class LevelGrid(NamedTuple):
 
     centres: Tensor  # (2, N) x and y, px
     strides: Tensor  # (1, N) px
-    axes: Tensor  # (2, L, S) centres of the columns and of the rows of each level, px, padded with infinity
-    columns: Tensor  # (L,) int64 cells a row
-    first: Tensor  # (L,) int64 the level's first cell
+    axes: Tensor  # (4, L, S) px, rising: x of the columns, y of the rows, −x, −y of each level, padded with infinity
+    sizes: Tensor  # (2, L, 1) int64 columns and rows of each level
+    first: Tensor  # (L, 1) int64 the level's first cell
+
+
+class RowOrder(NamedTuple):
+    """The T = K · B · N cells of a batch as rows of a table: branch by branch, in each level by level, in each image by image.
+
+    So a level's rows are its map (B, C, H, W) in channels-last memory: neither reading it nor its gradient moves a value.
+    """
+
+    row: Tensor  # (T,) int64, the row of each image's cells, image by image
+    centre: Tensor  # (T, 4) px, the row's centre: x, y, x, y
+    reach: Tensor  # (T, 4) px, its stride: negative for left and top, positive for right and bottom
 
 
 def level_grid(maps: Sequence[Tensor], strides: Sequence[float], *, device: torch.device | None = None) -> LevelGrid:
@@ -47,22 +58,48 @@ def level_grid(maps: Sequence[Tensor], strides: Sequence[float], *, device: torc
 
     It is made once for each size, since a step would wait for its copies.
     """
-    sizes = tuple((int(level.shape[-2]), int(level.shape[-1])) for level in maps)
-    return _level_grid(sizes, tuple(float(s) for s in strides), device or maps[0].device)
+    return _level_grid(_sizes(maps), tuple(float(s) for s in strides), device or maps[0].device)
+
+
+def row_order(maps: Sequence[Tensor], strides: Sequence[float], *, branches: int = 1) -> RowOrder:
+    """The order of rows for maps (B, …, H, W) of each of K branches, made once for each size and batch size."""
+    return _row_order(_sizes(maps), tuple(float(s) for s in strides), (branches, len(maps[0])), maps[0].device)
+
+
+def _sizes(maps: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(level.shape[-2]), int(level.shape[-1])) for level in maps)
 
 
 @lru_cache(maxsize=64)
 def _level_grid(sizes: tuple[tuple[int, int], ...], strides: tuple[float, ...], device: torch.device) -> LevelGrid:
     with torch.inference_mode(mode=False):  # kept beyond the call, and read with gradients
         centres, steps = anchor_points([torch.empty(1, 1, h, w) for h, w in sizes], strides)
-        axes = torch.full((2, len(sizes), max(max(size) for size in sizes)), torch.inf)
+        axes = torch.full((4, len(sizes), max(max(size) for size in sizes)), torch.inf)
         for number, ((h, w), stride) in enumerate(zip(sizes, strides)):
             for axis, length in enumerate((w, h)):
-                axes[axis, number, :length] = (torch.arange(length) + 0.5) * stride
+                places = (torch.arange(length) + 0.5) * stride
+                axes[axis, number, :length], axes[axis + 2, number, :length] = places, -places.flip(0)
         counts = torch.tensor([h * w for h, w in sizes])
-        columns = torch.tensor([w for _, w in sizes])
-        grid = LevelGrid(centres, steps, axes, columns, counts.cumsum(0) - counts)
+        extents = torch.tensor([[w for _, w in sizes], [h for h, _ in sizes]])
+        grid = LevelGrid(centres, steps, axes, extents[..., None], (counts.cumsum(0) - counts)[:, None])
         return LevelGrid(*(t.to(device, non_blocking=True) for t in grid))
+
+
+@lru_cache(maxsize=16)
+def _row_order(sizes: tuple[tuple[int, int], ...], strides: tuple[float, ...], copies: tuple[int, int], device: torch.device) -> RowOrder:
+    grid = level_grid([torch.empty(0, h, w) for h, w in sizes], strides, device=torch.device("cpu"))
+    branches, batch = copies
+    with torch.inference_mode(mode=False):
+        counts = [h * w for h, w in sizes]
+        levels = torch.arange(sum(counts)).split(counts)
+        cell = torch.cat([level.repeat(batch) for level in levels])
+        image = torch.cat([torch.arange(batch).repeat_interleave(len(level)) for level in levels])
+        row = torch.empty_like(cell)
+        row[image * sum(counts) + cell] = torch.arange(len(cell))
+        row = (torch.arange(branches)[:, None] * len(row) + row).flatten()
+        centre, stride = grid.centres.T[cell].repeat(branches, 1), grid.strides.T[cell].repeat(branches, 1)
+        order = RowOrder(row, torch.cat((centre, centre), dim=1), torch.cat((-stride, -stride, stride, stride), dim=1))
+        return RowOrder(*(t.to(device, non_blocking=True) for t in order))
 
 
 def expected_distances(logits: Tensor, projection: Tensor) -> Tensor:
@@ -78,3 +115,11 @@ def expected_distances(logits: Tensor, projection: Tensor) -> Tensor:
     bins = projection.numel()
     probabilities = logits.float().unflatten(1, (4, bins)).softmax(dim=2)
     return (probabilities * projection.float().reshape(bins, 1)).sum(dim=2)
+
+
+def expected_distances_of_rows(logits: Tensor, projection: Tensor) -> Tensor:
+    """The same for float32 rows (R, 4, bins) and values (bins,): (R, 4)."""
+    probabilities = logits.softmax(dim=2)
+    if logits.device.type == "cpu":
+        return probabilities @ projection
+    return (probabilities * projection).sum(dim=2)  # a product of matrices may be rounded to TF32

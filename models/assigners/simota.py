@@ -5,8 +5,9 @@ for a box is the class loss (with √(class · objectness) as probability) plus 
 ten (or twenty) best overlaps, at least one; a candidate of several boxes is assigned to the one of least cost.
 
 Candidates can cost exactly the same: a place is listed once for every box that it fits. Which of them a box gets is left to torch.topk, as
-in the published code. Its choice depends on how many it is asked for and among how many, so on the CPU it is asked as there: each image
-alone, for exactly the number of the box. On a GPU, whose topk chooses differently anyway, all are asked for at once.
+in the published code. Its choice depends on how many it is asked for and among how many, so on the CPU the boxes whose last candidate costs
+the same as the next are asked for again as there: for exactly their number, among exactly their image's candidates. On a GPU, whose topk
+chooses differently anyway, it stays with the first answer.
 
 Every box of an image is compared with every candidate of that image, so the number of pairs grows with the square of the boxes. They are
 processed in chunks: the memory grows with the candidates only.
@@ -30,6 +31,7 @@ MAX_PAIRS = 1 << 22  # pairs of boxes and candidates processed at once
 CACHED_PAIRS = 1 << 18  # the same on a CPU, sized for its cache
 MAX_LOGITS = 1 << 20  # class logits computed at once
 IOU_WEIGHT = 3.0
+SCANNED = 64  # a topk on a CPU scans rows of so many times its number, and padding behind a row does not change its choice; others it sorts
 NARROW, WIDE = 0.5, 1.0  # how near a neighbouring cell must be: main branch, auxiliary branch
 
 
@@ -71,9 +73,11 @@ class SimOTA:
         for images, boxes in _pieces(batch, n, places, CACHED_PAIRS if counted else MAX_PAIRS):
             cost, overlap = self._cost(scene, candidates, images, boxes)  # (images, boxes, C)
             count = overlap.topk(topk, dim=-1).values.sum(dim=-1).int().clamp(min=1)
-            value, candidate = cost.topk(topk, dim=-1, largest=False)
-            taken[images, boxes] = (torch.arange(topk, device=cost.device) < count[..., None]) & value.isfinite()
-            picks[images, boxes] = _as_published(cost, count, candidate, found.mask[images]) if counted else candidate
+            value, candidate = cost.topk(min(topk + counted, places), dim=-1, largest=False)
+            if counted:
+                candidate = _as_published(cost, count, value, candidate, found.mask[images])
+            taken[images, boxes] = (torch.arange(topk, device=cost.device) < count[..., None]) & value[..., :topk].isfinite()
+            picks[images, boxes] = candidate[..., :topk]
             cheapest, box = cost.min(dim=1)
             owner[images] = torch.where(cheapest < least[images], box + boxes.start, owner[images])
             least[images] = torch.minimum(cheapest, least[images])
@@ -111,21 +115,29 @@ def _pieces(batch: int, n: int, candidates: int, pairs: int) -> Iterator[tuple[s
             yield slice(image, image + images), slice(box, box + boxes)
 
 
-def _as_published(cost: Tensor, count: Tensor, candidate: Tensor, mask: Tensor) -> Tensor:
-    """The cheapest candidates of each box, equal costs in the order of a topk of ``count`` among the image's own candidates.
+def _as_published(cost: Tensor, count: Tensor, value: Tensor, candidate: Tensor, mask: Tensor) -> Tensor:
+    """The cheapest candidates of each box; where equal costs leave a choice, that of a topk of ``count`` among the image's own candidates.
 
     Args:
         cost: (images, boxes, C), infinite where box or candidate is padding.
         count: (images, boxes) how many each box gets.
-        candidate: (images, boxes, topk) the cheapest, equal ones in any order.
+        value: (images, boxes, k) the lowest costs, rising.
+        candidate: (images, boxes, k) the candidates that cost them, equal ones in any order; changed in place.
         mask: (images, C) bool, which candidates are no padding.
     """
-    for image, counts in enumerate(count.tolist()):
-        real = mask[image].nonzero()[:, 0]
-        for number in set(counts) if len(real) else ():
-            rows = count[image] == number
-            least = cost[image, rows][:, real].topk(min(number, len(real)), dim=-1, largest=False).indices
-            candidate[image, rows, : least.shape[1]] = real[least]
+    last = value.gather(2, count[..., None].long() - 1).squeeze(2)
+    following = F.pad(value, (0, 1), value=torch.inf).gather(2, count[..., None].long()).squeeze(2)
+    image, box = ((last == following) & last.isfinite()).nonzero(as_tuple=True)
+    number, length = count[image, box].long(), mask.sum(dim=1)[image]
+    length = torch.where(length >= SCANNED * number, cost.shape[2], length)
+    kinds = value.shape[2] + 1
+    for alike in (length * kinds + number).unique().tolist():
+        end, asked = divmod(alike, kinds)
+        rows = ((length == end) & (number == asked)).nonzero()[:, 0]
+        at = image[rows], box[rows]
+        own = (~mask[at[0]]).to(torch.uint8).sort(dim=1, stable=True).indices[:, :end]
+        least = cost[at].gather(1, own).topk(asked, dim=-1, largest=False).indices
+        candidate[at[0], at[1], :asked] = own.gather(1, least)
     return candidate
 
 

@@ -20,7 +20,7 @@ class PaddedTargets(NamedTuple):
 
 
 def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tuple[float, float]) -> PaddedTargets:
-    """Sorts a batch's targets by image.
+    """Sorts a batch's targets by image, without a sort.
 
     Args:
         targets: the objects of the batch, M in all, in any order.
@@ -32,15 +32,20 @@ def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tup
         Targets with n = ``max_boxes``; the order of an image's boxes is kept.
     """
     device = targets.boxes.device
-    image, order = targets.image.sort(stable=True)
-    per_image = torch.zeros(batch_size, dtype=torch.long, device=device).scatter_add_(0, image, torch.ones_like(image))
-    first = per_image.cumsum(0) - per_image
-    slot = torch.arange(len(image), device=device) - first[image]
-    padded = torch.zeros(batch_size, max_boxes, 5, device=device)
-    boxes_xyxy = cxcywh_to_xyxy(denormalised(targets.boxes[order].float(), hw_px))
-    padded[image, slot] = torch.cat((targets.classes[order, None].float(), boxes_xyxy), dim=1)
-    valid = torch.arange(max_boxes, device=device) < per_image[:, None]
-    return PaddedTargets(padded[..., 0].long(), padded[..., 1:], valid)
+    on_image = targets.image[:, None] == torch.arange(batch_size, device=device)  # (M, B)
+    slot = on_image.cumsum(0).gather(1, targets.image[:, None]).squeeze(1) - 1  # the how manyth of its image
+    rows = torch.cat((targets.boxes.float(), targets.classes[:, None].float()), dim=1)
+    padded = torch.full((batch_size, max_boxes, 5), -1.0, device=device)
+    padded[targets.image, slot] = rows
+    labels, boxes = padded[..., 4], padded[..., :4]
+    valid = labels >= 0
+    boxes_xyxy = denormalised(cxcywh_to_xyxy(boxes), hw_px) * valid[..., None]
+    return PaddedTargets(labels.clamp(min=0).long(), boxes_xyxy, valid)
+
+
+def bucket(max_boxes: int) -> int:
+    """A power of two, at least 16, to which compiled graphs pad ``max_boxes``, so that they are few."""
+    return 1 << max(max_boxes - 1, 15).bit_length()
 
 
 def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
@@ -49,5 +54,5 @@ def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
 
 
 def can_count_without_wait(tensor: Tensor) -> bool:
-    """Whether a result's size may depend on values: only on the CPU, since on a GPU the host would have to synchronise."""
-    return tensor.device.type == "cpu"
+    """Whether a result's size may depend on values: on a GPU the host would have to synchronise, and a compiled graph has fixed sizes."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from models.assigners.grid import LevelGrid, level_grid
-from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait
-from utils.iou import ciou
+from models.assigners.targets import PaddedTargets, can_count_without_wait
+from utils.iou import ciou_of_terms, ciou_terms
 
 CACHED_PAIRS = 1 << 17  # pairs that a CPU processes at once where their number is known
 MAX_PAIRS = 1 << 23  # pairs of boxes and cells processed at once: bounds the memory for any batch
@@ -27,21 +27,41 @@ INSIDE_EPS = 1e-9  # px that a cell's centre is inside a box at least
 class Assignment(NamedTuple):
     """The assignment as R = n · topk picks per image, valid where ``mask`` is true; no cell is valid twice.
 
-    Boxes with fewer cells and images with fewer boxes are padded with masked picks.
+    Boxes with fewer cells and images with fewer boxes are padded with masked picks. Images are those of all branches, branch by branch.
     """
 
     cell: Tensor  # (B, R) int64, index of the cell over all levels
     box: Tensor  # (B, R) int64, index of the image's box
     score: Tensor  # (B, R) target score for the box's class in 0-1, 0 where masked
     mask: Tensor  # (B, R) bool
+    row: Tensor  # (B, R) int64, ``Predicted.row`` of the cells
+
+
+class Predicted(NamedTuple):
+    """The network's predictions: of K branches, which are assigned the same boxes, each with B images of N cells."""
+
+    terms: Tensor  # (8, K, B · N) of the boxes, image by image, see :func:`utils.iou.ciou_terms`
+    logits: Tensor  # (K · B · N, nc) of the classes, branch by branch, in any order within a branch
+    row: Tensor  # (K · B · N,) int64, in which row the logits of each image's cells are
+    grid: LevelGrid
+    most: int | None = None  # from :meth:`TaskAlignedAssigner.most_candidates`
+
+
+class _Truth(NamedTuple):
+    """The boxes of B images, n each."""
+
+    labels: Tensor  # (B, n)
+    terms: Tensor  # (8, B, n)
+    area: Tensor  # (4, B, n) px: −left, −top, right, bottom of the area that holds the centres of candidates
+    valid: Tensor  # (B, n) bool
 
 
 class _Pairs(NamedTuple):
-    """The P candidate pairs of a box and a cell of one level."""
+    """The P candidate pairs of a box and a cell inside it."""
 
     row: Tensor  # (P,) box, counted over the images
-    cell: Tensor  # (P,) cell within the level
-    inside: Tensor | None  # (P,) whether the pair counts: the cell's centre is inside the box; None: all count
+    cell: Tensor  # (P,) cell over all levels
+    inside: Tensor | None  # (P,) whether the pair counts; None: all count
 
 
 class TaskAlignedAssigner:
@@ -76,7 +96,6 @@ class TaskAlignedAssigner:
         other.topk, other.kept = topk, kept
         return other
 
-    @torch.no_grad()
     def __call__(
         self,
         boxes_xyxy: Tensor,
@@ -86,174 +105,196 @@ class TaskAlignedAssigner:
         *,
         most_candidates: int | None = None,
     ) -> Assignment:
-        """Assigns the targets of a whole batch; as in the published losses, a box centred on the image's top left corner is ignored.
+        """Assigns the targets of a whole batch to the predictions of one branch.
 
         Args:
             boxes_xyxy: (B, N, 4) px, predicted; levels in order, cells row by row.
             class_logits: one (B, nc, H, W) a level.
             strides: px a cell of each level.
             targets: n boxes an image.
-            most_candidates: from :meth:`most_candidates`, so that the candidates on a GPU can be listed without asking it for their
-                number; without it all boxes are compared with all cells there.
+            most_candidates: see :meth:`most_candidates`.
         """
-        (batch, n), cells = targets.valid.shape, boxes_xyxy.shape[1]
-        if n == 0:
-            none = boxes_xyxy.new_zeros(batch, 0)
-            return Assignment(none.long(), none.long(), none, none.bool())
-        targets = targets._replace(valid=targets.valid & (targets.boxes_xyxy.sum(dim=-1) > 0))
-        logits = torch.cat([level.flatten(2) for level in class_logits], dim=2)
-        view = _View(boxes_xyxy, logits, level_grid(class_logits, strides), most_candidates)
-        topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, batch * cells))
-        parts = [PaddedTargets(*(t[:, i : i + step] for t in targets)) for i in range(0, n, step)]
-        picks = [self._alignment(view, part).topk(topk, dim=-1) for part in parts]
-        value, cell = (torch.cat(p, dim=1).flatten(1) for p in zip(*picks))  # (B, n * topk)
-        box = torch.arange(n, device=cell.device).repeat_interleave(topk).expand_as(cell)
-        return self._resolve(box, cell, value, view, targets)
+        logits = torch.cat([level.flatten(2) for level in class_logits], dim=2).transpose(1, 2).flatten(0, 1)  # (B · N, nc)
+        row = torch.arange(len(logits), device=logits.device)
+        terms = ciou_terms(boxes_xyxy.flatten(0, 1))[:, None]
+        return self.assign(Predicted(terms, logits, row, level_grid(class_logits, strides), most_candidates), targets)
 
-    def _alignment(self, view: _View, targets: PaddedTargets) -> Tensor:
-        """Alignment (B, n, N) of boxes and cells, 0 where the cell is not inside the box."""
-        (batch, n), cells = targets.valid.shape, view.boxes_xyxy.shape[1]
-        boxes, labels = targets.boxes_xyxy.reshape(-1, 4), targets.labels.reshape(-1)
-        pairs = self._candidates(targets, view)
-        image = torch.div(pairs.row, n, rounding_mode="floor")
-        predicted = view.boxes_xyxy.reshape(-1, 4)[image * cells + pairs.cell]
-        score = view.logits.reshape(-1)[(image * view.logits.shape[1] + labels[pairs.row]) * cells + pairs.cell]
-        value = self._measure(ciou(predicted, boxes[pairs.row]).clamp_(min=0), score)
-        place = pairs.row * cells + pairs.cell
+    @torch.no_grad()
+    def assign(self, predicted: Predicted, targets: PaddedTargets) -> Assignment:
+        """Assigns the targets of a batch to all branches.
+
+        As in the published losses, a box centred on the image's top left corner is ignored.
+        Candidates are listed where their number is known: on a CPU, and with a bound of it. Without one, and in a compiled graph, all
+        boxes are compared with all cells.
+        """
+        (batch, n), cells = targets.valid.shape, predicted.grid.centres.shape[1]
+        branches = predicted.terms.shape[1]
+        if n == 0:
+            none = predicted.terms.new_zeros(branches * batch, 0)
+            return Assignment(none.long(), none.long(), none, none.bool(), none.long())
+        terms = ciou_terms(targets.boxes_xyxy)
+        valid = targets.valid & (terms[4:6].sum(dim=0) > 0)
+        truth = _Truth(targets.labels, terms, self._area(terms), valid)
+        topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, branches * batch * cells))
+        parts = [_Truth(*(t[..., i : i + step] for t in truth)) for i in range(0, n, step)]
+        picks = [self._alignment(predicted, part).topk(topk, dim=-1) for part in parts]
+        value, cell = (torch.cat(p, dim=2) if len(p) > 1 else p[0] for p in zip(*picks))  # (K, B, n, topk)
+        box = torch.arange(n, device=cell.device)[:, None].expand(branches * batch, -1, topk).flatten(1)
+        return self._resolve(box, cell.reshape(branches * batch, -1), value.reshape(branches * batch, -1), predicted, truth)
+
+    def _alignment(self, predicted: Predicted, truth: _Truth) -> Tensor:
+        """Alignment (K, B, n, N) of boxes and cells, 0 where the cell is not inside the box."""
+        (batch, n), branches, cells = truth.valid.shape, predicted.terms.shape[1], predicted.grid.centres.shape[1]
+        pairs = self._candidates(truth, predicted)
+        if pairs is None:
+            return self._dense_alignment(predicted, truth)
+        at = torch.div(pairs.row, n, rounding_mode="floor").mul_(cells).add_(pairs.cell)  # over the images
+        overlap = ciou_of_terms(predicted.terms.index_select(2, at), truth.terms.flatten(1).index_select(1, pairs.row)[:, None])
+        logit = predicted.row[at].mul_(predicted.logits.shape[1]).add_(truth.labels.reshape(-1)[pairs.row])
+        value = self._measure(overlap.clamp_(min=0), predicted.logits.reshape(branches, -1).index_select(1, logit))  # (K, P)
+        place = pairs.row.mul(cells).add_(pairs.cell)
         if pairs.inside is not None:  # what does not count is written behind the end
             place = torch.where(pairs.inside, place, batch * n * cells)
-        return value.new_zeros(batch * n * cells + 1).scatter_(0, place, value)[:-1].view(batch, n, cells)
+        dense = value.new_zeros(branches, batch * n * cells + 1).scatter_(1, place.expand_as(value), value)
+        return dense[:, :-1].view(branches, batch, n, cells)
+
+    def _dense_alignment(self, predicted: Predicted, truth: _Truth) -> Tensor:
+        """The same, from all pairs."""
+        batch, cells = len(truth.valid), predicted.grid.centres.shape[1]
+        centres = torch.cat((-predicted.grid.centres, predicted.grid.centres))[:, None, None]  # (4, 1, 1, N)
+        inside = (centres < truth.area[..., None]).all(dim=0) & truth.valid[..., None]  # (B, n, N)
+        overlap = ciou_of_terms(predicted.terms.unflatten(2, (batch, 1, cells)), truth.terms[:, None, ..., None])  # (K, B, n, N)
+        logits = predicted.logits[predicted.row.view(-1, batch, 1, cells), truth.labels[..., None]]
+        return self._measure(overlap.clamp(min=0), logits) * inside
 
     def _measure(self, overlap: Tensor, class_logit: Tensor) -> Tensor:
-        return class_logit.float().sigmoid().pow_(self.alpha) * overlap.pow(self.beta)
+        return class_logit.float().sigmoid().pow(self.alpha) * overlap.pow(self.beta)
 
-    def _candidates(self, targets: PaddedTargets, view: _View) -> _Pairs:
-        """The cells whose centres are inside the boxes.
-
-        On a GPU, where counting them would synchronise, the list is as long as their bound, or holds all cells with all boxes.
-        """
-        low, high = self._area(targets.boxes_xyxy.reshape(-1, 4))  # (rows, 2)
-        valid = targets.valid.reshape(-1)
-        if can_count_without_wait(low):
-            return pairs_inside(low, high, valid, view.grid)
-        return all_pairs(low, high, valid, view.grid) if view.most is None else pairs_inside(low, high, valid, view.grid, length=view.most)
+    def _candidates(self, truth: _Truth, predicted: Predicted) -> _Pairs | None:
+        """The cells whose centres are inside the boxes, as a list; None where its length is not known."""
+        if not can_count_without_wait(truth.valid) and predicted.most is None:
+            return None
+        most = None if can_count_without_wait(truth.valid) else predicted.most
+        return pairs_inside(truth.area.flatten(1), truth.valid.reshape(-1), predicted.grid, length=most)
 
     def most_candidates(self, host_boxes_xyxy: Tensor, maps: Sequence[Tensor], strides: Sequence[float]) -> int:
-        """A bound of the number of candidates of boxes (M, 4) px on the host, rounded up.
+        """A bound of the number of candidates of boxes (M, 4) px on the host, rounded up, with which a GPU can list them.
 
         Few numbers occur then, and there is room for a cell that the device rounds into a box.
         """
-        low, high = self._area(host_boxes_xyxy)
-        _, across, down = _spans(low, high, level_grid(maps, strides, device=low.device))
-        return _rounded_up(int((across * down).sum()))
+        area = self._area(ciou_terms(host_boxes_xyxy))
+        _, counts = _spans(area, level_grid(maps, strides, device=area.device))
+        return _rounded_up(int(counts.prod(dim=0).sum()))
 
-    def _area(self, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-        """Corners (..., 2) px between which a cell's centre is a candidate for boxes (..., 4)."""
-        low, high = boxes_xyxy.split(2, dim=-1)
-        missing = (self.min_candidate_side - (high - low)).clamp(min=0) / 2
-        return low - missing + INSIDE_EPS, high + missing - INSIDE_EPS
+    def _area(self, terms: Tensor) -> Tensor:
+        """−left, −top, right, bottom (4, ...) px of the areas in which the centres of candidates are, of boxes' terms (8, ...)."""
+        sides = terms[:4]
+        if self.min_candidate_side > 0:
+            low, high = sides.split(2)
+            missing = (self.min_candidate_side - (low + high)).clamp_(min=0) / 2
+            sides = sides + torch.cat((missing, missing))
+        return sides - INSIDE_EPS
 
-    def _resolve(self, box: Tensor, cell: Tensor, value: Tensor, view: _View, targets: PaddedTargets) -> Assignment:
+    def _resolve(self, box: Tensor, cell: Tensor, value: Tensor, predicted: Predicted, truth: _Truth) -> Assignment:
         """Resolves cells that several boxes picked, and converts alignments into target scores.
 
         Args:
-            box: (B, R) picking box.
-            cell: (B, R) picked cell.
-            value: (B, R) their alignment; 0 for an invalid pick.
-            view: predictions.
-            targets: n boxes an image.
+            box: (K · B, R) picking box.
+            cell: (K · B, R) picked cell.
+            value: (K · B, R) their alignment; 0 for an invalid pick.
+            predicted: the predictions.
+            truth: n boxes an image.
         """
-        n, cells = targets.valid.shape[1], view.boxes_xyxy.shape[1]
+        (n, cells), branches = (truth.valid.shape[1], predicted.grid.centres.shape[1]), predicted.terms.shape[1]
         picked = value > 0
-        first = box.new_full((len(box), cells), n).scatter_reduce_(1, cell, torch.where(picked, box, n), "amin")  # (B, N)
-        last = torch.full_like(first, -1).scatter_reduce_(1, cell, torch.where(picked, box, -1), "amax")
-        mask = picked & (box == first.gather(1, cell))  # each picked cell once
-        box = self._owner(box, cell, mask & (first < last).gather(1, cell), view, targets)
-
-        overlap = ciou(boxes_at(view.boxes_xyxy, cell), boxes_at(targets.boxes_xyxy, box)).clamp_(min=0) * mask
-        value = self._measure(overlap, view.logit_at(cell, targets.labels.gather(1, box)))
+        ends = torch.where(picked[:, None], torch.stack((box, -box), dim=1), n)  # (K · B, 2, R)
+        at = cell[:, None].expand_as(ends)
+        least = ends.new_full((len(box), 2, cells), n).scatter_reduce_(2, at, ends, "amin")
+        first, last = least.gather(2, at).unbind(1)  # the cell's first box, and minus its last
+        mask = picked & (box == first)  # each picked cell once
+        place = torch.arange(0, len(box) * cells, cells, device=box.device)[:, None] + cell
+        terms = predicted.terms.flatten(1).index_select(1, place.flatten()).unflatten(1, box.shape)  # (8, K · B, R)
+        resolve = self._listed_owners if can_count_without_wait(box) else self._owners
+        box, overlap = resolve(box, mask & (first + last < 0), _Picks(terms, predicted.grid.centres[:, cell]), truth)
+        row, overlap, label = predicted.row[place], overlap * mask, truth.labels.repeat(branches, 1).gather(1, box)
+        value = self._measure(overlap, predicted.logits.reshape(-1)[row * predicted.logits.shape[1] + label])
         if self.kept is not None:
             mask = mask & (_ranks(box, value.masked_fill(~mask, -1)) < self.kept)
             overlap, value = overlap * mask, value * mask
-        most_aligned, most_overlap = (v.new_zeros(len(v), n).scatter_reduce_(1, box, v, "amax") for v in (value, overlap))  # (B, n)
-        score = value * (most_overlap / (most_aligned + 1e-9)).gather(1, box)
-        return Assignment(cell, box, score, mask)
+        most = torch.stack((value, overlap))
+        most = most.new_zeros(2, len(box), n).scatter_reduce_(2, box.expand_as(most), most, "amax")  # (2, K · B, n)
+        score = value * (most[1] / (most[0] + 1e-9)).gather(1, box)
+        return Assignment(cell, box, score, mask, row)
 
-    def _owner(self, box: Tensor, cell: Tensor, contested: Tensor, view: _View, targets: PaddedTargets) -> Tensor:
-        """The picks' boxes (B, R), those of contested cells replaced by the box that the cell's prediction overlaps most.
+    def _owners(self, box: Tensor, contested: Tensor, picks: _Picks, truth: _Truth) -> tuple[Tensor, Tensor]:
+        """The picks' boxes (K · B, R), those of contested cells replaced by the box that the cell's prediction overlaps most, and the
+        overlaps; from all picks with all boxes."""
+        (batch, n), found = truth.valid.shape, []
+        truth = _Truth(*(t.unsqueeze(-2).unsqueeze(-4) for t in truth))  # (…, 1, B, 1, n)
+        picks = _Picks(*(t.unflatten(1, (-1, batch)).unsqueeze(-1) for t in picks))  # (…, K, B, R, 1)
+        step = max(1, MAX_PAIRS // (len(box) * n))
+        for i in range(0, box.shape[1], step):
+            overlap = self._overlap(_Picks(*(t[..., i : i + step, :] for t in picks)), truth).flatten(0, 1)  # (K · B, r, n)
+            own = torch.where(contested[:, i : i + step], overlap.argmax(dim=2), box[:, i : i + step])
+            found.append((own, overlap.gather(2, own[..., None]).squeeze(2)))
+        owner, most = (torch.cat(t, dim=1) if len(t) > 1 else t[0] for t in zip(*found))
+        return owner, most
 
-        As with the candidates, the contested cells are listed on a CPU only.
-        """
-        free = can_count_without_wait(box)
-        rows = contested.flatten().nonzero().squeeze(1) if free else torch.arange(box.numel(), device=box.device)
-        image, at, best = torch.div(rows, box.shape[1], rounding_mode="floor"), cell.flatten()[rows], []
-        step = max(1, (CACHED_PAIRS if free else MAX_PAIRS) // targets.valid.shape[1])
-        low, high = (corner.permute(2, 0, 1).contiguous() for corner in self._area(targets.boxes_xyxy))  # (2, B, n)
-        sides, centres = targets.boxes_xyxy.permute(2, 0, 1).contiguous(), view.grid.centres.T
-        for i in range(0, len(rows), step):
-            of, here = image[i : i + step], at[i : i + step]
-            overlap = ciou(view.boxes_xyxy[of, here][:, None], sides[:, of].movedim(0, -1)) * targets.valid[of]  # (Q, n)
-            if self.owners_contain:
-                for axis in range(2):
-                    centre = centres[here, axis, None]
-                    overlap = overlap * ((centre > low[axis, of]) & (centre < high[axis, of]))
-            best.append(overlap.clamp_(min=0).argmax(dim=1))
-        owner = box.flatten().index_copy(0, rows, torch.cat([rows[:0], *best])).view_as(box)
-        return torch.where(contested, owner, box)
+    def _listed_owners(self, box: Tensor, contested: Tensor, picks: _Picks, truth: _Truth) -> tuple[Tensor, Tensor]:
+        """The same, where the contested cells can be counted, from these alone."""
+        (batch, n), rows = truth.valid.shape, contested.flatten().nonzero().squeeze(1)
+        image, best = torch.div(rows, box.shape[1], rounding_mode="floor") % batch, [rows[:0]]
+        for here, of in zip(*(t.split(max(1, CACHED_PAIRS // n)) for t in (rows, image))):
+            part = _Picks(*(t.flatten(1)[:, here, None] for t in picks))
+            best.append(self._overlap(part, _Truth(*(t[..., of, :] for t in truth))).argmax(dim=1))  # (Q, n)
+        owner = box.flatten().index_copy(0, rows, torch.cat(best)).view_as(box)
+        own = torch.arange(0, len(box) * n, n, device=box.device)[:, None] % (batch * n) + owner
+        terms = truth.terms.flatten(1).index_select(1, own.flatten()).unflatten(1, own.shape)
+        return owner, ciou_of_terms(picks.terms, terms).clamp_(min=0)
 
-
-class _View(NamedTuple):
-    """The network's predictions."""
-
-    boxes_xyxy: Tensor  # (B, N, 4) px
-    logits: Tensor  # (B, nc, N) of the classes
-    grid: LevelGrid
-    most: int | None  # a bound of the number of candidates
-
-    def logit_at(self, cell: Tensor, label: Tensor) -> Tensor:
-        """Class logits (B, R) of cells (B, R) for labels (B, R)."""
-        return self.logits.flatten(1).gather(1, label * self.logits.shape[2] + cell).float()
+    def _overlap(self, picks: _Picks, truth: _Truth) -> Tensor:
+        """Overlaps of picks with the boxes that may own them, 0 for others; the trailing shapes broadcast."""
+        may = truth.valid
+        if self.owners_contain:
+            may = may & (torch.cat((-picks.centres, picks.centres)) < truth.area).all(dim=0)
+        return ciou_of_terms(picks.terms, truth.terms).clamp(min=0) * may
 
 
-def pairs_inside(low: Tensor, high: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | None = None) -> _Pairs:
+class _Picks(NamedTuple):
+    """The picked cells of all images."""
+
+    terms: Tensor  # (8, K · B, R) of the predicted boxes
+    centres: Tensor  # (2, K · B, R) px of the cells
+
+
+def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | None = None) -> _Pairs:
     """Pairs of a box and a cell inside it, level by level, box by box, cells row by row.
 
     Args:
-        low: (rows, 2) px, left top corners.
-        high: (rows, 2) px, right bottom corners.
+        area: (4, rows) px: −left, −top, right, bottom.
         valid: (rows,) bool, which rows are boxes.
         grid: the cells.
         length: P, at least the number of pairs; the list is filled up with pairs that do not count. None counts the pairs, for which the
             host waits for the device.
     """
-    start, across, down = _spans(low, high, grid)  # (2, L, rows), (L, rows), (L, rows)
-    across = across * valid
-    count = (across * down).flatten()
+    start, counts = _spans(area, grid)  # (2, L, rows)
+    across = counts[0] * valid
+    count = (across * counts[1]).flatten()
     end = count.cumsum(0)
-    begin = end - count
     if length is None:
-        span = torch.repeat_interleave(torch.arange(len(count), device=low.device), count)
-        order, inside = torch.arange(len(span), device=low.device) - begin[span], None
+        span = torch.repeat_interleave(torch.arange(len(count), device=area.device), count)
+        order, inside = torch.arange(len(span), device=area.device), None
     else:
-        order = torch.arange(length, device=low.device)
+        order = torch.arange(length, device=area.device)
         span = torch.searchsorted(end, order, right=True).clamp_(max=len(count) - 1)
         inside = order < end[-1:]
-        order = (order - begin[span]) * inside
-    width = across.flatten()[span].clamp(min=1)
-    step = torch.div(order, width, rounding_mode="floor")
-    level = torch.div(span, len(low), rounding_mode="floor")
-    column, line = (axis.flatten()[span] for axis in start)
-    cell = grid.first[level] + (line + step) * grid.columns[level] + column + order - step * width
-    return _Pairs(span - level * len(low), cell if inside is None else cell * inside, inside)
-
-
-def all_pairs(low: Tensor, high: Tensor, valid: Tensor, grid: LevelGrid) -> _Pairs:
-    """All boxes with all cells, and whether they are inside; arguments as for :func:`pairs_inside`."""
-    x, y = grid.centres
-    across, down = ((axis > low[:, i, None]) & (axis < high[:, i, None]) for i, axis in enumerate((x, y)))
-    inside = across & down & valid[:, None]  # (rows, N)
-    row = torch.arange(len(low), device=low.device).repeat_interleave(len(x))
-    return _Pairs(row, torch.arange(len(x), device=low.device).repeat(len(low)), inside.flatten())
+    columns = grid.sizes[0]  # (L, 1)
+    first = torch.addcmul(grid.first + start[0], start[1], columns)
+    facts = torch.stack((end - count, across.flatten().clamp(min=1), first.flatten(), (columns - across).flatten()))
+    before, width, first_cell, skipped = facts.index_select(1, span)
+    order = order - before
+    cell = torch.addcmul(first_cell.add_(order), torch.div(order, width, rounding_mode="floor"), skipped)
+    return _Pairs(span % area.shape[1], cell if inside is None else cell * inside, inside)
 
 
 def _ranks(box: Tensor, value: Tensor) -> Tensor:
@@ -265,14 +306,11 @@ def _ranks(box: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(box).scatter_(1, order, place - torch.searchsorted(sorted_box, sorted_box))
 
 
-def _spans(low: Tensor, high: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """First column and row (2, L, rows) of the cells inside boxes, and the numbers of columns and of rows (L, rows)."""
-    start, stop = (
-        torch.searchsorted(grid.axes, corner.T[:, None].expand(-1, grid.axes.shape[1], -1).contiguous(), right=right)
-        for corner, right in ((low, True), (high, False))
-    )
-    across, down = (stop - start).clamp_(min=0)
-    return start, across, down
+def _spans(area: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor]:
+    """First column and row (2, L, rows) of the cells whose centres are inside areas (4, rows), and the numbers of columns and rows."""
+    query = -area[:, None].expand(-1, grid.axes.shape[1], -1).contiguous()
+    outside = torch.searchsorted(grid.axes, query, right=True)  # (4, L, rows) on each side
+    return outside[:2], (grid.sizes - outside[:2] - outside[2:]).clamp_(min=0)
 
 
 def _rounded_up(count: int) -> int:

@@ -162,7 +162,7 @@ class DistributionHead(Head):
         if not 0 < conf <= HIGHEST_CONF or type(self).decode is not DistributionHead.decode:  # another decode has other fields
             return self.decode(output)
         maps = output.main
-        logits = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, N, 4 · reg_max + nc), copied as it lies in memory
+        logits = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, N, 4 · reg_max + nc), as in memory
         least = math.log(conf / (1 - conf)) - LOGIT_MARGIN
         image, cell = (~(logits[..., 4 * self.reg_max :].amax(dim=2) <= least)).nonzero(as_tuple=True)  # (M,), with NaN as decode has them
         sides, classes = logits[image, cell].float().split((4 * self.reg_max, self.nc), dim=1)

@@ -37,6 +37,9 @@ class Loss(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of the parts, in the order of the training log, such as ("box", "cls", "dfl")."""
 
+    def compile(self, *, backend: str) -> str:
+        """Compiles what training calls, in place; returns why it cannot, empty where it can."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """State kept from step to step, for a checkpoint; empty for most losses."""
 

@@ -48,6 +48,11 @@ class BoxLoss:
         self.name = name
         self.mean: Tensor | None = None
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a call depends on the calls before it."""
+        return self.name in WISE
+
     def state_dict(self) -> dict[str, Tensor]:
         """WIoU's running mean after the first batch; empty for all other losses."""
         return {} if self.mean is None else {"mean": self.mean.detach().clone()}

@@ -7,7 +7,7 @@ maps, which dominates the time of the loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,22 +16,40 @@ from torch import Tensor
 from models.assigners.places import gather_places, scatter_add_places
 
 
+class Tables(NamedTuple):
+    """Maps (B, C, H, W) of K branches as tables of cells in :class:`models.assigners.grid.RowOrder`, without a gradient.
+
+    In float32 where the maps are in half precision.
+    """
+
+    sides: Tensor  # (T, S), the first channels
+    logits: Tensor  # (T, nc), the class logits
+
+
+def as_tables(branches: Sequence[Sequence[Tensor]], *, sides: int) -> Tables:
+    """Reads each map once; ``sides`` is S."""
+    rows = [level.detach().permute(0, 2, 3, 1) for maps in branches for level in maps]  # (B, H, W, C)
+    dtype = torch.promote_types(rows[0].dtype, torch.float32)
+    return Tables(*(torch.cat([r[..., part].flatten(0, 2) for r in rows]).to(dtype) for part in (slice(sides), slice(sides, None))))
+
+
 def cells_and_background(
-    maps: Sequence[Tensor], cell: Tensor, *, sides: int, gamma: float = 0.0, class_weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    branches: Sequence[Sequence[Tensor]], tables: Tables, row: Tensor, *, gamma: float = 0.0, class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Picks cells and sums the background loss p^γ · −log(1 − p) over all cells and classes, p the class scores.
 
     Args:
-        maps: one (B, C, H, W) a level, float32; channels from ``sides`` on are class logits.
-        cell: (B, R) int64, index of a cell over all levels, cells row by row.
-        sides: channels before the class logits.
+        branches: the maps of K branches.
+        tables: of the same maps.
+        row: (R,) int64, rows of the tables.
         gamma: exponent γ of the focal weight; 0 is the binary cross entropy.
-        class_weights: (nc, 1) factor of each class's losses, without a gradient; None for none.
+        class_weights: (nc,) factor of each class's losses, without a gradient; None for none.
 
     Returns:
-        (B, C, R) picked cells, and a scalar.
+        (R, S) and (R, nc) picked cells, and the losses (K,) of the branches. The gradients of the maps are channels-last in memory.
     """
-    return _CellsAndBackground.apply(cell, sides, gamma, class_weights, *maps)  # type: ignore[no-any-return]
+    maps = [level for branch in branches for level in branch]
+    return _CellsAndBackground.apply(row, tables, len(branches), gamma, class_weights, *maps)  # type: ignore[no-any-return]
 
 
 def places_and_plane(maps: Sequence[Tensor], place: Tensor, *, outputs: int, channel: int) -> tuple[Tensor, Tensor]:
@@ -52,37 +70,33 @@ def places_and_plane(maps: Sequence[Tensor], place: Tensor, *, outputs: int, cha
 class _CellsAndBackground(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, cell: Tensor, sides: int, gamma: float, class_weights: Tensor | None, *maps: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(cell, *maps)
-        ctx.sides, ctx.gamma = sides, gamma
-        ctx.weights = None if class_weights is None else class_weights.unsqueeze(-1)  # (nc, 1, 1)
-        total = maps[0].new_zeros(())
-        for level in maps:
-            logits = level[:, sides:]
-            loss = F.softplus(logits)
-            loss = loss if gamma == 0 else loss.mul_(logits.sigmoid().pow_(gamma))
-            total += (loss if ctx.weights is None else loss.mul_(ctx.weights)).sum()
-        return gather_places(maps, cell, maps[0].shape[1]), total
+        ctx: Any, row: Tensor, tables: Tables, branches: int, gamma: float, class_weights: Tensor | None, *maps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sides, logits = tables
+        ctx.save_for_backward(row, logits, class_weights)
+        ctx.gamma, ctx.sides, ctx.shapes, ctx.dtype = gamma, sides.shape[1], [level.shape for level in maps], maps[0].dtype
+        loss = F.softplus(logits)
+        loss = loss if gamma == 0 else loss.mul_(logits.sigmoid().pow_(gamma))
+        loss = loss if class_weights is None else loss.mul_(class_weights)
+        return sides.index_select(0, row), logits.index_select(0, row), loss.view(branches, -1).sum(dim=1)
 
     @staticmethod
-    def backward(ctx: Any, grad_cells: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        cell, *maps = ctx.saved_tensors
-        sides, gamma = ctx.sides, ctx.gamma
-        grads = []
-        for level in maps:
-            grad = torch.empty_like(level, memory_format=torch.contiguous_format)
-            grad[:, :sides] = 0
-            slope = grad[:, sides:]
-            torch.sigmoid(level[:, sides:], out=slope)
-            if gamma != 0:  # d/dx p^γ softplus(x) = p^γ (p + γ (1 - p) softplus(x)), p the sigmoid of x
-                slope.copy_(slope.pow(gamma) * (slope + gamma * (1 - slope) * F.softplus(level[:, sides:])))
-            if ctx.weights is not None:
-                slope.mul_(ctx.weights)
-            slope.mul_(grad_total)
-            grads.append(grad)
-        scatter_add_places(grads, cell, grad_cells)
-        return None, None, None, None, *grads
+    def backward(ctx: Any, grad_sides: Tensor, grad_logits: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        row, logits, class_weights = ctx.saved_tensors
+        gamma, sides = ctx.gamma, ctx.sides
+        grad = logits.new_empty(len(logits), sides + logits.shape[1])
+        grad[:, :sides] = 0
+        slope = grad[:, sides:]
+        slope.copy_(logits).sigmoid_()  # a compiled graph has no ``out=`` for a part of a tensor
+        if gamma != 0:  # d/dx p^γ softplus(x) = p^γ (p + γ (1 - p) softplus(x)), p the sigmoid of x
+            slope.copy_(slope.pow(gamma) * (slope + gamma * (1 - slope) * F.softplus(logits)))
+        if class_weights is not None:
+            slope.mul_(class_weights)
+        slope.unflatten(0, (len(grad_total), -1)).mul_(grad_total[:, None, None])
+        grad.scatter_add_(0, row[:, None].expand(-1, grad.shape[1]), torch.cat((grad_sides, grad_logits), dim=1))
+        levels = grad.to(ctx.dtype).split([batch * h * w for batch, _, h, w in ctx.shapes])
+        maps = (level.view(b, h, w, c).permute(0, 3, 1, 2) for level, (b, c, h, w) in zip(levels, ctx.shapes))
+        return None, None, None, None, None, *maps
 
 
 class _PlacesAndPlane(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,28 +19,24 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (...) losses.
     """
+    bins = torch.arange(logits.shape[-1], device=logits.device)
     y = targets.clamp(0, logits.shape[-1] - 1 - 0.01)
-    low = y.floor()
-    upper_weight = y - low
-    log_s = F.log_softmax(logits, dim=-1)
-    index = low.long().unsqueeze(-1)
-    at_low, at_high = log_s.gather(-1, index).squeeze(-1), log_s.gather(-1, index + 1).squeeze(-1)
-    return -(at_low * (1 - upper_weight) + at_high * upper_weight)
+    weights = (1 - (bins - y[..., None]).abs_()).clamp_(min=0)  # y₊ − y and y − y₋ at the two bins, 0 at all others
+    return -(F.log_softmax(logits, dim=-1) * weights).sum(dim=-1)
 
 
 def relative_side_distance(distances: Tensor, targets: Tensor, *, strides: Tensor, image_hw: tuple[float, float]) -> Tensor:
     """L1 distance of plain sides relative to the image: left and right in image widths, top and bottom in image heights.
 
     Args:
-        distances: (B, 4, K) left, top, right, bottom in strides.
-        targets: (B, 4, K), likewise.
-        strides: (B, 1, K) px.
+        distances: (..., 4) left, top, right, bottom in strides.
+        targets: (..., 4), likewise.
+        strides: (..., 4) px.
         image_hw: px.
 
     Returns:
-        (B, K) means over the sides.
+        (...) means over the sides.
     """
     h, w = image_hw
-    error = (distances - targets).abs() * strides
-    across, down = error[:, 0::2].sum(dim=1), error[:, 1::2].sum(dim=1)
+    across, down = ((distances - targets).abs() * strides).unflatten(-1, (2, 2)).sum(dim=-2).unbind(dim=-1)
     return (across / w + down / h) / 4

@@ -51,4 +51,4 @@ class EndToEndLoss(TaskAlignedLoss):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Sets the weights of two branches."""
         if len(self.branch_weights) > 1:
-            self.branch_weights = weights_at(epoch, epochs)
+            self.set_branch_weights(weights_at(epoch, epochs))

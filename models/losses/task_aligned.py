@@ -3,21 +3,22 @@ targets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.assigners.grid import expected_distances, level_grid
-from models.assigners.targets import PaddedTargets, boxes_at, can_count_without_wait, pad_targets
-from models.assigners.task_aligned import Assignment, TaskAlignedAssigner
+from models.assigners.grid import LevelGrid, RowOrder, expected_distances_of_rows, level_grid, row_order
+from models.assigners.targets import PaddedTargets, boxes_at, bucket, can_count_without_wait, pad_targets
+from models.assigners.task_aligned import Assignment, Predicted, TaskAlignedAssigner
 from models.losses.box import BoxLoss
-from models.losses.cells import cells_and_background
+from models.losses.cells import Tables, as_tables, cells_and_background
 from models.losses.classification import ClassLoss, check_class_weights
 from models.losses.dfl import distribution_focal_loss, relative_side_distance
 from utils.boxes import cxcywh_to_xyxy, denormalised
 from utils.distributed import all_reduce_sum, world_size
+from utils.iou import ciou_terms
 from utils.types import Batch
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TaskAlignedLoss:
 
     Attributes:
         names: of the parts; the last, with the gain ``dfl``, is ``l1`` for plain distances.
-        assigners: one a branch.
+        assigners: one for all branches, or one a branch.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class TaskAlignedLoss:
         bins: int = 16,
     ) -> None:
         self.names = ("box", "cls", "dfl" if bins > 1 else "l1")
-        self.gains = dict(zip(self.names, (hyp.box, hyp.cls, hyp.dfl)))
+        self._gains = (hyp.box, hyp.cls, hyp.dfl)
+        self.set_branch_weights(branch_weights)
         self.box_loss = BoxLoss(hyp.iou_loss)
         check_class_weights(hyp.cls_weights, nc)
         self.class_loss = ClassLoss(hyp.cls_loss, gamma=hyp.fl_gamma, pos_weight=hyp.cls_pw, class_weights=hyp.cls_weights)
         self.smoothing = hyp.label_smoothing
         self.nc, self.bins = nc, bins
-        self.strides, self.branch_weights = tuple(strides), tuple(branch_weights)
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self.strides = tuple(strides)
         self.assigner = TaskAlignedAssigner(
             topk=hyp.tal_topk,
             alpha=hyp.tal_alpha,
@@ -72,7 +75,12 @@ class TaskAlignedLoss:
             min_candidate_side=min_candidate_side,
             owners_contain=owners_contain,
         )
-        self.assigners = (self.assigner,) * len(self.branch_weights)
+        self.assigners: tuple[TaskAlignedAssigner, ...] = (self.assigner,)
+
+    def set_branch_weights(self, weights: Sequence[float]) -> None:
+        """Sets the weight of each branch."""
+        self.branch_weights = tuple(weights)
+        self._factors = torch.tensor([(gain,) for gain in self._gains]) * torch.tensor(self.branch_weights)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """The same in all epochs."""
@@ -83,16 +91,27 @@ class TaskAlignedLoss:
         In distributed training every rank divides by the mean of all ranks' normalisers, so that the mean of the parts over the ranks is
         the part of the whole batch.
         """
-        maps = output.main
-        with torch.autocast(maps[0].device.type, enabled=False):
-            grid = level_grid(maps, self.strides)
-            hw_px = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
-            targets = pad_targets(batch.targets.to(maps[0].device), batch.max_boxes, batch_size=len(maps[0]), hw_px=hw_px)
-            scene = _Scene(targets, _Points(grid.centres, grid.strides), hw_px, self._most_candidates(batch, maps, hw_px))
-            totals = torch.zeros(3, device=maps[0].device)
-            for weight, assigner, branch in zip(self.branch_weights, self.assigners, output.branches):
-                totals = totals + weight * self._branch(branch, scene, assigner)
-        return {name: self.gains[name] * total for name, total in zip(self.names, totals)}
+        device = output.main[0].device
+        with torch.autocast(device.type, enabled=False):
+            compiled = self._compiled if torch.is_grad_enabled() else None  # validation has batches of many sizes
+            together = [output.branches] if len(self.assigners) == 1 else [(branch,) for branch in output.branches]
+            scene = self._scene(output, batch, branches=len(together[0]), fixed_sizes=compiled is not None)
+            found = [(compiled or self._sums)(branches, scene, assigner) for branches, assigner in zip(together, self.assigners)]
+            sums, scores = (torch.cat(parts, dim=-1) for parts in zip(*found)) if len(found) > 1 else found[0]
+            normaliser = all_reduce_sum(scores).clamp(min=1) / world_size()
+            totals = (sums * (self._factors_on(device) / normaliser)).sum(dim=1)
+        return dict(zip(self.names, totals.unbind()))
+
+    def compile(self, *, backend: str) -> str:
+        """Compiles assigner and loss for training, one graph for each size of the maps and each :func:`bucket` of boxes.
+
+        Returns:
+            Why it cannot, empty where it can. The compiler itself is called with the first batch, and raises there.
+        """
+        if self.box_loss.keeps_state:
+            return f"iou_loss {self.box_loss.name} keeps a mean from step to step"
+        self._compiled = torch.compile(self._sums, backend=backend, dynamic=False)
+        return ""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The regression loss's running mean, if it has one."""
@@ -102,81 +121,99 @@ class TaskAlignedLoss:
         """Restores the state of :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
+    def _scene(self, output: HeadOutput, batch: Batch, *, branches: int, fixed_sizes: bool) -> _Scene:
+        maps = output.main
+        boxes = bucket(batch.max_boxes) if fixed_sizes else batch.max_boxes
+        hw_px = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
+        targets = pad_targets(batch.targets.to(maps[0].device), boxes, batch_size=len(maps[0]), hw_px=hw_px)
+        order = row_order(maps, self.strides, branches=branches)
+        most = None if fixed_sizes else self._most_candidates(batch, maps, hw_px)
+        return _Scene(targets, level_grid(maps, self.strides), order, hw_px, most)
+
     def _most_candidates(self, batch: Batch, maps: Sequence[Tensor], hw_px: tuple[float, float]) -> int | None:
         if batch.host_boxes is None or can_count_without_wait(maps[0]):
             return None
         boxes = cxcywh_to_xyxy(denormalised(batch.host_boxes.float(), hw_px))
         return self.assigner.most_candidates(boxes, maps, self.strides)
 
-    def _branch(self, maps: Sequence[Tensor], scene: _Scene, assigner: TaskAlignedAssigner) -> Tensor:
-        """Box, class and side loss (3,) of one branch before gains."""
-        targets = scene.targets
-        maps = [m.float() for m in maps]
-        with torch.no_grad():
-            sides, logits = zip(*(m.split((4 * self.bins, self.nc), dim=1) for m in maps))
-            distances = torch.cat([self._distances(s.flatten(2)) for s in sides], dim=2)  # (B, 4, N)
-            boxes = _boxes(distances, scene.grid)
-            assigned = assigner(boxes, logits, self.strides, targets, most_candidates=scene.most_candidates)
-            normaliser = all_reduce_sum(assigned.score.sum()).clamp(min=1) / world_size()
-        weights = self.class_loss.class_weights(maps[0])
-        picked, background = cells_and_background(
-            maps, assigned.cell, sides=4 * self.bins, gamma=self.class_loss.gamma, class_weights=weights
+    def _sums(self, branches: Sequence[Sequence[Tensor]], scene: _Scene, assigner: TaskAlignedAssigner) -> tuple[Tensor, Tensor]:
+        """Box, class and side loss (3, K) of K branches before gains, and the sums (K,) of their target scores."""
+        bins = torch.arange(self.bins, device=branches[0][0].device, dtype=torch.float32)
+        tables = as_tables(branches, sides=4 * self.bins)
+        assigned = assigner.assign(self._predicted(tables, bins, scene, branches=len(branches)), scene.targets)
+        row, by_branch = assigned.row.flatten(), (len(branches), assigned.row.numel() // len(branches))
+        weights = self.class_loss.class_weights(tables.logits)
+        sides, logits, background = cells_and_background(
+            branches, tables, row, gamma=self.class_loss.gamma, class_weights=None if weights is None else weights.squeeze(1)
         )
-        sides, logits = picked.split((4 * self.bins, self.nc), dim=1)  # (B, …, R)
-        here = _Points(*(t[:, assigned.cell].transpose(0, 1) for t in scene.grid))
-        box, side = self._box_losses(sides, here, targets, assigned, scene.hw_px)
-        cls = self.class_loss.background_weight * background + self._foreground(logits, targets, assigned)
-        return torch.stack((box, cls, side)) / normaliser
+        box, side = self._box_losses(sides.unflatten(1, (4, self.bins)), bins, scene, assigned)
+        cls = self._foreground(logits, scene.targets, assigned)
+        box, side, cls = (part.view(by_branch).sum(dim=1) for part in (box, side, cls))
+        if self.class_loss.background_weight != 1:
+            background = background * self.class_loss.background_weight
+        return torch.stack((box, background + cls, side)), assigned.score.view(by_branch).sum(dim=1)
 
-    def _box_losses(
-        self, sides: Tensor, grid: _Points, targets: PaddedTargets, assigned: Assignment, hw_px: tuple[float, float]
-    ) -> tuple[Tensor, Tensor]:
-        """Regression and side loss of the assigned cells, weighted with their target scores and summed."""
-        true = boxes_at(targets.boxes_xyxy, assigned.box)  # (B, R, 4) px
-        predicted = _boxes(self._distances(sides), grid)
-        box = self.box_loss(predicted, true, mask=assigned.mask, image_hw=hw_px).loss
-        low, high = true.transpose(1, 2).split(2, dim=1)  # (B, 2, R)
-        distances = torch.cat((grid.centres - low, high - grid.centres), dim=1) / grid.strides  # (B, 4, R)
+    @torch.no_grad()
+    def _predicted(self, tables: Tables, bins: Tensor, scene: _Scene, *, branches: int) -> Predicted:
+        distances = self._distances(tables.sides.unflatten(1, (4, self.bins)), bins)
+        boxes_xyxy = torch.addcmul(scene.order.centre, scene.order.reach, distances)  # (T, 4)
+        terms = ciou_terms(boxes_xyxy.index_select(0, scene.order.row)).unflatten(1, (branches, -1))
+        return Predicted(terms, tables.logits, scene.order.row, scene.grid, scene.most_candidates)
+
+    def _distances(self, sides: Tensor, bins: Tensor) -> Tensor:
+        """Distances (R, 4) in strides of side channels (R, 4, bins)."""
+        return sides.squeeze(2) if self.bins == 1 else expected_distances_of_rows(sides, bins)
+
+    def _box_losses(self, sides: Tensor, bins: Tensor, scene: _Scene, assigned: Assignment) -> tuple[Tensor, Tensor]:
+        """Regression and side loss (R,) of the assigned cells, weighted with their target scores.
+
+        Args:
+            sides: (R, 4, bins) of the cells of all branches.
+            bins: (bins,) values.
+            scene: the batch.
+            assigned: R cells in all.
+        """
+        row, score = assigned.row.flatten(), assigned.score.flatten()
+        boxes_xyxy = scene.targets.boxes_xyxy
+        true = boxes_at(boxes_xyxy.repeat(len(assigned.box) // len(boxes_xyxy), 1, 1), assigned.box).flatten(0, 1)  # (R, 4) px
+        centre, reach = scene.order.centre[row], scene.order.reach[row]
+        distances, wanted = self._distances(sides, bins), (true - centre) / reach
+        predicted = torch.addcmul(centre, reach, distances)
+        parts = len(row) // (assigned.row.shape[1] * len(boxes_xyxy)) if self.box_loss.keeps_state and len(row) else 1
+        pairs = (t.chunk(parts) for t in (predicted, true, assigned.mask.flatten()))
+        box = torch.cat([self.box_loss(p, t, mask=mask, image_hw=scene.hw_px).loss for p, t, mask in zip(*pairs)])
         if self.bins == 1:
-            side = relative_side_distance(sides, distances, strides=grid.strides, image_hw=hw_px)
+            side = relative_side_distance(distances, wanted, strides=reach.abs(), image_hw=scene.hw_px)
         else:
-            side = distribution_focal_loss(sides.unflatten(1, (4, self.bins)).transpose(2, 3), distances).mean(dim=1)
-        return (box * assigned.score).sum(), (side * assigned.score).sum()
+            side = distribution_focal_loss(sides, wanted).mean(dim=1)
+        return box * score, side * score
 
     def _foreground(self, logits: Tensor, targets: PaddedTargets, assigned: Assignment) -> Tensor:
-        """The difference that the assigned cells' targets make to the class loss of an all-background map.
+        """The difference (R, nc) that the assigned cells' targets make to the class loss of an all-background map.
 
         Label smoothing moves the fraction ε of a cell's target score from its class to all classes equally (arXiv 1512.00567, section 7).
         """
-        label = targets.labels.gather(1, assigned.box)  # (B, R)
-        score = torch.zeros_like(logits).scatter_(1, label[:, None], assigned.score[:, None])
+        labels = targets.labels
+        label = labels.repeat(len(assigned.box) // len(labels), 1).gather(1, assigned.box).view(-1, 1)  # (R, 1)
+        target = assigned.score.view(-1, 1)
+        score = torch.zeros_like(logits).scatter_(1, label, target)
         if self.smoothing:
-            score = score * (1 - self.smoothing) + assigned.score[:, None] * (self.smoothing / self.nc)
+            score = score * (1 - self.smoothing) + target * (self.smoothing / self.nc)
         losses, weights = self.class_loss.over_background(logits, score), self.class_loss.class_weights(logits)
-        return (losses if weights is None else losses * weights).sum()
+        return (losses if weights is None else losses * weights.squeeze(1)).sum(dim=1)
 
-    def _distances(self, sides: Tensor) -> Tensor:
-        """Distances (B, 4, K) in strides of side channels (B, 4 · bins, K)."""
-        return sides if self.bins == 1 else expected_distances(sides, torch.arange(self.bins, device=sides.device))
-
-
-class _Points(NamedTuple):
-    """Cells by their centres (2, N) or (B, 2, R) and strides (1, N) or (B, 1, R), px."""
-
-    centres: Tensor
-    strides: Tensor
+    def _factors_on(self, device: torch.device) -> Tensor:
+        """Gains times weights of the branches (3, K) on a device, where they stay."""
+        if self._factors.device != device:
+            self._factors = self._factors.to(device, non_blocking=True)
+        return self._factors
 
 
 class _Scene(NamedTuple):
     """What all branches have in common."""
 
     targets: PaddedTargets
-    grid: _Points
+    grid: LevelGrid
+    order: RowOrder
     hw_px: tuple[float, float]
     most_candidates: int | None  # see TaskAlignedAssigner
-
-
-def _boxes(distances: Tensor, grid: _Points) -> Tensor:
-    """Distances (B, 4, K) in strides from K cells' centres to boxes (B, K, 4) xyxy px."""
-    left_top, right_bottom = (distances * grid.strides).split(2, dim=1)
-    return torch.cat((grid.centres - left_top, grid.centres + right_bottom), dim=1).transpose(1, 2)

@@ -8,7 +8,7 @@ import torch
 from models.assigners import task_aligned
 from models.assigners.grid import anchor_points, expected_distances, level_grid
 from models.assigners.targets import pad_targets
-from models.assigners.task_aligned import TaskAlignedAssigner, all_pairs, pairs_inside
+from models.assigners.task_aligned import TaskAlignedAssigner, pairs_inside
 from utils.types import Targets
 
 STRIDES = (8, 16, 32)
@@ -81,11 +81,14 @@ def test_pairs_are_the_cells_strictly_inside():
     low = torch.tensor([[4.0, 0.0], [0.0, 0.0], [-50.0, -50.0], [1.0, 1.0], [21.0, 9.0]])
     high = torch.tensor([[20.0, 13.0], [3.0, 3.0], [99.0, 99.0], [47.0, 31.0], [20.0, 8.0]])
     valid = torch.tensor([True, True, True, False, True])
-    listed, every = pairs_inside(low, high, valid, grid), all_pairs(low, high, valid, grid)
+    area = torch.cat((-low.T, high.T))
+    listed = pairs_inside(area, valid, grid)
     found = set(zip(listed.row.tolist(), listed.cell.tolist()))
     assert len(found) == len(listed.row)
-    assert found == set(zip(every.row[every.inside].tolist(), every.cell[every.inside].tolist()))
-    filled = pairs_inside(low, high, valid, grid, length=len(listed.row) + 5)
+    x, y = grid.centres
+    inside = (x > low[:, :1]) & (x < high[:, :1]) & (y > low[:, 1:]) & (y < high[:, 1:]) & valid[:, None]
+    assert found == {tuple(pair) for pair in inside.nonzero().tolist()}
+    filled = pairs_inside(area, valid, grid, length=len(listed.row) + 5)
     assert filled.inside.tolist() == [True] * len(listed.row) + [False] * 5
     assert torch.equal(filled.row[:-5], listed.row)
     assert torch.equal(filled.cell[:-5], listed.cell)

@@ -102,7 +102,7 @@ def test_only_the_one_to_many_branch_trains_the_layers_before_the_head(name):
     for epoch, weights in ((0, (0.8, 0.2)), (9, (0.1, 0.9))):
         loss.begin_epoch(epoch, 10)
         assert loss.branch_weights == pytest.approx(weights)
-    loss.branch_weights = (0.0, 1.0)
+    loss.set_branch_weights((0.0, 1.0))
     total(model, loss).backward()
     assert all(p.grad is None or not p.grad.any() for p in model.model[:-1].parameters())
     own = dict(model.head.named_parameters())

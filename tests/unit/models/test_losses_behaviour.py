@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.assigners.grid import row_order
 from models.heads.anchor_free import DDetect, Detect
 from models.heads.base import HeadOutput
 from models.heads.multi_branch import DualDDetect, TripleDDetect
 from models.losses import box as box_module
 from models.losses.box import BoxLoss
-from models.losses.cells import cells_and_background
+from models.losses.cells import as_tables, cells_and_background
 from models.losses.classification import NAMES as CLASS_LOSSES
 from models.losses.classification import ClassLoss
 from models.losses.dfl import distribution_focal_loss
@@ -140,13 +141,23 @@ def test_unknown_loss_names_suggest_the_nearest():
 @pytest.mark.parametrize("gamma", [0.0, 1.5])
 def test_cells_and_background_have_the_right_gradient(gamma):
     g = torch.Generator().manual_seed(0)
-    maps = [torch.randn(2, 5, h, h, generator=g, dtype=torch.float64).requires_grad_() for h in (3, 2)]
-    cell = torch.tensor([[0, 8, 9, 12], [12, 4, 4, 10]])
-    assert torch.autograd.gradcheck(lambda *m: cells_and_background(m, cell, sides=2, gamma=gamma), maps)
-    rows, total = cells_and_background(maps, cell, sides=2, gamma=gamma)
-    flat = torch.cat([m.flatten(2) for m in maps], dim=2)
-    assert torch.equal(rows[1, :, 1], flat[1, :, 4])
-    torch.testing.assert_close(total, (flat[:, 2:].sigmoid() ** gamma * F.softplus(flat[:, 2:])).sum())
+    maps = [torch.randn(2, 5, h, h, generator=g, dtype=torch.float64).requires_grad_() for h in (3, 2)] * 2
+    maps = [m.detach().clone().requires_grad_() for m in maps]  # of two branches
+    cell = torch.tensor([[0, 8, 9, 12], [12, 4, 4, 10], [3, 3, 12, 1], [0, 1, 2, 10]])
+    order = row_order(maps[:2], (8, 16), branches=2)
+    row = order.row[(torch.arange(4)[:, None] * 13 + cell).flatten()]
+
+    def call(*m: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        branches = (m[:2], m[2:])
+        return cells_and_background(branches, as_tables(branches, sides=2), row, gamma=gamma)
+
+    assert torch.autograd.gradcheck(call, maps)
+    sides, logits, total = call(*maps)
+    for branch, (rows, background) in enumerate(zip(torch.cat((sides, logits), dim=1).unflatten(0, (2, 2, 4)), total)):
+        flat = torch.cat([m.flatten(2) for m in maps[2 * branch : 2 * branch + 2]], dim=2)
+        for image in range(2):
+            assert torch.equal(rows[image], flat[image, :, cell[2 * branch + image]].T)
+        torch.testing.assert_close(background, (flat[:, 2:].sigmoid() ** gamma * F.softplus(flat[:, 2:])).sum())
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
