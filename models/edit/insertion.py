@@ -12,7 +12,7 @@ from models.spec import channel_rules as rules
 from models.spec.parser import Row, plan_row, width_rule
 from utils.errors import UserError, nearest
 
-NAMES_WIDTH = (rules.out_width, rules.out_width_repeated)  # rules of attention that can change the width, and is inserted so that it keeps it
+NAMES_WIDTH = (rules.out_width, rules.out_width_repeated)  # of attention that could change the width; inserted, it keeps it
 
 
 def insert_rows(graph: EditGraph, request: Insertion, *, init: str, removed: Sequence[int]) -> None:
