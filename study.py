@@ -55,12 +55,13 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
     from engine.study.folder import jobs_of, write_variants
     from engine.study.processes import starter
     from engine.study.runner import Runner, RunnerOptions, interruption
+    from utils import distributed
     from utils.run_folders import RunLock
 
     slots = slots_of(plan.config)
     with RunLock() as lock:
         make_folder(plan.folder)
-        lock.take(plan.folder)
+        lock.take(plan.folder, job=distributed.job_id())
         write_variants(plan)
         costs = count_costs(plan.folder, plan.variants)
         show_differences(plan, costs)

@@ -1,6 +1,7 @@
 """What a variant's network costs: parameters, multiply-adds with and without the products inside attention, and latency.
 
-All figures are of the deployed network (fused, without auxiliary branches) at the variant's size. GFLOPs are two for each multiply-add.
+All figures are of the network without auxiliary branches, at the variant's size. Parameters are those that are trained; multiply-adds and
+latency are of the fused network. GFLOPs are two for each multiply-add.
 """
 
 from __future__ import annotations
@@ -39,20 +40,22 @@ def count_costs(folder: Path, variants: Sequence[PlannedVariant]) -> dict[str, C
     """Parameters and GFLOPs by the variants' names; what ``costs.json`` of the study folder has is not counted again."""
     known = _known(folder / COSTS_FILE)
     found: dict[str, Any] = {}
+    if new := {_key(planned) for planned in variants} - known.keys():
+        print(f"counts parameters and GFLOPs of {len(new)} networks", flush=True)
     for planned in variants:
         key = _key(planned)
         found[key] = known.get(key) or found.get(key) or _counted(planned)
-    if found != known:
+    if new:
         write_json(folder / COSTS_FILE, found)
     return {planned.name: Cost(**found[_key(planned)]) for planned in variants}
 
 
 def _counted(planned: PlannedVariant) -> dict[str, Any]:
-    model = Model(planned.spec).deploy()
+    trained = Model(planned.spec).deploy(fuse=False)
+    model, parameters = trained.fuse(), sum(p.numel() for p in trained.parameters())
     images = _images(model, planned, 1)
     with customary_multiply_adds(model) as customary:
         total = multiply_adds(model, images)
-    parameters = sum(p.numel() for p in model.parameters())
     return {"parameters": parameters, "gflops": 2e-9 * total, "customary_gflops": 2e-9 * customary.total}
 
 

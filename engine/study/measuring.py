@@ -51,8 +51,7 @@ def measure(folder: Path, compare: str, *, device: str = "") -> None:
     flags = read_json(folder / JOB_FILE)["flags"]
     weights = str(folder / "weights" / f"{compare}.pt")
     shared = {key: flags[key] for key in ("data", "workers", "single_cls", "min_items") if key in flags}
-    side = flags.get("val_imgsz") or flags["imgsz"]
-    config = ValConfig(weights=weights, imgsz=side, plugins=tuple(flags.get("plugins", ())), device=device, **shared)
+    config = ValConfig(weights=weights, imgsz=flags["imgsz"], plugins=tuple(flags.get("plugins", ())), device=device, **shared)
     target = choose_device(config)
     config, model = load_weights(config, target)
     spec, loader = open_data(config, model)

@@ -128,9 +128,7 @@ def make_plans(request: StudyRequest) -> list[Plan]:
     return [_plan(request, variants, file, folder, train, rule) for file, folder in zip(files, folders)]
 
 
-def _plan(
-    request: StudyRequest, variants: Sequence[Variant], data: str, folder: Path, train: Mapping[str, Any], rule: Rule | None
-) -> Plan:
+def _plan(request: StudyRequest, variants: Sequence[Variant], data: str, folder: Path, train: Mapping[str, Any], rule: Rule | None) -> Plan:
     from data.dataset_spec import load_dataset_spec
 
     config = request.config

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from engine.study.run_files import LOG_FILE, Job, can_resume, is_trained
+from utils import distributed
 from utils.cli.flags import flags_of
 from utils.config import TrainConfig
 from utils.errors import UserError, printable
@@ -20,6 +21,7 @@ from utils.run_folders import RunLock
 
 ROOT = Path(__file__).parents[2]
 GRACE_S = 60.0  # for a training to save itself after Ctrl-C
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")  # of a restarted job: train.py would resume the job's newest run
 LAST_BYTES = 1 << 16  # of a log that are searched for the reason
 _OWN_LINE = re.compile(r"^(?:train\.py|study measurement): (?P<reason>.+)")
 
@@ -37,7 +39,6 @@ class TrainingProcess:
         self.job, self.device, self.threads = job, device, threads
         self.is_measuring = False
         self.process: subprocess.Popen[bytes] | None = None
-        self.log: IO[bytes] = open(job.folder / LOG_FILE, "ab")  # noqa: SIM115  # closed when the training has ended
         self._next()
 
     def poll(self) -> int | None:
@@ -51,7 +52,6 @@ class TrainingProcess:
         if code == 0 and not self.is_measuring:
             self._next()
             return None
-        self.log.close()
         return code
 
     def interrupt(self) -> None:
@@ -67,7 +67,6 @@ class TrainingProcess:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(seconds)
                     break
-        self.log.close()
 
     def reason(self) -> str:
         """Why it failed: the last line of the script's own in the log, or the last one."""
@@ -79,17 +78,19 @@ class TrainingProcess:
             return
         self.is_measuring = is_trained(self.job)
         command = _measurement(self.job, self.device) if self.is_measuring else _training(self.job, self.device)
-        self.log.write(f"$ {' '.join(command)}\n".encode())
-        self.log.flush()
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, env=self._environment(), start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+        with open(self.job.folder / LOG_FILE, "ab") as log:
+            log.write(f"$ {' '.join(command)}\n".encode())
+            log.flush()
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self._environment(), start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
         threads = {} if self.threads is None or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(self.threads)}
-        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **threads}
+        inherited = {name: value for name, value in os.environ.items() if name not in RESTARTS}
+        return {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **threads}
 
     def _signal(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -109,7 +110,7 @@ def _is_free(folder: Path) -> bool:
     """Whether no other process writes the run folder."""
     try:
         with RunLock() as lock:
-            lock.take(folder)
+            lock.take(folder, job=distributed.job_id())
     except UserError:
         return False
     return True
@@ -138,9 +139,6 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
         out.append(flag.spelling)
         if flag.scalar is not bool:
             out += [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
-    if flags.get("val_imgsz"):
-        place = out.index("--imgsz") + 2 if "--imgsz" in out else 0
-        out[place:place] = [str(flags["val_imgsz"])] if place else ["--imgsz", str(flags["imgsz"]), str(flags["val_imgsz"])]
     return out
 
 
@@ -160,5 +158,3 @@ def starter(*, jobs: int) -> Callable[[Job, str], TrainingProcess]:
     """The function by which a runner starts a training; ``jobs`` of them share the processor."""
     threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
     return lambda job, device: TrainingProcess(job, device=device, threads=threads)
-
-

@@ -192,8 +192,9 @@ def test_errors_name_file_and_key(plan_of, text, message):
 
 
 def test_command_line_asks_for_the_same_as_a_file(world, tmp_path):
-    flags = ["--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), "--attention", "none", "SE@3", "--seeds", "0", "1",
-             "--hyp-change", "iou_loss=CIoU,SIoU", "--train", "optimizer=AdamW", "cos-lr=true", "--name", "x", "--project", str(tmp_path)]  # fmt: skip
+    flags = ["--cfg", str(world / "tiny-v9.yaml"), "--data", str(world / "data.yaml"), "--attention", "none", "SE@3"]
+    flags += ["--seeds", "0", "1", "--hyp-change", "iou_loss=CIoU,SIoU", "--train", "optimizer=AdamW", "cos-lr=true"]
+    flags += ["--name", "x", "--project", str(tmp_path)]
     (plan,) = make_plans(parse_arguments(flags))
     assert names([plan]) == ["none, iou_loss=CIoU", "SE@3, iou_loss=CIoU", "none, iou_loss=SIoU", "SE@3, iou_loss=SIoU"]
     assert plan.train == {"optimizer": "AdamW", "cos_lr": True}
