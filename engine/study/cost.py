@@ -54,19 +54,19 @@ def _counted(planned: PlannedVariant) -> dict[str, Any]:
     trained = Model(planned.spec).deploy(fuse=False)
     model, parameters = trained.fuse(), sum(p.numel() for p in trained.parameters())
     images = _images(model, planned, 1)
-    with customary_multiply_adds(model) as customary:
+    with CustomaryCounter(model) as customary:
         total = multiply_adds(model, images)
     return {"parameters": parameters, "gflops": 2e-9 * total, "customary_gflops": 2e-9 * customary.total}
 
 
 @dataclass
-class customary_multiply_adds:
+class CustomaryCounter:
     """Counts while it is entered what papers count: the convolutions and linear layers that are modules of the network."""
 
     model: nn.Module
     total: int = 0
 
-    def __enter__(self) -> customary_multiply_adds:
+    def __enter__(self) -> CustomaryCounter:
         layers = [m for m in self.model.modules() if isinstance(m, (*LAYERS, *TRANSPOSED))]
         self._hooks = [layer.register_forward_hook(self._count) for layer in layers]
         return self

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.study.cost import count_costs, customary_multiply_adds, median_and_range
+from engine.study.cost import CustomaryCounter, count_costs, median_and_range
 from engine.study.diff import difference, write_differences
 from engine.study.folder import jobs_of, write_variants
 from engine.study.plan import make_plans
@@ -144,7 +144,7 @@ def test_customary_gflops_of_yolov8n_are_the_published_ones():
 
     model = build_model("yolov8n.yaml").deploy()
     images = torch.zeros(1, 3, 64, 64)
-    with customary_multiply_adds(model) as counted:
+    with CustomaryCounter(model) as counted:
         total = multiply_adds(model, images)
     assert counted.total == total
     assert 2e-9 * total * 100 == pytest.approx(8.7, abs=0.05)  # at 640 px
