@@ -40,7 +40,7 @@ class Model(nn.Module):
         super().__init__()
         plans = plan_layers(spec)
         with AllocationLimit(most_values):
-            self._assemble(spec, plans, [_build_layer(plan, spec) for plan in plans])
+            self._assemble(spec, plans, [build_layer(plan, spec) for plan in plans])
         self.names = _class_names(names, spec.nc)
         for module in self.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
@@ -198,7 +198,7 @@ class Model(nn.Module):
         return tuple(strides[i] for i in main)
 
 
-def _build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
+def build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
     """Constructs one row's layer within the file's default activation; a constructor's complaint names the row."""
     from models.layers.attention.ops.embedded import Embedded
     from models.layers.attention.ops.identity import IdentityStart

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.study.costs import variant_cost
 from engine.study.fonts import families_for
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.statistics import POINTS, Analysis, Paired, Summary, Verdict, finished, paired_differences
+from engine.study.variant_costs import variant_cost
 from utils.metrics.columns import column_title
 from utils.visual.plots import shown_name
 

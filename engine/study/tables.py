@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.study.costs import variant_cost
 from engine.study.records import Cost, Study
 from engine.study.statistics import POINTS, Analysis, Comparison, Verdict
+from engine.study.variant_costs import variant_cost
 from utils.errors import one_line
 from utils.metrics.columns import column_title
 from utils.text_table import csv_cell, markdown_table

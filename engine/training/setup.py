@@ -13,6 +13,7 @@ from torch import nn
 from engine.channels import with_channels
 from engine.evaluation.ground_truth import label_truth
 from engine.logging.callbacks import Callback, Callbacks
+from engine.logging.cost import CostLogger
 from engine.logging.loggers import ConsoleLogger, CsvLogger, PlotLogger, TensorBoardLogger
 from engine.logging.progress import LossMeter
 from engine.logging.trackers import trackers
@@ -416,10 +417,10 @@ def wrap_network(model: Model, config: TrainConfig, loss: Loss) -> nn.Module:
 
 
 def default_callbacks(config: TrainConfig, hyp: Hyperparameters, loaders: Loaders) -> list[Callback]:
-    """The loggers of the console, results.csv, TensorBoard events and plots, and those that --logger names."""
+    """The loggers of the console, results.csv, cost.json, TensorBoard events and plots, and those that --logger names."""
     tracking = trackers(config.logger if distributed.is_main() else (), config.project, {**config.to_dict(), **hyp.to_dict()})
     plots = [] if config.noplots else [PlotLogger(loaders.train.dataset.labels)]
-    return [ConsoleLogger(), CsvLogger(), TensorBoardLogger(), *plots, *tracking]
+    return [ConsoleLogger(), CsvLogger(), CostLogger(), TensorBoardLogger(), *plots, *tracking]
 
 
 def print_recipe(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Inserting same-width modules behind rows; the readers of a row read the module inserted behind it."""
+"""Inserting modules behind rows, which keep the width; the readers of a row read the module inserted behind it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 from models.edit.graph import EditGraph, Node, find_block
 from models.edit.requests import Insertion, Position, once
 from models.spec import channel_rules as rules
-from models.spec.parser import Row, plan_row
+from models.spec.parser import Row, plan_row, width_rule
 from utils.errors import UserError, nearest
+
+NAMES_WIDTH = (rules.out_width, rules.out_width_repeated)  # of attention that could change the width; inserted, it keeps it
 
 
 def insert_rows(graph: EditGraph, request: Insertion, *, init: str, removed: Sequence[int]) -> None:
@@ -25,7 +27,8 @@ def insert_rows(graph: EditGraph, request: Insertion, *, init: str, removed: Seq
     """
     where = f"{graph.spec.origin}: {request.text}"
     block = find_block(request.module, where)
-    if block.channels is not rules.same_width:
+    keeps_width = block.channels is rules.same_width
+    if not keeps_width and not (block.kind == "attention" and block.channels in NAMES_WIDTH):
         raise UserError(
             f"{where}: {block.name} chooses its own output (rule {block.channels.__name__!r}); only same-width modules "
             "(rule same_width) can be inserted, others replace a row with --replace"
@@ -34,10 +37,24 @@ def insert_rows(graph: EditGraph, request: Insertion, *, init: str, removed: Seq
     for row, auxiliary in _insertion_points(graph, request, where):
         if row in removed:
             raise UserError(f"{where}: row {row} is to be removed; give another row")
-        new = Row(row, 1, request.module, args, graph.spec.rows[row].section)
+        lead = () if keeps_width else (_written_width(graph, row, where),)
+        new = Row(row, 1, request.module, (*lead, *args), graph.spec.rows[row].section)
         _check_fits(graph, new, row, where)
         identity = _insert_behind(graph, row, changed(new, source=-1), auxiliary=auxiliary or row not in graph.main)
         graph.changes.append((f"{block.name} inserted behind what was row {row}, as row ", identity))
+
+
+def _written_width(graph: EditGraph, row: int, where: str) -> int:
+    """The width that a row behind this one names to keep its input's, before scaling.
+
+    Raises:
+        UserError: no number is scaled to that width.
+    """
+    channels, width = graph.plans[row].out_channels, width_rule(graph.spec)
+    written = round(channels / graph.spec.width) if isinstance(channels, int) else 0
+    if written and width(written) == channels:
+        return written
+    raise UserError(f"{where}: row {row} [{graph.plans[row].name}] has {channels} channels, a width that no row can name")
 
 
 def _with_init(args: tuple[Any, ...], init: str) -> tuple[Any, ...]:

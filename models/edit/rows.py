@@ -1,4 +1,4 @@
-"""Editing a network's rows: insert same-width modules, replace modules, remove rows; every ``from`` follows by itself.
+"""Editing a network's rows: insert modules that keep the width, replace modules, remove rows; every ``from`` follows by itself.
 
     python -m models.edit yolov9-c.yaml --insert FocalModulation@9 --init identity --show --out mine.yaml
 

@@ -232,7 +232,7 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
     context = RuleContext(
         in_channels=in_channels,
         repeats=_repeats(row.number, spec.depth),
-        width=_width_rule(spec),
+        width=width_rule(spec),
         nc=spec.nc,
         anchors=spec.anchors,
         dialect=spec.dialect,
@@ -307,7 +307,8 @@ def _sources(source: int | tuple[int, ...], index: int) -> tuple[int, ...]:
     return absolute
 
 
-def _width_rule(spec: ModelSpec) -> Any:
+def width_rule(spec: ModelSpec) -> Any:
+    """The function that scales a width that a row of this file names."""
     own_output = spec.anchors_per_cell * (spec.nc + 5) if spec.dialect != "v8" else None
 
     def width(channels: int) -> int:

@@ -62,7 +62,8 @@ class Command:
         for section, flags in self.sections():
             group = parser.add_argument_group(section) if section else parser
             for flag in flags:
-                group.add_argument(flag.spelling, *flag.aliases, **_argparse_options(flag))
+                names = (flag.name,) if flag.positional else (flag.spelling, *flag.aliases)
+                group.add_argument(*names, **_argparse_options(flag))
                 for spelling, value in flag.shorthands.items():
                     hidden: dict[str, Any] = {"dest": "shorthands", "const": (flag.name, value), "help": argparse.SUPPRESS}
                     group.add_argument(spelling, action="append_const", **hidden)
@@ -99,6 +100,8 @@ def _argparse_options(flag: Flag) -> dict[str, Any]:
     text = flag.help + (f" (default {default})" if default else "")
     if flag.scalar is bool:
         return {"action": "store_true", "help": text}
+    if flag.positional:
+        return {"nargs": "?", "default": argparse.SUPPRESS, "metavar": flag.metavar, "help": text}
     nargs = flag.nargs or ("+" if flag.many else None if flag.const is None else "?")
     metavar = flag.metavar or {int: "N", float: "X"}.get(flag.scalar)
     options = {"nargs": nargs, "const": flag.const, "metavar": metavar, "type": flag.scalar if flag.scalar is not str else None}

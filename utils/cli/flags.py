@@ -39,6 +39,7 @@ class Flag:
         hint: added to the message about a value that is not allowed.
         may_be_empty: whether an empty text on the command line means something.
         fault: says why a text is not allowed; an empty answer where it is.
+        positional: whether it is given by place, without its name.
         resumable: whether it may be given together with ``--resume``; any other would make the run another one.
         name: of the field. This and what follows is filled in by ``flags_of``.
         default: of the field.
@@ -62,6 +63,7 @@ class Flag:
     hint: str = ""
     may_be_empty: bool = False
     fault: Callable[[str], str] = path_fault
+    positional: bool = False
     resumable: bool = False
     name: str = ""
     default: Any = None
@@ -71,8 +73,8 @@ class Flag:
 
     @property
     def spelling(self) -> str:
-        """As it is typed: ``--batch-size``."""
-        return spelling_of(self.name)
+        """As it is typed: ``--batch-size``, and what stands for a value without a name."""
+        return self.metavar or self.name if self.positional else spelling_of(self.name)
 
     @property
     def allowed(self) -> str:

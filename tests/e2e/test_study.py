@@ -1,0 +1,97 @@
+"""Studies end to end: killed and continued, and as a user starts one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.logging.callbacks import Callback
+from engine.study.run_files import read_json, read_table
+from tests.tiny_training import config, make_world
+from train import train
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+import importlib.util, sys
+import study
+if importlib.util.find_spec("engine.study.report") is None:
+    study.report = lambda found, folder: print(*[f"row {r.variant} {r.seed} {r.status.value} {r.cost}" for r in found.records], sep="\\n")
+sys.exit(study.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, and end with their parent")
+def test_study_killed_three_times_ends_with_the_same_table(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "tests.study_kills", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["repeated"] == []
+    assert told["finished_before"] >= 2
+    whole, cut = (json.loads((tmp_path / name / "table.json").read_text()) for name in ("whole", "cut"))
+    assert cut == whole
+    assert [row[:3] for row in whole] == [[v, s, "finished"] for v in ("none", "MHSA@3") for s in (0, 1)]
+    losses = [tuple(row[4]["train/box_loss"]) for row in whole]
+    assert len(set(losses)) == 4  # variants and seeds are different trainings
+    assert all(len(loss) == 2 for loss in losses)
+
+
+def test_study_from_the_command_line(tmp_path):
+    world = make_world(tmp_path / "world")
+    file = world / "tiny.yaml"
+    file.write_text(
+        "cfg: tiny-v9.yaml\nattention: [none, MHSA@3]\nseeds: [0]\ndata: data.yaml\nepochs: 1\nimgsz: 64\nbatch_size: 4\nworkers: 0\n"
+        "latency: 3\njobs: 2\ndevices: cpu\ntrain: {noplots: true}\n"
+    )
+    command = [sys.executable, "-c", RUN, "tiny.yaml", "--project", str(tmp_path / "studies")]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    first = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    folder = tmp_path / "studies" / "tiny"
+    assert "MHSA@3 and none\n    + row 4: MHSA []" in first.stdout
+    assert "2 of 2 runs" in first.stdout
+    for name in ("none-seed0", "MHSA@3-seed0"):
+        run = folder / "runs" / name
+        found = read_json(run / "study_metrics.json")
+        assert set(found["metrics"]) == {"metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"}
+        assert set(found["per_class"]) == {"dark", "bright"}
+        assert {len(curve) for curve in found["pr_curves"].values()} == {1001}
+        assert len(read_table(run / "results.csv")["epoch"]) == len(read_json(run / "cost.json")["epoch_seconds"]) == 1
+        assert (run / "weights" / "best.pt").is_file()
+        assert (run / "detections.npz").is_file()
+    assert set(read_json(folder / "latency.json")["latency_ms"]) == set(read_json(folder / "costs.json"))
+    if importlib.util.find_spec("engine.study.report") is None:
+        assert "row MHSA@3 0 finished Cost(parameters=" in first.stdout
+    again = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "trains" not in again.stdout
+
+
+class Seen(Callback):
+    """Notes the images of every batch, and a checksum of their pixels."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple] = []
+
+    def on_batch(self, run, epoch, iteration, batch) -> None:
+        self.batches.append((epoch, iteration, tuple(batch.paths), int(batch.images.long().sum()), len(batch.targets)))
+
+
+def test_order_and_augmentation_of_the_data_do_not_depend_on_the_network(tmp_path):
+    world = make_world(tmp_path / "world")
+    seen = {}
+    for name, changes in {
+        "plain": {},
+        "noisy": {"cfg": world / "noisy-v9.yaml", "plugins": world / "noisy.py"},  # draws random numbers in training
+        "attention": {"attention": ("BoT3@3", "ConvControl@2")},
+    }.items():
+        callback = Seen()
+        train(config(world, tmp_path / name, epochs=2, **changes), callbacks=[callback])
+        seen[name] = callback.batches
+    assert len(seen["plain"]) == 6
+    assert seen["noisy"] == seen["plain"]
+    assert seen["attention"] == seen["plain"]

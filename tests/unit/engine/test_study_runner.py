@@ -1,0 +1,212 @@
+"""The runner's logic, with trainings that are made up: nothing is trained."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from engine.study import runner as runner_module
+from engine.study.halving import Rule, survivors
+from engine.study.records import Status
+from engine.study.run_files import METRICS_FILE, Job, epochs_done, write_json
+from engine.study.runner import Runner, RunnerOptions, duration
+from utils.errors import UserError
+
+METRIC = "metrics/mAP_0.5:0.95"
+
+
+def jobs(folder: Path, names="abc", seeds=(0, 1), epochs=4, **changes) -> list[Job]:
+    return [
+        Job(name, seed, folder / f"{name}-seed{seed}", {"epochs": epochs, "seed": seed, **changes}, network=name)
+        for name in names
+        for seed in seeds
+    ]
+
+
+class Fake:
+    """A training whose epochs take a poll each and whose metric is a function of variant, seed and epoch."""
+
+    def __init__(self, world: World, job: Job) -> None:
+        self.world, self.job, self.is_asked = world, job, False
+
+    def poll(self) -> int | None:
+        done = epochs_done(self.job)
+        if self.is_asked:
+            return self._end(130)
+        if self.world.polls_left is not None:
+            self.world.polls_left -= 1
+            if self.world.polls_left < 0:
+                raise KeyboardInterrupt
+        if self.job.variant in self.world.failing and done >= self.world.failing[self.job.variant]:
+            return self._end(1)
+        if done < self.job.epochs:
+            with open(self.job.folder / "results.csv", "a", newline="") as file:
+                writer = csv.writer(file)
+                if not done:
+                    writer.writerow(["epoch", METRIC])
+                writer.writerow([done, self.world.value(self.job, done)])
+            return None
+        write_json(self.job.folder / METRICS_FILE, {"compare": self.job.compare, "metrics": {METRIC: self.world.value(self.job, done)}})
+        return self._end(0)
+
+    def _end(self, code: int) -> int:
+        self.world.running.remove(self)
+        return code
+
+    def interrupt(self) -> None:
+        self.is_asked = True
+
+    def wait(self) -> None:
+        self.world.ended_cleanly.append(str(self.job))
+
+    def reason(self) -> str:
+        return "the memory is full"
+
+
+class World:
+    """Starts fake trainings and notes what was started."""
+
+    def __init__(self, failing=(), polls_left=None) -> None:
+        self.failing = dict(failing)
+        self.polls_left = polls_left
+        self.started: list[tuple[str, int, str]] = []
+        self.running: list[Fake] = []
+        self.most = 0
+        self.ended_cleanly: list[str] = []
+
+    def value(self, job: Job, epoch: int) -> float:
+        return round((ord(job.variant[0]) - 96) / 100 + job.seed / 1000 + epoch / 10000, 6)
+
+    def __call__(self, job: Job, device: str) -> Fake:
+        self.started.append((str(job), epochs_done(job), device))
+        self.running.append(Fake(self, job))
+        self.most = max(self.most, len(self.running))
+        return self.running[-1]
+
+
+def run(made, world, **options):
+    runner = Runner(made, world, RunnerOptions(poll_s=0, **options))
+    runner.run()
+    return runner
+
+
+def table(runner) -> list[tuple]:
+    return [(r.variant, r.seed, r.status, dict(r.metrics), r.reason) for r in runner.records()]
+
+
+def test_seven_configs_of_which_one_fails(tmp_path, capsys):
+    made = jobs(tmp_path, names="abcdefg", seeds=(0,))
+    found = table(run(made, World(failing={"d": 2})))
+    assert [status for _, _, status, _, _ in found] == [Status.FINISHED] * 3 + [Status.FAILED] + [Status.FINISHED] * 3
+    assert found[3][4] == "the memory is full"
+    assert "failed d seed 0: the memory is full" in capsys.readouterr().out
+    again = World()
+    assert table(run(made, again)) == found
+    assert again.started == []
+    assert table(run(made, again, retry=True))[3][2] is Status.FINISHED
+    assert [name for name, *_ in again.started] == ["d seed 0"]
+
+
+def test_killed_study_ends_with_the_same_table(tmp_path):
+    whole = table(run(jobs(tmp_path / "whole"), World()))
+    made, starts = jobs(tmp_path / "cut"), []
+    for polls in (3, 9, 11):
+        world = World(polls_left=polls)
+        with pytest.raises(KeyboardInterrupt):
+            run(made, world)
+        assert world.ended_cleanly
+        starts += world.started
+    last = World()
+    assert table(run(made, last)) == whole
+    starts += last.started
+    finished_at = {name: [done for n, done, _ in starts if n == name] for name, *_ in starts}
+    assert any(len(found) > 1 for found in finished_at.values())  # some were broken off,
+    assert all(found == sorted(found) and found.count(0) == 1 for found in finished_at.values())  # and went on where they were
+
+
+def test_jobs_run_side_by_side_on_their_devices(tmp_path):
+    world = World()
+    run(jobs(tmp_path), world, slots=("0", "1", "0"))
+    assert world.most == 3
+    assert {device for *_, device in world.started} == {"0", "1"}
+    assert len(world.started) == 6
+
+
+def test_rest_is_told_after_the_first_run(tmp_path, capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr(runner_module.time, "monotonic", lambda: next(clock))
+    run(jobs(tmp_path, names="ab", seeds=(0, 1)), World())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished")]
+    assert "1 of 4 runs, about 3 min left" in lines[0]
+    assert lines[-1].endswith("4 of 4 runs")
+    assert [duration(s) for s in (42, 600, 12_600)] == ["42 s", "10 min", "3.5 h"]
+
+
+def test_halving_stops_all_seeds_of_the_worst_and_keeps_the_baseline(tmp_path):
+    made = jobs(tmp_path, names="abcde", epochs=6)
+    runner = run(made, World(), rule=Rule((2, 4), 0.5), always=("a",))
+    done = {(j.variant, j.seed): epochs_done(j) for j in made}
+    assert {v: {done[v, s] for s in (0, 1)} for v in "abcde"} == {"a": {6}, "b": {2}, "c": {2}, "d": {4}, "e": {6}}
+    status = {r.variant: r.status for r in runner.records()}
+    assert status == {"a": Status.FINISHED, "b": Status.STOPPED, "c": Status.STOPPED, "d": Status.STOPPED, "e": Status.FINISHED}
+    reasons = {r.variant: r.reason for r in runner.records()}
+    assert "stopped after 2 epochs: mean metrics/mAP_0.5:0.95 0.0206" in reasons["b"]
+    again = World()
+    assert table(run(made, again, rule=Rule((2, 4), 0.5), always=("a",))) == table(runner)
+    assert again.started == []
+
+
+def test_halving_broken_off_stops_the_same(tmp_path):
+    rule = {"rule": Rule((2,), 0.5), "always": ("a",), "slots": ("", "")}
+    whole = table(run(jobs(tmp_path / "whole"), World(), **rule))
+    made = jobs(tmp_path / "cut")
+    for polls in (5, 8):
+        with pytest.raises(KeyboardInterrupt):
+            run(made, World(polls_left=polls), **rule)
+    assert table(run(made, World(), **rule)) == whole
+
+
+def test_controls_follow_their_variants():
+    means = {"base": 0.1, "x": 0.5, "y": 0.4, "x control": 0.9, "y control": 0.8, "failed": float("nan")}
+    follows = {"x control": ("x",), "y control": ("y",)}
+    assert survivors(means, Rule((1,), 0.3), always=("base",), follows=follows) == {"base", "x", "x control"}
+    shared = {"x control": ("x", "y"), "y control": ("y",)}
+    assert survivors(means, Rule((1,), 0.3), always=("base",), follows=shared) == {"base", "x", "x control"}
+    assert survivors({}, Rule((1,), 0.5), always=("base",), follows={}) == set()
+
+
+def test_folder_of_another_study_is_refused(tmp_path):
+    run(jobs(tmp_path), World())
+    with pytest.raises(UserError, match=r"a-seed0: was trained with epochs 4, now 5; give another --name"):
+        run(jobs(tmp_path, epochs=5), World())
+    with pytest.raises(UserError, match="batch_size None, now 8"):
+        run(jobs(tmp_path, batch_size=8), World())
+    with pytest.raises(UserError, match="another network of this name"):
+        run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0}, network="other")], World())
+    run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0, "workers": 3}, network="a")], World())
+
+
+def test_more_seeds_and_variants_join_a_finished_study(tmp_path):
+    run(jobs(tmp_path), World())
+    world = World()
+    found = table(run(jobs(tmp_path, names="abcd", seeds=(0, 1, 2)), world))
+    assert len(world.started) == 6
+    assert all(status is Status.FINISHED for _, _, status, _, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"afte": [1]}, "early_stop: unknown key 'afte'; did you mean 'after'"),
+        ({"after": [5, 3]}, "early_stop.after: ascending epochs from 1 to 9 are expected"),
+        ({"after": [10]}, "early_stop.after: ascending epochs from 1 to 9"),
+        ({}, "early_stop.after: ascending epochs"),
+        ({"after": 3, "keep": 1.5}, "early_stop.keep: a fraction between 0 and 1 is expected, not 1.5"),
+    ],
+)
+def test_wrong_rules_are_named(values, message):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        Rule.from_mapping(values, epochs=10, source="s.yaml")
+    assert Rule.from_mapping({"after": 3}, epochs=10, source="s.yaml") == Rule((3,), 0.5)
