@@ -161,7 +161,7 @@ WRONG = [
     ("cfg: TINY\nseeds: [1, 1]", "s.yaml: seeds 1 1: 1 is given twice"),
     ("cfg: TINY\nepochs: 0", "s.yaml: epochs 0: a whole number of at least 1 is needed"),
     ("cfg: TINY\ncontrol: parms", "s.yaml: control 'parms': one of params, flops is needed"),
-    ("cfg: TINY\nattention: [EAM@3]", "s.yaml: variant 'tiny-v9': tiny-v9.yaml: SEE@3: unknown module 'SEE', did you mean 'EMA'?"),
+    ("cfg: TINY\nattention: [EAM@3]", "s.yaml: variant 'tiny-v9': tiny-v9.yaml: EAM@3: unknown module 'EAM', did you mean 'EMA'?"),
     ("cfg: TINY\nattention: [none, SE@33]", "s.yaml: variant 'SE@33': tiny-v9.yaml: SE@33: tiny-v9.yaml has 6 rows"),
     ("cfg: TINY\nattention: [SE@3, SE@3]", "s.yaml: attention: 'SE@3' is given twice"),
     ("cfg: TINY\nhyp_change: {iou_los: SIoU}", "s.yaml: hyp_change: hyper-parameters: unknown hyper-parameter 'iou_los', did you mean"),
