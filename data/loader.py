@@ -100,6 +100,7 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
     dtype = depth_of(files, channels=spec.ch, bits=spec.bits)
     if options.rank == 0 and options.augment and (note := colour_note(spec.ch, dtype, options.hyp)):
         print(f"{options.prefix}{note}")
+    bytes_per_pixel = spec.ch * np.dtype(dtype).itemsize
     images = ImageOptions(
         imgsz=options.imgsz,
         hyp=options.hyp,
@@ -107,19 +108,28 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
         seed=options.seed,
         channels=spec.ch,
         dtype=dtype,
-        recent_bytes=_recent_bytes(options, bytes_per_pixel=spec.ch * np.dtype(dtype).itemsize),
+        recent_bytes=_recent_bytes(options, count=len(table), bytes_per_pixel=bytes_per_pixel),
         flip_idx=spec.flip_idx,
         finish_on_device=options.finish_on_device and options.augment and spec.ch == 3 and dtype == np.uint8,
     )
     dataset = ImageDataset(files, table, images, task=task)
     _fill_cache(dataset, options)
-    return BatchLoader(dataset, _build_sampler(table, options), workers=options.workers, seed=options.seed, prefix=options.prefix)
+    sampler = _build_sampler(table, options, bytes_per_pixel=bytes_per_pixel)
+    return BatchLoader(dataset, sampler, workers=options.workers, seed=options.seed, prefix=options.prefix)
 
 
-def _recent_bytes(options: LoaderOptions, *, bytes_per_pixel: int) -> int:
-    """Of the cache of each worker: a gigabyte over all of them in training, and never less than the images of a window."""
-    shared = (RECENT_BYTES * 4 if options.augment else RECENT_BYTES) // max(options.workers, 4)
-    return max(shared, WINDOW * options.imgsz**2 * bytes_per_pixel) if options.augment else shared
+def _recent_bytes(options: LoaderOptions, *, count: int, bytes_per_pixel: int) -> int:
+    """Of the cache of each worker: a gigabyte over all of them in training, but at least the images of a window or of a small set."""
+    if not options.augment:
+        return RECENT_BYTES // max(options.workers, 4)
+    image_bytes = options.imgsz**2 * bytes_per_pixel
+    needed = count if is_small(count, image_bytes=image_bytes) else WINDOW
+    return max(4 * RECENT_BYTES // max(options.workers, 4), needed * image_bytes)
+
+
+def is_small(count: int, *, image_bytes: int) -> bool:
+    """Whether every worker can keep all images of a set decoded, so that mosaics need no window. Depends on set and --imgsz alone."""
+    return count * image_bytes <= RECENT_BYTES
 
 
 class BatchLoader:
@@ -221,7 +231,7 @@ def _fill_cache(dataset: ImageDataset, options: LoaderOptions) -> None:
         print(remark)
 
 
-def _build_sampler(table: LabelTable, options: LoaderOptions) -> EpochSampler:
+def _build_sampler(table: LabelTable, options: LoaderOptions, *, bytes_per_pixel: int) -> EpochSampler:
     shapes = None
     if options.rect:
         shapes = rectangular_shapes(
@@ -236,6 +246,7 @@ def _build_sampler(table: LabelTable, options: LoaderOptions) -> EpochSampler:
         world_size=options.world_size,
         whole_batches=options.whole_batches,
         mosaic_until=0 if options.rect else options.mosaic_until,
+        partners_of_all=is_small(len(table), image_bytes=options.imgsz**2 * bytes_per_pixel),
     )
     return EpochSampler(len(table), sampling, rect_shapes=shapes)
 

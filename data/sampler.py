@@ -1,7 +1,8 @@
 """The order of an epoch: which images, in which batches and shapes, each process has; and how often an image is drawn.
 
 The order depends on (seed, epoch) alone, and every process derives its share from the same whole batches. Mosaic and mixup combine images
-that are close to each other in it, so that a process decodes an image once for all samples that show it.
+that are close to each other in it, so that a process decodes an image once for all samples that show it; images of a set that every
+process can keep are combined freely.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class SamplerOptions:
         world_size: number of processes.
         whole_batches: processes take whole batches in turn, not a part of each.
         mosaic_until: first epoch without mosaic (None: never).
+        partners_of_all: mosaic and mixup take their partners from the whole epoch, not from a window of it.
     """
 
     batch_size: int
@@ -43,6 +45,7 @@ class SamplerOptions:
     world_size: int = 1
     whole_batches: bool = False
     mosaic_until: int | None = None
+    partners_of_all: bool = False
 
 
 class EpochSampler(Sampler):
@@ -78,12 +81,15 @@ class EpochSampler(Sampler):
         mosaic = until is None or self.epoch < until
         batches = self._batches()
         order = np.concatenate([indices for indices, _ in batches])
-        windows = windows_of(order % self.count) if mosaic else [()]
+        windows = self._windows(order % self.count) if mosaic else [()]
         places = np.split(np.arange(len(order)), np.cumsum([len(indices) for indices, _ in batches])[:-1])
         shares = self._share([(mine, hw) for mine, (_, hw) in zip(places, batches)])
         for mine, step_images, hw in list(shares)[self.start_batch :]:
             drawn = [(*divmod(int(order[p]), self.count), windows[min(p // WINDOW, len(windows) - 1)]) for p in mine]
             yield [SampleKey(index, self.epoch, hw, mosaic, step_images, repeat, window) for repeat, index, window in drawn]
+
+    def _windows(self, order: np.ndarray) -> list[tuple[int, ...]]:
+        return [tuple(order.tolist())] if self.options.partners_of_all else windows_of(order)
 
     def _batches(self) -> list[tuple[np.ndarray, tuple[int, int]]]:
         """The batches of all processes, each with its shape."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.dataset import draw_partners
 from data.dataset_spec import load_dataset_spec
-from data.loader import LoaderOptions, build_loader
+from data.loader import LoaderOptions, build_loader, is_small
 from data.sampler import WINDOW, EpochSampler, SamplerOptions, windows_of
 
 KEYS = "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste"
@@ -31,6 +31,14 @@ def yaml_path(tmp_path_factory):
     return root / "set.yaml"
 
 
+@pytest.fixture
+def large():
+    """As if no worker could keep the whole set."""
+    with pytest.MonkeyPatch.context() as patch:  # a test undoes its own
+        patch.setattr("data.loader.is_small", lambda count, *, image_bytes: False)
+        yield
+
+
 def loader(yaml_path, **options):
     arguments = {"imgsz": 32, "batch_size": 16, "hyp": HYP, "augment": True, "workers": 0, **options}
     return build_loader(load_dataset_spec(yaml_path), "train", LoaderOptions(**arguments))
@@ -47,17 +55,17 @@ def decodes(run, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [4, 16, 32])
-def test_one_decode_serves_a_sample(yaml_path, monkeypatch, batch_size):
+def test_one_decode_serves_a_sample(yaml_path, large, monkeypatch, batch_size):
     seen = decodes(loader(yaml_path, batch_size=batch_size), monkeypatch)
     assert seen == Counter(range(COUNT))
 
 
-def test_every_rank_decodes_its_share_once(yaml_path, monkeypatch):
+def test_every_rank_decodes_its_share_once(yaml_path, large, monkeypatch):
     shares = [decodes(loader(yaml_path, batch_size=32, rank=rank, world_size=2), monkeypatch) for rank in (0, 1)]
     assert shares[0] + shares[1] == Counter(range(COUNT))
 
 
-def test_every_worker_decodes_its_batches_once(yaml_path, monkeypatch):
+def test_every_worker_decodes_its_batches_once(yaml_path, large, monkeypatch):
     for worker in (0, 1):
         run = loader(yaml_path)
         batches = list(run.sampler)[worker::2]  # as torch's loader hands them out
@@ -121,3 +129,15 @@ def test_partners_follow_the_weights_of_images():
 
 def test_without_mosaic_no_window_travels_to_the_workers():
     assert {key.window for key in keys_of(3, mosaic_until=3)} == {()}
+
+
+def test_images_of_a_small_set_are_combined_freely(yaml_path):
+    run = loader(yaml_path)
+    keys = [key for keys in run.sampler for key in keys]
+    assert all(sorted(key.window) == list(range(COUNT)) for key in keys)
+    assert run.dataset.store.recent_limit >= COUNT * 32 * 32 * 3
+
+
+@pytest.mark.parametrize(("count", "side", "small"), [(218, 640, True), (219, 640, False), (873, 320, True), (3000, 640, False)])
+def test_a_small_set_fits_in_the_cache_of_a_worker(count, side, small):
+    assert is_small(count, image_bytes=3 * side**2) is small
