@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.assigners.grid import anchor_points
+from models.assigners.grid import anchor_points, row_order
 from models.losses.dfl import distribution_focal_loss
-from models.losses.task_aligned import _boxes, _Points
 from models.spec.channel_rules import make_divisible
 from tests import golden
 from utils.boxes import xyxy_to_cxcywh
@@ -16,11 +15,13 @@ from utils.boxes import xyxy_to_cxcywh
 def test_cell_centres_and_decoded_boxes_match_the_reference():
     case = golden.find("ops", "anchors_dist_v9")
     args = case.meta["args"]
-    centres, strides = anchor_points([torch.zeros(1, 1, h, w) for h, w in args["maps"]], args["strides"])
+    maps = [torch.zeros(1, 1, h, w) for h, w in args["maps"]]
+    centres, strides = anchor_points(maps, args["strides"])
     golden.assert_close(centres.T / strides.T, case.tensor("anchor_points"), 1e-6)
     golden.assert_close(strides.T, case.tensor("stride_tensor"), 1e-6)
     distance = case.tensor("distance")
-    boxes = _boxes(distance.transpose(1, 2), _Points(centres, strides)) / strides.T
+    order = row_order(maps, args["strides"], branches=1)
+    boxes = torch.addcmul(order.centre[order.row], order.reach[order.row], distance) / strides.T
     golden.assert_close(boxes, case.tensor("xyxy"), 1e-6)
     golden.assert_close(xyxy_to_cxcywh(boxes), case.tensor("xywh"), 1e-6)
 
