@@ -31,6 +31,8 @@ def estimate_running_statistics(run: Run, epoch: int) -> None:
     All ranks call it; each measures its share of the batches, and every one gets the mean over all. Neither the random state nor the order
     of the data of later epochs changes.
     """
+    if not any(isinstance(m, _BatchNorm) for m in run.state.ema.model.modules()):
+        return
     count, loader, random = run.config.precise_bn, run.loaders.train, random_state()
     loader.set_epoch(epoch, class_ap=run.progress.class_ap)
     frozen = [run.state.ema.model.model[index] for index in run.state.frozen.rows]

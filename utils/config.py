@@ -25,6 +25,7 @@ PATHS = ("cfg", "weights", "backbone_weights", "data", "hyp", "project")  # fiel
 ABSOLUTE = "absolute"  # key of opt.yaml
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION", "MuSGD")
 MAX_LAYERS = 10_000
+PRECISE_BATCHES = 8  # of --precise-bn: most of what a whole epoch gives on small sets, and little time on large ones
 GENERATIONS = 300  # of --evolve without a number
 
 
@@ -86,8 +87,8 @@ class TrainConfig:
     )  # fmt: skip
     sync_bn: bool = flag(False, "batch statistics over the images of all processes (GPUs)")
     precise_bn: int = flag(
-        0, "measure running statistics on N training batches with the averaged weights, before validating and saving; 0 = off", least=0,
-        metavar="N",
+        PRECISE_BATCHES, "measure running statistics on N training batches with the averaged weights before validating and saving; 0 = off",
+        least=0, metavar="N",
     )  # fmt: skip
     deterministic: bool = flag(False, "deterministic kernels")
     nan_patience: int = flag(
