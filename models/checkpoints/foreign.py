@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from models.checkpoints.first_release import as_later_release
-from models.checkpoints.foreign_modules import Layer, children, is_module, layers_of, loaded, rows_of, tensors_of, unwrapped
+from models.checkpoints.foreign_modules import Layer, is_module, layers_of, loaded, rows_of, tensors_of, unwrapped
 from models.checkpoints.foreign_yaml import plain, translated
 from models.checkpoints.recognition import recognised
 from models.checkpoints.safe_pickle import Global, Record
@@ -170,8 +170,6 @@ def _refuse_other_tasks(model: Record, head: Record) -> None:
     kind = head.cls.name
     if kind in TASK_HEADS:
         raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); only detection models are read")
-    if children(head).get("one2one_cv2") is not None:
-        raise UserError(f"a {model.cls.name} with a one-to-one head, end to end; only heads with suppression are read")
 
 
 def _strides(module: Record) -> tuple[float, ...]:

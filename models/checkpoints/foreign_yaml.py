@@ -14,12 +14,14 @@ from typing import Any
 from models.checkpoints.foreign_modules import children, is_module, walk
 from models.checkpoints.safe_pickle import Record
 from models.checkpoints.torch_files import StoredTensor
+from models.heads.anchor_free import BINS
 from models.layers.conv import ACTIVATIONS
 from utils.errors import UserError
 
 NO_CAP = 1 << 16  # a width that no network has
 ONE_SCALE = "one"  # of a file without scales; no letter, because blocks of YOLO11 and YOLO12 differ at some of these
 DEEPEST, MOST_VALUES = 12, 100_000
+ONE_TO_MANY, ONE_TO_ONE = "cv2", "one2one_cv2"  # the box convolutions of a head's two branches
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
 BOTTLENECKS = ("Bottleneck", "BottleneckCSP")
@@ -55,6 +57,7 @@ def translated(model: Record, rows: Sequence[Record], *, tensors: Mapping[str, S
             cfg["activation"] = activation
     if _is_fused(tensors):
         cfg["fused"] = True
+    cfg |= _head_keys(rows[-1])
     written = [*backbone, *raw["head"]]
     usual = cfg.get("activation", "nn.SiLU()")
     out = [_row(row, layer, usual=usual) for row, layer in zip(written, rows)]
@@ -122,6 +125,23 @@ def _anchors(head: Record, raw: Mapping[str, Any], strides: Sequence[float]) -> 
         raise UserError("has anchors without the strides that bring them to px")
     levels = stored.load().float().flatten(1).tolist()
     return [[round(size * stride, 3) for size in level] for level, stride in zip(levels, strides)]
+
+
+def _head_keys(head: Record) -> dict[str, Any]:
+    """The keys of the file that say which head ``Detect`` is, from the head itself: programs can change it after reading the YAML."""
+    bins = head.state.get("reg_max", BINS)
+    keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
+    if head.cls.name == "Detect" and _child(head, ONE_TO_ONE) is not None:
+        keys["end2end"] = True
+    return keys
+
+
+def _branches(head: Record) -> str | None:
+    """The one branch that a head made for two has left; None for all others."""
+    many, one = (_child(head, name) is not None for name in (ONE_TO_MANY, ONE_TO_ONE))
+    if one and not many:
+        return "one2one"
+    return "one2many" if head.cls.name == "v10Detect" and many and not one else None
 
 
 def _usual_activation(rows: Sequence[Record]) -> str | None:
@@ -205,4 +225,6 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
             source = source[: len(source) // 2]
         name = "Detect"
     options = [a for a in args if isinstance(a, dict)]
+    if branches := _branches(head):
+        options.append({"branches": branches})
     return [source, number, name, ["nc", "anchors"] if anchored else ["nc", *options]]
