@@ -20,6 +20,7 @@ from models.checkpoints.foreign_yaml import plain, translated
 from models.checkpoints.recognition import recognised
 from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
+from models.checkpoints.turbo_release import with_joined_projections
 from models.heads.anchor_based import CERTAIN
 from models.spec.families import TASK_HEADS
 from utils.errors import UserError, printable
@@ -130,7 +131,7 @@ def _from_module(path: Path, model: Record) -> Foreign:
     folded = _is_folded_implicit(head)
     tensors = {name: t for name, t in tensors.items() if not _is_redundant(name, head, folded=folded)}
     nc = cfg["nc"]
-    weights = loaded(tensors)
+    weights = with_joined_projections(loaded(tensors))
     if _is_v7_single_class(cfg):
         _saturate_class_output(weights, last=len(cfg["backbone"]) + len(cfg["head"]) - 1)
     return Foreign(weights, cfg, _cfg_name(path, model), _names(model, nc), strides, layers_of(model))
@@ -138,7 +139,7 @@ def _from_module(path: Path, model: Record) -> Foreign:
 
 def _bare(path: Path, tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]) -> Foreign:
     """Tensors alone: the architecture is in the notes of a safetensors file, or is recognised by its names and shapes."""
-    weights = loaded(_without_prefixes(tensors))
+    weights = with_joined_projections(loaded(_without_prefixes(tensors)))
     if "cfg" in notes:
         try:
             cfg, names = json.loads(notes["cfg"]), json.loads(notes.get("names", "[]"))

@@ -15,6 +15,7 @@ from models.checkpoints.foreign_modules import children, is_module, walk
 from models.checkpoints.safe_pickle import Record
 from models.checkpoints.torch_files import StoredTensor
 from models.heads.anchor_free import BINS
+from models.layers.attention.yolov12 import POSITION_KERNEL
 from models.layers.conv import ACTIVATIONS
 from utils.errors import UserError
 
@@ -188,6 +189,9 @@ def _row(row: Any, layer: Record, *, usual: str) -> list[Any]:
             args.append({"act": False})
     if name in BOTTLENECKS:
         args += [{key: value} for key, value in _bottleneck_options(name, args, layer, usual=usual).items()]
+    position = _child(layer, "m", "0", "0", "attn", "pe", "conv") if name == "A2C2f" else None
+    if position and (kernel := _kernel(position)) != POSITION_KERNEL:
+        args.append({"position_kernel": kernel})
     if name == "RepConv" and "conv1" in children(layer):  # ultralytics' block of this name is YOLOv9's
         name = "RepConvN"
     return [source, number, name, args]
@@ -199,14 +203,20 @@ def _bottleneck_options(name: str, args: Sequence[Any], layer: Record, *, usual:
     options: dict[str, Any] = {}
     inner = _child(block, "m", "0") if name == "BottleneckCSP" else block
     convolutions = [_child(inner, cv, "conv") for cv in ("cv1", "cv2")] if inner else []
-    sizes = [plain(conv.state.get("kernel_size")) for conv in convolutions if conv]
+    sizes = [_kernel(conv) for conv in convolutions if conv]
     if len(sizes) == 2 and not any(isinstance(a, list) for a in args):
-        options["k"] = [size[0] if isinstance(size, list) and len(set(size)) == 1 else size for size in sizes]
+        options["k"] = sizes
     act = _child(block, "act")
     text = _activation_text(act) if act else None
     if text not in (None, usual):
         options["act"] = text
     return options
+
+
+def _kernel(conv: Record) -> Any:
+    """The kernel of a convolution: one number where both sides are equal."""
+    size = plain(conv.state.get("kernel_size"))
+    return size[0] if isinstance(size, list) and len(set(size)) == 1 else size
 
 
 def _child(module: Record, *path: str) -> Record | None:

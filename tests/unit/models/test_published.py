@@ -44,7 +44,8 @@ def test_all_families_are_known_with_their_licences():
         ("yolov8x.pt", "ultralytics", "AGPL-3.0"),
         ("yolov7-e6e_training.pt", "WongKinYiu/yolov7", "GPL-3.0"), ("yolov9-c-converted.pt", "WongKinYiu/yolov9", "GPL-3.0"),
         ("gelan-c.pt", "WongKinYiu/yolov9", "GPL-3.0"), ("yolov9c.pt", "ultralytics", "AGPL-3.0"),
-        ("yolov10b.pt", "THU-MIG/yolov10", "AGPL-3.0"), ("yolo11n.pt", "ultralytics", "AGPL-3.0"), ("yolo12x.pt", "ultralytics", "AGPL-3.0"),
+        ("yolov10b.pt", "THU-MIG/yolov10", "AGPL-3.0"), ("yolo11n.pt", "ultralytics", "AGPL-3.0"),
+        ("yolo12x.pt", "ultralytics", "AGPL-3.0"),
         ("yolov12l.pt", "sunsmarterjie/yolov12", "AGPL-3.0"), ("yolo26m.pt", "ultralytics", "AGPL-3.0"),
     ):  # fmt: skip
         assert PUBLISHED[name][:2] == (project, licence)
