@@ -1,4 +1,4 @@
-"""Files of other programs as checkpoints of this one: YOLOv5, YOLOv7, YOLOv9 and ultralytics, state dicts and safetensors.
+"""Files of other programs as checkpoints of this one: YOLOv5, v7, v9, v10, v12 and ultralytics, state dicts and safetensors.
 
 A ``.pt`` of those programs holds pickled objects of their classes. They are read as records (``safe_pickle``): the tensors, the YAML, the
 class names and the strides are taken out of them, and no code of the file or of those programs ever runs or has to be there.

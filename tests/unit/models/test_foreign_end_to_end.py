@@ -12,13 +12,14 @@ from models import build_model, load_model
 from models.checkpoints import recognition
 from models.checkpoints.checkpoint import load_checkpoint, model_from_checkpoint
 from models.model import Model
+from models.transfer.transfer import Source, transfer
 from tests.foreign_models import convert_model, foreign_model, layout, randomize_, raw_yaml, save_stripped
 from tests.golden import REFERENCE, find
 
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 NEWER = ("yolov10n", "yolo11n", "yolo12n", "yolo26n")
 TWO_BRANCHES = ("yolov10n", "yolo26n")
-COARSE = {"one2one": ("cv2", "cv3"), "one2many": ("one2one_cv2", "one2one_cv3")}  # what is left -> what fusing takes away
+TAKEN = {"one2one": ("cv2", "cv3"), "one2many": ("one2one_cv2", "one2one_cv3")}  # what is left -> what fusing takes away
 
 
 def images() -> torch.Tensor:
@@ -38,13 +39,28 @@ def test_every_tensor_of_the_newer_families_is_placed(tmp_path, name):
     assert (checkpoint.nc, checkpoint.names[7], checkpoint.cfg_name) == (80, "thing 7", f"{name}.yaml")
 
 
-@pytest.mark.parametrize("left", COARSE)
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+def test_inserted_attention_keeps_all_of_a_foreign_file(tmp_path, name):
+    """``--weights yolo11n.pt --attention EMA@detect --attention-init identity``: nothing is lost and nothing changes at first."""
+    with layout("ultralytics") as classes:
+        save_stripped(foreign_model(f"{name}.yaml", classes, nc=2), tmp_path / "theirs.pt")
+    checkpoint = load_checkpoint(tmp_path / "theirs.pt")
+    model = build_model(checkpoint.cfg, attention=["EMA@detect"], attention_init="identity").eval()
+    report = transfer(model, Source(checkpoint.weights, checkpoint.cfg, checkpoint.names))
+    assert report.of_source == 1
+    assert sum(plan.name == "EMA" for plan in model.plans) == 3
+    before = load_model(tmp_path / "theirs.pt").predict(images())
+    assert torch.allclose(model.predict(images()).boxes, before.boxes, atol=1e-4)
+    assert torch.allclose(model.predict(images()).scores, before.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("left", TAKEN)
 @pytest.mark.parametrize("name", TWO_BRANCHES)
 def test_a_file_with_one_branch_left_by_fusing_predicts_with_that_branch(tmp_path, name, left):
     own = randomize_(build_model(f"{name}.yaml", nc=2))
     with layout("ultralytics") as classes:
         model = convert_model(own.fuse(), classes, names={0: "a", 1: "b"}, raw=raw_yaml(f"{name}.yaml", 2))
-        for gone in COARSE[left]:
+        for gone in TAKEN[left]:
             model.model[-1]._modules[gone] = None
         torch.save({"model": model}, tmp_path / "fused.pt")
     loaded = load_model(tmp_path / "fused.pt")
