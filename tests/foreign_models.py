@@ -31,6 +31,7 @@ LAYOUTS = {
     | dict.fromkeys(("Conv", "Concat", "DWConv", "RepConv"), "ultralytics.nn.modules.conv")
     | {"Model": "ultralytics.nn.tasks.DetectionModel"},
 }
+LAYOUTS["yolov10"] = LAYOUTS["ultralytics"] | {"Model": "ultralytics.nn.tasks.YOLOv10DetectionModel"}  # its authors' repository
 RENAMED_BLOCKS = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks with another name in a program
 # Classes here whose name in other programs is another; those keep the class when they fuse.
 CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "LightDetect": "Detect", "AreaAttention": "AAttn", "FusedConv": "Conv"}

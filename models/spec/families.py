@@ -34,7 +34,7 @@ TASK_HEADS = {
     **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
     **dict.fromkeys(("Pose", "Pose26", "IKeypoint"), "predicts keypoints"),
     **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
-    **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment"), "detects what a text names"),
+    **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
     "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",
     "IBin": "predicts binned box sides",
 }  # fmt: skip

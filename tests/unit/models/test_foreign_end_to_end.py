@@ -26,9 +26,9 @@ def images() -> torch.Tensor:
     return torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", NEWER)
-def test_every_tensor_of_the_newer_families_is_placed(tmp_path, name):
-    with layout("ultralytics") as classes:
+@pytest.mark.parametrize(("program", "name"), [("yolov10", "yolov10n"), *(("ultralytics", name) for name in NEWER)])
+def test_every_tensor_of_the_newer_families_is_placed(tmp_path, program, name):
+    with layout(program) as classes:
         expected = save_stripped(foreign_model(f"{name}.yaml", classes), tmp_path / "theirs.pt", ema=True)
     if REFERENCE.is_dir():
         assert list(expected) == [key for key, _ in find("models", f"ultralytics-{name}").meta["keys"]]
