@@ -27,12 +27,15 @@ LAYOUTS = {
     | {"Model": "models.yolo.Model"},
     "yolov9": {"*": "models.common", "DDetect": "models.yolo", "DualDDetect": "models.yolo", "Model": "models.yolo.DetectionModel"},
     "ultralytics": {"*": "ultralytics.nn.modules.block", "Detect": "ultralytics.nn.modules.head"}
+    | {"v10Detect": "ultralytics.nn.modules.head"}
     | dict.fromkeys(("Conv", "Concat", "DWConv", "RepConv"), "ultralytics.nn.modules.conv")
     | {"Model": "ultralytics.nn.tasks.DetectionModel"},
 }
+LAYOUTS["yolov10"] = LAYOUTS["ultralytics"] | {"Model": "ultralytics.nn.tasks.YOLOv10DetectionModel"}  # its authors' repository
 RENAMED_BLOCKS = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks with another name in a program
-CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "FusedConv": "Conv"}  # other programs keep the class when they fuse
-ATTRIBUTES = ("add", "c", "nc")
+# Classes here whose name in other programs is another; those keep the class when they fuse.
+CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "LightDetect": "Detect", "AreaAttention": "AAttn", "FusedConv": "Conv"}
+ATTRIBUTES = ("add", "c", "nc", "reg_max")
 
 
 class Layout:
@@ -103,6 +106,8 @@ def convert_model(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any
         layer.i, layer.f, layer.np = plan.index, list(plan.sources), 0
         layer.type = f"{type(layer).__module__}.{type(layer).__name__}"
     head = model.model[-1]
+    if own.plans[-1].name == "v10Detect" or len(getattr(own.head, "kept", ())) > 1:
+        head.__class__ = classes.of(own.plans[-1].name)
     head.stride = torch.tensor(own.strides)
     head.nc, head.no, head.nl = own.nc, own.nc + 64, len(own.strides)
     if own.head.anchor_based:  # grids that inference stores, one of them a view with stride 0

@@ -124,7 +124,7 @@ def previous_of(path: Path) -> Path:
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint of this project, of YOLOv5, v7, v9 or ultralytics, a state dict or safetensors; never runs anything that is in it.
+    """Reads a checkpoint of this project or another, a state dict or safetensors; never runs anything that is in it.
 
     Raises:
         UserError: no such file (the message names its publisher), a damaged file, one that asks for code, or a newer format.

@@ -1,4 +1,4 @@
-"""Files of other programs as checkpoints of this one: YOLOv5, YOLOv7, YOLOv9 and ultralytics, state dicts and safetensors.
+"""Files of other programs as checkpoints of this one: YOLOv5, v7, v9, v10, v12 and ultralytics, state dicts and safetensors.
 
 A ``.pt`` of those programs holds pickled objects of their classes. They are read as records (``safe_pickle``): the tensors, the YAML, the
 class names and the strides are taken out of them, and no code of the file or of those programs ever runs or has to be there.
@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from models.checkpoints.first_release import as_later_release
-from models.checkpoints.foreign_modules import Layer, children, is_module, layers_of, loaded, rows_of, tensors_of, unwrapped
+from models.checkpoints.foreign_modules import Layer, is_module, layers_of, loaded, rows_of, tensors_of, unwrapped
 from models.checkpoints.foreign_yaml import plain, translated
 from models.checkpoints.recognition import recognised
 from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
+from models.checkpoints.turbo_release import with_joined_projections
 from models.heads.anchor_based import CERTAIN
 from models.spec.families import TASK_HEADS
 from utils.errors import UserError, printable
@@ -130,7 +131,7 @@ def _from_module(path: Path, model: Record) -> Foreign:
     folded = _is_folded_implicit(head)
     tensors = {name: t for name, t in tensors.items() if not _is_redundant(name, head, folded=folded)}
     nc = cfg["nc"]
-    weights = loaded(tensors)
+    weights = with_joined_projections(loaded(tensors))
     if _is_v7_single_class(cfg):
         _saturate_class_output(weights, last=len(cfg["backbone"]) + len(cfg["head"]) - 1)
     return Foreign(weights, cfg, _cfg_name(path, model), _names(model, nc), strides, layers_of(model))
@@ -138,7 +139,7 @@ def _from_module(path: Path, model: Record) -> Foreign:
 
 def _bare(path: Path, tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]) -> Foreign:
     """Tensors alone: the architecture is in the notes of a safetensors file, or is recognised by its names and shapes."""
-    weights = loaded(_without_prefixes(tensors))
+    weights = with_joined_projections(loaded(_without_prefixes(tensors)))
     if "cfg" in notes:
         try:
             cfg, names = json.loads(notes["cfg"]), json.loads(notes.get("names", "[]"))
@@ -170,8 +171,6 @@ def _refuse_other_tasks(model: Record, head: Record) -> None:
     kind = head.cls.name
     if kind in TASK_HEADS:
         raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); only detection models are read")
-    if children(head).get("one2one_cv2") is not None:
-        raise UserError(f"a {model.cls.name} with a one-to-one head, end to end; only heads with suppression are read")
 
 
 def _strides(module: Record) -> tuple[float, ...]:

@@ -14,12 +14,15 @@ from typing import Any
 from models.checkpoints.foreign_modules import children, is_module, walk
 from models.checkpoints.safe_pickle import Record
 from models.checkpoints.torch_files import StoredTensor
+from models.heads.anchor_free import BINS
+from models.layers.attention.yolov12 import POSITION_KERNEL
 from models.layers.conv import ACTIVATIONS
 from utils.errors import UserError
 
 NO_CAP = 1 << 16  # a width that no network has
 ONE_SCALE = "one"  # of a file without scales; no letter, because blocks of YOLO11 and YOLO12 differ at some of these
 DEEPEST, MOST_VALUES = 12, 100_000
+ONE_TO_MANY, ONE_TO_ONE = "cv2", "one2one_cv2"  # the box convolutions of a head's two branches
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
 BOTTLENECKS = ("Bottleneck", "BottleneckCSP")
@@ -55,6 +58,7 @@ def translated(model: Record, rows: Sequence[Record], *, tensors: Mapping[str, S
             cfg["activation"] = activation
     if _is_fused(tensors):
         cfg["fused"] = True
+    cfg |= _head_keys(rows[-1])
     written = [*backbone, *raw["head"]]
     usual = cfg.get("activation", "nn.SiLU()")
     out = [_row(row, layer, usual=usual) for row, layer in zip(written, rows)]
@@ -124,6 +128,23 @@ def _anchors(head: Record, raw: Mapping[str, Any], strides: Sequence[float]) -> 
     return [[round(size * stride, 3) for size in level] for level, stride in zip(levels, strides)]
 
 
+def _head_keys(head: Record) -> dict[str, Any]:
+    """The keys of the file that say which head ``Detect`` is, from the head itself: programs can change it after reading the YAML."""
+    bins = head.state.get("reg_max", BINS)
+    keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
+    if head.cls.name == "Detect" and _child(head, ONE_TO_ONE) is not None:
+        keys["end2end"] = True
+    return keys
+
+
+def _branches(head: Record) -> str | None:
+    """The one branch that a head made for two has left; None for all others."""
+    many, one = (_child(head, name) is not None for name in (ONE_TO_MANY, ONE_TO_ONE))
+    if one and not many:
+        return "one2one"
+    return "one2many" if head.cls.name == "v10Detect" and many and not one else None
+
+
 def _usual_activation(rows: Sequence[Record]) -> str | None:
     """The activation of most convolutions."""
     kinds: Counter[str] = Counter()
@@ -168,6 +189,9 @@ def _row(row: Any, layer: Record, *, usual: str) -> list[Any]:
             args.append({"act": False})
     if name in BOTTLENECKS:
         args += [{key: value} for key, value in _bottleneck_options(name, args, layer, usual=usual).items()]
+    position = _child(layer, "m", "0", "0", "attn", "pe", "conv") if name == "A2C2f" else None
+    if position and (kernel := _kernel(position)) != POSITION_KERNEL:
+        args.append({"position_kernel": kernel})
     if name == "RepConv" and "conv1" in children(layer):  # ultralytics' block of this name is YOLOv9's
         name = "RepConvN"
     return [source, number, name, args]
@@ -179,14 +203,20 @@ def _bottleneck_options(name: str, args: Sequence[Any], layer: Record, *, usual:
     options: dict[str, Any] = {}
     inner = _child(block, "m", "0") if name == "BottleneckCSP" else block
     convolutions = [_child(inner, cv, "conv") for cv in ("cv1", "cv2")] if inner else []
-    sizes = [plain(conv.state.get("kernel_size")) for conv in convolutions if conv]
+    sizes = [_kernel(conv) for conv in convolutions if conv]
     if len(sizes) == 2 and not any(isinstance(a, list) for a in args):
-        options["k"] = [size[0] if isinstance(size, list) and len(set(size)) == 1 else size for size in sizes]
+        options["k"] = sizes
     act = _child(block, "act")
     text = _activation_text(act) if act else None
     if text not in (None, usual):
         options["act"] = text
     return options
+
+
+def _kernel(conv: Record) -> Any:
+    """The kernel of a convolution: one number where both sides are equal."""
+    size = plain(conv.state.get("kernel_size"))
+    return size[0] if isinstance(size, list) and len(set(size)) == 1 else size
 
 
 def _child(module: Record, *path: str) -> Record | None:
@@ -205,4 +235,6 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
             source = source[: len(source) // 2]
         name = "Detect"
     options = [a for a in args if isinstance(a, dict)]
+    if branches := _branches(head):
+        options.append({"branches": branches})
     return [source, number, name, ["nc", "anchors"] if anchored else ["nc", *options]]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.error import URLError
 
 from models.checkpoints.torch_files import read_torch_file
-from models.spec.families import absent_family
+from models.spec.families import NUMBERED, absent_family, respelled
 from utils import distributed
 from utils.errors import UserError, nearest
 from utils.files import atomic_write
@@ -29,7 +29,10 @@ class Release(NamedTuple):
 V5 = Release("ultralytics/yolov5", "AGPL-3.0", "https://github.com/ultralytics/yolov5/releases/download/v7.0")
 V7 = Release("WongKinYiu/yolov7", "GPL-3.0", "https://github.com/WongKinYiu/yolov7/releases/download/v0.1")
 V9 = Release("WongKinYiu/yolov9", "GPL-3.0", "https://github.com/WongKinYiu/yolov9/releases/download/v0.1")
+V10 = Release("THU-MIG/yolov10", "AGPL-3.0", "https://github.com/THU-MIG/yolov10/releases/download/v1.1")
+V12 = Release("sunsmarterjie/yolov12", "AGPL-3.0", "https://github.com/sunsmarterjie/yolov12/releases/download/v1.0")
 ASSETS = Release("ultralytics", "AGPL-3.0", "https://github.com/ultralytics/assets/releases/download/v8.3.0")
+NEWER_ASSETS = ASSETS._replace(folder="https://github.com/ultralytics/assets/releases/download/v8.4.0")
 
 PUBLISHED: dict[str, Release] = {
     **{f"yolov5{size}{p6}.pt": V5 for size in "nsmlx" for p6 in ("", "6")},
@@ -41,6 +44,10 @@ PUBLISHED: dict[str, Release] = {
     **{f"yolov9-{size}-converted.pt": V9 for size in "tsmce"},
     **{f"gelan-{size}.pt": V9 for size in "smce"},
     **{f"yolov9{size}.pt": ASSETS for size in "tsmce"},
+    **{f"yolov10{size}.pt": V10 for size in "nsmblx"},
+    **{f"yolo{family}{size}.pt": ASSETS for family in (11, 12) for size in "nsmlx"},
+    **{f"yolov12{size}.pt": V12 for size in "nsmlx"},
+    **{f"yolo26{size}.pt": NEWER_ASSETS for size in "nsmlx"},
 }
 
 
@@ -50,7 +57,7 @@ def missing_weights(path: Path) -> str:
     if release is None:
         if absent := absent_family(path.stem):
             return f"{path}: no such checkpoint; {absent}"
-        hint = nearest(path.name, PUBLISHED) if path.suffix == ".pt" and path.name not in ("best.pt", "last.pt") else ""
+        hint = _meant(path.stem) if path.suffix == ".pt" and path.name not in ("best.pt", "last.pt") else ""
         return f"{path}: no such checkpoint" + (f"; of published ones, {hint}" if hint else "")
     return (
         f"{path}: not here; {release.project} publishes it at {release.folder}/{path.name} under {release.licence}: "
@@ -69,7 +76,7 @@ def ensure_weights(path: str | Path, *, download: bool) -> None:
         return
     release = PUBLISHED.get(path.name)
     if release is None:
-        known = absent_family(path.stem) or nearest(path.name, PUBLISHED) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
+        known = absent_family(path.stem) or _meant(path.stem) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
         raise UserError(f"--download: no publisher of {path.name} is known; {known}")
     if distributed.is_main():
         _fetch(release, path)
@@ -79,6 +86,16 @@ def ensure_weights(path: str | Path, *, download: bool) -> None:
         if time.monotonic() > deadline:
             raise UserError(f"{path}: the main rank has not fetched it in {LONGEST_WAIT // 60} minutes")
         time.sleep(1)
+
+
+def _meant(stem: str) -> str:
+    """The published name that an unknown one may mean: of the same family where one is named, never of a neighbour."""
+    spelled = respelled(stem)
+    if f"{spelled}.pt" in PUBLISHED:
+        return f"did you mean '{spelled}.pt'?"
+    family = NUMBERED.match(spelled)
+    same = [name for name in PUBLISHED if not family or name.startswith(family[0])]
+    return nearest(f"{spelled if same else stem}.pt", same or PUBLISHED)
 
 
 def _fetch(release: Release, path: Path) -> None:

@@ -17,8 +17,9 @@ from models.spec.config_files import CONFIGS, find_config
 from models.spec.parser import ModelSpec, load_spec, plan_layers
 from utils.errors import UserError
 
-FAMILIES = ("v5", "v7", "v8", "v9")
-SCALES = "nsmlx"  # letters in the names of YOLOv8's files
+FAMILIES = ("v5", "v7", "v8", "v9", "v10", "v11", "v12", "v26")
+SCALED = re.compile(r"(yolov8|yolo11|yolo12|yolo26)(?![a-z\d])")  # files of several scales, whose letter follows in a network's name
+SCALES = "nsmlx"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -44,8 +45,8 @@ def recognised(path: Path, shapes: Shapes) -> tuple[dict[str, Any], str]:
 def published_names() -> tuple[str, ...]:
     """Names under which the published networks are built, one a scale."""
     stems = sorted(p.stem for family in FAMILIES for p in (CONFIGS / family).glob("*.yaml"))
-    scaled = [f"yolov8{letter}{stem.removeprefix('yolov8')}" for stem in stems if re.match(r"yolov8(-|$)", stem) for letter in SCALES]
-    return tuple(f"{stem}.yaml" for stem in [*(s for s in stems if not re.match(r"yolov8(-|$)", s)), *scaled])
+    scaled = [SCALED.sub(rf"\g<1>{letter}", stem) for stem in stems if SCALED.match(stem) for letter in SCALES]
+    return tuple(f"{stem}.yaml" for stem in [*(stem for stem in stems if not SCALED.match(stem)), *scaled])
 
 
 def _fitting(name: str, nc: int, shapes: Shapes, last: int) -> ModelSpec | None:

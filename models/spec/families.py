@@ -34,9 +34,9 @@ TASK_HEADS = {
     **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
     **dict.fromkeys(("Pose", "Pose26", "IKeypoint"), "predicts keypoints"),
     **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
-    **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment"), "detects what a text names"),
+    **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
     "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",
-    "IBin": "predicts binned box sides", "v10Detect": "is a YOLOv10 with two heads",
+    "IBin": "predicts binned box sides",
 }  # fmt: skip
 TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)
 # Blocks by which a file shows its family, the ones that fewest families have first.

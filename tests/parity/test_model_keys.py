@@ -16,7 +16,7 @@ from models.spec.parser import load_spec, plan_layers
 from tests.golden import HERE, all_names, cases, find
 
 NO_CONFIG = ("train_", "deploy_maps", "baseline-")
-PUBLISHED = sorted(p for folder in ("v5", "v7", "v8", "v9") for p in (CONFIGS / folder).glob("*.yaml"))
+PUBLISHED = sorted(p for folder in ("v5", "v7", "v8", "v9", "v10", "v11", "v12", "v26") for p in (CONFIGS / folder).glob("*.yaml"))
 CASES = [name for name in all_names("models") if not name.startswith(NO_CONFIG)]
 SLOW = [name for name in CASES if not (HERE / "models" / f"{name}.npz").is_file()]  # the kept ones cover every family
 
@@ -56,9 +56,12 @@ def test_state_dict_keys_and_shapes_match_the_published_network(name: str) -> No
     assert len(model.plans) == meta["graph_nodes"]
     activations = {type(m).__name__ for m in model.modules() if isinstance(m, (nn.SiLU, nn.ReLU, nn.LeakyReLU))}
     assert activations == set(meta["activations"]) - {"MultiheadAttention"}
-    fused = model.fuse()
+    fused = model.deploy(for_suppression=True) if "branches" in meta else model.fuse()  # the published fuse() keeps one branch
     assert keys_of(fused) == published(meta, "keys_fused")
     assert count(fused) == meta["params_fused"]
+    if "branches" in meta:
+        one = model.deploy()
+        assert (len(one.state_dict()), count(one)) == (meta["keys_fused_end2end_count"], meta["params_fused_end2end"])
     assert keys_of(model) == published(meta, "keys"), "fuse() changed the network it was called on"
     assert count(build(name, 3)) == meta["params_nc3"]
 

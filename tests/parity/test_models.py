@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from models import build_model
+from tasks import DETECT
 from tests.golden import all_names, assert_close, cases, fill_, find, image_array
 from utils.boxes import xyxy_to_cxcywh
+from utils.nms import Suppression
 
 WHOLE = [n for n in all_names("models") if not n.startswith(("train_", "deploy_", "baseline-"))]
 
@@ -20,6 +22,8 @@ def has_output(name: str) -> bool:
 
 
 WITH_OUTPUT = [n for n in WHOLE if has_output(n)]
+END_TO_END = [n for n in WITH_OUTPUT if "end2end" in find("models", n).arrays]
+BRANCHES = (("aux", "main"), ("one2many", "one2one"))  # how the vectors of heads with two branches call them
 DEPLOYED = ("t", "s", "m", "c", "e")
 
 
@@ -45,16 +49,34 @@ def test_outputs_match_the_published_network(name):
     golden = find("models", name)
     model = fill_(built(name), golden.meta["fill_g"])
     images = image_array(0, (1, 3, 128, 160))
-    dual = "decoded_main" in golden.arrays
+    branches = next((names for names in BRANCHES if f"raw_{names[-1]}_0" in golden.arrays), ("",))
     for variant, net in (("plain", model), ("fused", model.fuse())):
         output = net(images)
-        for level, raw in enumerate(output.main):
-            key = f"raw_main_{level}" if dual else f"raw_{level}"
-            assert_close(raw, golden.tensor(key), 1e-5, f"{name} {variant} {key}")
-        if dual:
-            for level, raw in enumerate(output.branches[0]):
-                assert_close(raw, golden.tensor(f"raw_aux_{level}"), 1e-5, f"{name} {variant} aux {level}")
-        check_decoded(*decoded_parts(net, output), golden.tensor("decoded_main" if dual else "decoded"), f"{name} {variant}")
+        for branch, maps in zip(branches, output.branches, strict=True):
+            for level, raw in enumerate(maps):
+                key = "_".join(filter(None, ("raw", branch, str(level))))
+                assert_close(raw, golden.tensor(key), 1e-5, f"{name} {variant} {key}")
+        reference = golden.tensor("_".join(filter(None, ("decoded", branches[-1]))))
+        boxes, scores = decoded_parts(net, output)
+        if branches[-1] == "one2one":  # the published layout of this branch has corners
+            reference = torch.cat((xyxy_to_cxcywh(reference[:, :4].transpose(1, 2)).transpose(1, 2), reference[:, 4:]), dim=1)
+        check_decoded(boxes, scores, reference, f"{name} {variant}")
+
+
+@pytest.mark.parametrize("name", cases("models", END_TO_END))
+@torch.no_grad()
+def test_detections_and_both_deployed_branches_match_the_published_network(name):
+    golden = find("models", name)
+    model = fill_(built(name), golden.meta["fill_g"])
+    images = image_array(0, (1, 3, 128, 160))
+    wanted, stable = golden.tensor("end2end")[0], golden.tensor("end2end_stable").bool()  # (300, 6) xyxy, score, class
+    (found,) = DETECT.postprocess(model.deploy().predict(images), Suppression(conf=-1.0))
+    assert_close(found.scores, wanted[:, 4], 1e-4, "scores")
+    assert_close(found.boxes[stable], wanted[stable, :4], 1e-4, "boxes")
+    assert torch.equal(found.classes[stable], wanted[stable, 5].long())
+    if "decoded_one2many" in golden.arrays:
+        net = model.deploy(for_suppression=True)
+        check_decoded(*decoded_parts(net, net(images)), golden.tensor("decoded_one2many"), f"{name} one2many")
 
 
 @pytest.mark.parametrize("name", cases("models", [n for n in all_names("models") if n.startswith(("gelan", "yolov9"))], "biases"))

@@ -20,6 +20,7 @@ from models.spec import channel_rules as rules
 from models.spec.registry import register
 
 HEAD_CHANNELS = 32  # YOLOv12's
+POSITION_KERNEL = 7
 INIT_STD = 0.02  # of a block's convolutions, of a normal distribution cut off at two of it
 OUT_OF_REACH = -1e4  # added to the logits of padding: its weights are 0, and float16 holds it
 RESIDUAL_SCALES, RESIDUAL_MLP_RATIO = ("l", "x"), 1.2
@@ -38,12 +39,13 @@ class AreaAttention(nn.Module):
         dim: channels in and out.
         num_heads: number of heads; None for about 32 channels a head.
         area: number of runs; 1 attends to the whole map.
+        position_kernel: kernel of the convolution of the values, odd (7; 5 in the release that its authors call turbo).
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, area: int = 1) -> None:
+    def __init__(self, dim: int, num_heads: int | None = None, area: int = 1, position_kernel: int = POSITION_KERNEL) -> None:
         super().__init__()
         if num_heads is None:
             num_heads = divisor_up_to(dim, max(1, dim // HEAD_CHANNELS))
@@ -52,7 +54,7 @@ class AreaAttention(nn.Module):
         self.heads, self.area = num_heads, area
         self.qkv = Conv(dim, 3 * dim, act=False)
         self.proj = Conv(dim, dim, act=False)
-        self.pe = Conv(dim, dim, 7, g=dim, act=False)
+        self.pe = Conv(dim, dim, position_kernel, g=dim, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -92,15 +94,18 @@ class ABlock(nn.Module):
         num_heads: number of heads; None for about 32 channels a head.
         mlp_ratio: hidden width of the MLP, in multiples of ``dim``.
         area: runs of pixels, as :class:`AreaAttention` has them.
+        position_kernel: as there.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_heads: int | None = None, mlp_ratio: float = 1.2, area: int = 1) -> None:
+    def __init__(
+        self, dim: int, num_heads: int | None = None, mlp_ratio: float = 1.2, area: int = 1, position_kernel: int = POSITION_KERNEL
+    ) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
-        self.attn = AreaAttention(dim, num_heads, area)
+        self.attn = AreaAttention(dim, num_heads, area, position_kernel)
         self.mlp = nn.Sequential(Conv(dim, hidden), Conv(hidden, dim, act=False))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -128,6 +133,7 @@ class A2C2f(nn.Module):
         e: inner width, in multiples of ``c2``.
         g: groups of the CSP stages.
         shortcut: residuals in the CSP stages.
+        position_kernel: as :class:`AreaAttention` has it.
     """
 
     def __init__(
@@ -142,6 +148,7 @@ class A2C2f(nn.Module):
         e: float = 0.5,
         g: int = 1,
         shortcut: bool = True,
+        position_kernel: int = POSITION_KERNEL,
     ) -> None:
         super().__init__()
         hidden = int(c2 * e)
@@ -149,7 +156,9 @@ class A2C2f(nn.Module):
         self.cv2 = Conv((1 + n) * hidden, c2)
         self.gamma = nn.Parameter(torch.full((c2,), 0.01)) if a2 and residual and c1 == c2 else None
         self.m = nn.ModuleList(
-            nn.Sequential(*(ABlock(hidden, None, mlp_ratio, area) for _ in range(2))) if a2 else C3k(hidden, hidden, 2, shortcut, g)
+            nn.Sequential(*(ABlock(hidden, None, mlp_ratio, area, position_kernel) for _ in range(2)))
+            if a2
+            else C3k(hidden, hidden, 2, shortcut, g)
             for _ in range(n)
         )
 

@@ -44,6 +44,9 @@ def test_all_families_are_known_with_their_licences():
         ("yolov8x.pt", "ultralytics", "AGPL-3.0"),
         ("yolov7-e6e_training.pt", "WongKinYiu/yolov7", "GPL-3.0"), ("yolov9-c-converted.pt", "WongKinYiu/yolov9", "GPL-3.0"),
         ("gelan-c.pt", "WongKinYiu/yolov9", "GPL-3.0"), ("yolov9c.pt", "ultralytics", "AGPL-3.0"),
+        ("yolov10b.pt", "THU-MIG/yolov10", "AGPL-3.0"), ("yolo11n.pt", "ultralytics", "AGPL-3.0"),
+        ("yolo12x.pt", "ultralytics", "AGPL-3.0"),
+        ("yolov12l.pt", "sunsmarterjie/yolov12", "AGPL-3.0"), ("yolo26m.pt", "ultralytics", "AGPL-3.0"),
     ):  # fmt: skip
         assert PUBLISHED[name][:2] == (project, licence)
     assert all(re.match(r"https://github\.com/[\w./-]+/releases/download/v[\d.]+$", r.folder) for r in PUBLISHED.values())
@@ -58,6 +61,24 @@ def test_missing_published_file_names_its_publisher_in_one_line(tmp_path):
     )
     with pytest.raises(UserError, match=r"no such checkpoint; of published ones, did you mean 'yolov9-c\.pt'\?"):
         load_checkpoint(tmp_path / "yolo9-c.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("yolo11n", r"not here; ultralytics publishes it at https://\S+/v8\.3\.0/yolo11n\.pt under AGPL-3\.0: add --download"),
+        ("yolo26x", r"not here; ultralytics publishes it at https://\S+/v8\.4\.0/yolo26x\.pt"),
+        ("yolov11s", r"no such checkpoint; of published ones, did you mean 'yolo11s\.pt'\?"),
+        ("yolo10n", r"no such checkpoint; of published ones, did you mean 'yolov10n\.pt'\?"),
+        ("yolo11q", r"no such checkpoint; of published ones, did you mean 'yolo11[nsmlx]\.pt'\?"),
+        ("yolo26n-seg", r"no such checkpoint; a network for segmentation by its name, and only detection is here"),
+        ("yolov13n", r"no such checkpoint; YOLOv13 is not here"),
+    ],
+)
+def test_a_missing_file_is_never_answered_with_the_name_of_another_family(tmp_path, name, says):
+    with pytest.raises(UserError, match=says) as caught:
+        load_checkpoint(tmp_path / f"{name}.pt")
+    assert "\n" not in str(caught.value)
 
 
 def test_published_file_is_downloaded_only_on_request(tmp_path, monkeypatch, checkpoint, capsys):
