@@ -199,7 +199,9 @@ def test_deployed_variant_keeps_its_block_and_its_output(name):
     assert torch.allclose(ours.scores, theirs.scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["yolov8-BRA.yaml", "yolov8-NLBlockND-head.yaml", "yolov9-t-FocalModulation.yaml", "yolo26-NLBlockND-head.yaml"])
+@pytest.mark.parametrize(
+    "name", ["yolov8-BRA.yaml", "yolov8-NLBlockND-head.yaml", "yolov9-t-FocalModulation.yaml", "yolo26-NLBlockND-head.yaml"]
+)
 def test_identity_start_keeps_the_output_of_the_base_network(name):
     base = build_model(rows(base_of(name), width=0.25, depth=0.33), nc=3).eval()
     kinds = {plan.name for plan in base.plans}
