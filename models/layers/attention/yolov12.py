@@ -40,11 +40,13 @@ class AreaAttention(nn.Module):
         area: number of runs; 1 attends to the whole map.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``.
+        ValueError: ``num_heads`` does not divide ``dim``, or ``area`` is below 1.
     """
 
     def __init__(self, dim: int, num_heads: int | None = None, area: int = 1) -> None:
         super().__init__()
+        if area < 1:
+            raise ValueError(f"area attention: area should be at least 1, not {area}")
         if num_heads is None:
             num_heads = divisor_up_to(dim, max(1, dim // HEAD_CHANNELS))
         if dim % num_heads:

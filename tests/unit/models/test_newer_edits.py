@@ -45,6 +45,12 @@ def test_counts_of_the_module_inside_are_still_checked(option):
         edit(load_spec("yolo12n"), replace=f"A2C2f=A2C2f_EMA@6({option})")
 
 
+@pytest.mark.parametrize("module", ["A2C2f", "A2C2f_EMA"])
+def test_an_area_below_one_is_refused_where_attention_would_use_it(module):
+    with pytest.raises(UserError, match=r"row 6 \[\w+\] with arguments \[.*\]: area attention: area should be at least 1, not -1$"):
+        build_model(edit(load_spec("yolo12n"), replace=f"A2C2f={module}@6(512, True, -1)").spec.to_dict())
+
+
 @pytest.mark.parametrize("name", END_TO_END)
 def test_both_branches_of_an_end_to_end_head_read_the_module_before_it(name):
     """They share their inputs, so none is auxiliary: ``+aux`` asks for the same."""
