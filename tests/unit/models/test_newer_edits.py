@@ -8,12 +8,15 @@ import torch
 from models.build import build_model
 from models.edit.rows import Edited, edit
 from models.model import Model
+from models.spec import channel_rules as rules
 from models.spec.parser import load_spec, plan_layers
+from models.spec.registry import BLOCKS
 from tests.golden import fill_
 from utils.errors import UserError
 
 END_TO_END = ("yolov10n", "yolo26n")
 HOSTS = ("C2f", "C2fCIB", "C3k2", "C2PSA", "A2C2f")
+ANY = [name for name, block in BLOCKS.items() if block.kind == "attention" and block.channels is rules.same_width and block.built_in]
 
 
 def everywhere(name: str, *, suffix: str) -> Edited:
@@ -82,3 +85,20 @@ def test_modules_before_an_end_to_end_head_outlive_deployment(name):
             assert len(deployed.head.branch_weights) == 1
             for got, raw in zip(deployed(images).main, wanted, strict=True):
                 assert (got - raw).abs().max() <= 1e-5 * raw.abs().max()
+
+
+@pytest.mark.parametrize("module", ANY)
+def test_every_module_stands_inside_the_newer_blocks_and_in_a_row_behind_them(module):
+    options = [{"init": "identity"}]
+    blocks = [
+        [f"C3k2_{module}", [64, False]], [f"C2PSA_{module}", [64, *options]], [f"A2C2f_{module}", [64, True, 4]], [module, options],
+    ]  # fmt: skip
+    rows = [[-1, 1, "Conv", [16, 3, 4]], [-1, 1, "Conv", [64, 3, 2]], *([-1, 1, *block] for block in blocks)]
+    model = build_model({"nc": 2, "end2end": True, "reg_max": 1, "backbone": rows, "head": [[[-1], 1, "Detect", ["nc"]]]})
+    output = model.train()(torch.rand(2, 3, 24, 40))
+    sum(level.square().mean() for branch in output.branches for level in branch).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    with torch.no_grad():
+        predictions = model.eval().predict(torch.rand(1, 3, 24, 40))
+    assert predictions.scores.shape == (1, 15, 2)
+    assert torch.isfinite(predictions.boxes).all()
