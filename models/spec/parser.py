@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
 KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused", "dialect", "end2end", "reg_max"}
 TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # written by other programs; redundant here
-LIGHT_BLOCKS = frozenset(["A2C2f", "C2fCIB", "C3k2"])  # of YOLOv10 and later: heads behind them have light class convolutions
+LIGHT_BLOCKS = ("A2C2f", "C2fCIB", "C3k2")  # of YOLOv10 and later, C3k2_EMA included: heads behind them have light class convolutions
 LARGEST_REG_MAX = 64
 PLAIN_WORD = re.compile(r"^[\w.\-/ ]*$")
 
@@ -258,8 +258,8 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
 
 
 def _head_form(spec: ModelSpec) -> HeadForm:
-    blocks = {row.module.partition("_")[0] for row in spec.rows}
-    return HeadForm(spec.end2end, spec.reg_max, light_classes=bool(blocks & LIGHT_BLOCKS))
+    light = any(row.module.startswith(LIGHT_BLOCKS) for row in spec.rows)
+    return HeadForm(spec.end2end, spec.reg_max, light_classes=light)
 
 
 def _repeats(number: int, depth: float) -> int:

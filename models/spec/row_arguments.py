@@ -37,11 +37,13 @@ def check_arguments(plan: LayerPlan, block: BlockSpec) -> None:
     except TypeError as error:
         raise UserError(f"{error}; it takes {what_it_takes(plan.cls)}") from error
     module: BlockSpec = getattr(block.cls, "inner", block)  # C2f_EMA has EMA's options
+    plain = getattr(block.cls, "outer", None)
+    outer = inspect.signature(plain).parameters if plain is not None else {}  # and C2f's own, which need not be counts
     for name, value in given.items():
         parameter = signature.parameters[name]
         if wanted := _wanted(parameter, value):
             raise UserError(f"{name} should be {wanted}, not {value!r}; it takes {what_it_takes(plan.cls)}")
-        if wanted := _in_reach(module, parameter, value):
+        if name not in outer and (wanted := _in_reach(module, parameter, value)):
             raise UserError(f"{name} should be {wanted}, not {value!r}")
 
 

@@ -42,11 +42,13 @@ class AreaAttention(nn.Module):
         position_kernel: kernel of the convolution of the values, odd (7; 5 in the release that its authors call turbo).
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``.
+        ValueError: ``num_heads`` does not divide ``dim``, or ``area`` is below 1.
     """
 
     def __init__(self, dim: int, num_heads: int | None = None, area: int = 1, position_kernel: int = POSITION_KERNEL) -> None:
         super().__init__()
+        if area < 1:
+            raise ValueError(f"area attention: area should be at least 1, not {area}")
         if num_heads is None:
             num_heads = divisor_up_to(dim, max(1, dim // HEAD_CHANNELS))
         if dim % num_heads:

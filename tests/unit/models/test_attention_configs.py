@@ -17,13 +17,26 @@ from models.spec.parser import plan_layers, read_spec
 
 OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", "CloAttention", "NLBlockND", "BoT3", "BoTNet",
        "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip
-FAMILY = r"(yolov9-[tsmce]|yolov8(-p2)?|yolov5(-p2)?|yolov7(-tiny)?)"
+NEWER = ("yolo11", "yolo12", "yolo26")
+FAMILY = r"(yolov9-[tsmce]|yolov8(-p2)?|yolov5(-p2)?|yolov7(-tiny)?|yolo11|yolo12|yolo26(-p2)?)"
 VARIANTS = sorted(
     p.name for p in (CONFIGS / "attention").glob("*.yaml") if re.fullmatch(f"{FAMILY}-({'|'.join(OWN)})(-head)?", p.stem)
 )
 WHOLE = [name for name in VARIANTS if re.search(r"-(BiFormer-|FocalNet|CloFormer)", name)]
-EXCHANGED = ["yolov5-BoT3.yaml", "yolov8-BoT3.yaml", "yolov8-BoT3-head.yaml"]
-INSERTED = [name for name in VARIANTS if name not in (*WHOLE, *EXCHANGED, "yolov8-BoTNet.yaml")]
+EXCHANGED = ["yolov5-BoT3.yaml", *(f"{family}-BoT3{place}.yaml" for family in ("yolov8", *NEWER) for place in ("", "-head"))]
+STAGES = [f"{family}-BoTNet.yaml" for family in ("yolov8", *NEWER)]
+INSERTED = [name for name in VARIANTS if name not in (*WHOLE, *EXCHANGED, *STAGES)]
+PART_A = ("BRA", "BRA-head", "BiFormer", "BoT3", "BoT3-head", "BoTNet", "CloAttention", "CloAttention-head", "FocalModulation", "NLBlockND",
+          "NLBlockND-head", "nchwBRA")  # fmt: skip
+# variant -> rows with a module inside, the block's name there
+EMBEDDED = {
+    "yolo11-C3k2_EMA": [(2, "C3k2_EMA"), (4, "C3k2_EMA"), (6, "C3k2_EMA"), (8, "C3k2_EMA")],
+    "yolo11-C2PSA_FocalModulation": [(10, "C2PSA_FocalModulation")],
+    "yolo12-C3k2_EMA": [(2, "C3k2_EMA"), (4, "C3k2_EMA")],
+    "yolo12-A2C2f_FocalModulation": [(6, "A2C2f_FocalModulation"), (8, "A2C2f_FocalModulation")],
+    "yolo26-C3k2_EMA": [(2, "C3k2_EMA"), (4, "C3k2_EMA"), (6, "C3k2_EMA"), (8, "C3k2_EMA")],
+    "yolo26-C2PSA_FocalModulation": [(10, "C2PSA_FocalModulation")],
+}  # fmt: skip
 SMALL = [name for name in VARIANTS if not re.match(r"yolov9-[smce]|yolov7-B", name)]
 
 
@@ -90,7 +103,7 @@ def test_output_of_every_block_is_read(name):
 def test_the_head_reads_the_blocks(name):
     variant = plans(name)
     kinds = [variant[s].name for s in variant[-1].sources]
-    own = {p.index for p in variant} & {s for s in variant[-1].sources if variant[s].name not in ("C2f", "C3")}
+    own = {p.index for p in variant} & {s for s in variant[-1].sources if variant[s].name not in ("C2f", "C3", "C3k2", "A2C2f")}
     assert len(own) == (3 if "-head" in name else 1), kinds
 
 
@@ -101,6 +114,42 @@ def test_variant_replaces_one_row(name):
         ("BoT3", old.out_channels, old.sources) for _, old in differing
     ]  # fmt: skip
     assert len(differing) == 1
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_newer_families_have_every_block_of_part_a(family):
+    assert {f"{family}-{variant}.yaml" for variant in PART_A} <= set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_papers_stage_replaces_the_last_stage_and_its_convolution(name):
+    base, variant = plans(base_of(name)), plans(name)
+    assert (variant[7].name, variant[7].args[2], variant[7].out_channels) == ("BoTNetStage", 3, base[8].out_channels)
+    kept = [*variant[:7], *variant[8:]]
+    for plan, original in zip(kept, [*base[:7], *base[9:]], strict=True):
+        assert same_row(plan, original)
+        assert plan.sources == tuple(s - (s > 7) for s in original.sources)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_variant_with_modules_inside_blocks_differs_in_their_names_only(name):
+    base, variant = plans(base_of(name)), plans(f"{name}.yaml")
+    assert [(p.index, p.name) for p, o in zip(variant, base, strict=True) if p.name != o.name] == EMBEDDED[name]
+    assert [(p.args, p.out_channels, p.repeats, p.sources) for p in variant] == [
+        (p.args, p.out_channels, p.repeats, p.sources) for p in base
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_newer_variants_have_their_familys_scales_and_keys(family):
+    def keys(path: Path) -> dict[str, Any]:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {key: value for key, value in data.items() if key not in ("backbone", "head")}
+
+    (base,) = CONFIGS.glob(f"v*/{family}.yaml")
+    variants = list((CONFIGS / "attention").glob(f"{family}-*.yaml"))
+    assert len(variants) >= len(PART_A) + 2
+    assert all(keys(path) == keys(base) for path in variants)
 
 
 @pytest.mark.parametrize("name", [n for n in INSERTED if n.startswith("yolov9")])
@@ -150,7 +199,9 @@ def test_deployed_variant_keeps_its_block_and_its_output(name):
     assert torch.allclose(ours.scores, theirs.scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["yolov8-BRA.yaml", "yolov8-NLBlockND-head.yaml", "yolov9-t-FocalModulation.yaml"])
+@pytest.mark.parametrize(
+    "name", ["yolov8-BRA.yaml", "yolov8-NLBlockND-head.yaml", "yolov9-t-FocalModulation.yaml", "yolo26-NLBlockND-head.yaml"]
+)
 def test_identity_start_keeps_the_output_of_the_base_network(name):
     base = build_model(rows(base_of(name), width=0.25, depth=0.33), nc=3).eval()
     kinds = {plan.name for plan in base.plans}

@@ -28,15 +28,17 @@ VARIANTS = CONFIGS / "attention"
 SINGLE = sorted(
     path.stem
     for path in VARIANTS.glob("*.yaml")
-    if path.stem.startswith(("yolov8-", "yolov9-t-"))
+    if path.stem.startswith(("yolov8-", "yolov9-t-", "yolo11-", "yolo12-", "yolo26-"))
     and path.stem.split("-")[-1] in BLOCKS
     and BLOCKS[path.stem.split("-")[-1]].channels is rules.same_width
 )
 IN_THE_HEAD = {
     "yolov8-BRA-head": ("yolov8", "BRA", "identity"), "yolov8-NLBlockND-head": ("yolov8", "NLBlockND", ""),
     "yolov5-CloAttention-head": ("yolov5n", "CloAttention", "identity"),
+    **{f"{family}-{module}-head": (family, module, init) for family in ("yolo11", "yolo12", "yolo26")
+       for module, init in (("BRA", "identity"), ("CloAttention", "identity"), ("NLBlockND", ""))},
 }  # fmt: skip
-NETWORKS = ("yolov5s", "yolov8n", "yolov9-t", "yolov9-c")
+NETWORKS = ("yolov5s", "yolov8n", "yolov9-t", "yolov9-c", "yolo11n", "yolo26n")
 
 
 def graph(spec: ModelSpec) -> list[tuple]:
@@ -308,7 +310,9 @@ def check_that_nothing_changes(name: str, seed: int, least_stride: int) -> None:
             assert (got - want).abs().max() <= 1e-5 * want.abs().max(), edited.changes
 
 
-@pytest.mark.parametrize(("name", "seed"), [(n, s) for n, count in (("yolov5s", 3), ("yolov8n", 4), ("yolov9-t", 3)) for s in range(count)])
+@pytest.mark.parametrize(("name", "seed"), [
+    (n, s) for n, count in (("yolov5s", 3), ("yolov8n", 4), ("yolov9-t", 3), ("yolo11n", 2), ("yolo26n", 2)) for s in range(count)
+])  # fmt: skip
 def test_a_random_insertion_changes_no_output(name, seed):
     check_that_nothing_changes(name, 100 + seed, least_stride=8)
 

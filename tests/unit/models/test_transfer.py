@@ -66,27 +66,31 @@ def random_insertion(name: str, choose: random.Random) -> Edited:
             continue
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_random_insertion_keeps_every_tensor(seed):
-    old = filled("yolov8n.yaml")
-    report = lands_where_it_belongs(old, random_insertion("yolov8n.yaml", random.Random(seed)), same_outputs=True)
+@pytest.mark.parametrize(
+    ("name", "seed"), [("yolov8n.yaml", 0), ("yolov8n.yaml", 1), ("yolov8n.yaml", 2), ("yolo11n.yaml", 0), ("yolo26n.yaml", 0)]
+)
+def test_random_insertion_keeps_every_tensor(name, seed):
+    old = filled(name)
+    report = lands_where_it_belongs(old, random_insertion(name, random.Random(seed)), same_outputs=True)
     assert report.of_source == 1.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["yolov5s.yaml", "yolov8n.yaml", "yolov9-t.yaml", "yolov9-c.yaml"])
-def test_forty_random_insertions_keep_every_tensor(name):
+@pytest.mark.parametrize(("name", "count"), [
+    ("yolov5s.yaml", 10), ("yolov8n.yaml", 10), ("yolov9-t.yaml", 10), ("yolov9-c.yaml", 10), ("yolo11n.yaml", 40), ("yolo26n.yaml", 40),
+])  # fmt: skip
+def test_random_insertions_keep_every_tensor(name, count):
     old, choose = filled(name), random.Random(5)
-    for _ in range(10):
+    for _ in range(count):
         report = lands_where_it_belongs(old, random_insertion(name, choose), same_outputs=True)
         assert report.of_source == 1.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["yolov5s.yaml", "yolov8n.yaml", "yolov9-t.yaml", "yolov9-c.yaml"])
+@pytest.mark.parametrize("name", ["yolov5s.yaml", "yolov8n.yaml", "yolov9-t.yaml", "yolov9-c.yaml", "yolo11n.yaml", "yolo26n.yaml"])
 def test_replacements_and_removals_keep_all_other_rows(name):
     spec, old, choose = load_spec(name), filled(name), random.Random(6)
-    kind = {"yolov5s.yaml": "C3", "yolov8n.yaml": "C2f"}.get(name, "RepNCSPELAN4")
+    kind = {"yolov5s.yaml": "C3", "yolov8n.yaml": "C2f", "yolo11n.yaml": "C3k2", "yolo26n.yaml": "C3k2"}.get(name, "RepNCSPELAN4")
     rows = [i for i, row in enumerate(spec.rows) if row.module == kind]
     for _ in range(4):
         row = choose.choice(rows)
