@@ -109,7 +109,7 @@ def test_only_the_one_to_many_branch_trains_the_layers_before_the_head(name):
     assert all(own[k].grad.any() for k in own if k.startswith("one2one_cv3") and k.endswith("conv.weight"))
     assert any(own[k].grad.any() for k in own if k.startswith("one2one_cv2"))  # levels without a box have none
     model.zero_grad()
-    loss.branch_weights = weights_at(0, 10)
+    loss.set_branch_weights(weights_at(0, 10))
     total(model, loss).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     assert all(p.grad.any() for p in model.model[:-1].parameters())
