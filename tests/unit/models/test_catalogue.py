@@ -67,7 +67,7 @@ def test_every_module_with_a_paper_has_a_row_with_a_time():
     listed = {row[0].split(",")[0].strip("`") for row in rows}
     own = {n for n in same_width_names() if BLOCKS[n].built_in}
     assert listed == {n for n in own if BLOCKS[n].kind == "attention"}
-    others = {"ImplicitA", "ImplicitM", "PConv", "FasterNetBlock", "AFPNBasicBlock", "RepVGGDW", "nn.BatchNorm2d"}
+    others = {"ConvControl", "ImplicitA", "ImplicitM", "PConv", "FasterNetBlock", "AFPNBasicBlock", "RepVGGDW", "nn.BatchNorm2d"}
     assert own - listed == others  # same width, but no attention
     assert {"NLBlockND", "BoT3", "C3TR", "A2C2f", "iRMB", "SwinBlock"} <= listed
     assert all(float(row[TIME]) > 0 for row in rows)
