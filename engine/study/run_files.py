@@ -118,11 +118,13 @@ def failure(job: Job) -> str:
 
 
 def note_failure(job: Job, reason: str) -> None:
+    """Writes ``study_failed.json``, which marks the run as failed."""
     job.folder.mkdir(parents=True, exist_ok=True)
     write_json(job.folder / FAILED_FILE, {"reason": reason})
 
 
 def forget_failure(job: Job) -> None:
+    """Removes the mark of :func:`note_failure`, so that the run is trained again."""
     (job.folder / FAILED_FILE).unlink(missing_ok=True)
 
 

@@ -48,7 +48,7 @@ def _written_width(graph: EditGraph, row: int, where: str) -> int:
     """The width that a row behind this one names to keep its input's, before scaling.
 
     Raises:
-        UserError: no number is scaled to that width.
+        UserError: scaling gives that width for none.
     """
     channels, width = graph.plans[row].out_channels, width_rule(graph.spec)
     written = round(channels / graph.spec.width) if isinstance(channels, int) else 0
