@@ -81,7 +81,7 @@ def test_training_on_the_fake_device_gives_the_cpu_weights(world, tmp_path, bloc
     expected = trained(world, tmp_path / "cpu", cfg=cfg, deterministic=True)
     with gpu() as seen:
         got = trained(world, tmp_path / "gpu", cfg=cfg, deterministic=True)
-    assert max((got[k].double() - v.double()).abs().max() for k, v in expected.items()) < 1e-6
+    assert max((got[k].double() - v.double()).abs().max() for k, v in expected.items()) < 3e-6
     assert not waits_in_training(seen)
     assert not seen.nondeterministic
 

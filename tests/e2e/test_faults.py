@@ -115,6 +115,7 @@ def test_data_unmounted_within_an_epoch_ends_the_run(tmp_path, whole, monkeypatc
 
 def test_few_missing_images_are_reported_once_and_many_end_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("data.loader.RECENT_BYTES", 0)
+    monkeypatch.setattr("data.loader.WINDOW", 0)  # nothing is kept in memory
     world = make_world(tmp_path / "disk")
     images = world / "images" / "train"
     train(config(world, tmp_path, **GIVEN), callbacks=[At(0, 1, lambda run: (images / "3.png").unlink())])

@@ -86,6 +86,9 @@ class MeanSquare(nn.Module):
 
     names = ("square",)
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """The same in all epochs."""
+
     def forward(self, output, batch: Batch) -> dict[str, Tensor]:
         maps = torch.cat([part.flatten(1) for part in output.main], dim=1)
         return {"square": (maps - batch.images.float().mean((1, 2, 3))[:, None] / 100).square().mean()}
