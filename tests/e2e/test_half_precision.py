@@ -31,7 +31,7 @@ from utils.config import TrainConfig
 from utils.errors import UserError
 from utils.precision import MIN_SCALE
 
-GIVEN = {"batch_size": 2, "epochs": 2, "hyp": HYP.replace(nbs=4, warmup_epochs=0)}  # two batches a step
+GIVEN = {"precise_bn": 0, "batch_size": 2, "epochs": 2, "hyp": HYP.replace(nbs=4, warmup_epochs=0)}  # two batches a step
 ATTENTION = {"v5": "CloAttention@3", "v7 auxiliary": "NLBlockND@3", "v8": "nchwBRA@3", "v9 dual": "FocalModulation@3"}
 
 
