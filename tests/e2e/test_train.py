@@ -202,7 +202,7 @@ def test_training_stops_early_without_progress(world, tmp_path, monkeypatch, cap
 
 
 def test_non_finite_losses_end_the_run(world, tmp_path):
-    with pytest.raises(UserError, match=r"epoch 1, iteration 2: the loss became inf for 2 steps in a row; lower lr0.* holds 0 of 3"):
+    with pytest.raises(UserError, match=r"epoch 1, iteration 2: the cls loss became inf for 2 steps in a row; lower lr0.* holds 0 of 3"):
         train(config(world, tmp_path, hyp=HYP.replace(box=1e38, cls=1e38), nan_patience=2))
     assert load_checkpoint(tmp_path / "exp" / "weights" / "last.pt").epoch == 0
 
