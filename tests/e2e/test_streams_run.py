@@ -218,6 +218,7 @@ def test_ctrl_c_ends_a_run_on_a_silent_camera_immediately(server, tmp_path):
     assert said.splitlines()[-1] == "detect.py: stopped; what was saved so far is complete"
     assert "Traceback" not in said
     (written,) = (tmp_path / "out/exp").glob("*.mp4")
-    assert frames_of(written)[0] == said.count("video frame ") > 1
+    assert 0 <= frames_of(written)[0] - said.count("video frame ") <= 1  # the interrupt may come between a frame and its line
+    assert said.count("video frame ") > 1
     assert f"skipped: http://***@{server.url.partition('://')[2]}/live.m3u8: no video that can be opened" in said
     assert not any(part in said + str(sorted(tmp_path.rglob("*"))) for part in (SECRET, "s3cret", "admin"))
