@@ -77,8 +77,31 @@ class PSABlock(nn.Module):
         return x + self.ffn(x) if self.add else self.ffn(x)
 
 
+class PartialAttention(nn.Module):
+    """conv([a, f(b)]) of the two parts that a 1x1 convolution gives; ``attended`` is f.
+
+    Args:
+        channels: in and out.
+        hidden: of each part.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.cv1 = Conv(channels, 2 * hidden)
+        self.cv2 = Conv(2 * hidden, channels)
+
+    def attended(self, x: Tensor) -> Tensor:
+        """(B, hidden, H, W) -> the same."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        kept, other = self.cv1(x).chunk(2, 1)
+        return self.cv2(torch.cat((kept, self.attended(other)), 1))
+
+
 @register("PSA", channels=rules.same_width, kind="attention", paper=PAPER)
-class PSA(nn.Module):
+class PSA(PartialAttention):
     """Partial self-attention: half of the channels go through attention and a feed-forward layer.
 
     conv([a, b']), b' = b + attention(b), then b' + FFN(b') (figure 3c of the paper); parameter names are YOLOv10's.
@@ -89,23 +112,19 @@ class PSA(nn.Module):
     """
 
     def __init__(self, c1: int, e: float = 0.5) -> None:
-        super().__init__()
         hidden = int(c1 * e)
-        self.cv1 = Conv(c1, 2 * hidden)
-        self.cv2 = Conv(2 * hidden, c1)
+        super().__init__(c1, hidden)
         self.attn = Attention(hidden, heads_of(hidden))
         self.ffn = nn.Sequential(Conv(hidden, 2 * hidden), Conv(2 * hidden, hidden, act=False))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        kept, attended = self.cv1(x).chunk(2, 1)
-        attended = attended + self.attn(attended)
-        attended = attended + self.ffn(attended)
-        return self.cv2(torch.cat((kept, attended), 1))
+    def attended(self, x: Tensor) -> Tensor:
+        """(B, hidden, H, W) -> the same."""
+        x = x + self.attn(x)
+        return x + self.ffn(x)
 
 
 @register("C2PSA", channels=rules.out_width_repeated, kind="attention", paper=PAPER)
-class C2PSA(nn.Module):
+class C2PSA(PartialAttention):
     """PSA with a row of blocks on the attention's path (YOLO11); (B, C, H, W) to the same.
 
     Args:
@@ -119,17 +138,14 @@ class C2PSA(nn.Module):
     """
 
     def __init__(self, c1: int, c2: int, n: int = 1, e: float = 0.5) -> None:
-        super().__init__()
         _require_same_width(c1, c2, "C2PSA")
         hidden = int(c1 * e)
-        self.cv1 = Conv(c1, 2 * hidden)
-        self.cv2 = Conv(2 * hidden, c1)
+        super().__init__(c1, hidden)
         self.m = nn.Sequential(*(PSABlock(hidden, KEY_RATIO, heads_of(hidden)) for _ in range(n)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        kept, attended = self.cv1(x).chunk(2, 1)
-        return self.cv2(torch.cat((kept, self.m(attended)), 1))
+    def attended(self, x: Tensor) -> Tensor:
+        """(B, hidden, H, W) -> the same."""
+        return self.m(x)  # type: ignore[no-any-return]
 
 
 @register("C2fPSA", channels=rules.out_width_repeated, kind="attention", paper=PAPER)
