@@ -35,19 +35,19 @@ class AugmentedModel:
         self.names, self.nc, self.ch, self.stride, self.task = model.names, model.nc, model.ch, model.stride, model.task
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         """Boxes (B, 3N or so, 4) xyxy px and scores for images (B, ch, H, W) in 0-1."""
-        found = [self._version(images, scale, mirrored=mirrored) for scale, mirrored in VERSIONS]
+        found = [self._version(images, scale, mirrored=mirrored, above=above) for scale, mirrored in VERSIONS]
         return Predictions.join_candidates(found)
 
-    def _version(self, images: Tensor, scale: float, *, mirrored: bool) -> Predictions:
+    def _version(self, images: Tensor, scale: float, *, mirrored: bool, above: float) -> Predictions:
         height, width = images.shape[2:]
         new_h, new_w = round(height * scale), round(width * scale)
         version = images.flip(3) if mirrored else images
         if scale != 1:
             version = F.interpolate(version, size=(new_h, new_w), mode="bilinear", align_corners=False)
             version = F.pad(version, (0, -new_w % self.stride, 0, -new_h % self.stride), value=GREY)
-        predictions = self.model.predict(version)
+        predictions = self.model.predict(version, above=above)
         if extra := [*predictions.fields, *predictions.shared]:
             raise UserError(f"--augment: turns boxes back only, but the task {self.task.name!r} has also {', '.join(extra)}; leave it out")
         boxes, scores = predictions

@@ -33,9 +33,9 @@ class ReorderedNetwork:
             self.imgsz, self.path = network.imgsz, getattr(network, "path", "the network")  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         """Predictions for images (B, ch, H, W) in 0-1; scores (B, N, nc) in the order of ``names``."""
-        predictions = self.network.predict(images)
+        predictions = self.network.predict(images, above=above)
         self.order = self.order.to(predictions.scores.device)  # moved once
         return predictions.replace(scores=predictions.scores.index_select(-1, self.order))
 

@@ -54,8 +54,8 @@ class Ensemble:
                 raise UserError(f"--weights: {source} and {self.path} were made for different sizes; export them with --dynamic")
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         """Boxes (B, N of all models, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1."""
-        found = [model.predict(images) for model in self.models]
+        found = [model.predict(images, above=above) for model in self.models]
         return Predictions.join_candidates(found)
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.augment.letterbox import LetterboxedImage, letterbox
-from models.model import Model
 from tasks import Task
 from utils.nms import Suppression
 from utils.precision import autocast
@@ -39,8 +38,8 @@ class Network(Protocol):
     @property
     def task(self) -> Task: ...
 
-    def predict(self, images: Tensor) -> Predictions:
-        """Predictions for images (B, ch, H, W) in 0-1."""
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
+        """Predictions for images (B, ch, H, W) in 0-1; candidates whose scores are not above ``above`` may be left out."""
 
 
 def fixed_size(network: Network) -> tuple[int, int] | None:
@@ -112,9 +111,7 @@ class Predictor:
     def forward(self, images: Tensor) -> Predictions:
         """Predictions of a batch (B, C, H, W) in 0-1, as far as they can pass the suppression's threshold."""
         with torch.no_grad(), autocast(self.device, self.precision):
-            if isinstance(self.network, Model):  # others join or reorder what several networks give
-                return self.network.predict(images, above=self.suppression.conf)
-            return self.network.predict(images)
+            return self.network.predict(images, above=self.suppression.conf)
 
     def detections(self, predictions: Predictions, placement: Letterbox) -> list[Detections]:
         """What suppression keeps of predictions, in px of the original images, on the host."""

@@ -100,7 +100,7 @@ class ExportedModel:
         return self.facts.dynamic
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         """Boxes (B, N, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1, on the images' device.
 
         A file of fixed batch size is run as often as it takes, the last time with blank images beside the rest. A file with suppression

@@ -28,7 +28,7 @@ class BrightRectangle:
 
     names, nc, ch, stride, task = ("dull", "bright thing/2"), 2, 3, 32, DETECT
 
-    def predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         boxes = torch.zeros(len(images), 1, 4)
         for i, image in enumerate(images):
             ys, xs = (image.amin(dim=0) > 0.8).nonzero().unbind(dim=1)

@@ -48,7 +48,7 @@ class Finder:
     def __init__(self) -> None:
         self.batches: list[tuple[int, ...]] = []
 
-    def predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         self.batches.append(tuple(images.shape))
         height, width = images.shape[2:]
         box = torch.tensor([width * 0.4, height * 0.4, width * 0.6, height * 0.6])

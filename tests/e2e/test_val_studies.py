@@ -73,7 +73,7 @@ def test_ensemble_of_one_model_twice_changes_nothing(folder: Path, capsys: pytes
     both = val.validate(config(folder, "both", "a.pt", "b.pt"))
     assert alone.map > 0.05  # as the labels are its own detections
     np.testing.assert_allclose(twice.ap, alone.ap)
-    assert abs(int(twice.confusion.sum()) - int(alone.confusion.sum())) <= 2  # a score at the threshold may be rounded to its other side
+    assert abs(int(twice.confusion.sum()) - int(alone.confusion.sum())) <= 2  # the order of candidates with equal scores is the sort's
     assert both.precision != alone.precision
     other = val.main(["--weights", str(folder / "a.pt"), str(folder / "other.pt"), "--img", "96", "--workers", "0"])
     assert other == 1
@@ -89,7 +89,7 @@ def test_detect_takes_several_weights(folder: Path, capsys: pytest.CaptureFixtur
 
     alone = labels("a.pt")
     assert alone
-    np.testing.assert_allclose(*(np.loadtxt(text.splitlines()) for text in (labels("a.pt", "a.pt"), alone)), atol=1e-4)
+    assert labels("a.pt", "a.pt") == alone
     assert labels("a.pt", "b.pt") != alone
     with pytest.raises(UserError, match="--visualize: several models"):
         detect.detect(DetectConfig(weights=str(folder / "a.pt"), others=(str(folder / "b.pt"),), visualize=True))

@@ -190,7 +190,7 @@ class Bright:
         self.shapes: list[tuple[int, ...]] = []
         self.dynamic = True
 
-    def predict(self, images: Tensor) -> Predictions:
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         self.shapes.append(tuple(images.shape))
         boxes = torch.zeros(len(images), 1, 4)
         for i, image in enumerate(images):

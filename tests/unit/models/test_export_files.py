@@ -345,7 +345,7 @@ class BrightSquare:
 
     names, nc, ch, stride, task = ("bright",), 1, 3, 32, DETECT
 
-    def predict(self, x: torch.Tensor) -> Predictions:
+    def predict(self, x: torch.Tensor, *, above: float = 0.0) -> Predictions:
         boxes = []
         for image in x:
             ys, xs = (image.amin(dim=0) > 0.8).nonzero().unbind(dim=1)
