@@ -77,8 +77,7 @@ class SegmentBase(DistributionHead):
         self.masks, self.hidden = masks, hidden
 
     def _add_branches(self, channels: Sequence[int]) -> None:
-        levels = channels[: len(channels) - self.image_inputs]
-        super()._add_branches(levels)
+        super()._add_branches(channels)
         self._add_prototypes(channels)
         self._add_coefficients(channels)
 
@@ -100,6 +99,10 @@ class SegmentBase(DistributionHead):
 
     def _further_modules(self, names: BranchNames) -> Mapping[str, str]:
         return {"proto": "proto"}
+
+    def _hand_over(self, head: DistributionHead, names: Mapping[str, str]) -> None:
+        last = {names.fields for names in self._names()}  # as published, behind the prototypes
+        super()._hand_over(head, dict(sorted(names.items(), key=lambda item: item[1] in last)))
 
     def _field_maps(self, names: BranchNames, inputs: Sequence[Tensor]) -> Mapping[str, tuple[Tensor, ...]]:
         return {COEFFICIENTS: tuple(tower(x) for tower, x in zip(getattr(self, names.fields), inputs))}
