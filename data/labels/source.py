@@ -10,6 +10,7 @@ from data.dataset_spec import DatasetSpec
 from data.labels.cache import cache_path, cached_labels, content_key
 from data.labels.coco import read_coco_labels
 from data.labels.files import find_label_files, has_label_files, label_path
+from data.labels.outlines import outline_remark
 from data.labels.pose import pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
 from data.labels.table import LabelTable
 from data.labels.yolo import read_labels
@@ -47,6 +48,7 @@ def split_labels(
         path, read = annotations.with_suffix(".cache.npz"), partial(read_coco_labels, annotations, image_files, names)
     table, cache_remark = cached_labels(path, key, partial(read, channels=spec.ch, workers=workers, prefix=prefix, progress=progress))
     remarks = [remark, cache_remark, "" if annotations else beside_remark(image_files), pose_remark(task, spec.kpt_shape)]
+    remarks.append(outline_remark(task, table, source=str(annotations or f"{spec.yaml_path}: {split}")))
     if annotations is None and table.keypoints is None:
         remarks.append(wrong_pose_remark(table) if spec.kpt_shape else unnamed_pose_remark(table))
     return table, [f"{prefix}{line}" for line in remarks if line]
