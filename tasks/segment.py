@@ -228,11 +228,12 @@ class SegmentTask(DetectTask):
         plot_confusion(result.box.confusion, result.box.names, folder / "confusion_matrix.png")
 
     def draw(self, image_rgb: NDArray[np.uint8], detections: Detections, names: Sequence[str], style: DrawStyle) -> NDArray[np.uint8]:
-        """Masks with outlines, below boxes and labels."""
-        from utils.visual.masks import draw_masks
+        """Masks with outlines, below thin boxes and labels."""
+        from utils.visual.masks import draw_instances
 
-        shown = draw_masks(image_rgb, detections.fields[FIELD].cpu().numpy(), detections.classes.tolist(), thickness=style.line_thickness)
-        return super().draw(shown, detections, names, style)
+        return draw_instances(
+            image_rgb, detections, names, line_thickness=style.line_thickness, hide_labels=style.hide_labels, hide_conf=style.hide_conf
+        )
 
     def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
         """``class x1 y1 x2 y2 …`` in 0-1, and the score if asked for; pieces and holes are joined by bridges that enclose no area.
