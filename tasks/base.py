@@ -107,6 +107,7 @@ class Task(Protocol):
         columns: names of the metric's values in results.csv, in order.
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
+        settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
     """
 
     @property
@@ -119,6 +120,18 @@ class Task(Protocol):
     def outputs(self) -> tuple[ExportOutput, ...]: ...
     @property
     def coco_type(self) -> str | None: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task as a file describes it, which may hold other keys too. Raises UserError, which begins with ``source``."""
+
+    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task, whose network is given, with what a data set says of its labels.
+
+        Raises:
+            UserError: the data set lacks what the task needs, or does not fit the network; begins with ``source``.
+        """
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""

@@ -19,8 +19,17 @@ from data.labels.checks import drop_duplicates
 from data.labels.probing import map_images, probe_labels
 from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS, Problem
 from data.labels.table import ImageLabels, LabelTable, build_table
-from tasks.rows import ROUNDING
-from utils.metrics.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
+from tasks.rows import COLUMNS, ROUNDING
+from utils.metrics.coco_file import (
+    BROKEN_BOX,
+    NO_CATEGORY,
+    CocoObject,
+    find_image_id,
+    image_ids_by_name,
+    is_keypoints,
+    keypoint_array,
+    read_coco_file,
+)
 
 MAX_SIDE_PX = 2**31
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
@@ -41,6 +50,7 @@ class CocoFile:
         objects: image id: its annotations without crowd regions.
         crowds: number of crowd regions.
         problems: about the file as a whole.
+        keypoints: of an object, where they are read.
     """
 
     path: Path
@@ -51,6 +61,7 @@ class CocoFile:
     objects: Mapping[int, Sequence[CocoObject]]
     crowds: int
     problems: tuple[Problem, ...]
+    keypoints: int | None = None
 
     def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> ImageLabels:
         """The objects of one image; problems name its path.
@@ -73,7 +84,11 @@ class CocoFile:
         if any(p.skips for p in faults):
             return ImageLabels.unusable(*faults, has_label_file=True)
         keep = np.flatnonzero((boxes[:, 2:] > 0).all(1)).tolist()
-        return drop_duplicates(_normalised([objects[i] for i in keep], boxes[keep], hw, tuple(faults)), shown_path)
+        labels = _normalised([objects[i] for i in keep], boxes[keep], hw, tuple(faults))
+        if self.keypoints is not None:
+            points = keypoint_array([objects[i].keypoints for i in keep], self.keypoints)
+            labels = labels._replace(keypoints=(points / (hw[1], hw[0], 1)).astype(np.float32))
+        return drop_duplicates(labels, shown_path)
 
     def _find_faults(
         self, objects: Sequence[CocoObject], classes: np.ndarray, boxes_ltwh: np.ndarray, hw: tuple[int, int], shown_path: str
@@ -91,6 +106,10 @@ class CocoFile:
             ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the image", True),
             ((classes >= 0) & empty, NO_AREA, "a box without area, dropped", False),
         )
+        if self.keypoints is not None:
+            known = [o.keypoints is None or is_keypoints(o.keypoints, self.keypoints) for o in objects]
+            message = f"keypoints: {self.keypoints} times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape"
+            checks += ((~np.array(known), COLUMNS, message, True),)
         return [
             Problem(shown_path, 0, f"annotation {objects[i].id} of {self.path.name}: {text}", skips, kind)
             for bad, kind, text, skips in checks
@@ -100,7 +119,7 @@ class CocoFile:
 
 def read_coco_labels(
     path: Path, image_files: Sequence[str], names: Sequence[str] | None, *, channels: int = 3, workers: int = 8, prefix: str = "",
-    progress: bool = True,
+    progress: bool = True, keypoints: int | None = None,
 ) -> LabelTable:  # fmt: skip
     """Checks all images and takes their objects from a JSON.
 
@@ -112,8 +131,9 @@ def read_coco_labels(
         workers: most parallel readers of images.
         prefix: words before the progress bar.
         progress: whether to show it.
+        keypoints: of an object; None reads none.
     """
-    coco = load_coco(path, names)
+    coco = dataclasses.replace(load_coco(path, names), keypoints=keypoints)
     probe = partial(probe_labels, channels=channels)
     probed = map_images(probe, image_files, workers=workers, title=f"{prefix}checking images", progress=progress)
     ids = [find_image_id(coco.image_ids, f) for f in image_files]
