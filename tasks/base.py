@@ -107,6 +107,7 @@ class Task(Protocol):
         columns: names of the metric's values in results.csv, in order.
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
+        candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
         settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
     """
 
@@ -120,6 +121,8 @@ class Task(Protocol):
     def outputs(self) -> tuple[ExportOutput, ...]: ...
     @property
     def coco_type(self) -> str | None: ...
+    @property
+    def candidate_field(self) -> str: ...
     @property
     def settings(self) -> Mapping[str, Any]: ...
 

@@ -42,6 +42,7 @@ class DetectTask:
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
     coco_type = "bbox"
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
+    candidate_field = ""
     settings: Mapping[str, Any] = {}
 
     def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Task:

@@ -45,6 +45,7 @@ class PoseTask(DetectTask):
 
     name = "pose"
     coco_type = "keypoints"
+    candidate_field = "keypoints"
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
@@ -118,12 +119,11 @@ class PoseTask(DetectTask):
 
     def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
         """Detections whose keypoints are (n, K, 3)."""
-        return [self._as_points(found) for found in super().postprocess(predictions, suppression)]
+        flat = {name: value.flatten(2) for name, value in predictions.fields.items()}
+        return [self._as_points(found) for found in super().postprocess(predictions.replace(fields=flat), suppression)]
 
     def _as_points(self, found: Detections) -> Detections:
         values = found.fields["keypoints"]
-        if values.dim() == 3:
-            return found
         each = self.keypoints.values if self.keypoints else 3
         points = values.unflatten(1, (-1, each))
         if each == 2:  # nothing says how sure the network is

@@ -26,6 +26,7 @@ ORIGINAL_HW = (48, 75)
 LETTERBOX = Letterbox(torch.tensor([ORIGINAL_HW] * 2), torch.full((2, 2), 2.0), torch.tensor([[5.0, 0.0]] * 2))  # 2 x 75 + 10 = 160
 TARGETS = {field.name for field in dataclasses.fields(Targets)} - {"image"}
 KEYPOINTS = 3
+SETTINGS = {"kpt_shape": [KEYPOINTS, 3]}  # what files say of results, for the tasks that read it
 
 pytestmark = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 
@@ -91,6 +92,13 @@ def test_attributes_have_the_right_types(task):
     assert task.coco_type in (None, "bbox", "segm", "keypoints")
     assert all(isinstance(output, ExportOutput) for output in task.outputs)
     assert {"boxes", "scores"} <= {part for output in task.outputs for part in output.tolerance}
+
+
+def test_settings_in_a_file_give_the_same_task_again(task):
+    described = task.from_settings(SETTINGS, source="a file")
+    assert described.name == task.name
+    assert described.from_settings(described.settings, source="a file").settings == described.settings
+    assert described.for_labels(SETTINGS, source="a data set").settings == described.settings
 
 
 def test_a_task_can_be_sent_to_another_process(task):
@@ -282,7 +290,8 @@ def test_the_outputs_of_an_exported_file_decode_to_what_went_in(task):
     tensors = task.to_export(before)
     assert len(tensors) == len(task.outputs)
     assert_close(task.from_export(tensors, nc=NC), before, atol=1e-4)
-    assert task.class_count([tuple(t.shape) for t in tensors]) == NC
+    described = task.from_settings(SETTINGS, source="a file")
+    assert described.class_count([tuple(t.shape) for t in tensors]) == NC
     assert task.class_count([]) == 0
 
 
