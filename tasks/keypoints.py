@@ -112,4 +112,4 @@ def _skeleton(values: Mapping[str, Any], count: int, source: str) -> tuple[tuple
         if not two:
             expected = f"pairs of keypoints, counted from 0 to {count - 1}, are expected: [[0, 1], [1, 2]]"
             raise UserError(f"{source}: skeleton: {shown(pair if len(pairs) > 1 else given)}, {expected}")
-    return tuple((int(a), int(b)) for a, b in pairs)
+    return tuple((pair[0], pair[1]) for pair in pairs if pair is not None)

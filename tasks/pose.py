@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ BOX_COLUMNS = 5
 HIDDEN = 0.5  # confidence of a keypoint below which a label row calls it unlabelled
 
 
-@dataclass(frozen=True)
 class PoseTask(DetectTask):
     """Boxes with keypoints.
 
@@ -41,29 +39,21 @@ class PoseTask(DetectTask):
         keypoints: what they are; None takes any number of ``x y visibility``, as read without a data set or a model at hand.
     """
 
-    keypoints: Keypoints | None = None
-
     name = "pose"
     coco_type = "keypoints"
     candidate_field = "keypoints"
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
+    def __init__(self, keypoints: Keypoints | None = None) -> None:
+        self.keypoints = keypoints
+        self.settings = keypoints.settings if keypoints else {}
+        times = f"{keypoints.count} times" if keypoints else "then for each keypoint"
+        self.expected_row = f"class cx cy w h, {times} x y{' visibility' * (keypoints is None or keypoints.values == 3)}"
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Those of detection for the boxes and for the keypoints."""
         return paired_columns(MARK)
-
-    @property
-    def expected_row(self) -> str:
-        """How a row of a label file looks."""
-        each = "x y" if self.keypoints and self.keypoints.values == 2 else "x y visibility"
-        times = f"{self.keypoints.count} times " if self.keypoints else "then for each keypoint "
-        return f"class cx cy w h, {times}{each}"
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What a file records beside the task's name."""
-        return self.keypoints.settings if self.keypoints else {}
 
     def from_settings(self, settings: Mapping[str, Any], *, source: str) -> PoseTask:
         """The task with the keypoints that a file records."""
@@ -112,9 +102,10 @@ class PoseTask(DetectTask):
     def ground_truth(self, batch: Batch) -> GroundTruth:
         """Boxes and keypoints of a batch in px of the original images; the area is that which COCO's sets have for such a box."""
         targets, (h, w) = batch.targets.cpu(), batch.images.shape[-2:]
-        truth = super().ground_truth(batch)
-        xy = _original_points(targets.keypoints[..., :2].double() * torch.tensor((w, h)), batch.letterbox, targets.image)
-        keypoints = torch.cat((xy, targets.keypoints[..., 2:].double()), dim=-1)
+        assert targets.keypoints is not None
+        truth, points = super().ground_truth(batch), targets.keypoints.double()
+        xy = _original_points(points[..., :2] * torch.tensor((w, h)), batch.letterbox, targets.image)
+        keypoints = torch.cat((xy, points[..., 2:]), dim=-1)
         return truth.replace(area=truth.area * BOX_TO_AREA, fields={"keypoints": keypoints})
 
     def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
@@ -157,6 +148,7 @@ class PoseTask(DetectTask):
         plot_curves(result.own, folder / "keypoints")
 
     def detections_of_targets(self, targets: Targets, hw: tuple[int, int], *, count: int) -> list[Detections]:
+        assert targets.keypoints is not None
         scaled = targets.keypoints * torch.tensor((hw[1], hw[0], 1)).to(targets.keypoints)
         boxes = super().detections_of_targets(targets, hw, count=count)
         return [

@@ -100,16 +100,16 @@ class CocoFile:
         with np.errstate(invalid="ignore"):
             outside = ((low < -slack) | (high > np.array(hw[::-1]) + slack)).any(1)
             empty = finite & ~outside & (boxes_ltwh[:, 2:] <= 0).any(1)
-        checks = (
+        checks: list[tuple[np.ndarray, str, str, bool]] = [
             (classes < 0, WRONG_CLASS, NO_CATEGORY, True),
             ((classes >= 0) & ~finite, NOT_FINITE, BROKEN_BOX, True),
             ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the image", True),
             ((classes >= 0) & empty, NO_AREA, "a box without area, dropped", False),
-        )
+        ]
         if self.keypoints is not None:
             known = [o.keypoints is None or is_keypoints(o.keypoints, self.keypoints) for o in objects]
             message = f"keypoints: {self.keypoints} times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape"
-            checks += ((~np.array(known), COLUMNS, message, True),)
+            checks.append((~np.array(known), COLUMNS, message, True))
         return [
             Problem(shown_path, 0, f"annotation {objects[i].id} of {self.path.name}: {text}", skips, kind)
             for bad, kind, text, skips in checks

@@ -228,7 +228,7 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     if anchor_based and anchors is None:
         raise UserError("needs anchors: write [nc, anchors], and under anchors: either 3 or [w1, h1, w2, …] in px for each level")
     built = (nc, anchors, context.plain) if anchor_based else (nc, context.plain)
-    options = {}
+    options: dict[str, Any] = {}
     if context.form.reg_max is not None:
         if "reg_max" not in inspect.signature(cls).parameters:
             raise UserError("takes no reg_max; leave the key out")

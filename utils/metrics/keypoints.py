@@ -35,7 +35,7 @@ class PoseAccumulator(PairedAccumulator):
         super().__init__(names, mark=MARK, noun="keypoint", rule=rule, fields=("keypoints",))
         self.sigmas = tuple(sigmas)
 
-    def compute(self) -> PairedMetrics:
+    def compute(self) -> PairedMetrics:  # type: ignore[override]
         """The metrics of everything that was added, boxes and keypoints."""
         dets, truth = self.objects()
         boxes = self.measure(dets, truth, box_overlap)

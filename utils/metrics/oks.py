@@ -50,7 +50,7 @@ class KeypointSimilarity:
             rows, of = d[start : start + PAIRS_AT_ONCE], g[start : start + PAIRS_AT_ONCE]
             error = self._errors(found[rows, :, :2].astype(np.float64), there[of].astype(np.float64), truth.boxes_ltwh[of])
             error = error / variances / (truth.fields["area"][of, None] + np.spacing(1)) / 2
-            labelled = there[of, :, 2] > 0
+            labelled = np.asarray(there[of, :, 2] > 0)
             counted = labelled | ~labelled.any(axis=1, keepdims=True)
             likeness = (np.exp(-error) * counted).sum(axis=1) / counted.sum(axis=1)
             parts.append(likeness if self.by_box else likeness * labelled.any(axis=1))
@@ -62,5 +62,6 @@ class KeypointSimilarity:
         distance = found - there[..., :2]
         low, size = boxes_ltwh[:, None, :2], boxes_ltwh[:, None, 2:]
         outside = np.maximum(low - size - found, 0) + np.maximum(found - (low + 2 * size), 0)
-        unlabelled = ~(there[..., 2] > 0).any(axis=1)
-        return (np.where(unlabelled[:, None, None], outside, distance) ** 2).sum(axis=2)
+        labelled = np.asarray((there[..., 2] > 0).any(axis=1, keepdims=True))
+        errors: Array = (np.where(labelled[..., None], distance, outside) ** 2).sum(axis=2)
+        return errors
