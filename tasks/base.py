@@ -70,6 +70,14 @@ class TaskDefaults:
     """What most tasks do alike; a task inherits it and overrides what it knows better."""
 
     name: str
+    candidate_field = ""
+    settings: Mapping[str, Any] = {}
+
+    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Any:
+        return self
+
+    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Any:
+        return self
 
     def configured(self, hyp: Any) -> Any:
         return self
@@ -155,6 +163,8 @@ class Task(Protocol):
         columns: names of the metric's values in results.csv, in order.
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
+        candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
+        settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
     """
 
     @property
@@ -167,6 +177,20 @@ class Task(Protocol):
     def outputs(self) -> tuple[ExportOutput, ...]: ...
     @property
     def coco_type(self) -> str | None: ...
+    @property
+    def candidate_field(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task as a file describes it, which may hold other keys too. Raises UserError, which begins with ``source``."""
+
+    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task, whose network is given, with what a data set says of its labels.
+
+        Raises:
+            UserError: the data set lacks what the task needs, or does not fit the network; begins with ``source``.
+        """
 
     def configured(self, hyp: Any) -> Task:
         """The task as a recipe has it: itself where no hyper-parameter changes its targets."""

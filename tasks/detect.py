@@ -96,8 +96,13 @@ class DetectTask(TaskDefaults):
         rows = truth.image == image
         classes, boxes = truth.classes[rows], ltwh_to_xyxy(truth.boxes_ltwh[rows]).to(detections.boxes)
         same = (box_iou(detections.boxes, boxes) > SAME_OBJECT_IOU) & (detections.classes[:, None] == classes)  # (n, m)
-        objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes)
-        return Detections.cat([objects, detections[~same.any(dim=1)].replace(fields={})])
+        objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes, self.truth_fields(truth, rows))
+        others = detections[~same.any(dim=1)]
+        return Detections.cat([objects, others.replace(fields={name: others.fields[name] for name in objects.fields})])
+
+    def truth_fields(self, truth: GroundTruth, rows: Tensor) -> Mapping[str, Tensor]:
+        """What objects have besides boxes and classes, as detections have it; ``rows`` is a mask of the ground truth."""
+        return {}
 
     def plot(self, result: Metrics, folder: Path) -> None:
         """Precision, recall and F1 curves and the confusion matrix."""

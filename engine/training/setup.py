@@ -290,7 +290,7 @@ def insert_attention(config: TrainConfig, cfg: str | Mapping[str, Any], spec: Da
     Raises:
         UserError: the YAML is wrong, or what --attention names cannot be inserted.
     """
-    base = load_spec(cfg, nc=spec.nc, ch=spec.ch)
+    base = load_spec(cfg, nc=spec.nc, ch=spec.ch, keypoints=spec.keypoints)
     plan_layers(base)  # an error of the file itself is not attributed to --attention
     try:
         change = edit(base, insert=config.attention, init=config.attention_init)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -104,7 +104,7 @@ class Head(nn.Module):
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
 
-    task: ClassVar[Task] = DETECT
+    task: Task = DETECT
     branch_weights: tuple[float, ...] = (1.0,)
     anchor_based = False
     one_to_one = False

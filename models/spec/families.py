@@ -36,7 +36,7 @@ NAMED_TASKS = {
 TASK_HEADS = {
     **dict.fromkeys(("Segment", "DSegment", "DualDSegment", "TripleDSegment", "ISegment", "MT"), "segments"),
     **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
-    **dict.fromkeys(("Pose", "Pose26", "IKeypoint"), "predicts keypoints"),
+    "IKeypoint": "predicts keypoints by anchors",
     **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
     "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",

@@ -30,6 +30,7 @@ KEYPOINTS = 3
 FROM_HEADS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
     "segment": ({"coefficients": (3,)}, {"prototypes": (3, HW[0] // 4, HW[1] // 4)}),
 }
+SETTINGS = {"kpt_shape": [KEYPOINTS, 3]}  # what files say of results, for the tasks that read it
 
 pytestmark = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 
@@ -99,6 +100,13 @@ def test_attributes_have_the_right_types(task):
     assert task.coco_type in (None, "bbox", "segm", "keypoints")
     assert all(isinstance(output, ExportOutput) for output in task.outputs)
     assert {"boxes", "scores"} <= {part for output in task.outputs for part in output.tolerance}
+
+
+def test_settings_in_a_file_give_the_same_task_again(task):
+    described = task.from_settings(SETTINGS, source="a file")
+    assert described.name == task.name
+    assert described.from_settings(described.settings, source="a file").settings == described.settings
+    assert described.for_labels(SETTINGS, source="a data set").settings == described.settings
 
 
 def test_a_task_can_be_sent_to_another_process(task):
@@ -291,7 +299,8 @@ def test_the_outputs_of_an_exported_file_decode_to_what_went_in(task):
     tensors = task.to_export(before)
     assert len(tensors) == len(task.outputs)
     assert_close(task.from_export(tensors, nc=NC), before, atol=1e-4)
-    assert task.class_count([tuple(t.shape) for t in tensors]) == NC
+    described = task.from_settings(SETTINGS, source="a file")
+    assert described.class_count([tuple(t.shape) for t in tensors]) == NC
     assert task.class_count([]) == 0
 
 
