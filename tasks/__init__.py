@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from tasks.base import TASKS, Task, get_task, register_task
 from tasks.detect import DETECT
+from tasks.obb import OBB
 
-__all__ = ["DETECT", "TASKS", "Task", "get_task", "register_task"]
+__all__ = ["DETECT", "OBB", "TASKS", "Task", "get_task", "register_task"]

@@ -144,12 +144,16 @@ class DetectTask:
 
 def map_boxes(detections: Sequence[Detections], move: Callable[..., Tensor]) -> list[Detections]:
     """Detections of a batch with boxes in other coordinates; ``move`` takes all boxes at once, and which image each is on."""
+    return map_detections(detections, lambda together, image: together.replace(boxes=move(together.boxes, image=image)))
+
+
+def map_detections(detections: Sequence[Detections], move: Callable[..., Detections]) -> list[Detections]:
+    """Detections of a batch, moved; ``move`` takes all of them joined, and as ``image`` which image each is on."""
     if not detections:
         return []
     counts = [len(d) for d in detections]
     image = torch.arange(len(detections)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
-    together = Detections.cat(detections)
-    return split_detections(together.replace(boxes=move(together.boxes, image=image)), counts)
+    return split_detections(move(Detections.cat(detections), image=image), counts)
 
 
 DETECT = register_task(DetectTask())

@@ -16,7 +16,7 @@ from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
-    ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "kobj", "mask_ratio")
+    ("anchors", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "kobj", "mask_ratio")
     + ("overlap_mask", "paste_in", "pose", "rle")
 )
 _SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
@@ -57,6 +57,7 @@ class Hyperparameters:
     cls: float = _key(0.5, "gain of the class loss")
     obj: float = _key(0.7, "gain of the objectness loss of anchor-based heads")
     dfl: float = _key(1.5, "gain of the distribution focal loss of anchor-free heads")
+    angle: float = _key(1.0, "gain of the angle loss of rotated boxes")
     cls_pw: float = _key(1.0, "weight of positives in the class loss")
     cls_weights: tuple[float, ...] = _key((), "weight of each class in the class loss, in the order of names; empty: all 1")
     obj_pw: float = _key(1.0, "weight of positives in the objectness loss")

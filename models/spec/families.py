@@ -26,14 +26,13 @@ ABSENT_NAMES = {
 NAMED_TASKS = {
     **dict.fromkeys(("seg", "dseg", "sem"), "segmentation"),
     **dict.fromkeys(("pose", "kpt"), "keypoints"),
-    "pan": "panoptic segmentation", "obb": "rotated boxes", "cls": "classification",
+    "pan": "panoptic segmentation", "cls": "classification",
 }  # fmt: skip
 # Heads of other tasks and what a network with one does.
 TASK_HEADS = {
     **dict.fromkeys(("Segment", "DSegment", "DualDSegment", "TripleDSegment", "ISegment", "MT"), "segments"),
     **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
     **dict.fromkeys(("Pose", "Pose26", "IKeypoint"), "predicts keypoints"),
-    **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
     "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",
     "IBin": "predicts binned box sides",
