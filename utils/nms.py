@@ -71,7 +71,7 @@ def select_candidates(predictions: Predictions, suppression: Suppression) -> lis
     above = scores > suppression.conf
     counts = above.sum(dim=1).clamp(max=suppression.max_candidates).tolist()  # the one wait for the device
     per_box = scores.shape[1] // max(boxes.shape[1], 1)
-    scores, index = scores.masked_fill(~above, float("-inf")).topk(max(counts, default=0), dim=1)  # (B, K)
+    scores, index = _best_first(scores.masked_fill(~above, float("-inf")), max(counts, default=0))  # (B, K)
     labels = labels.expand(above.shape).gather(1, index)
     anchor = (index // max(per_box, 1))[..., None]  # (B, K, 1)
     boxes = boxes.gather(1, anchor.expand(-1, -1, 4))  # (B, K, 4)
@@ -80,6 +80,14 @@ def select_candidates(predictions: Predictions, suppression: Suppression) -> lis
         Detections(b[:n], s[:n], c[:n], {name: value[i, :n] for name, value in fields.items()})
         for i, (b, s, c, n) in enumerate(zip(boxes, scores, labels, counts))
     ]
+
+
+def _best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of each row's scores (B, M) and their places, of equal ones the first first: topk alone leaves that open."""
+    _, index = scores.topk(count, dim=1, sorted=False)
+    index = index.sort(dim=1).values
+    scores, order = scores.gather(1, index).sort(dim=1, descending=True, stable=True)
+    return scores, index.gather(1, order)
 
 
 def suppress_joined(images: Sequence[Detections], suppression: Suppression) -> list[Detections]:
