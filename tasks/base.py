@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.rows import InvalidRow, LabelRow
+from utils.boxes import box_area
 from utils.errors import UserError, nearest
 from utils.instances import Instances
 from utils.nms import Suppression
@@ -40,6 +42,33 @@ class ExportOutput:
     name: str
     axes: Mapping[int, str]
     tolerance: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The areas of the image that detections of one image cover, as what several windows have found is merged.
+
+    Attributes:
+        extents: (n, 4) xyxy px, the axis-aligned boxes about them.
+        area: (n,) px².
+        common: common area (p,) in px² of pairs, given the first and the second of each.
+        can_grow: whether the pieces of an object that windows have cut can be joined, as boxes can; else the best piece stays.
+    """
+
+    extents: Tensor
+    area: Tensor
+    common: Callable[[Tensor, Tensor], Tensor]
+    can_grow: bool = True
+
+    @staticmethod
+    def of_boxes(boxes_xyxy: Tensor) -> Shapes:
+        """Those of axis-aligned boxes (n, 4)."""
+
+        def common(one: Tensor, other: Tensor) -> Tensor:
+            low = torch.maximum(boxes_xyxy[one, :2], boxes_xyxy[other, :2])
+            return box_area(torch.cat((low, torch.minimum(boxes_xyxy[one, 2:], boxes_xyxy[other, 2:])), dim=1))
+
+        return Shapes(boxes_xyxy, box_area(boxes_xyxy), common)
 
 
 class MetricResult(Protocol):
@@ -138,6 +167,9 @@ class Task(Protocol):
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         """The inverse of ``to_original``: detections in px of the original images in px of the batch."""
 
+    def shapes(self, detections: Detections) -> Shapes:
+        """What detections of one image, on the host, cover of it."""
+
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> Metric:
         """An empty metric for these classes."""
 
@@ -161,6 +193,13 @@ class Task(Protocol):
 
     def from_export(self, tensors: Sequence[Tensor], *, nc: int) -> Predictions:
         """The inverse of ``to_export``. Raises ValueError where the tensors are not of this task."""
+
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """Chosen predictions (B, K, 4), (B, K, 1), (B, K, 1) and (B, K, ·) as the rows (B, K, 6 or more) of a file with a one-to-one
+        branch: box, score, class, then what the task adds; must be traceable."""
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        """The inverse of ``to_rows``; scores of other classes are 0. Raises ValueError where the rows are not of this task."""
 
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         """Number of classes that the shapes of a foreign file's outputs imply; 0 where they imply none."""
@@ -195,8 +234,6 @@ def get_task(name: str) -> Task:
 
 def targets_of_images(parts: Sequence[Mapping[str, NDArray]]) -> Targets:
     """The targets of a batch from those of its images, in order."""
-    import torch
-
     counts = torch.tensor([len(part["boxes"]) for part in parts])
     joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     joined["classes"] = joined["classes"].long()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, register_task
+from tasks.base import DrawStyle, ExportOutput, Shapes, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
@@ -39,7 +39,7 @@ class DetectTask:
 
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
-    coco_type = "bbox"
+    coco_type: str | None = "bbox"
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
@@ -89,6 +89,9 @@ class DetectTask:
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         return map_boxes(detections, partial(to_batch, letterbox=letterbox))
 
+    def shapes(self, detections: Detections) -> Shapes:
+        return Shapes.of_boxes(detections.boxes)
+
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> MetricAccumulator:
         return MetricAccumulator(names, rule=rule)
 
@@ -137,9 +140,29 @@ class DetectTask:
         boxes_cxcywh, scores = tensors[0].float().transpose(1, 2).split((4, nc), dim=2)  # (B, N, 4), (B, N, nc)
         return Predictions(cxcywh_to_xyxy(boxes_cxcywh), scores)
 
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat((boxes_xyxy, scores, classes), dim=2)
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        boxes, scores, _ = parts_of_rows(rows, nc=nc)
+        return Predictions(boxes, scores, unique=True)
+
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         rows = output_shapes[0][1] if output_shapes and len(output_shapes[0]) == 3 else None
         return max(rows - 4, 0) if rows is not None else 0
+
+
+def parts_of_rows(rows: Tensor, *, nc: int, further: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (B, K, 6 + further) as boxes (B, K, 4), scores (B, K, nc) and what follows (B, K, further).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if rows.ndim != 3 or rows.shape[2] != 6 + further:
+        raise ValueError(f"one output (batch, detections, {6 + further}) is needed")
+    boxes, best, classes, more = rows.float().split((4, 1, 1, further), dim=2)
+    scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
+    return boxes, scores, more
 
 
 def map_boxes(detections: Sequence[Detections], move: Callable[..., Tensor]) -> list[Detections]:

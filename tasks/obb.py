@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, register_task
-from tasks.detect import SAME_OBJECT_IOU, DetectTask, map_detections
+from tasks.base import DrawStyle, ExportOutput, Shapes, register_task
+from tasks.detect import SAME_OBJECT_IOU, DetectTask, map_detections, parts_of_rows
 from tasks.rows import COLUMNS, NO_AREA, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, xyxy_to_cxcywh, xyxy_to_ltwh
 from utils.instances import Instances
@@ -23,8 +23,8 @@ from utils.metrics.columns import METRIC_COLUMNS
 from utils.metrics.metrics import GroundTruth
 from utils.metrics.rotated import PROBIOU_COLUMNS, RotatedAccumulator
 from utils.nms import Suppression
-from utils.rotated.boxes import corners_of, rescaled, rotated_boxes, unrotated
-from utils.rotated.overlap import rotated_iou_matrix
+from utils.rotated.boxes import corners_of, extents, rescaled, rotated_boxes, unrotated
+from utils.rotated.overlap import rotated_area, rotated_intersection, rotated_iou_matrix
 from utils.rotated.polygons import ordered_corners, rectangles_of_polygons
 from utils.rotated.suppression import rotated_suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets, detections_on_host
@@ -98,6 +98,12 @@ class ObbTask(DetectTask):
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         return map_detections(detections, partial(_moved, move=partial(_to_batch, letterbox=letterbox)))
 
+    def shapes(self, detections: Detections) -> Shapes:
+        boxes = rotated_boxes(detections.boxes, detections.fields[ANGLE])
+        return Shapes(
+            extents(boxes), rotated_area(boxes), lambda one, other: rotated_intersection(boxes[one], boxes[other]), can_grow=False
+        )  # fmt: skip
+
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> RotatedAccumulator:
         return RotatedAccumulator(names, rule=rule)
 
@@ -141,6 +147,14 @@ class ObbTask(DetectTask):
             raise ValueError(f"one output (batch, {4 + nc + 1}, boxes) is needed for {nc} classes and an angle")
         boxes_cxcywh, scores, angle = tensors[0].float().transpose(1, 2).split((4, nc, 1), dim=2)
         return Predictions(cxcywh_to_xyxy(boxes_cxcywh), scores, {ANGLE: angle})
+
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """(B, K, 7): centre, width and height in px, score, class, angle, as others have it."""
+        return torch.cat((xyxy_to_cxcywh(boxes_xyxy), scores, classes, fields[ANGLE]), dim=2)
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        boxes, scores, angle = parts_of_rows(rows, nc=nc, further=1)
+        return Predictions(cxcywh_to_xyxy(boxes), scores, {ANGLE: angle}, unique=True)
 
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         return max(super().class_count(output_shapes) - 1, 0)

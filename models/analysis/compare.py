@@ -10,9 +10,11 @@ from torch import Tensor
 
 from utils.types import Predictions
 
+FIELDS_AS_SCORES = ("angle",)  # fields of a task whose differences, in radians, count as those of scores
+
 
 class PredictionDifference(NamedTuple):
-    """Infinite where shapes differ or one side is NaN."""
+    """Infinite where shapes differ or one side is NaN. What a task adds in radians counts among the scores."""
 
     boxes_px: float
     scores: float
@@ -33,8 +35,10 @@ def prediction_difference(expected: Predictions, got: Predictions, *, mean_boxes
     """
     if expected.boxes.shape != got.boxes.shape or expected.scores.shape != got.scores.shape:
         return PredictionDifference(math.inf, math.inf)
+    alike = [(expected.scores, got.scores)]
+    alike += [(expected.fields[name], got.fields[name]) for name in FIELDS_AS_SCORES if name in expected.fields]
     return PredictionDifference(
-        absolute_difference(expected.boxes, got.boxes, mean=mean_boxes), absolute_difference(expected.scores, got.scores)
+        absolute_difference(expected.boxes, got.boxes, mean=mean_boxes), max(absolute_difference(a, b) for a, b in alike)
     )
 
 

@@ -17,6 +17,7 @@ from models.heads.anchor_based import AnchorDetect
 from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.conv import DFL, Conv
 from models.losses.task_aligned import TaskAlignedLoss
+from models.losses.terms import LossTerm
 from models.spec import channel_rules as rules
 from models.spec.channel_rules import HeadForm
 from models.spec.registry import register
@@ -71,7 +72,7 @@ class DistributionHead(Head):
     single: type[DistributionHead] | None = None
     single_name = "Detect"
     copied_attributes: tuple[str, ...] = ("nc", "strides", "reg_max")
-    loss_class: ClassVar[type[TaskAlignedLoss]] = TaskAlignedLoss
+    loss_class: ClassVar[type] = TaskAlignedLoss
 
     def __init__(self, nc: int, channels: Sequence[int], *, reg_max: int = BINS) -> None:
         """
@@ -221,10 +222,14 @@ class DistributionHead(Head):
         return _by_image(corners, classes.sigmoid(), image, batch=len(logits)).replace(unique=self.one_to_one)
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
-        """Box, class and distribution loss on task-aligned targets, for all branches."""
-        return self.loss_class(hyp, branch_weights=self.branch_weights, **self._loss_options(hyp))
+        """Box, class and distribution loss on task-aligned targets, for all branches, and what a task adds."""
+        return self.loss_class(hyp, branch_weights=self.branch_weights, terms=self._loss_terms(hyp), **self._loss_options())
 
-    def _loss_options(self, hyp: Hyperparameters) -> dict[str, Any]:
+    def _loss_terms(self, hyp: Hyperparameters) -> Sequence[LossTerm]:
+        """What a task adds to the loss."""
+        return ()
+
+    def _loss_options(self) -> dict[str, Any]:
         """What every loss of such a head takes."""
         return {
             "nc": self.nc,

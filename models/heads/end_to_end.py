@@ -83,7 +83,7 @@ class EndToEndDetect(Detect):
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """The loss of :class:`Detect` with targets of each branch's own, weighted by the schedule of :class:`EndToEndLoss`."""
         picks = {"one2many": Picks(hyp.tal_topk), "one2one": ONE_TO_ONE}
-        return self.loss_class(hyp, picks=[picks[name] for name in self.kept], **self._loss_options(hyp))
+        return self.loss_class(hyp, picks=[picks[name] for name in self.kept], terms=self._loss_terms(hyp), **self._loss_options())
 
     def deploy(self) -> Deployed:
         """The one-to-one branch alone, under its own names; the one-to-many branch where that is all there is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,8 @@ from models.heads.anchor_free import BINS, TOWER_OUTPUT, BranchNames, Detect, Di
 from models.heads.base import Head, ParameterPart
 from models.heads.end_to_end import BOTH, NAMES, EndToEndDetect, LightEndToEndDetect
 from models.layers.conv import Conv
-from models.losses.rotated import ANGLE, EndToEndRotatedLoss, RotatedLoss, radians, turned_centre
+from models.losses.rotated import ANGLE, AngleTerm, EndToEndRotatedLoss, RotatedLoss, radians, turned_centre
+from models.losses.terms import LossTerm
 from models.spec import channel_rules as rules
 from models.spec.channel_rules import HeadForm
 from models.spec.registry import register
@@ -56,14 +58,16 @@ class AngleTowers(DistributionHead):
         if angles != 1 or isinstance(angles, bool):
             raise UserError(f"{angles!r} angles: a rotated box has one; write [nc, 1]")
 
-    def _add_towers(self, names: BranchNames, widths: Sequence[int]) -> None:
-        super()._add_towers(names, widths)
-        width = max(widths[0] // 4, 1)
-        towers = (nn.Sequential(Conv(c, width, 3), Conv(width, width, 3), nn.Conv2d(width, 1, 1)) for c in widths)
-        self.add_module(names.fields, nn.ModuleList(towers))
-
-    def _tower_names(self, names: BranchNames) -> tuple[str, ...]:
-        return (*super()._tower_names(names), names.fields)
+    def _add_branches(self, channels: Sequence[int]) -> None:
+        """Behind the layers of detection, as published; further branches start as copies of the first."""
+        super()._add_branches(channels)
+        first, *others = (names.fields for names in self._names())
+        width = max(channels[0] // 4, 1)
+        self.add_module(
+            first, nn.ModuleList(nn.Sequential(Conv(c, width, 3), Conv(width, width, 3), nn.Conv2d(width, 1, 1)) for c in channels)
+        )
+        for name in others:
+            self.add_module(name, copy.deepcopy(getattr(self, first)))
 
     def _field_maps(self, names: BranchNames, inputs: Sequence[Tensor]) -> Mapping[str, tuple[Tensor, ...]]:
         return {ANGLE: tuple(tower(x) for tower, x in zip(getattr(self, names.fields), inputs))}
@@ -76,8 +80,11 @@ class AngleTowers(DistributionHead):
         centre = points.T + turned_centre((high - low) / 2, fields[ANGLE].transpose(1, 2))
         return cxcywh_to_xyxy(torch.cat((centre, low + high), dim=2)).transpose(1, 2)
 
-    def _loss_options(self, hyp: Hyperparameters) -> dict[str, Any]:
-        return {**super()._loss_options(hyp), "plain_angle": self.plain_angle}
+    def _loss_terms(self, hyp: Hyperparameters) -> Sequence[LossTerm]:
+        return (AngleTerm(hyp.angle, plain=self.plain_angle, least_side=self._loss_options()["min_candidate_side"]),)
+
+    def _loss_options(self) -> dict[str, Any]:
+        return {**super()._loss_options(), "plain_angle": self.plain_angle}
 
 
 @register("OBB", channels=rules.head, kind="head")

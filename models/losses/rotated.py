@@ -135,19 +135,20 @@ class RotatedLoss(TaskAlignedLoss):
     """:class:`TaskAlignedLoss` of rotated boxes; the part ``angle`` follows the others.
 
     Args:
-        hyp: as there, and the gain ``angle``.
+        hyp: as there.
         plain_angle: whether the raw channel is the angle itself.
-        options: as there.
+        options: as there; :class:`AngleTerm` is among the terms.
 
     Raises:
         UserError: ``iou_loss`` asks for a loss of axis-aligned boxes.
     """
 
-    def __init__(self, hyp: Hyperparameters, *, plain_angle: bool, min_candidate_side: float = 0.0, **options: Any) -> None:
+    def __init__(self, hyp: Hyperparameters, *, plain_angle: bool, **options: Any) -> None:
         if hyp.iou_loss != "CIoU":
-            raise UserError(f"{hyp.source or 'hyper-parameters'}: iou_loss {hyp.iou_loss}: rotated boxes are compared by ProbIoU; leave it out")
-        term = AngleTerm(hyp.angle, plain=plain_angle, least_side=min_candidate_side)
-        super().__init__(hyp, min_candidate_side=min_candidate_side, terms=(term,), **options)
+            raise UserError(
+                f"{hyp.source or 'hyper-parameters'}: iou_loss {hyp.iou_loss}: rotated boxes are compared by ProbIoU; leave it out"
+            )
+        super().__init__(hyp, **options)
         self.plain_angle = plain_angle
 
     def _scene(self, output: HeadOutput, batch: Batch, *, branches: int, fixed_sizes: bool) -> Scene:
@@ -169,9 +170,7 @@ class RotatedLoss(TaskAlignedLoss):
         half = boxes[:, 2:].clamp(min=self.assigner.min_candidate_side).norm(dim=1, keepdim=True) / 2
         return self.assigner.most_candidates(torch.cat((boxes[:, :2] - half, boxes[:, :2] + half), dim=1), maps, self.strides)
 
-    def _box_losses(
-        self, sides: Tensor, bins: Tensor, scene: Scene, assigned: Assignment, further: BatchOfBranches | None
-    ) -> BoxLosses:
+    def _box_losses(self, sides: Tensor, bins: Tensor, scene: Scene, assigned: Assignment, further: BatchOfBranches | None) -> BoxLosses:
         assert further is not None
         image = torch.arange(len(assigned.box), device=assigned.box.device)[:, None]
         batch, n = scene.targets.valid.shape
@@ -182,7 +181,8 @@ class RotatedLoss(TaskAlignedLoss):
         centre, stride = scene.order.centre[row, :2], scene.order.reach[row].abs()
         distances, wanted = self._distances(sides, bins), distances_of_boxes(true, centre) / stride
         predicted = boxes_of_distances(distances * stride, angle, centre)
-        overlap = 1 - probiou(predicted, true, floor=LOSS_FLOOR)
+        cells = torch.cat((stride, torch.ones_like(angle)), dim=1)  # the floor is in cells, whatever their size
+        overlap = 1 - probiou(predicted / cells, true / cells, floor=LOSS_FLOOR)
         if self.bins == 1:
             side = relative_side_distance(distances, wanted, strides=stride, image_hw=scene.hw_px)
         else:

@@ -203,9 +203,7 @@ class TaskAlignedLoss:
         """Distances (R, 4) in strides of side channels (R, 4, bins)."""
         return sides.squeeze(2) if self.bins == 1 else expected_distances_of_rows(sides, bins)
 
-    def _box_losses(
-        self, sides: Tensor, bins: Tensor, scene: Scene, assigned: Assignment, further: BatchOfBranches | None
-    ) -> BoxLosses:
+    def _box_losses(self, sides: Tensor, bins: Tensor, scene: Scene, assigned: Assignment, further: BatchOfBranches | None) -> BoxLosses:
         """Regression and side loss (R,) of the assigned cells, weighted with their target scores.
 
         Args:

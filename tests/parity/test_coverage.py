@@ -22,6 +22,7 @@ from tests.parity import (
     test_losses_end_to_end,
     test_model_keys,
     test_models,
+    test_obb,
     test_ops_nms,
     test_ops_schedule,
     test_train_step,
@@ -52,10 +53,14 @@ OPS = {
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
     "map_masks_synth": "parity/test_ops_masks.py",
+    "map_obb_synth": "parity/test_obb.py",
     "mask_iou": "parity/test_ops_masks.py",
+    "nms_rotated": "parity/test_obb.py",
     "optimizer_groups": "parity/test_ops_optimizer.py",
     "polygon_masks": "parity/test_ops_masks.py",
+    "probiou": "parity/test_obb.py",
     "process_mask": "parity/test_ops_masks.py",
+    "rboxes": "parity/test_obb.py",
     "smooth_v9": "parity/test_ops_map.py",
     "wiou_scale_v9": "parity/test_ops_iou.py",
 }
@@ -66,9 +71,10 @@ def compared(folder: str) -> set[str]:
     if folder == "blocks":
         return set(test_blocks.CASES)
     if folder == "heads":
-        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
+        return {*test_obb.HEAD_CASES, *test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
     if folder == "losses":
-        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE}
+        two_branches = {*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE}
+        return {*test_obb.LOSS_CASES, *test_losses.ALIGNED, *test_losses.ANCHORED, *two_branches}
     if folder == "models":
         return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
     ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}
@@ -92,7 +98,7 @@ def test_every_golden_vector_is_compared_or_listed_as_pending(folder):
 
 
 def test_every_network_output_is_compared_once():
-    anchored, free = set(test_heads_in_models.cases()), set(test_models.WITH_OUTPUT)
+    anchored, free = set(test_heads_in_models.cases()), {*test_models.WITH_OUTPUT, *test_obb.MODEL_CASES}
     networks = [n for n in golden.all_names("models") if n not in test_train_step.CASES]
     assert not anchored & free
     assert anchored | free == {n for n in networks if any(k.startswith(("raw_", "probs")) for k in golden.find("models", n).arrays)}

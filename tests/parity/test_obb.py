@@ -28,7 +28,9 @@ from utils.types import Batch, Detections, Predictions
 HEADS = {"v8_OBB": RotatedDetect, "v11_OBB": LightRotatedDetect, "v26_OBB": PlainAngleEndToEndDetect}
 HEAD_CASES = [n for n in golden.all_names("heads") if "_OBB" in n]
 LOSS_CASES = [n for n in golden.all_names("losses") if "_obb_" in n]
-MODEL_CASES = [n for n in golden.all_names("models") if n.endswith("-obb") and not n.startswith("train_")]
+MODEL_CASES = [
+    n for n in golden.all_names("models") if n.endswith("-obb") and "fill_g" in golden.find("models", n).meta and n[:6] != "train_"
+]
 OPS = ("probiou", "rboxes", "nms_rotated", "map_obb_synth")
 BRANCHES = ("one2many", "one2one")
 SELECTIONS = {"end2end": {}, "end2end_agnostic": {"agnostic": True}, "end2end_max20": {"max_det": 20}}
@@ -49,7 +51,9 @@ def test_probiou_of_all_pairs_matches():
     golden.assert_close(probiou_matrix(g.tensor("obb_a"), g.tensor("obb_b")), g.tensor("matrix"), 1e-5)
 
 
-@pytest.mark.parametrize(("name", "options"), [("probiou", {}), ("probiou_ciou", {"aspect": True}), ("probiou_floor", {"floor": LOSS_FLOOR})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("probiou", {}), ("probiou_ciou", {"aspect": True}), ("probiou_floor", {"floor": LOSS_FLOOR})]
+)
 def test_probiou_of_aligned_pairs_and_its_gradients_match(name, options):
     g = golden.find("ops", "probiou")
     one, other = g.tensor("obb1").requires_grad_(), g.tensor("obb2").requires_grad_()
@@ -75,7 +79,9 @@ def test_rectangles_of_corners_have_the_published_corners_and_convention():
     np.testing.assert_allclose(back[4:], g.arrays["back"][4:], atol=2e-3)  # boxes 0 to 3 may come back with another angle
     assert (back[:, 2] >= back[:, 3]).all()
     assert ((back[:, 4] >= -math.pi / 4) & (back[:, 4] < 3 * math.pi / 4)).all()
-    found, wanted = (np.sort(c.round(2).view("f4,f4"), axis=1) for c in (corners_of(torch.from_numpy(back)).numpy(), g.arrays["back_corners"]))
+    found, wanted = (
+        np.sort(c.round(2).view("f4,f4"), axis=1) for c in (corners_of(torch.from_numpy(back)).numpy(), g.arrays["back_corners"])
+    )
     for a, b in zip(found.view("f4"), wanted.view("f4")):
         np.testing.assert_allclose(np.sort(a, axis=0), np.sort(b, axis=0), atol=0.05)
 
@@ -124,7 +130,9 @@ def test_average_precision_by_probiou_matches():
 def built(name: str) -> tuple[golden.Golden, Head, HeadOutput]:
     case = golden.find("heads", name)
     args = case.meta["args"]
-    head = HEADS[name.rsplit("_nc", 1)[0]](args["nc"], args["ch"], args["ne"], **({"reg_max": args["reg_max"]} if "reg_max" in args else {}))
+    head = HEADS[name.rsplit("_nc", 1)[0]](
+        args["nc"], args["ch"], args["ne"], **({"reg_max": args["reg_max"]} if "reg_max" in args else {})
+    )
     head.set_strides(args["stride"])
     golden.fill_(head).eval()
     with torch.no_grad():

@@ -87,13 +87,13 @@ def _corners_inside(polygons: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarr
     flat, outside = delta == 0, (a < 0) | (a > size)
     low = np.where(flat, np.where(outside, np.inf, -np.inf), np.minimum(first, last)).max(-1).clip(min=0)
     high = np.where(flat, np.where(outside, -np.inf, np.inf), np.maximum(first, last)).min(-1).clip(max=1)
-    cut = low <= high
+    cut = np.asarray(low <= high)
     low, high = (np.where(cut, t, 0.0)[..., None] for t in (low, high))
     corners = np.array(((0, 0), (1, 0), (1, 1), (0, 1))) * size
     away = corners[:, None] - a[:, None]  # (n, 4, k, 2)
     turn = delta[:, None, :, 0] * away[..., 1] - delta[:, None, :, 1] * away[..., 0]
     area = np.abs(_turns(polygons)).sum(1)[:, None] > 0
-    held = ((turn >= 0).all(-1) | (turn <= 0).all(-1)) & area
+    held = np.asarray((turn >= 0).all(-1) | (turn <= 0).all(-1)) & area
     return (
         np.concatenate((a + delta * low, a + delta * high, np.broadcast_to(corners, (len(a), 4, 2))), axis=1),
         np.concatenate((cut, cut, held), axis=1),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 EPS = 1e-7
 LARGEST = 100.0  # of the Bhattacharyya distance; exp(−100) is nothing
-LOSS_FLOOR = 0.01  # px² added to the variances in the box loss, so that a side of zero has a gradient
+LOSS_FLOOR = 0.01  # squared strides added to the variances in the box loss, so that a side of zero has a gradient
 
 
 def gaussian_terms(boxes_cxcywha: Tensor, *, floor: float = 0.0) -> Tensor:
