@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.labels.paths import as_written
 from data.tools.shapes import ensure_shapes
+from data.tools.shapes_obb import ensure_shapes_obb
 from utils.errors import UserError, nearest
 from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_KEYPOINTS, MAX_NAME_CHARS
 from utils.reading.text_files import user_path
@@ -20,6 +21,7 @@ from utils.reading.yaml_text import read_yaml, shown
 
 SPLITS = ("train", "val", "test")
 HERE = Path(__file__).resolve().parent
+EMBEDDED: dict[str, Callable[[Path], Path]] = {"shapes.yaml": ensure_shapes, "shapes-obb.yaml": ensure_shapes_obb}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,8 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     """
     yaml_path = find_dataset_yaml(path_or_name)
     raw = read_yaml(yaml_path, as_written=("names",), expected="train, val and names")
-    if yaml_path.resolve() == HERE / "shapes.yaml":
-        _generate_embedded(HERE / "shapes")
+    if draw := EMBEDDED.get(yaml_path.name if yaml_path.resolve().parent == HERE else ""):
+        _generate_embedded(HERE / yaml_path.stem, draw)
     download = None if raw.get("download") is None else str(raw["download"]).strip()
     roots = _roots(yaml_path, raw.get("path"))
     resolved: dict[str, tuple[Path, ...]] = {}
@@ -139,9 +141,9 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     )  # fmt: skip
 
 
-def _generate_embedded(folder: Path) -> None:
+def _generate_embedded(folder: Path, draw: Callable[[Path], Path]) -> None:
     try:
-        ensure_shapes(folder)
+        draw(folder)
     except OSError as error:
         raise UserError(f"the embedded data set cannot be drawn into {folder}: {error.strerror or error}; python -m data.shapes FOLDER "
                         "draws it elsewhere") from error  # fmt: skip
