@@ -14,6 +14,7 @@ from typing import Any
 from data.labels.paths import as_written
 from data.tools.shape_points import ensure_shape_points
 from data.tools.shapes import ensure_shapes
+from data.tools.shapes_obb import ensure_shapes_obb
 from tasks.keypoints import Keypoints, read_keypoints
 from utils.errors import UserError, nearest
 from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_NAME_CHARS
@@ -22,7 +23,9 @@ from utils.reading.yaml_text import read_yaml, shown
 
 SPLITS = ("train", "val", "test")
 HERE = Path(__file__).resolve().parent
-EMBEDDED: dict[str, Callable[[Path], Path]] = {"shapes.yaml": ensure_shapes, "shapes-pose.yaml": ensure_shape_points}
+EMBEDDED: dict[str, Callable[[Path], Path]] = {
+    "shapes.yaml": ensure_shapes, "shapes-pose.yaml": ensure_shape_points, "shapes-obb.yaml": ensure_shapes_obb,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.rows import InvalidRow, LabelRow
+from utils.boxes import box_area
 from utils.errors import UserError, nearest
 from utils.instances import Instances
 from utils.nms import Suppression
@@ -96,6 +97,33 @@ class TaskDefaults:
 
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
         return detections
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The areas of the image that detections of one image cover, as what several windows have found is merged.
+
+    Attributes:
+        extents: (n, 4) xyxy px, the axis-aligned boxes about them.
+        area: (n,) px².
+        common: common area (p,) in px² of pairs, given the first and the second of each.
+        can_grow: whether the pieces of an object that windows have cut can be joined, as boxes can; else the best piece stays.
+    """
+
+    extents: Tensor
+    area: Tensor
+    common: Callable[[Tensor, Tensor], Tensor]
+    can_grow: bool = True
+
+    @staticmethod
+    def of_boxes(boxes_xyxy: Tensor) -> Shapes:
+        """Those of axis-aligned boxes (n, 4)."""
+
+        def common(one: Tensor, other: Tensor) -> Tensor:
+            low = torch.maximum(boxes_xyxy[one, :2], boxes_xyxy[other, :2])
+            return box_area(torch.cat((low, torch.minimum(boxes_xyxy[one, 2:], boxes_xyxy[other, 2:])), dim=1))
+
+        return Shapes(boxes_xyxy, box_area(boxes_xyxy), common)
 
 
 class MetricResult(Protocol):
@@ -231,6 +259,9 @@ class Task(Protocol):
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         """The inverse of ``to_original``: detections in px of the original images in px of the batch."""
 
+    def shapes(self, detections: Detections) -> Shapes:
+        """What detections of one image, on the host, cover of it."""
+
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> Metric:
         """An empty metric for these classes."""
 
@@ -254,6 +285,13 @@ class Task(Protocol):
 
     def from_export(self, tensors: Sequence[Tensor], *, nc: int) -> Predictions:
         """The inverse of ``to_export``. Raises ValueError where the tensors are not of this task."""
+
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """Chosen predictions (B, K, 4), (B, K, 1), (B, K, 1) and (B, K, ·) as the rows (B, K, 6 or more) of a file with a one-to-one
+        branch: box, score, class, then what the task adds; must be traceable."""
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        """The inverse of ``to_rows``; scores of other classes are 0. Raises ValueError where the rows are not of this task."""
 
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         """Number of classes that the shapes of a foreign file's outputs imply; 0 where they imply none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ class PoseTask(DetectTask):
 
 def _parse_keypoints(values: Sequence[str], each: int, *, expected: str) -> NDArray | InvalidRow:
     """(K, 3) of x, y and visibility; a keypoint without visibility in its row is visible."""
-    numbers = parse_numbers(("0", *values), expected, limited=False)
+    numbers = parse_numbers(("0", *values), expected, outside=math.inf)
     if isinstance(numbers, InvalidRow):
         return numbers
     points = numbers[1:].reshape(-1, each)

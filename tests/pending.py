@@ -11,13 +11,6 @@ PENDING = {
     # families
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
-    "models/*-obb": "rotated boxes",
-    "heads/*_OBB": "rotated boxes",
-    "losses/*_obb": "rotated boxes",
-    "ops/map_obb": "rotated boxes",
-    "ops/nms_rotated": "rotated boxes",
-    "ops/probiou": "rotated boxes",
-    "ops/rboxes": "rotated boxes",
     "models/*-cls": "classification",
     "heads/ul_Classify": "classification",
     "losses/ul_cls": "classification",

@@ -16,7 +16,7 @@ from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
-    ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "paste_in")
+    ("anchors", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "paste_in")
 )
 _SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
 IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + tuple(
@@ -59,6 +59,7 @@ class Hyperparameters:
     pose: float = _key(12.0, "gain of the keypoint loss (OKS)")
     kobj: float = _key(1.0, "gain of the keypoints' visibility loss")
     rle: float = _key(1.0, "gain of the likelihood of keypoint errors (YOLO26)")
+    angle: float = _key(1.0, "gain of the angle loss of rotated boxes")
     cls_pw: float = _key(1.0, "weight of positives in the class loss")
     cls_weights: tuple[float, ...] = _key((), "weight of each class in the class loss, in the order of names; empty: all 1")
     obj_pw: float = _key(1.0, "weight of positives in the objectness loss")

@@ -22,6 +22,7 @@ from tests.parity import (
     test_losses_end_to_end,
     test_model_keys,
     test_models,
+    test_obb,
     test_ops_nms,
     test_ops_schedule,
     test_pose,
@@ -56,11 +57,15 @@ OPS = {
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
     "map_masks_synth": "parity/test_ops_masks.py",
+    "map_obb_synth": "parity/test_obb.py",
     "mask_iou": "parity/test_ops_masks.py",
     "oks": "parity/test_pose.py",
+    "nms_rotated": "parity/test_obb.py",
     "optimizer_groups": "parity/test_ops_optimizer.py",
     "polygon_masks": "parity/test_ops_masks.py",
+    "probiou": "parity/test_obb.py",
     "process_mask": "parity/test_ops_masks.py",
+    "rboxes": "parity/test_obb.py",
     "smooth_v9": "parity/test_ops_map.py",
     "wiou_scale_v9": "parity/test_ops_iou.py",
 }
@@ -71,10 +76,11 @@ def compared(folder: str) -> set[str]:
     if folder == "blocks":
         return set(test_blocks.CASES)
     if folder == "heads":
-        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES, *test_pose.CASES}
+        dense = {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
+        return {*dense, *test_pose.CASES, *test_obb.HEAD_CASES}
     if folder == "losses":
         ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE)
-        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES}
+        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES, *test_obb.LOSS_CASES}
     if folder == "models":
         return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
     ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}
@@ -98,7 +104,7 @@ def test_every_golden_vector_is_compared_or_listed_as_pending(folder):
 
 
 def test_every_network_output_is_compared_once():
-    anchored, free = set(test_heads_in_models.cases()), set(test_models.WITH_OUTPUT)
+    anchored, free = set(test_heads_in_models.cases()), {*test_models.WITH_OUTPUT, *test_obb.MODEL_CASES}
     networks = [n for n in golden.all_names("models") if n not in test_train_step.CASES]
     assert not anchored & free
     assert anchored | free == {n for n in networks if any(k.startswith(("raw_", "probs")) for k in golden.find("models", n).arrays)}

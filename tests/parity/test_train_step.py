@@ -37,7 +37,8 @@ def test_one_training_step(name):
     targets, fields = case.tensor("targets"), {name: case.tensor(name) for name in FIELDS if name in case.arrays}
     letterbox = Letterbox(torch.tensor([[h, w]] * size), torch.ones(size, 2), torch.zeros(size, 2))
     most = int(targets[:, 0].long().bincount().max())
-    batch = Batch(torch.zeros(size, 3, h, w), Targets.of_rows(targets).replace(**fields), ("",) * size, letterbox, most)
+    objects = Targets.of_rows(targets).replace(angle=targets[:, 6] if targets.shape[1] == 7 else None, **fields)
+    batch = Batch(torch.zeros(size, 3, h, w), objects, ("",) * size, letterbox, most)
     loss = model.head.build_loss(hyperparameters(case))
     if "updates" in args:  # of heads with two branches; their items are reported for one branch, the vector has both
         loss.begin_epoch(args["updates"], args["epochs"])
