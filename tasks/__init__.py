@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from tasks.base import TASKS, Task, get_task, register_task
+from tasks.classify import CLASSIFY
 from tasks.detect import DETECT
 
-__all__ = ["DETECT", "TASKS", "Task", "get_task", "register_task"]
+__all__ = ["CLASSIFY", "DETECT", "TASKS", "Task", "get_task", "register_task"]

@@ -28,6 +28,25 @@ class DrawStyle:
 
 
 @dataclass(frozen=True)
+class TaskDefaults:
+    """What the programs take for this task where a flag or the data set's file says nothing.
+
+    Attributes:
+        imgsz: side of the network's input, px.
+        conf: lowest score of a detection in detect.py and torch.hub's model.
+        val_conf: lowest score in a validation.
+        hyp: file of hyper-parameters; empty: the recipe of the model's family.
+        data: the embedded data set.
+    """
+
+    imgsz: int = 640
+    conf: float = 0.25
+    val_conf: float = 0.001
+    hyp: str = ""
+    data: str = "shapes.yaml"
+
+
+@dataclass(frozen=True)
 class ExportOutput:
     """One output of an exported file.
 
@@ -107,6 +126,9 @@ class Task(Protocol):
         columns: names of the metric's values in results.csv, in order.
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
+        defaults: what the programs take where a flag says nothing.
+        whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
+            not letterboxed, and nothing has a place: no mosaic, no rectangular batches, no windows, no anchors.
     """
 
     @property
@@ -119,6 +141,10 @@ class Task(Protocol):
     def outputs(self) -> tuple[ExportOutput, ...]: ...
     @property
     def coco_type(self) -> str | None: ...
+    @property
+    def defaults(self) -> TaskDefaults: ...
+    @property
+    def whole_image(self) -> bool: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -155,6 +181,14 @@ class Task(Protocol):
 
     def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
         """Rows of a label file for an image of ``hw`` px, without line ends; the score last, if asked for."""
+
+    def result_rows(
+        self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False
+    ) -> list[str]:
+        """Rows of the text file that ``--save-txt`` writes: those of a label file, unless others write this task's results otherwise."""
+
+    def summary(self, detections: Detections, names: Sequence[str]) -> str:
+        """What was found on an image in a few words, such as ``4 person, 1 bus``; empty for nothing."""
 
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
         """Decoded predictions as the tensors of ``outputs``; must be traceable."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, register_task
+from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
@@ -40,6 +40,8 @@ class DetectTask:
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
     coco_type = "bbox"
+    defaults = TaskDefaults()
+    whole_image = False
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
@@ -126,6 +128,14 @@ class DetectTask:
             values = (*box, score) if with_confidence else box
             rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
         return rows
+
+    def result_rows(
+        self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False
+    ) -> list[str]:
+        return self.label_rows(detections, hw, with_confidence=with_confidence)
+
+    def summary(self, detections: Detections, names: Sequence[str]) -> str:
+        return ", ".join(f"{int(n)} {names[label]}" for label, n in enumerate(detections.classes.bincount()) if n)
 
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
         """(B, 4 + nc, N): centre, width and height in px, then scores."""

@@ -16,7 +16,7 @@ from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
-    ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "kobj", "mask_ratio")
+    ("anchors", "angle", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "kobj", "mask_ratio")
     + ("overlap_mask", "paste_in", "pose", "rle")
 )
 _SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
@@ -24,6 +24,7 @@ IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + 
     f"{variant}-{name}" for variant in ("alpha", "Inner", "Focaler") for name in _SIMILARITIES
 )
 CLS_LOSSES = ("BCE", "focal", "QFL", "VFL")
+POLICIES = ("none", "randaugment", "autoaugment", "augmix")
 
 
 def _key(
@@ -85,6 +86,8 @@ class Hyperparameters:
     mixup: float = _key(0.15, "probability of mixup", most=1)
     copy_paste: float = _key(0.3, "probability of copy-paste", most=1)
     close_mosaic: int = _key(0, "last epochs without mosaic and mixup")
+    auto_augment: str = _key("none", "classification: policy in place of hsv_h, hsv_s and hsv_v", choices=POLICIES)
+    erasing: float = _key(0.0, "classification: probability that a rectangle of the image is erased", most=1)
     source: str = ""
 
     def __post_init__(self) -> None:

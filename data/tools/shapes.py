@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from data.tools.embedded import ensure_drawn
 from utils.cli.parser import OneLineParser
 from utils.cli.script import run_script
 
@@ -26,7 +24,6 @@ COUNTS = {"train": 200, "val": 50}
 VERSION = 2
 MIN_PX, MAX_PX = 8, 160
 MIN_VISIBLE = 0.5  # of a shape's area, of every labelled shape
-VERSION_FILE = "version.txt"
 
 
 class Placed(NamedTuple):
@@ -38,24 +35,7 @@ class Placed(NamedTuple):
 
 def ensure_shapes(folder: Path) -> Path:
     """Draws the data set into ``folder`` unless it exists; the folder gets its name when it is complete."""
-    version_file = folder / VERSION_FILE
-    if version_file.is_file() and version_file.read_text().strip() == str(VERSION):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        generate(temporary)
-        os.chmod(temporary, 0o755)
-        if folder.exists() and not (version_file.is_file() and version_file.read_text().strip() == str(VERSION)):
-            shutil.rmtree(folder)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not version_file.is_file():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return ensure_drawn(folder, generate, version=VERSION)
 
 
 def generate(folder: Path) -> None:
@@ -74,7 +54,6 @@ def generate(folder: Path) -> None:
         target = folder / "annotations" / f"instances_{split}.json"
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(_coco(images)))
-    (folder / VERSION_FILE).write_text(f"{VERSION}\n")
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:

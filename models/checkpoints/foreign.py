@@ -126,6 +126,8 @@ def _from_module(path: Path, model: Record) -> Foreign:
     head = rows_of(model)[-1]
     _refuse_other_tasks(model, head)
     tensors = tensors_of(model)
+    if head.cls.name == "Classify" and not isinstance(model.state.get("yaml"), dict):
+        return _without_yaml(path, model, tensors)
     strides = _strides(head) or _strides(model)
     cfg = translated(model, rows_of(model), tensors=tensors, strides=strides)
     folded = _is_folded_implicit(head)
@@ -135,6 +137,15 @@ def _from_module(path: Path, model: Record) -> Foreign:
     if _is_v7_single_class(cfg):
         _saturate_class_output(weights, last=len(cfg["backbone"]) + len(cfg["head"]) - 1)
     return Foreign(weights, cfg, _cfg_name(path, model), _names(model, nc), strides, layers_of(model))
+
+
+def _without_yaml(path: Path, model: Record, tensors: Mapping[str, StoredTensor]) -> Foreign:
+    """A classifier of YOLOv5, which is cut out of a detector and keeps no YAML: recognised by its tensors."""
+    weights = loaded(tensors)
+    cfg, name = recognised(path, {key: tuple(value.shape) for key, value in weights.items()})
+    if not cfg:
+        raise UserError("a classifier without its YAML, and no published one; give --cfg with a state dict of it instead")
+    return Foreign(weights, cfg, name, _names(model, cfg["nc"]), (), layers_of(model))
 
 
 def _bare(path: Path, tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]) -> Foreign:

@@ -26,7 +26,7 @@ ABSENT_NAMES = {
 NAMED_TASKS = {
     **dict.fromkeys(("seg", "dseg", "sem"), "segmentation"),
     **dict.fromkeys(("pose", "kpt"), "keypoints"),
-    "pan": "panoptic segmentation", "obb": "rotated boxes", "cls": "classification",
+    "pan": "panoptic segmentation", "obb": "rotated boxes",
 }  # fmt: skip
 # Heads of other tasks and what a network with one does.
 TASK_HEADS = {
@@ -35,7 +35,7 @@ TASK_HEADS = {
     **dict.fromkeys(("Pose", "Pose26", "IKeypoint"), "predicts keypoints"),
     **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
-    "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",
+    "Panoptic": "segments things and areas", "RTDETRDecoder": "is an RT-DETR",
     "IBin": "predicts binned box sides",
 }  # fmt: skip
 TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)
