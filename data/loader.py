@@ -199,7 +199,7 @@ def _read_split(spec: DatasetSpec, split: str, options: LoaderOptions, task: Tas
     names = spec.names if spec.label_nc == spec.nc else [""] * spec.label_nc
     table = check_classes(table, files, names, spec.yaml_path)
     if is_main:
-        print("\n".join((*remarks, summarise(table, prefix=options.prefix))))
+        print("\n".join((*remarks, summarise(table, prefix=options.prefix, whole_images=task.whole_image))))
     files, table = _select_usable(files, table, options.min_items, spec, split)
     return files, table.as_one_class() if options.single_cls or spec.single_cls else table
 

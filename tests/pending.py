@@ -32,9 +32,5 @@ PENDING = {
     "ops/nms_rotated": "rotated boxes",
     "ops/probiou": "rotated boxes",
     "ops/rboxes": "rotated boxes",
-    "models/*-cls": "classification",
-    "heads/ul_Classify": "classification",
-    "losses/ul_cls": "classification",
-    "ops/top_k": "classification",
     "ops/defaults_tasks": "the defaults of the tasks",
 }

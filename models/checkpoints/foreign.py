@@ -30,6 +30,7 @@ ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
 ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
+WHOLE_IMAGE_HEADS = ("Classify",)
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,10 @@ def _from_module(path: Path, model: Record) -> Foreign:
     head = rows_of(model)[-1]
     _refuse_other_tasks(model, head)
     tensors = tensors_of(model)
-    if head.cls.name == "Classify" and not isinstance(model.state.get("yaml"), dict):
+    whole_image = head.cls.name in WHOLE_IMAGE_HEADS
+    if whole_image and not isinstance(model.state.get("yaml"), dict):
         return _without_yaml(path, model, tensors)
-    strides = _strides(head) or _strides(model)
+    strides = () if whole_image else _strides(head) or _strides(model)  # of classifiers the files say 1
     cfg = translated(model, rows_of(model), tensors=tensors, strides=strides)
     folded = _is_folded_implicit(head)
     tensors = {name: t for name, t in tensors.items() if not _is_redundant(name, head, folded=folded)}
