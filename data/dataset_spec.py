@@ -1,4 +1,4 @@
-"""A dataset YAML in any common form, or a folder of class folders, read into one frozen value: where the images are, and the names of the classes.
+"""A dataset YAML in any common form, or a folder of class folders, as one frozen value: where the images are, and the classes' names.
 
 Nothing in the file is ever executed: a ``download:`` entry is only shown to the user when images are missing.
 """

@@ -182,9 +182,7 @@ class Task(Protocol):
     def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
         """Rows of a label file for an image of ``hw`` px, without line ends; the score last, if asked for."""
 
-    def result_rows(
-        self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False
-    ) -> list[str]:
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
         """Rows of the text file that ``--save-txt`` writes: those of a label file, unless others write this task's results otherwise."""
 
     def summary(self, detections: Detections, names: Sequence[str]) -> str:

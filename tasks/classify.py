@@ -115,9 +115,7 @@ class ClassifyTask:
         rows = zip(detections.classes.tolist(), detections.scores.tolist())
         return [f"{label} {score:.6g}" if with_confidence else str(label) for label, score in rows]
 
-    def result_rows(
-        self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False
-    ) -> list[str]:
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
         """``score name``, best first, as classifiers of YOLO projects write it; the score is always there."""
         return [f"{score:.2f} {names[label]}" for label, score in zip(detections.classes.tolist(), detections.scores.tolist())]
 

@@ -129,9 +129,7 @@ class DetectTask:
             rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
         return rows
 
-    def result_rows(
-        self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False
-    ) -> list[str]:
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
         return self.label_rows(detections, hw, with_confidence=with_confidence)
 
     def summary(self, detections: Detections, names: Sequence[str]) -> str:

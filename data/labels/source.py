@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from data.dataset_spec import DatasetSpec
-from data.labels.class_folders import folder_labels
 from data.labels.cache import cache_path, cached_labels, content_key
+from data.labels.class_folders import folder_labels
 from data.labels.coco import read_coco_labels
 from data.labels.files import find_label_files, has_label_files, label_path
 from data.labels.pose import pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.tools.shapes import NAMES, VERSION, draw_image
 from data.tools.embedded import ensure_drawn
+from data.tools.shapes import NAMES, VERSION, draw_image
 
 CROPS = {"train": 100, "val": 25}  # of each class
 MARGIN = 0.25  # of the shape's longer side, on each side of it

@@ -77,9 +77,7 @@ def detect(config: DetectConfig) -> Report:
     predictor = build_predictor(config, network, device)
     report.seconds = predictor.stopwatch.seconds
     sliced = sliced_predictor(config, predictor, source) if config.slice else None
-    options = SaveOptions(
-        images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
-    )
+    options = SaveOptions(images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop)
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
     writer = ResultWriter(
         report.folder or Path(), predictor.names, options, predictor.task.result_rows, written=report.written, videos_at_once=source.at_once
@@ -148,9 +146,7 @@ def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sli
 def build_predictor(config: DetectConfig, network: Network, device: torch.device) -> Predictor:
     """The network with the suppression that the flags ask for."""
     conf = network.task.defaults.conf if config.conf_thres is None else config.conf_thres
-    suppression = Suppression(
-        conf=conf, iou=config.iou_thres, max_det=config.max_det, classes=config.classes, agnostic=config.agnostic_nms
-    )
+    suppression = Suppression(conf=conf, iou=config.iou_thres, max_det=config.max_det, classes=config.classes, agnostic=config.agnostic_nms)
     stopwatch = Stopwatch(device, (READING, PRE_PROCESS, INFERENCE, NMS))
     precision = torch.float16 if config.half else None
     network = AugmentedModel(network) if config.augment else network

@@ -18,7 +18,7 @@ from models.spec.parser import ModelSpec, load_spec, plan_layers
 from utils.errors import UserError
 
 FAMILIES = ("v5", "v7", "v8", "v9", "v10", "v11", "v12", "v26")
-SCALED = re.compile(r"(yolov5(?=-cls)|yolov8|yolo11|yolo12|yolo26)(?![a-z\d])")  # files of several scales, whose letter follows in a network's name
+SCALED = re.compile(r"(yolov5(?=-cls)|yolov8|yolo11|yolo12|yolo26)(?![a-z\d])")  # of several scales, whose letter follows
 SCALES = "nsmlx"
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -30,8 +30,10 @@ backbone:
 head:
   - [-1, 1, Classify, [nc]]
 """
-HYP = {"warmup_epochs": 0, "warmup_min_iters": 0, "nbs": 8, "auto_augment": "randaugment", "erasing": 0.4, "scale": 0.5, "mosaic": 0, "mixup": 0,
-       "copy_paste": 0, "translate": 0}  # fmt: skip
+HYP = {
+    "warmup_epochs": 0, "warmup_min_iters": 0, "nbs": 8, "auto_augment": "randaugment", "erasing": 0.4, "scale": 0.5, "mosaic": 0,
+    "mixup": 0, "copy_paste": 0, "translate": 0,
+}  # fmt: skip
 
 
 def make_images(root: Path, *, count: int = 12) -> Path:
