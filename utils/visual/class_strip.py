@@ -11,7 +11,7 @@ from utils.types import Detections
 from utils.visual.draw import Image, colour_of, default_thickness, draw_text, text_width
 
 MOST_OF_HEIGHT, MOST_OF_WIDTH = 0.5, 0.92  # of the image that the strip may cover
-LEAST_TEXT_PX, LARGEST_TEXT = 8, 1 / 16  # height of capitals; the latter of the image's shorter side
+LEAST_TEXT_PX, USUAL_TEXT, LARGEST_TEXT = 8, 1 / 36, 1 / 16  # height of capitals; the latter two of the image's shorter side
 DARKENED = 0.62  # how much of the image the panel hides
 WHITE, GREY = (255, 255, 255), (205, 205, 205)
 
@@ -38,7 +38,7 @@ def draw_class_strip(
     if not classes or min(image.shape[:2]) < 2:
         return image
     height = _text_height(image.shape[:2], line_thickness)
-    margin, step = max(height // 2, 3), height + max(height * 3 // 4, 5)
+    margin, step = max(height // 2, 3), height + max(height * 5 // 6, 7)
     rows = max(1, min(len(classes), int((image.shape[0] * MOST_OF_HEIGHT - margin) // step)))
     room = int(image.shape[1] * MOST_OF_WIDTH) - 3 * margin
     numbers = ["" if hide_conf or hide_labels else f"{score:.2f}" for score in scores[:rows]]
@@ -48,7 +48,7 @@ def draw_class_strip(
     _darken(image, (min(wide + 3 * margin, image.shape[1]), min(rows * step + margin, image.shape[0])))
     for row, (text, number, score, label) in enumerate(zip(texts, numbers, scores, classes)):
         bottom = margin + row * step + height
-        colour, bar = colour_of(label), max(height // 5, 2)
+        colour, bar = colour_of(label), max(height // 4, 3)
         top = bottom + max(height // 5, 2)
         cv2.rectangle(image, (margin, top), (margin + wide, top + bar - 1), (90, 90, 90), -1)
         cv2.rectangle(image, (margin, top), (margin + max(round(wide * min(max(score, 0.0), 1.0)), 1), top + bar - 1), colour, -1)
@@ -66,8 +66,9 @@ def shortened(text: str, height: int, most_px: int) -> str:
 
 
 def _text_height(hw: tuple[int, ...], line_thickness: int | None) -> int:
-    """That of a box's label, unless the image is small."""
-    return max(min(4 + 3 * (line_thickness or default_thickness(hw)), round(min(hw) * LARGEST_TEXT)), LEAST_TEXT_PX)
+    """That of a box's label, more where the image is large and less where it is small."""
+    wanted = max(4 + 3 * (line_thickness or default_thickness(hw)), round(min(hw) * USUAL_TEXT))
+    return max(min(wanted, round(min(hw) * LARGEST_TEXT)), LEAST_TEXT_PX)
 
 
 def _darken(image: Image, size_wh: tuple[int, int]) -> None:

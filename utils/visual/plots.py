@@ -108,8 +108,9 @@ def plot_class_accuracy(metrics: ClassificationMetrics, path: str | Path) -> Non
     shown = order[:WORST_CLASSES][::-1]
     figure = _figure(8, max(2.5, 1.2 + 0.32 * len(shown)))
     axes = figure.add_subplot()
-    bars = axes.barh(range(len(shown)), accuracy[shown], color=[_unit(colour_of(int(c))) for c in shown])
-    axes.bar_label(bars, [f" {accuracy[c]:.3f} of {metrics.images[c]}" for c in shown], fontsize=8)
+    axes.barh(range(len(shown)), accuracy[shown], color=[_unit(colour_of(int(c))) for c in shown])
+    for place, c in enumerate(shown):
+        axes.text(1.02, place, f"{accuracy[c]:.3f} of {metrics.images[c]}", va="center", fontsize=8)
     axes.set_yticks(range(len(shown)), [shown_name(metrics.names[c]) for c in shown], fontsize=9)
     axes.axvline(metrics.top1, color="0.3", linewidth=1, linestyle="--")
     part = f"the {len(shown)} worst of {len(order)} classes" if len(shown) < len(order) else "by class"
