@@ -30,6 +30,25 @@ class DrawStyle:
 
 
 @dataclass(frozen=True)
+class TaskDefaults:
+    """What the programs take for this task where a flag or the data set's file says nothing.
+
+    Attributes:
+        imgsz: side of the network's input, px.
+        conf: lowest score of a detection in detect.py and torch.hub's model.
+        val_conf: lowest score in a validation.
+        hyp: file of hyper-parameters; empty: the recipe of the model's family.
+        data: the embedded data set.
+    """
+
+    imgsz: int = 640
+    conf: float = 0.25
+    val_conf: float = 0.001
+    hyp: str = ""
+    data: str = "shapes.yaml"
+
+
+@dataclass(frozen=True)
 class ExportOutput:
     """One output of an exported file.
 
@@ -67,10 +86,11 @@ class View:
         return torch.stack((self.hw[1] - x2, y1, self.hw[1] - x1, y2), dim=-1)
 
 
-class TaskDefaults:
+class BaseTask:
     """What most tasks do alike; a task inherits it and overrides what it knows better."""
 
     name: str
+    whole_image = False
     candidate_field = ""
     settings: Mapping[str, Any] = {}
 
@@ -97,6 +117,18 @@ class TaskDefaults:
 
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
         return detections
+
+    def shapes(self, detections: Detections) -> Shapes:
+        return Shapes.of_boxes(detections.boxes)
+
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        added = [fields[self.candidate_field]] if self.candidate_field else []
+        return torch.cat((boxes_xyxy, scores, classes, *added), dim=2)
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        further = max(rows.shape[-1] - 6, 1) if self.candidate_field else 0
+        boxes, scores, added = parts_of_rows(rows, nc=nc, further=further)
+        return Predictions(boxes, scores, {self.candidate_field: added} if self.candidate_field else {}, unique=True)
 
 
 @dataclass(frozen=True)
@@ -193,6 +225,9 @@ class Task(Protocol):
         outputs: the outputs of an exported file.
         candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
         settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
+        defaults: what the programs take where a flag says nothing.
+        whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
+            not letterboxed, and nothing has a place: no mosaic, no rectangular batches, no windows, no anchors.
     """
 
     @property
@@ -222,6 +257,11 @@ class Task(Protocol):
 
     def configured(self, hyp: Any) -> Task:
         """The task as a recipe has it: itself where no hyper-parameter changes its targets."""
+
+    @property
+    def defaults(self) -> TaskDefaults: ...
+    @property
+    def whole_image(self) -> bool: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -280,6 +320,12 @@ class Task(Protocol):
     def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
         """Rows of a label file for an image of ``hw`` px, without line ends; the score last, if asked for."""
 
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
+        """Rows of the text file that ``--save-txt`` writes: those of a label file, unless others write this task's results otherwise."""
+
+    def summary(self, detections: Detections, names: Sequence[str]) -> str:
+        """What was found on an image in a few words, such as ``4 person, 1 bus``; empty for nothing."""
+
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
         """Decoded predictions as the tensors of ``outputs``; must be traceable."""
 
@@ -295,6 +341,19 @@ class Task(Protocol):
 
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         """Number of classes that the shapes of a foreign file's outputs imply; 0 where they imply none."""
+
+
+def parts_of_rows(rows: Tensor, *, nc: int, further: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (B, K, 6 + further) as boxes (B, K, 4), scores (B, K, nc) and what follows (B, K, further).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if rows.ndim != 3 or rows.shape[2] != 6 + further:
+        raise ValueError(f"one output (batch, detections, {6 + further}) is needed")
+    boxes, best, classes, more = rows.float().split((4, 1, 1, further), dim=2)
+    scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
+    return boxes, scores, more
 
 
 TASKS: dict[str, Task] = {}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, Shapes, TaskDefaults, register_task
+from tasks.base import BaseTask, DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
@@ -34,12 +34,13 @@ POSE_HINT = "; pose labels need kpt_shape in the dataset file"
 SAME_OBJECT_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
-class DetectTask(TaskDefaults):
+class DetectTask(BaseTask):
     """Axis-aligned boxes. A label row with a polygon is taken too: augmentation keeps its box tight."""
 
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
     coco_type: str | None = "bbox"
+    defaults = TaskDefaults()
     outputs: tuple[ExportOutput, ...] = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
@@ -89,9 +90,6 @@ class DetectTask(TaskDefaults):
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         return map_boxes(detections, partial(to_batch, letterbox=letterbox))
 
-    def shapes(self, detections: Detections) -> Shapes:
-        return Shapes.of_boxes(detections.boxes)
-
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> MetricAccumulator:
         return MetricAccumulator(names, rule=rule)
 
@@ -135,6 +133,12 @@ class DetectTask(TaskDefaults):
             rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
         return rows
 
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
+        return self.label_rows(detections, hw, with_confidence=with_confidence)
+
+    def summary(self, detections: Detections, names: Sequence[str]) -> str:
+        return ", ".join(f"{int(n)} {names[label]}" for label, n in enumerate(detections.classes.bincount()) if n)
+
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
         """(B, 4 + nc, N): centre, width and height in px, then scores."""
         return (torch.cat((xyxy_to_cxcywh(predictions.boxes), predictions.scores), dim=2).transpose(1, 2),)
@@ -145,31 +149,9 @@ class DetectTask(TaskDefaults):
         boxes_cxcywh, scores = tensors[0].float().transpose(1, 2).split((4, nc), dim=2)  # (B, N, 4), (B, N, nc)
         return Predictions(cxcywh_to_xyxy(boxes_cxcywh), scores)
 
-    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
-        added = [fields[self.candidate_field]] if self.candidate_field else []
-        return torch.cat((boxes_xyxy, scores, classes, *added), dim=2)
-
-    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
-        further = max(rows.shape[-1] - 6, 1) if self.candidate_field else 0
-        boxes, scores, added = parts_of_rows(rows, nc=nc, further=further)
-        return Predictions(boxes, scores, {self.candidate_field: added} if self.candidate_field else {}, unique=True)
-
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         rows = output_shapes[0][1] if output_shapes and len(output_shapes[0]) == 3 else None
         return max(rows - 4, 0) if rows is not None else 0
-
-
-def parts_of_rows(rows: Tensor, *, nc: int, further: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (B, K, 6 + further) as boxes (B, K, 4), scores (B, K, nc) and what follows (B, K, further).
-
-    Raises:
-        ValueError: another shape.
-    """
-    if rows.ndim != 3 or rows.shape[2] != 6 + further:
-        raise ValueError(f"one output (batch, detections, {6 + further}) is needed")
-    boxes, best, classes, more = rows.float().split((4, 1, 1, further), dim=2)
-    scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
-    return boxes, scores, more
 
 
 def map_boxes(detections: Sequence[Detections], move: Callable[..., Tensor]) -> list[Detections]:

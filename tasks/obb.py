@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, Shapes, register_task
-from tasks.detect import SAME_OBJECT_IOU, DetectTask, map_detections, parts_of_rows
+from tasks.base import DrawStyle, ExportOutput, Shapes, parts_of_rows, register_task
+from tasks.detect import SAME_OBJECT_IOU, DetectTask, map_detections
 from tasks.rows import COLUMNS, NO_AREA, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, xyxy_to_cxcywh, xyxy_to_ltwh
 from utils.instances import Instances

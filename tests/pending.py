@@ -11,8 +11,4 @@ PENDING = {
     # families
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
-    "models/*-cls": "classification",
-    "heads/ul_Classify": "classification",
-    "losses/ul_cls": "classification",
-    "ops/top_k": "classification",
 }

@@ -16,13 +16,14 @@ from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
-    ("anchors", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "paste_in")
+    ("anchors", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "paste_in")
 )
 _SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
 IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + tuple(
     f"{variant}-{name}" for variant in ("alpha", "Inner", "Focaler") for name in _SIMILARITIES
 )
 CLS_LOSSES = ("BCE", "focal", "QFL", "VFL")
+POLICIES = ("none", "randaugment", "autoaugment", "augmix")
 
 
 def _key(
@@ -90,6 +91,8 @@ class Hyperparameters:
     mixup: float = _key(0.15, "probability of mixup", most=1)
     copy_paste: float = _key(0.3, "probability of copy-paste", most=1)
     close_mosaic: int = _key(0, "last epochs without mosaic and mixup")
+    auto_augment: str = _key("none", "classification: policy in place of hsv_h, hsv_s and hsv_v", choices=POLICIES)
+    erasing: float = _key(0.0, "classification: probability that a rectangle of the image is erased", most=1)
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.dataset_spec import DatasetSpec
 from data.labels.cache import cache_path, cached_labels, content_key
+from data.labels.class_folders import folder_labels
 from data.labels.coco import read_coco_labels
 from data.labels.files import find_label_files, has_label_files, label_path
 from data.labels.pose import KEYPOINTS_TASK, pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
@@ -38,6 +39,10 @@ def split_labels(
         prefix: words before lines and progress bars.
         progress: whether to show those.
     """
+    if task.whole_image:
+        return folder_labels(spec, split, image_files, workers=workers, prefix=prefix, progress=progress)
+    if spec.yaml_path.is_dir():
+        raise UserError(f"{spec.yaml_path}: a folder for each class, without places of objects; the model's task is {task.name}")
     annotations, remark = labels_json(spec, split, image_files)
     points = spec.keypoints if task.coco_type == KEYPOINTS_TASK else None
     names = None if spec.label_nc != spec.nc else spec.names

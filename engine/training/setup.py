@@ -123,6 +123,7 @@ def build_run(
     precision = precision_of(config.amp, device)
     spec = with_channels(load_data(config, checkpoint), config, checkpoint)
     model, frozen = build_network(config, checkpoint, spec)
+    config = with_task_defaults(config, model.task)
     model = channels_last(model.to(device))
     hyp = resolve_hyp(config, checkpoint, model)
     recomputed_parts(model, config.checkpoint_activations)  # refuses the flag before a folder is made
@@ -131,7 +132,7 @@ def build_run(
     loaders = build_loaders(config, hyp, spec, task=model.task, stride=model.stride, finish_on_device=device.type == "cuda")
     if config.resume and checkpoint is not None:
         check_labels(loaders.origin, checkpoint, config)
-    report_data(loaders, spec, save_dir)
+    report_data(loaders, spec, save_dir, whole_images=model.task.whole_image)
     if not config.resume:
         fit_anchors(model, config, hyp, loaders)
     state = build_state(model, frozen, config, hyp, scaler=gradient_scaler(device, precision), batches=len(loaders.train))
@@ -158,6 +159,22 @@ def build_run(
         write_run_files(run, checkpoint)
         print_recipe(run)
     return run
+
+
+def with_task_defaults(config: TrainConfig, task: Task) -> TrainConfig:
+    """The config with the task's usual image size where none is given.
+
+    Raises:
+        UserError: a flag about places of objects, and the task's results are of whole images.
+    """
+    if task.whole_image and (flag := "--rect" if config.rect else "--noautoanchor" if config.noautoanchor else ""):
+        raise UserError(f"{flag}: is about boxes in images, and the task {task.name!r} has one result an image; leave it out")
+    is_given = config.resume or "imgsz" in config.given or config.imgsz != TrainConfig().imgsz
+    if is_given or config.imgsz == task.defaults.imgsz:
+        return config
+    if distributed.is_main():
+        print(f"No --imgsz: {task.defaults.imgsz} px, as is usual for the task {task.name}")
+    return config.replace(imgsz=task.defaults.imgsz)
 
 
 def load_data(config: TrainConfig, checkpoint: Checkpoint | None) -> DatasetSpec:
@@ -191,6 +208,8 @@ def resolve_batch_size(config: TrainConfig, model: Model, hyp: Hyperparameters, 
 
 def fit_anchors(model: Model, config: TrainConfig, hyp: Hyperparameters, loaders: Loaders) -> None:
     """Adapts anchors to the training boxes unless --noautoanchor is given, and prints a line; nothing for heads without anchors."""
+    if model.task.whole_image:
+        return
     dataset = loaders.train.dataset
     sizes = sizes_in_training(*dataset.box_sizes(), dataset.imgsz)
     adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)
@@ -316,8 +335,9 @@ def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model
         hyp = config.hyp
     else:
         family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based, scale=model.spec.scale)
+        family = model.task.defaults.hyp or family
         if not config.hyp:
-            print(f"No --hyp: {family}, the recipe of this model's family")
+            print(f"No --hyp: {family}, the recipe of this model's {'task' if model.task.defaults.hyp else 'family'}")
         hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
     flags = {name: getattr(config, name) for name in ("label_smoothing", "close_mosaic", "mask_ratio", "overlap_mask")}
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
@@ -379,7 +399,7 @@ def build_loaders(
     return Loaders(train, val, truth, origin={"file": str(spec.yaml_path), **hashes})
 
 
-def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
+def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path, *, whole_images: bool = False) -> None:
     """Prints a summary of the labels, which have been read by now, and writes every problem into a file of the run folder."""
     from data.labels.problems import write_problems
     from data.tools.summary import summarize_labels
@@ -387,7 +407,8 @@ def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
     if not distributed.is_main():
         return
     train, val = loaders.train.dataset, loaders.val.dataset
-    print("\n".join(summarize_labels((train.image_files, train.table), (val.image_files, val.table), spec.names)))
+    splits = (train.image_files, train.table), (val.image_files, val.table)
+    print("\n".join(summarize_labels(*splits, spec.names, whole_images=whole_images)))
     problems = list(dict.fromkeys((*train.problems, *val.problems)))
     if problems:
         try:
@@ -419,7 +440,7 @@ def wrap_network(model: Model, config: TrainConfig, loss: Loss) -> nn.Module:
 def default_callbacks(config: TrainConfig, hyp: Hyperparameters, loaders: Loaders) -> list[Callback]:
     """The loggers of the console, results.csv, cost.json, TensorBoard events and plots, and those that --logger names."""
     tracking = trackers(config.logger if distributed.is_main() else (), config.project, {**config.to_dict(), **hyp.to_dict()})
-    plots = [] if config.noplots else [PlotLogger(loaders.train.dataset.labels)]
+    plots = [] if config.noplots else [PlotLogger(loaders.train.dataset.labels, whole_images=loaders.train.dataset.task.whole_image)]
     return [ConsoleLogger(), CsvLogger(), CostLogger(), TensorBoardLogger(), *plots, *tracking]
 
 
@@ -441,7 +462,7 @@ def print_recipe(run: Run) -> None:
     print(f"warm-up   {share if warmup else 'none'}")
     if 2 * warmup > total:
         print("warning: warm-up is more than half of the training: lower warmup_epochs and warmup_min_iters in --hyp", file=sys.stderr)
-    if warning := gains_warning(hyp.box, model.head.anchor_based):
+    if not model.task.whole_image and (warning := gains_warning(hyp.box, model.head.anchor_based)):
         print(warning, file=sys.stderr)
     precision = run.step.precision
     amp = str(precision).removeprefix("torch.") if precision else "off"

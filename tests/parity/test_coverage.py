@@ -15,6 +15,7 @@ import pytest
 from tests import golden
 from tests.parity import (
     test_blocks,
+    test_classify,
     test_heads,
     test_heads_end_to_end,
     test_heads_in_models,
@@ -66,6 +67,7 @@ OPS = {
     "probiou": "parity/test_obb.py",
     "process_mask": "parity/test_ops_masks.py",
     "rboxes": "parity/test_obb.py",
+    "top_k": "parity/test_classify.py",
     "smooth_v9": "parity/test_ops_map.py",
     "wiou_scale_v9": "parity/test_ops_iou.py",
 }
@@ -77,12 +79,13 @@ def compared(folder: str) -> set[str]:
         return set(test_blocks.CASES)
     if folder == "heads":
         dense = {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
-        return {*dense, *test_pose.CASES, *test_obb.HEAD_CASES}
+        return {*dense, *test_pose.CASES, *test_obb.HEAD_CASES, *test_classify.HEADS}
     if folder == "losses":
-        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE)
+        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE, *test_classify.LOSSES)
         return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES, *test_obb.LOSS_CASES}
     if folder == "models":
-        return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
+        classifiers = {*test_classify.NETWORKS, *test_classify.TRAINED}
+        return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"} | classifiers
     ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}
     return ops | set(test_ops_nms.NAMES) | {case for case, _ in test_ops_schedule.PUBLISHED}
 
@@ -104,8 +107,8 @@ def test_every_golden_vector_is_compared_or_listed_as_pending(folder):
 
 
 def test_every_network_output_is_compared_once():
-    anchored, free = set(test_heads_in_models.cases()), {*test_models.WITH_OUTPUT, *test_obb.MODEL_CASES}
-    networks = [n for n in golden.all_names("models") if n not in test_train_step.CASES]
+    anchored, free = set(test_heads_in_models.cases()), {*test_models.WITH_OUTPUT, *test_obb.MODEL_CASES, *test_classify.WITH_OUTPUT}
+    networks = [n for n in golden.all_names("models") if n not in (*test_train_step.CASES, *test_classify.TRAINED)]
     assert not anchored & free
     assert anchored | free == {n for n in networks if any(k.startswith(("raw_", "probs")) for k in golden.find("models", n).arrays)}
 

@@ -23,7 +23,7 @@ from utils.types import Batch, Letterbox, Targets
 
 ANCHORED = golden.all_names("losses", "v5_") + golden.all_names("losses", "v7_")
 END_TO_END = ("v10_e2e", "v26_e2e")  # in test_losses_end_to_end.py
-OTHERS = ("_pose_", "_obb_")  # in test_pose.py and test_obb.py
+OTHERS = ("_pose_", "_obb_", "ul_cls")  # in test_pose.py, test_obb.py and test_classify.py
 ALIGNED = [
     n for n in golden.all_names("losses") if n not in ANCHORED and not n.startswith(END_TO_END) and not any(part in n for part in OTHERS)
 ]
