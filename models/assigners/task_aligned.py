@@ -9,8 +9,8 @@ gets the box's largest overlap (section 3.2).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,19 @@ class Assignment(NamedTuple):
     row: Tensor  # (B, R) int64, ``Predicted.row`` of the cells
 
 
+class OverlapMeasure(Protocol):
+    """Replaces the overlap of predicted boxes with boxes by another measure in 0-1."""
+
+    def __call__(self, overlap: Tensor, *, place: Tensor, number: Tensor) -> Tensor:
+        """The measure of pairs, of the shape of ``overlap``.
+
+        Args:
+            overlap: CIoU, at least 0.
+            place: int64, the prediction of each pair, counted over branches, images and cells; its shape can be broadcast to ``overlap``'s.
+            number: int64, the box of each pair, counted over images and the n places of each; the same.
+        """
+
+
 class Predicted(NamedTuple):
     """The network's predictions: of K branches, which are assigned the same boxes, each with B images of N cells."""
 
@@ -45,6 +58,12 @@ class Predicted(NamedTuple):
     row: Tensor  # (K · B · N,) int64, in which row the logits of each image's cells are
     grid: LevelGrid
     most: int | None = None  # from :meth:`TaskAlignedAssigner.most_candidates`
+    measure: OverlapMeasure | None = None  # in place of the overlap of boxes
+
+    def measured(self, overlap: Tensor, place: Tensor, number: Tensor) -> Tensor:
+        """The overlap in effect, see :class:`OverlapMeasure`."""
+        overlap = overlap.clamp_(min=0)
+        return overlap if self.measure is None else self.measure(overlap, place=place, number=number)
 
 
 class _Truth(NamedTuple):
@@ -54,6 +73,7 @@ class _Truth(NamedTuple):
     terms: Tensor  # (8, B, n)
     area: Tensor  # (4, B, n) px: −left, −top, right, bottom of the area that holds the centres of candidates
     valid: Tensor  # (B, n) bool
+    number: Tensor  # (B, n) int64, counted over the images
 
 
 class _Pairs(NamedTuple):
@@ -134,7 +154,8 @@ class TaskAlignedAssigner:
             return Assignment(none.long(), none.long(), none, none.bool(), none.long())
         terms = ciou_terms(targets.boxes_xyxy)
         valid = targets.valid & (terms[4:6].sum(dim=0) > 0)
-        truth = _Truth(targets.labels, terms, self._area(terms), valid)
+        number = torch.arange(batch * n, device=valid.device).view(batch, n)
+        truth = _Truth(targets.labels, terms, self._area(terms), valid, number)
         topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, branches * batch * cells))
         parts = [_Truth(*(t[..., i : i + step] for t in truth)) for i in range(0, n, step)]
         picks = [self._alignment(predicted, part).topk(topk, dim=-1) for part in parts]
@@ -150,6 +171,8 @@ class TaskAlignedAssigner:
             return self._dense_alignment(predicted, truth)
         at = torch.div(pairs.row, n, rounding_mode="floor").mul_(cells).add_(pairs.cell)  # over the images
         overlap = ciou_of_terms(predicted.terms.index_select(2, at), truth.terms.flatten(1).index_select(1, pairs.row)[:, None])
+        if predicted.measure is not None:
+            overlap = predicted.measured(overlap, _of_branches(at, predicted), truth.number.flatten()[pairs.row])
         logit = predicted.row[at].mul_(predicted.logits.shape[1]).add_(truth.labels.reshape(-1)[pairs.row])
         value = self._measure(overlap.clamp_(min=0), predicted.logits.reshape(branches, -1).index_select(1, logit))  # (K, P)
         place = pairs.row.mul(cells).add_(pairs.cell)
@@ -164,6 +187,9 @@ class TaskAlignedAssigner:
         centres = torch.cat((-predicted.grid.centres, predicted.grid.centres))[:, None, None]  # (4, 1, 1, N)
         inside = (centres < truth.area[..., None]).all(dim=0) & truth.valid[..., None]  # (B, n, N)
         overlap = ciou_of_terms(predicted.terms.unflatten(2, (batch, 1, cells)), truth.terms[:, None, ..., None])  # (K, B, n, N)
+        if predicted.measure is not None:
+            place = torch.arange(predicted.row.numel(), device=overlap.device).view(-1, batch, 1, cells)
+            overlap = predicted.measured(overlap, place, truth.number[..., None])
         logits = predicted.logits[predicted.row.view(-1, batch, 1, cells), truth.labels[..., None]]
         return self._measure(overlap.clamp(min=0), logits) * inside
 
@@ -215,7 +241,8 @@ class TaskAlignedAssigner:
         place = torch.arange(0, len(box) * cells, cells, device=box.device)[:, None] + cell
         terms = predicted.terms.flatten(1).index_select(1, place.flatten()).unflatten(1, box.shape)  # (8, K · B, R)
         resolve = self._listed_owners if can_count_without_wait(box) else self._owners
-        box, overlap = resolve(box, mask & (first + last < 0), _Picks(terms, predicted.grid.centres[:, cell]), truth)
+        picks = _Picks(terms, predicted.grid.centres[:, cell], place[None], predicted)
+        box, overlap = resolve(box, mask & (first + last < 0), picks, truth)
         row, overlap, label = predicted.row[place], overlap * mask, truth.labels.repeat(branches, 1).gather(1, box)
         value = self._measure(overlap, predicted.logits.reshape(-1)[row * predicted.logits.shape[1] + label])
         if self.kept is not None:
@@ -231,10 +258,10 @@ class TaskAlignedAssigner:
         overlaps; from all picks with all boxes."""
         (batch, n), found = truth.valid.shape, []
         truth = _Truth(*(t.unsqueeze(-2).unsqueeze(-4) for t in truth))  # (…, 1, B, 1, n)
-        picks = _Picks(*(t.unflatten(1, (-1, batch)).unsqueeze(-1) for t in picks))  # (…, K, B, R, 1)
+        picks = picks.map(lambda t: t.unflatten(1, (-1, batch)).unsqueeze(-1))  # (…, K, B, R, 1)
         step = max(1, MAX_PAIRS // (len(box) * n))
         for i in range(0, box.shape[1], step):
-            overlap = self._overlap(_Picks(*(t[..., i : i + step, :] for t in picks)), truth).flatten(0, 1)  # (K · B, r, n)
+            overlap = self._overlap(picks.at((..., slice(i, i + step), slice(None))), truth).flatten(0, 1)  # (K · B, r, n)
             own = torch.where(contested[:, i : i + step], overlap.argmax(dim=2), box[:, i : i + step])
             found.append((own, overlap.gather(2, own[..., None]).squeeze(2)))
         owner, most = (torch.cat(t, dim=1) if len(t) > 1 else t[0] for t in zip(*found))
@@ -244,20 +271,20 @@ class TaskAlignedAssigner:
         """The same, where the contested cells can be counted, from these alone."""
         (batch, n), rows = truth.valid.shape, contested.flatten().nonzero().squeeze(1)
         image, best = torch.div(rows, box.shape[1], rounding_mode="floor") % batch, [rows[:0]]
+        flat = picks.map(lambda t: t.flatten(1))
         for here, of in zip(*(t.split(max(1, CACHED_PAIRS // n)) for t in (rows, image))):
-            part = _Picks(*(t.flatten(1)[:, here, None] for t in picks))
-            best.append(self._overlap(part, _Truth(*(t[..., of, :] for t in truth))).argmax(dim=1))  # (Q, n)
+            best.append(self._overlap(flat.at((slice(None), here, None)), _Truth(*(t[..., of, :] for t in truth))).argmax(dim=1))  # (Q, n)
         owner = box.flatten().index_copy(0, rows, torch.cat(best)).view_as(box)
         own = torch.arange(0, len(box) * n, n, device=box.device)[:, None] % (batch * n) + owner
         terms = truth.terms.flatten(1).index_select(1, own.flatten()).unflatten(1, own.shape)
-        return owner, ciou_of_terms(picks.terms, terms).clamp_(min=0)
+        return owner, picks.predicted.measured(ciou_of_terms(picks.terms, terms), picks.place[0], truth.number.flatten()[own])
 
     def _overlap(self, picks: _Picks, truth: _Truth) -> Tensor:
         """Overlaps of picks with the boxes that may own them, 0 for others; the trailing shapes broadcast."""
         may = truth.valid
         if self.owners_contain:
             may = may & (torch.cat((-picks.centres, picks.centres)) < truth.area).all(dim=0)
-        return ciou_of_terms(picks.terms, truth.terms).clamp(min=0) * may
+        return picks.predicted.measured(ciou_of_terms(picks.terms, truth.terms), picks.place[0], truth.number) * may
 
 
 class _Picks(NamedTuple):
@@ -265,6 +292,22 @@ class _Picks(NamedTuple):
 
     terms: Tensor  # (8, K · B, R) of the predicted boxes
     centres: Tensor  # (2, K · B, R) px of the cells
+    place: Tensor  # (1, K · B, R) int64, the predictions, counted over branches, images and cells
+    predicted: Predicted
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Picks:
+        """The same with ``function`` of the tensors."""
+        return _Picks(function(self.terms), function(self.centres), function(self.place), self.predicted)
+
+    def at(self, index: Any) -> _Picks:
+        """The same with an index of the tensors."""
+        return self.map(lambda t: t[index])
+
+
+def _of_branches(place: Tensor, predicted: Predicted) -> Tensor:
+    """Places (P,) over the images of one branch as places (K, P) over all branches."""
+    per_branch = predicted.row.numel() // predicted.terms.shape[1]
+    return torch.arange(0, predicted.row.numel(), per_branch, device=place.device)[:, None] + place
 
 
 def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | None = None) -> _Pairs:

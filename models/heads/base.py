@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class HeadOutput(NamedTuple):
     """Raw maps of a head, the same type in training, evaluation and export.
 
-    ``branches[b][level]`` is (B, no, H, W), auxiliary branches first, the main branch last.
+    ``branches[b][level]`` is (B, no, H, W), auxiliary branches first, the main branch last. What a task adds for each cell (mask
+    coefficients, keypoints, an angle) is in ``fields[b][name][level]``, (B, ·, H, W); ``fields`` is empty where there is nothing.
     """
 
     branches: tuple[tuple[Tensor, ...], ...]
-    shared: tuple[Tensor, ...] = ()  # maps of the whole image, such as prototypes
+    shared: Mapping[str, Tensor] = {}  # maps (B, …) of the whole image by name, such as prototypes
+    fields: tuple[Mapping[str, tuple[Tensor, ...]], ...] = ()
 
     @property
     def main(self) -> tuple[Tensor, ...]:

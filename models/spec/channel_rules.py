@@ -213,9 +213,10 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
 
     Anchors are listed in px, or only counted: then the head begins with a guess, and training fits them to the data.
 
-    The class may give ``for_row(*, anchors, dialect, form) -> class`` to choose between forms that share one name (Detect).
+    The class may give ``for_row(*, anchors, dialect, form) -> class`` to choose between forms that share one name (Detect), and
+    ``row_arguments(args) -> (anchors, further)`` for what follows nc in its rows; else anchors come first.
     """
-    anchors = args[1] if len(args) > 1 else None
+    anchors, further = getattr(context.cls, "row_arguments", _anchors_first)(args[1:])
     if anchors is None and context.anchors is not None:
         anchors = context.anchors
     choose = getattr(context.cls, "for_row", None)
@@ -230,7 +231,12 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
         if "reg_max" not in inspect.signature(cls).parameters:
             raise UserError("takes no reg_max; leave the key out")
         options["reg_max"] = context.form.reg_max
-    return LayerPlan((*built, *args[2:]), 0, cls=cls, takes_list=True, kwargs=options)
+    return LayerPlan((*built, *further), 0, cls=cls, takes_list=True, kwargs=options)
+
+
+def _anchors_first(args: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """Anchors, None where none are given, and further arguments of a head's row after nc."""
+    return (args[0], args[1:]) if args else (None, ())
 
 
 def _width_argument(args: Sequence[Any], context: RuleContext) -> int:
