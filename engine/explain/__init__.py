@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.explain.explaining import Explanation, ExplainOptions, explain
+    from engine.explain.explaining import ExplainOptions, Explanation, explain
 
 __all__ = ["ExplainOptions", "Explanation", "explain"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.explain.explaining import Chooser, Explanation, ExplainOptions, explain, letterboxed
+from engine.explain.explaining import Chooser, ExplainOptions, Explanation, explain, letterboxed
 from engine.explain.figures import Panel, ShownImage, grid_figure
 from models.analysis.explained_targets import Target, counterparts
 from models.model import Model
@@ -74,4 +74,3 @@ def compare_figure(pair: Sequence[Explanation], labels: Sequence[str], method: s
 
 def _nothing(figure: Any, axes: Any) -> None:
     axes.axis("off")
-

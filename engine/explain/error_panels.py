@@ -1,4 +1,4 @@
-"""What a detector does wrong on a data set: kinds of errors with their cost, tables by class and size, panels of the most confident ones."""
+"""What a detector does wrong on a data set: kinds of errors with their cost, tables by class and size, panels of the most confident."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from utils.cli.explain_arguments import ExplainConfig
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.types import Batch, Detections, to_unit_range
-
 
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, np.inf))  # area in px², COCO's
 MARGIN = 0.6  # round a box, as a share of its longer side
@@ -182,6 +181,3 @@ def _crop(box: NDArray[np.float64], hw: tuple[int, ...]) -> tuple[int, int, int,
 
 def _arrays(detections: Detections) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     return detections.boxes.double().numpy(), detections.scores.double().numpy(), detections.classes.numpy()
-
-
-

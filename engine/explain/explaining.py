@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class ExplainOptions:
 
     methods: tuple[str, ...] = ("layercam",)
     rows: tuple[int, ...] = ()
-    target: TargetRequest = TargetRequest()
-    suppression: Suppression = Suppression()
+    target: TargetRequest = field(default_factory=TargetRequest)
+    suppression: Suppression = field(default_factory=Suppression)
     hw: tuple[int, int] | None = None
     query_xy: tuple[float, float] | None = None
     modules: bool = True

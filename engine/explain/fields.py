@@ -48,7 +48,9 @@ def _panel(figure: Any, axes: Any, model: Model, field: ReceptiveField) -> None:
     bar.ax.set_yticklabels(("0.001", "0.01", "0.1", "1"), fontsize=6)
     y, x = (float(value) for value in np.unravel_index(field.effective.argmax(), (height, width)))
     for (share, side), colour in zip(field.sides_px.items(), SHARE_COLOURS):
-        axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fill=False, edgecolor=colour, linewidth=1, label=f"{share:.0%}: {side} px"))
+        square = Rectangle((x - side / 2, y - side / 2), side, side, fill=False, edgecolor=colour, linewidth=1)
+        square.set_label(f"{share:.0%}: {side} px")
+        axes.add_patch(square)
     rows, columns = field.theoretical_hw
     if not field.whole_input:
         square = Rectangle((x - columns / 2, y - rows / 2), columns, rows, fill=False, edgecolor="white", linewidth=1, linestyle="--")

@@ -51,8 +51,9 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     links = "".join(f'<a href="#s{i}">{html.escape(section.title)}</a>' for i, section in enumerate(sections)) if len(sections) > 1 else ""
     body = "\n".join(_section(i, section) for i, section in enumerate(sections))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    text = f"<!DOCTYPE html>\n<html><head>{head}<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n<nav>{links}</nav>\n{body}\n"
-    path.write_text(f"{text}</body></html>\n", encoding="utf-8", errors="replace")
+    top = f"<h1>{html.escape(title)}</h1>\n<nav>{links}</nav>"
+    text = f"<!DOCTYPE html>\n<html><head>{head}<style>{STYLE}</style></head>\n<body>{top}\n{body}\n</body></html>\n"
+    path.write_text(text, encoding="utf-8", errors="replace")
 
 
 def encoded(image_rgb: NDArray[np.uint8]) -> bytes:

@@ -18,7 +18,7 @@ from data.sources.frames import Frame, FrameSource
 from data.sources.opening import open_source
 from engine.explain.comparing import compare_figure, explain_as
 from engine.explain.error_panels import error_section
-from engine.explain.explaining import Explanation, ExplainOptions, explain
+from engine.explain.explaining import ExplainOptions, Explanation, explain
 from engine.explain.fields import field_figure, field_lines
 from engine.explain.numbers import faithfulness_lines, sanity_figure, sanity_lines
 from engine.explain.page import Section, write_page
@@ -228,4 +228,3 @@ def _labels(first: str, second: str) -> tuple[str, str]:
     if paths[0].name != paths[1].name:
         return paths[0].name, paths[1].name
     return "/".join(paths[0].parts[-3:]), "/".join(paths[1].parts[-3:])
-

@@ -43,14 +43,14 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def eigen_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """EigenCAM (arXiv 2008.00299): the projection on the first principal component over the channels. Knows no target.
+    """EigenCAM (arXiv 2008.00299): the projection on the first principal component of the places' channels. Knows no target.
 
     A component has no sign of its own; it is the one in which places of large activation are positive.
     """
     rows = activations.flatten(1).t()  # (N, C)
     centred = rows - rows.mean(0)
     _, _, components = torch.linalg.svd(centred, full_matrices=False)
-    projection = rows @ components[0]
+    projection = centred @ components[0]
     energy = rows.norm(dim=1)
     sign = torch.where((projection * (energy - energy.mean())).sum() < 0, -1.0, 1.0)
     return (sign * projection).view(activations.shape[1:]).clamp(min=0)

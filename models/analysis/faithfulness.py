@@ -1,7 +1,7 @@
 """How far a map can be trusted: what its places are worth when they are taken away or put back, and what random weights make of it.
 
-RISE: Randomized Input Sampling for Explanation, arXiv 1806.07421 (deletion and insertion); Black-box Explanation of Object Detectors via
-Saliency Maps (D-RISE), arXiv 2006.03204 (what a detection's score is on a changed image); Sanity Checks for Saliency Maps, arXiv 1810.03292.
+RISE: Randomized Input Sampling for Explanation, arXiv 1806.07421 (deletion and insertion). Black-box Explanation of Object Detectors via
+Saliency Maps (D-RISE), arXiv 2006.03204 (the score of a detection on a changed image). Sanity Checks for Saliency Maps, arXiv 1810.03292.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class Faithfulness:
 
 
 @torch.no_grad()
-def faithfulness(
-    model: Model, images: Tensor, cam: Tensor, boxes_xyxy: Tensor, classes: Tensor, *, steps: int = STEPS
-) -> Faithfulness:
+def faithfulness(model: Model, images: Tensor, cam: Tensor, boxes_xyxy: Tensor, classes: Tensor, *, steps: int = STEPS) -> Faithfulness:
     """Deletion and insertion curves of a map.
 
     The score of a changed image is the mean over the objects of the largest score · IoU that any candidate has with the object, in those of
@@ -76,7 +74,7 @@ def faithfulness(
 
 
 def randomised(model: Model, *, seed: int = 0) -> Model:
-    """A copy with the weights of every layer drawn anew, each tensor with the mean and deviation that it has: structure without knowledge."""
+    """A copy with all weights drawn anew, each tensor with the mean and deviation that it has: structure without knowledge."""
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -88,10 +89,8 @@ def _middle_gradients(model: Model, image: Tensor, rows: Sequence[int]) -> list[
         return out
 
     with evaluating(model), torch.enable_grad():
-        try:
+        with suppress(Done):
             model.run_rows(own, call)
-        except Done:
-            pass
         return [_gradient(maps[row], own) for row in rows]
 
 

@@ -78,7 +78,10 @@ COMMAND = Command(
     ExplainConfig,
     prog="explain.py",
     description="Shows what a network looks at.",
-    refused={"--cam": "write --method layercam, gradcam, gradcam++, hirescam or eigencam", "--layer": "write --rows, such as --rows 15 18 21"},
+    refused={
+        "--cam": f"write --method, and one or more of {', '.join(METHODS)}",
+        "--layer": "write --rows, such as --rows 15 18 21",
+    },
 )
 
 

@@ -23,9 +23,9 @@ COMMANDS = (
 INTRODUCTION = """# Flags
 
 Made by `python -m utils.cli.flags_page` from the fields of `TrainConfig`, `ValConfig`, `DetectConfig`, `ExportConfig`,
-`StudyConfig` and `ExplainConfig`: a flag is defined there once, and argparse, the checks of its value, the rules of `--resume` and this page follow. From
-Python the same names, with underscores, are parameters of these classes. A unique beginning of a flag is enough (`--batch`, `--conf`);
-`--help` prints the same list.
+`StudyConfig` and `ExplainConfig`: a flag is defined there once, and argparse, the checks of its value, the rules of `--resume` and this
+page follow. From Python the same names, with underscores, are parameters of these classes. A unique beginning of a flag is enough
+(`--batch`, `--conf`); `--help` prints the same list.
 """
 _TYPE_NAMES = {bool: "switch", int: "integer", float: "number", str: "text"}
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "*": r"\*"})
