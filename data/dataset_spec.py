@@ -13,6 +13,7 @@ from typing import Any
 
 from data.labels.paths import as_written
 from data.tools.shape_crops import ensure_shape_crops
+from data.tools.shape_outlines import ensure_shape_outlines
 from data.tools.shape_points import ensure_shape_points
 from data.tools.shapes import ensure_shapes
 from data.tools.shapes_obb import ensure_shapes_obb
@@ -26,8 +27,8 @@ SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 HERE = Path(__file__).resolve().parent
 EMBEDDED: dict[str, Callable[[Path], Path]] = {
-    "shapes.yaml": ensure_shapes, "shapes-pose.yaml": ensure_shape_points, "shapes-obb.yaml": ensure_shapes_obb,
-    "shapes-cls.yaml": ensure_shape_crops,
+    "shapes.yaml": ensure_shapes, "shapes-seg.yaml": ensure_shape_outlines, "shapes-pose.yaml": ensure_shape_points,
+    "shapes-obb.yaml": ensure_shapes_obb, "shapes-cls.yaml": ensure_shape_crops,
 }  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def class_folder_spec(folder: Path, *, single_cls: bool = False, need: Iterable[
     shown_names = ("item",) if single_cls and len(names) > 1 else class_names
     return DatasetSpec(
         yaml_path=folder, root=folder, names=shown_names, nc=len(shown_names), label_nc=len(names), single_cls=single_cls,
-        class_names=class_names, **sources,
+        class_names=class_names, train=sources["train"], val=sources["val"], test=sources["test"],
     )  # fmt: skip
 
 

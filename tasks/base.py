@@ -86,7 +86,7 @@ class View:
         return torch.stack((self.hw[1] - x2, y1, self.hw[1] - x1, y2), dim=-1)
 
 
-class BaseTask:
+class CommonTask:
     """What most tasks do alike; a task inherits it and overrides what it knows better."""
 
     name: str

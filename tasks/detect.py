@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import BaseTask, DrawStyle, ExportOutput, TaskDefaults, register_task
+from tasks.base import CommonTask, DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
@@ -34,7 +34,7 @@ POSE_HINT = "; pose labels need kpt_shape in the dataset file"
 SAME_OBJECT_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
-class DetectTask(BaseTask):
+class DetectTask(CommonTask):
     """Axis-aligned boxes. A label row with a polygon is taken too: augmentation keeps its box tight."""
 
     name = "detect"

@@ -21,6 +21,7 @@ class LabelRow(NamedTuple):
     box_cxcywh: np.ndarray  # (4,) float64
     polygon: np.ndarray  # (k, 2) float64, empty where there is only a box
     keypoints: np.ndarray | None = None  # (K, 3) float64 of x, y and visibility 0, 1 or 2
+    rings: tuple[int, ...] = ()  # points of each ring of the polygon, where it has several
 
 
 class InvalidRow(NamedTuple):

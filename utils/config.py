@@ -23,6 +23,7 @@ PRETRAINED = "pretrained"  # of --freeze
 NEWEST = "newest"  # of --resume
 PATHS = ("cfg", "weights", "backbone_weights", "data", "hyp", "project")  # fields that name a file or a folder
 ABSOLUTE = "absolute"  # key of opt.yaml
+TASK_NAMES = ("detect", "segment", "pose", "obb", "classify")
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION", "MuSGD")
 MAX_LAYERS = 10_000
 PRECISE_BATCHES = 8  # of --precise-bn: most of what a whole epoch gives on small sets, and little time on large ones
@@ -39,6 +40,10 @@ class TrainConfig:
     )  # fmt: skip
     weights: str = flag(
         "", "checkpoint; alone it gives the architecture too, with --cfg what fits is transferred", metavar="PT", may_be_empty=True
+    )
+    task: str = flag(
+        "", "detect, segment, pose, obb or classify: the model and the embedded data set, where neither is given; else checked",
+        metavar="NAME", choices=TASK_NAMES,
     )
     download: bool = flag(False, "fetch published weights that are not on disk")
     attention: tuple[str, ...] = flag((), "insert same-width modules: FocalModulation@9, EMA@detect, ...", metavar="SPEC")

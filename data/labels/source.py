@@ -11,6 +11,7 @@ from data.labels.cache import cache_path, cached_labels, content_key
 from data.labels.class_folders import folder_labels
 from data.labels.coco import read_coco_labels
 from data.labels.files import find_label_files, has_label_files, label_path
+from data.labels.outlines import outline_remark
 from data.labels.pose import KEYPOINTS_TASK, pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
 from data.labels.table import LabelTable
 from data.labels.yolo import read_labels
@@ -58,6 +59,7 @@ def split_labels(
     if points is not None and table.keypoints is not None and not (table.keypoints[..., 2] > 0).any():
         source = annotations or spec.yaml_path
         raise UserError(f"{source}: no object of {split!r} has a labelled keypoint; kpt_shape {list(points.shape)} says they have")
+    remarks.append(outline_remark(task, table, source=str(annotations or f"{spec.yaml_path}: {split}")))
     if annotations is None and table.keypoints is None:
         remarks.append(wrong_pose_remark(table) if spec.kpt_shape else unnamed_pose_remark(table))
     return table, [f"{prefix}{line}" for line in remarks if line]
