@@ -20,10 +20,12 @@ from tests.parity import (
     test_heads_in_models,
     test_losses,
     test_losses_end_to_end,
+    test_losses_segment,
     test_model_keys,
     test_models,
     test_ops_nms,
     test_ops_schedule,
+    test_segment,
     test_train_step,
 )
 from tests.pending import PENDING
@@ -66,9 +68,10 @@ def compared(folder: str) -> set[str]:
     if folder == "blocks":
         return set(test_blocks.CASES)
     if folder == "heads":
-        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
+        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES, *test_segment.CASES}
     if folder == "losses":
-        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE}
+        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE,
+                *test_losses_segment.CASES}  # fmt: skip
     if folder == "models":
         return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
     ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}
