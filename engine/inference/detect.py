@@ -77,9 +77,7 @@ def detect(config: DetectConfig) -> Report:
     predictor = build_predictor(config, network, device)
     report.seconds = predictor.stopwatch.seconds
     sliced = sliced_predictor(config, predictor, source) if config.slice else None
-    options = SaveOptions(
-        images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
-    )
+    options = SaveOptions(images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop)
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
     writer = ResultWriter(
         report.folder or Path(), predictor.names, options, predictor.task.label_rows, written=report.written, videos_at_once=source.at_once

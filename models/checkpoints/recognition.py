@@ -95,5 +95,6 @@ def _classes(shapes: Shapes, last: int) -> int | None:
     if free:
         return free[0]
     if anchored and anchors and anchors[1]:
-        return anchored[0] // anchors[1] - 5
+        masks = shapes.get(head + "proto.cv3.conv.weight", (0,))[0]
+        return anchored[0] // anchors[1] - 5 - masks
     return None
