@@ -83,9 +83,7 @@ class Report:
         return next((f"{check}: {reason}" for check, reason in self.reasons.items() if reason), "")
 
 
-def run_checks(
-    case: Case, *, side: int = 64, limit: str = "", on_check: Callable[[str], object] = lambda name: None
-) -> Report:
+def run_checks(case: Case, *, side: int = 64, limit: str = "", on_check: Callable[[str], object] = lambda name: None) -> Report:
     """Runs all checks of one case.
 
     Args:

@@ -30,7 +30,7 @@ from utils.reading.limits import brief
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
-ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
+ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect", "Segment")
 WHOLE_IMAGE_HEADS = ("Classify",)
 
 
@@ -214,7 +214,7 @@ def _is_redundant(name: str, head: Record, *, folded: bool) -> bool:
     """Buffers of YOLOv5's and YOLOv7's heads that repeat the anchors in px, and implicit layers that are folded already."""
     last = name.split(".")[2:3]
     is_of_head = head.cls.name in ANCHOR_HEADS and len(name.split(".")) >= 3
-    repeats = name.endswith(".anchor_grid") and (head.cls.name == "Detect" or folded)
+    repeats = name.endswith(".anchor_grid") and (head.cls.name in ("Detect", "Segment") or folded)
     return is_of_head and (repeats or (folded and last in (["ia"], ["im"], ["m2"])))
 
 

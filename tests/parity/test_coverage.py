@@ -21,12 +21,14 @@ from tests.parity import (
     test_heads_in_models,
     test_losses,
     test_losses_end_to_end,
+    test_losses_segment,
     test_model_keys,
     test_models,
     test_obb,
     test_ops_nms,
     test_ops_schedule,
     test_pose,
+    test_segment,
     test_train_step,
 )
 from tests.pending import PENDING
@@ -79,9 +81,9 @@ def compared(folder: str) -> set[str]:
         return set(test_blocks.CASES)
     if folder == "heads":
         dense = {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
-        return {*dense, *test_pose.CASES, *test_obb.HEAD_CASES, *test_classify.HEADS}
+        return {*dense, *test_pose.CASES, *test_obb.HEAD_CASES, *test_classify.HEADS, *test_segment.CASES}
     if folder == "losses":
-        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE, *test_classify.LOSSES)
+        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE, *test_classify.LOSSES, *test_losses_segment.CASES)
         return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES, *test_obb.LOSS_CASES}
     if folder == "models":
         classifiers = {*test_classify.NETWORKS, *test_classify.TRAINED}
