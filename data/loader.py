@@ -114,7 +114,7 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
         flip_idx=spec.flip_idx,
         finish_on_device=options.finish_on_device and options.augment and spec.ch == 3 and dtype == np.uint8,
     )
-    dataset = ImageDataset(files, table, images, task=task)
+    dataset = ImageDataset(files, table, images, task=task.configured(options.hyp))
     _fill_cache(dataset, options)
     sampler = _build_sampler(table, options, bytes_per_pixel=bytes_per_pixel)
     return BatchLoader(dataset, sampler, workers=options.workers, seed=options.seed, prefix=options.prefix)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, Task, register_task
+from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
@@ -35,21 +34,13 @@ POSE_HINT = "; pose labels need kpt_shape in the dataset file"
 SAME_OBJECT_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
-class DetectTask:
+class DetectTask(TaskDefaults):
     """Axis-aligned boxes. A label row with a polygon is taken too: augmentation keeps its box tight."""
 
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
     coco_type = "bbox"
-    outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
-    candidate_field = ""
-    settings: Mapping[str, Any] = {}
-
-    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Task:
-        return self
-
-    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Task:
-        return self
+    outputs: tuple[ExportOutput, ...] = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -11,13 +11,6 @@ PENDING = {
     # families
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
-    "models/*-seg": "segmentation",
-    "models/*-dseg": "segmentation",
-    "heads/*_Segment": "segmentation",
-    "losses/v5_seg:values": "segmentation",
-    "losses/v8_seg": "segmentation",
-    "losses/v26_seg": "segmentation",
-    "blocks/ul_Proto": "segmentation",
     "models/*-obb": "rotated boxes",
     "heads/*_OBB": "rotated boxes",
     "losses/*_obb": "rotated boxes",

@@ -17,9 +17,10 @@ import numpy as np
 
 from data.labels.checks import drop_duplicates
 from data.labels.probing import map_images, probe_labels
-from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS, Problem
-from data.labels.table import ImageLabels, LabelTable, build_table
+from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, OUTLINE, WRONG_CLASS, Problem
+from data.labels.table import ImageLabels, LabelTable, breaks_of, build_table
 from tasks.rows import COLUMNS, ROUNDING
+from utils.masks.coco_outlines import rings_of_annotation
 from utils.metrics.coco_file import (
     BROKEN_BOX,
     NO_CATEGORY,
@@ -84,7 +85,7 @@ class CocoFile:
         if any(p.skips for p in faults):
             return ImageLabels.unusable(*faults, has_label_file=True)
         keep = np.flatnonzero((boxes[:, 2:] > 0).all(1)).tolist()
-        labels = _normalised([objects[i] for i in keep], boxes[keep], hw, tuple(faults))
+        labels = _normalised([objects[i] for i in keep], boxes[keep], hw, faults, (shown_path, self.path.name))
         if self.keypoints is not None:
             points = keypoint_array([objects[i].keypoints for i in keep], self.keypoints)
             labels = labels._replace(keypoints=(points / (hw[1], hw[0], 1)).astype(np.float32))
@@ -174,29 +175,35 @@ def _with_objects(coco: CocoFile, image_id: int | None, probed: ImageLabels, ima
     return coco.labels_of(image_id, probed.hw, image_file)
 
 
-def _normalised(objects: Sequence[CocoObject], boxes_ltwh: np.ndarray, hw: tuple[int, int], problems: tuple[Problem, ...]) -> ImageLabels:
-    """Boxes (n, 4) in px and their polygons as a label file would have them."""
+def _normalised(
+    objects: Sequence[CocoObject], boxes_ltwh: np.ndarray, hw: tuple[int, int], problems: Sequence[Problem], where: tuple[str, str]
+) -> ImageLabels:
+    """Boxes (n, 4) in px and their outlines as a label file would have them; ``where`` names image and file in messages."""
     size = np.array(hw[::-1], np.float64)
     low = np.clip(boxes_ltwh[:, :2] / size, 0, 1)
     high = np.clip((boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]) / size, 0, 1)
-    polygons = [_polygon(o, box, size) for o, box in zip(objects, boxes_ltwh)]
+    found = [_outline(o, box, hw) for o, box in zip(objects, boxes_ltwh)]
+    faults = [
+        Problem(where[0], 0, f"annotation {o.id} of {where[1]}: {fault}; its box is used", False, OUTLINE)
+        for o, (_, fault) in zip(objects, found)
+        if fault
+    ]
+    rings = [[np.clip(ring / size, 0, 1) for ring in outline] for outline, _ in found]
     return ImageLabels(
         hw, True, np.array([o.label for o in objects], np.int64), np.concatenate(((low + high) / 2, high - low), 1).astype(np.float32),
-        np.array([o.row for o in objects], np.int64), np.concatenate([np.zeros((0, 2)), *polygons]).astype(np.float32),
-        np.array([len(p) for p in polygons], np.int64), problems,
+        np.array([o.row for o in objects], np.int64),
+        np.concatenate([np.zeros((0, 2)), *(ring for outline in rings for ring in outline)]).astype(np.float32),
+        np.array([sum(map(len, outline)) for outline in rings], np.int64), (*problems, *faults),
+        breaks=breaks_of([[len(ring) for ring in outline] for outline in rings]),
     )  # fmt: skip
 
 
-def _polygon(found: CocoObject, box_ltwh: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Points (k, 2) in 0-1; none where the object has no polygon in one piece that fits its box."""
-    nothing = np.zeros((0, 2))
-    if found.polygon is None:
-        return nothing
-    try:
-        points = np.array(found.polygon, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
-        return nothing
-    extent = np.concatenate((points.min(0), points.max(0) - points.min(0)))
-    if not np.isfinite(extent).all() or np.abs(extent - box_ltwh).max() > POLYGON_PX:
-        return nothing
-    return np.clip(points / size, 0, 1)
+def _outline(found: CocoObject, box_ltwh: np.ndarray, hw: tuple[int, int]) -> tuple[list[np.ndarray], str]:
+    """The rings (k, 2) px of an object, and what is wrong with them; none where they do not fit its box."""
+    rings, fault = rings_of_annotation(found.segmentation, hw)
+    if not rings:
+        return [], fault
+    low, high = np.min([r.min(0) for r in rings], axis=0), np.max([r.max(0) for r in rings], axis=0)
+    if np.abs(np.concatenate((low, high - low)) - box_ltwh).max() > POLYGON_PX:
+        return [], ""
+    return rings, ""

@@ -124,7 +124,7 @@ class DistributionHead(Head):
         return len(cls.branch_weights)
 
     @classmethod
-    def main_inputs(cls, count: int) -> range:
+    def main_inputs(cls, count: int) -> Sequence[int]:
         return range(count - count // cls.input_groups(), count)
 
     def levels(self, sources: Sequence[Any]) -> int:

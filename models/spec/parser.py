@@ -17,7 +17,7 @@ from typing import Any
 from models.spec.channel_rules import Channels, HeadForm, LayerPlan, RuleContext, make_divisible
 from models.spec.config_files import find_config
 from models.spec.dialects import dialect_of
-from models.spec.families import HERE, TASK_HEADS, family_of
+from models.spec.families import HERE, TASK_HEADS, family_of, tasks_here
 from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
 from tasks.keypoints import KEYS as KEYPOINT_KEYS
@@ -206,7 +206,7 @@ def plan_layers(spec: ModelSpec) -> list[LayerPlan]:
 def _absent(spec: ModelSpec, row: Row) -> str:
     """What a file with an unknown module is: a network for another task or of a family that is not here; empty for neither."""
     if row.module in TASK_HEADS:
-        return f"a network that {TASK_HEADS[row.module]} (its head is {row.module}); only detection is here"
+        return f"a network that {TASK_HEADS[row.module]} (its head is {row.module}); {tasks_here()}"
     family = family_of([other.module for other in spec.rows])
     return f"a {family}, a family that is not here (row {spec.rows.index(row)} is {row.module}); {HERE}" if family else ""
 

@@ -22,10 +22,14 @@ from utils.nms import Suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets
 
 HW, NAMES, NC = (96, 160), ("one", "two"), 2
-ORIGINAL_HW = (48, 75)
-LETTERBOX = Letterbox(torch.tensor([ORIGINAL_HW] * 2), torch.full((2, 2), 2.0), torch.tensor([[5.0, 0.0]] * 2))  # 2 x 75 + 10 = 160
+ORIGINAL_HW = (48, 76)
+LETTERBOX = Letterbox(torch.tensor([ORIGINAL_HW] * 2), torch.full((2, 2), 2.0), torch.tensor([[4.0, 0.0]] * 2))  # 2 x 76 + 8 = 160
 TARGETS = {field.name for field in dataclasses.fields(Targets)} - {"image"}
 KEYPOINTS = 3
+# What heads add, where it is not what detections have: for each candidate, and for the whole image.
+FROM_HEADS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "segment": ({"coefficients": (3,)}, {"prototypes": (3, HW[0] // 4, HW[1] // 4)}),
+}
 SETTINGS = {"kpt_shape": [KEYPOINTS, 3]}  # what files say of results, for the tasks that read it
 
 pytestmark = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
@@ -33,7 +37,7 @@ pytestmark = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 
 def instances(count: int) -> Instances:
     """Objects with all that any task could want: a box, a polygon (its corners) and keypoints inside."""
-    starts = np.array([(20, 10), (60, 30), (100, 50)], np.float32)[:count]
+    starts = np.array([(20, 12), (60, 32), (100, 48)], np.float32)[:count]  # multiples of any task's cells
     boxes = np.concatenate((starts, starts + (24, 16)), axis=1).astype(np.float32)
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
     keypoints = np.concatenate((np.repeat(starts[:, None], KEYPOINTS, 1) + 5, np.full((count, KEYPOINTS, 1), 2)), axis=2)
@@ -57,10 +61,14 @@ def good_row(task: Task) -> list[str]:
 
 
 def predictions(task: Task, boxes: torch.Tensor, scores: torch.Tensor) -> Predictions:
-    """Candidates with the fields that the task's detections have, all zero."""
+    """Candidates with what the task's heads add, all zero."""
     batch_size, count = scores.shape[:2]
-    fields = {name: value.new_zeros(batch_size, count, *value.shape[1:]) for name, value in detections(task)[0].fields.items()}
-    return Predictions(boxes, scores, fields)
+    of_detections = {name: tuple(value.shape[1:]) for name, value in detections(task)[0].fields.items()}
+    fields, shared = FROM_HEADS.get(task.name, (of_detections, {}))
+    return Predictions(
+        boxes, scores, {name: torch.zeros(batch_size, count, *shape) for name, shape in fields.items()},
+        {name: torch.zeros(batch_size, *shape) for name, shape in shared.items()},
+    )  # fmt: skip
 
 
 def random_predictions(task: Task, count: int = 40) -> Predictions:
@@ -179,7 +187,8 @@ def test_detections_are_sorted_and_within_the_limits(task):
         assert found.classes.dtype == torch.int64
         assert (found.scores > 0.3).all()
         assert (found.scores.diff() <= 0).all()
-        assert found.fields.keys() == detections(task)[0].fields.keys()
+        original = task.to_original([found, found[:0]], LETTERBOX)
+        assert [d.fields.keys() for d in original] == [detections(task)[0].fields.keys()] * 2
 
 
 def test_the_way_to_the_original_and_back_changes_nothing(task):
@@ -310,11 +319,13 @@ def test_the_layout_of_outputs_can_be_traced(task):
     few, many = random_predictions(task, 10), random_predictions(task, 30)
 
     class Layout(nn.Module):
-        def forward(self, boxes: torch.Tensor, scores: torch.Tensor, *fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return task.to_export(Predictions(boxes, scores, dict(zip(few.fields, fields))))
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor, *more: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            count = len(few.fields)
+            return task.to_export(Predictions(boxes, scores, dict(zip(few.fields, more[:count])), dict(zip(few.shared, more[count:]))))
 
     with torchscript_warnings():
-        traced = torch.jit.trace(Layout(), (few.boxes, few.scores, *few.fields.values()), check_trace=False)
-    got = traced(many.boxes, many.scores, *many.fields.values())
+        inputs = (few.boxes, few.scores, *few.fields.values(), *few.shared.values())
+        traced = torch.jit.trace(Layout(), inputs, check_trace=False)
+    got = traced(many.boxes, many.scores, *many.fields.values(), *many.shared.values())
     for value, expected in zip(got, task.to_export(many), strict=True):
         torch.testing.assert_close(value, expected)

@@ -37,7 +37,7 @@ class CocoObject(NamedTuple):
     bbox: tuple[float, ...]  # left, top, width, height in px; NaN where it is broken
     area: float  # px², the box's where none is given
     crowd: bool
-    polygon: Sequence[float] | None  # x1 y1 x2 y2 … px, of objects in one piece
+    segmentation: Any = None  # polygons or a run-length code as they stand in the file, not checked
     keypoints: Any = None  # as in the file; None where it gives none
 
     @property
@@ -223,12 +223,10 @@ def _object(row: int, entry: Mapping[str, Any], label: int) -> CocoObject:
         area = float(entry["area"])
     except (KeyError, TypeError, ValueError, OverflowError):
         area = math.nan
-    parts: Any = entry.get("segmentation")
-    whole = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list) and len(parts[0]) >= 6 and len(parts[0]) % 2 == 0
     own_id = entry["id"] if _is_id(entry.get("id")) else row
     return CocoObject(
         row, own_id, entry["image_id"], label, bbox, area if math.isfinite(area) else bbox[2] * bbox[3],
-        bool(entry.get("iscrowd")), parts[0] if whole else None, entry.get("keypoints"),
+        bool(entry.get("iscrowd")), entry.get("segmentation"), entry.get("keypoints"),
     )  # fmt: skip
 
 

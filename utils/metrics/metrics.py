@@ -230,7 +230,7 @@ class MetricAccumulator:
         objects = truth.cpu()
         for name, stored in self.fields.items():
             self._fields["detections"][name] += [stored(d.fields[name].cpu().numpy()) for d in detections]
-            self._fields["truth"][name].append(stored(truth.fields[name].cpu().numpy()))
+            self._fields["truth"][name].append(stored(objects.fields[name].numpy()))
         known = (_columns(objects.image + start, objects.classes), objects.boxes_ltwh.double(), _columns(objects.area, objects.crowd))
         self._truth.append(torch.cat(known, dim=1).numpy())
 
