@@ -245,8 +245,12 @@ def save_json(
         return None
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids
-    stats = run_pycocotools(annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class)
-    print("pycocotools: " + ", ".join(f"{name} {value:.3f}" for name, value in stats.items()))
+    stats: dict[str, float] = {}
+    for kind, options in getattr(metric, "coco_kinds", {"bbox": {}}).items():
+        stats = run_pycocotools(
+            annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind, **options
+        )
+        print(f"pycocotools{'' if kind == 'bbox' else f' ({kind})'}: " + ", ".join(f"{name} {value:.3f}" for name, value in stats.items()))
     return stats
 
 
