@@ -249,9 +249,10 @@ def save_json(
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids
     stats: dict[str, float] = {}
-    for kind in ("bbox", *(["segm"] if annotations.masks is not None else [])):
+    kinds = getattr(metric, "coco_kinds", {"bbox": {}, **({"segm": {}} if annotations.masks is not None else {})})
+    for kind, options in kinds.items():
         stats = run_pycocotools(
-            annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind
+            annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind, **options
         )
         print(f"pycocotools{'' if kind == 'bbox' else f' ({kind})'}: " + ", ".join(f"{name} {value:.3f}" for name, value in stats.items()))
     return stats
