@@ -136,6 +136,7 @@ class Task(Protocol):
         columns: names of the metric's values in results.csv, in order.
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
+        submission: what the files of results for a benchmark are called where they are not COCO's, such as ``DOTA``; empty for none.
     """
 
     @property
@@ -148,6 +149,8 @@ class Task(Protocol):
     def outputs(self) -> tuple[ExportOutput, ...]: ...
     @property
     def coco_type(self) -> str | None: ...
+    @property
+    def submission(self) -> str: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -175,6 +178,15 @@ class Task(Protocol):
 
     def add_truth(self, detections: Detections, truth: Any, *, image: int) -> Detections:
         """The ground truth of one image of a batch with score 1, then those of its detections that are none of these objects."""
+
+    def write_submission(self, metric: Any, folder: Path, *, stems: Mapping[str, str]) -> str:
+        """Writes what a metric has collected as files of results for the benchmark ``submission``; returns a line for the console.
+
+        Args:
+            metric: of this task.
+            folder: to write into.
+            stems: what each image of the metric is called there.
+        """
 
     def plot(self, result: Any, folder: Path) -> None:
         """Writes the figures of a :class:`MetricResult` into a folder."""

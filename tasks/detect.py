@@ -24,6 +24,7 @@ from utils.boxes import (
     xyxy_to_cxcywh,
     xyxy_to_ltwh,
 )
+from utils.errors import UserError
 from utils.instances import Instances
 from utils.metrics.columns import METRIC_COLUMNS
 from utils.metrics.metrics import GroundTruth, MetricAccumulator, Metrics
@@ -40,6 +41,7 @@ class DetectTask:
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
     coco_type: str | None = "bbox"
+    submission = ""
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
@@ -101,6 +103,9 @@ class DetectTask:
         same = (box_iou(detections.boxes, boxes) > SAME_OBJECT_IOU) & (detections.classes[:, None] == classes)  # (n, m)
         objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes)
         return Detections.cat([objects, detections[~same.any(dim=1)].replace(fields={})])
+
+    def write_submission(self, metric: MetricAccumulator, folder: Path, *, stems: Mapping[str, str]) -> str:
+        raise UserError(f"results of the task {self.name!r} have no form but COCO's")
 
     def plot(self, result: Metrics, folder: Path) -> None:
         """Precision, recall and F1 curves and the confusion matrix."""

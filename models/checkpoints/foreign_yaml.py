@@ -129,7 +129,7 @@ def _anchors(head: Record, raw: Mapping[str, Any], strides: Sequence[float]) -> 
 
 
 def _head_keys(head: Record) -> dict[str, Any]:
-    """The keys of the file that say which form of its name the head has, from the head itself: programs can change it after reading the YAML."""
+    """The keys of the file that say which form of its name the head has, from the head itself: programs can change it after reading."""
     bins = head.state.get("reg_max", BINS)
     keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
     if head.cls.name != "v10Detect" and _child(head, ONE_TO_ONE) is not None:
