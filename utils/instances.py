@@ -81,15 +81,20 @@ class Instances:
         boxes = self.boxes_xyxy.copy()
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
         mirrored = self.moved(boxes, lambda xy: xy * np.array((-1, 1), np.float32) + np.array((width, 0), np.float32))
-        if mirrored.keypoints is None or flip_idx is None:
-            return mirrored
-        return mirrored.replace(keypoints=mirrored.keypoints[:, list(flip_idx)])
+        return mirrored._counterparts(flip_idx)
 
-    def flipped(self, height: float) -> Instances:
-        """Upside down in an image ``height`` px high."""
+    def flipped(self, height: float, *, flip_idx: Sequence[int] | None = None) -> Instances:
+        """Upside down in an image ``height`` px high: a reflection too, so ``flip_idx`` applies as in :meth:`mirrored`."""
         boxes = self.boxes_xyxy.copy()
         boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
-        return self.moved(boxes, lambda xy: xy * np.array((1, -1), np.float32) + np.array((0, height), np.float32))
+        flipped = self.moved(boxes, lambda xy: xy * np.array((1, -1), np.float32) + np.array((0, height), np.float32))
+        return flipped._counterparts(flip_idx)
+
+    def _counterparts(self, flip_idx: Sequence[int] | None) -> Instances:
+        """With each keypoint in the place of its counterpart."""
+        if self.keypoints is None or flip_idx is None:
+            return self
+        return self.replace(keypoints=self.keypoints[:, list(flip_idx)])
 
     def cut(self, hw: tuple[int, int]) -> Instances:
         """Boxes and polygons cut at the borders of an image of ``hw`` px; keypoints outside it get visibility 0.

@@ -19,9 +19,18 @@ from data.labels.checks import drop_duplicates
 from data.labels.probing import map_images, probe_labels
 from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, OUTLINE, WRONG_CLASS, Problem
 from data.labels.table import ImageLabels, LabelTable, breaks_of, build_table
-from tasks.rows import ROUNDING
+from tasks.rows import COLUMNS, ROUNDING
 from utils.masks.coco_outlines import rings_of_annotation
-from utils.metrics.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
+from utils.metrics.coco_file import (
+    BROKEN_BOX,
+    NO_CATEGORY,
+    CocoObject,
+    find_image_id,
+    image_ids_by_name,
+    is_keypoints,
+    keypoint_array,
+    read_coco_file,
+)
 
 MAX_SIDE_PX = 2**31
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
@@ -42,6 +51,7 @@ class CocoFile:
         objects: image id: its annotations without crowd regions.
         crowds: number of crowd regions.
         problems: about the file as a whole.
+        keypoints: of an object, where they are read.
     """
 
     path: Path
@@ -52,6 +62,7 @@ class CocoFile:
     objects: Mapping[int, Sequence[CocoObject]]
     crowds: int
     problems: tuple[Problem, ...]
+    keypoints: int | None = None
 
     def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> ImageLabels:
         """The objects of one image; problems name its path.
@@ -75,6 +86,9 @@ class CocoFile:
             return ImageLabels.unusable(*faults, has_label_file=True)
         keep = np.flatnonzero((boxes[:, 2:] > 0).all(1)).tolist()
         labels = _normalised([objects[i] for i in keep], boxes[keep], hw, faults, (shown_path, self.path.name))
+        if self.keypoints is not None:
+            points = keypoint_array([objects[i].keypoints for i in keep], self.keypoints)
+            labels = labels._replace(keypoints=(points / (hw[1], hw[0], 1)).astype(np.float32))
         return drop_duplicates(labels, shown_path)
 
     def _find_faults(
@@ -87,12 +101,16 @@ class CocoFile:
         with np.errstate(invalid="ignore"):
             outside = ((low < -slack) | (high > np.array(hw[::-1]) + slack)).any(1)
             empty = finite & ~outside & (boxes_ltwh[:, 2:] <= 0).any(1)
-        checks = (
+        checks: list[tuple[np.ndarray, str, str, bool]] = [
             (classes < 0, WRONG_CLASS, NO_CATEGORY, True),
             ((classes >= 0) & ~finite, NOT_FINITE, BROKEN_BOX, True),
             ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the image", True),
             ((classes >= 0) & empty, NO_AREA, "a box without area, dropped", False),
-        )
+        ]
+        if self.keypoints is not None:
+            known = [o.keypoints is None or is_keypoints(o.keypoints, self.keypoints) for o in objects]
+            message = f"keypoints: {self.keypoints} times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape"
+            checks.append((~np.array(known), COLUMNS, message, True))
         return [
             Problem(shown_path, 0, f"annotation {objects[i].id} of {self.path.name}: {text}", skips, kind)
             for bad, kind, text, skips in checks
@@ -102,7 +120,7 @@ class CocoFile:
 
 def read_coco_labels(
     path: Path, image_files: Sequence[str], names: Sequence[str] | None, *, channels: int = 3, workers: int = 8, prefix: str = "",
-    progress: bool = True,
+    progress: bool = True, keypoints: int | None = None,
 ) -> LabelTable:  # fmt: skip
     """Checks all images and takes their objects from a JSON.
 
@@ -114,8 +132,9 @@ def read_coco_labels(
         workers: most parallel readers of images.
         prefix: words before the progress bar.
         progress: whether to show it.
+        keypoints: of an object; None reads none.
     """
-    coco = load_coco(path, names)
+    coco = dataclasses.replace(load_coco(path, names), keypoints=keypoints)
     probe = partial(probe_labels, channels=channels)
     probed = map_images(probe, image_files, workers=workers, title=f"{prefix}checking images", progress=progress)
     ids = [find_image_id(coco.image_ids, f) for f in image_files]

@@ -33,11 +33,12 @@ def generate(folder: Path) -> None:
             "images": [], "annotations": [], "categories": [{"id": i + 1, "name": n} for i, n in enumerate(NAMES)],
         }  # fmt: skip
         for i in range(count):
-            image, classes, owner = draw_scene(np.random.default_rng([VERSION, number, i]))
+            scene = draw_scene(np.random.default_rng([VERSION, number, i]))
+            classes = [shape.label for shape in scene.placed]
             name = f"{split}_{i:04d}"
-            encoded = cv2.imencode(".jpg", image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+            encoded = cv2.imencode(".jpg", scene.image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
             encoded.tofile(folder / "images" / split / f"{name}.jpg")
-            masks = owner[None] == np.arange(len(classes))[:, None, None]
+            masks = scene.owner[None] == np.arange(len(classes))[:, None, None]
             (folder / "labels" / split / f"{name}.txt").write_text(_yolo_rows(classes, masks))
             _add_to_coco(content, f"{name}.jpg", classes, masks)
         target = folder / "annotations" / f"instances_{split}.json"

@@ -19,7 +19,7 @@ def split_truth(spec: DatasetSpec, split: str, *, task: Task = DETECT) -> CocoAn
 
     A file that lacks what the task compares is passed over.
     """
-    path = spec.annotations_json(split)
+    path = spec.annotations_json(split) if task.coco_type else None
     if path is None:
         return None
     annotations = truth_of_file(path, spec, task=task)

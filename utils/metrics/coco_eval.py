@@ -22,10 +22,12 @@ from utils.metrics.coco_file import (
     CocoObject,
     find_image_id,
     image_ids_by_name,
+    keypoint_array,
     read_coco_file,
     read_json,
     sound_annotations,
-)  # fmt: skip
+)
+from utils.metrics.keypoints import KEYPOINT_STATS
 from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator
 
 UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -49,6 +51,7 @@ class CocoAnnotations:
     crowd: NDArray[np.bool_]  # (M,)
     remarks: tuple[str, ...] = ()  # what of the file is left out, for the user
     masks: NDArray[np.uint8] | None = None  # (M, ·) codes as rows of bytes, where they were asked for
+    keypoints: NDArray[np.float64] | None = None  # (M, K, 3) x and y in px, visibility; None where no object has any
 
     def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
         """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
@@ -59,7 +62,7 @@ class CocoAnnotations:
 
     def serves(self, coco_type: str | None) -> bool:
         """Whether the file holds what results of this type are compared with."""
-        return self.masks is not None or coco_type != "segm"
+        return {"segm": self.masks, "keypoints": self.keypoints}.get(coco_type or "", self.boxes_ltwh) is not None
 
     def check_unique(self, paths: Sequence[str | Path]) -> None:
         """Refuses two files that are one image of the JSON: what is found on both would be counted as found on one.
@@ -80,7 +83,8 @@ class CocoAnnotations:
         taken = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         columns = (image, *(a[taken] for a in (self.classes, self.boxes_ltwh, self.area, self.crowd)))
         image_index, classes, boxes, area, crowd = map(torch.from_numpy, columns)
-        fields = {} if self.masks is None else {FIELD: torch.from_numpy(self.masks[taken])}
+        known = {FIELD: self.masks, "keypoints": self.keypoints}
+        fields = {name: torch.from_numpy(values[taken]) for name, values in known.items() if values is not None}
         return GroundTruth(image_index, classes, boxes, area, crowd, fields)
 
 
@@ -115,9 +119,14 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         crowd=np.array([o.crowd for o in sound], dtype=bool),
         masks=coded,
         remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
+        keypoints=_keypoints([o.keypoints for o in sound]),
     )
 
 
+def _keypoints(given: Sequence[Any]) -> NDArray[np.float64] | None:
+    """(M, K, 3) where K is the first object's; None where no object has keypoints."""
+    lengths = [len(entry) for entry in given if isinstance(entry, list) and entry]
+    return keypoint_array(given, lengths[0] // 3) if lengths else None
 def read_masks(content: CocoContent, objects: Sequence[CocoObject]) -> tuple[NDArray[np.uint8] | None, list[str]]:
     """The masks of objects as codes in rows of bytes, and a line for each whose segmentation is broken: its box takes its place.
 
@@ -159,7 +168,8 @@ class CollectedState(Protocol):
 def write_coco_json(
     path: str | Path, accumulator: CollectedState, *, category_ids: Sequence[int], image_ids: Mapping[str, int] | None = None
 ) -> int:
-    """Writes all detections of an evaluation in COCO's results format, with their masks as run-length codes where they have any.
+    """Writes all detections of an evaluation in COCO's results format, with their masks as run-length codes and their keypoints where they
+    have any.
 
     Args:
         path: File to write.
@@ -174,11 +184,21 @@ def write_coco_json(
     ids = [image_ids[name] if image_ids else int(name) for name in state["images"]]
     row = '{"image_id":%d,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g%s}'
     dets = state["detections"].tolist()
-    codes = state.get("fields", {}).get("detections", {}).get(FIELD)
-    masks = [""] * len(dets) if codes is None else [f',"segmentation":{json.dumps(as_json(code))}' for code in codes]
-    rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:], mask) for d, mask in zip(dets, masks))
+    fields = state.get("fields", {}).get("detections", {})
+    codes, points = fields.get(FIELD), fields.get("keypoints")
+    added = [""] * len(dets)
+    if codes is not None:
+        added = [f',"segmentation":{json.dumps(as_json(code))}' for code in codes]
+    elif points is not None:
+        added = [_keypoint_text(p) for p in points.reshape(len(points), -1).tolist()]
+    rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:], more) for d, more in zip(dets, added))
     Path(path).write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
     return len(state["detections"])
+
+
+def _keypoint_text(values: Sequence[float]) -> str:
+    """Keypoints as JSON writes them: x, y in px and the confidence of each."""
+    return f',"keypoints":[{",".join(f"{value:.4f}" for value in values)}]'
 
 
 def run_pycocotools(
@@ -189,8 +209,9 @@ def run_pycocotools(
     category_ids: Iterable[int] | None = None,
     use_categories: bool = True,
     kind: str = "bbox",
+    sigmas: Sequence[float] = (),
 ) -> dict[str, float]:
-    """The 12 numbers of pycocotools.
+    """The numbers of pycocotools: 12 for boxes and masks, 10 for keypoints.
 
     Args:
         annotations: Instances JSON, a file or its content.
@@ -198,7 +219,8 @@ def run_pycocotools(
         image_ids: Only these images are evaluated; None takes all of the annotations.
         category_ids: Only these categories are evaluated; None takes all of the annotations.
         use_categories: False evaluates without regard to class.
-        kind: ``bbox`` or ``segm``.
+        kind: ``bbox``, ``segm`` or ``keypoints``.
+        sigmas: Of the keypoints for OKS; () for COCO's.
 
     Raises:
         UserError: If the files do not fit each other.
@@ -216,10 +238,15 @@ def run_pycocotools(
         found = [{k: v for k, v in entry.items() if k != "bbox"} for entry in found]
         sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
         content = {**content, "annotations": [with_segmentation(a, sizes[a["image_id"]]) for a in sound_annotations(content)]}
+    if kind == "keypoints":  # it takes the area of a detection from its box, where that is there too
+        found = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
+        content = {**content, "annotations": [_with_keypoints(entry) for entry in content["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints much of no interest
         truth = _indexed(COCO(), content)
         dets = truth.loadRes(found) if found else _indexed(COCO(), {**content, "annotations": []})
         evaluation = COCOeval(truth, dets, kind)
+        if sigmas:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         if image_ids is not None:
             evaluation.params.imgIds = sorted(set(image_ids))
         if category_ids is not None:
@@ -228,7 +255,15 @@ def run_pycocotools(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {name: float(value) for name, value in zip(COCO_STATS, evaluation.stats)}
+    names = KEYPOINT_STATS if kind == "keypoints" else COCO_STATS
+    return {name: float(value) for name, value in zip(names, evaluation.stats)}
+
+
+def _with_keypoints(entry: Any) -> Any:
+    """An annotation with the number of its keypoints, of which pycocotools ignores those with none."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("keypoints"), list):
+        return entry
+    return {**entry, "num_keypoints": sum(visible > 0 for visible in entry["keypoints"][2::3])}
 
 
 def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -77,7 +77,7 @@ def draw_boxes(
         cv2.rectangle(image, (x1, y1), (x2, y2), colour_of(c), box_thickness or width, cv2.LINE_AA)
     for (x1, y1, _, _), label, c in zip(corners, labels, classes):  # after all boxes, so that no line crosses a text
         if label:
-            _label(image, label, (x1, y1), colour_of(c), width)
+            draw_label(image, label, (x1, y1), colour_of(c), width)
     return image
 
 
@@ -126,7 +126,7 @@ def label_height(line: int) -> int:
     return 4 + 3 * line
 
 
-def _label(image: Image, text: str, corner: tuple[int, int], colour: Colour, line: int) -> None:
+def draw_label(image: Image, text: str, corner: tuple[int, int], colour: Colour, line: int) -> None:
     """Text on a filled box above the corner, or below its edge where there is no room; moved left to stay in the image."""
     height = label_height(line)
     margin = max(height // 4, 2)

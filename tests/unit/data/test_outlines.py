@@ -116,7 +116,8 @@ def test_mosaics_keep_the_mask_of_every_object(paste):
         for mask, (cx, cy, w, h) in zip(masks, boxes):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             extent = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            np.testing.assert_allclose(extent, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), atol=4)  # a slanted edge leaves the image over some px
+            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+            np.testing.assert_allclose(extent, box, atol=4)  # a slanted edge leaves the image over some px
 
 
 # Files
