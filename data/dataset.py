@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.table, self.options, self.task = table, options, task
         self.store = ImageStore(
             image_files, imgsz=options.imgsz, channels=options.channels, dtype=options.dtype, smooth=not options.augment,
-            recent_bytes=options.recent_bytes,
+            recent_bytes=options.recent_bytes, cover=task.whole_image,
         )  # fmt: skip
         self._unreadable: dict[int, str] = {}  # of the current batch
 
@@ -173,15 +173,19 @@ class ImageDataset(torch.utils.data.Dataset):
         unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2), targets, paths, letterboxes, max_boxes, unreadable, keys[0].step_images,
-            finish=finish_of(samples) if self.options.finish_on_device else None,
+            finish=finish_of(samples) if self.options.finish_on_device else None, truth=None if self.options.augment else self._truth(keys),
         )  # fmt: skip
+
+    def _truth(self, keys: Sequence[SampleKey]) -> Any:
+        """The objects of a batch in px of the originals, where the task measures them by more than its targets say."""
+        hws = [(int(h), int(w)) for h, w in self.table.shapes_hw[[k.index for k in keys]]]
+        return self.task.exact_truth([(self.table.instances(k.index, hw=hw), hw) for k, hw in zip(keys, hws)])
 
     def _sample(self, key: SampleKey, place: np.ndarray) -> Sample:
         """One image; in ``place`` (H, W, C) where it can be drawn there."""
         if not self.options.augment:
             return self._letterboxed(key)
-        repeat = (key.repeat,) if key.repeat else ()
-        return self._augmented(key, np.random.default_rng((self.options.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat)), place)
+        return self._augmented(key, sample_generator(self.options.seed, key), place)
 
     def _letterboxed(self, key: SampleKey) -> Sample:
         image, instances = self._image(key.index)
@@ -230,6 +234,12 @@ class ImageDataset(torch.utils.data.Dataset):
             instances = self.table.instances(index, hw=shape[:2])
             return image, instances.select(np.zeros(len(instances), bool))
         return image, self.table.instances(index, hw=image.shape[:2])
+
+
+def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
+    """The random numbers of a sample."""
+    repeat = (key.repeat,) if key.repeat else ()
+    return np.random.default_rng((seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
 
 
 def finish_of(samples: Sequence[Sample]) -> Finish:

@@ -1,4 +1,4 @@
-"""A dataset YAML in any common form, read into one frozen value: where the images are, and the names of the classes.
+"""A dataset YAML in any common form, or a folder of class folders, as one frozen value: where the images are, and the classes' names.
 
 Nothing in the file is ever executed: a ``download:`` entry is only shown to the user when images are missing.
 """
@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.labels.paths import as_written
+from data.tools.shape_crops import ensure_shape_crops
+from data.tools.shape_outlines import ensure_shape_outlines
+from data.tools.shape_points import ensure_shape_points
 from data.tools.shapes import ensure_shapes
+from data.tools.shapes_obb import ensure_shapes_obb
+from tasks.keypoints import Keypoints, read_keypoints
 from utils.errors import UserError, nearest
-from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_KEYPOINTS, MAX_NAME_CHARS
+from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_NAME_CHARS
 from utils.reading.text_files import user_path
 from utils.reading.yaml_text import read_yaml, shown
 
 SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 HERE = Path(__file__).resolve().parent
+EMBEDDED: dict[str, Callable[[Path], Path]] = {
+    "shapes.yaml": ensure_shapes, "shapes-seg.yaml": ensure_shape_outlines, "shapes-pose.yaml": ensure_shape_points,
+    "shapes-obb.yaml": ensure_shapes_obb, "shapes-cls.yaml": ensure_shape_crops,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +50,8 @@ class DatasetSpec:
         single_cls: whether all classes count as one.
         annotations: by split, the COCO JSON that the file says to take labels from.
         flip_idx: for each keypoint the index of its left-right counterpart; None if the file has none.
-        kpt_shape: keypoints of an object, and values of each (2: x y, 3: x y visibility); None if the labels have none.
+        keypoints: what the keypoints of the objects are; None if the labels have none.
+        class_names: the names before ``single_cls``, which class folders have.
     """
 
     yaml_path: Path
@@ -58,7 +69,18 @@ class DatasetSpec:
     single_cls: bool = False
     annotations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     flip_idx: tuple[int, ...] | None = None
-    kpt_shape: tuple[int, int] | None = None
+    keypoints: Keypoints | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def kpt_shape(self) -> tuple[int, int] | None:
+        """Keypoints of an object, and values of each (2: x y, 3: x y visibility); None if the labels have none."""
+        return self.keypoints.shape if self.keypoints else None
+
+    @property
+    def label_settings(self) -> Mapping[str, Any]:
+        """What the file says of its labels to a task, as plain values by key."""
+        return self.keypoints.settings if self.keypoints else {}
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """The sources of ``train``, ``val`` or ``test``.
@@ -78,7 +100,10 @@ class DatasetSpec:
 
     def annotations_json(self, split: str) -> Path | None:
         """The COCO file of a split: the one that the dataset file names, else ``annotations/instances_<split>.json`` below the root or
-        beside the images' folder, or ``_annotations.coco.json`` in it; None where there is none."""
+        beside the images' folder, or ``_annotations.coco.json`` in it; None where there is none.
+
+        With keypoints ``annotations/person_keypoints_<split>.json`` comes first.
+        """
         if split in self.annotations:
             return self.annotations[split]
         source = next(iter(getattr(self, split)), None)
@@ -86,13 +111,17 @@ class DatasetSpec:
             return None
         stems = [source.stem] * (source.stem != "images") + [source.parent.name, split]
         folders = dict.fromkeys((self.root, source.parent, source.parent.parent))
-        found = [folder / "annotations" / f"instances_{stem}.json" for folder in folders for stem in stems]
+        kinds = ["person_keypoints"] * (self.keypoints is not None) + ["instances"]
+        found = [folder / "annotations" / f"{kind}_{stem}.json" for kind in kinds for folder in folders for stem in stems]
         found += [source / "_annotations.coco.json"]
         return next((path for path in found if path.is_file()), None)
 
 
 def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, need: Iterable[str] | None = None) -> DatasetSpec:
     """Reads a dataset YAML, given by path or by bare name (``coco``, ``shapes.yaml``), and checks that its images are there.
+
+    A folder in place of a file holds a folder for each class under ``train`` and ``val`` (``test``), as classification data sets do; a file
+    without names takes them from such folders, too.
 
     Relative sources are tried against ``path``, which is itself tried against the YAML's folder and then the working directory.
     ``../train/images`` without ``path`` (Roboflow's exports) is also tried without the dots. The embedded data set is generated
@@ -108,9 +137,11 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
             path tried.
     """
     yaml_path = find_dataset_yaml(path_or_name)
+    if yaml_path.is_dir():
+        return class_folder_spec(yaml_path, single_cls=single_cls, need=need)
     raw = read_yaml(yaml_path, as_written=("names",), expected="train, val and names")
-    if yaml_path.resolve() == HERE / "shapes.yaml":
-        _generate_embedded(HERE / "shapes")
+    if draw := EMBEDDED.get(yaml_path.name if yaml_path.resolve().parent == HERE else ""):
+        _generate_embedded(HERE / yaml_path.stem, draw)
     download = None if raw.get("download") is None else str(raw["download"]).strip()
     roots = _roots(yaml_path, raw.get("path"))
     resolved: dict[str, tuple[Path, ...]] = {}
@@ -126,8 +157,9 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
             raise UserError(f"{yaml_path}: no {split!r} entry, it should name a folder of images or a .txt list")
         if missing[split]:
             raise _missing(yaml_path, split, missing[split], download)
-    names = _read_names(yaml_path, raw)
-    label_nc = len(names)
+    folders = class_folder_names(resolved["train"]) if raw.get("names") is None and raw.get("nc") is None else ()
+    names = _checked_names(yaml_path, folders) if folders else _read_names(yaml_path, raw)
+    label_nc, class_names = len(names), names
     if single_cls:
         names = names if label_nc == 1 else ("item",)
     root = next((r for r in roots if r.is_dir()), roots[0])
@@ -135,13 +167,50 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
         ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls,
         annotations=_read_annotations(yaml_path, raw, roots), flip_idx=_read_flip_idx(yaml_path, raw),
-        kpt_shape=_read_kpt_shape(yaml_path, raw), **resolved,
+        keypoints=read_keypoints(raw, source=str(yaml_path)), class_names=class_names, **resolved,
     )  # fmt: skip
 
 
-def _generate_embedded(folder: Path) -> None:
+def class_folder_spec(folder: Path, *, single_cls: bool = False, need: Iterable[str] | None = None) -> DatasetSpec:
+    """A data set that is a folder: under each split a folder for each class, whose names, in order, are the classes of ``train``.
+
+    Without ``val`` (or ``valid``, ``validation``) the images of ``test`` validate.
+
+    Raises:
+        UserError: a split that is needed is not there, or has no folder of a class.
+    """
+    found = {split: next((p for name in SPLIT_FOLDERS[split] if (p := folder / name).is_dir()), None) for split in SPLITS}
+    found["val"] = found["val"] or found["test"]
+    for split in need if need is not None else ("train", "val"):
+        if found[split] is None:
+            raise UserError(f"{folder}: no folder {split!r}; a data set that is a folder has one for each class under train/ and val/")
+    sources: dict[str, tuple[Path, ...]] = {split: (path,) if path is not None else () for split, path in found.items()}
+    names = class_folder_names(sources["train"] or sources["val"])
+    if not names:
+        raise UserError(f"{folder}: no folder of a class below {(sources['train'] or sources['val'])[0]}; of other data sets give the YAML")
+    class_names = _checked_names(folder, names)
+    shown_names = ("item",) if single_cls and len(names) > 1 else class_names
+    return DatasetSpec(
+        yaml_path=folder, root=folder, names=shown_names, nc=len(shown_names), label_nc=len(names), single_cls=single_cls,
+        class_names=class_names, train=sources["train"], val=sources["val"], test=sources["test"],
+    )  # fmt: skip
+
+
+def class_folder_names(sources: Sequence[Path]) -> tuple[str, ...]:
+    """Names of the folders right below the sources, sorted; hidden ones are no classes."""
+    names: set[str] = set()
+    for source in sources:
+        try:
+            with os.scandir(source) as entries:
+                names.update(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
+        except OSError:
+            continue  # a list, or a folder that cannot be read, which listing its images reports
+    return tuple(sorted(names))
+
+
+def _generate_embedded(folder: Path, draw: Callable[[Path], Path]) -> None:
     try:
-        ensure_shapes(folder)
+        draw(folder)
     except OSError as error:
         raise UserError(f"the embedded data set cannot be drawn into {folder}: {error.strerror or error}; python -m data.shapes FOLDER "
                         "draws it elsewhere") from error  # fmt: skip
@@ -154,7 +223,7 @@ def _missing(yaml_path: Path, split: str, tried: list[Path], download: str | Non
 
 
 def find_dataset_yaml(path_or_name: str | Path) -> Path:
-    """The dataset file for a path or a bare name.
+    """The dataset file for a path or a bare name; a folder is one that holds folders of splits.
 
     Raises:
         UserError: there is none; the message names every path tried.
@@ -167,9 +236,10 @@ def find_dataset_yaml(path_or_name: str | Path) -> Path:
     for path in tried:
         if path.is_file():
             return as_written(path)
+    if given.is_dir():
+        return as_written(given)
     if given.exists():
-        kind = "a folder" if given.is_dir() else "a device or pipe"
-        raise UserError(f"dataset file {path_or_name}: a YAML file is expected, this is {kind}")
+        raise UserError(f"dataset file {path_or_name}: a YAML file is expected, this is a device or pipe")
     known = sorted(p.name for p in HERE.glob("*.yaml"))
     hint = nearest(given.name, known) or "known names: " + ", ".join(known)
     raise UserError(f"dataset file {path_or_name} not found, tried {', '.join(dict.fromkeys(map(str, tried)))}; {hint}")
@@ -301,18 +371,11 @@ def _read_flip_idx(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, ...] | No
     if given is None:
         return None
     count = len(given) if isinstance(given, list) else 0
+    keypoints = read_keypoints(raw, source=str(yaml_path))
+    if count and keypoints is not None and count != keypoints.count:
+        raise UserError(f"{yaml_path}: flip_idx: {count} indices, but kpt_shape has {keypoints.count} keypoints; one for each is expected")
     if not count or not all(type(i) is int and 0 <= i < count and given[i] == k for k, i in enumerate(given)):
         raise UserError(
             f"{yaml_path}: flip_idx: {shown(given)}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]"
         )
     return tuple(given)
-
-
-def _read_kpt_shape(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, int] | None:
-    given = raw.get("kpt_shape")
-    if given is None:
-        return None
-    whole = isinstance(given, list) and len(given) == 2 and all(type(i) is int for i in given)
-    if not whole or not 1 <= given[0] <= MAX_KEYPOINTS or given[1] not in (2, 3):
-        raise UserError(f"{yaml_path}: kpt_shape: {shown(given)}, keypoints of an object and values of each (2 or 3) are expected: [17, 3]")
-    return given[0], given[1]

@@ -57,24 +57,37 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
         One ``Detections`` per image, in order.
     """
     if predictions.unique:
-        return _best(predictions, suppression)
+        return keep_best(predictions, suppression)
+    images = select_candidates(predictions, suppression)
+    if predictions.boxes.device.type == "cpu":
+        return [_suppress(candidates, suppression) for candidates in images]
+    return suppress_joined(images, suppression)
+
+
+def select_candidates(predictions: Predictions, suppression: Suppression) -> list[Detections]:
+    """What of each image's predictions takes part in suppression, best score first; waits for the device once."""
     boxes = predictions.boxes
     scores, labels = _candidate_scores(predictions.scores, suppression.classes, multi_label=suppression.multi_label)  # (B, N · C) or (B, N)
     above = scores > suppression.conf
     counts = above.sum(dim=1).clamp(max=suppression.max_candidates).tolist()  # the one wait for the device
     per_box = scores.shape[1] // max(boxes.shape[1], 1)
-    scores, index = scores.masked_fill(~above, float("-inf")).topk(max(counts, default=0), dim=1)  # (B, K)
+    scores, index = _best_first(scores.masked_fill(~above, float("-inf")), max(counts, default=0))  # (B, K)
     labels = labels.expand(above.shape).gather(1, index)
     anchor = (index // max(per_box, 1))[..., None]  # (B, K, 1)
     boxes = boxes.gather(1, anchor.expand(-1, -1, 4))  # (B, K, 4)
     fields = {name: value.gather(1, anchor.expand(-1, -1, value.shape[2])) for name, value in predictions.fields.items()}
-    images = [
+    return [
         Detections(b[:n], s[:n], c[:n], {name: value[i, :n] for name, value in fields.items()})
         for i, (b, s, c, n) in enumerate(zip(boxes, scores, labels, counts))
     ]
-    if boxes.device.type == "cpu":
-        return [_suppress(candidates, suppression) for candidates in images]
-    return suppress_joined(images, suppression)
+
+
+def _best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of each row's scores (B, M) and their places, of equal ones the first first: topk alone leaves that open."""
+    _, index = scores.topk(count, dim=1, sorted=False)
+    index = index.sort(dim=1).values
+    scores, order = scores.gather(1, index).sort(dim=1, descending=True, stable=True)
+    return scores, index.gather(1, order)
 
 
 def suppress_joined(images: Sequence[Detections], suppression: Suppression) -> list[Detections]:
@@ -151,7 +164,7 @@ def select_best(scores: Tensor, *, count: int, agnostic: bool = False) -> Select
     return Selection(best, pair % scores.shape[2], candidate.gather(1, torch.div(pair, scores.shape[2], rounding_mode="floor")))
 
 
-def _best(predictions: Predictions, suppression: Suppression) -> list[Detections]:
+def keep_best(predictions: Predictions, suppression: Suppression) -> list[Detections]:
     """The best candidates of each image with a score above ``conf``."""
     scores = predictions.scores
     if suppression.classes is not None:

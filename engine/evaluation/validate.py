@@ -22,7 +22,7 @@ from engine.inference.augmented import AugmentedModel
 from engine.inference.class_order import in_order_of, shortened
 from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import Network, Predictor, fixed_size
-from engine.inference.sliced import SlicedEvaluation, SlicedPredictor
+from engine.inference.sliced import SlicedEvaluation, SlicedPredictor, check_slices
 from models.checkpoints.checkpoint import load_checkpoint
 from tasks.base import Metric
 from utils import distributed
@@ -91,11 +91,11 @@ def validate_on_rank(config: ValConfig) -> Any:
         config, model = load_weights(config, device)
         spec, loader = open_data(config, model)
         model = by_class_name(model, spec, config)
-        annotations = split_truth(spec, config.task) if model.task.coco_type else None
+        annotations = split_truth(spec, config.task, task=model.task)
         if annotations is not None:
             annotations.check_unique(loader.dataset.image_files)
         save_dir = run_folder(config)
-        metric = model.task.metric(spec.names, rule=config.ap_rule)
+        metric = loader.dataset.task.metric(spec.names, rule=config.ap_rule)
         options = evaluation_options(config, model, loader, device=device, annotations=annotations)
         metrics = evaluate(model, loader, options, metric=metric, callbacks=callbacks_of(config, spec, model, save_dir))
         if distributed.is_main():
@@ -120,7 +120,8 @@ def evaluation_options(
     config: ValConfig, model: Network, loader: BatchLoader, *, device: torch.device, annotations: CocoAnnotations | None
 ) -> EvaluationOptions:
     """How to evaluate, as the flags say."""
-    suppression = Suppression(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det, multi_label=True)
+    conf = model.task.defaults.val_conf if config.conf_thres is None else config.conf_thres
+    suppression = Suppression(conf=conf, iou=config.iou_thres, max_det=config.max_det, multi_label=True)
     precision = torch.float16 if config.half else None
     sliced = None
     if config.slice is not None:
@@ -152,6 +153,8 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
         raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
     options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust, nms=config.nms)
     model = load_networks(config.all_weights, device=device, options=options)
+    config = replace(config, imgsz=config.imgsz or model.task.defaults.imgsz)
+    check_slices(model.task, config.slice)
     if not config.data:
         config = replace(config, data=str(load_checkpoint(config.weights).config.get("data") or ""))
         if not config.data:
@@ -245,8 +248,13 @@ def save_json(
         return None
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids
-    stats = run_pycocotools(annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class)
-    print("pycocotools: " + ", ".join(f"{name} {value:.3f}" for name, value in stats.items()))
+    stats: dict[str, float] = {}
+    kinds = getattr(metric, "coco_kinds", {"bbox": {}, **({"segm": {}} if annotations.masks is not None else {})})
+    for kind, options in kinds.items():
+        stats = run_pycocotools(
+            annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind, **options
+        )
+        print(f"pycocotools{'' if kind == 'bbox' else f' ({kind})'}: " + ", ".join(f"{name} {value:.3f}" for name, value in stats.items()))
     return stats
 
 
@@ -267,4 +275,4 @@ def _image_size(config: ValConfig, model: Network) -> int:
         if only[0] != config.imgsz:
             print(f"{config.weights}: made for {only[0]} px, which is taken in place of --imgsz {config.imgsz}")
         return only[0]
-    return multiple_of_stride(config.imgsz, model.stride)
+    return multiple_of_stride(config.imgsz or model.task.defaults.imgsz, model.stride)

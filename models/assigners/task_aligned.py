@@ -169,7 +169,7 @@ class TaskAlignedAssigner:
         terms = ciou_terms(targets.boxes_xyxy)
         valid = targets.valid & (terms[4:6].sum(dim=0) > 0)
         number = torch.arange(batch * n, device=valid.device).view(batch, n)
-        truth = _Truth(targets.labels, terms, self._area(terms), valid, number)
+        truth = _Truth(targets.labels, terms, self.area(terms), valid, number)
         topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, branches * batch * cells))
         parts = [_Truth(*(t[..., i : i + step] for t in truth)) for i in range(0, n, step)]
         if isinstance(predicted.measure, RankedMeasure):
@@ -236,11 +236,11 @@ class TaskAlignedAssigner:
 
         Few numbers occur then, and there is room for a cell that the device rounds into a box.
         """
-        area = self._area(ciou_terms(host_boxes_xyxy))
-        _, counts = _spans(area, level_grid(maps, strides, device=area.device))
+        area = self.area(ciou_terms(host_boxes_xyxy))
+        _, counts = spans_inside(area, level_grid(maps, strides, device=area.device))
         return _rounded_up(int(counts.prod(dim=0).sum()))
 
-    def _area(self, terms: Tensor) -> Tensor:
+    def area(self, terms: Tensor) -> Tensor:
         """−left, −top, right, bottom (4, ...) px of the areas in which the centres of candidates are, of boxes' terms (8, ...)."""
         sides = terms[:4]
         if self.min_candidate_side > 0:
@@ -348,7 +348,7 @@ def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | 
         length: P, at least the number of pairs; the list is filled up with pairs that do not count. None counts the pairs, for which the
             host waits for the device.
     """
-    start, counts = _spans(area, grid)  # (2, L, rows)
+    start, counts = spans_inside(area, grid)  # (2, L, rows)
     across = counts[0] * valid
     count = (across * counts[1]).flatten()
     end = count.cumsum(0)
@@ -377,7 +377,7 @@ def _ranks(box: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(box).scatter_(1, order, place - torch.searchsorted(sorted_box, sorted_box))
 
 
-def _spans(area: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor]:
+def spans_inside(area: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor]:
     """First column and row (2, L, rows) of the cells whose centres are inside areas (4, rows), and the numbers of columns and rows."""
     query = -area[:, None].expand(-1, grid.axes.shape[1], -1).contiguous()
     outside = torch.searchsorted(grid.axes, query, right=True)  # (4, L, rows) on each side

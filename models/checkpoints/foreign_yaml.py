@@ -23,7 +23,7 @@ NO_CAP = 1 << 16  # a width that no network has
 ONE_SCALE = "one"  # of a file without scales; no letter, because blocks of YOLO11 and YOLO12 differ at some of these
 DEEPEST, MOST_VALUES = 12, 100_000
 MASK_HEADS = ("Segment", "Segment26", "DSegment", "DualDSegment")  # whose rows have more than classes and anchors
-TWO_BRANCHES = ("v10Detect", "Segment26")  # heads that always begin with two branches
+TWO_BRANCHES = ("v10Detect", "Segment26", "Pose26", "OBB26")  # heads that always begin with two branches
 ONE_TO_MANY, ONE_TO_ONE = "cv2", "one2one_cv2"  # the box convolutions of a head's two branches
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
@@ -134,8 +134,10 @@ def _head_keys(head: Record) -> dict[str, Any]:
     """The keys of the file that say which head ``Detect`` is, from the head itself: programs can change it after reading the YAML."""
     bins = head.state.get("reg_max", BINS)
     keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
-    if head.cls.name == "Detect" and _child(head, ONE_TO_ONE) is not None:
+    if head.cls.name in ("Detect", "Pose") and _child(head, ONE_TO_ONE) is not None:
         keys["end2end"] = True
+    if (shape := plain(head.state.get("kpt_shape"))) is not None:
+        keys["kpt_shape"] = shape
     return keys
 
 
@@ -240,4 +242,5 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
     if branches := _branches(head):
         options.append({"branches": branches})
     behind = [a for a in args[2 if anchored else 1 :] if not isinstance(a, dict)] if name in MASK_HEADS else []
-    return [source, number, name, ["nc", "anchors", *behind] if anchored else ["nc", *behind, *options]]
+    shape = ["kpt_shape"] if "kpt_shape" in head.state else []
+    return [source, number, name, ["nc", "anchors", *behind] if anchored else ["nc", *behind, *shape, *options]]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention.yolov10 import Attention
+from models.layers.flow import RealNVP
 from models.layers.prototypes import FusedPrototypes, Prototypes
 from models.model import fuse_layers
 from models.spec.registry import BLOCKS
@@ -25,6 +26,7 @@ PARTS = {
     "ul_Attention": Attention,
     "ul_Proto": Prototypes,
     "ul_Proto26": FusedPrototypes,
+    "ul_RealNVP": RealNVP,
 }  # of registered blocks, not registered themselves
 SAME_WIDTH = ("ul_PSA",)  # take the width once, the published class twice
 OPTIONS: dict[str, dict[str, Any]] = {  # where sources disagree on a default
