@@ -130,9 +130,7 @@ class PoseTask(DetectTask):
 
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         boxes = super().to_batch(detections, letterbox)
-        return _with_points(
-            detections, boxes, lambda xy, image: xy * letterbox.scale_xy[image][:, None] + letterbox.pad_xy[image][:, None]
-        )
+        return _with_points(detections, boxes, lambda xy, image: xy * letterbox.scale_xy[image][:, None] + letterbox.pad_xy[image][:, None])
 
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> PoseAccumulator:
         return PoseAccumulator(names, rule=rule, sigmas=self.keypoints.oks_sigmas if self.keypoints else ())

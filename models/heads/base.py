@@ -78,6 +78,8 @@ class ParameterPart:
         channels: meaning -> output channels, those of one anchor where ``by_anchor``; ``"class"`` channels are one a class.
         dim: dimension of the output layer's tensors along which its channels lie.
         by_anchor: whether the channels repeat for every anchor of a cell.
+        behind: name of a tensor of the head whose first size is the number of output channels of an anchor behind those of ``channels``,
+            which correspond to each other (mask coefficients); a head without it has none.
         like_main: whether the part begins as the main branch's where the source has no such branch.
     """
 
@@ -88,6 +90,7 @@ class ParameterPart:
     channels: Mapping[str, slice] = field(default_factory=dict)
     dim: int = 0
     by_anchor: bool = False
+    behind: str = ""
     like_main: bool = False
 
 

@@ -114,7 +114,10 @@ def _move(
             return None
         per_cell = anchors[1]
     outputs = theirs[part.dim] // per_cell, ours[part.dim] // per_cell
-    pairs, note = _channel_pairs(part, outputs, classes)
+    behind = [t.get(part.behind, (0,))[0] for t in tensors]
+    pairs, note = _channel_pairs(part, (outputs[0] - behind[0], outputs[1] - behind[1]), classes)
+    if behind[0] == behind[1]:
+        pairs += [(outputs[1] - i, outputs[0] - i) for i in range(behind[0], 0, -1)]
     mine = tuple(anchor * outputs[1] + i for anchor in range(per_cell) for i, _ in pairs)
     other = tuple(anchor * outputs[0] + j for anchor in range(per_cell) for _, j in pairs)
     return _by_rows(Move(move.target, move.source, (mine, other), part.dim, note), (theirs, ours))
