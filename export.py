@@ -15,6 +15,7 @@ from typing import NamedTuple
 from models.analysis.tolerance import check_tolerance
 from models.export.formats import describe_formats, formats_to_write
 from models.export.source import ExportOptions
+from tasks import Task
 from utils.cli.export_arguments import ExportConfig, parse_arguments
 from utils.cli.script import run_script
 from utils.run_folders import newest_weights
@@ -54,7 +55,7 @@ def export(config: ExportConfig) -> list[Exported]:
         print(f"no --weights: taking the newest run's, {weights}")
     ensure_weights(weights, download=config.download)
     model = load_model(weights, plugins=config.plugins)
-    options = export_options(config, stride=model.stride)
+    options = export_options(config, stride=model.stride, task=model.task)
     print(f"{weights}: {model.nc} classes, stride {model.stride}, exported at {options.imgsz[0]}x{options.imgsz[1]} px")
     written = []
     for export_format in formats:
@@ -67,10 +68,10 @@ def export(config: ExportConfig) -> list[Exported]:
     return written
 
 
-def export_options(config: ExportConfig, *, stride: int) -> ExportOptions:
-    """How files are made, from the flags; the stride in px decides which image sizes are possible."""
+def export_options(config: ExportConfig, *, stride: int, task: Task) -> ExportOptions:
+    """How files are made, from the flags; the stride in px decides which image sizes are possible, the task which one is usual."""
     return ExportOptions(
-        imgsz=_rounded_up(config.imgsz, stride),
+        imgsz=_rounded_up(config.imgsz or (task.defaults.imgsz, task.defaults.imgsz), stride),
         batch_size=config.batch_size,
         dynamic=config.dynamic,
         opset=config.opset,

@@ -110,7 +110,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.table, self.options, self.task = table, options, task
         self.store = ImageStore(
             image_files, imgsz=options.imgsz, channels=options.channels, dtype=options.dtype, smooth=not options.augment,
-            recent_bytes=options.recent_bytes,
+            recent_bytes=options.recent_bytes, cover=task.whole_image,
         )  # fmt: skip
         self._unreadable: dict[int, str] = {}  # of the current batch
 
@@ -185,8 +185,7 @@ class ImageDataset(torch.utils.data.Dataset):
         """One image; in ``place`` (H, W, C) where it can be drawn there."""
         if not self.options.augment:
             return self._letterboxed(key)
-        repeat = (key.repeat,) if key.repeat else ()
-        return self._augmented(key, np.random.default_rng((self.options.seed, key.epoch, key.index, SAMPLE_STREAM, *repeat)), place)
+        return self._augmented(key, sample_generator(self.options.seed, key), place)
 
     def _letterboxed(self, key: SampleKey) -> Sample:
         image, instances = self._image(key.index)
@@ -235,6 +234,12 @@ class ImageDataset(torch.utils.data.Dataset):
             instances = self.table.instances(index, hw=shape[:2])
             return image, instances.select(np.zeros(len(instances), bool))
         return image, self.table.instances(index, hw=image.shape[:2])
+
+
+def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
+    """The random numbers of a sample."""
+    repeat = (key.repeat,) if key.repeat else ()
+    return np.random.default_rng((seed, key.epoch, key.index, SAMPLE_STREAM, *repeat))
 
 
 def finish_of(samples: Sequence[Sample]) -> Finish:

@@ -1,4 +1,4 @@
-"""A dataset YAML in any common form, read into one frozen value: where the images are, and the names of the classes.
+"""A dataset YAML in any common form, or a folder of class folders, as one frozen value: where the images are, and the classes' names.
 
 Nothing in the file is ever executed: a ``download:`` entry is only shown to the user when images are missing.
 """
@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from data.labels.paths import as_written
+from data.tools.shape_crops import ensure_shape_crops
+from data.tools.shape_outlines import ensure_shape_outlines
 from data.tools.shape_points import ensure_shape_points
 from data.tools.shapes import ensure_shapes
+from data.tools.shapes_obb import ensure_shapes_obb
 from tasks.keypoints import Keypoints, read_keypoints
 from utils.errors import UserError, nearest
 from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_NAME_CHARS
@@ -21,8 +24,12 @@ from utils.reading.text_files import user_path
 from utils.reading.yaml_text import read_yaml, shown
 
 SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 HERE = Path(__file__).resolve().parent
-EMBEDDED: dict[str, Callable[[Path], Path]] = {"shapes.yaml": ensure_shapes, "shapes-pose.yaml": ensure_shape_points}
+EMBEDDED: dict[str, Callable[[Path], Path]] = {
+    "shapes.yaml": ensure_shapes, "shapes-seg.yaml": ensure_shape_outlines, "shapes-pose.yaml": ensure_shape_points,
+    "shapes-obb.yaml": ensure_shapes_obb, "shapes-cls.yaml": ensure_shape_crops,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,7 @@ class DatasetSpec:
         annotations: by split, the COCO JSON that the file says to take labels from.
         flip_idx: for each keypoint the index of its left-right counterpart; None if the file has none.
         keypoints: what the keypoints of the objects are; None if the labels have none.
+        class_names: the names before ``single_cls``, which class folders have.
     """
 
     yaml_path: Path
@@ -62,6 +70,7 @@ class DatasetSpec:
     annotations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     flip_idx: tuple[int, ...] | None = None
     keypoints: Keypoints | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def kpt_shape(self) -> tuple[int, int] | None:
@@ -111,6 +120,9 @@ class DatasetSpec:
 def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, need: Iterable[str] | None = None) -> DatasetSpec:
     """Reads a dataset YAML, given by path or by bare name (``coco``, ``shapes.yaml``), and checks that its images are there.
 
+    A folder in place of a file holds a folder for each class under ``train`` and ``val`` (``test``), as classification data sets do; a file
+    without names takes them from such folders, too.
+
     Relative sources are tried against ``path``, which is itself tried against the YAML's folder and then the working directory.
     ``../train/images`` without ``path`` (Roboflow's exports) is also tried without the dots. The embedded data set is generated
     when its YAML is asked for the first time.
@@ -125,6 +137,8 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
             path tried.
     """
     yaml_path = find_dataset_yaml(path_or_name)
+    if yaml_path.is_dir():
+        return class_folder_spec(yaml_path, single_cls=single_cls, need=need)
     raw = read_yaml(yaml_path, as_written=("names",), expected="train, val and names")
     if draw := EMBEDDED.get(yaml_path.name if yaml_path.resolve().parent == HERE else ""):
         _generate_embedded(HERE / yaml_path.stem, draw)
@@ -143,8 +157,9 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
             raise UserError(f"{yaml_path}: no {split!r} entry, it should name a folder of images or a .txt list")
         if missing[split]:
             raise _missing(yaml_path, split, missing[split], download)
-    names = _read_names(yaml_path, raw)
-    label_nc = len(names)
+    folders = class_folder_names(resolved["train"]) if raw.get("names") is None and raw.get("nc") is None else ()
+    names = _checked_names(yaml_path, folders) if folders else _read_names(yaml_path, raw)
+    label_nc, class_names = len(names), names
     if single_cls:
         names = names if label_nc == 1 else ("item",)
     root = next((r for r in roots if r.is_dir()), roots[0])
@@ -152,8 +167,45 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
         ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls,
         annotations=_read_annotations(yaml_path, raw, roots), flip_idx=_read_flip_idx(yaml_path, raw),
-        keypoints=read_keypoints(raw, source=str(yaml_path)), **resolved,
+        keypoints=read_keypoints(raw, source=str(yaml_path)), class_names=class_names, **resolved,
     )  # fmt: skip
+
+
+def class_folder_spec(folder: Path, *, single_cls: bool = False, need: Iterable[str] | None = None) -> DatasetSpec:
+    """A data set that is a folder: under each split a folder for each class, whose names, in order, are the classes of ``train``.
+
+    Without ``val`` (or ``valid``, ``validation``) the images of ``test`` validate.
+
+    Raises:
+        UserError: a split that is needed is not there, or has no folder of a class.
+    """
+    found = {split: next((p for name in SPLIT_FOLDERS[split] if (p := folder / name).is_dir()), None) for split in SPLITS}
+    found["val"] = found["val"] or found["test"]
+    for split in need if need is not None else ("train", "val"):
+        if found[split] is None:
+            raise UserError(f"{folder}: no folder {split!r}; a data set that is a folder has one for each class under train/ and val/")
+    sources: dict[str, tuple[Path, ...]] = {split: (path,) if path is not None else () for split, path in found.items()}
+    names = class_folder_names(sources["train"] or sources["val"])
+    if not names:
+        raise UserError(f"{folder}: no folder of a class below {(sources['train'] or sources['val'])[0]}; of other data sets give the YAML")
+    class_names = _checked_names(folder, names)
+    shown_names = ("item",) if single_cls and len(names) > 1 else class_names
+    return DatasetSpec(
+        yaml_path=folder, root=folder, names=shown_names, nc=len(shown_names), label_nc=len(names), single_cls=single_cls,
+        class_names=class_names, train=sources["train"], val=sources["val"], test=sources["test"],
+    )  # fmt: skip
+
+
+def class_folder_names(sources: Sequence[Path]) -> tuple[str, ...]:
+    """Names of the folders right below the sources, sorted; hidden ones are no classes."""
+    names: set[str] = set()
+    for source in sources:
+        try:
+            with os.scandir(source) as entries:
+                names.update(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
+        except OSError:
+            continue  # a list, or a folder that cannot be read, which listing its images reports
+    return tuple(sorted(names))
 
 
 def _generate_embedded(folder: Path, draw: Callable[[Path], Path]) -> None:
@@ -171,7 +223,7 @@ def _missing(yaml_path: Path, split: str, tried: list[Path], download: str | Non
 
 
 def find_dataset_yaml(path_or_name: str | Path) -> Path:
-    """The dataset file for a path or a bare name.
+    """The dataset file for a path or a bare name; a folder is one that holds folders of splits.
 
     Raises:
         UserError: there is none; the message names every path tried.
@@ -184,9 +236,10 @@ def find_dataset_yaml(path_or_name: str | Path) -> Path:
     for path in tried:
         if path.is_file():
             return as_written(path)
+    if given.is_dir():
+        return as_written(given)
     if given.exists():
-        kind = "a folder" if given.is_dir() else "a device or pipe"
-        raise UserError(f"dataset file {path_or_name}: a YAML file is expected, this is {kind}")
+        raise UserError(f"dataset file {path_or_name}: a YAML file is expected, this is a device or pipe")
     known = sorted(p.name for p in HERE.glob("*.yaml"))
     hint = nearest(given.name, known) or "known names: " + ", ".join(known)
     raise UserError(f"dataset file {path_or_name} not found, tried {', '.join(dict.fromkeys(map(str, tried)))}; {hint}")

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from data.augment.colour import colour_note
 from data.augment.hyp import AugmentHyp, AugmentValues
+from data.augment.random_crop import unused_note
 from data.dataset import ImageDataset, ImageOptions
 from data.dataset_spec import DatasetSpec
 from data.images.depth import depth_of
@@ -33,6 +34,7 @@ from data.labels.files import label_path, list_images
 from data.labels.source import split_labels
 from data.labels.table import LabelTable
 from data.sampler import WINDOW, EpochSampler, SamplerOptions, image_weights, rectangular_shapes
+from data.whole_images import WholeImageDataset
 from tasks import DETECT, Task
 from utils.distributed import local_world_size
 from utils.errors import UserError
@@ -97,11 +99,14 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
         UserError: images missing, none usable, none labelled, or a class without a name.
     """
     task = task.for_labels(spec.label_settings, source=str(spec.yaml_path))
+    if task.whole_image:  # of one shape, and nothing in them that could be moved
+        options = replace(options, rect=False, mosaic_until=0, finish_on_device=False)
     files, table = _read_split(spec, split, options, task)
     options = _without_flips(spec, table, options)
     dtype = depth_of(files, channels=spec.ch, bits=spec.bits)
-    if options.rank == 0 and options.augment and (note := colour_note(spec.ch, dtype, options.hyp)):
-        print(f"{options.prefix}{note}")
+    notes = (colour_note(spec.ch, dtype, options.hyp), unused_note(options.hyp) if task.whole_image else "")
+    for note in notes if options.rank == 0 and options.augment else ():
+        print(f"{options.prefix}{note}" if note else "", end="\n" if note else "")
     bytes_per_pixel = spec.ch * np.dtype(dtype).itemsize
     images = ImageOptions(
         imgsz=options.imgsz,
@@ -114,7 +119,8 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
         flip_idx=spec.flip_idx,
         finish_on_device=options.finish_on_device and options.augment and spec.ch == 3 and dtype == np.uint8,
     )
-    dataset = ImageDataset(files, table, images, task=task.configured(options.hyp))
+    kind = WholeImageDataset if task.whole_image else ImageDataset
+    dataset = kind(files, table, images, task=task.configured(options.hyp))
     _fill_cache(dataset, options)
     sampler = _build_sampler(table, options, bytes_per_pixel=bytes_per_pixel)
     return BatchLoader(dataset, sampler, workers=options.workers, seed=options.seed, prefix=options.prefix)
@@ -206,7 +212,7 @@ def _read_split(spec: DatasetSpec, split: str, options: LoaderOptions, task: Tas
     names = spec.names if spec.label_nc == spec.nc else [""] * spec.label_nc
     table = check_classes(table, files, names, spec.yaml_path)
     if is_main:
-        print("\n".join((*remarks, summarise(table, prefix=options.prefix))))
+        print("\n".join((*remarks, summarise(table, prefix=options.prefix, whole_images=task.whole_image))))
     files, table = _select_usable(files, table, options.min_items, spec, split)
     return files, table.as_one_class() if options.single_cls or spec.single_cls else table
 

@@ -20,12 +20,12 @@ from utils.errors import UserError
 from utils.reading.limits import LARGEST_NETWORK
 from utils.types import Predictions
 
-BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03  # of all published YOLOs, set on every batch norm of a network
+BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03  # of the published YOLOs, set on every batch norm of a network unless its head says other
 DRY_RUN_SIZE = 256  # px; a multiple of every stride in use
 
 
 class Model(nn.Module):
-    """A detection network: (B, ch, H, W) images in 0-1 to the raw maps of its head.
+    """A network: (B, ch, H, W) images in 0-1 to the raw maps of its head.
 
     Attributes:
         spec: the YAML it was built from.
@@ -42,9 +42,8 @@ class Model(nn.Module):
         with AllocationLimit(most_values):
             self._assemble(spec, plans, [build_layer(plan, spec) for plan in plans])
         self.names = _class_names(names, spec.nc)
-        for module in self.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.eps, module.momentum = BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
+        for module in self._norms_to_set():
+            module.eps, module.momentum = BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
         self.strides = self._dry_run()
         self.head.set_strides(self.strides)
         if spec.fused:
@@ -56,6 +55,12 @@ class Model(nn.Module):
         self.model = nn.Sequential(*layers)
         last_use = {s: plan.index for plan in plans for s in plan.sources}  # later rows overwrite earlier ones
         self._released = tuple(tuple(s for s, user in last_use.items() if user == plan.index) for plan in plans)
+
+    def _norms_to_set(self) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+        """The batch norms that have YOLO's eps and momentum, as the head says."""
+        kept = {"all": (), "rows": self.head.modules(), "none": self.modules()}[self.head.norm_settings]
+        own = set(kept)
+        return [m for m in self.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and m not in own]
 
     @property
     def head(self) -> Head:

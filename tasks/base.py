@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.rows import InvalidRow, LabelRow
+from utils.boxes import box_area
 from utils.errors import UserError, nearest
 from utils.instances import Instances
 from utils.nms import Suppression
@@ -26,6 +27,25 @@ class DrawStyle:
     line_thickness: int | None = None  # px; by the image's size if None
     hide_labels: bool = False
     hide_conf: bool = False
+
+
+@dataclass(frozen=True)
+class TaskDefaults:
+    """What the programs take for this task where a flag or the data set's file says nothing.
+
+    Attributes:
+        imgsz: side of the network's input, px.
+        conf: lowest score of a detection in detect.py and torch.hub's model.
+        val_conf: lowest score in a validation.
+        hyp: file of hyper-parameters; empty: the recipe of the model's family.
+        data: the embedded data set.
+    """
+
+    imgsz: int = 640
+    conf: float = 0.25
+    val_conf: float = 0.001
+    hyp: str = ""
+    data: str = "shapes.yaml"
 
 
 @dataclass(frozen=True)
@@ -66,10 +86,12 @@ class View:
         return torch.stack((self.hw[1] - x2, y1, self.hw[1] - x1, y2), dim=-1)
 
 
-class TaskDefaults:
+class CommonTask:
     """What most tasks do alike; a task inherits it and overrides what it knows better."""
 
     name: str
+    whole_image = False
+    submission = ""
     candidate_field = ""
     settings: Mapping[str, Any] = {}
 
@@ -81,6 +103,9 @@ class TaskDefaults:
 
     def configured(self, hyp: Any) -> Any:
         return self
+
+    def write_submission(self, metric: Any, folder: Path, *, stems: Mapping[str, str]) -> str:
+        raise UserError(f"results of the task {self.name!r} have no form but COCO's")
 
     def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> Any:
         return None
@@ -96,6 +121,45 @@ class TaskDefaults:
 
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
         return detections
+
+    def shapes(self, detections: Detections) -> Shapes:
+        return Shapes.of_boxes(detections.boxes)
+
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        added = [fields[self.candidate_field]] if self.candidate_field else []
+        return torch.cat((boxes_xyxy, scores, classes, *added), dim=2)
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        further = max(rows.shape[-1] - 6, 1) if self.candidate_field else 0
+        boxes, scores, added = parts_of_rows(rows, nc=nc, further=further)
+        return Predictions(boxes, scores, {self.candidate_field: added} if self.candidate_field else {}, unique=True)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The areas of the image that detections of one image cover, as what several windows have found is merged.
+
+    Attributes:
+        extents: (n, 4) xyxy px, the axis-aligned boxes about them.
+        area: (n,) px².
+        common: common area (p,) in px² of pairs, given the first and the second of each.
+        can_grow: whether the pieces of an object that windows have cut can be joined, as boxes can; else the best piece stays.
+    """
+
+    extents: Tensor
+    area: Tensor
+    common: Callable[[Tensor, Tensor], Tensor]
+    can_grow: bool = True
+
+    @staticmethod
+    def of_boxes(boxes_xyxy: Tensor) -> Shapes:
+        """Those of axis-aligned boxes (n, 4)."""
+
+        def common(one: Tensor, other: Tensor) -> Tensor:
+            low = torch.maximum(boxes_xyxy[one, :2], boxes_xyxy[other, :2])
+            return box_area(torch.cat((low, torch.minimum(boxes_xyxy[one, 2:], boxes_xyxy[other, 2:])), dim=1))
+
+        return Shapes(boxes_xyxy, box_area(boxes_xyxy), common)
 
 
 class MetricResult(Protocol):
@@ -165,6 +229,10 @@ class Task(Protocol):
         outputs: the outputs of an exported file.
         candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
         settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
+        defaults: what the programs take where a flag says nothing.
+        whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
+            not letterboxed, and nothing has a place: no mosaic, no rectangular batches, no windows, no anchors.
+        submission: what the files of results for a benchmark are called where they are not COCO's, such as ``DOTA``; empty for none.
     """
 
     @property
@@ -194,6 +262,13 @@ class Task(Protocol):
 
     def configured(self, hyp: Any) -> Task:
         """The task as a recipe has it: itself where no hyper-parameter changes its targets."""
+
+    @property
+    def defaults(self) -> TaskDefaults: ...
+    @property
+    def whole_image(self) -> bool: ...
+    @property
+    def submission(self) -> str: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -231,11 +306,23 @@ class Task(Protocol):
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         """The inverse of ``to_original``: detections in px of the original images in px of the batch."""
 
+    def shapes(self, detections: Detections) -> Shapes:
+        """What detections of one image, on the host, cover of it."""
+
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> Metric:
         """An empty metric for these classes."""
 
     def add_truth(self, detections: Detections, truth: Any, *, image: int) -> Detections:
         """The ground truth of one image of a batch with score 1, then those of its detections that are none of these objects."""
+
+    def write_submission(self, metric: Any, folder: Path, *, stems: Mapping[str, str]) -> str:
+        """Writes what a metric has collected as files of results for the benchmark ``submission``; returns a line for the console.
+
+        Args:
+            metric: of this task.
+            folder: to write into.
+            stems: what each image of the metric is called there.
+        """
 
     def plot(self, result: Any, folder: Path) -> None:
         """Writes the figures of a :class:`MetricResult` into a folder."""
@@ -249,14 +336,40 @@ class Task(Protocol):
     def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
         """Rows of a label file for an image of ``hw`` px, without line ends; the score last, if asked for."""
 
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
+        """Rows of the text file that ``--save-txt`` writes: those of a label file, unless others write this task's results otherwise."""
+
+    def summary(self, detections: Detections, names: Sequence[str]) -> str:
+        """What was found on an image in a few words, such as ``4 person, 1 bus``; empty for nothing."""
+
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
         """Decoded predictions as the tensors of ``outputs``; must be traceable."""
 
     def from_export(self, tensors: Sequence[Tensor], *, nc: int) -> Predictions:
         """The inverse of ``to_export``. Raises ValueError where the tensors are not of this task."""
 
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """Chosen predictions (B, K, 4), (B, K, 1), (B, K, 1) and (B, K, ·) as the rows (B, K, 6 or more) of a file with a one-to-one
+        branch: box, score, class, then what the task adds; must be traceable."""
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        """The inverse of ``to_rows``; scores of other classes are 0. Raises ValueError where the rows are not of this task."""
+
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         """Number of classes that the shapes of a foreign file's outputs imply; 0 where they imply none."""
+
+
+def parts_of_rows(rows: Tensor, *, nc: int, further: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (B, K, 6 + further) as boxes (B, K, 4), scores (B, K, nc) and what follows (B, K, further).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if rows.ndim != 3 or rows.shape[2] != 6 + further:
+        raise ValueError(f"one output (batch, detections, {6 + further}) is needed")
+    boxes, best, classes, more = rows.float().split((4, 1, 1, further), dim=2)
+    scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
+    return boxes, scores, more
 
 
 TASKS: dict[str, Task] = {}

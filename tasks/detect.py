@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
+from tasks.base import CommonTask, DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
@@ -34,12 +34,13 @@ POSE_HINT = "; pose labels need kpt_shape in the dataset file"
 SAME_OBJECT_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
-class DetectTask(TaskDefaults):
+class DetectTask(CommonTask):
     """Axis-aligned boxes. A label row with a polygon is taken too: augmentation keeps its box tight."""
 
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
-    coco_type = "bbox"
+    coco_type: str | None = "bbox"
+    defaults = TaskDefaults()
     outputs: tuple[ExportOutput, ...] = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
@@ -132,6 +133,12 @@ class DetectTask(TaskDefaults):
             rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]))
         return rows
 
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
+        return self.label_rows(detections, hw, with_confidence=with_confidence)
+
+    def summary(self, detections: Detections, names: Sequence[str]) -> str:
+        return ", ".join(f"{int(n)} {names[label]}" for label, n in enumerate(detections.classes.bincount()) if n)
+
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
         """(B, 4 + nc, N): centre, width and height in px, then scores."""
         return (torch.cat((xyxy_to_cxcywh(predictions.boxes), predictions.scores), dim=2).transpose(1, 2),)
@@ -149,12 +156,16 @@ class DetectTask(TaskDefaults):
 
 def map_boxes(detections: Sequence[Detections], move: Callable[..., Tensor]) -> list[Detections]:
     """Detections of a batch with boxes in other coordinates; ``move`` takes all boxes at once, and which image each is on."""
+    return map_detections(detections, lambda together, image: together.replace(boxes=move(together.boxes, image=image)))
+
+
+def map_detections(detections: Sequence[Detections], move: Callable[..., Detections]) -> list[Detections]:
+    """Detections of a batch, moved; ``move`` takes all of them joined, and as ``image`` which image each is on."""
     if not detections:
         return []
     counts = [len(d) for d in detections]
     image = torch.arange(len(detections)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
-    together = Detections.cat(detections)
-    return split_detections(together.replace(boxes=move(together.boxes, image=image)), counts)
+    return split_detections(move(Detections.cat(detections), image=image), counts)
 
 
 DETECT = register_task(DetectTask())

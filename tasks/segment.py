@@ -26,11 +26,22 @@ from tasks.rows import COLUMNS, NO_AREA, InvalidRow, LabelRow
 from utils.boxes import box_iou, cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, to_batch, to_original, xyxy_to_cxcywh, xyxy_to_ltwh
 from utils.errors import UserError
 from utils.instances import Instances
-from utils.masks.outlines import joined, rings_of_packed
+from utils.masks.outlines import cut_bridges, joined, rings_of_packed
 from utils.masks.packed import pack, packed_width
 from utils.masks.rasterise import index_map, polygon_masks
 from utils.masks.render import Placement, masks_at, prototype_masks_at
-from utils.masks.rle import FIELD, areas, codes_to_rows, decode, encode_packed, encode_polygons, joined_rows, mask_overlap, rows_to_codes
+from utils.masks.rle import (
+    FIELD,
+    areas,
+    areas_of,
+    codes_to_rows,
+    decode,
+    encode_packed,
+    encode_polygons,
+    joined_rows,
+    mask_overlap,
+    rows_to_codes,
+)  # fmt: skip
 from utils.metrics.metrics import GroundTruth
 from utils.metrics.paired import PairedAccumulator, PairedMetrics, paired_columns
 from utils.nms import Suppression, non_max_suppression
@@ -92,7 +103,8 @@ class SegmentTask(DetectTask):
                 points = len({tuple(values[i : i + 2]) for i in range(1, len(values), 2)})
                 return row._replace(message=f"an outline of {points} different points without area, dropped")
             return row._replace(message=row.message.replace(DETECT.expected_row, self.expected_row))
-        return row
+        rings = cut_bridges(row.polygon)
+        return row if len(rings) == 1 else row._replace(polygon=np.concatenate(rings), rings=tuple(map(len, rings)))
 
     def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, NDArray]:
         """Classes (n,), boxes (n, 4) cxcywh in 0-1, masks (n, h, ceil(w / 8)) packed; of overlapping ones as ``overlap_mask`` says."""
@@ -217,11 +229,12 @@ class SegmentTask(DetectTask):
         plot_confusion(result.box.confusion, result.box.names, folder / "confusion_matrix.png")
 
     def draw(self, image_rgb: NDArray[np.uint8], detections: Detections, names: Sequence[str], style: DrawStyle) -> NDArray[np.uint8]:
-        """Masks with outlines, below boxes and labels."""
-        from utils.visual.masks import draw_masks
+        """Masks with outlines, below thin boxes and labels."""
+        from utils.visual.masks import draw_instances
 
-        shown = draw_masks(image_rgb, detections.fields[FIELD].cpu().numpy(), detections.classes.tolist(), thickness=style.line_thickness)
-        return super().draw(shown, detections, names, style)
+        return draw_instances(
+            image_rgb, detections, names, line_thickness=style.line_thickness, hide_labels=style.hide_labels, hide_conf=style.hide_conf
+        )
 
     def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
         """``class x1 y1 x2 y2 …`` in 0-1, and the score if asked for; pieces and holes are joined by bridges that enclose no area.
@@ -282,10 +295,7 @@ def outlines_of(instances: Instances) -> list[list[NDArray]]:
 def with_codes(truth: GroundTruth, codes: Sequence[Sequence[Any] | NDArray[np.object_]]) -> GroundTruth:
     """Ground truth with the masks of its objects, codes by image, and their area."""
     rows = joined_rows([codes_to_rows(part) for part in codes])
-    known = rows_to_codes(rows)
-    from pycocotools import mask as coco_mask
-
-    area = coco_mask.area(list(known)).astype(np.float64) if len(known) else np.zeros(0)
+    area = areas_of([code for part in codes for code in part])
     return truth.replace(area=torch.from_numpy(area), fields={FIELD: torch.from_numpy(rows)})
 
 

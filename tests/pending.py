@@ -11,15 +11,4 @@ PENDING = {
     # families
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
-    "models/*-obb": "rotated boxes",
-    "heads/*_OBB": "rotated boxes",
-    "losses/*_obb": "rotated boxes",
-    "ops/map_obb": "rotated boxes",
-    "ops/nms_rotated": "rotated boxes",
-    "ops/probiou": "rotated boxes",
-    "ops/rboxes": "rotated boxes",
-    "models/*-cls": "classification",
-    "heads/ul_Classify": "classification",
-    "losses/ul_cls": "classification",
-    "ops/top_k": "classification",
 }

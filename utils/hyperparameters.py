@@ -16,13 +16,15 @@ from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
-    ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "paste_in")
+    ("anchors", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "paste_in")
 )
 _SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
 IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + tuple(
     f"{variant}-{name}" for variant in ("alpha", "Inner", "Focaler") for name in _SIMILARITIES
 )
 CLS_LOSSES = ("BCE", "focal", "QFL", "VFL")
+POLICIES = ("none", "randaugment", "autoaugment", "augmix")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION", "MuSGD")
 
 
 def _key(
@@ -40,6 +42,7 @@ class Hyperparameters:
     """
 
     # Optimizer and schedule
+    optimizer: str = _key("SGD", "what --optimizer auto, the default, takes", choices=OPTIMIZERS)
     lr0: float = _key(0.01, "learning rate after warm-up", least=1e-9, most=10)
     lrf: float = _key(0.01, "last learning rate as a fraction of lr0", most=1)
     lr_reaches_lrf: int = _key(0, "1: the linear schedule reaches lr0 * lrf in the last epoch (YOLOv7), 0: one epoch later", most=1)
@@ -59,6 +62,7 @@ class Hyperparameters:
     pose: float = _key(12.0, "gain of the keypoint loss (OKS)")
     kobj: float = _key(1.0, "gain of the keypoints' visibility loss")
     rle: float = _key(1.0, "gain of the likelihood of keypoint errors (YOLO26)")
+    angle: float = _key(1.0, "gain of the angle loss of rotated boxes")
     cls_pw: float = _key(1.0, "weight of positives in the class loss")
     cls_weights: tuple[float, ...] = _key((), "weight of each class in the class loss, in the order of names; empty: all 1")
     obj_pw: float = _key(1.0, "weight of positives in the objectness loss")
@@ -89,6 +93,8 @@ class Hyperparameters:
     mixup: float = _key(0.15, "probability of mixup", most=1)
     copy_paste: float = _key(0.3, "probability of copy-paste", most=1)
     close_mosaic: int = _key(0, "last epochs without mosaic and mixup")
+    auto_augment: str = _key("none", "classification: policy in place of hsv_h, hsv_s and hsv_v", choices=POLICIES)
+    erasing: float = _key(0.0, "classification: probability that a rectangle of the image is erased", most=1)
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class AugmentHyp(Protocol):
@@ -35,6 +35,10 @@ class AugmentHyp(Protocol):
     def mixup(self) -> float: ...
     @property
     def copy_paste(self) -> float: ...
+    @property
+    def auto_augment(self) -> str: ...
+    @property
+    def erasing(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,10 @@ class AugmentValues:
     mosaic: float
     mixup: float
     copy_paste: float
+    auto_augment: str
+    erasing: float
 
     @classmethod
-    def of(cls, hyp: AugmentHyp, **changes: float) -> AugmentValues:
+    def of(cls, hyp: AugmentHyp, **changes: Any) -> AugmentValues:
         """The values of ``hyp``, some exchanged."""
         return cls(**{**{field.name: getattr(hyp, field.name) for field in fields(cls)}, **changes})

@@ -17,7 +17,7 @@ from data.images.tiff import is_tiff, pages_differ, read_pages
 
 HEADER_ERRORS = (ValueError, EOFError, SyntaxError, tokenize.TokenError, TypeError, KeyError, RecursionError, MemoryError)  # of literals
 ARRAY_SUFFIX = ".npy"
-IMAGE_CACHE = re.compile(r"\.\d+[alr]\d+w?\.npy$")  # files that data/images/store.py writes beside images
+IMAGE_CACHE = re.compile(r"\.\d+c?[alr]\d+w?\.npy$")  # files that data/images/store.py writes beside images
 
 
 class BandsError(ValueError):

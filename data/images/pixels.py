@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 FILL = 114  # grey of the border, in 8 bits
 TO_16_BITS = 257  # 255 becomes 65535
@@ -32,6 +35,25 @@ def in_channel_groups(function: Callable[[np.ndarray], np.ndarray], image: np.nd
 def resized(image: np.ndarray, size_wh: tuple[int, int], *, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
     """The image (h, w, C) at another size, width and height in px."""
     return in_channel_groups(lambda part: cv2.resize(part, size_wh, interpolation=interpolation), image)
+
+
+def resized_smoothly(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """The image (h, w, C) at another height and width in px: bilinear, over all pixels that fall into one where it shrinks."""
+    if image.shape[:2] == size_hw:
+        return image
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    if image.dtype != np.uint8:
+        planes = planes.to(torch.float32)
+    out = F.interpolate(planes, size=size_hw, mode="bilinear", antialias=True, align_corners=False)[0].permute(1, 2, 0)
+    if image.dtype != np.uint8:
+        out = out.round().clamp(0, np.iinfo(image.dtype).max)
+    return np.ascontiguousarray(out.numpy()).astype(image.dtype, copy=False)
+
+
+def covering_size(hw: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+    """The least height and width in px of an image of ``hw`` px that covers a shape; rounded down, as torchvision does."""
+    ratio = max(shape[0] / hw[0], shape[1] / hw[1])
+    return max(math.floor(hw[0] * ratio + 1e-6), shape[0]), max(math.floor(hw[1] * ratio + 1e-6), shape[1])
 
 
 def blended(first: np.ndarray, second: np.ndarray, ratio: float) -> np.ndarray:

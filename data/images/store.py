@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.images.pixels import resized
+from data.images.pixels import covering_size, resized, resized_smoothly
 from data.images.reading import ImageError, read_image
 from utils.files import atomic_write
 
@@ -35,6 +35,8 @@ class ImageStore:
         dtype: ``np.uint8`` or ``np.uint16``.
         smooth: shrink by area, as validation does; else large JPEG files are decoded at a reduced scale and the rest is bilinear.
         recent_bytes: of decoded images used last that this process caches.
+        cover: for crops: images are only shrunk, the shorter side to ``imgsz`` if ``smooth``, else to twice that, so that a random part of
+            one is still sharp.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class ImageStore:
         dtype: type[np.generic] = np.uint8,
         smooth: bool = False,
         recent_bytes: int = RECENT_BYTES,
+        cover: bool = False,
     ) -> None:
         self.files, self.imgsz, self.channels, self.dtype = tuple(files), imgsz, channels, dtype
-        self.smooth, self.recent_limit = smooth, recent_bytes
+        self.smooth, self.recent_limit, self.cover = smooth, recent_bytes, cover
         self.all: list[np.ndarray | None] = []
         self.on_disk = False
         self.recent: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -76,6 +79,8 @@ class ImageStore:
 
     def decode(self, i: int) -> np.ndarray:
         """Image i from its file."""
+        if self.cover:
+            return self._decode_to_cover(i)
         least_side = 0 if self.smooth else self.imgsz
         image = read_image(self.files[i], channels=self.channels, dtype=self.dtype, least_side=least_side)
         h, w = image.shape[:2]
@@ -85,6 +90,12 @@ class ImageStore:
             return image
         interpolation = cv2.INTER_AREA if self.smooth and ratio < 1 else cv2.INTER_LINEAR
         return resized(image, size, interpolation=interpolation)
+
+    def _decode_to_cover(self, i: int) -> np.ndarray:
+        image = read_image(self.files[i], channels=self.channels, dtype=self.dtype)
+        side = self.imgsz if self.smooth else 2 * self.imgsz
+        hw = (image.shape[0], image.shape[1])
+        return image if min(hw) <= side else resized_smoothly(image, covering_size(hw, (side, side)))
 
     def original(self, path: str) -> np.ndarray:
         """(H, W, C) an image at its own size, in the data set's channels and depth; not cached."""
@@ -128,7 +139,7 @@ class ImageStore:
             return None  # reported when the loader reads it
 
     def _disk_path(self, i: int) -> Path:
-        kind, depth = "a" if self.smooth else "r", "" if self.dtype == np.uint8 else "w"
+        kind, depth = ("c" if self.cover else "") + ("a" if self.smooth else "r"), "" if self.dtype == np.uint8 else "w"
         return Path(f"{self.files[i]}.{self.imgsz}{kind}{self.channels}{depth}.npy")  # data/images/bands.py recognises these names
 
     def _to_disk(self, i: int) -> None:

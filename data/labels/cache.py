@@ -66,6 +66,7 @@ def content_key(
     annotations: Path | None = None,
     names: Sequence[str] | None = None,
     kpt_shape: tuple[int, int] | None = None,
+    label_files: bool = True,
 ) -> str:
     """Hash over path, size and modification time of every image and label file, and over what else decides how they are read.
 
@@ -78,6 +79,7 @@ def content_key(
         annotations: a COCO JSON in place of label files.
         names: of the classes, which choose the JSON's categories.
         kpt_shape: of pose labels.
+        label_files: whether there may be any.
     """
     head = f"labels {FORMAT_VERSION} {task}{'' if channels in CONVERTED else f' upright channels {channels}'}\n"
     if kpt_shape:
@@ -85,8 +87,8 @@ def content_key(
     if annotations:
         head += f"{_file_state(str(annotations))}{json.dumps(names)}\n"
     digest = hashlib.sha256(head.encode(errors="surrogateescape"))
-    label_files = [] if annotations else find_label_files(image_files)
-    for image, label_file in zip_longest(image_files, label_files):
+    found = [] if annotations or not label_files else find_label_files(image_files)
+    for image, label_file in zip_longest(image_files, found):
         entry = _file_state(image) + (_file_state(label_file) if label_file else "")
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()

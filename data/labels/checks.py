@@ -62,11 +62,12 @@ def find_nameless_objects(
     return np.isin(np.arange(len(table)), images), problems
 
 
-def summarise(table: LabelTable, *, prefix: str = "", shown: int = 20) -> str:
-    """Counts of images and objects, then the problems, one a line (at most ``shown``)."""
+def summarise(table: LabelTable, *, prefix: str = "", shown: int = 20, whole_images: bool = False) -> str:
+    """Counts of images and objects (of images alone, where each has one class), then the problems, one a line (at most ``shown``)."""
     skipped = len({p.path for p in table.problems if p.skips})
     background = int(((table.counts == 0) & table.usable).sum())
-    counts = f"{int(table.usable.sum())} images, {len(table.classes)} objects, {background} images without objects"
+    counts = f"{int(table.usable.sum())} images"
+    counts += "" if whole_images else f", {len(table.classes)} objects, {background} images without objects"
     lines = [f"{prefix}{counts}, {skipped} images left out"]
     lines += [f"  {p.line()}" for p in table.problems[:shown]]
     if len(table.problems) > shown:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from data.dataset_spec import DatasetSpec
 from data.labels.cache import cache_path, cached_labels, content_key
+from data.labels.class_folders import folder_labels
 from data.labels.coco import read_coco_labels
 from data.labels.files import find_label_files, has_label_files, label_path
+from data.labels.outlines import outline_remark
 from data.labels.pose import KEYPOINTS_TASK, lacks_keypoints, pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
 from data.labels.table import LabelTable
 from data.labels.yolo import read_labels
@@ -38,6 +40,10 @@ def split_labels(
         prefix: words before lines and progress bars.
         progress: whether to show those.
     """
+    if task.whole_image:
+        return folder_labels(spec, split, image_files, workers=workers, prefix=prefix, progress=progress)
+    if spec.yaml_path.is_dir():
+        raise UserError(f"{spec.yaml_path}: a folder for each class, without places of objects; the model's task is {task.name}")
     annotations, remark = labels_json(spec, split, image_files)
     points = spec.keypoints if spec.keypoints and task.coco_type == KEYPOINTS_TASK else None
     names = None if spec.label_nc != spec.nc else spec.names
@@ -53,6 +59,7 @@ def split_labels(
     if points is not None and lacks_keypoints(table):
         source = annotations or spec.yaml_path
         raise UserError(f"{source}: no object of {split!r} has a labelled keypoint; kpt_shape {list(points.shape)} says they have")
+    remarks.append(outline_remark(task, table, source=str(annotations or f"{spec.yaml_path}: {split}")))
     if annotations is None and table.keypoints is None:
         remarks.append(wrong_pose_remark(table) if spec.kpt_shape else unnamed_pose_remark(table))
     return table, [f"{prefix}{line}" for line in remarks if line]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data.augment.letterbox import LetterboxedImage, letterbox
+from data.augment.centre_crop import fitted
+from data.augment.letterbox import LetterboxedImage
 from data.images.pixels import as_hwc
 from data.images.reading import CONVERTED, ImageError
 from utils.sizes import round_up_to_stride
@@ -65,6 +66,7 @@ class FrameSource(ABC):
         hw: height and width that images are fitted into, px, multiples of ``stride``.
         stride: of the model, px.
         auto: whether borders reach only to the next multiple of the stride.
+        whole_image: whether images are cropped to ``hw``, not letterboxed.
         vid_stride: of a video or stream, one frame in so many is yielded.
         on_skip: called with one line for each file or stream that cannot be read.
         channels: of the images.
@@ -80,13 +82,14 @@ class FrameSource(ABC):
         stride: int = 32,
         vid_stride: int = 1,
         auto_letterbox: bool = True,
+        whole_image: bool = False,
         on_skip: Callable[[str], None] = print,
         channels: int = 3,
     ) -> None:
         height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
         self.hw = (round_up_to_stride(height, stride), round_up_to_stride(width, stride))
         self.stride, self.auto, self.vid_stride = stride, auto_letterbox, vid_stride
-        self.on_skip, self.channels = on_skip, channels
+        self.whole_image, self.on_skip, self.channels = whole_image, on_skip, channels
 
     @abstractmethod
     def batches(self) -> Generator[Sequence[Frame], None, None]:
@@ -103,8 +106,8 @@ class FrameSource(ABC):
                 yield from frames
 
     def boxed(self, image: np.ndarray) -> LetterboxedImage:
-        """An image (H, W, C), letterboxed for the network."""
-        return letterbox(image, self.hw, auto=self.auto, stride=self.stride)
+        """An image (H, W, C) as the network's input: letterboxed, or cropped for a result of the whole image."""
+        return fitted(image, self.hw, whole_image=self.whole_image, auto=self.auto, stride=self.stride)
 
     def from_bgr(self, bgr: np.ndarray) -> np.ndarray:
         """(H, W, C) grey or RGB of a frame (H, W, 3) that OpenCV decoded from a video."""

@@ -22,6 +22,7 @@ def open_source(
     stride: int = 32,
     vid_stride: int = 1,
     auto_letterbox: bool = True,
+    whole_image: bool = False,
     on_skip: Callable[[str], None] = print,
     channels: int = 3,
 ) -> FrameSource:
@@ -33,6 +34,7 @@ def open_source(
         stride: of the model in px.
         vid_stride: of a video or stream, one frame in so many is yielded.
         auto_letterbox: pad only to the next multiple of the stride, not to the whole shape.
+        whole_image: crop in place of the letterbox, as ``Task.whole_image`` says.
         on_skip: called with one line for each file or stream that is skipped.
         channels: of the images; any image is converted to grey (1) or RGB (3), other numbers are what the files must hold.
 
@@ -43,7 +45,7 @@ def open_source(
     if vid_stride < 1:
         raise UserError(f"--vid-stride {vid_stride}: a number of at least 1 is expected")
     settings: dict[str, Any] = {"imgsz": imgsz, "stride": stride, "vid_stride": vid_stride, "on_skip": on_skip, "channels": channels}
-    settings["auto_letterbox"] = auto_letterbox
+    settings |= {"auto_letterbox": auto_letterbox, "whole_image": whole_image}
     if is_url(text):
         if text.lower().startswith("http") and is_image(redacted(text)):
             return FileSource((text,), **settings)

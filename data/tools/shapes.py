@@ -32,6 +32,7 @@ class Placed(NamedTuple):
     label: int
     area: float  # px, with what lies outside the image
     outline: np.ndarray  # (k, 2) corners in px, with those outside the image
+    angle: float  # radians by which the outline is turned
 
 
 class Scene(NamedTuple):
@@ -81,13 +82,13 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         label = int(rng.integers(len(NAMES)))
         least = MIN_PX if rng.random() < 0.2 else 3 * MIN_PX
         size = float(np.exp(rng.uniform(math.log(least), math.log(MAX_PX))))
-        coverage, area, window, outline = _coverage(rng, label, size, rng.uniform(0, (w, h)), (h, w))
+        coverage, window, shape = _coverage(rng, label, size, rng.uniform(0, (w, h)), (h, w))
         texture = _texture(rng, label, size, coverage.shape)
-        if not _fits(coverage > 0.5, area, owner, window, placed):
+        if not _fits(coverage > 0.5, shape.area, owner, window, placed):
             continue
         image[window] += coverage[:, :, None] * (texture - image[window])
         owner[window][coverage > 0.5] = len(placed)
-        placed.append(Placed(label, area, outline))
+        placed.append(shape)
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
     return Scene(np.clip(image, 0, 255).astype(np.uint8), placed, owner)
 
@@ -106,9 +107,8 @@ def _fits(mask: np.ndarray, area: float, owner: np.ndarray, window: tuple[slice,
 
 def _coverage(
     rng: np.random.Generator, label: int, size: float, centre: np.ndarray, hw: tuple[int, int]
-) -> tuple[np.ndarray, float, tuple[slice, slice], np.ndarray]:
-    """A shape at a random angle: how much of each pixel of a window it covers, (h, w) float32; its whole area in px; the window; its
-    corners (k, 2) in px of the image."""
+) -> tuple[np.ndarray, tuple[slice, slice], Placed]:
+    """A shape at a random angle: how much of each pixel of a window it covers, (h, w) float32; the window; the shape."""
     outline, hole = _outline(NAMES[label])
     angle = rng.uniform(0, 2 * math.pi)
     stretch = np.array((1.0, rng.uniform(0.75, 1.0)))
@@ -126,7 +126,8 @@ def _coverage(
             cv2.fillPoly(canvas, [np.round(px * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
     window = slice(max(top, 0), min(top + 2 * half, hw[0])), slice(max(left, 0), min(left + 2 * half, hw[1]))
     inside = canvas[window[0].start - top : window[0].stop - top, window[1].start - left : window[1].stop - left]
-    return inside.astype(np.float32) / 255, float(canvas.sum()) / 255, window, in_image(outline)
+    shape = Placed(label, float(canvas.sum()) / 255, in_image(outline), float(angle))
+    return inside.astype(np.float32) / 255, window, shape
 
 
 def _outline(name: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -48,11 +48,11 @@ def speed(config: ValConfig, validate: Callable[[ValConfig], MetricResult], chec
     for index, one in enumerate(files):
         for batch in sorted({1, config.batch_size}):
             one = replace(one, batch_size=batch, project=str(folder), name=f"{index}-{Path(one.weights).stem}-batch{batch}")
-            measured.append(Measured(one.weights, one.imgsz, batch, validate(one)))
+            measured.append(Measured(one.weights, one.imgsz or 0, batch, validate(one)))
     stages = list(measured[0].metrics.speed_ms)
     lines = [("weights", "batch", *stages, "all")]
     lines += [(m.weights[-28:], str(m.batch_size), *(f"{m.metrics.speed_ms[s]:.1f}" for s in stages), f"{m.ms:.1f}") for m in measured]
-    print(f"\nms an image, {config.imgsz} px\n{text_table(lines, right=range(len(lines[0])))}")
+    print(f"\nms an image, {', '.join(sorted({f'{m.imgsz} px' for m in measured}))}\n{text_table(lines, right=range(len(lines[0])))}")
     return measured
 
 

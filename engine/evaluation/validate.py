@@ -22,7 +22,7 @@ from engine.inference.augmented import AugmentedModel
 from engine.inference.class_order import in_order_of, shortened
 from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import Network, Predictor, fixed_size
-from engine.inference.sliced import SlicedEvaluation, SlicedPredictor
+from engine.inference.sliced import SlicedEvaluation, SlicedPredictor, check_slices
 from models.checkpoints.checkpoint import load_checkpoint
 from tasks.base import Metric
 from utils import distributed
@@ -102,7 +102,10 @@ def validate_on_rank(config: ValConfig) -> Any:
             report(metrics, config, classes=spec.nc)
             plot_result(model.task, metrics, save_dir)
             write_numbers(metrics, save_dir, metric, context_of(config, model))
-            if config.save_json:
+            if config.save_json and model.task.submission:
+                stems = {path: Path(path).stem for path in loader.dataset.image_files}
+                print(model.task.write_submission(metric, save_dir / model.task.submission, stems=stems))
+            elif config.save_json:
                 files = list_images(spec.sources(config.task))
                 save_json(metric, annotations, config, save_dir, image_ids=dict(zip(files, number_images(files))))
             print(f"Results in {save_dir}")
@@ -120,7 +123,8 @@ def evaluation_options(
     config: ValConfig, model: Network, loader: BatchLoader, *, device: torch.device, annotations: CocoAnnotations | None
 ) -> EvaluationOptions:
     """How to evaluate, as the flags say."""
-    suppression = Suppression(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det, multi_label=True)
+    conf = model.task.defaults.val_conf if config.conf_thres is None else config.conf_thres
+    suppression = Suppression(conf=conf, iou=config.iou_thres, max_det=config.max_det, multi_label=True)
     precision = torch.float16 if config.half else None
     sliced = None
     if config.slice is not None:
@@ -152,6 +156,8 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
         raise UserError(f"--data: an exported file does not say what it was trained on; give the data set for {config.weights}")
     options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust, nms=config.nms)
     model = load_networks(config.all_weights, device=device, options=options)
+    config = replace(config, imgsz=config.imgsz or model.task.defaults.imgsz)
+    check_slices(model.task, config.slice)
     if not config.data:
         config = replace(config, data=str(load_checkpoint(config.weights).config.get("data") or ""))
         if not config.data:
@@ -162,7 +168,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
 
 def open_spec(config: ValConfig, model: Network) -> DatasetSpec:
     """The data set of the model's classes and channels."""
-    if config.save_json and model.task.coco_type is None:
+    if config.save_json and model.task.coco_type is None and not model.task.submission:
         raise UserError(f"--save-json: results of the task {model.task.name!r} have no form in COCO; leave it out")
     spec = load_dataset_spec(config.data, single_cls=config.single_cls, need=(config.task,))
     if spec.nc != model.nc:
@@ -246,7 +252,8 @@ def save_json(
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids
     stats: dict[str, float] = {}
-    for kind, options in getattr(metric, "coco_kinds", {"bbox": {}}).items():
+    kinds = getattr(metric, "coco_kinds", {"bbox": {}, **({"segm": {}} if annotations.masks is not None else {})})
+    for kind, options in kinds.items():
         stats = run_pycocotools(
             annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind, **options
         )
@@ -271,4 +278,4 @@ def _image_size(config: ValConfig, model: Network) -> int:
         if only[0] != config.imgsz:
             print(f"{config.weights}: made for {only[0]} px, which is taken in place of --imgsz {config.imgsz}")
         return only[0]
-    return multiple_of_stride(config.imgsz, model.stride)
+    return multiple_of_stride(config.imgsz or model.task.defaults.imgsz, model.stride)

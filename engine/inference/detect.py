@@ -21,8 +21,8 @@ from data.sources.read_ahead import read_ahead
 from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
-from engine.inference.sliced import SlicedPredictor
-from tasks.base import DrawStyle
+from engine.inference.sliced import SlicedPredictor, check_slices
+from tasks.base import DrawStyle, Task
 from utils.cli.detect_arguments import DetectConfig
 from utils.distributed import select_device
 from utils.errors import UserError
@@ -77,25 +77,23 @@ def detect(config: DetectConfig) -> Report:
     predictor = build_predictor(config, network, device)
     report.seconds = predictor.stopwatch.seconds
     sliced = sliced_predictor(config, predictor, source) if config.slice else None
-    options = SaveOptions(
-        images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop
-    )
+    options = SaveOptions(images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop)
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
     writer = ResultWriter(
-        report.folder or Path(), predictor.names, options, predictor.task.label_rows, written=report.written, videos_at_once=source.at_once
+        report.folder or Path(), predictor.names, options, predictor.task.result_rows, written=report.written, videos_at_once=source.at_once
     )
     with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer:
         for predicted in predict_frames(read, predictor, sliced):
             drawn = save_frame(predicted, predictor, writer, config)
             report.frames += 1
             report.detections += len(predicted.detections)
-            print(f"{frame_line(predicted, predictor.names)}, {1000 * predicted.seconds:.1f} ms")
+            print(f"{frame_line(predicted, predictor.names, predictor.task)}, {1000 * predicted.seconds:.1f} ms")
             if config.visualize and (video_position(predicted.frame, config)[0] or 1) == 1:  # of a video the first frame
                 stem = writer.stem(predicted.frame.output_name)
                 visualize(cast("Model", network), predicted.images, writer.folder / "features" / stem, report)
             if config.view_img and not show(drawn, predicted.frame):
                 break
-    print_report(report)
+    print_report(report, predictor.task)
     print_renamed(writer)
     return report
 
@@ -147,9 +145,8 @@ def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sli
 
 def build_predictor(config: DetectConfig, network: Network, device: torch.device) -> Predictor:
     """The network with the suppression that the flags ask for."""
-    suppression = Suppression(
-        conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det, classes=config.classes, agnostic=config.agnostic_nms
-    )
+    conf = network.task.defaults.conf if config.conf_thres is None else config.conf_thres
+    suppression = Suppression(conf=conf, iou=config.iou_thres, max_det=config.max_det, classes=config.classes, agnostic=config.agnostic_nms)
     stopwatch = Stopwatch(device, (READING, PRE_PROCESS, INFERENCE, NMS))
     precision = torch.float16 if config.half else None
     network = AugmentedModel(network) if config.augment else network
@@ -195,6 +192,7 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> N
         raise UserError(f"--visualize: {reason}; give one .pt file")
     options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust, nms=config.nms)
     model = load_networks(files, device=device, options=options)
+    check_slices(model.task, config.slice)
     for wanted in config.classes or ():
         if not 0 <= wanted < model.nc:
             raise UserError(f"--classes {wanted}: {weights} knows the classes 0 to {model.nc - 1}")
@@ -213,6 +211,7 @@ def open_frames(config: DetectConfig, weights: Path, model: Network, report: Rep
         "stride": model.stride,
         "vid_stride": config.vid_stride,
         "auto_letterbox": fixed_size(model) is None,
+        "whole_image": model.task.whole_image,
         "on_skip": skip,
         "channels": model.ch,
     }
@@ -225,7 +224,7 @@ def input_size(config: DetectConfig, network: Network) -> tuple[int, int]:
     """Height and width of the letterboxed image; without ``--imgsz`` those that a file of fixed size was made for."""
     only = fixed_size(network)
     if only is None:
-        height, width = config.imgsz or (640, 640)
+        height, width = config.imgsz or (network.task.defaults.imgsz, network.task.defaults.imgsz)
         return height, width
     if config.imgsz not in (None, only):
         given, name = " ".join(map(str, config.imgsz or ())), getattr(network, "path", "the network")
@@ -264,14 +263,14 @@ def video_position(frame: Frame, config: DetectConfig) -> tuple[int | None, floa
     return frame.video.number + 1, frame.video.fps / config.vid_stride
 
 
-def frame_line(predicted: PredictedFrame, names: Sequence[str]) -> str:
+def frame_line(predicted: PredictedFrame, names: Sequence[str], task: Task) -> str:
     """Such as ``image 2/3 bus.jpg: 640x480 4 person, 1 bus``: height and width of the network's input, and what was found."""
     frame, (height, width) = predicted.frame, predicted.images.shape[2:]
     of = f"/{frame.total}" if frame.total else ""
     kind = "image" if frame.video is None else f"video frame {frame.video.number + 1}/{frame.video.frames or '?'} of"
-    counts = ", ".join(f"{int(n)} {names[label]}" for label, n in enumerate(predicted.detections.classes.bincount()) if n)
+    found = task.summary(predicted.detections, names)
     windows = f" and {predicted.windows} windows" if predicted.windows else ""
-    return f"{kind} {frame.index + 1}{of} {frame.path}: {height}x{width}{windows} {counts or 'nothing found'}"
+    return f"{kind} {frame.index + 1}{of} {frame.path}: {height}x{width}{windows} {found or 'nothing found'}"
 
 
 def visualize(model: Model, images: Tensor, folder: Path, report: Report) -> None:
@@ -290,13 +289,14 @@ def show(drawn: np.ndarray, frame: Frame) -> bool:
     return (cv2.waitKey(1 if frame.video else 0) & 0xFF) not in (ord("q"), 27)
 
 
-def print_report(report: Report) -> None:
+def print_report(report: Report, task: Task) -> None:
     """Speed by stage, and where things lie."""
     frames = max(report.frames, 1)
     speed = ", ".join(f"{stage} {1000 * seconds / frames:.1f} ms" for stage, seconds in report.seconds.items())
     print(f"Speed per image: {speed}")
     skipped = f", {len(report.skipped)} files could not be read" if report.skipped else ""
-    print(f"{report.detections} objects in {report.frames} images{skipped}")
+    what = f"{report.frames} images" if task.whole_image else f"{report.detections} objects in {report.frames} images"
+    print(f"{what}{skipped}")
     if report.folder is not None:
         written = ", ".join(f"{count} {kind}" for kind, count in report.written.items())
         print(f"Results in {report.folder}: {written or 'nothing'}")

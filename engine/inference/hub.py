@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.augment.letterbox import letterbox
 from data.images.reading import read_image
 from data.sources.urls import is_url, read_remote_image, redacted
 from engine.inference.augmented import GREY, AugmentedModel
@@ -44,7 +43,7 @@ class HubModel(nn.Module):
     """A detector that takes paths, arrays, PIL images, tensors and lists of these, and returns :class:`Results`.
 
     Attributes:
-        conf: least score.
+        conf: least score; the task's usual one at first (0.25, 0 to classify).
         iou: overlap above which the weaker of two boxes is dropped.
         classes: keep only these; None keeps all.
         max_det: most detections of an image.
@@ -67,20 +66,23 @@ class HubModel(nn.Module):
         """
         super().__init__()
         self.model, self.names, self.stride = model.eval(), model.names, model.stride
+        self.conf = model.task.defaults.conf
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def forward(self, source: ImageSource | Sequence[ImageSource], size: int | Sequence[int] = 640, augment: bool = False) -> Results:
+    def forward(
+        self, source: ImageSource | Sequence[ImageSource], size: int | Sequence[int] | None = None, augment: bool = False
+    ) -> Results:
         """Finds objects.
 
         Args:
             source: a path or http(s) URL, an array (H, W, C) or (H, W) uint8 or uint16, in RGB order where C is 3, a PIL image, a tensor
                 (C, H, W) or (B, C, H, W) in 0-1 or uint8, or a list of these. Tensors go into the network as they are, padded to the
                 stride; everything else is letterboxed.
-            size: side, or height and width, of the letterboxed image in px.
+            size: side, or height and width, of the letterboxed image in px; the task's usual one (640, 224 to classify) if None.
             augment: look also at smaller and mirrored versions.
 
         Raises:
@@ -89,12 +91,13 @@ class HubModel(nn.Module):
         predictor = self._predictor(augment=augment)
         inputs = list(source) if isinstance(source, (list, tuple)) else [source]
         inputs = [p for item in inputs for p in _one_by_one(item, self.model.ch)]
+        size = self.model.task.defaults.imgsz if size is None else size
         sides = height_and_width(size if isinstance(size, int) else tuple(size))
         hw = tuple(round_up_to_stride(side, self.stride) for side in sides)
         images, found, files = [], [], []
         for index, item in enumerate(inputs):
             with predictor.stopwatch.stage(PRE_PROCESS):
-                image, batch, placement = self._prepared(item, hw)
+                image, batch, placement = self._prepared(item, hw, predictor)
             found += predictor.predict_batch(batch, placement)
             images.append(image)
             files.append(_file_name(item, index))
@@ -107,12 +110,12 @@ class HubModel(nn.Module):
         )
         return Predictor(AugmentedModel(self.model) if augment else self.model, suppression, device=self.device)
 
-    def _prepared(self, item: ImageSource, hw: tuple[int, ...]) -> tuple[np.ndarray, Tensor, Letterbox]:
+    def _prepared(self, item: ImageSource, hw: tuple[int, ...], predictor: Predictor) -> tuple[np.ndarray, Tensor, Letterbox]:
         """The image to show (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
         if isinstance(item, Tensor):
             return self._padded(item)
         image = _as_array(item, self.model.ch)
-        boxed = letterbox(image, (hw[0], hw[1]), auto=True, stride=self.stride)
+        boxed = predictor.fitted(image, (hw[0], hw[1]))
         return viewable(image), *collate([boxed], [image.shape[:2]], self.device)
 
     def _padded(self, item: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment.letterbox import LetterboxedImage, letterbox
+from data.augment.centre_crop import fitted
+from data.augment.letterbox import LetterboxedImage
 from tasks import Task
 from utils.nms import Suppression
 from utils.precision import autocast
@@ -77,15 +78,16 @@ class Predictor:
         self.imgsz = fixed_size(network)
         self.dynamic = self.imgsz is None
 
-    def predict(self, images: Sequence[NDArray], *, hw: tuple[int, int] = (640, 640)) -> list[Detections]:
+    def predict(self, images: Sequence[NDArray], *, hw: tuple[int, int] | None = None) -> list[Detections]:
         """Detections of original images (H, W, C), uint8 or uint16, each in px of its image, on the host.
 
         Args:
             images: Of any sizes; those whose letterboxed shapes agree go through the network together.
-            hw: Height and width in px that images are fitted into, multiples of the stride; a fixed network's own size wins.
+            hw: Height and width in px that images are fitted into, multiples of the stride; the task's usual size if None. A fixed
+                network's own size wins.
         """
-        hw = self.imgsz or hw
-        boxed = [letterbox(image, hw, auto=self.dynamic, stride=self.stride) for image in images]
+        hw = self.imgsz or hw or (self.task.defaults.imgsz, self.task.defaults.imgsz)
+        boxed = [self.fitted(image, hw) for image in images]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, one in enumerate(boxed):
             groups.setdefault(one.image.shape, []).append(index)
@@ -95,6 +97,10 @@ class Predictor:
             for index, one_found in zip(members, detections):
                 found[index] = one_found
         return found
+
+    def fitted(self, image: NDArray, hw: tuple[int, int]) -> LetterboxedImage:
+        """An original (H, W, C) as the network's input of ``hw`` px at most: letterboxed, or cropped for a result of the whole image."""
+        return fitted(image, hw, whole_image=self.task.whole_image, auto=self.dynamic, stride=self.stride)
 
     def predict_letterboxed(self, boxed: Sequence[LetterboxedImage], original_hw: Sequence[tuple[int, ...]]) -> list[Detections]:
         """Detections of letterboxed images of one shape, in px of their originals, on the host."""

@@ -85,13 +85,22 @@ class Results:
         """``xywh`` as fractions of the image."""
         return [_with_scores(normalised(xyxy_to_cxcywh(d.boxes), _hw(im)), d) for im, d in zip(self.ims, self.found)]
 
+    @property
+    def probs(self) -> Any:
+        """The best classes of a classifier's image (of several images, a list); None for other tasks, and where no score is above
+        ``conf``."""
+        if not self.task.whole_image:
+            return None
+        found = [Probs(d.classes.tolist(), d.scores, self.names) if len(d) else None for d in self.found]
+        return found[0] if len(found) == 1 else found
+
     def __str__(self) -> str:
         """A line an image, and the speed."""
         lines = []
         for number, (file, image, found) in enumerate(zip(self.files, self.ims, self.found), 1):
-            counts = ", ".join(f"{int(n)} {self.names[label]}" for label, n in enumerate(found.classes.bincount()) if n)
             height, width = _hw(image)
-            lines.append(f"image {number}/{len(self)} {file}: {height}x{width} {counts or 'nothing found'}")
+            what = self.task.summary(found, self.names) or "nothing found"
+            lines.append(f"image {number}/{len(self)} {file}: {height}x{width} {what}")
         lines.append("Speed per image: " + ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in zip(STAGES, self.times_ms)))
         return "\n".join(lines)
 
@@ -142,10 +151,31 @@ class Results:
     def _write(self, save_dir: str | Path | None, options: SaveOptions, drawn: Sequence[np.ndarray], *, exist_ok: bool) -> Path:
         where = Path(save_dir) if save_dir else Path(FOLDER) / "exp"
         folder = new_run_dir(where.parent, where.name, exist_ok=exist_ok)
-        with ResultWriter(folder, self.names, options, self.task.label_rows) as writer:
+        with ResultWriter(folder, self.names, options, self.task.result_rows) as writer:
             for file, image, found, shown in zip(self.files, self.ims, self.found, drawn):
                 writer.write(file, image, found, drawn=shown)
         return folder
+
+
+class Probs(NamedTuple):
+    """The best classes of an image, up to five."""
+
+    top5: list[int]  # class numbers, best first
+    top5conf: Tensor  # (n,) their scores
+    names: Sequence[str]
+
+    @property
+    def top1(self) -> int:
+        """The best class."""
+        return self.top5[0]
+
+    @property
+    def top1conf(self) -> Tensor:
+        """Its score."""
+        return self.top5conf[0]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{self.names[label]} {score:.2f}" for label, score in zip(self.top5, self.top5conf.tolist()))
 
 
 class Tables(NamedTuple):

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augment.letterbox import letterbox
 from data.images.reading import ImageError
 from engine.inference.predictor import Predictor
-from engine.inference.slicing import WindowDetections, merge_windows, slice_windows
+from engine.inference.slicing import MergeRules, WindowDetections, merge_windows, slice_windows
+from tasks import Task
+from utils.errors import UserError
 from utils.types import Batch, Detections, Letterbox
 
 if TYPE_CHECKING:
@@ -66,17 +67,18 @@ class SlicedPredictor:
         for part in torch.arange(len(windows)).split(self.batch):
             detections, window = self._predict(image, windows[part])
             found.append(WindowDetections(detections, windows[part][window].float(), 1 + part[window]))
-        suppression = self.predictor.suppression
+        suppression, task = self.predictor.suppression, self.predictor.task
         together = WindowDetections.cat(found)
         return merge_windows(
-            together, hw, iou=suppression.iou, max_det=suppression.max_det, agnostic=suppression.agnostic, unite=self.predictor.task.unite
-        )
+            together, hw, iou=suppression.iou, max_det=suppression.max_det, agnostic=suppression.agnostic,
+            rules=MergeRules(task.shapes, task.unite),
+        )  # fmt: skip
 
     def _predict(self, image: np.ndarray, windows: Tensor) -> tuple[Detections, Tensor]:
         """What is found in some windows of one size, in px of the image, and which of them each detection is from (n,)."""
         predictor = self.predictor
         views = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in windows.tolist()]
-        boxed = [letterbox(view, self.input_hw, auto=predictor.dynamic, stride=predictor.stride) for view in views]
+        boxed = [predictor.fitted(view, self.input_hw) for view in views]
         found = predictor.predict_letterboxed(boxed, [view.shape[:2] for view in views])
         window = torch.arange(len(found)).repeat_interleave(torch.tensor([len(d) for d in found]))
         count = len(windows)
@@ -106,6 +108,12 @@ class SlicedEvaluation:
         """The objects of a batch, given what was found on its whole images in px of the originals."""
         originals = _one_ahead(self.read, batch.paths)
         return [found if image is None else self.predictor(image, found) for image, found in zip(originals, whole)]
+
+
+def check_slices(task: Task, size: Sequence[int] | None) -> None:
+    """Refuses windows for a task whose result is one of the whole image."""
+    if size is not None and task.whole_image:
+        raise UserError(f"--slice: windows are for objects in places, and the task {task.name!r} has one result an image; leave it out")
 
 
 def _one_ahead(read: Callable[[str], np.ndarray], paths: Sequence[str]) -> Iterator[np.ndarray | None]:

@@ -100,17 +100,18 @@ class PlotLogger(Callback):
 
     Args:
         labels: of every training image, (n, 5) [class, cx, cy, w, h] normalised.
+        whole_images: boxes are those of whole images, so that only the classes are plotted.
     """
 
     BATCHES = 3
 
-    def __init__(self, labels: Sequence[NDArray]) -> None:
-        self.labels = labels
+    def __init__(self, labels: Sequence[NDArray], *, whole_images: bool = False) -> None:
+        self.labels, self.whole_images = labels, whole_images
 
     def on_train_start(self, run: RunInfo) -> None:
-        from utils.visual.plots import plot_labels
+        from utils.visual.plots import plot_class_counts, plot_labels
 
-        plot_labels(self.labels, run.names, run.save_dir / "labels.jpg")
+        (plot_class_counts if self.whole_images else plot_labels)(self.labels, run.names, run.save_dir / "labels.jpg")
 
     def on_batch(self, run: RunInfo, epoch: int, iteration: int, batch: Batch) -> None:
         if epoch == run.start_epoch and iteration < self.BATCHES:

@@ -13,8 +13,8 @@ from engine.training.learning_rates import class_multipliers
 from engine.training.optimizers.lion import Lion
 from engine.training.optimizers.musgd import MuSGD
 from engine.training.schedule import StepSettings
-from utils.config import OPTIMIZERS, Hyperparameters
 from utils.errors import UserError
+from utils.hyperparameters import OPTIMIZERS, Hyperparameters
 from utils.precision import update_scale
 
 GROUPS = ("bias", "decay", "no_decay")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
@@ -119,9 +119,7 @@ def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(group["lr"] for group in optimizer.param_groups[: len(GROUPS)])
 
 
-def optimizer_step(
-    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, non_finite: Tensor | None = None
-) -> Tensor:
+def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, non_finite: Tensor | None = None) -> Tensor:
     """Unscales, clips, steps and clears the gradients; non-finite gradients change nothing.
 
     Fused optimizers read on the device whether to skip the step. The others (LION, and all on devices without fused kernels) wait for the

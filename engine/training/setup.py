@@ -18,6 +18,7 @@ from engine.logging.loggers import ConsoleLogger, CsvLogger, PlotLogger, TensorB
 from engine.logging.progress import LossMeter
 from engine.logging.trackers import trackers
 from engine.memory_format import channels_last
+from engine.task_presets import HYPS, PRESETS, task_of, with_embedded_data, with_presets
 from engine.training.batch_size import largest_batch
 from engine.training.compiling import compile_loss, compile_network
 from engine.training.early_stop import EarlyStop
@@ -47,7 +48,7 @@ from models.spec.registry import load_plugin
 from tasks import Task
 from utils import distributed
 from utils.cli.sizes import multiple_of_stride
-from utils.config import FIND_BATCH_SIZE, Hyperparameters, TrainConfig
+from utils.config import AUTO, FIND_BATCH_SIZE, Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.precision import gradient_scaler, precision_of
 from utils.run_folders import RunLock, new_run_dir
@@ -55,23 +56,11 @@ from utils.run_folders import RunLock, new_run_dir
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
 
-EMBEDDED_DATA = "shapes.yaml"
-HYPS = Path(__file__).parents[2] / "data" / "hyps"
-# What `python train.py` and `make demo` train: a few minutes on two CPU cores.
-DEMO: dict[str, Any] = {
-    "cfg": "yolov9-t-FocalModulation.yaml",
-    "data": EMBEDDED_DATA,
-    "hyp": str(HYPS / "hyp.demo.yaml"),
-    "imgsz": 160,
-    "epochs": 16,
-    "batch_size": 8,
-    "optimizer": "AdamW",
-    "workers": 1,
-}
+DEMO = PRESETS["detect"].flags  # what `python train.py` and `make demo` train: a few minutes on two CPU cores
 
 
 def resolve_config(config: TrainConfig, lock: RunLock | None = None) -> tuple[TrainConfig, Checkpoint | None]:
-    """Fills in what was not given: the stored flags of a resumed run, the demo's preset, the embedded data set.
+    """Fills in what was not given: the stored flags of a resumed run, the preset of a task, the embedded data set.
 
     Args:
         lock: takes the folder of a resumed run, before its checkpoint is read.
@@ -87,19 +76,13 @@ def resolve_config(config: TrainConfig, lock: RunLock | None = None) -> tuple[Tr
     config = resume_after_restart(config)
     if config.resume:
         return load_resumed_run(config, lock)
-    if not (config.cfg or config.weights):
-        if config.data:
-            raise UserError("give --cfg (such as yolov9-t-FocalModulation.yaml) or --weights: what should be trained on --data?")
-        defaults = TrainConfig()
-        preset = {k: v for k, v in DEMO.items() if getattr(config, k) == getattr(defaults, k)}
-        print(f"Neither --cfg nor --weights: the demo's preset ({', '.join(f'{k} {v}' for k, v in preset.items())})")
-        config = config.replace(**preset)
-    if not config.data:
-        print(f"warning: no --data, so the embedded data set {EMBEDDED_DATA} is used", file=sys.stderr)
-        config = config.replace(data=EMBEDDED_DATA)
+    config = with_presets(config)
     check_flags(config)
     ensure_weights(config.weights, download=config.download)
-    return config, load_checkpoint(config.weights) if config.weights else None
+    checkpoint = load_checkpoint(config.weights) if config.weights else None
+    if config.task or not config.data:
+        config = with_embedded_data(config, task_of(config, checkpoint))
+    return config, checkpoint
 
 
 def build_run(
@@ -123,15 +106,16 @@ def build_run(
     precision = precision_of(config.amp, device)
     spec = with_channels(load_data(config, checkpoint), config, checkpoint)
     model, frozen = build_network(config, checkpoint, spec)
+    config = with_task_defaults(config, model.task)
     model = channels_last(model.to(device))
-    hyp = resolve_hyp(config, checkpoint, model)
+    config, hyp = resolve_optimizer(config, resolve_hyp(config, checkpoint, model))
     recomputed_parts(model, config.checkpoint_activations)  # refuses the flag before a folder is made
     save_dir = make_run_folder(config, lock)
     config = resolve_batch_size(config, model, hyp, spec)
     loaders = build_loaders(config, hyp, spec, task=model.task, stride=model.stride, finish_on_device=device.type == "cuda")
     if config.resume and checkpoint is not None:
         check_labels(loaders.origin, checkpoint, config)
-    report_data(loaders, spec, save_dir)
+    report_data(loaders, spec, save_dir, whole_images=model.task.whole_image)
     if not config.resume:
         fit_anchors(model, config, hyp, loaders)
     state = build_state(model, frozen, config, hyp, scaler=gradient_scaler(device, precision), batches=len(loaders.train))
@@ -158,6 +142,22 @@ def build_run(
         write_run_files(run, checkpoint)
         print_recipe(run)
     return run
+
+
+def with_task_defaults(config: TrainConfig, task: Task) -> TrainConfig:
+    """The config with the task's usual image size where none is given.
+
+    Raises:
+        UserError: a flag about places of objects, and the task's results are of whole images.
+    """
+    if task.whole_image and (flag := "--rect" if config.rect else "--noautoanchor" if config.noautoanchor else ""):
+        raise UserError(f"{flag}: is about boxes in images, and the task {task.name!r} has one result an image; leave it out")
+    is_given = config.resume or "imgsz" in config.given or config.imgsz != TrainConfig().imgsz
+    if is_given or config.imgsz == task.defaults.imgsz:
+        return config
+    if distributed.is_main():
+        print(f"No --imgsz: {task.defaults.imgsz} px, as is usual for the task {task.name}")
+    return config.replace(imgsz=task.defaults.imgsz)
 
 
 def load_data(config: TrainConfig, checkpoint: Checkpoint | None) -> DatasetSpec:
@@ -191,6 +191,8 @@ def resolve_batch_size(config: TrainConfig, model: Model, hyp: Hyperparameters, 
 
 def fit_anchors(model: Model, config: TrainConfig, hyp: Hyperparameters, loaders: Loaders) -> None:
     """Adapts anchors to the training boxes unless --noautoanchor is given, and prints a line; nothing for heads without anchors."""
+    if model.task.whole_image:
+        return
     dataset = loaders.train.dataset
     sizes = sizes_in_training(*dataset.box_sizes(), dataset.imgsz)
     adapted = model.head.fit_boxes(sizes, hyp, seed=config.seed, adapt=not config.noautoanchor)
@@ -316,11 +318,20 @@ def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model
         hyp = config.hyp
     else:
         family = family_hyp(model.spec.origin, model.spec.dialect, model.head.anchor_based, scale=model.spec.scale)
+        family = model.task.defaults.hyp or family
         if not config.hyp:
-            print(f"No --hyp: {family}, the recipe of this model's family")
+            print(f"No --hyp: {family}, the recipe of this model's {'task' if model.task.defaults.hyp else 'family'}")
         hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
     flags = {name: getattr(config, name) for name in ("label_smoothing", "close_mosaic", "mask_ratio", "overlap_mask")}
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
+
+
+def resolve_optimizer(config: TrainConfig, hyp: Hyperparameters) -> tuple[TrainConfig, Hyperparameters]:
+    """Both with the optimizer that will be used: that of the flag, or for ``auto`` that of the recipe, of which a line says so."""
+    name = hyp.optimizer if config.optimizer == AUTO else config.optimizer
+    if config.optimizer == AUTO and name != Hyperparameters.optimizer and distributed.is_main():
+        print(f"No --optimizer: {name}, the recipe's")
+    return config.replace(optimizer=name), hyp.replace(optimizer=name)
 
 
 def make_run_folder(config: TrainConfig, lock: RunLock | None = None) -> Path:
@@ -374,12 +385,12 @@ def build_loaders(
     )  # fmt: skip
     with distributed.local_main_first():
         train, val = build_loader(spec, "train", train_options, task=task), build_loader(spec, "val", val_options, task=task)
-    truth = label_truth(spec, "val", val.dataset.image_files) if task.coco_type else None
+    truth = label_truth(spec, "val", val.dataset.image_files, task=task) if task.coco_type else None
     hashes = {name: content_hash(loader.dataset.image_files, loader.dataset.table) for name, loader in (("train", train), ("val", val))}
     return Loaders(train, val, truth, origin={"file": str(spec.yaml_path), **hashes})
 
 
-def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
+def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path, *, whole_images: bool = False) -> None:
     """Prints a summary of the labels, which have been read by now, and writes every problem into a file of the run folder."""
     from data.labels.problems import write_problems
     from data.tools.summary import summarize_labels
@@ -387,7 +398,8 @@ def report_data(loaders: Loaders, spec: DatasetSpec, folder: Path) -> None:
     if not distributed.is_main():
         return
     train, val = loaders.train.dataset, loaders.val.dataset
-    print("\n".join(summarize_labels((train.image_files, train.table), (val.image_files, val.table), spec.names)))
+    splits = (train.image_files, train.table), (val.image_files, val.table)
+    print("\n".join(summarize_labels(*splits, spec.names, whole_images=whole_images)))
     problems = list(dict.fromkeys((*train.problems, *val.problems)))
     if problems:
         try:
@@ -419,7 +431,7 @@ def wrap_network(model: Model, config: TrainConfig, loss: Loss) -> nn.Module:
 def default_callbacks(config: TrainConfig, hyp: Hyperparameters, loaders: Loaders) -> list[Callback]:
     """The loggers of the console, results.csv, cost.json, TensorBoard events and plots, and those that --logger names."""
     tracking = trackers(config.logger if distributed.is_main() else (), config.project, {**config.to_dict(), **hyp.to_dict()})
-    plots = [] if config.noplots else [PlotLogger(loaders.train.dataset.labels)]
+    plots = [] if config.noplots else [PlotLogger(loaders.train.dataset.labels, whole_images=loaders.train.dataset.task.whole_image)]
     return [ConsoleLogger(), CsvLogger(), CostLogger(), TensorBoardLogger(), *plots, *tracking]
 
 
@@ -441,7 +453,7 @@ def print_recipe(run: Run) -> None:
     print(f"warm-up   {share if warmup else 'none'}")
     if 2 * warmup > total:
         print("warning: warm-up is more than half of the training: lower warmup_epochs and warmup_min_iters in --hyp", file=sys.stderr)
-    if warning := gains_warning(hyp.box, model.head.anchor_based):
+    if not model.task.whole_image and (warning := gains_warning(hyp.box, model.head.anchor_based)):
         print(warning, file=sys.stderr)
     precision = run.step.precision
     amp = str(precision).removeprefix("torch.") if precision else "off"

@@ -104,7 +104,8 @@ class TrainingStep:
             output = state.network(images)
         parts = state.loss(output, batch)
         total = self.guard.total_loss(parts, epoch=self.epoch, iteration=self.iteration, paths=batch.paths)
-        state.scaler.scale(total * batch.images_of_step).backward()
+        times = 1 if state.model.head.mean_loss else batch.images_of_step
+        state.scaler.scale(total * times).backward()
         return Pass(parts, images.shape[-1])
 
     def update_weights(self) -> None:

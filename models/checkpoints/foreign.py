@@ -30,7 +30,8 @@ from utils.reading.limits import brief
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
-ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
+ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect", "Segment")
+WHOLE_IMAGE_HEADS = ("Classify",)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ def _from_module(path: Path, model: Record) -> Foreign:
     head = rows_of(model)[-1]
     _refuse_other_tasks(model, head)
     tensors = tensors_of(model)
-    strides = _strides(head) or _strides(model)
+    whole_image = head.cls.name in WHOLE_IMAGE_HEADS
+    if whole_image and not isinstance(model.state.get("yaml"), dict):
+        return _without_yaml(path, model, tensors)
+    strides = () if whole_image else _strides(head) or _strides(model)  # of classifiers the files say 1
     cfg = translated(model, rows_of(model), tensors=tensors, strides=strides)
     folded = _is_folded_implicit(head)
     tensors = {name: t for name, t in tensors.items() if not _is_redundant(name, head, folded=folded)}
@@ -136,6 +140,15 @@ def _from_module(path: Path, model: Record) -> Foreign:
     if _is_v7_single_class(cfg):
         _saturate_class_output(weights, last=len(cfg["backbone"]) + len(cfg["head"]) - 1)
     return Foreign(weights, cfg, _cfg_name(path, model), _names(model, nc), strides, layers_of(model))
+
+
+def _without_yaml(path: Path, model: Record, tensors: Mapping[str, StoredTensor]) -> Foreign:
+    """A classifier of YOLOv5, which is cut out of a detector and keeps no YAML: recognised by its tensors."""
+    weights = loaded(tensors)
+    cfg, name = recognised(path, {key: tuple(value.shape) for key, value in weights.items()})
+    if not cfg:
+        raise UserError("a classifier without its YAML, and no published one; give --cfg with a state dict of it instead")
+    return Foreign(weights, cfg, name, _names(model, cfg["nc"]), (), layers_of(model))
 
 
 def _bare(path: Path, tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]) -> Foreign:
@@ -201,7 +214,7 @@ def _is_redundant(name: str, head: Record, *, folded: bool) -> bool:
     """Buffers of YOLOv5's and YOLOv7's heads that repeat the anchors in px, and implicit layers that are folded already."""
     last = name.split(".")[2:3]
     is_of_head = head.cls.name in ANCHOR_HEADS and len(name.split(".")) >= 3
-    repeats = name.endswith(".anchor_grid") and (head.cls.name == "Detect" or folded)
+    repeats = name.endswith(".anchor_grid") and (head.cls.name in ("Detect", "Segment") or folded)
     return is_of_head and (repeats or (folded and last in (["ia"], ["im"], ["m2"])))
 
 

@@ -18,7 +18,7 @@ from models.spec.parser import ModelSpec, load_spec, plan_layers
 from utils.errors import UserError
 
 FAMILIES = ("v5", "v7", "v8", "v9", "v10", "v11", "v12", "v26")
-SCALED = re.compile(r"(yolov8|yolo11|yolo12|yolo26)(?![a-z\d])")  # files of several scales, whose letter follows in a network's name
+SCALED = re.compile(r"(yolov5(?=-cls)|yolov8|yolo11|yolo12|yolo26)(?![a-z\d])")  # of several scales, whose letter follows
 SCALES = "nsmlx"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -91,9 +91,11 @@ def _last_row(shapes: Shapes) -> int:
 def _classes(shapes: Shapes, last: int) -> int | None:
     """Number of classes, from the head's last convolutions."""
     head = f"model.{last}."
-    free, anchored, anchors = (shapes.get(head + key) for key in ("cv3.0.2.weight", "m.0.weight", "anchors"))
-    if free:
-        return free[0]
+    keys = ("cv3.0.2.weight", "linear.weight", "m.0.weight", "anchors")
+    free, linear, anchored, anchors = (shapes.get(head + key) for key in keys)
+    if free or linear:
+        return (free or linear or (0,))[0]
     if anchored and anchors and anchors[1]:
-        return anchored[0] // anchors[1] - 5
+        masks = shapes.get(head + "proto.cv3.conv.weight", (0,))[0]
+        return anchored[0] // anchors[1] - 5 - masks
     return None

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.export.formats import format_of_file
-from models.export.one_to_one import decode_rows
 from models.export.registry import OpenedFile
 from models.export.suppression import decode_detections
 from tasks import TASKS, Task
@@ -137,7 +136,7 @@ class ExportedModel:
     def _decode(self, outputs: Sequence[Tensor]) -> Predictions:
         try:
             if self.facts.end2end and len(outputs) == 1:
-                return decode_rows(outputs[0], nc=self.nc, field=self.task.candidate_field)
+                return self.task.from_rows(outputs[0], nc=self.nc)
             decode = decode_detections if self.facts.end2end else self.task.from_export
             return decode(outputs, nc=self.nc)
         except (ValueError, IndexError, RuntimeError) as error:

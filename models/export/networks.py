@@ -70,6 +70,8 @@ def prepare_source(deployed: Model, export_format: ExportFormat, options: Export
     shape = (options.batch_size, deployed.ch, *options.imgsz)
     example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     if export_format.has_suppression:
+        if deployed.task.whole_image:
+            raise UserError(f"--nms: the task {deployed.task.name!r} has one result an image and nothing to suppress; leave --nms out")
         if deployed.head.one_to_one:
             raise UserError("--nms: the weights are deployed, with a one-to-one branch only, which needs no suppression; leave --nms out")
         facts = replace(facts, end2end=True, topk=options.topk, iou=options.iou, conf=options.conf)

@@ -62,6 +62,7 @@ class DistributionHead(Head):
         light_classes: whether the class convolutions are depthwise 3×3 and pointwise pairs (YOLOv10 and later), not dense 3×3.
         single: the class with one branch that ``deploy()`` returns, None for the class itself; ``single_name`` is its registered name.
         copied_attributes: what ``deploy()`` copies besides modules.
+        loss_class: what ``build_loss()`` builds.
     """
 
     box_groups = 1
@@ -71,6 +72,7 @@ class DistributionHead(Head):
     single: type[DistributionHead] | None = None
     single_name = "Detect"
     copied_attributes: tuple[str, ...] = ("nc", "strides", "reg_max")
+    loss_class: ClassVar[type] = TaskAlignedLoss
 
     def __init__(self, nc: int, channels: Sequence[int], *, reg_max: int = BINS) -> None:
         """
@@ -221,7 +223,7 @@ class DistributionHead(Head):
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """Box, class and distribution loss on task-aligned targets, for all branches, and what a task adds."""
-        return TaskAlignedLoss(hyp, branch_weights=self.branch_weights, terms=self._loss_terms(hyp), **self._loss_options())
+        return self.loss_class(hyp, branch_weights=self.branch_weights, terms=self._loss_terms(hyp), **self._loss_options())
 
     def _loss_terms(self, hyp: Hyperparameters) -> Sequence[LossTerm]:
         """What a task adds to the loss."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -101,6 +101,9 @@ class Head(nn.Module):
         branch_weights: weight of each branch's loss, auxiliary branches first.
         one_to_one: whether the main branch learns one cell a box, so that its predictions need no suppression.
         image_inputs: how many inputs, behind all levels, are maps of the whole image (YOLOv9's prototypes), one a branch.
+        norm_settings: which batch norms of a network with this head get the eps and momentum of the published YOLOs: ``all``, ``rows`` (all
+            but the head's own), or ``none``, where the published classifiers keep those of the framework.
+        mean_loss: whether the loss that is back-propagated is a batch's mean, not that times its images.
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
 
@@ -109,6 +112,8 @@ class Head(nn.Module):
     anchor_based = False
     one_to_one = False
     image_inputs = 0
+    norm_settings: ClassVar[Literal["all", "rows", "none"]] = "all"
+    mean_loss: ClassVar[bool] = False
     nc: int
     strides: tuple[float, ...]
 

@@ -267,7 +267,7 @@ class DualDSegment(DSegment):
 
     @classmethod
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
-        parts = {name: part for name, part in DistributionHead.parameter_parts.__func__(cls).items()}  # type: ignore[attr-defined]
+        parts = DistributionHead.parameter_parts.__func__(cls)  # type: ignore[attr-defined]
         prototypes = {name: ParameterPart("prototypes", branch, by_level=False) for name, branch in (("proto", -2), ("proto2", -1))}
         return {**parts, **mask_parts("cv6", -2), **mask_parts("cv7", -1), **prototypes}
 

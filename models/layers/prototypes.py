@@ -43,7 +43,7 @@ class NearestPrototypes(Prototypes):
         return nn.Upsample(scale_factor=2, mode="nearest")
 
 
-class FusedPrototypes(Prototypes):
+class FusedPrototypes(nn.Module):
     """YOLO26's: the coarser levels are brought to the first one's width and size and added to it before the prototypes are computed.
 
     In training a map of the classes at each pixel is computed beside, which only the loss reads.
@@ -56,8 +56,12 @@ class FusedPrototypes(Prototypes):
     """
 
     def __init__(self, channels: Sequence[int], hidden: int = 256, masks: int = 32, nc: int = 80) -> None:
-        super().__init__(hidden, hidden, masks)
+        super().__init__()
         first = channels[0]
+        self.cv1 = Conv(hidden, hidden, 3)
+        self.upsample = nn.ConvTranspose2d(hidden, hidden, 2, 2)
+        self.cv2 = Conv(hidden, hidden, 3)
+        self.cv3 = Conv(hidden, masks)
         self.feat_refine = nn.ModuleList(Conv(c, first) for c in channels[1:])
         self.feat_fuse = Conv(first, hidden, 3)
         if nc:
@@ -65,7 +69,10 @@ class FusedPrototypes(Prototypes):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Levels (B, C_i, H_i, W_i) to prototypes (B, masks, 2 H_0, 2 W_0)."""
-        return super().forward(self.feat_fuse(self.fuse_levels(features)))
+        return self._prototypes(self.fuse_levels(features))
+
+    def _prototypes(self, fused: Tensor) -> Tensor:
+        return self.cv3(self.cv2(self.upsample(self.cv1(self.feat_fuse(fused)))))
 
     def fuse_levels(self, features: Sequence[Tensor]) -> Tensor:
         """The sum of all levels at the size of the first: (B, C_0, H_0, W_0)."""
@@ -86,4 +93,4 @@ class FusedPrototypes(Prototypes):
     def with_semantic(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Prototypes, and class logits (B, nc, H_0, W_0)."""
         fused = self.fuse_levels(features)
-        return super().forward(self.feat_fuse(fused)), self.semseg(fused)
+        return self._prototypes(fused), self.semseg(fused)

@@ -68,7 +68,7 @@ class MaskOverlap:
 
     def _in_boxes(self, place: Tensor, target: Tensor) -> Tensor:
         """IoU (P,) of predicted masks, cut to their boxes, with masks; all candidates of an object on the cells of their boxes together."""
-        _, batch, k, h, w = self.prototypes.shape
+        _, _, k, h, w = self.prototypes.shape
         maps = self.prototypes.permute(0, 1, 3, 4, 2).reshape(-1, k)
         sheet = torch.div(place, self.cells, rounding_mode="floor")  # (P,) of the branch and image
         objects, owner = torch.unique(sheet * len(self.grid.masks) + target, return_inverse=True)
@@ -93,7 +93,7 @@ class MaskOverlap:
 
     def _in_slices(self, place: Tensor, target: Tensor) -> Tensor:
         """The same, over all cells of the map, in slices whose size depends on no value."""
-        _, batch, k, h, w = self.prototypes.shape
+        h, w = self.grid.hw
         flat = self.prototypes.flatten(0, 1).flatten(2).float()  # (K · B, C, h · w)
         row, column = cells_of_map((h, w), place.device)
         sheets = len(flat)

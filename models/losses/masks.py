@@ -98,7 +98,7 @@ def _in_slices(
     coefficients: Tensor, prototypes: Tensor, learned: Learned, boxes: Tensor, grid: Grid, *, wanted: bool
 ) -> tuple[Tensor, ...]:
     """The same over all cells of the map, so many learning cells at once that memory is bounded; no size depends on values."""
-    (batch, k, h, w), dtype = prototypes.shape, coefficients.dtype
+    (batch, _, h, w), dtype = prototypes.shape, coefficients.dtype
     flat = prototypes.flatten(2).to(dtype)  # (B, K, h · w)
     mine = coefficients.unflatten(0, (batch, -1))
     target, weight = learned.target.view(batch, -1), (learned.weight / box_area(boxes)[learned.target]).view(batch, -1)

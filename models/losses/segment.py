@@ -12,8 +12,8 @@ from models.assigners.targets import can_count_without_wait
 from models.assigners.task_aligned import OverlapMeasure
 from models.losses.cells import cells_at
 from models.losses.mask_overlap import MaskOverlap
-from models.losses.mask_pixels import Grid
-from models.losses.masks import Learned, mask_loss
+from models.losses.mask_pixels import Grid, Rectangles, chunks, grouped
+from models.losses.masks import Learned, cells_of_map, mask_loss
 from models.losses.terms import Assigned, BatchOfBranches, LossTerm
 from utils.boxes import cxcywh_to_xyxy, denormalised
 from utils.errors import UserError
@@ -95,17 +95,16 @@ class SemanticTerm(LossTerm):
         if logits is None:
             return one * 0, one
         logits = logits.float() if predicted.first == 0 else logits.float().detach()
-        loss = semantic_loss(logits, covering_class(predicted, hw=mask_size(predicted)))
+        label = covering_class(predicted.targets, grid_of(predicted, logits), batch=len(logits))
+        loss = semantic_loss(logits, label)
         return one * loss * assigned.picks.mask.any(), one
 
 
 def semantic_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Half the mean binary cross entropy and half the mean Dice loss of logits (B, nc, h, w) and classes (B, mh, mw), nc for none."""
+    """Half the mean binary cross entropy and half the mean Dice loss of logits (B, nc, h, w) and classes (B, h, w), -1 for none."""
     batch, nc = logits.shape[:2]
-    if logits.shape[2:] != label.shape[1:]:
-        logits = F.interpolate(logits, size=label.shape[1:], mode="bilinear", align_corners=False)
     logits, label = logits.flatten(2), label.flatten(1)[:, None]  # (B, nc, h · w), (B, 1, h · w)
-    covered, index = label < nc, label.clamp(max=nc - 1)
+    covered, index = label >= 0, label.clamp(min=0)
     of_label = logits.gather(1, index) * covered
     entropy = (F.softplus(logits).sum() - of_label.sum()) / logits.numel()
     scores = logits.sigmoid()
@@ -116,29 +115,36 @@ def semantic_loss(logits: Tensor, label: Tensor) -> Tensor:
     return (entropy + (1 - dice).mean()) / 2
 
 
-def covering_class(predicted: BatchOfBranches, *, hw: tuple[int, int]) -> Tensor:
-    """The class (B, mh, mw) of the last object whose mask covers a cell, nc or more where there is none."""
-    targets, batch = predicted.targets, len(predicted.padded.valid)
-    last = last_covering(targets.image, target_masks(predicted.targets), hw=hw, batch=batch)
-    classes = torch.cat((targets.classes.new_full((1,), torch.iinfo(torch.int64).max), targets.classes))
-    return classes[last]
+def covering_class(targets: Targets, grid: Grid, *, batch: int) -> Tensor:
+    """The class (B, h, w) int64 of the last object whose mask covers a cell of the map, -1 where there is none."""
+    last = _last_in_boxes if can_count_without_wait(targets.boxes) else _last_in_slices
+    classes = F.pad(targets.classes, (1, 0), value=-1)
+    return classes[last(targets, grid, batch=batch)].unflatten(1, grid.hw)
 
 
-def last_covering(image: Tensor, masks: Tensor, *, hw: tuple[int, int], batch: int) -> Tensor:
-    """1 + the last object (B, mh, mw) int64 whose mask covers a cell, 0 where there is none; in slices of objects."""
-    last = torch.zeros(batch, hw[0] * hw[1], dtype=torch.long, device=masks.device)
-    step = max(1, SLICE_CELLS // max(1, hw[0] * hw[1]))
-    for i in range(0, len(masks), step):
-        covered = unpacked(masks[i : i + step], hw[1]).flatten(1)
-        number = torch.arange(i + 1, i + 1 + len(covered), device=masks.device)[:, None]
-        last.scatter_reduce_(0, image[i : i + step, None].expand_as(covered), covered * number, "amax")
-    return last.unflatten(1, hw)
+def _last_in_boxes(targets: Targets, grid: Grid, *, batch: int) -> Tensor:
+    """1 + the last object (B, h · w) that covers a cell, 0 for none; a mask is sought in its box and a cell around it."""
+    boxes = grid.to_cells(target_boxes_px(targets, grid.hw_px))
+    grown = torch.cat((boxes[:, :2] - 1, boxes[:, 2:] + 1), dim=1)
+    last = torch.zeros(batch * grid.hw[0] * grid.hw[1], dtype=torch.long)
+    for part in chunks(grouped(torch.arange(len(targets)), Rectangles.of(grown, grid.hw))):
+        owner = part.groups.owner[:, None]
+        covered = grid.bits(owner, part.row, part.column) * part.inside
+        at = (targets.image[owner] * grid.hw[0] + part.row) * grid.hw[1] + part.column
+        last.scatter_reduce_(0, at.flatten(), (covered * (owner + 1)).flatten(), "amax")
+    return last.view(batch, -1)
 
 
-def unpacked(masks: Tensor, width: int) -> Tensor:
-    """Packed masks (M, h, ⌈w / 8⌉) as (M, h, w) uint8 of 0 and 1."""
-    shifts = torch.arange(7, -1, -1, device=masks.device, dtype=torch.uint8)
-    return ((masks[..., None] >> shifts) & 1).flatten(2)[..., :width]
+def _last_in_slices(targets: Targets, grid: Grid, *, batch: int) -> Tensor:
+    """The same from all cells, for so many objects at once that memory is bounded."""
+    row, column = cells_of_map(grid.hw, targets.boxes.device)
+    last = torch.zeros(batch, len(row), dtype=torch.long, device=row.device)
+    step = max(1, SLICE_CELLS // len(row))
+    for i in range(0, len(targets), step):
+        number = torch.arange(i, min(i + step, len(targets)), device=row.device)[:, None]
+        covered = grid.bits(number, row, column)
+        last.scatter_reduce_(0, targets.image[i : i + step, None].expand_as(covered), covered * (number + 1), "amax")
+    return last
 
 
 def target_boxes_px(targets: Targets, hw_px: tuple[float, float]) -> Tensor:
@@ -160,8 +166,3 @@ def target_masks(targets: Targets) -> Tensor:
 def grid_of(predicted: BatchOfBranches, prototypes: Tensor) -> Grid:
     """The map of some prototypes (B, K, h, w), and the masks."""
     return Grid((prototypes.shape[-2], prototypes.shape[-1]), predicted.hw_px, target_masks(predicted.targets))
-
-
-def mask_size(predicted: BatchOfBranches) -> tuple[int, int]:
-    """Height and width of the masks in cells."""
-    return Grid((1, 1), predicted.hw_px, target_masks(predicted.targets)).mask_hw

@@ -52,7 +52,7 @@ class AnchorLoss:
         obj_by_area: scales the objectness gain with the image's area / 640².
     """
 
-    names = ("box", "obj", "cls")
+    names: tuple[str, ...] = ("box", "obj", "cls")
 
     def __init__(
         self,

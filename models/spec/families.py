@@ -37,9 +37,8 @@ TASK_HEADS = {
     **dict.fromkeys(("Segment", "DSegment", "DualDSegment", "TripleDSegment", "ISegment", "MT"), "segments"),
     **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
     "IKeypoint": "predicts keypoints by anchors",
-    **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
-    "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",
+    "Panoptic": "segments things and areas", "RTDETRDecoder": "is an RT-DETR",
     "IBin": "predicts binned box sides",
 }  # fmt: skip
 TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)

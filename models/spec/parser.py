@@ -199,7 +199,7 @@ def plan_layers(spec: ModelSpec) -> list[LayerPlan]:
             raise UserError(f"{spec.origin}: row {index}: {error.args[0]}") from error
     heads = [p.index for p in plans if p.out_channels == 0]
     if heads != [len(plans) - 1]:
-        raise UserError(f"{spec.origin}: the last row should be the one detection head; heads stand at rows {heads or 'none'}")
+        raise UserError(f"{spec.origin}: the last row should be the one head; heads stand at rows {heads or 'none'}")
     return plans
 
 

@@ -15,16 +15,20 @@ import pytest
 from tests import golden
 from tests.parity import (
     test_blocks,
+    test_classify,
     test_heads,
     test_heads_end_to_end,
     test_heads_in_models,
     test_losses,
     test_losses_end_to_end,
+    test_losses_segment,
     test_model_keys,
     test_models,
+    test_obb,
     test_ops_nms,
     test_ops_schedule,
     test_pose,
+    test_segment,
     test_train_step,
 )
 from tests.pending import PENDING
@@ -56,11 +60,16 @@ OPS = {
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
     "map_masks_synth": "parity/test_ops_masks.py",
+    "map_obb_synth": "parity/test_obb.py",
     "mask_iou": "parity/test_ops_masks.py",
     "oks": "parity/test_pose.py",
+    "nms_rotated": "parity/test_obb.py",
     "optimizer_groups": "parity/test_ops_optimizer.py",
     "polygon_masks": "parity/test_ops_masks.py",
+    "probiou": "parity/test_obb.py",
     "process_mask": "parity/test_ops_masks.py",
+    "rboxes": "parity/test_obb.py",
+    "top_k": "parity/test_classify.py",
     "smooth_v9": "parity/test_ops_map.py",
     "wiou_scale_v9": "parity/test_ops_iou.py",
 }
@@ -71,12 +80,14 @@ def compared(folder: str) -> set[str]:
     if folder == "blocks":
         return set(test_blocks.CASES)
     if folder == "heads":
-        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES, *test_pose.CASES}
+        dense = {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
+        return {*dense, *test_pose.CASES, *test_obb.HEAD_CASES, *test_classify.HEADS, *test_segment.CASES}
     if folder == "losses":
-        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE)
-        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES}
+        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE, *test_classify.LOSSES, *test_losses_segment.CASES)
+        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES, *test_obb.LOSS_CASES}
     if folder == "models":
-        return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
+        classifiers = {*test_classify.NETWORKS, *test_classify.TRAINED}
+        return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"} | classifiers
     ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}
     return ops | set(test_ops_nms.NAMES) | {case for case, _ in test_ops_schedule.PUBLISHED}
 
@@ -98,8 +109,8 @@ def test_every_golden_vector_is_compared_or_listed_as_pending(folder):
 
 
 def test_every_network_output_is_compared_once():
-    anchored, free = set(test_heads_in_models.cases()), set(test_models.WITH_OUTPUT)
-    networks = [n for n in golden.all_names("models") if n not in test_train_step.CASES]
+    anchored, free = set(test_heads_in_models.cases()), {*test_models.WITH_OUTPUT, *test_obb.MODEL_CASES, *test_classify.WITH_OUTPUT}
+    networks = [n for n in golden.all_names("models") if n not in (*test_train_step.CASES, *test_classify.TRAINED)]
     assert not anchored & free
     assert anchored | free == {n for n in networks if any(k.startswith(("raw_", "probs")) for k in golden.find("models", n).arrays)}
 

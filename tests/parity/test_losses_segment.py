@@ -36,12 +36,7 @@ def packed_masks(masks: Tensor, targets: Tensor) -> Tensor:
 def batch_of(case: golden.Golden) -> Batch:
     batch = batch_of_boxes(case)
     masks, targets = case.tensor("masks"), case.tensor("targets")
-    overlap = case.meta["args"].get("overlap_mask", True)
-    packed = (
-        packed_masks(masks if overlap else masks, targets)
-        if len(targets)
-        else torch.zeros(0, masks.shape[1], -(-masks.shape[2] // 8)).byte()
-    )
+    packed = packed_masks(masks, targets) if len(targets) else torch.zeros(0, masks.shape[1], -(-masks.shape[2] // 8)).byte()
     return batch._replace(targets=batch.targets.replace(masks=packed))
 
 

@@ -36,10 +36,11 @@ class DetectConfig:
     trust: bool = flag(False, "run the code of an exported file of yours unread: it may do anything")
 
     imgsz: tuple[int, ...] | None = flag(
-        None, "side, or height and width, of the input in px (default: 640, or what an exported file was made for)", section="inference",
+        None, "side, or height and width, of the input in px (default: 640, 224 to classify, or what an exported file was made for)",
+        section="inference",
         aliases=("--img", "--img-size"), least=1, most=MAX_SIDE_PX,
     )  # fmt: skip
-    conf_thres: float = flag(0.25, "lowest score", least=0, most=1)
+    conf_thres: float | None = flag(None, "lowest score (default: 0.25, 0 to classify)", least=0, most=1)
     iou_thres: float = flag(0.45, "suppression: overlap above which the box of lower score is dropped", least=0, most=1)
     max_det: int = flag(1000, "most detections per image", least=1)
     classes: tuple[int, ...] | None = flag(None, "keep only these classes")

@@ -21,9 +21,10 @@ class ExportConfig:
     weights: str = flag("", "checkpoint (default: the newest run's best.pt)", metavar="PT")
     download: bool = flag(False, "fetch published weights that are not on disk")
     include: tuple[str, ...] = flag(("torchscript", "onnx"), "formats, listed below", metavar="FORMAT")
-    imgsz: tuple[int, ...] = flag(
-        (640, 640), "height and width, or one side", aliases=("--img", "--img-size"), metavar="PX", least=1, most=MAX_SIDE_PX
-    )
+    imgsz: tuple[int, ...] | None = flag(
+        None, "height and width, or one side (default: 640, 224 to classify)", aliases=("--img", "--img-size"), metavar="PX", least=1,
+        most=MAX_SIDE_PX,
+    )  # fmt: skip
     batch_size: int = flag(1, "images per call, unless dynamic", least=1)
     dynamic: bool = flag(False, "batch, height and width stay free")
     simplify: bool = flag(False, "ONNX: simplify the graph (needs onnxslim or onnx-simplifier)")
@@ -42,7 +43,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         validate_flags(self)
-        object.__setattr__(self, "imgsz", height_and_width(self.imgsz))
+        if self.imgsz is not None:
+            object.__setattr__(self, "imgsz", height_and_width(self.imgsz))
         if not self.include:
             raise UserError("--include: at least one format is needed, such as onnx")
 

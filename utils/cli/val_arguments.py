@@ -41,8 +41,11 @@ class ValConfig:
     trust: bool = flag(False, "run the code of an exported file of yours unread: it may do anything")
 
     batch_size: int = flag(32, "images per batch", section="inference", least=1)
-    imgsz: int = flag(640, "longer side of the input", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=1, most=MAX_SIDE_PX)
-    conf_thres: float = flag(0.001, "lowest score", least=0, most=1)
+    imgsz: int | None = flag(
+        None, "longer side of the input (default: 640, 224 to classify)", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=1,
+        most=MAX_SIDE_PX,
+    )  # fmt: skip
+    conf_thres: float | None = flag(None, "lowest score (default: 0.001, 0 to classify)", least=0, most=1)
     iou_thres: float = flag(0.7, "suppression: overlap above which the box of lower score is dropped", least=0, most=1)
     max_det: int = flag(300, "most detections per image", least=1)
     nms: bool = flag(False, "models with a one-to-one branch (YOLOv10, YOLO26): their one-to-many branch and suppression instead")
@@ -61,7 +64,7 @@ class ValConfig:
     save_txt: bool = flag(False, "detections as label files")
     save_conf: bool = flag(False, "with the score as sixth column")
     save_hybrid: bool = flag(False, "label files of the objects and the detections that match none of them")
-    save_json: bool = flag(False, "detections for pycocotools, which runs where the data set has COCO annotations")
+    save_json: bool = flag(False, "detections for pycocotools, which runs where COCO annotations are there; of oriented boxes for DOTA")
     project: str = flag("runs/val", "folder of runs", metavar="DIR")
     name: str = flag("exp", "run folder in it", fault=folder_name_fault)
     exist_ok: bool = flag(False, "write into an existing run folder")

@@ -5,6 +5,7 @@ Everything is checked before it is used: a code's run lengths must add up to its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.masks.outlines import rings_of
+from utils.masks.rle import MOST_DIGITS, Code, digits_to_values, encode, encode_polygons
 
 FEWEST_POINTS = 3
+NOT_POLYGONS = "segmentation: polygons or a run-length code are expected"
 
 
 def rings_of_annotation(segmentation: Any, hw: tuple[int, int]) -> tuple[list[NDArray], str]:
@@ -29,12 +32,28 @@ def rings_of_annotation(segmentation: Any, hw: tuple[int, int]) -> tuple[list[ND
         mask, fault = mask_of_code(segmentation, hw)
         return ([], fault) if mask is None else (rings_of(mask), "")
     if not isinstance(segmentation, list):
-        return [], "segmentation: polygons or a run-length code are expected"
+        return [], NOT_POLYGONS
     pieces = [_piece(part) for part in segmentation]
     if fault := next((p for p in pieces if isinstance(p, str)), ""):
         return [], fault
     rings = [p for p in pieces if not isinstance(p, str)]
     return (_union(rings, hw) if _may_overlap(rings) else rings), ""
+
+
+def code_of_annotation(segmentation: Any, box_ltwh: Sequence[float], hw: tuple[int, int]) -> tuple[Code, str]:
+    """The mask of one object as a run-length code, as pycocotools makes it; that of its box, and why, where it cannot be used."""
+    fault = ""
+    if isinstance(segmentation, dict):
+        mask, fault = mask_of_code(segmentation, hw)
+        if mask is not None:
+            return encode(mask[None])[0], ""
+    elif segmentation:
+        pieces = [_piece(part) for part in segmentation] if isinstance(segmentation, list) else [NOT_POLYGONS]
+        fault = next((p for p in pieces if isinstance(p, str)), "")
+        if not fault:
+            return encode_polygons([np.clip(p, -(2**20), 2**20).ravel() for p in pieces], hw), ""  # type: ignore[arg-type]
+    x, y, w, h = box_ltwh
+    return encode_polygons([(x, y, x + w, y, x + w, y + h, x, y + h)], hw), fault
 
 
 def mask_of_code(code: dict[str, Any], hw: tuple[int, int]) -> tuple[NDArray[np.uint8] | None, str]:
@@ -64,15 +83,9 @@ def _decompressed(text: str) -> NDArray[np.int64] | None:
     if not len(digits) or (digits < 0).any() or (digits > 63).any():
         return None
     ends = np.flatnonzero(digits & 0x20 == 0)
-    if not len(ends) or ends[-1] != len(digits) - 1:
+    if not len(ends) or ends[-1] != len(digits) - 1 or np.diff(ends, prepend=-1).max() > MOST_DIGITS:
         return None
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 7:
-        return None
-    values = np.add.reduceat((digits & 0x1F) << (5 * place), starts)
-    negative = digits[ends] & 0x10 > 0
-    values -= np.where(negative, np.int64(1) << (5 * (ends - starts + 1)), 0)
+    values, _ = digits_to_values(digits)
     for start in (1, 2):  # differences run along odd and even places, from the second and the third on
         values[start::2] = np.cumsum(values[start::2])
     return values

@@ -5,6 +5,7 @@ Rings are joined by bridges, walked there and back, that enclose no area: a labe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -59,6 +60,38 @@ def joined(rings: Sequence[NDArray]) -> NDArray[np.float32]:
         here, there = here * some, there * others
         whole = np.concatenate((whole[: here + 1], ring[there:], ring[: there + 1], whole[here:]))
     return whole
+
+
+def cut_bridges(polygon: NDArray) -> list[NDArray]:
+    """The rings that a polygon (k, 2) joins: the inverse of ``joined``, up to the points at which they begin.
+
+    A bridge is an edge that the polygon also walks the other way. Filled, it would be a line of pixels that belongs to no ring.
+    """
+    names: dict[tuple[float, ...], int] = {}
+    corners = [names.setdefault(tuple(point), len(names)) for point in polygon.tolist()]
+    if len(names) == len(corners):
+        return [polygon]
+    waiting, found = [np.arange(len(corners))], []
+    while waiting:
+        ring = waiting.pop()
+        bridge = _first_bridge([corners[i] for i in ring.tolist()])
+        if bridge is None:
+            found.append(ring)
+        else:
+            out, back = bridge
+            waiting += [ring[out + 1 : back], np.concatenate((ring[: out + 1], ring[back + 2 :]))]
+    rings = sorted((np.sort(ring) for ring in found if len(ring) > 2), key=lambda ring: int(ring[0]))
+    return [polygon[ring] for ring in rings] or [polygon]
+
+
+def _first_bridge(corners: Sequence[int]) -> tuple[int, int] | None:
+    """Places of an edge and of its way back, both by their first corner, none of another ring between them and the start."""
+    seen: dict[tuple[int, int], int] = {}
+    for place, edge in enumerate(itertools.pairwise(corners)):
+        if (out := seen.get(edge[::-1])) is not None:
+            return out, place
+        seen[edge] = place
+    return None
 
 
 def _with_area(ring: Ring) -> Ring:

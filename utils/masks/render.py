@@ -68,10 +68,9 @@ def prototype_masks_at(coefficients: Tensor, prototypes: Tensor, boxes_xyxy: Ten
     Raises:
         UserError: they would need more than ``MAX_MASK_BYTES``.
     """
-    (height, width), (h, w) = placement.hw, prototypes.shape[1:]
+    h, w = prototypes.shape[1:]
     check_memory(len(coefficients), placement.hw)
-    rows = Axis.of(height, placement.scale_xy[1], placement.pad_xy[1], cells=h, cell_px=cell_px)
-    columns = Axis.of(width, placement.scale_xy[0], placement.pad_xy[0], cells=w, cell_px=cell_px)
+    rows, columns = axes_of(placement, (h, w), cell_px=cell_px)
     flat = prototypes.float().flatten(1)
     if prototypes.device.type != "cpu":
         return _whole_images(coefficients.float(), flat.unflatten(1, (h, w)), boxes_xyxy, rows, columns)
@@ -84,6 +83,12 @@ def prototype_masks_at(coefficients: Tensor, prototypes: Tensor, boxes_xyxy: Ten
         return _between(down[:, columns.low[xs] - left], down[:, columns.high[xs] - left], columns.weight[xs]) > 0
 
     return torch.from_numpy(_in_windows(boxes_xyxy, placement.hw, window))
+
+
+def axes_of(placement: Placement, cells_hw: tuple[int, int], *, cell_px: int) -> tuple[Axis, Axis]:
+    """Rows and columns of an image over the cells of its prototypes."""
+    (height, width), (sx, sy), (px, py) = placement
+    return Axis.of(height, sy, py, cells=cells_hw[0], cell_px=cell_px), Axis.of(width, sx, px, cells=cells_hw[1], cell_px=cell_px)
 
 
 def masks_at(packed: Tensor, boxes_xyxy: Tensor, placement: Placement) -> Tensor:

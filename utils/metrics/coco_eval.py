@@ -15,7 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from utils.errors import UserError
+from utils.masks.coco_outlines import code_of_annotation
+from utils.masks.rle import FIELD, codes_to_rows
 from utils.metrics.coco_file import (
+    CocoContent,
+    CocoObject,
     find_image_id,
     image_ids_by_name,
     keypoint_array,
@@ -27,6 +31,7 @@ from utils.metrics.keypoints import KEYPOINT_STATS
 from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator
 
 UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+MAX_SIDE_PX = 2**16  # of an image whose masks are measured
 MOST_REMARKS = 3  # faulty annotations that are printed one by one
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in UNUSED_COCO_IDS)  # contiguous class 0 … 79 to COCO's id
 
@@ -45,11 +50,8 @@ class CocoAnnotations:
     area: NDArray[np.float64]  # (M,) px²
     crowd: NDArray[np.bool_]  # (M,)
     remarks: tuple[str, ...] = ()  # what of the file is left out, for the user
+    masks: NDArray[np.uint8] | None = None  # (M, ·) codes as rows of bytes, where they were asked for
     keypoints: NDArray[np.float64] | None = None  # (M, K, 3) x and y in px, visibility; None where no object has any
-
-    def serves(self, coco_type: str | None) -> bool:
-        """Whether the file holds what results of this type are compared with."""
-        return self.keypoints is not None or coco_type != "keypoints"
 
     def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
         """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
@@ -57,6 +59,10 @@ class CocoAnnotations:
         if None in ids:
             raise UserError(f"{self.path}: no image with the file name {Path(paths[ids.index(None)]).name!r}")
         return [i for i in ids if i is not None]
+
+    def serves(self, coco_type: str | None) -> bool:
+        """Whether the file holds what results of this type are compared with."""
+        return {"segm": self.masks, "keypoints": self.keypoints}.get(coco_type or "", self.boxes_ltwh) is not None
 
     def check_unique(self, paths: Sequence[str | Path]) -> None:
         """Refuses two files that are one image of the JSON: what is found on both would be counted as found on one.
@@ -77,17 +83,19 @@ class CocoAnnotations:
         taken = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         columns = (image, *(a[taken] for a in (self.classes, self.boxes_ltwh, self.area, self.crowd)))
         image_index, classes, boxes, area, crowd = map(torch.from_numpy, columns)
-        fields = {} if self.keypoints is None else {"keypoints": torch.from_numpy(self.keypoints[taken])}
+        known = {FIELD: self.masks, "keypoints": self.keypoints}
+        fields = {name: torch.from_numpy(values[taken]) for name, values in known.items() if values is not None}
         return GroundTruth(image_index, classes, boxes, area, crowd, fields)
 
 
-def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False) -> CocoAnnotations:
+def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False, masks: bool = False) -> CocoAnnotations:
     """Reads an instances JSON as ground truth; what training would not read is left out, and said in the same words.
 
     Args:
         path: The file.
         names: Class names of the data set, in order; matched to the file's categories by name, else by order if there are as many.
         single_class: Whether every object counts as class 0.
+        masks: Whether objects have masks; one whose segmentation is missing or broken has its box.
 
     Raises:
         UserError: If the file is no instances JSON or its categories do not fit ``names``.
@@ -97,6 +105,8 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     image = np.array([o.image_id for o in sound], dtype=np.int64)
     ids, first = np.unique(image, return_index=True)
     faults = [f"annotation {o.id} of {content.path.name}: {o.fault}" for o in content.objects if o.fault]
+    coded, broken = read_masks(content, sound) if masks else (None, [])
+    faults += broken
     return CocoAnnotations(
         path=content.path,
         category_ids=content.category_ids[:1] if single_class else content.category_ids,
@@ -107,6 +117,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         boxes_ltwh=np.array([o.bbox for o in sound], dtype=np.float64).reshape(-1, 4),
         area=np.array([o.area for o in sound], dtype=np.float64),
         crowd=np.array([o.crowd for o in sound], dtype=bool),
+        masks=coded,
         remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
         keypoints=_keypoints([o.keypoints for o in sound]),
     )
@@ -116,6 +127,26 @@ def _keypoints(given: Sequence[Any]) -> NDArray[np.float64] | None:
     """(M, K, 3) where K is the first object's; None where no object has keypoints."""
     lengths = [len(entry) for entry in given if isinstance(entry, list) and entry]
     return keypoint_array(given, lengths[0] // 3) if lengths else None
+def read_masks(content: CocoContent, objects: Sequence[CocoObject]) -> tuple[NDArray[np.uint8] | None, list[str]]:
+    """The masks of objects as codes in rows of bytes, and a line for each whose segmentation is broken: its box takes its place.
+
+    None where no object of the file has a segmentation.
+
+    Raises:
+        UserError: the file does not say how large an image is.
+    """
+    codes, faults = [], list[str]()
+    if objects and not any(found.segmentation for found in objects):
+        return None, faults
+    for found in objects:
+        entry = content.images[found.image_id]
+        hw: tuple[Any, Any] = (entry.get("height"), entry.get("width"))
+        if not all(isinstance(side, int) and 0 < side <= MAX_SIDE_PX for side in hw):
+            raise UserError(f"{content.path}: image {found.image_id}: whole numbers 'height' and 'width' are needed to measure masks")
+        code, fault = code_of_annotation(found.segmentation, found.bbox, hw)
+        codes.append(code)
+        faults += [f"annotation {found.id} of {content.path.name}: {fault}; its box is used"] if fault else []
+    return codes_to_rows(codes), faults
 
 
 def _and_more(faults: int) -> str:
@@ -137,7 +168,8 @@ class CollectedState(Protocol):
 def write_coco_json(
     path: str | Path, accumulator: CollectedState, *, category_ids: Sequence[int], image_ids: Mapping[str, int] | None = None
 ) -> int:
-    """Writes all detections of an evaluation in COCO's results format, with their keypoints where they have any.
+    """Writes all detections of an evaluation in COCO's results format, with their masks as run-length codes and their keypoints where they
+    have any.
 
     Args:
         path: File to write.
@@ -152,8 +184,13 @@ def write_coco_json(
     ids = [image_ids[name] if image_ids else int(name) for name in state["images"]]
     row = '{"image_id":%d,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g%s}'
     dets = state["detections"].tolist()
-    points = state.get("fields", {}).get("detections", {}).get("keypoints")
-    added = [""] * len(dets) if points is None else [_keypoint_text(p) for p in points.reshape(len(points), -1).tolist()]
+    fields = state.get("fields", {}).get("detections", {})
+    codes, points = fields.get(FIELD), fields.get("keypoints")
+    added = [""] * len(dets)
+    if codes is not None:
+        added = [f',"segmentation":{json.dumps(as_json(code))}' for code in codes]
+    elif points is not None:
+        added = [_keypoint_text(p) for p in points.reshape(len(points), -1).tolist()]
     rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:], more) for d, more in zip(dets, added))
     Path(path).write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
     return len(state["detections"])
@@ -174,7 +211,7 @@ def run_pycocotools(
     kind: str = "bbox",
     sigmas: Sequence[float] = (),
 ) -> dict[str, float]:
-    """The numbers of pycocotools: 12 for boxes, 10 for keypoints.
+    """The numbers of pycocotools: 12 for boxes and masks, 10 for keypoints.
 
     Args:
         annotations: Instances JSON, a file or its content.
@@ -182,7 +219,7 @@ def run_pycocotools(
         image_ids: Only these images are evaluated; None takes all of the annotations.
         category_ids: Only these categories are evaluated; None takes all of the annotations.
         use_categories: False evaluates without regard to class.
-        kind: ``bbox`` or ``keypoints``.
+        kind: ``bbox``, ``segm`` or ``keypoints``.
         sigmas: Of the keypoints for OKS; () for COCO's.
 
     Raises:
@@ -197,6 +234,10 @@ def run_pycocotools(
     unknown = next((r["image_id"] for r in found if r["image_id"] not in known), None)
     if unknown is not None:
         raise UserError(f"the annotations have no image with id {unknown!r}; pycocotools can only compare files that share their image ids")
+    if kind == "segm":  # it takes the area of a detection from its box, where that is there too
+        found = [{k: v for k, v in entry.items() if k != "bbox"} for entry in found]
+        sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
+        content = {**content, "annotations": [with_segmentation(a, sizes[a["image_id"]]) for a in sound_annotations(content)]}
     if kind == "keypoints":  # it takes the area of a detection from its box, where that is there too
         found = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
         content = {**content, "annotations": [_with_keypoints(entry) for entry in content["annotations"]]}
@@ -241,6 +282,18 @@ def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], l
     results = [{"image_id": ids[int(d[0])], **dict(zip(keys, (int(d[1]), d[2:6]))), "score": d[6]} for d in state["detections"].tolist()]
     categories = [{"id": i, "name": name} for i, name in enumerate(accumulator.names)]
     return {"images": [{"id": i} for i in number.values()], "annotations": annotations, "categories": categories}, results
+
+
+def with_segmentation(annotation: dict[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
+    """An annotation with a sound segmentation: that of its box where it has none."""
+    code, _ = code_of_annotation(annotation.get("segmentation"), annotation["bbox"], hw)
+    return {**annotation, "segmentation": as_json(code)}
+
+
+def as_json(code: Mapping[str, Any]) -> dict[str, Any]:
+    """A run-length code as JSON writes it."""
+    counts = code["counts"]
+    return {"size": [int(side) for side in code["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def _indexed(coco: Any, content: dict[str, Any]) -> Any:

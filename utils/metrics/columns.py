@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 ColumnValue: TypeAlias = "Callable[[Metrics], float]"
 
-TITLES = {"metrics/precision": "P", "metrics/recall": "R"}
+TITLES = {
+    "metrics/precision": "P", "metrics/recall": "R", "metrics/accuracy_top1": "top-1", "metrics/accuracy_top5": "top-5",
+}  # fmt: skip
 METRIC_COLUMNS: dict[str, ColumnValue] = {}
 FITNESS_WEIGHTS: dict[str, float] = {}
 

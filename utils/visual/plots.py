@@ -18,6 +18,7 @@ from torch import Tensor
 from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.metrics.metrics import Metrics
+from utils.metrics.top_k import ClassificationMetrics
 from utils.visual.draw import colour_of, draw_boxes, draw_text, text_width, viewable
 
 MAX_IMAGES = 16
@@ -26,6 +27,8 @@ MOSAIC_PX = 1920
 BORDER_16_BITS = 114 * 257  # what images are padded with; it says nothing about their range
 LONGEST_NAME = 40  # characters of a class's name in a figure
 LEGEND_CLASSES = 20  # more would not be legible
+WORST_CLASSES = 60  # that a figure of accuracies shows
+MOST_BARS_NAMED = 50
 
 
 def plot_batch(
@@ -79,11 +82,12 @@ def plot_curves(metrics: Metrics, folder: str | Path, *, prefix: str = "") -> No
 
 
 def plot_confusion(confusion: NDArray, names: Sequence[str], path: str | Path) -> None:
-    """The confusion matrix (nc + 1, nc + 1): colours and fractions by what was there (columns), with counts where they can be read."""
+    """The confusion matrix (nc, nc), or (nc + 1, nc + 1) with background last: colours and fractions by what was there (columns), with
+    counts where they can be read."""
     total = confusion.sum(axis=0, keepdims=True)
     shares = confusion / np.maximum(total, 1)
-    labels = [*map(shown_name, names), "background"]
-    n = len(labels)
+    n = len(confusion)
+    labels = [*map(shown_name, names), "background"][:n]
     side = min(max(5.0, 2.5 + 0.55 * n), 14.0)
     figure = _figure(side * 1.15, side)
     axes = figure.add_subplot()
@@ -101,6 +105,41 @@ def plot_confusion(confusion: NDArray, names: Sequence[str], path: str | Path) -
     axes.set_ylabel("Predicted")
     axes.set_title("Confusion matrix")
     _save(figure, path)
+
+
+def plot_class_accuracy(metrics: ClassificationMetrics, path: str | Path) -> None:
+    """A bar for each class, worst at the top, as long as its top-1 accuracy, with its number of images; of many classes the worst."""
+    accuracy = metrics.by_class[:, 0]
+    order = np.argsort(accuracy, kind="stable")[: np.count_nonzero(metrics.images)]  # NaN, a class without images, comes last
+    shown = order[:WORST_CLASSES][::-1]
+    figure = _figure(8, max(2.5, 1.2 + 0.32 * len(shown)))
+    axes = figure.add_subplot()
+    axes.barh(range(len(shown)), accuracy[shown], color=[_unit(colour_of(int(c))) for c in shown])
+    for place, c in enumerate(shown):
+        axes.text(1.02, place, f"{accuracy[c]:.3f} of {metrics.images[c]}", va="center", fontsize=8)
+    axes.set_yticks(range(len(shown)), [shown_name(metrics.names[c]) for c in shown], fontsize=9)
+    axes.axvline(metrics.top1, color="0.3", linewidth=1, linestyle="--")
+    part = f"the {len(shown)} worst of {len(order)} classes" if len(shown) < len(order) else "by class"
+    axes.set(xlabel="top-1 accuracy", xlim=(0, 1.18), title=f"Top-1 {metrics.top1:.3f} (dashed), {part}")
+    axes.set_xticks(np.arange(0, 1.01, 0.2))
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def plot_class_counts(labels: Iterable[NDArray], names: Sequence[str], path: str | Path) -> None:
+    """How many images each class has, a bar for each; ``labels`` as for :func:`plot_labels`, of which only the classes count."""
+    classes = np.concatenate([np.zeros((0, 5)), *labels])[:, 0].astype(int)
+    counts = np.bincount(classes, minlength=len(names))
+    figure = _figure(min(max(6.0, 0.35 * len(names)), 20.0), 5)
+    axes = figure.add_subplot()
+    bars = axes.bar(range(len(counts)), counts, color=[_unit(colour_of(i)) for i in range(len(counts))])
+    if len(names) <= MOST_BARS_NAMED:
+        many = len(names) > 3
+        axes.set_xticks(range(len(names)), [*map(shown_name, names)], rotation=45 if many else 0, ha="right" if many else "center")
+        axes.bar_label(bars, fontsize=8)
+    axes.set(title=f"{int(counts.sum())} images of {len(names)} classes", ylabel="images")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, dpi=120)
 
 
 def plot_labels(labels: Iterable[NDArray], names: Sequence[str], path: str | Path) -> None:

@@ -63,7 +63,7 @@ class ResultWriter:
     folder: Path
     names: Sequence[str]
     options: SaveOptions
-    label_rows: Callable[..., list[str]]  # of the task: (detections, hw, with_confidence=) -> rows of a label file
+    result_rows: Callable[..., list[str]]  # of the task: (detections, hw, names=, with_confidence=) -> rows of a text file
     written: dict[str, int] = field(default_factory=dict)
     videos_at_once: int = 1
     stems: dict[str, str] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class ResultWriter:
             path.unlink(missing_ok=True)  # of an earlier run with --exist-ok
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self.label_rows(found, (hw[0], hw[1]), with_confidence=self.options.conf)
+        rows = self.result_rows(found, (hw[0], hw[1]), names=self.names, with_confidence=self.options.conf)
         path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         self._count("labels")
 

@@ -179,3 +179,12 @@ def test_label_rows_say_which_keypoints_are_sure():
     assert row.split()[5:] == ["0.1", "0.2", "2", "0.4", "0.4", "0", "0.2", "0.6", "2"]
     (two,) = PoseTask(Keypoints(3, 2)).label_rows(found, (50, 100), with_confidence=True)
     assert two.split()[5:] == ["0.1", "0.2", "0.4", "0.4", "0.2", "0.6", "1"]
+
+
+def test_pieces_of_an_object_give_it_the_keypoints_they_are_sure_of():
+    points = torch.tensor([[[1.0, 1, 0.9], [2, 2, 0.1]], [[5, 5, 0.5], [6, 6, 0.8]], [[7, 7, 0.2], [8, 8, 0.3]]])
+    united = PoseTask(Keypoints(2)).unite(detections(points), torch.tensor([0, 0]), torch.tensor([1, 2])).fields["keypoints"]
+    torch.testing.assert_close(united[0], torch.tensor([[1, 1, 0.9], [6, 6, 0.8]]))
+    assert torch.equal(united[1:], points[1:])
+    none = torch.zeros(0).long()
+    assert torch.equal(PoseTask(Keypoints(2)).unite(detections(points), none, none).fields["keypoints"], points)
