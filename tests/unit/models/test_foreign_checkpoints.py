@@ -212,8 +212,7 @@ def test_moving_average_is_preferred(folder):
 
 @pytest.mark.parametrize(
     ("head", "says"),
-    [("Pose", "keypoints"), ("Classify", "classifies"), ("OBB", "rotated boxes")]
-    + [("Pose26", "keypoints"), ("OBB26", "rotated boxes"), ("SemanticSegment", "segments"), ("YOLOEDetect", "what a text names")],
+    [("SemanticSegment", "segments"), ("YOLOEDetect", "what a text names")],
 )
 def test_checkpoints_of_other_tasks_are_refused_by_name(folder, head, says):
     with layout("ultralytics") as classes:
