@@ -163,7 +163,7 @@ def class_folder_spec(folder: Path, *, single_cls: bool = False, need: Iterable[
     for split in need if need is not None else ("train", "val"):
         if found[split] is None:
             raise UserError(f"{folder}: no folder {split!r}; a data set that is a folder has one for each class under train/ and val/")
-    sources = {split: (path,) if path is not None else () for split, path in found.items()}
+    sources: dict[str, tuple[Path, ...]] = {split: (path,) if path is not None else () for split, path in found.items()}
     names = class_folder_names(sources["train"] or sources["val"])
     if not names:
         raise UserError(f"{folder}: no folder of a class below {(sources['train'] or sources['val'])[0]}; of other data sets give the YAML")
@@ -171,7 +171,7 @@ def class_folder_spec(folder: Path, *, single_cls: bool = False, need: Iterable[
     shown_names = ("item",) if single_cls and len(names) > 1 else class_names
     return DatasetSpec(
         yaml_path=folder, root=folder, names=shown_names, nc=len(shown_names), label_nc=len(names), single_cls=single_cls,
-        class_names=class_names, **sources,
+        class_names=class_names, train=sources["train"], val=sources["val"], test=sources["test"],
     )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ LAYOUTS["yolov10"] = LAYOUTS["ultralytics"] | {"Model": "ultralytics.nn.tasks.YO
 RENAMED_BLOCKS = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks with another name in a program
 # Classes here whose name in other programs is another; those keep the class when they fuse.
 CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "LightDetect": "Detect", "AreaAttention": "AAttn", "FusedConv": "Conv"}
+CLASS_NAMES["YOLOv5Classify"] = "Classify"
 ATTRIBUTES = ("add", "c", "nc", "reg_max")
 
 

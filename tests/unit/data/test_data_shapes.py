@@ -10,6 +10,7 @@ from data.images.reading import read_image
 from data.labels.files import list_images
 from data.labels.yolo import read_labels
 from data.tools import shapes
+from data.tools.embedded import VERSION_FILE
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,8 @@ def test_interrupted_drawing_leaves_no_partial_data_set(tmp_path, monkeypatch):
     shapes.ensure_shapes(tmp_path / "shapes")
     monkeypatch.setattr(shapes, "generate", interrupted)
     shapes.ensure_shapes(tmp_path / "shapes")  # not drawn again
-    (tmp_path / "shapes" / shapes.VERSION_FILE).write_text("an older version")
+    (tmp_path / "shapes" / VERSION_FILE).write_text("an older version")
     monkeypatch.setattr(shapes, "generate", real)
     shapes.ensure_shapes(tmp_path / "shapes")
-    assert (tmp_path / "shapes" / shapes.VERSION_FILE).read_text().strip() == str(shapes.VERSION)
+    assert (tmp_path / "shapes" / VERSION_FILE).read_text().strip() == str(shapes.VERSION)
     assert [p.name for p in tmp_path.iterdir()] == ["shapes"]
