@@ -57,12 +57,7 @@ class TrainConfig:
     )  # fmt: skip
     accumulate: int | None = flag(None, "iterations per optimizer step; nominal batch / batch size if left out", least=1)
     imgsz: int = flag(
-        640,
-        "side of the square input; a second one is for validation",
-        aliases=("--img", "--img-size"),
-        metavar="PX",
-        nargs="+",
-        least=32,
+        640, "side of the square input; a second one is for validation", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=32,
         most=MAX_SIDE_PX,
     )
     val_imgsz: int | None = None  # px; None = imgsz

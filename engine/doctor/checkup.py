@@ -39,6 +39,7 @@ BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
 STATISTICS_MOMENTUM = 0.9  # weight of the batch in the running statistics; with 1.0, rounding errors would grow from norm to norm
 
 
+
 @dataclass(frozen=True)
 class Case:
     """One YAML at one scale, a letter of the v8 dialect; empty for a file without scales."""
@@ -79,7 +80,9 @@ class Report:
         return next((f"{check}: {reason}" for check, reason in self.reasons.items() if reason), "")
 
 
-def run_checks(case: Case, *, side: int = 64, limit: str = "", on_check: Callable[[str], object] = lambda name: None) -> Report:
+def run_checks(
+    case: Case, *, side: int = 64, limit: str = "", on_check: Callable[[str], object] = lambda name: None
+) -> Report:
     """Runs all checks of one case.
 
     Args:

@@ -58,3 +58,4 @@ class Ensemble:
         """Boxes (B, N of all models, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1."""
         found = [model.predict(images, above=above) for model in self.models]
         return Predictions.join_candidates(found)
+

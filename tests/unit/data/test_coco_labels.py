@@ -128,7 +128,7 @@ def test_single_class_merges_all_classes(coco):
     assert set(table.classes) == {0}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"images": []}', "{", '{"images": [3], "annotations": [], "categories": []}'])
+@pytest.mark.parametrize("text", ["", "[]", "{\"images\": []}", "{", '{"images": [3], "annotations": [], "categories": []}'])
 def test_invalid_coco_json_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "instances_train.json"
     path.write_text(text)
