@@ -1,6 +1,6 @@
 """Time of the metrics of a large data set, compared with pycocotools on the same detections.
 
-    python benchmarks/bench_metrics.py --images 5000 --detections 300 --classes 80
+python benchmarks/bench_metrics.py --images 5000 --detections 300 --classes 80
 """
 
 from __future__ import annotations

@@ -8,5 +8,8 @@ from __future__ import annotations
 from tasks.base import TASKS, Task, get_task, register_task
 from tasks.classify import CLASSIFY
 from tasks.detect import DETECT
+from tasks.obb import OBB
+from tasks.pose import POSE
+from tasks.segment import SEGMENT
 
-__all__ = ["CLASSIFY", "DETECT", "TASKS", "Task", "get_task", "register_task"]
+__all__ = ["CLASSIFY", "DETECT", "OBB", "POSE", "SEGMENT", "TASKS", "Task", "get_task", "register_task"]

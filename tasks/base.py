@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.rows import InvalidRow, LabelRow
+from utils.boxes import box_area
 from utils.errors import UserError, nearest
 from utils.instances import Instances
 from utils.nms import Suppression
@@ -59,6 +61,101 @@ class ExportOutput:
     name: str
     axes: Mapping[int, str]
     tolerance: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class View:
+    """A version of images that a network has seen in their place (test-time augmentation).
+
+    Attributes:
+        hw: height and width of the images in px.
+        scale_xy: px of the version for each px of the image.
+        mirrored: whether left and right are exchanged.
+    """
+
+    hw: tuple[int, int]
+    scale_xy: tuple[float, float]
+    mirrored: bool = False
+
+    def boxes_back(self, boxes_xyxy: Tensor) -> Tensor:
+        """Boxes (..., 4) in px of the version in px of the images."""
+        boxes = boxes_xyxy / boxes_xyxy.new_tensor(self.scale_xy).repeat(2)
+        if not self.mirrored:
+            return boxes
+        x1, y1, x2, y2 = boxes.unbind(dim=-1)
+        return torch.stack((self.hw[1] - x2, y1, self.hw[1] - x1, y2), dim=-1)
+
+
+class CommonTask:
+    """What most tasks do alike; a task inherits it and overrides what it knows better."""
+
+    name: str
+    whole_image = False
+    candidate_field = ""
+    settings: Mapping[str, Any] = {}
+
+    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Any:
+        return self
+
+    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Any:
+        return self
+
+    def configured(self, hyp: Any) -> Any:
+        return self
+
+    def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> Any:
+        return None
+
+    def join(self, parts: Sequence[Predictions]) -> Predictions:
+        return Predictions.join_candidates(parts)
+
+    def from_view(self, predictions: Predictions, view: View) -> Predictions:
+        """Turns boxes back. Raises UserError where there is more than boxes."""
+        if extra := [*predictions.fields, *predictions.shared]:
+            raise UserError(f"--augment: turns boxes back only, but the task {self.name!r} has also {', '.join(extra)}; leave it out")
+        return Predictions(view.boxes_back(predictions.boxes), predictions.scores)
+
+    def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+        return detections
+
+    def shapes(self, detections: Detections) -> Shapes:
+        return Shapes.of_boxes(detections.boxes)
+
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        added = [fields[self.candidate_field]] if self.candidate_field else []
+        return torch.cat((boxes_xyxy, scores, classes, *added), dim=2)
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        further = max(rows.shape[-1] - 6, 1) if self.candidate_field else 0
+        boxes, scores, added = parts_of_rows(rows, nc=nc, further=further)
+        return Predictions(boxes, scores, {self.candidate_field: added} if self.candidate_field else {}, unique=True)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The areas of the image that detections of one image cover, as what several windows have found is merged.
+
+    Attributes:
+        extents: (n, 4) xyxy px, the axis-aligned boxes about them.
+        area: (n,) px².
+        common: common area (p,) in px² of pairs, given the first and the second of each.
+        can_grow: whether the pieces of an object that windows have cut can be joined, as boxes can; else the best piece stays.
+    """
+
+    extents: Tensor
+    area: Tensor
+    common: Callable[[Tensor, Tensor], Tensor]
+    can_grow: bool = True
+
+    @staticmethod
+    def of_boxes(boxes_xyxy: Tensor) -> Shapes:
+        """Those of axis-aligned boxes (n, 4)."""
+
+        def common(one: Tensor, other: Tensor) -> Tensor:
+            low = torch.maximum(boxes_xyxy[one, :2], boxes_xyxy[other, :2])
+            return box_area(torch.cat((low, torch.minimum(boxes_xyxy[one, 2:], boxes_xyxy[other, 2:])), dim=1))
+
+        return Shapes(boxes_xyxy, box_area(boxes_xyxy), common)
 
 
 class MetricResult(Protocol):
@@ -126,6 +223,8 @@ class Task(Protocol):
         columns: names of the metric's values in results.csv, in order.
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
+        candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
+        settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
         defaults: what the programs take where a flag says nothing.
         whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
             not letterboxed, and nothing has a place: no mosaic, no rectangular batches, no windows, no anchors.
@@ -142,6 +241,24 @@ class Task(Protocol):
     @property
     def coco_type(self) -> str | None: ...
     @property
+    def candidate_field(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task as a file describes it, which may hold other keys too. Raises UserError, which begins with ``source``."""
+
+    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task, whose network is given, with what a data set says of its labels.
+
+        Raises:
+            UserError: the data set lacks what the task needs, or does not fit the network; begins with ``source``.
+        """
+
+    def configured(self, hyp: Any) -> Task:
+        """The task as a recipe has it: itself where no hyper-parameter changes its targets."""
+
+    @property
     def defaults(self) -> TaskDefaults: ...
     @property
     def whole_image(self) -> bool: ...
@@ -155,6 +272,24 @@ class Task(Protocol):
     def ground_truth(self, batch: Batch) -> Any:
         """The objects of a batch, from its targets, in px of the original images: what the metric compares with."""
 
+    def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> Any:
+        """The objects of a batch's originals, each with its height and width in px, for ``ground_truth`` to return; None where the
+        targets say all that the metric compares with."""
+
+    def join(self, parts: Sequence[Predictions]) -> Predictions:
+        """Candidates of the same images from several networks or views as those of one."""
+
+    def from_view(self, predictions: Predictions, view: View) -> Predictions:
+        """Predictions for a resized or mirrored version of the images, in px of the images."""
+
+    def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+        """Detections of one image in which some become a part of others, apart from their boxes.
+
+        Args:
+            owner: (p,) the detection that each piece becomes a part of.
+            pieces: (p,) the pieces.
+        """
+
     def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
         """Detections of each image in px of the network's input, best score first."""
 
@@ -163,6 +298,9 @@ class Task(Protocol):
 
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         """The inverse of ``to_original``: detections in px of the original images in px of the batch."""
+
+    def shapes(self, detections: Detections) -> Shapes:
+        """What detections of one image, on the host, cover of it."""
 
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> Metric:
         """An empty metric for these classes."""
@@ -194,8 +332,28 @@ class Task(Protocol):
     def from_export(self, tensors: Sequence[Tensor], *, nc: int) -> Predictions:
         """The inverse of ``to_export``. Raises ValueError where the tensors are not of this task."""
 
+    def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """Chosen predictions (B, K, 4), (B, K, 1), (B, K, 1) and (B, K, ·) as the rows (B, K, 6 or more) of a file with a one-to-one
+        branch: box, score, class, then what the task adds; must be traceable."""
+
+    def from_rows(self, rows: Tensor, *, nc: int) -> Predictions:
+        """The inverse of ``to_rows``; scores of other classes are 0. Raises ValueError where the rows are not of this task."""
+
     def class_count(self, output_shapes: Sequence[Sequence[int | None]]) -> int:
         """Number of classes that the shapes of a foreign file's outputs imply; 0 where they imply none."""
+
+
+def parts_of_rows(rows: Tensor, *, nc: int, further: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (B, K, 6 + further) as boxes (B, K, 4), scores (B, K, nc) and what follows (B, K, further).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if rows.ndim != 3 or rows.shape[2] != 6 + further:
+        raise ValueError(f"one output (batch, detections, {6 + further}) is needed")
+    boxes, best, classes, more = rows.float().split((4, 1, 1, further), dim=2)
+    scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
+    return boxes, scores, more
 
 
 TASKS: dict[str, Task] = {}
@@ -227,8 +385,6 @@ def get_task(name: str) -> Task:
 
 def targets_of_images(parts: Sequence[Mapping[str, NDArray]]) -> Targets:
     """The targets of a batch from those of its images, in order."""
-    import torch
-
     counts = torch.tensor([len(part["boxes"]) for part in parts])
     joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     joined["classes"] = joined["classes"].long()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
+from tasks.base import CommonTask, DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_POLYGON, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import to_batch
 from utils.instances import Instances
@@ -22,7 +22,7 @@ WHOLE = np.array((0.5, 0.5, 1.0, 1.0))  # cxcywh of an image in its own measure
 FEWEST_TO_SUM_UP = 0.01  # score below which a summary leaves a class out
 
 
-class ClassifyTask:
+class ClassifyTask(CommonTask):
     """One class for each image. Its detections are the best classes, up to five, each with the box of the whole image.
 
     Scores sum to 1 over all classes, so that the threshold is 0 unless one is given: what is asked for are the best, however low.

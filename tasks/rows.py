@@ -21,6 +21,7 @@ class LabelRow(NamedTuple):
     box_cxcywh: np.ndarray  # (4,) float64
     polygon: np.ndarray  # (k, 2) float64, empty where there is only a box
     keypoints: np.ndarray | None = None  # (K, 3) float64 of x, y and visibility 0, 1 or 2
+    rings: tuple[int, ...] = ()  # points of each ring of the polygon, where it has several
 
 
 class InvalidRow(NamedTuple):
@@ -31,8 +32,8 @@ class InvalidRow(NamedTuple):
     skips_image: bool = True  # else only the row is dropped
 
 
-def parse_numbers(values: Sequence[str], expected: str) -> np.ndarray | InvalidRow:
-    """Class and coordinates (n,) float64, the latter clipped to 0-1."""
+def parse_numbers(values: Sequence[str], expected: str, *, outside: float | None = None) -> np.ndarray | InvalidRow:
+    """Class and coordinates (n,) float64, the latter clipped to 0-1; with ``outside`` they may lie less than that outside, and are not."""
     try:
         numbers = np.array(values, np.float64)
     except ValueError:
@@ -41,9 +42,11 @@ def parse_numbers(values: Sequence[str], expected: str) -> np.ndarray | InvalidR
         return InvalidRow("NaN or infinity, finite numbers are expected", NOT_FINITE)
     if not 0 <= numbers[0] <= MAX_CLASS or numbers[0] != int(numbers[0]):
         return InvalidRow(f"class {values[0]}, a whole number from 0 is expected", WRONG_CLASS)
-    outside = np.flatnonzero((numbers[1:] < -ROUNDING) | (numbers[1:] > 1 + ROUNDING))
-    if len(outside):
-        column = int(outside[0]) + 1
+    beyond = np.maximum(-numbers[1:], numbers[1:] - 1)
+    wrong = np.flatnonzero(beyond > ROUNDING if outside is None else beyond >= outside)
+    if len(wrong):
+        column = int(wrong[0]) + 1
         return InvalidRow(f"coordinate {values[column]} in column {column + 1}, values normalised to 0-1 are expected", OUT_OF_RANGE)
-    numbers[1:] = numbers[1:].clip(0, 1)
+    if outside is None:
+        numbers[1:] = numbers[1:].clip(0, 1)
     return numbers

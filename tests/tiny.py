@@ -34,7 +34,5 @@ def tiny_checkpoint(path: Path, names: Sequence[str] = NAMES, *, config: dict[st
     """The same as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = tiny_model(names, **cfg).state_dict()
-    save_checkpoint(
-        path, Checkpoint(cfg=tiny_cfg(**cfg), cfg_name="tiny.yaml", names=tuple(names), weights=weights, config=config or {})
-    )
+    save_checkpoint(path, Checkpoint(cfg=tiny_cfg(**cfg), cfg_name="tiny.yaml", names=tuple(names), weights=weights, config=config or {}))
     return path

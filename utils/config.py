@@ -23,6 +23,7 @@ PRETRAINED = "pretrained"  # of --freeze
 NEWEST = "newest"  # of --resume
 PATHS = ("cfg", "weights", "backbone_weights", "data", "hyp", "project")  # fields that name a file or a folder
 ABSOLUTE = "absolute"  # key of opt.yaml
+TASK_NAMES = ("detect", "segment", "pose", "obb", "classify")
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION", "MuSGD")
 MAX_LAYERS = 10_000
 PRECISE_BATCHES = 8  # of --precise-bn: most of what a whole epoch gives on small sets, and little time on large ones
@@ -39,6 +40,10 @@ class TrainConfig:
     )  # fmt: skip
     weights: str = flag(
         "", "checkpoint; alone it gives the architecture too, with --cfg what fits is transferred", metavar="PT", may_be_empty=True
+    )
+    task: str = flag(
+        "", "detect, segment, pose, obb or classify: the model and the embedded data set, where neither is given; else checked",
+        metavar="NAME", choices=TASK_NAMES,
     )
     download: bool = flag(False, "fetch published weights that are not on disk")
     attention: tuple[str, ...] = flag((), "insert same-width modules: FocalModulation@9, EMA@detect, ...", metavar="SPEC")
@@ -57,7 +62,12 @@ class TrainConfig:
     )  # fmt: skip
     accumulate: int | None = flag(None, "iterations per optimizer step; nominal batch / batch size if left out", least=1)
     imgsz: int = flag(
-        640, "side of the square input; a second one is for validation", aliases=("--img", "--img-size"), metavar="PX", nargs="+", least=32,
+        640,
+        "side of the square input; a second one is for validation",
+        aliases=("--img", "--img-size"),
+        metavar="PX",
+        nargs="+",
+        least=32,
         most=MAX_SIDE_PX,
     )
     val_imgsz: int | None = None  # px; None = imgsz
@@ -75,6 +85,13 @@ class TrainConfig:
     fixed_lr: bool = flag(False, "constant after warm-up")
     label_smoothing: float | None = flag(None, "label smoothing; takes the place of the hyp file's", least=0, below=1)
     close_mosaic: int | None = flag(None, "last epochs without mosaic and mixup; takes the place of the hyp file's", least=0)
+    mask_ratio: int | None = flag(
+        None, "segmentation: px of the image for each cell of a target's mask; takes the place of the hyp file's", least=1, most=32
+    )
+    overlap_mask: int | None = flag(
+        None, "segmentation: 1 gives a pixel to the smallest of overlapping objects, 0 to all; takes the place of the hyp file's", least=0,
+        most=1, shorthands={"--no-overlap-mask": 0},
+    )  # fmt: skip
     freeze: tuple[int | str, ...] = flag(
         (0,), f"freeze the first N layers, the layers N N ..., or all that was transferred ({PRETRAINED})", metavar="N"
     )

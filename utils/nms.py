@@ -57,7 +57,15 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
         One ``Detections`` per image, in order.
     """
     if predictions.unique:
-        return _best(predictions, suppression)
+        return keep_best(predictions, suppression)
+    images = select_candidates(predictions, suppression)
+    if predictions.boxes.device.type == "cpu":
+        return [_suppress(candidates, suppression) for candidates in images]
+    return suppress_joined(images, suppression)
+
+
+def select_candidates(predictions: Predictions, suppression: Suppression) -> list[Detections]:
+    """What of each image's predictions takes part in suppression, best score first; waits for the device once."""
     boxes = predictions.boxes
     scores, labels = _candidate_scores(predictions.scores, suppression.classes, multi_label=suppression.multi_label)  # (B, N · C) or (B, N)
     above = scores > suppression.conf
@@ -68,13 +76,10 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
     anchor = (index // max(per_box, 1))[..., None]  # (B, K, 1)
     boxes = boxes.gather(1, anchor.expand(-1, -1, 4))  # (B, K, 4)
     fields = {name: value.gather(1, anchor.expand(-1, -1, value.shape[2])) for name, value in predictions.fields.items()}
-    images = [
+    return [
         Detections(b[:n], s[:n], c[:n], {name: value[i, :n] for name, value in fields.items()})
         for i, (b, s, c, n) in enumerate(zip(boxes, scores, labels, counts))
     ]
-    if boxes.device.type == "cpu":
-        return [_suppress(candidates, suppression) for candidates in images]
-    return suppress_joined(images, suppression)
 
 
 def _best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -159,7 +164,7 @@ def select_best(scores: Tensor, *, count: int, agnostic: bool = False) -> Select
     return Selection(best, pair % scores.shape[2], candidate.gather(1, torch.div(pair, scores.shape[2], rounding_mode="floor")))
 
 
-def _best(predictions: Predictions, suppression: Suppression) -> list[Detections]:
+def keep_best(predictions: Predictions, suppression: Suppression) -> list[Detections]:
     """The best candidates of each image with a score above ``conf``."""
     scores = predictions.scores
     if suppression.classes is not None:

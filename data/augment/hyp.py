@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 
 class AugmentHyp(Protocol):
@@ -38,3 +39,29 @@ class AugmentHyp(Protocol):
     def auto_augment(self) -> str: ...
     @property
     def erasing(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class AugmentValues:
+    """The same as values of their own."""
+
+    hsv_h: float
+    hsv_s: float
+    hsv_v: float
+    degrees: float
+    translate: float
+    scale: float
+    shear: float
+    perspective: float
+    flipud: float
+    fliplr: float
+    mosaic: float
+    mixup: float
+    copy_paste: float
+    auto_augment: str
+    erasing: float
+
+    @classmethod
+    def of(cls, hyp: AugmentHyp, **changes: Any) -> AugmentValues:
+        """The values of ``hyp``, some exchanged."""
+        return cls(**{**{field.name: getattr(hyp, field.name) for field in fields(cls)}, **changes})

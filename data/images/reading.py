@@ -35,9 +35,7 @@ class ImageError(UserError):
     """An image that cannot be used; the message names the file and what is wrong with it."""
 
 
-def read_image(
-    path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8, least_side: int = 0
-) -> np.ndarray:
+def read_image(path: str | Path, *, channels: int = 3, dtype: type[np.generic] | None = np.uint8, least_side: int = 0) -> np.ndarray:
     """Decodes an image of any mode.
 
     Args:

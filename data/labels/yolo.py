@@ -12,7 +12,7 @@ from data.labels.checks import drop_duplicates
 from data.labels.files import find_label_file
 from data.labels.probing import map_images, probe_labels
 from data.labels.problems import LABEL_FILE, Problem
-from data.labels.table import ImageLabels, LabelTable, build_table
+from data.labels.table import ImageLabels, LabelTable, breaks_of, build_table
 from tasks import DETECT
 from tasks.rows import InvalidRow, LabelRow
 from utils.files import read_bounded
@@ -95,6 +95,7 @@ def parse_labels(text: str, path: str, hw: tuple[int, int], *, parse_row: ParseR
         counts=np.array([len(row.polygon) for row in found], np.int64),
         problems=tuple(problems),
         keypoints=_stack_keypoints(found),
+        breaks=breaks_of([row.rings or (len(row.polygon),) for row in found]),
     )
     return drop_duplicates(labels, path)
 

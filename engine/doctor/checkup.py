@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
@@ -24,20 +26,21 @@ from models.analysis.compare import prediction_difference
 from models.build import build_model
 from models.export.exporting import ExportOptions, export_model
 from models.model import Model
+from tasks.base import targets_of_images
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.instances import Instances
 from utils.memory import is_out_of_memory
 from utils.precision import gradient_scaler
 from utils.reading.yaml_text import read_yaml
 from utils.sizes import round_up_to_stride
-from utils.types import Batch, Letterbox, Targets, to_unit_range
+from utils.types import Batch, Letterbox, to_unit_range
 
 CHECKS = ("build", "train", "val", "fuse", "deploy", "onnx")
 BATCH, BOXES = 2, 3  # images, and boxes in each
 # between a network and its fused form, both in float32: fusing multiplies weights in another order
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 1e-3, 1e-5
 STATISTICS_MOMENTUM = 0.9  # weight of the batch in the running statistics; with 1.0, rounding errors would grow from norm to norm
-
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,7 @@ class Report:
         return next((f"{check}: {reason}" for check, reason in self.reasons.items() if reason), "")
 
 
-def run_checks(
-    case: Case, *, side: int = 64, limit: str = "", on_check: Callable[[str], object] = lambda name: None
-) -> Report:
+def run_checks(case: Case, *, side: int = 64, limit: str = "", on_check: Callable[[str], object] = lambda name: None) -> Report:
     """Runs all checks of one case.
 
     Args:
@@ -226,13 +227,20 @@ def noise_batch(model: Model, height: int, width: int) -> Batch:
     """A batch of noise with a few boxes of every size in each image."""
     draw = torch.Generator().manual_seed(1)
     images = (noise_images(BATCH, model.ch, height, width) * 255).to(torch.uint8)
-    image = torch.arange(BATCH).repeat_interleave(BOXES)
     classes = torch.randint(model.nc, (BATCH * BOXES,), generator=draw)
     centres = 0.3 + 0.4 * torch.rand(BATCH * BOXES, 2, generator=draw)
-    sides = torch.linspace(0.15, 0.6, BOXES).repeat(BATCH)
-    targets = torch.cat([torch.stack([image, classes], 1), centres, torch.stack([sides, sides], 1)], dim=1)  # (M, 6)
+    half = torch.linspace(0.15, 0.6, BOXES).repeat(BATCH)[:, None] / 2
+    boxes = (torch.cat((centres - half, centres + half), dim=1) * torch.tensor([width, height] * 2)).numpy()
+    objects = [objects_of(c, b) for c, b in zip(classes.numpy().reshape(BATCH, -1), boxes.reshape(BATCH, -1, 4))]
+    targets = targets_of_images([model.task.targets(one, (height, width)) for one in objects])
     letterbox = Letterbox(torch.tensor([[height, width]] * BATCH), torch.ones(BATCH, 2), torch.zeros(BATCH, 2))
-    return Batch(images, Targets.of_rows(targets), tuple(f"noise{i}" for i in range(BATCH)), letterbox, BOXES)
+    return Batch(images, targets, tuple(f"noise{i}" for i in range(BATCH)), letterbox, BOXES)
+
+
+def objects_of(classes: NDArray, boxes_xyxy: NDArray) -> Instances:
+    """Objects (n,) with boxes (n, 4) in px and their corners as polygons, of which a task makes its targets."""
+    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
+    return Instances(classes.astype(np.float32), boxes_xyxy.astype(np.float32), corners.astype(np.float32), np.full(len(classes), 4))
 
 
 @torch.no_grad()

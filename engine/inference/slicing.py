@@ -17,13 +17,14 @@ in (Cluster-NMS, arXiv 2005.03572).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tasks.base import Shapes
 from utils.boxes import box_area
 from utils.types import Detections
 
@@ -32,6 +33,7 @@ COMPARABLE = 0.5  # ratio of scores: a cut box loses against whole ones down to 
 BORDER = 0.01  # of a window's side: boxes that end so close to its border touch it
 MAX_CANDIDATES = 30000  # best scores of an image that are merged
 ROWS = 512  # boxes that are compared with others at once
+Unite = Callable[[Detections, Tensor, Tensor], Detections]  # as ``Task.unite``
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,34 @@ class WindowDetections:
         )
 
 
+ShapesOf = Callable[[Detections], Shapes]
+
+
+class MergeRules(NamedTuple):
+    """What a task knows of detections that several windows share.
+
+    Attributes:
+        shapes: what detections cover, see :class:`tasks.base.Shapes`.
+        unite: joins what pieces of an object have beside boxes.
+    """
+
+    shapes: ShapesOf
+    unite: Unite
+
+
+def boxes_as_shapes(detections: Detections) -> Shapes:
+    """Those of axis-aligned boxes."""
+    return Shapes.of_boxes(detections.boxes)
+
+
+def no_more_than_boxes(detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+    """The :data:`Unite` of detections that have only boxes."""
+    return detections
+
+
+OF_BOXES = MergeRules(boxes_as_shapes, no_more_than_boxes)
+
+
 def slice_windows(hw: tuple[int, int], size_hw: tuple[int, int], overlap: float) -> Tensor:
     """Windows of one size that cover an image exactly, spread evenly, the outer ones flush with its borders.
 
@@ -89,7 +119,9 @@ def slice_windows(hw: tuple[int, int], size_hw: tuple[int, int], overlap: float)
     return torch.cat((corner, corner + torch.tensor((min(size_hw[1], hw[1]), min(size_hw[0], hw[0])))), dim=1)
 
 
-def merge_windows(found: WindowDetections, hw: tuple[int, int], *, iou: float, max_det: int, agnostic: bool = False) -> Detections:
+def merge_windows(
+    found: WindowDetections, hw: tuple[int, int], *, iou: float, max_det: int, agnostic: bool = False, rules: MergeRules = OF_BOXES
+) -> Detections:
     """One box for each object out of what all views have found.
 
     Args:
@@ -98,13 +130,15 @@ def merge_windows(found: WindowDetections, hw: tuple[int, int], *, iou: float, m
         iou: Overlap that suppression used; where it is below one half, boxes of different views are one object from there on too.
         max_det: The most boxes that are returned.
         agnostic: Boxes compete across classes.
+        rules: what the task knows.
     """
     if len(found.scores) > MAX_CANDIDATES:
         found = found[found.scores.topk(MAX_CANDIDATES).indices]
     same = min(iou, SAME)
-    found = _drop_beaten(found, hw, same, agnostic=agnostic, pieces_compete=False)
-    found = _join_pieces(found, hw, agnostic=agnostic)
-    found = _drop_beaten(found, hw, same, agnostic=agnostic, pieces_compete=True)
+    if rules.shapes(found.detections).can_grow:
+        found = _drop_beaten(found, hw, same, rules.shapes, agnostic=agnostic, pieces_compete=False)
+        found = _join_pieces(found, hw, agnostic=agnostic, unite=rules.unite)
+    found = _drop_beaten(found, hw, same, rules.shapes, agnostic=agnostic, pieces_compete=True)
     order = found.scores.argsort(descending=True, stable=True)[:max_det]
     return found.detections[order]
 
@@ -118,13 +152,16 @@ def _starts(length: int, size: int, overlap: float) -> Tensor:
     return torch.arange(last + 1) * (length - size) // last
 
 
-def _drop_beaten(found: WindowDetections, hw: tuple[int, int], same: float, *, agnostic: bool, pieces_compete: bool) -> WindowDetections:
+def _drop_beaten(
+    found: WindowDetections, hw: tuple[int, int], same: float, shapes: ShapesOf, *, agnostic: bool, pieces_compete: bool
+) -> WindowDetections:
     """Without the boxes that lose against a better box of the same object."""
-    cut = _cut_sides(found, hw).any(dim=1)
+    cut = _cut_sides(shapes(found.detections).extents, found.windows, hw).any(dim=1)
     order = (found.scores * torch.where(cut, COMPARABLE, 1.0)).argsort(descending=True, stable=True)
     found, cut = found[order], cut[order]
-    better, worse = _pairs(found.boxes, found, agnostic=agnostic)
-    common, area = box_area(_common(found.boxes[better], found.boxes[worse])), box_area(found.boxes)
+    covered = shapes(found.detections)
+    better, worse = _pairs(covered.extents, found, agnostic=agnostic)
+    common, area = covered.common(better, worse), covered.area
     agreement = common / (area[better] + area[worse] - common).clamp(min=1e-7)
     inside = common / torch.minimum(area[better], area[worse]).clamp(min=1e-7)
     beats = torch.where(cut[worse], common / area[worse].clamp(min=1e-7), agreement) > same
@@ -134,11 +171,11 @@ def _drop_beaten(found: WindowDetections, hw: tuple[int, int], same: float, *, a
     return found[_greedy(better[beats], worse[beats], len(order))]
 
 
-def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool) -> WindowDetections:
+def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool, unite: Unite) -> WindowDetections:
     """With the pieces of an object that windows have cut as one box; what is joined may be a piece of something longer."""
     while True:
         found = found[found.scores.argsort(descending=True, stable=True)]
-        sides = _cut_sides(found, hw)
+        sides = _cut_sides(found.boxes, found.windows, hw)
         margin = _margin(found.windows)
         outwards = margin * margin.new_tensor((-1, -1, 1, 1))
         reach = torch.where(sides, found.windows + outwards, found.boxes)  # so that pieces of windows that only touch overlap too
@@ -151,10 +188,10 @@ def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool
         agree = common > SAME * (box_area(first) + box_area(second) - common)
         if not agree.any():
             return found
-        found = _unite(found, better[agree], worse[agree])
+        found = _unite(found, better[agree], worse[agree], unite)
 
 
-def _unite(found: WindowDetections, better: Tensor, worse: Tensor) -> WindowDetections:
+def _unite(found: WindowDetections, better: Tensor, worse: Tensor, unite: Unite) -> WindowDetections:
     """Every box that a better one has won becomes part of the best of those; of each view only the best piece makes it larger."""
     count = len(found.scores)
     kept = _greedy(better, worse, count)
@@ -168,7 +205,9 @@ def _unite(found: WindowDetections, better: Tensor, worse: Tensor) -> WindowDete
     boxes, windows = (torch.cat(corners, dim=1) for corners in zip(low, high))
     grown = torch.zeros(count, dtype=torch.bool).index_fill(0, owner[~kept], True)
     view = torch.where(grown, found.view.max() + 1 + torch.arange(count), found.view)  # one of its own: what has grown competes with all
-    return WindowDetections(found.detections.replace(boxes=boxes), windows, view)[kept]
+    added = adds & ~kept
+    detections = unite(found.detections.replace(boxes=boxes), owner[added], added.nonzero()[:, 0])
+    return WindowDetections(detections, windows, view)[kept]
 
 
 def _reduced(found: WindowDetections, adds: Tensor, index: Tensor, columns: slice, how: str) -> tuple[Tensor, Tensor]:
@@ -179,10 +218,10 @@ def _reduced(found: WindowDetections, adds: Tensor, index: Tensor, columns: slic
     return boxes, windows
 
 
-def _cut_sides(found: WindowDetections, hw: tuple[int, int]) -> Tensor:
-    """Which of the four sides (n, 4) touch a border of their window that is none of the image."""
-    image = found.windows.new_tensor((0, 0, hw[1], hw[0]))
-    return ((found.boxes - found.windows).abs() <= _margin(found.windows)) & (found.windows != image)
+def _cut_sides(boxes_xyxy: Tensor, windows: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Which of the four sides (n, 4) touch a border of their window that is none of the image, or lie beyond it."""
+    image, outwards = windows.new_tensor((0, 0, hw[1], hw[0])), windows.new_tensor((-1, -1, 1, 1))
+    return ((boxes_xyxy - windows) * outwards >= -_margin(windows)) & (windows != image)
 
 
 def _margin(windows: Tensor) -> Tensor:

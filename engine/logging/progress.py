@@ -69,9 +69,7 @@ class EpochBar:
         shown: whether anything is printed.
     """
 
-    def __init__(
-        self, batches: BatchLoader, *, names: Sequence[str], epoch: int, epochs: int, done: int = 0, shown: bool = True
-    ) -> None:
+    def __init__(self, batches: BatchLoader, *, names: Sequence[str], epoch: int, epochs: int, done: int = 0, shown: bool = True) -> None:
         from tqdm import tqdm
 
         if shown:

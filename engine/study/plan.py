@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from engine.channels import with_channels
 from engine.study.control import control_of
 from engine.study.halving import Rule
+from engine.task_presets import HYPS, PRESETS
 from engine.training.recipes import family_hyp, find_hyp
-from engine.training.setup import EMBEDDED_DATA, HYPS, stored_spec
+from engine.training.setup import stored_spec
 from models.checkpoints.checkpoint import load_checkpoint
 from models.edit.rows import edit
 from models.model import Model
@@ -123,7 +124,7 @@ def make_plans(request: StudyRequest) -> list[Plan]:
     if rule and (train.get("noval") or train.get("nosave")):
         raise UserError(f"{request.source}: early_stop needs the metrics and the save of every epoch; leave out noval and nosave of train")
     variants = _variants(request)
-    files = config.data or (EMBEDDED_DATA,)
+    files = config.data or (PRESETS["detect"].data,)
     folders = _folders(config, files)
     return [_plan(request, variants, file, folder, train, rule) for file, folder in zip(files, folders)]
 

@@ -119,9 +119,7 @@ def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
     return tuple(group["lr"] for group in optimizer.param_groups[: len(GROUPS)])
 
 
-def optimizer_step(
-    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, non_finite: Tensor | None = None
-) -> Tensor:
+def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_norm: float, non_finite: Tensor | None = None) -> Tensor:
     """Unscales, clips, steps and clears the gradients; non-finite gradients change nothing.
 
     Fused optimizers read on the device whether to skip the step. The others (LION, and all on devices without fused kernels) wait for the

@@ -18,6 +18,7 @@ from engine.logging.loggers import ConsoleLogger, CsvLogger, PlotLogger, TensorB
 from engine.logging.progress import LossMeter
 from engine.logging.trackers import trackers
 from engine.memory_format import channels_last
+from engine.task_presets import HYPS, PRESETS, task_of, with_embedded_data, with_presets
 from engine.training.batch_size import largest_batch
 from engine.training.compiling import compile_loss, compile_network
 from engine.training.early_stop import EarlyStop
@@ -55,23 +56,11 @@ from utils.run_folders import RunLock, new_run_dir
 if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
 
-EMBEDDED_DATA = "shapes.yaml"
-HYPS = Path(__file__).parents[2] / "data" / "hyps"
-# What `python train.py` and `make demo` train: a few minutes on two CPU cores.
-DEMO: dict[str, Any] = {
-    "cfg": "yolov9-t-FocalModulation.yaml",
-    "data": EMBEDDED_DATA,
-    "hyp": str(HYPS / "hyp.demo.yaml"),
-    "imgsz": 160,
-    "epochs": 16,
-    "batch_size": 8,
-    "optimizer": "AdamW",
-    "workers": 1,
-}
+DEMO = PRESETS["detect"].flags  # what `python train.py` and `make demo` train: a few minutes on two CPU cores
 
 
 def resolve_config(config: TrainConfig, lock: RunLock | None = None) -> tuple[TrainConfig, Checkpoint | None]:
-    """Fills in what was not given: the stored flags of a resumed run, the demo's preset, the embedded data set.
+    """Fills in what was not given: the stored flags of a resumed run, the preset of a task, the embedded data set.
 
     Args:
         lock: takes the folder of a resumed run, before its checkpoint is read.
@@ -87,19 +76,13 @@ def resolve_config(config: TrainConfig, lock: RunLock | None = None) -> tuple[Tr
     config = resume_after_restart(config)
     if config.resume:
         return load_resumed_run(config, lock)
-    if not (config.cfg or config.weights):
-        if config.data:
-            raise UserError("give --cfg (such as yolov9-t-FocalModulation.yaml) or --weights: what should be trained on --data?")
-        defaults = TrainConfig()
-        preset = {k: v for k, v in DEMO.items() if getattr(config, k) == getattr(defaults, k)}
-        print(f"Neither --cfg nor --weights: the demo's preset ({', '.join(f'{k} {v}' for k, v in preset.items())})")
-        config = config.replace(**preset)
-    if not config.data:
-        print(f"warning: no --data, so the embedded data set {EMBEDDED_DATA} is used", file=sys.stderr)
-        config = config.replace(data=EMBEDDED_DATA)
+    config = with_presets(config)
     check_flags(config)
     ensure_weights(config.weights, download=config.download)
-    return config, load_checkpoint(config.weights) if config.weights else None
+    checkpoint = load_checkpoint(config.weights) if config.weights else None
+    if config.task or not config.data:
+        config = with_embedded_data(config, task_of(config, checkpoint))
+    return config, checkpoint
 
 
 def build_run(
@@ -309,7 +292,7 @@ def insert_attention(config: TrainConfig, cfg: str | Mapping[str, Any], spec: Da
     Raises:
         UserError: the YAML is wrong, or what --attention names cannot be inserted.
     """
-    base = load_spec(cfg, nc=spec.nc, ch=spec.ch)
+    base = load_spec(cfg, nc=spec.nc, ch=spec.ch, keypoints=spec.keypoints)
     plan_layers(base)  # an error of the file itself is not attributed to --attention
     try:
         change = edit(base, insert=config.attention, init=config.attention_init)
@@ -339,7 +322,7 @@ def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model
         if not config.hyp:
             print(f"No --hyp: {family}, the recipe of this model's {'task' if model.task.defaults.hyp else 'family'}")
         hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
-    flags = {"label_smoothing": config.label_smoothing, "close_mosaic": config.close_mosaic}
+    flags = {name: getattr(config, name) for name in ("label_smoothing", "close_mosaic", "mask_ratio", "overlap_mask")}
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
 
 
@@ -394,7 +377,7 @@ def build_loaders(
     )  # fmt: skip
     with distributed.local_main_first():
         train, val = build_loader(spec, "train", train_options, task=task), build_loader(spec, "val", val_options, task=task)
-    truth = label_truth(spec, "val", val.dataset.image_files) if task.coco_type else None
+    truth = label_truth(spec, "val", val.dataset.image_files, task=task) if task.coco_type else None
     hashes = {name: content_hash(loader.dataset.image_files, loader.dataset.table) for name, loader in (("train", train), ("val", val))}
     return Loaders(train, val, truth, origin={"file": str(spec.yaml_path), **hashes})
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from utils.types import Predictions
 
+FIELDS_AS_SCORES = ("angle",)  # fields of a task whose differences, in radians, count as those of scores
+
 
 class PredictionDifference(NamedTuple):
-    """Infinite where shapes differ or one side is NaN."""
+    """Infinite where shapes differ or one side is NaN. What a task adds in radians counts among the scores."""
 
     boxes_px: float
     scores: float
@@ -25,7 +27,7 @@ class PredictionDifference(NamedTuple):
 
 
 def prediction_difference(expected: Predictions, got: Predictions, *, mean_boxes: bool = False) -> PredictionDifference:
-    """Compares predictions candidate by candidate.
+    """Compares predictions candidate by candidate; what a task adds to candidates counts with the boxes.
 
     Args:
         expected, got: of the same images.
@@ -33,9 +35,16 @@ def prediction_difference(expected: Predictions, got: Predictions, *, mean_boxes
     """
     if expected.boxes.shape != got.boxes.shape or expected.scores.shape != got.scores.shape:
         return PredictionDifference(math.inf, math.inf)
-    return PredictionDifference(
-        absolute_difference(expected.boxes, got.boxes, mean=mean_boxes), absolute_difference(expected.scores, got.scores)
-    )
+    px, alike = absolute_difference(expected.boxes, got.boxes, mean=mean_boxes), absolute_difference(expected.scores, got.scores)
+    for name, values in expected.fields.items():
+        other = got.fields.get(name)
+        if other is None or other.shape != values.shape:
+            return PredictionDifference(math.inf, math.inf)
+        if name in FIELDS_AS_SCORES:
+            alike = max(alike, absolute_difference(values, other))
+        else:
+            px = max(px, absolute_difference(values, other, mean=mean_boxes))
+    return PredictionDifference(px, alike)
 
 
 def absolute_difference(expected: Tensor, got: Tensor, *, mean: bool = False) -> float:

@@ -17,6 +17,7 @@ class PaddedTargets(NamedTuple):
     labels: Tensor  # (B, n) int64, 0 where there is no box
     boxes_xyxy: Tensor  # (B, n, 4) px, zeros where there is no box
     valid: Tensor  # (B, n) bool
+    rotated: Tensor | None = None  # (B, n, 5) centre and size in px, angle in radians, of rotated boxes; boxes_xyxy is then before turning
 
 
 def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tuple[float, float]) -> PaddedTargets:
@@ -34,13 +35,30 @@ def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tup
     device = targets.boxes.device
     on_image = targets.image[:, None] == torch.arange(batch_size, device=device)  # (M, B)
     slot = on_image.cumsum(0).gather(1, targets.image[:, None]).squeeze(1) - 1  # the how manyth of its image
-    rows = torch.cat((targets.boxes.float(), targets.classes[:, None].float()), dim=1)
-    padded = torch.full((batch_size, max_boxes, 5), -1.0, device=device)
+    angle = () if targets.angle is None else (targets.angle[:, None].float(),)
+    rows = torch.cat((targets.boxes.float(), targets.classes[:, None].float(), *angle), dim=1)
+    padded = torch.full((batch_size, max_boxes, rows.shape[1]), -1.0, device=device)
     padded[targets.image, slot] = rows
     labels, boxes = padded[..., 4], padded[..., :4]
     valid = labels >= 0
     boxes_xyxy = denormalised(cxcywh_to_xyxy(boxes), hw_px) * valid[..., None]
-    return PaddedTargets(labels.clamp(min=0).long(), boxes_xyxy, valid)
+    rotated = torch.cat((denormalised(boxes, hw_px), padded[..., 5:]), dim=-1) * valid[..., None] if angle else None
+    return PaddedTargets(labels.clamp(min=0).long(), boxes_xyxy, valid, rotated)
+
+
+def rows_of_places(image: Tensor, *, batch_size: int, max_boxes: int) -> Tensor:
+    """For each place (B, n) of :class:`PaddedTargets` the object's row in the batch, int64; 0 where there is no box.
+
+    Args:
+        image: (M,) int64, which image each object is of.
+        batch_size: B.
+        max_boxes: n.
+    """
+    on_image = image[:, None] == torch.arange(batch_size, device=image.device)  # (M, B)
+    slot = on_image.cumsum(0).gather(1, image[:, None]).squeeze(1) - 1
+    rows = torch.zeros(batch_size, max_boxes, dtype=torch.long, device=image.device)
+    rows[image, slot] = torch.arange(len(image), device=image.device)
+    return rows
 
 
 def bucket(max_boxes: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,6 +48,20 @@ class OverlapMeasure(Protocol):
             place: int64, the prediction of each pair, counted over branches, images and cells; its shape can be broadcast to ``overlap``'s.
             number: int64, the box of each pair, counted over images and the n places of each; the same.
         """
+
+
+@runtime_checkable
+class RankedMeasure(OverlapMeasure, Protocol):
+    """A measure that is computed only for the candidates of each box that the overlap of boxes ranks best.
+
+    Attributes:
+        best: how many, as a multiple of the cells a box.
+    """
+
+    best: int
+
+    def measure(self, place: Tensor, number: Tensor, valid: Tensor) -> None:
+        """Computes the measure of pairs (P,), of which those that are ``valid`` (P,) count; later calls are looked up among them."""
 
 
 class Predicted(NamedTuple):
@@ -155,33 +169,47 @@ class TaskAlignedAssigner:
         terms = ciou_terms(targets.boxes_xyxy)
         valid = targets.valid & (terms[4:6].sum(dim=0) > 0)
         number = torch.arange(batch * n, device=valid.device).view(batch, n)
-        truth = _Truth(targets.labels, terms, self._area(terms), valid, number)
+        truth = _Truth(targets.labels, terms, self.area(terms), valid, number)
         topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, branches * batch * cells))
         parts = [_Truth(*(t[..., i : i + step] for t in truth)) for i in range(0, n, step)]
+        if isinstance(predicted.measure, RankedMeasure):
+            self._measure_best(predicted.measure, predicted, parts)
         picks = [self._alignment(predicted, part).topk(topk, dim=-1) for part in parts]
         value, cell = (torch.cat(p, dim=2) if len(p) > 1 else p[0] for p in zip(*picks))  # (K, B, n, topk)
         box = torch.arange(n, device=cell.device)[:, None].expand(branches * batch, -1, topk).flatten(1)
         return self._resolve(box, cell.reshape(branches * batch, -1), value.reshape(branches * batch, -1), predicted, truth)
 
-    def _alignment(self, predicted: Predicted, truth: _Truth) -> Tensor:
-        """Alignment (K, B, n, N) of boxes and cells, 0 where the cell is not inside the box."""
+    def _measure_best(self, measure: RankedMeasure, predicted: Predicted, parts: Sequence[_Truth]) -> None:
+        """Has the measure computed for the candidates that align best by the overlap of boxes."""
+        cells = predicted.grid.centres.shape[1]
+        plain, count = predicted._replace(measure=None), min(measure.best * self.topk, cells)
+        least = torch.finfo(torch.float32).tiny  # candidates whose boxes do not overlap count, behind all others
+        found = [self._alignment(plain, part, least=least).topk(count, dim=-1) for part in parts]  # (K, B, n, count)
+        value, cell = (torch.cat(t, dim=2) if len(t) > 1 else t[0] for t in zip(*found))
+        number = torch.cat([part.number for part in parts], dim=1)[..., None].expand_as(cell)
+        sheet = torch.arange(len(cell) * cell.shape[1], device=cell.device).view(*cell.shape[:2], 1, 1)
+        measure.measure((sheet * cells + cell).flatten(), number.flatten(), (value > 0).flatten())
+
+    def _alignment(self, predicted: Predicted, truth: _Truth, *, least: float = 0.0) -> Tensor:
+        """Alignment (K, B, n, N) of boxes and cells, at least ``least``, 0 where the cell is not inside the box."""
         (batch, n), branches, cells = truth.valid.shape, predicted.terms.shape[1], predicted.grid.centres.shape[1]
         pairs = self._candidates(truth, predicted)
         if pairs is None:
-            return self._dense_alignment(predicted, truth)
+            return self._dense_alignment(predicted, truth, least=least)
         at = torch.div(pairs.row, n, rounding_mode="floor").mul_(cells).add_(pairs.cell)  # over the images
         overlap = ciou_of_terms(predicted.terms.index_select(2, at), truth.terms.flatten(1).index_select(1, pairs.row)[:, None])
         if predicted.measure is not None:
             overlap = predicted.measured(overlap, _of_branches(at, predicted), truth.number.flatten()[pairs.row])
         logit = predicted.row[at].mul_(predicted.logits.shape[1]).add_(truth.labels.reshape(-1)[pairs.row])
         value = self._measure(overlap.clamp_(min=0), predicted.logits.reshape(branches, -1).index_select(1, logit))  # (K, P)
+        value = value.clamp_(min=least) if least else value
         place = pairs.row.mul(cells).add_(pairs.cell)
         if pairs.inside is not None:  # what does not count is written behind the end
             place = torch.where(pairs.inside, place, batch * n * cells)
         dense = value.new_zeros(branches, batch * n * cells + 1).scatter_(1, place.expand_as(value), value)
         return dense[:, :-1].view(branches, batch, n, cells)
 
-    def _dense_alignment(self, predicted: Predicted, truth: _Truth) -> Tensor:
+    def _dense_alignment(self, predicted: Predicted, truth: _Truth, *, least: float) -> Tensor:
         """The same, from all pairs."""
         batch, cells = len(truth.valid), predicted.grid.centres.shape[1]
         centres = torch.cat((-predicted.grid.centres, predicted.grid.centres))[:, None, None]  # (4, 1, 1, N)
@@ -191,7 +219,7 @@ class TaskAlignedAssigner:
             place = torch.arange(predicted.row.numel(), device=overlap.device).view(-1, batch, 1, cells)
             overlap = predicted.measured(overlap, place, truth.number[..., None])
         logits = predicted.logits[predicted.row.view(-1, batch, 1, cells), truth.labels[..., None]]
-        return self._measure(overlap.clamp(min=0), logits) * inside
+        return self._measure(overlap.clamp(min=0), logits).clamp(min=least) * inside
 
     def _measure(self, overlap: Tensor, class_logit: Tensor) -> Tensor:
         return class_logit.float().sigmoid().pow(self.alpha) * overlap.pow(self.beta)
@@ -208,11 +236,11 @@ class TaskAlignedAssigner:
 
         Few numbers occur then, and there is room for a cell that the device rounds into a box.
         """
-        area = self._area(ciou_terms(host_boxes_xyxy))
-        _, counts = _spans(area, level_grid(maps, strides, device=area.device))
+        area = self.area(ciou_terms(host_boxes_xyxy))
+        _, counts = spans_inside(area, level_grid(maps, strides, device=area.device))
         return _rounded_up(int(counts.prod(dim=0).sum()))
 
-    def _area(self, terms: Tensor) -> Tensor:
+    def area(self, terms: Tensor) -> Tensor:
         """−left, −top, right, bottom (4, ...) px of the areas in which the centres of candidates are, of boxes' terms (8, ...)."""
         sides = terms[:4]
         if self.min_candidate_side > 0:
@@ -320,7 +348,7 @@ def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | 
         length: P, at least the number of pairs; the list is filled up with pairs that do not count. None counts the pairs, for which the
             host waits for the device.
     """
-    start, counts = _spans(area, grid)  # (2, L, rows)
+    start, counts = spans_inside(area, grid)  # (2, L, rows)
     across = counts[0] * valid
     count = (across * counts[1]).flatten()
     end = count.cumsum(0)
@@ -349,7 +377,7 @@ def _ranks(box: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(box).scatter_(1, order, place - torch.searchsorted(sorted_box, sorted_box))
 
 
-def _spans(area: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor]:
+def spans_inside(area: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor]:
     """First column and row (2, L, rows) of the cells whose centres are inside areas (4, rows), and the numbers of columns and rows."""
     query = -area[:, None].expand(-1, grid.axes.shape[1], -1).contiguous()
     outside = torch.searchsorted(grid.axes, query, right=True)  # (4, L, rows) on each side

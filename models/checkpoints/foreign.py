@@ -22,14 +22,15 @@ from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
 from models.checkpoints.turbo_release import with_joined_projections
 from models.heads.anchor_based import CERTAIN
-from models.spec.families import TASK_HEADS
+from models.spec.families import TASK_HEADS, tasks_here
+from models.spec.registry import BLOCKS
 from utils.errors import UserError, printable
 from utils.reading.limits import brief
 
 ENTRIES = ("ema", "model", "state_dict", "model_state_dict", "weights", "net")  # of a network in a file, best first
 DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
-ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect")
+ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect", "Segment")
 WHOLE_IMAGE_HEADS = ("Classify",)
 
 
@@ -182,8 +183,8 @@ def _without_prefixes(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
 
 def _refuse_other_tasks(model: Record, head: Record) -> None:
     kind = head.cls.name
-    if kind in TASK_HEADS:
-        raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); only detection models are read")
+    if kind in TASK_HEADS and kind not in BLOCKS:
+        raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); {tasks_here()}")
 
 
 def _strides(module: Record) -> tuple[float, ...]:
@@ -213,7 +214,7 @@ def _is_redundant(name: str, head: Record, *, folded: bool) -> bool:
     """Buffers of YOLOv5's and YOLOv7's heads that repeat the anchors in px, and implicit layers that are folded already."""
     last = name.split(".")[2:3]
     is_of_head = head.cls.name in ANCHOR_HEADS and len(name.split(".")) >= 3
-    repeats = name.endswith(".anchor_grid") and (head.cls.name == "Detect" or folded)
+    repeats = name.endswith(".anchor_grid") and (head.cls.name in ("Detect", "Segment") or folded)
     return is_of_head and (repeats or (folded and last in (["ia"], ["im"], ["m2"])))
 
 

@@ -22,6 +22,8 @@ from utils.errors import UserError
 NO_CAP = 1 << 16  # a width that no network has
 ONE_SCALE = "one"  # of a file without scales; no letter, because blocks of YOLO11 and YOLO12 differ at some of these
 DEEPEST, MOST_VALUES = 12, 100_000
+MASK_HEADS = ("Segment", "Segment26", "DSegment", "DualDSegment")  # whose rows have more than classes and anchors
+TWO_BRANCHES = ("v10Detect", "Segment26")  # heads that always begin with two branches
 ONE_TO_MANY, ONE_TO_ONE = "cv2", "one2one_cv2"  # the box convolutions of a head's two branches
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
@@ -132,8 +134,10 @@ def _head_keys(head: Record) -> dict[str, Any]:
     """The keys of the file that say which head ``Detect`` is, from the head itself: programs can change it after reading the YAML."""
     bins = head.state.get("reg_max", BINS)
     keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
-    if head.cls.name == "Detect" and _child(head, ONE_TO_ONE) is not None:
+    if head.cls.name in ("Detect", "Pose") and _child(head, ONE_TO_ONE) is not None:
         keys["end2end"] = True
+    if (shape := plain(head.state.get("kpt_shape"))) is not None:
+        keys["kpt_shape"] = shape
     return keys
 
 
@@ -142,7 +146,7 @@ def _branches(head: Record) -> str | None:
     many, one = (_child(head, name) is not None for name in (ONE_TO_MANY, ONE_TO_ONE))
     if one and not many:
         return "one2one"
-    return "one2many" if head.cls.name == "v10Detect" and many and not one else None
+    return "one2many" if head.cls.name in TWO_BRANCHES and many and not one else None
 
 
 def _usual_activation(rows: Sequence[Record]) -> str | None:
@@ -237,4 +241,6 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
     options = [a for a in args if isinstance(a, dict)]
     if branches := _branches(head):
         options.append({"branches": branches})
-    return [source, number, name, ["nc", "anchors"] if anchored else ["nc", *options]]
+    behind = [a for a in args[2 if anchored else 1 :] if not isinstance(a, dict)] if name in MASK_HEADS else []
+    shape = ["kpt_shape"] if "kpt_shape" in head.state else []
+    return [source, number, name, ["nc", "anchors", *behind] if anchored else ["nc", *behind, *shape, *options]]

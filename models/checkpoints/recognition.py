@@ -96,5 +96,6 @@ def _classes(shapes: Shapes, last: int) -> int | None:
     if free or linear:
         return (free or linear or (0,))[0]
     if anchored and anchors and anchors[1]:
-        return anchored[0] // anchors[1] - 5
+        masks = shapes.get(head + "proto.cv3.conv.weight", (0,))[0]
+        return anchored[0] // anchors[1] - 5 - masks
     return None

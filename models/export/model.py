@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.export.formats import format_of_file
-from models.export.one_to_one import decode_rows
 from models.export.registry import OpenedFile
 from models.export.suppression import decode_detections
 from tasks import TASKS, Task
@@ -67,7 +66,7 @@ class ExportedModel:
     def __init__(self, opened: OpenedFile, path: Path) -> None:
         self.run, self.path = opened.run, path
         self.facts = opened.facts.checked(source=str(path))
-        self.task = task_of_file(self.facts.task, path)
+        self.task = task_of_file(self.facts.task, path).from_settings(self.facts.settings, source=str(path))
         self.one_to_one = self.facts.end2end and len(opened.output_shapes) <= 1  # suppression has four outputs
         if not self.facts.names:
             classes = self.task.class_count(opened.output_shapes)
@@ -137,7 +136,7 @@ class ExportedModel:
     def _decode(self, outputs: Sequence[Tensor]) -> Predictions:
         try:
             if self.facts.end2end and len(outputs) == 1:
-                return decode_rows(outputs[0], nc=self.nc)
+                return self.task.from_rows(outputs[0], nc=self.nc)
             decode = decode_detections if self.facts.end2end else self.task.from_export
             return decode(outputs, nc=self.nc)
         except (ValueError, IndexError, RuntimeError) as error:

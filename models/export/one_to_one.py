@@ -1,4 +1,4 @@
-"""Files of networks with a one-to-one branch: one output (B, 300, 6) of detections, best score first, without suppression."""
+"""Files of networks with a one-to-one branch: one output (B, 300, 6 or more) of detections, best score first, without suppression."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from utils.nms import MOST_UNIQUE, select_best
 from utils.types import Predictions
 
 ROWS = MOST_UNIQUE  # of the output, whatever the image shows and however small it is
-COLUMNS = 6  # x1, y1, x2, y2 in px, score, class
 OUTPUTS = {"output0": {0: "batch"}}  # name -> free axes
 
 
@@ -29,31 +28,27 @@ class OneToOneNetwork(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, ch, H, W) in 0-1 to (B, ROWS, COLUMNS); rows behind the last candidate are zero."""
+        """(B, ch, H, W) in 0-1 to (B, ROWS, ·), as the task lays rows out; those behind the last candidate are zero."""
         predictions = self.detector.head.decode(self.detector(images))
-        if extra := [*predictions.fields, *predictions.shared]:
-            task = self.detector.task.name
-            raise UserError(f"a file of a one-to-one branch keeps boxes only, but the task {task!r} has also {', '.join(extra)}")
-        boxes = F.pad(predictions.boxes, (0, 0, 0, ROWS))  # so that there are as many candidates as rows at any size
-        scores = F.pad(predictions.scores, (0, 0, 0, ROWS))
-        found = select_best(scores, count=ROWS)
-        chosen = boxes.gather(1, found.candidate[..., None].expand(-1, -1, 4))
-        rows = torch.cat((chosen, found.scores[..., None], found.classes[..., None].to(chosen.dtype)), dim=2)
+        if predictions.shared:
+            task, extra = self.detector.task.name, ", ".join(predictions.shared)
+            raise UserError(f"a file of a one-to-one branch has rows of detections only, but the task {task!r} has also {extra}")
+        found = select_best(_padded(predictions.scores), count=ROWS)
+        boxes = _chosen(predictions.boxes, found.candidate)
+        fields = {name: _chosen(values, found.candidate) for name, values in predictions.fields.items()}
+        rows = self.detector.task.to_rows(boxes, found.scores[..., None], found.classes[..., None].to(boxes.dtype), fields)
         as_many = F.pad(torch.ones_like(predictions.scores[0, :, 0]), (0, ROWS))[:ROWS]  # as there are candidates, as without padding
         return rows * as_many[:, None]
 
 
-def decode_rows(rows: Tensor, *, nc: int) -> Predictions:
-    """Rows (B, K, 6) as predictions that need no suppression; the scores of other classes are zero.
+def _padded(values: Tensor) -> Tensor:
+    """Values (B, N, ·) with ROWS more candidates, so that there are as many candidates as rows at any size."""
+    return F.pad(values, (0, 0, 0, ROWS))
 
-    Raises:
-        ValueError: another shape.
-    """
-    if rows.ndim != 3 or rows.shape[2] != COLUMNS:
-        raise ValueError(f"one output (batch, detections, {COLUMNS}) is needed")
-    boxes, best, classes = rows.float().split((4, 1, 1), dim=2)
-    scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
-    return Predictions(boxes, scores, unique=True)
+
+def _chosen(values: Tensor, candidate: Tensor) -> Tensor:
+    """The values (B, K, ·) of candidates (B, K)."""
+    return _padded(values).gather(1, candidate[..., None].expand(-1, -1, values.shape[2]))
 
 
 def selection_difference(candidates: Predictions, got: Predictions) -> PredictionDifference:
@@ -64,7 +59,7 @@ def selection_difference(candidates: Predictions, got: Predictions) -> Predictio
 
     Args:
         candidates: of the network, all of them.
-        got: of the file, from :func:`decode_rows`.
+        got: of the file, from :meth:`tasks.base.Task.from_rows`.
     """
     ranked = F.pad(select_best(candidates.scores, count=ROWS).scores, (0, ROWS))[:, :ROWS]
     scores = absolute_difference(ranked, got.scores.amax(dim=2))

@@ -17,6 +17,7 @@ from models.heads.anchor_based import AnchorDetect
 from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.conv import DFL, Conv
 from models.losses.task_aligned import TaskAlignedLoss
+from models.losses.terms import LossTerm
 from models.spec import channel_rules as rules
 from models.spec.channel_rules import HeadForm
 from models.spec.registry import register
@@ -61,6 +62,7 @@ class DistributionHead(Head):
         light_classes: whether the class convolutions are depthwise 3×3 and pointwise pairs (YOLOv10 and later), not dense 3×3.
         single: the class with one branch that ``deploy()`` returns, None for the class itself; ``single_name`` is its registered name.
         copied_attributes: what ``deploy()`` copies besides modules.
+        loss_class: what ``build_loss()`` builds.
     """
 
     box_groups = 1
@@ -70,6 +72,7 @@ class DistributionHead(Head):
     single: type[DistributionHead] | None = None
     single_name = "Detect"
     copied_attributes: tuple[str, ...] = ("nc", "strides", "reg_max")
+    loss_class: ClassVar[type] = TaskAlignedLoss
 
     def __init__(self, nc: int, channels: Sequence[int], *, reg_max: int = BINS) -> None:
         """
@@ -123,7 +126,7 @@ class DistributionHead(Head):
         return len(cls.branch_weights)
 
     @classmethod
-    def main_inputs(cls, count: int) -> range:
+    def main_inputs(cls, count: int) -> Sequence[int]:
         return range(count - count // cls.input_groups(), count)
 
     def levels(self, sources: Sequence[Any]) -> int:
@@ -219,8 +222,12 @@ class DistributionHead(Head):
         return _by_image(corners, classes.sigmoid(), image, batch=len(logits)).replace(unique=self.one_to_one)
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
-        """Box, class and distribution loss on task-aligned targets, for all branches."""
-        return TaskAlignedLoss(hyp, branch_weights=self.branch_weights, **self._loss_options())
+        """Box, class and distribution loss on task-aligned targets, for all branches, and what a task adds."""
+        return self.loss_class(hyp, branch_weights=self.branch_weights, terms=self._loss_terms(hyp), **self._loss_options())
+
+    def _loss_terms(self, hyp: Hyperparameters) -> Sequence[LossTerm]:
+        """What a task adds to the loss."""
+        return ()
 
     def _loss_options(self) -> dict[str, Any]:
         """What every loss of such a head takes."""

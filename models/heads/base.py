@@ -100,16 +100,18 @@ class Head(nn.Module):
         strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
         one_to_one: whether the main branch learns one cell a box, so that its predictions need no suppression.
+        image_inputs: how many inputs, behind all levels, are maps of the whole image (YOLOv9's prototypes), one a branch.
         norm_settings: which batch norms of a network with this head get the eps and momentum of the published YOLOs: ``all``, ``rows`` (all
             but the head's own), or ``none``, where the published classifiers keep those of the framework.
         mean_loss: whether the loss that is back-propagated is a batch's mean, not that times its images.
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
 
-    task: ClassVar[Task] = DETECT
+    task: Task = DETECT
     branch_weights: tuple[float, ...] = (1.0,)
     anchor_based = False
     one_to_one = False
+    image_inputs = 0
     norm_settings: ClassVar[Literal["all", "rows", "none"]] = "all"
     mean_loss: ClassVar[bool] = False
     nc: int
@@ -166,7 +168,7 @@ class Head(nn.Module):
         return {}
 
     @classmethod
-    def main_inputs(cls, count: int) -> range:
+    def main_inputs(cls, count: int) -> Sequence[int]:
         """Positions of the main branch among ``count`` inputs: those that ``deploy()`` keeps, known before a head is built."""
         return range(count - count // len(cls.branch_weights), count)
 

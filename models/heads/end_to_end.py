@@ -37,6 +37,8 @@ class EndToEndDetect(Detect):
     before the head. The one-to-one branch starts as a copy of the other.
     """
 
+    loss_class = EndToEndLoss
+
     def __init__(self, nc: int, channels: Sequence[int], *, reg_max: int = BINS, branches: str = BOTH) -> None:
         """
         Args:
@@ -81,7 +83,7 @@ class EndToEndDetect(Detect):
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """The loss of :class:`Detect` with targets of each branch's own, weighted by the schedule of :class:`EndToEndLoss`."""
         picks = {"one2many": Picks(hyp.tal_topk), "one2one": ONE_TO_ONE}
-        return EndToEndLoss(hyp, picks=[picks[name] for name in self.kept], **self._loss_options())
+        return self.loss_class(hyp, picks=[picks[name] for name in self.kept], terms=self._loss_terms(hyp), **self._loss_options())
 
     def deploy(self) -> Deployed:
         """The one-to-one branch alone, under its own names; the one-to-many branch where that is all there is."""

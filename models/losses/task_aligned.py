@@ -130,14 +130,14 @@ class TaskAlignedLoss:
         """Restores the state of :meth:`state_dict`."""
         self.box_loss.load_state_dict(state)
 
-    def _scene(self, output: HeadOutput, batch: Batch, *, branches: int, fixed_sizes: bool) -> _Scene:
+    def _scene(self, output: HeadOutput, batch: Batch, *, branches: int, fixed_sizes: bool) -> Scene:
         maps = output.main
         boxes = bucket(batch.max_boxes) if fixed_sizes else batch.max_boxes
         hw_px = (maps[0].shape[2] * self.strides[0], maps[0].shape[3] * self.strides[0])
         targets = pad_targets(batch.targets.to(maps[0].device), boxes, batch_size=len(maps[0]), hw_px=hw_px)
         order = row_order(maps, self.strides, branches=branches)
         most = None if fixed_sizes else self._most_candidates(batch, maps, hw_px)
-        return _Scene(targets, level_grid(maps, self.strides), order, hw_px, most)
+        return Scene(targets, level_grid(maps, self.strides), order, hw_px, most)
 
     def _most_candidates(self, batch: Batch, maps: Sequence[Tensor], hw_px: tuple[float, float]) -> int | None:
         if batch.host_boxes is None or can_count_without_wait(maps[0]):
@@ -145,14 +145,14 @@ class TaskAlignedLoss:
         boxes = cxcywh_to_xyxy(denormalised(batch.host_boxes.float(), hw_px))
         return self.assigner.most_candidates(boxes, maps, self.strides)
 
-    def _further(self, output: HeadOutput, batch: Batch, scene: _Scene, branches: range) -> BatchOfBranches:
+    def _further(self, output: HeadOutput, batch: Batch, scene: Scene, branches: range) -> BatchOfBranches:
         """What the terms read of some of the branches."""
         fields = output.fields[branches.start : branches.stop]
         targets = batch.targets.to(output.main[0].device)
         return BatchOfBranches(fields, output.shared, branches.start, batch, targets, scene.targets, scene.grid, scene.hw_px)
 
     def _sums(
-        self, branches: Sequence[Sequence[Tensor]], scene: _Scene, assigner: TaskAlignedAssigner, further: BatchOfBranches | None = None
+        self, branches: Sequence[Sequence[Tensor]], scene: Scene, assigner: TaskAlignedAssigner, further: BatchOfBranches | None = None
     ) -> tuple[Tensor, Tensor]:
         """Box, class and side loss (3, K) of K branches before gains, and the sums (K,) of their target scores.
 
@@ -166,7 +166,7 @@ class TaskAlignedLoss:
         sides, logits, background = cells_and_background(
             branches, tables, row, gamma=self.class_loss.gamma, class_weights=None if weights is None else weights.squeeze(1)
         )
-        boxes = self._box_losses(sides.unflatten(1, (4, self.bins)), bins, scene, assigned)
+        boxes = self._box_losses(sides.unflatten(1, (4, self.bins)), bins, scene, assigned, further)
         cls = self._foreground(logits, scene.targets, assigned)
         box, side, cls = (part.view(by_branch).sum(dim=1) for part in (boxes.overlap, boxes.side, cls))
         if self.class_loss.background_weight != 1:
@@ -178,7 +178,7 @@ class TaskAlignedLoss:
         own = scores.expand(len(sums), -1)
         return torch.cat((sums, *(part for part, _ in parts))), torch.cat((own, *(divisor for _, divisor in parts)))
 
-    def _assigned(self, boxes: _BoxLosses, assigned: Assignment, scene: _Scene) -> Assigned:
+    def _assigned(self, boxes: BoxLosses, assigned: Assignment, scene: Scene) -> Assigned:
         (batch, n), cells, shape = scene.targets.valid.shape, scene.grid.centres.shape[1], assigned.box.shape
         image = torch.arange(len(assigned.box), device=assigned.box.device)[:, None]  # (K · B, 1)
         place, number = image * cells + assigned.cell, image % batch * n + assigned.box
@@ -186,7 +186,7 @@ class TaskAlignedLoss:
 
     @torch.no_grad()
     def _predicted(
-        self, tables: Tables, bins: Tensor, scene: _Scene, *, branches: int, further: BatchOfBranches | None = None
+        self, tables: Tables, bins: Tensor, scene: Scene, *, branches: int, further: BatchOfBranches | None = None
     ) -> Predicted:
         distances = self._distances(tables.sides.unflatten(1, (4, self.bins)), bins)
         boxes_xyxy = torch.addcmul(scene.order.centre, scene.order.reach, distances)  # (T, 4)
@@ -203,7 +203,7 @@ class TaskAlignedLoss:
         """Distances (R, 4) in strides of side channels (R, 4, bins)."""
         return sides.squeeze(2) if self.bins == 1 else expected_distances_of_rows(sides, bins)
 
-    def _box_losses(self, sides: Tensor, bins: Tensor, scene: _Scene, assigned: Assignment) -> _BoxLosses:
+    def _box_losses(self, sides: Tensor, bins: Tensor, scene: Scene, assigned: Assignment, further: BatchOfBranches | None) -> BoxLosses:
         """Regression and side loss (R,) of the assigned cells, weighted with their target scores.
 
         Args:
@@ -211,6 +211,7 @@ class TaskAlignedLoss:
             bins: (bins,) values.
             scene: the batch.
             assigned: R cells in all.
+            further: what a task adds to the cells.
         """
         row, score = assigned.row.flatten(), assigned.score.flatten()
         boxes_xyxy = scene.targets.boxes_xyxy
@@ -225,7 +226,7 @@ class TaskAlignedLoss:
             side = relative_side_distance(distances, wanted, strides=reach.abs(), image_hw=scene.hw_px)
         else:
             side = distribution_focal_loss(sides, wanted).mean(dim=1)
-        return _BoxLosses(box * score, side * score, predicted, true)
+        return BoxLosses(box * score, side * score, predicted, true)
 
     def _foreground(self, logits: Tensor, targets: PaddedTargets, assigned: Assignment) -> Tensor:
         """The difference (R, nc) that the assigned cells' targets make to the class loss of an all-background map.
@@ -248,7 +249,7 @@ class TaskAlignedLoss:
         return self._factors
 
 
-class _BoxLosses(NamedTuple):
+class BoxLosses(NamedTuple):
     """Of R assigned cells."""
 
     overlap: Tensor  # (R,) regression loss, weighted
@@ -257,7 +258,7 @@ class _BoxLosses(NamedTuple):
     true_xyxy: Tensor  # (R, 4) px
 
 
-class _Scene(NamedTuple):
+class Scene(NamedTuple):
     """What all branches have in common."""
 
     targets: PaddedTargets

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.assigners.grid import LevelGrid
-from models.assigners.targets import PaddedTargets
+from models.assigners.targets import PaddedTargets, rows_of_places
 from models.assigners.task_aligned import Assignment, OverlapMeasure
 from utils.types import Batch, Targets
 
@@ -33,12 +33,8 @@ class BatchOfBranches(NamedTuple):
 
     def target_row(self) -> Tensor:
         """(B, n) int64, for each place of ``padded`` the row of ``targets``; 0 where there is no box."""
-        image = self.targets.image
-        on_image = image[:, None] == torch.arange(len(self.padded.valid), device=image.device)  # (M, B)
-        slot = on_image.cumsum(0).gather(1, image[:, None]).squeeze(1) - 1
-        rows = torch.zeros_like(self.padded.labels)
-        rows[image, slot] = torch.arange(len(image), device=image.device)
-        return rows
+        batch, most = self.padded.valid.shape
+        return rows_of_places(self.targets.image, batch_size=batch, max_boxes=most)
 
 
 class Assigned(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin
 
+from tasks.keypoints import Keypoints
 from utils.errors import UserError
 
 Channels: TypeAlias = "int | tuple[int, ...]"  # a tuple for a layer that gives several maps (CBLinear)
@@ -63,6 +64,7 @@ class HeadForm(NamedTuple):
     end2end: bool = False  # the file's key: a one-to-one branch beside the one-to-many one
     reg_max: int | None = None  # the file's key: bins of a box side's distribution; None: the head's own
     light_classes: bool = False  # whether the blocks before the head are those of YOLOv10 and later
+    keypoints: Keypoints | None = None  # the file's keys, or the data set's
 
 
 @dataclass(frozen=True)
@@ -226,11 +228,13 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     if anchor_based and anchors is None:
         raise UserError("needs anchors: write [nc, anchors], and under anchors: either 3 or [w1, h1, w2, …] in px for each level")
     built = (nc, anchors, context.plain) if anchor_based else (nc, context.plain)
-    options = {}
+    options: dict[str, Any] = {}
     if context.form.reg_max is not None:
         if "reg_max" not in inspect.signature(cls).parameters:
             raise UserError("takes no reg_max; leave the key out")
         options["reg_max"] = context.form.reg_max
+    if context.form.keypoints is not None and "keypoints" in inspect.signature(cls).parameters:
+        options["keypoints"] = context.form.keypoints
     return LayerPlan((*built, *further), 0, cls=cls, takes_list=True, kwargs=options)
 
 

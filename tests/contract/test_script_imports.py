@@ -21,7 +21,7 @@ sys.exit(" ".join(name for name in {slow} if name in sys.modules) or 0)
 """
 
 
-@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "export.py", "study.py"])
+@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "export.py", "study.py", "explain.py"])
 def test_help_imports_no_slow_package(script):
     run = subprocess.run([sys.executable, "-c", CODE.format(slow=SLOW), script], cwd=ROOT, capture_output=True, text=True)
     assert "usage:" in run.stdout, run.stderr

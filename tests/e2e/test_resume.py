@@ -147,8 +147,6 @@ def test_save_steps_limits_the_loss_to_the_steps_since_the_last_save(world, whol
     assert_equal_runs(whole, train(TrainConfig(resume=last, save_steps=1)).save_dir)
 
 
-
-
 @pytest.mark.parametrize(
     "damage",
     [

@@ -181,6 +181,7 @@ def test_view_img_without_a_display_is_refused_first(run, tmp_path, monkeypatch,
 @pytest.mark.usefixtures("finder")
 def test_visualize_saves_features_of_the_first_frame_of_each_stream(run, tmp_path, monkeypatch):
     drawn = []
+
     def note(model, images, folder, report):
         drawn.append((tuple(images.shape), folder.name))
 

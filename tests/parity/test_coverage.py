@@ -21,10 +21,14 @@ from tests.parity import (
     test_heads_in_models,
     test_losses,
     test_losses_end_to_end,
+    test_losses_segment,
     test_model_keys,
     test_models,
+    test_obb,
     test_ops_nms,
     test_ops_schedule,
+    test_pose,
+    test_segment,
     test_train_step,
 )
 from tests.pending import PENDING
@@ -44,19 +48,27 @@ OPS = {
     "box_iou_matrix_v9": "parity/test_ops_boxes.py",
     "boxes_v9": "parity/test_ops_boxes.py",
     "build_targets_v5": "parity/test_losses_candidates.py",
+    "defaults_tasks": "parity/test_pose.py",
     "ema": "parity/test_ops_ema.py",
     "fitness_v9": "parity/test_ops_map.py",
+    "keypoint_flip": "parity/test_pose.py",
     "letterbox": "parity/test_letterbox.py",
     "make_divisible": "parity/test_ops_grid.py",
     "musgd": "unit/engine/test_musgd.py",
+    "map_keypoints_synth": "parity/test_pose.py",
     "map_synth": "parity/test_ops_map.py",
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
     "map_masks_synth": "parity/test_ops_masks.py",
+    "map_obb_synth": "parity/test_obb.py",
     "mask_iou": "parity/test_ops_masks.py",
+    "oks": "parity/test_pose.py",
+    "nms_rotated": "parity/test_obb.py",
     "optimizer_groups": "parity/test_ops_optimizer.py",
     "polygon_masks": "parity/test_ops_masks.py",
+    "probiou": "parity/test_obb.py",
     "process_mask": "parity/test_ops_masks.py",
+    "rboxes": "parity/test_obb.py",
     "top_k": "parity/test_classify.py",
     "smooth_v9": "parity/test_ops_map.py",
     "wiou_scale_v9": "parity/test_ops_iou.py",
@@ -68,10 +80,11 @@ def compared(folder: str) -> set[str]:
     if folder == "blocks":
         return set(test_blocks.CASES)
     if folder == "heads":
-        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES, *test_classify.HEADS}
+        dense = {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
+        return {*dense, *test_pose.CASES, *test_obb.HEAD_CASES, *test_classify.HEADS, *test_segment.CASES}
     if folder == "losses":
-        aligned = {*test_losses.ALIGNED, *test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE}
-        return aligned | {*test_losses.ANCHORED, *test_classify.LOSSES}
+        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE, *test_classify.LOSSES, *test_losses_segment.CASES)
+        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES, *test_obb.LOSS_CASES}
     if folder == "models":
         classifiers = {*test_classify.NETWORKS, *test_classify.TRAINED}
         return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"} | classifiers
@@ -96,7 +109,7 @@ def test_every_golden_vector_is_compared_or_listed_as_pending(folder):
 
 
 def test_every_network_output_is_compared_once():
-    anchored, free = set(test_heads_in_models.cases()), {*test_models.WITH_OUTPUT, *test_classify.WITH_OUTPUT}
+    anchored, free = set(test_heads_in_models.cases()), {*test_models.WITH_OUTPUT, *test_obb.MODEL_CASES, *test_classify.WITH_OUTPUT}
     networks = [n for n in golden.all_names("models") if n not in (*test_train_step.CASES, *test_classify.TRAINED)]
     assert not anchored & free
     assert anchored | free == {n for n in networks if any(k.startswith(("raw_", "probs")) for k in golden.find("models", n).arrays)}

@@ -10,19 +10,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from utils.cli import detect_arguments, export_arguments, study_arguments, train_arguments, val_arguments
+from utils.cli import detect_arguments, explain_arguments, export_arguments, study_arguments, train_arguments, val_arguments
 from utils.cli.command import Command, shown_value
 from utils.cli.flags import Flag, flags_of, resumable_names
 from utils.hyperparameters import Hyperparameters
 
 PAGE = Path(__file__).parents[2] / "docs" / "flags.md"
-COMMANDS = (train_arguments.COMMAND, val_arguments.COMMAND, detect_arguments.COMMAND, export_arguments.COMMAND, study_arguments.COMMAND)
+COMMANDS = (
+    train_arguments.COMMAND, val_arguments.COMMAND, detect_arguments.COMMAND, export_arguments.COMMAND, study_arguments.COMMAND,
+    explain_arguments.COMMAND,
+)  # fmt: skip
 INTRODUCTION = """# Flags
 
-Made by `python -m utils.cli.flags_page` from the fields of `TrainConfig`, `ValConfig`, `DetectConfig`, `ExportConfig` and
-`StudyConfig`: a flag is defined there once, and argparse, the checks of its value, the rules of `--resume` and this page follow. From
-Python the same names, with underscores, are parameters of these classes. A unique beginning of a flag is enough (`--batch`, `--conf`);
-`--help` prints the same list.
+Made by `python -m utils.cli.flags_page` from the fields of `TrainConfig`, `ValConfig`, `DetectConfig`, `ExportConfig`,
+`StudyConfig` and `ExplainConfig`: a flag is defined there once, and argparse, the checks of its value, the rules of `--resume` and this
+page follow. From Python the same names, with underscores, are parameters of these classes. A unique beginning of a flag is enough
+(`--batch`, `--conf`); `--help` prints the same list.
 """
 _TYPE_NAMES = {bool: "switch", int: "integer", float: "number", str: "text"}
 _MARKDOWN = str.maketrans({"|": r"\|", "<": "&lt;", "*": r"\*"})

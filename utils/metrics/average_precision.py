@@ -29,9 +29,7 @@ class Curves(NamedTuple):
     precision_at_recall: Array  # (nc, 1000)
 
 
-def coco_average_precision(
-    correct: NDArray[np.bool_], ignored: NDArray[np.bool_], positives: NDArray[np.int64]
-) -> tuple[Array, Array]:
+def coco_average_precision(correct: NDArray[np.bool_], ignored: NDArray[np.bool_], positives: NDArray[np.int64]) -> tuple[Array, Array]:
     """COCO's average precision and the recall reached, of one class, for all thresholds and ranges of area.
 
     Args:

@@ -15,10 +15,22 @@ import torch
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.metrics.coco_file import find_image_id, image_ids_by_name, read_coco_file, read_json, sound_annotations
+from utils.masks.coco_outlines import code_of_annotation
+from utils.masks.rle import FIELD, codes_to_rows
+from utils.metrics.coco_file import (
+    CocoContent,
+    CocoObject,
+    find_image_id,
+    image_ids_by_name,
+    keypoint_array,
+    read_coco_file,
+    read_json,
+    sound_annotations,
+)
 from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator
 
 UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+MAX_SIDE_PX = 2**16  # of an image whose masks are measured
 MOST_REMARKS = 3  # faulty annotations that are printed one by one
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in UNUSED_COCO_IDS)  # contiguous class 0 … 79 to COCO's id
 
@@ -37,6 +49,8 @@ class CocoAnnotations:
     area: NDArray[np.float64]  # (M,) px²
     crowd: NDArray[np.bool_]  # (M,)
     remarks: tuple[str, ...] = ()  # what of the file is left out, for the user
+    masks: NDArray[np.uint8] | None = None  # (M, ·) codes as rows of bytes, where they were asked for
+    keypoints: NDArray[np.float64] | None = None  # (M, K, 3) x and y in px, visibility; None where no object has any
 
     def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
         """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
@@ -44,6 +58,10 @@ class CocoAnnotations:
         if None in ids:
             raise UserError(f"{self.path}: no image with the file name {Path(paths[ids.index(None)]).name!r}")
         return [i for i in ids if i is not None]
+
+    def serves(self, coco_type: str | None) -> bool:
+        """Whether the file holds what results of this type are compared with."""
+        return {"segm": self.masks, "keypoints": self.keypoints}.get(coco_type or "", self.boxes_ltwh) is not None
 
     def check_unique(self, paths: Sequence[str | Path]) -> None:
         """Refuses two files that are one image of the JSON: what is found on both would be counted as found on one.
@@ -64,16 +82,19 @@ class CocoAnnotations:
         taken = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         columns = (image, *(a[taken] for a in (self.classes, self.boxes_ltwh, self.area, self.crowd)))
         image_index, classes, boxes, area, crowd = map(torch.from_numpy, columns)
-        return GroundTruth(image_index, classes, boxes, area, crowd)
+        known = {FIELD: self.masks, "keypoints": self.keypoints}
+        fields = {name: torch.from_numpy(values[taken]) for name, values in known.items() if values is not None}
+        return GroundTruth(image_index, classes, boxes, area, crowd, fields)
 
 
-def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False) -> CocoAnnotations:
+def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False, masks: bool = False) -> CocoAnnotations:
     """Reads an instances JSON as ground truth; what training would not read is left out, and said in the same words.
 
     Args:
         path: The file.
         names: Class names of the data set, in order; matched to the file's categories by name, else by order if there are as many.
         single_class: Whether every object counts as class 0.
+        masks: Whether objects have masks; one whose segmentation is missing or broken has its box.
 
     Raises:
         UserError: If the file is no instances JSON or its categories do not fit ``names``.
@@ -83,6 +104,8 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     image = np.array([o.image_id for o in sound], dtype=np.int64)
     ids, first = np.unique(image, return_index=True)
     faults = [f"annotation {o.id} of {content.path.name}: {o.fault}" for o in content.objects if o.fault]
+    coded, broken = read_masks(content, sound) if masks else (None, [])
+    faults += broken
     return CocoAnnotations(
         path=content.path,
         category_ids=content.category_ids[:1] if single_class else content.category_ids,
@@ -93,8 +116,36 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         boxes_ltwh=np.array([o.bbox for o in sound], dtype=np.float64).reshape(-1, 4),
         area=np.array([o.area for o in sound], dtype=np.float64),
         crowd=np.array([o.crowd for o in sound], dtype=bool),
+        masks=coded,
         remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
+        keypoints=_keypoints([o.keypoints for o in sound]),
     )
+
+
+def _keypoints(given: Sequence[Any]) -> NDArray[np.float64] | None:
+    """(M, K, 3) where K is the first object's; None where no object has keypoints."""
+    lengths = [len(entry) for entry in given if isinstance(entry, list) and entry]
+    return keypoint_array(given, lengths[0] // 3) if lengths else None
+def read_masks(content: CocoContent, objects: Sequence[CocoObject]) -> tuple[NDArray[np.uint8] | None, list[str]]:
+    """The masks of objects as codes in rows of bytes, and a line for each whose segmentation is broken: its box takes its place.
+
+    None where no object of the file has a segmentation.
+
+    Raises:
+        UserError: the file does not say how large an image is.
+    """
+    codes, faults = [], list[str]()
+    if objects and not any(found.segmentation for found in objects):
+        return None, faults
+    for found in objects:
+        entry = content.images[found.image_id]
+        hw: tuple[Any, Any] = (entry.get("height"), entry.get("width"))
+        if not all(isinstance(side, int) and 0 < side <= MAX_SIDE_PX for side in hw):
+            raise UserError(f"{content.path}: image {found.image_id}: whole numbers 'height' and 'width' are needed to measure masks")
+        code, fault = code_of_annotation(found.segmentation, found.bbox, hw)
+        codes.append(code)
+        faults += [f"annotation {found.id} of {content.path.name}: {fault}; its box is used"] if fault else []
+    return codes_to_rows(codes), faults
 
 
 def _and_more(faults: int) -> str:
@@ -116,7 +167,7 @@ class CollectedState(Protocol):
 def write_coco_json(
     path: str | Path, accumulator: CollectedState, *, category_ids: Sequence[int], image_ids: Mapping[str, int] | None = None
 ) -> int:
-    """Writes all detections of an evaluation in COCO's results format.
+    """Writes all detections of an evaluation in COCO's results format, with their masks as run-length codes where they have any.
 
     Args:
         path: File to write.
@@ -129,8 +180,11 @@ def write_coco_json(
     """
     state = accumulator.state()
     ids = [image_ids[name] if image_ids else int(name) for name in state["images"]]
-    row = '{"image_id":%d,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g}'
-    rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:]) for d in state["detections"].tolist())
+    row = '{"image_id":%d,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g%s}'
+    dets = state["detections"].tolist()
+    codes = state.get("fields", {}).get("detections", {}).get(FIELD)
+    masks = [""] * len(dets) if codes is None else [f',"segmentation":{json.dumps(as_json(code))}' for code in codes]
+    rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:], mask) for d, mask in zip(dets, masks))
     Path(path).write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
     return len(state["detections"])
 
@@ -142,8 +196,9 @@ def run_pycocotools(
     image_ids: Iterable[int] | None = None,
     category_ids: Iterable[int] | None = None,
     use_categories: bool = True,
+    kind: str = "bbox",
 ) -> dict[str, float]:
-    """The 12 numbers of pycocotools for boxes.
+    """The 12 numbers of pycocotools.
 
     Args:
         annotations: Instances JSON, a file or its content.
@@ -151,6 +206,7 @@ def run_pycocotools(
         image_ids: Only these images are evaluated; None takes all of the annotations.
         category_ids: Only these categories are evaluated; None takes all of the annotations.
         use_categories: False evaluates without regard to class.
+        kind: ``bbox`` or ``segm``.
 
     Raises:
         UserError: If the files do not fit each other.
@@ -164,10 +220,14 @@ def run_pycocotools(
     unknown = next((r["image_id"] for r in found if r["image_id"] not in known), None)
     if unknown is not None:
         raise UserError(f"the annotations have no image with id {unknown!r}; pycocotools can only compare files that share their image ids")
+    if kind == "segm":  # it takes the area of a detection from its box, where that is there too
+        found = [{k: v for k, v in entry.items() if k != "bbox"} for entry in found]
+        sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
+        content = {**content, "annotations": [with_segmentation(a, sizes[a["image_id"]]) for a in sound_annotations(content)]}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints much of no interest
         truth = _indexed(COCO(), content)
         dets = truth.loadRes(found) if found else _indexed(COCO(), {**content, "annotations": []})
-        evaluation = COCOeval(truth, dets, "bbox")
+        evaluation = COCOeval(truth, dets, kind)
         if image_ids is not None:
             evaluation.params.imgIds = sorted(set(image_ids))
         if category_ids is not None:
@@ -195,6 +255,18 @@ def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], l
     results = [{"image_id": ids[int(d[0])], **dict(zip(keys, (int(d[1]), d[2:6]))), "score": d[6]} for d in state["detections"].tolist()]
     categories = [{"id": i, "name": name} for i, name in enumerate(accumulator.names)]
     return {"images": [{"id": i} for i in number.values()], "annotations": annotations, "categories": categories}, results
+
+
+def with_segmentation(annotation: dict[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
+    """An annotation with a sound segmentation: that of its box where it has none."""
+    code, _ = code_of_annotation(annotation.get("segmentation"), annotation["bbox"], hw)
+    return {**annotation, "segmentation": as_json(code)}
+
+
+def as_json(code: Mapping[str, Any]) -> dict[str, Any]:
+    """A run-length code as JSON writes it."""
+    counts = code["counts"]
+    return {"size": [int(side) for side in code["size"]], "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
 def _indexed(coco: Any, content: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from utils.metrics.average_precision import RECALL_POINTS, Array
 from utils.metrics.matching import AREA_RANGES, IOU_THRESHOLDS, match_coco, rank_in_group
 from utils.metrics.metrics import COCO_MAX_DETECTIONS, MetricAccumulator
+from utils.metrics.paired import PairedAccumulator
 
 RESAMPLES = 200  # the standard deviation is known to 5 %; COCO's 5,000 images take some seconds
 VALUES_AT_ONCE = 4_000_000  # of an array
@@ -31,7 +32,8 @@ def image_noise(metric: MetricAccumulator, *, resamples: int = RESAMPLES, seed: 
         return {}
     ap = resampled_ap(metric, draw_images(images, resamples, seed=seed))  # (B, nc, T)
     with np.errstate(invalid="ignore"):
-        means = {"metrics/mAP_0.5": _class_mean(ap[:, :, :1]), "metrics/mAP_0.5:0.95": _class_mean(ap)}
+        mark = f"({metric.mark})" if isinstance(metric, PairedAccumulator) else ""
+        means = {f"metrics/mAP_0.5{mark}": _class_mean(ap[:, :, :1]), f"metrics/mAP_0.5:0.95{mark}": _class_mean(ap)}
     return {name: float(values.std(ddof=1)) for name, values in means.items() if len(values) > 1}
 
 

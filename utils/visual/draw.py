@@ -64,16 +64,20 @@ def draw_detections(
 
 
 def draw_boxes(
-    image: Image, boxes_xyxy: NDArray, labels: Sequence[str], classes: Sequence[int], *, line_thickness: int | None = None
-) -> Image:
-    """Draws boxes (n, 4) in px and their labels onto an image (H, W, 3), in place; an empty label draws only the box."""
+    image: Image, boxes_xyxy: NDArray, labels: Sequence[str], classes: Sequence[int], *, line_thickness: int | None = None,
+    box_thickness: int | None = None,
+) -> Image:  # fmt: skip
+    """Draws boxes (n, 4) in px and their labels onto an image (H, W, 3), in place; an empty label draws only the box.
+
+    The size of labels goes with ``line_thickness``, and so do the lines of boxes unless ``box_thickness`` says otherwise.
+    """
     width = line_thickness or default_thickness(image.shape[:2])
     corners = np.nan_to_num(boxes_xyxy, nan=0.0).clip(-32768, 32767).round().astype(int).tolist()
     for (x1, y1, x2, y2), c in zip(corners, classes):
-        cv2.rectangle(image, (x1, y1), (x2, y2), colour_of(c), width, cv2.LINE_AA)
+        cv2.rectangle(image, (x1, y1), (x2, y2), colour_of(c), box_thickness or width, cv2.LINE_AA)
     for (x1, y1, _, _), label, c in zip(corners, labels, classes):  # after all boxes, so that no line crosses a text
         if label:
-            _label(image, label, (x1, y1), colour_of(c), width)
+            draw_label(image, label, (x1, y1), colour_of(c), width)
     return image
 
 
@@ -117,9 +121,14 @@ def text_width(text: str, height: int) -> int:
     return int(_scalable(height).getlength(text)) + 1
 
 
-def _label(image: Image, text: str, corner: tuple[int, int], colour: Colour, line: int) -> None:
+def label_height(line: int) -> int:
+    """Height in px of the capitals of labels beside lines ``line`` px wide."""
+    return 4 + 3 * line
+
+
+def draw_label(image: Image, text: str, corner: tuple[int, int], colour: Colour, line: int) -> None:
     """Text on a filled box above the corner, or below its edge where there is no room; moved left to stay in the image."""
-    height = 4 + 3 * line
+    height = label_height(line)
     margin = max(height // 4, 2)
     wide, high = text_width(text, height) + 2 * margin, height + 2 * margin
     x = max(min(corner[0] - line // 2, image.shape[1] - wide), 0)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from models.layers.attention.ops.common import ChannelLinear
 from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.attention.ops.windows import Tiling, channels_last, project, window_attention
+from models.layers.explained import Query, View, head_maps, query_weights, split_heads
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -68,6 +69,17 @@ class _Axis(nn.Module):
         line = (x.shape[2], 1) if self.axis == 2 else (1, x.shape[3])
         scale = (query.shape[1] // self.heads) ** -0.5
         return self.fn.to_out(window_attention(query, key, value, Tiling(*line, self.heads), scale=scale))
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """What one pixel attends to in its column, or in its row."""
+        (height, width), (row, column) = x.shape[-2:], query.cell(x.shape[-2], x.shape[-1])
+        maps = project(x, self.fn.to_q), project(x, self.fn.to_kv).chunk(2, 1)[0]
+        queries, keys = (split_heads(part, self.heads).unflatten(1, (height, width)) for part in maps)
+        line = keys[:, :, column] if self.axis == 2 else keys[:, row]
+        weights = query_weights(queries[:, row, column], line, scale=queries.shape[3] ** -0.5)
+        plane = weights.new_zeros(self.heads, height, width)
+        plane[(slice(None), slice(None), column) if self.axis == 2 else (slice(None), row)] = weights
+        return head_maps(plane.flatten(1), (height, width), what=f"attention of the query in its {'column' if self.axis == 2 else 'row'}")
 
 
 class _Projections(nn.Module):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import ChannelLinear
 from models.layers.attention.ops.shared import PooledBatchNorm2d, global_mean
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -30,9 +31,15 @@ class BAM(nn.Module):
         self.channel_att = _ChannelBranch(gate_channel, hidden)
         self.spatial_att = _SpatialBranch(gate_channel, hidden, dilation)
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * (1 + torch.sigmoid(self.channel_att(x) + self.spatial_att(x)))
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Weights in 1-2: (B, C, H, W) -> the same."""
+        return 1 + torch.sigmoid(self.channel_att(x) + self.spatial_att(x))
 
 
 class _ChannelBranch(nn.Module):

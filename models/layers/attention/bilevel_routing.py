@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import ChannelLinear, from_windows, full_precision, pad_to_multiple, recorded, to_windows
 from models.layers.attention.ops.routing import adaptive_max, adaptive_mean, at_least_one, check_heads, project_in_float32, routed_attention
+from models.layers.attention.ops.routing_views import RegionGrid, chosen_weights
 from models.layers.attention.ops.shared import depthwise
+from models.layers.explained import Query, View
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -115,6 +117,20 @@ class BiLevelRoutingAttention(nn.Module):
         if self.lepe is not None:
             result = result + self.lepe(from_windows(value, *window, columns=self.n_win))
         return self.wo(result)[..., :height, :width]
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The region of the query, those that it chose, what it attends to in them, and how often each region is chosen."""
+        padded = pad_to_multiple(x, self.n_win, self.n_win)
+        window = (padded.shape[-2] // self.n_win, padded.shape[-1] // self.n_win)
+        pixels = to_windows(padded, *window)
+        queries, key, _ = self.qkv(pixels)
+        index, soft = self._route(pixels)
+        keys = self._downsample(key, *window)[0]
+        cell, grid = query.cell(x.shape[2], x.shape[3]), RegionGrid((self.n_win, self.n_win), window, (x.shape[2], x.shape[3]))
+        region, pixel = grid.place_of(*cell)
+        factors = soft[0, region] if self.soft_routing else None
+        weights = chosen_weights(queries[0, region, pixel], keys[index[0, region]], heads=self.num_heads, scale=self.scale, factors=factors)
+        return grid.views(region, index[0], weights.mean(0))
 
     def _route(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen windows (B, n², topk), best first, and softmax over their scores (same shape)."""

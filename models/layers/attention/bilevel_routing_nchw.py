@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from models.layers.attention.bilevel_routing import PAPER
 from models.layers.attention.ops.common import from_windows, full_precision, pad_to_multiple, to_windows
 from models.layers.attention.ops.routing import at_least_one, check_heads, project_in_float32, routed_attention
+from models.layers.attention.ops.routing_views import RegionGrid, chosen_weights
 from models.layers.attention.ops.shared import depthwise
+from models.layers.explained import Query, View
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -77,6 +79,18 @@ class BiLevelRoutingAttentionNCHW(nn.Module):
         if self.lepe is not None:
             result = result + self.lepe(qkv[:, 2 * self.dim :])
         return self.output_linear(result)
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The region of the query, those that it chose, what it attends to in them, and how often each region is chosen."""
+        height, width = x.shape[-2:]
+        window = (at_least_one(height // self.n_win), at_least_one(width // self.n_win))
+        padded = pad_to_multiple(self.qkv_linear(x), *window)
+        queries, keys, _ = to_windows(padded, *window).chunk(3, dim=-1)
+        index = self._route(x, *window)[0]
+        grid = RegionGrid((padded.shape[-2] // window[0], padded.shape[-1] // window[1]), window, (height, width))
+        region, pixel = grid.place_of(*query.cell(height, width))
+        weights = chosen_weights(queries[0, region, pixel], keys[0, index[region]], heads=self.num_heads, scale=self.scale)
+        return grid.views(region, index, weights.mean(0))
 
     def _route(self, x: Tensor, height: int, width: int) -> Tensor:
         """The chosen windows (B, windows, topk), best first; a window at the border has the mean of its real pixels."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.layers.attention.ops.common import attend, fused_attention, resize_matrix
 from models.layers.attention.ops.shared import window_means
 from models.layers.conv import Conv
+from models.layers.explained import Query, View, head_maps, query_weights, split_heads
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -55,11 +56,25 @@ class MHSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = self.query(x), self.key(x), self.value(x)
+        query, key = self._query_and_key(x)
+        return attend(query, key, self.value(x), heads=self.heads, scale=1.0)
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The affinities of one pixel to all others."""
+        return head_maps(self.weights_of(x, query), (x.shape[2], x.shape[3]))
+
+    def weights_of(self, x: Tensor, query: Query) -> Tensor:
+        """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W)."""
+        queries, keys = (split_heads(part, self.heads) for part in self._query_and_key(x))
+        return query_weights(queries[:, query.index(x.shape[2], x.shape[3])], keys, scale=1.0)
+
+    def _query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with the positions beside them, if there are any: (B, C, H, W) -> two times (B, C or 2 C, H, W)."""
+        query, key = self.query(x), self.key(x)
         if self.pos:
             place = self._positions(query).expand(query.shape[0], -1, -1, -1, -1)
             query, key = self._beside(query, place), self._beside(key, query.unflatten(1, (self.heads, -1)))
-        return attend(query, key, value, heads=self.heads, scale=1.0)
+        return query, key
 
     def _beside(self, x: Tensor, other: Tensor) -> Tensor:
         """Head by head: (B, heads * d, H, W) and (B, heads, d, H, W) -> (B, heads * 2 d, H, W)."""
@@ -187,12 +202,26 @@ class BoTPaperAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) -> (B, heads * dim_head, H, W)."""
         batch, _, height, width = x.shape
+        query, key, value = self._projected(x)
+        out = fused_attention(query, key, value, scale=1.0)  # (B, heads, N, d)
+        return out.transpose(2, 3).reshape(batch, self.heads * self.dim_head, height, width)
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The affinities of one pixel to all others."""
+        return head_maps(self.weights_of(x, query), (x.shape[2], x.shape[3]))
+
+    def weights_of(self, x: Tensor, query: Query) -> Tensor:
+        """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W)."""
+        queries, keys, _ = self._projected(x)
+        return query_weights(queries[0, :, query.index(x.shape[2], x.shape[3])], keys[0], scale=1.0)
+
+    def _projected(self, x: Tensor) -> list[Tensor]:
+        """Query and key with the positions in them, and value: each (B, heads, H W, ·)."""
+        batch, _, height, width = x.shape
         qkv = self.to_qkv(x).reshape(batch, 3, self.heads, self.dim_head, height, width)
         query, key, value = qkv.permute(1, 0, 2, 4, 5, 3)  # (B, heads, H, W, d)
         query, key = self.pos_emb(query * self.scale, key)
-        query, key, value = (part.flatten(2, 3) for part in (query, key, value))
-        out = fused_attention(query, key, value, scale=1.0)  # (B, heads, N, d)
-        return out.transpose(2, 3).reshape(batch, self.heads * self.dim_head, height, width)
+        return [part.flatten(2, 3) for part in (query, key, value)]
 
 
 @register("BoTPaperBlock", channels=rules.out_width, kind="attention", paper=PAPER)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import ChannelLinear
 from models.layers.attention.ops.shared import channel_extremes, global_max, global_mean
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -86,10 +87,16 @@ class ChannelGate(nn.Module):
         # the published MLP flattens at place 0
         self.mlp = nn.Sequential(nn.Identity(), ChannelLinear(channels, hidden), nn.ReLU(), ChannelLinear(hidden, channels))
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The channels' weights: (B, C, H, W) -> (B, C, 1, 1)."""
         first, *others = (self.mlp(POOLS[name](x)) for name in self.pool_types)
-        return x * torch.sigmoid(sum(others, first))
+        return torch.sigmoid(sum(others, first))
 
 
 class SpatialGate(nn.Module):
@@ -101,9 +108,15 @@ class SpatialGate(nn.Module):
         self.spatial.add_module("conv", nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False))
         self.spatial.add_module("bn", nn.BatchNorm2d(1))
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * torch.sigmoid(self.spatial(torch.cat(channel_extremes(x), 1)))
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The pixels' weights: (B, C, H, W) -> (B, 1, H, W)."""
+        return torch.sigmoid(self.spatial(torch.cat(channel_extremes(x), 1)))
 
 
 @register("ChannelAttention", channels=rules.same_width, kind="attention", paper=PAPER)
@@ -118,9 +131,15 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.fc = nn.Conv2d(channels, channels, 1)
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * torch.sigmoid(self.fc(global_mean(x)))
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The channels' weights: (B, C, H, W) -> (B, C, 1, 1)."""
+        return torch.sigmoid(self.fc(global_mean(x)))
 
 
 @register("SpatialAttention", channels=rules.same_width, kind="attention", paper=PAPER)
@@ -138,7 +157,13 @@ class SpatialAttention(nn.Module):
             raise ValueError(f"SpatialAttention: kernel_size should be 3 or 7, not {kernel_size}")
         self.cv1 = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The pixels' weights: (B, C, H, W) -> (B, 1, H, W)."""
         largest, mean = channel_extremes(x)
-        return x * torch.sigmoid(self.cv1(torch.cat((mean, largest), 1)))
+        return torch.sigmoid(self.cv1(torch.cat((mean, largest), 1)))

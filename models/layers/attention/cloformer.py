@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import DropPath, attend
 from models.layers.attention.ops.shared import window_means
+from models.layers.explained import PlaneMap, Query, View, split_heads
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -87,12 +88,40 @@ class CloAttention(nn.Module):
         return self.proj_drop(self.proj(torch.cat(parts, dim=1)))
 
     def _local(self, x: Tensor, project: nn.Module, mix: nn.Module, act: nn.Module) -> Tensor:
-        query, key, value = mix(project(x)).chunk(3, dim=1)
-        return self.attn_drop(torch.tanh(act(query * key) * self.scale)) * value
+        weights, value = self._local_weights(x, project, mix, act)
+        return self.attn_drop(weights) * value
 
-    def _global(self, x: Tensor) -> Tensor:
+    def _local_weights(self, x: Tensor, project: nn.Module, mix: nn.Module, act: nn.Module) -> tuple[Tensor, Tensor]:
+        """Weights in -1 … 1 and the value that they multiply: each (B, heads d, H, W)."""
+        query, key, value = mix(project(x)).chunk(3, dim=1)
+        return torch.tanh(act(query * key) * self.scale), value
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The local weights of each branch, and what a pixel and all pixels attend to in the pooled map."""
+        views = []
+        for project, mix, act in zip(self.qkvs, self.convs, self.act_blocks):
+            weights, _ = self._local_weights(x, project, mix, act)
+            side = mix.kernel_size[0]
+            views.append(PlaneMap(f"local weights, {side}×{side}: mean magnitude", weights[0].abs().mean(0)))
+            views.append(PlaneMap(f"local weights, {side}×{side}: mean", weights[0].mean(0), signed=True))
+        if self.global_heads:
+            queries, keys = (split_heads(part, self.global_heads) for part in (self.global_q(x), self._global_kv(x)[0]))
+            weights = (self.scale * queries @ keys.transpose(1, 2)).softmax(2).mean(0)  # (N, M)
+            rows, columns = (-(-side // self.window_size) for side in x.shape[2:])
+            reach = (rows * self.window_size / x.shape[2], columns * self.window_size / x.shape[3])
+            one = weights[query.index(x.shape[2], x.shape[3])]
+            for title, values, at_query in (("of the query", one, True), ("of all queries, mean", weights.mean(0), False)):
+                views.append(PlaneMap(f"global attention {title}", values.unflatten(0, (rows, columns)), at_query=at_query, reach=reach))
+        return tuple(views)
+
+    def _global_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value of the pooled map."""
         pooled = x if self.window_size == 1 else window_means(x, self.window_size)
         key, value = self.global_kv(pooled).chunk(2, dim=1)
+        return key, value
+
+    def _global(self, x: Tensor) -> Tensor:
+        key, value = self._global_kv(x)
         drop = self.attn_drop.p if self.training else 0.0
         return attend(self.global_q(x), key, value, heads=self.global_heads, scale=self.scale, dropout=drop)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.explained import Query, View, gate_views
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -37,8 +38,18 @@ class CoordAtt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        rows, columns = self._strips(x)
+        return x * columns * rows
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """Both strips together."""
+        rows, columns = self._strips(x)
+        return gate_views(rows * columns)
+
+    def _strips(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of the rows (B, C, H, 1) and of the columns (B, C, 1, W)."""
         height, width = x.shape[-2:]
         means = torch.cat((x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)), 2)  # (B, C, H + W, 1)
         hidden = F.hardswish(self.bn1(self.conv1(means)))
         rows, columns = hidden.split([height, width], 2)
-        return x * self.conv_w(columns.transpose(2, 3)).sigmoid() * self.conv_h(rows).sigmoid()
+        return self.conv_h(rows).sigmoid(), self.conv_w(columns.transpose(2, 3)).sigmoid()

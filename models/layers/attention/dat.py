@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.layers.attention.ops.common import NamedLayerNorm, pad_to_multiple, resize_matrix
 from models.layers.attention.ops.routing import at_least_one
 from models.layers.attention.ops.shared import depthwise, divisor_up_to, sample_bilinear, unit_line, window_means
+from models.layers.explained import Points, Query, View, query_weights
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -139,6 +140,21 @@ class DATAttention(nn.Module):
         if self.pe == "dwc":
             out = out + self.rpe_table(query)
         return self.proj_drop(self.proj_out(out))
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The sampling points of each group with the places that they were moved from, and what one pixel takes from each."""
+        if self.no_off:
+            return ()
+        queries = self.proj_q(x)
+        position, reference = self.sampling_points(queries)
+        place, keys = query.index(x.shape[2], x.shape[3]), self._heads_first(self.proj_k(self._sample(x, position)))[0]
+        bias = self._bias(queries, position)
+        of_query = None if bias is None else bias[0, :, place]
+        weights = query_weights(self._heads_first(queries)[0, :, place], keys, scale=self.scale, bias=of_query)
+        by_group = weights.unflatten(0, (self.groups, -1)).mean(1)  # (groups, samples)
+        points = ((part[0].flatten(1, 2).flip(-1) + 1) / 2 for part in (position, reference))
+        names = (f"sampling points{f', group {group}' if self.groups > 1 else ''}" for group in range(self.groups))
+        return tuple(Points(name, xy, weight, origin) for name, weight, xy, origin in zip(names, by_group, *points))
 
     def sampling_points(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Where to sample: moved points and the grid they start from, each (B, groups, H', W', 2), rows first, in [-1, 1]; float32."""

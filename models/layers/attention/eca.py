@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention.ops.shared import adaptive_kernel
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -24,7 +25,13 @@ class ECA(nn.Module):
         kernel = adaptive_kernel(channel) if k_size is None else k_size
         self.conv = nn.Conv1d(1, 1, kernel, padding=(kernel - 1) // 2, bias=False)
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The channels' weights: (B, C, H, W) -> (B, C, 1, 1)."""
         line = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
-        return x * torch.sigmoid(self.conv(line)).transpose(1, 2).unsqueeze(3)
+        return torch.sigmoid(self.conv(line)).transpose(1, 2).unsqueeze(3)

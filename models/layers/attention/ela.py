@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention.ops.shared import divisor_up_to
+from models.layers.explained import Query, View, gate_views
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -35,6 +36,10 @@ class ELA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return x * self._strip(x.mean(3)).unsqueeze(3) * self._strip(x.mean(2)).unsqueeze(2)
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """Both strips together."""
+        return gate_views(self._strip(x.mean(3)).unsqueeze(3) * self._strip(x.mean(2)).unsqueeze(2))
 
     def _strip(self, line: Tensor) -> Tensor:
         """(B, C, length) -> (B, C, length)."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention.ops.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, per_channel, weighted_sum
+from models.layers.explained import PlaneMap, Query, View
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -73,14 +74,26 @@ class FocalModulation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         query, context, gates = self._project(x)
+        out = query * self._modulator(context, gates)
+        return self.proj_drop(self.proj(self.ln(out)))
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """Where the gate of each level opens, which level is the strongest, and how large the modulator is."""
+        _, context, gates = self._project(x)
+        kernels = [layer[0].kernel_size[0] for layer in self.focal_layers]
+        reach = [1 + sum(k - 1 for k in kernels[: level + 1]) for level in range(self.levels)]
+        names = [f"gate of level {level + 1} ({side}×{side} pixels)" for level, side in enumerate(reach)]
+        views = [PlaneMap(name, gate, signed=True) for name, gate in zip([*names, "gate of the whole map"], gates[0])]
+        return (*views, PlaneMap("norm of the modulator", self._modulator(context, gates)[0].norm(dim=0)))
+
+    def _modulator(self, context: Tensor, gates: Tensor) -> Tensor:
+        """What the query is multiplied with: (B, C, H, W), (B, L + 1, H, W) -> (B, C, H, W)."""
         contexts = []
         for gather in self.focal_layers:
             context = gather(context)
             contexts.append(context)
         contexts.append(F.gelu(context.mean((2, 3), keepdim=True)))  # (B, C, 1, 1)
-        modulator = weighted_sum(contexts, gates.split(1, dim=1))
-        out = query * self.h(modulator * self.modulator_scale)
-        return self.proj_drop(self.proj(self.ln(out)))
+        return self.h(weighted_sum(contexts, gates.split(1, dim=1)) * self.modulator_scale)  # type: ignore[no-any-return]
 
     def _project(self, x: Tensor) -> list[Tensor]:
         """Query (B, C, H, W), context (B, C, H, W) and gates (B, L + 1, H, W): the three groups of rows of ``f``."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention.ops.shared import PooledBatchNorm2d, global_mean
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -40,8 +41,14 @@ class GE(nn.Module):
             self.gather.append(nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=False))
             self.gather.append(PooledBatchNorm2d(channels))
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Weights of channels, and of pixels where the extent is not the whole map: (B, C, H, W) -> the same, or (B, C, 1, 1)."""
         if not len(self.gather):
-            return x * torch.sigmoid(global_mean(x))
-        return x * torch.sigmoid(F.interpolate(self.gather(x), size=x.shape[-2:], mode="nearest"))
+            return torch.sigmoid(global_mean(x))
+        return torch.sigmoid(F.interpolate(self.gather(x), size=x.shape[-2:], mode="nearest"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.layers.attention.ops.common import ChannelLayerNorm
+from models.layers.explained import PlaneMap, Query, View
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -32,6 +33,14 @@ class GC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        weights = self.conv_mask(x).flatten(2).softmax(2).to(x.dtype)  # (B, 1, N)
+        weights = self._weights(x)
         context = x.flatten(2) @ weights.transpose(1, 2)  # (B, C, 1)
         return x + self.channel_add_conv(context.unsqueeze(3))
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The one map that all pixels attend with."""
+        return (PlaneMap("attention, the same of all queries", self._weights(x)[0, 0].unflatten(0, x.shape[2:])),)
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1, N)."""
+        return self.conv_mask(x).flatten(2).softmax(2).to(x.dtype)  # type: ignore[no-any-return]

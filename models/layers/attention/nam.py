@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention.ops.common import per_channel
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -34,6 +35,12 @@ class _ChannelAttention(nn.Module):
         super().__init__()
         self.bn2 = nn.BatchNorm2d(channels)
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Weights of channels and pixels: (B, C, H, W) -> the same."""
         share = self.bn2.weight.detach().abs()
-        return x * torch.sigmoid(self.bn2(x) * per_channel(share / share.sum()))
+        return torch.sigmoid(self.bn2(x) * per_channel(share / share.sum()))

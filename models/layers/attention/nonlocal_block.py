@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention.ops.common import full_precision, fused_attention, take_rows
+from models.layers.explained import PlaneMap, Query, View, query_weights
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -97,6 +98,32 @@ class NLBlockND(nn.Module):
             return self.W_z(y.to(value.dtype)) + x
         with full_precision(x):  # a product of three features, which float16 may not hold before the batch norm
             return self.W_z(y.to(self.g.weight.dtype)).to(value.dtype) + x
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The affinities of one pixel to all others; of maps only."""
+        if self.dimension != 2:
+            return ()
+        step = 2 if self.sub_sample else 1
+        rows, columns = (-(-side // step) for side in x.shape[2:])
+        signed = self.mode == "dot"
+        values = self.weights_of(x, query).unflatten(0, (rows, columns))
+        reach = (step * rows / x.shape[2], step * columns / x.shape[3])
+        return (PlaneMap(f"affinities of the query ({self.mode})", values, at_query=True, signed=signed, reach=reach),)
+
+    def weights_of(self, x: Tensor, query: Query) -> Tensor:
+        """f(x_i, x_j) / C(x) of one pixel i and all j: (1, C, H, W) -> (M,), in float32 at least."""
+        tokens = x.flatten(2).transpose(1, 2)  # (1, N, C)
+        plain = self.mode == "gaussian"
+        theta, phi = (tokens, tokens) if plain else (project(tokens, self.theta), project(tokens, self.phi))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        one, keys = theta[0, query.index(x.shape[2], x.shape[3])].to(wide), self._summed(phi.contiguous(), x)[0].to(wide)
+        if self.mode in ("gaussian", "embedded"):
+            return query_weights(one[None], keys[None], scale=1.0)[0]
+        if self.mode == "dot":
+            return keys @ one / len(keys)
+        layer: Any = self.W_f[0]
+        of_theta, of_phi = layer.weight.flatten().to(wide).chunk(2)
+        return F.relu(one @ of_theta + layer.bias.to(wide) + keys @ of_phi) / len(keys)
 
     def _summed(self, tokens: Tensor, x: Tensor) -> Tensor:
         """The positions that are summed over: (B, N, C) -> (B, M, C), M = N without ``sub_sample``."""

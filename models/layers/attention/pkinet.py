@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.shared import depthwise
 from models.layers.conv import Conv
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -30,7 +31,13 @@ class CAA(nn.Module):
         self.v_conv = depthwise(channels, (kernel_size, 1))
         self.conv2 = Conv(channels, channels, act=nn.SiLU())
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Weights of channels and pixels: (B, C, H, W) -> the same."""
         strips = self.v_conv(self.h_conv(self.conv1(F.avg_pool2d(x, 7, 1, 3))))
-        return x * torch.sigmoid(self.conv2(strips))
+        return torch.sigmoid(self.conv2(strips))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from models.layers.attention.ops.common import ChannelLinear
 from models.layers.attention.ops.shared import global_mean
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -26,6 +27,12 @@ class SE(nn.Module):
             ChannelLinear(channel, hidden, bias=False), nn.ReLU(), ChannelLinear(hidden, channel, bias=False), nn.Sigmoid()
         )
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * self.fc(global_mean(x))
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The channels' weights: (B, C, H, W) -> (B, C, 1, 1)."""
+        return self.fc(global_mean(x))  # type: ignore[no-any-return]

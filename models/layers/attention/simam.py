@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention.ops.common import full_precision
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -25,8 +26,14 @@ class SimAM(nn.Module):
         super().__init__()
         self.e_lambda = e_lambda
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Weights of channels and pixels: (B, C, H, W) -> the same."""
         with full_precision(x):
             wide = x.float()
             distance = (wide - wide.mean((2, 3), keepdim=True)).square()
@@ -34,7 +41,7 @@ class SimAM(nn.Module):
             others = (torch.ones_like(wide[:1, :1]).sum() - 1).clamp(min=1)
             variance = distance.sum((2, 3), keepdim=True) / others
             weight = torch.sigmoid(distance / (4 * (variance + self.e_lambda)) + 0.5)
-        return x * weight.to(x.dtype)
+        return weight.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"e_lambda={self.e_lambda}"

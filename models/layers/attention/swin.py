@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.layers.attention.ops.common import ChannelLayerNorm, ChannelLinear, DropPath, Mlp, pad_to_multiple
 from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.attention.ops.windows import Tiling, project, window_attention
+from models.layers.explained import Query, View, head_maps, query_weights, split_heads
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -84,6 +85,32 @@ class SwinWindowAttention(nn.Module):
         regions, drop = self._regions(x, qkv, shift), self.attn_drop if self.training else 0.0
         out = window_attention(query, key, value, tiling, scale=self.scale, bias=bias, regions=regions, dropout=drop)
         return self.proj_drop(self.proj(self._roll(out, shift)[:, :, :height, :width]))
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """What one pixel attends to; outside its window nothing."""
+        height, width = x.shape[-2:]
+        what = f"attention of the query in its window of {self.window[0]}×{self.window[1]}"
+        return head_maps(self.weights_of(x, query), (height, width), what=what)
+
+    def weights_of(self, x: Tensor, query: Query) -> Tensor:
+        """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W), zero outside its window."""
+        (height, width), (row, column) = x.shape[-2:], query.cell(x.shape[-2], x.shape[-1])
+        shift = self.shift * (height > self.window[0]) * (width > self.window[1])
+        padded = pad_to_multiple(project(x, self.qkv), *self.window)
+        queries, keys, _ = (split_heads(part, self.heads) for part in padded.chunk(3, 1))
+        rows, columns = (torch.arange(side, device=x.device) for side in padded.shape[-2:])
+        moved = [(place - shift) % len(place) for place in (rows, columns)]  # where a pixel lies when windows are cut
+        of_y, of_x = (place // side for place, side in zip(moved, self.window))
+        same_y, same_x = of_y == of_y[row], of_x == of_x[column]
+        near = [(p < shift) == (p[at] < shift) for p, at in ((rows, row), (columns, column))]  # not wrapped around the border
+        inside = (same_y & near[0] & (rows < height))[:, None] & (same_x & near[1] & (columns < width))
+        place = [at % side for at, side in zip((moved[0][row], moved[1][column]), self.window)]
+        own = int(place[0] * self.window[1] + place[1])
+        theirs = (moved[0] % self.window[0])[:, None] * self.window[1] + moved[1] % self.window[1]
+        bias = self.relative_position_bias_table[self.relative_position_index[own, theirs.flatten()]].t()  # (heads, N)
+        bias = bias.masked_fill(~inside.flatten(), -torch.inf)
+        weights = query_weights(queries[:, row * padded.shape[-1] + column], keys, scale=self.scale, bias=bias)
+        return weights.unflatten(1, padded.shape[-2:])[:, :height, :width].flatten(1)
 
     def _regions(self, x: Tensor, padded: Tensor, shift: int | Tensor) -> Tensor:
         """Numbers of the regions masked from each other, padding and, after a shift, wrapped pixels: (1, 1, H', W')."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.layers.attention.ops.shared import GatedResidual, depthwise
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -33,9 +34,15 @@ class LKA(nn.Module):
         self.conv_spatial = depthwise(dim, 7, dilation=3)
         self.conv1 = nn.Conv2d(dim, dim, 1)
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * self.conv1(self.conv_spatial(self.conv0(x)))
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Weights of any sign and size: (B, C, H, W) -> the same."""
+        return self.conv1(self.conv_spatial(self.conv0(x)))  # type: ignore[no-any-return]
 
 
 @register("LKAAttention", "LKA_Attention", channels=rules.same_width, kind="attention", paper=PAPER)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention.ops.shared import global_mean
+from models.layers.explained import explain_gate
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -28,6 +29,12 @@ class EffectiveSE(nn.Module):
         super().__init__()
         self.fc = nn.Conv2d(channels, channels, 1)
 
+    explain = explain_gate
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * F.hardsigmoid(self.fc(global_mean(x)))
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """The channels' weights: (B, C, H, W) -> (B, C, 1, 1)."""
+        return F.hardsigmoid(self.fc(global_mean(x)))

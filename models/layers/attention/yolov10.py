@@ -12,6 +12,7 @@ from models.layers.attention.ops.common import attend
 from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.conv import Conv
 from models.layers.csp import SplitAggregation
+from models.layers.explained import Query, View, head_maps, query_weights, split_heads
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -45,10 +46,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        per_head = self.qkv(x).unflatten(1, (self.heads, -1)).split([self.key, self.key, self.value], 2)
-        size = x.shape[-2:]  # heads become contiguous groups of channels
-        query, key, value = (part.reshape(x.shape[0], self.heads * part.shape[2], *size) for part in per_head)
+        query, key, value = self._projected(x)
         return self.proj(attend(query, key, value, heads=self.heads) + self.pe(value))
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """The affinities of one pixel to all others."""
+        return head_maps(self.weights_of(x, query), (x.shape[2], x.shape[3]))
+
+    def weights_of(self, x: Tensor, query: Query) -> Tensor:
+        """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W)."""
+        queries, keys, _ = (split_heads(part, self.heads) for part in self._projected(x))
+        return query_weights(queries[:, query.index(x.shape[2], x.shape[3])], keys, scale=self.key**-0.5)
+
+    def _projected(self, x: Tensor) -> list[Tensor]:
+        """Query, key and value, heads as contiguous groups of channels: each (B, heads d, H, W)."""
+        per_head = self.qkv(x).unflatten(1, (self.heads, -1)).split([self.key, self.key, self.value], 2)
+        return [part.reshape(x.shape[0], self.heads * part.shape[2], *x.shape[-2:]) for part in per_head]
 
 
 @register("PSABlock", channels=rules.same_width, kind="attention", paper=PAPER)

@@ -16,6 +16,7 @@ from models.layers.attention.ops.common import attend, pad_to_multiple, per_chan
 from models.layers.attention.ops.shared import divisor_up_to
 from models.layers.c3k import C3k
 from models.layers.conv import Conv
+from models.layers.explained import Query, View, head_maps, query_weights, split_heads
 from models.spec import channel_rules as rules
 from models.spec.registry import register
 
@@ -60,10 +61,31 @@ class AreaAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        per_head = self.qkv(x).unflatten(1, (self.heads, -1)).chunk(3, 2)  # heads hold query, key and value side by side
-        query, key, value = (part.reshape(x.shape) for part in per_head)
+        query, key, value = self._projected(x)
         attended = attend(query, key, value, heads=self.heads) if self.area == 1 else self._in_areas(query, key, value)
         return self.proj(attended + self.pe(value))
+
+    def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
+        """What one pixel attends to; outside its area nothing."""
+        weights = self.weights_of(x, query)
+        what = f"attention of the query in its area, one of {self.area}" if self.area > 1 else "attention of the query"
+        return head_maps(weights, (x.shape[2], x.shape[3]), what=what)
+
+    def weights_of(self, x: Tensor, query: Query) -> Tensor:
+        """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W), zero outside its area."""
+        queries, keys, _ = (split_heads(part, self.heads) for part in self._projected(x))
+        pixels, place = keys.shape[1], query.index(x.shape[2], x.shape[3])
+        length = -(-pixels // self.area)
+        start = place // length * length
+        weights = queries.new_zeros(self.heads, pixels)
+        inside = keys[:, start : start + length]
+        weights[:, start : start + length] = query_weights(queries[:, place], inside, scale=queries.shape[2] ** -0.5).to(weights.dtype)
+        return weights
+
+    def _projected(self, x: Tensor) -> list[Tensor]:
+        """Query, key and value, heads as contiguous groups of channels: each (B, C, H, W)."""
+        per_head = self.qkv(x).unflatten(1, (self.heads, -1)).chunk(3, 2)  # heads hold query, key and value side by side
+        return [part.reshape(x.shape) for part in per_head]
 
     def _in_areas(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention inside each area: three (B, C, H, W) -> (B, C, H, W)."""

@@ -105,7 +105,7 @@ def test_links_are_followed_and_keep_their_own_class(root, tmp_path):
     ("broken", "message"),
     [
         (lambda root: (root / "train").rename(root / "other"), "no folder 'train'"),
-        (lambda root: [(root / s).rename(root / f"x{s}") for s in ("train", "val")], "a folder has one for each class under train/ and val/"),
+        (lambda root: [(root / s).rename(root / f"x{s}") for s in ("train", "val")], "has one for each class under train/ and val/"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_one_line(root, broken, message):

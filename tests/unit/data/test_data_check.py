@@ -146,9 +146,7 @@ def test_damage_in_mid_file_is_found_by_decoding(clean):
 
 
 def test_brief_check_names_likely_mistakes(clean):
-    train, val = (
-        (files := list_images([clean.parent / f"images/{s}"]), read_labels(files, progress=False)) for s in ("train", "val")
-    )
+    train, val = ((files := list_images([clean.parent / f"images/{s}"]), read_labels(files, progress=False)) for s in ("train", "val"))
     assert summarize_labels(train, val, ("a", "b")) == [
         "data      2 objects of 2 classes to train on: 100% small, 0% medium, 0% large (COCO's areas, in the original images)"
     ]

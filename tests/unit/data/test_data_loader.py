@@ -271,7 +271,6 @@ class TestSampler:
         assert (len(batch.images), len(batch.targets), batch.max_boxes, batch.images_of_step) == (1, 0, 0, 0)
 
 
-
 class TestBadData:
     def make(self, root, *, labels=True):
         (root / "images").mkdir()

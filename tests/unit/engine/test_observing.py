@@ -29,9 +29,7 @@ def test_figures_take_any_class_name(tmp_path: Path) -> None:
     metric = MetricAccumulator(NAMES)
     for c in range(len(NAMES)):
         found = Detections(torch.tensor([[1.0, 1.0, 9.0, 9.0]]), torch.tensor([0.9]), torch.tensor([c]))
-        metric.update(
-            [found], GroundTruth.of_boxes(torch.tensor([0]), torch.tensor([c]), torch.tensor([[1.0, 1.0, 8.0, 8.0]])), images=[c]
-        )
+        metric.update([found], GroundTruth.of_boxes(torch.tensor([0]), torch.tensor([c]), torch.tensor([[1.0, 1.0, 8.0, 8.0]])), images=[c])
     plot_curves(metric.compute(), tmp_path)
     plot_confusion(np.eye(len(NAMES) + 1, dtype=int), NAMES, tmp_path / "confusion.png")
     plot_labels([np.array([[0, 0.5, 0.5, 0.1, 0.1]])], NAMES, tmp_path / "labels.png")

@@ -251,9 +251,7 @@ def test_fixed_size_exported_file_is_validated(folder: Path, capsys: pytest.Capt
         (["--task", "test"], "'test'"),
     ],
 )
-def test_unsupported_requests_exit_with_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
-) -> None:
+def test_unsupported_requests_exit_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
     assert run(folder, *flags) == 1
     error = capsys.readouterr().err
     assert error.startswith("val.py: ")

@@ -19,9 +19,7 @@ OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", 
        "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip
 NEWER = ("yolo11", "yolo12", "yolo26")
 FAMILY = r"(yolov9-[tsmce]|yolov8(-p2)?|yolov5(-p2)?|yolov7(-tiny)?|yolo11|yolo12|yolo26(-p2)?)"
-VARIANTS = sorted(
-    p.name for p in (CONFIGS / "attention").glob("*.yaml") if re.fullmatch(f"{FAMILY}-({'|'.join(OWN)})(-head)?", p.stem)
-)
+VARIANTS = sorted(p.name for p in (CONFIGS / "attention").glob("*.yaml") if re.fullmatch(f"{FAMILY}-({'|'.join(OWN)})(-head)?", p.stem))
 WHOLE = [name for name in VARIANTS if re.search(r"-(BiFormer-|FocalNet|CloFormer)", name)]
 EXCHANGED = ["yolov5-BoT3.yaml", *(f"{family}-BoT3{place}.yaml" for family in ("yolov8", *NEWER) for place in ("", "-head"))]
 STAGES = [f"{family}-BoTNet.yaml" for family in ("yolov8", *NEWER)]

@@ -248,9 +248,7 @@ def test_a_written_file_builds_the_same_network(tmp_path, capsys):
     main(["yolov8.yaml", "--scale", "s", "--nc", "3", "--insert", "EMA@4", "BRA@8(topk=2)", "--replace", "C2f=C2f_SE@6", "--remove", "9",
           "--init", "identity", "--out", str(out)])  # fmt: skip
     assert "EMA inserted behind what was row 4, as row 5" in capsys.readouterr().out
-    edited = edit(
-        load_spec("yolov8s", nc=3), insert=["EMA@4", "BRA@8(topk=2)"], replace="C2f=C2f_SE@6", remove=9, init="identity"
-    )
+    edited = edit(load_spec("yolov8s", nc=3), insert=["EMA@4", "BRA@8(topk=2)"], replace="C2f=C2f_SE@6", remove=9, init="identity")
     again = load_spec(out)
     assert (again.scale, again.nc) == ("s", 3)
     assert graph(again) == graph(edited.spec)

@@ -243,6 +243,7 @@ def test_adown_halves_and_rounds_down(size: tuple[int, int]) -> None:
 
 # --- every registered layer
 
+
 def is_own(module: str) -> bool:
     return module.startswith(("models.layers.", "torch.nn")) and ".attention" not in module
 

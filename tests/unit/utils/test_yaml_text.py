@@ -203,7 +203,7 @@ SEEDS = [
     "path: ../x\ntrain: images/train\nnames:\n  0: cat\n  1: 'dog'\nnc: 2\n",
     "a: &a {x: 1, y: [1.5, ~, no]}\nb: {<<: *a, z: *a}\nc: |\n  two\n  lines\n",
     "backbone:\n  [[-1, 1, Conv, [64, 3, 2]],\n   [-1, 3, C2f, [128, True]]]\nscales: {n: [0.33, 0.25, 1024]}\n",
-    "# 注释\nnames: [猫, \"d\\u00e9\", !!str 1, !!int 2]\n---\n",
+    '# 注释\nnames: [猫, "d\\u00e9", !!str 1, !!int 2]\n---\n',
 ]
 PIECES = ["&a ", "*a", "*b", "<<: ", "!!int ", "!!python/name:os.system ", "[", "]", "{", "}", ": ", ":", "- ", "\n", "\t", "：", "，"]
 PIECES += ['"', "'", "|\n", "? ", "#", "%YAML 1.1\n", "---\n", "...\n", "\\x", "\x00", "\x85", "\u2028", "\ufeff", "\ufffd"]

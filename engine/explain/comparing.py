@@ -1,0 +1,76 @@
+"""Two networks side by side: the same image and the same object, and what each of them looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.explain.explaining import Chooser, ExplainOptions, Explanation, explain, letterboxed
+from engine.explain.figures import Panel, ShownImage, grid_figure
+from models.analysis.explained_targets import Target, counterparts
+from models.model import Model
+from utils.errors import UserError, nearest
+from utils.types import Detections, Predictions
+
+
+def explain_as(first: Explanation, other: Model, options: ExplainOptions, *, quantity: str = "score") -> Explanation:
+    """Explains the objects of one network's explanation in another network.
+
+    Each object's counterpart is the other network's candidate with the largest score · IoU with it, of the class of the same name.
+
+    Raises:
+        UserError: the other network does not know one of the classes.
+    """
+    boxed = letterboxed(first.image, other, options.hw)
+    here, there = first.placement.letterbox, boxed
+    boxes = first.trace.predictions.boxes[0, first.target.candidates].detach().cpu()
+    original = (boxes - here.pad_xy[0].repeat(2)) / here.scale_xy[0].repeat(2)
+    moved = original * torch.tensor(there.scale_xy * 2) + torch.tensor(there.pad_xy * 2)
+    classes = [class_of(first.names[label], other.names) for label in first.target.classes.tolist()]
+    return explain(other, first.image, options, choose=counterpart_chooser(moved, classes, quantity=quantity))
+
+
+def counterpart_chooser(boxes_xyxy: Tensor, classes: Sequence[int], *, quantity: str) -> Chooser:
+    """Finds objects, in px of the network's input, among its predictions."""
+
+    def choose(predictions: Predictions, found: Detections) -> tuple[Target, Tensor]:
+        device = predictions.boxes.device
+        labels = torch.tensor(classes, device=device, dtype=torch.long)
+        candidates, likeness = counterparts(boxes_xyxy.to(device), labels, predictions.map(lambda t: t.detach()))
+        best = f", best score · IoU {float(likeness.max()):.2f}" if len(likeness) else ""
+        return Target(candidates, labels, quantity, f"the same {len(candidates)} object(s){best}"), torch.zeros(0, dtype=torch.long)
+
+    return choose
+
+
+def class_of(name: str, names: Sequence[str]) -> int:
+    """The number of a class by its name.
+
+    Raises:
+        UserError: it is unknown; names the nearest.
+    """
+    if name not in names:
+        hint = nearest(name, names) or f"it knows {', '.join(list(names)[:8])}"
+        raise UserError(f"--compare: the other network has no class {name!r}; {hint}")
+    return list(names).index(name)
+
+
+def compare_figure(pair: Sequence[Explanation], labels: Sequence[str], method: str) -> Any:
+    """A row of panels for each of two explanations: all rows together, then each row."""
+    shown = ShownImage.of(pair[0])
+    columns = 1 + max(len(one.titles) for one in pair)
+    boxes = pair[0].found.boxes[list(pair[0].chosen)].tolist()
+    panels: list[Panel] = []
+    for one, label in zip(pair, labels):
+        row = [shown.map_panel(one.planes[method], f"{label}: all rows", boxes=boxes)]
+        row += [shown.map_panel(one.row_plane(method, number), title) for number, title in one.titles.items()]
+        panels += row + [_nothing] * (columns - len(row))
+    texts = [*pair[0].names, *pair[1].names]
+    return grid_figure(panels, title=f"{method}: {pair[0].target.text}", aspect=shown.aspect, texts=texts, columns=columns)
+
+
+def _nothing(figure: Any, axes: Any) -> None:
+    axes.axis("off")

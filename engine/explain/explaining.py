@@ -1,0 +1,287 @@
+"""``explain(model, image)``: class activation maps of chosen detections, and what each attention module did, for one image."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.augment.letterbox import LetterboxedImage, letterbox
+from data.images.reading import read_image
+from engine.inference.predictor import collate
+from models.analysis.class_activation import METHODS, combined, method_of, resized, scaled
+from models.analysis.explained_targets import Target, TargetRequest, choose_target
+from models.analysis.module_views import ModuleViews, explainable_modules, module_views
+from models.analysis.tracing import Trace, check_rows, head_rows, row_title, trace
+from models.layers.explained import Query
+from models.model import Model
+from tasks import Task
+from utils.errors import UserError
+from utils.nms import Suppression
+from utils.sizes import round_up_to_stride
+from utils.types import Detections, Letterbox, Predictions
+
+Chooser = Callable[[Predictions, Detections], tuple[Target, Tensor]]
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What is explained, and how.
+
+    Attributes:
+        methods: names of class activation maps; empty for none.
+        rows: of which maps are made; empty for those that the head reads.
+        target: which detections.
+        suppression: how detections are found.
+        hw: height and width in px that images are fitted into; None for 640.
+        query_xy: place of interest in px of the image; None for the middle of the first detection that is explained.
+        modules: whether attention modules show what they did.
+        module_rows: only those of these rows; empty for all.
+    """
+
+    methods: tuple[str, ...] = ("layercam",)
+    rows: tuple[int, ...] = ()
+    target: TargetRequest = field(default_factory=TargetRequest)
+    suppression: Suppression = field(default_factory=Suppression)
+    hw: tuple[int, int] | None = None
+    query_xy: tuple[float, float] | None = None
+    modules: bool = True
+    module_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the network's input.
+
+    Attributes:
+        input_hw: of the network's input, px.
+        top_left: of the image in it, px.
+        inner_hw: of the image in it, px.
+        letterbox: the same for tensors.
+    """
+
+    input_hw: tuple[int, int]
+    top_left: tuple[int, int]
+    inner_hw: tuple[int, int]
+    letterbox: Letterbox
+
+    @staticmethod
+    def of(boxed: LetterboxedImage, original_hw: tuple[int, ...], placement: Letterbox) -> Placement:
+        height, width = original_hw[:2]
+        inner = (max(round(height * boxed.scale_xy[1]), 1), max(round(width * boxed.scale_xy[0]), 1))
+        return Placement(boxed.image.shape[:2], (boxed.pad_xy[1], boxed.pad_xy[0]), inner, placement)
+
+    def crop(self, plane: Tensor) -> Tensor:
+        """The part of a plane (H, W) of the network's input that is the image."""
+        (top, left), (height, width) = self.top_left, self.inner_hw
+        return plane[top : top + height, left : left + width]
+
+    def on_image(self, values: Tensor, reach: tuple[float, float] = (1.0, 1.0), *, smooth: bool = True) -> NDArray[np.float32]:
+        """A map (h, w) over ``reach`` times the network's input, over the image: (inner height, inner width)."""
+        whole = [max(round(side * share), side) for side, share in zip(self.input_hw, reach)]
+        plane = resized(values, (whole[0], whole[1])) if smooth else _in_cells(values.float(), (whole[0], whole[1]))
+        return self.crop(plane).cpu().numpy().astype(np.float32)
+
+    def fractions_to_image(self, xy: Tensor) -> Tensor:
+        """Places (…, 2) as fractions of the network's input, as fractions of the image; outside it below 0 or above 1."""
+        (height, width), (top, left), (inner_h, inner_w) = self.input_hw, self.top_left, self.inner_hw
+        size, corner, inner = (torch.tensor(pair, dtype=torch.float32) for pair in ((width, height), (left, top), (inner_w, inner_h)))
+        return (xy.cpu().float() * size - corner) / inner
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a network did with one image.
+
+    Attributes:
+        image: (H, W, C) uint8 or uint16, the original.
+        found: its detections, in px of the image.
+        names: class names.
+        task: what the detections are.
+        target: what is explained.
+        chosen: numbers of the detections that the target is made of; empty where it is made of candidates that are none.
+        titles: row -> what it is.
+        cams: method -> row -> map (h, w) as the method gives it, before it is scaled.
+        planes: method -> map over the image (inner height, inner width) of all rows together, in 0-1.
+        modules: what attention modules did.
+        query: the place of interest, in the network's input.
+        placement: where the image lies in the network's input.
+        trace: maps, predictions and inputs of modules, for further numbers.
+    """
+
+    image: NDArray[Any]
+    found: Detections
+    names: Sequence[str]
+    task: Task
+    target: Target
+    chosen: tuple[int, ...]
+    titles: Mapping[int, str]
+    cams: Mapping[str, Mapping[int, Tensor]]
+    planes: Mapping[str, NDArray[np.float32]]
+    modules: Sequence[ModuleViews]
+    query: Query
+    placement: Placement
+    trace: Trace
+
+    @property
+    def map(self) -> NDArray[np.float32]:
+        """The first method's map of all rows together, in 0-1, at the size of the image (H, W)."""
+        if not self.planes:
+            raise UserError("no method was asked for, so there is no map")
+        plane = torch.from_numpy(next(iter(self.planes.values())))
+        return resized(plane, (self.image.shape[0], self.image.shape[1])).numpy()
+
+    def row_plane(self, method: str, row: int) -> NDArray[np.float32]:
+        """One row's map in 0-1, over the image (inner height, inner width)."""
+        return self.placement.on_image(scaled(self.cams[method][row]))
+
+    def overlay(self, method: str | None = None) -> NDArray[np.uint8]:
+        """The image (H, W, 3) RGB with a method's map over it and the boxes that are explained; the first method's if none is named."""
+        from engine.explain.figures import overlay
+
+        return overlay(self, method or next(iter(self.planes)))
+
+    def save(self, folder: str | Path, *, stem: str = "image") -> list[Path]:
+        """Writes the figures and arrays into a folder, which is made; returns the figures."""
+        from engine.explain.writing import write_explanation
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return write_explanation(self, Path(folder), stem)
+
+    def _repr_html_(self) -> str:
+        """The overlay of the first method, for a notebook."""
+        from engine.explain.page import encoded
+
+        if not self.planes:
+            return f"<p>{len(self.modules)} modules</p>"
+        return f'<img src="data:image/jpeg;base64,{base64.b64encode(encoded(self.overlay())).decode()}">'
+
+
+def explain(
+    model: Model, image: str | Path | NDArray[Any], options: ExplainOptions | None = None, *, choose: Chooser | None = None, **changes: Any
+) -> Explanation:
+    """Explains what a network found on an image.
+
+    Args:
+        model: of any task and head, as ``load_model`` gives it.
+        image: a path, or an array (H, W, C) or (H, W) uint8 or uint16, RGB where C is 3.
+        options: what and how.
+        choose: takes the predictions and the detections in px of the input, gives the target and the numbers of its detections; by
+            ``options.target`` if None.
+        **changes: other values of fields of ``options``; further ``method`` for a single method, ``target`` and ``classes`` for numbers of
+            detections and of classes, ``quantity`` for score, box or both.
+
+    Example:
+        >>> from models import load_model
+        >>> from engine.explain import explain
+        >>> explain(load_model("best.pt"), "a.jpg", method="gradcam", target=0).save("explained")
+
+    Raises:
+        UserError: an image, a row, a method or a detection that is not there.
+    """
+    options = _changed(options or ExplainOptions(), changes)
+    methods = {name.lower(): method_of(name) for name in options.methods}
+    rows = check_rows(model, options.rows) if options.rows else head_rows(model)
+    original = _as_image(image, model.ch)
+    boxed = letterboxed(original, model, options.hw)
+    device = next(model.parameters()).device
+    batch, placed = collate([boxed], [original.shape[:2]], device)
+    modules = explainable_modules(model, options.module_rows) if options.modules else {}
+    traced = trace(model, batch, rows, modules=modules)
+    placement = Placement.of(boxed, original.shape, placed)
+    found = model.task.postprocess(_detached(traced.predictions), options.suppression)[0]
+    chooser = choose or (lambda predictions, found: choose_target(predictions, found, options.target, model.names))
+    target, chosen = chooser(traced.predictions, found)
+    gradients = traced.gradients(target.value(traced.predictions, placement.input_hw)) if methods else {}
+    maps = {row: one.detach() for row, one in traced.maps.items()}
+    cams = {name: {row: method(maps[row][0].float(), gradients[row][0].float()) for row in rows} for name, method in methods.items()}
+    planes = {name: placement.crop(combined(list(by_row.values()), placement.input_hw)).cpu().numpy() for name, by_row in cams.items()}
+    query = _query(options, placement, traced.predictions, target)
+    return Explanation(
+        image=original,
+        found=model.task.to_original([found], placed)[0],
+        names=model.names,
+        task=model.task,
+        target=target,
+        chosen=tuple(chosen.tolist()),
+        titles={row: row_title(model, row) for row in rows},
+        cams=cams,
+        planes=planes,
+        modules=module_views(modules, traced, query),
+        query=query,
+        placement=placement,
+        trace=traced,
+    )
+
+
+def _changed(options: ExplainOptions, changes: Mapping[str, Any]) -> ExplainOptions:
+    """The options with single values in place of some."""
+    changes = dict(changes)
+    request: dict[str, Any] = {}
+    for given, name in (("target", "numbers"), ("classes", "classes")):
+        value = changes.pop(given, None)
+        if isinstance(value, TargetRequest):
+            options = replace(options, target=value)
+        elif value is not None:
+            request[name] = (value,) if isinstance(value, int) else tuple(value)
+    if "quantity" in changes:
+        request["quantity"] = changes.pop("quantity")
+    if "method" in changes:
+        changes["methods"] = (changes.pop("method"),)
+    unknown = set(changes) - set(ExplainOptions.__dataclass_fields__)
+    if unknown:
+        raise UserError(f"explain: unknown option {sorted(unknown)[0]!r}; known are {', '.join(ExplainOptions.__dataclass_fields__)}")
+    return replace(options, target=replace(options.target, **request), **changes)
+
+
+def _as_image(image: str | Path | NDArray[Any], channels: int) -> NDArray[Any]:
+    """(H, W, channels) uint8 or uint16."""
+    if isinstance(image, (str, Path)):
+        return read_image(image, channels=channels, dtype=None)
+    array = np.asarray(image)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.ndim == 3 and channels == 3 and array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != channels or not array.size or array.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"explain: expected a path or an array (H, W, {channels}) uint8 or uint16, got {array.shape} {array.dtype}")
+    return np.ascontiguousarray(array)
+
+
+def letterboxed(image: NDArray[Any], model: Model, hw: tuple[int, int] | None) -> LetterboxedImage:
+    """An image as the network gets it; ``hw`` in px, None for 640."""
+    height, width = (round_up_to_stride(side, model.stride) for side in hw or (640, 640))
+    return letterbox(image, (height, width), auto=True, stride=model.stride)
+
+
+def _detached(predictions: Predictions) -> Predictions:
+    return predictions.map(lambda t: t.detach())
+
+
+def _query(options: ExplainOptions, placement: Placement, predictions: Predictions, target: Target) -> Query:
+    """The place of interest in the network's input."""
+    height, width = placement.input_hw
+    if options.query_xy is not None:
+        scale, pad = placement.letterbox.scale_xy[0].tolist(), placement.letterbox.pad_xy[0].tolist()
+        x, y = (value * factor + shift for value, factor, shift in zip(options.query_xy, scale, pad))
+    elif len(target.candidates):
+        x1, y1, x2, y2 = predictions.boxes[0, target.candidates[0]].detach().float().tolist()
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    else:
+        x, y = width / 2, height / 2
+    return Query(min(max(y / height, 0.0), 1.0), min(max(x / width, 0.0), 1.0))
+
+
+def _in_cells(values: Tensor, hw: tuple[int, int]) -> Tensor:
+    """A map enlarged without blending its cells."""
+    rows, columns = (torch.arange(side) * count // side for side, count in zip(hw, values.shape))
+    return values.cpu()[rows[:, None], columns]
+
+
+__all__ = ["METHODS", "ExplainOptions", "Explanation", "Placement", "explain"]

@@ -1,0 +1,59 @@
+"""Files of an explanation: figures as PNG, maps as .npy."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.explain.explaining import Explanation
+from engine.explain.figures import cam_figure, fonts, module_figure
+from utils.errors import first_line
+
+log = logging.getLogger(__name__)
+DPI = 150
+LONGEST_STEM = 100
+
+
+def write_explanation(explanation: Explanation, folder: Path, stem: str) -> list[Path]:
+    """``<stem>_<method>.png`` with the maps as ``.npy`` of the same name (all rows together, over the image, in 0-1) and one more
+    ``_row<N>.npy`` for each row (as the method gives it, before it is scaled), and ``<stem>_row<N>_<module>.png``; returns the figures."""
+    figures = []
+    for method in explanation.planes:
+        name = f"{stem}_{safe_name(method)}"
+        np.save(folder / f"{name}.npy", explanation.planes[method])
+        for row, cam in explanation.cams[method].items():
+            np.save(folder / f"{name}_row{row}.npy", cam.cpu().numpy())
+        figures += written(folder / f"{name}.png", lambda method=method: cam_figure(explanation, method), explanation.names)  # type: ignore[misc]
+    for name, module in module_names(explanation):
+        figures += written(folder / f"{stem}_{name}.png", lambda module=module: module_figure(explanation, module), explanation.names)  # type: ignore[misc]
+    return figures
+
+
+def module_names(explanation: Explanation) -> Iterator[tuple[str, Any]]:
+    """A file name for each module, unique among them."""
+    for module in explanation.modules:
+        inner = module.name.split(".", 2)[2:]
+        yield safe_name("_".join((f"row{module.row:02d}", module.kind, *inner)).replace(".", "_")), module
+
+
+def written(path: Path, make: Callable[[], Any], texts: Sequence[str]) -> list[Path]:
+    """Makes and writes one figure; the path in a list, or a line and an empty list where it fails."""
+    try:
+        with fonts(texts), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # families_for has said so
+            make().savefig(str(path), dpi=DPI)
+    except Exception as error:  # what fails while drawing is a line and stops nothing
+        log.warning("%s: not drawn: %s: %s", path.name, type(error).__name__, first_line(error))
+        return []
+    return [path]
+
+
+def safe_name(text: str) -> str:
+    """A part of a file name: letters of any script, digits, and few signs."""
+    return re.sub(r"[^\w.+-]+", "_", text)[:LONGEST_STEM].strip("._") or "image"

@@ -1,0 +1,131 @@
+"""What an explanation is of: a number that is made of some candidates of a prediction, the same for every task and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.boxes import box_iou
+from utils.errors import UserError
+from utils.types import Detections, Predictions
+
+QUANTITIES = ("score", "box", "both")
+FALLBACK = 10  # best candidates that are explained where nothing is detected
+SCORE_WEIGHT = 1e6  # px that a difference of 1 in score is worth when a detection's candidate is looked up
+
+
+@dataclass(frozen=True)
+class Target:
+    """Candidates, each with a class, and what is taken of them.
+
+    Attributes:
+        candidates: (K,) places among the N of a prediction.
+        classes: (K,).
+        quantity: the candidates' ``score`` of their class, their ``box`` (width + height, in those of the input), or ``both``.
+        text: what it is, for captions.
+    """
+
+    candidates: Tensor
+    classes: Tensor
+    quantity: str = "score"
+    text: str = ""
+
+    def value(self, predictions: Predictions, hw: tuple[int, int]) -> Tensor:
+        """The sum over the candidates, a scalar that gradients start from; ``hw`` of the network's input in px."""
+        total = predictions.scores.new_zeros(())
+        if self.quantity in ("score", "both"):
+            total = total + predictions.scores[0, self.candidates, self.classes].sum()
+        if self.quantity in ("box", "both"):
+            corners = predictions.boxes[0, self.candidates]
+            sides = (corners[:, 2:] - corners[:, :2]) / corners.new_tensor((hw[1], hw[0]))
+            total = total + sides.sum()
+        return total
+
+
+@dataclass(frozen=True)
+class TargetRequest:
+    """Which detections are explained.
+
+    Attributes:
+        numbers: places among the detections, best score first, from 0; empty for all.
+        classes: only detections of these; empty for all.
+        quantity: see :class:`Target`.
+    """
+
+    numbers: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
+    quantity: str = "score"
+
+
+def choose_target(predictions: Predictions, found: Detections, request: TargetRequest, names: Sequence[str]) -> tuple[Target, Tensor]:
+    """The target, and which of the detections (in px of the input) it is made of.
+
+    Where nothing is detected, or nothing of the classes, the best candidates take their place.
+
+    Raises:
+        UserError: a number that no detection has.
+    """
+    chosen = torch.arange(len(found))
+    if request.numbers:
+        for number in request.numbers:
+            if not 0 <= number < len(found):
+                have = f"{len(found)} detections, 0 to {len(found) - 1}" if len(found) else "no detection"
+                raise UserError(f"target {number}: the image has {have}")
+        chosen = torch.tensor(request.numbers)
+    if request.classes:
+        of_class = torch.isin(found.classes.cpu(), torch.tensor(request.classes))
+        chosen = chosen[of_class[chosen]]
+    if len(chosen):
+        part = found[chosen.to(found.scores.device)]
+        text = _text(part, chosen, request, names)
+        return Target(candidates_of(part, predictions), part.classes, request.quantity, text), chosen
+    return _best_candidates(predictions, request, names), chosen
+
+
+def candidates_of(found: Detections, predictions: Predictions) -> Tensor:
+    """The candidates that detections (n, in px of the input) were made from: those of equal score and box, or the nearest."""
+    scores, boxes = predictions.scores[0].detach(), predictions.boxes[0].detach()
+    cost = SCORE_WEIGHT * (scores.t()[found.classes] - found.scores[:, None]).abs()  # (n, N)
+    cost += (boxes[None] - found.boxes[:, None]).abs().sum(2)
+    return cost.argmin(1)
+
+
+def counterparts(boxes_xyxy: Tensor, classes: Tensor, predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """For each object the candidate of another prediction that is most like it: the largest score · IoU, and that product.
+
+    Args:
+        boxes_xyxy: (n, 4) px of the input.
+        classes: (n,).
+        predictions: of one image.
+
+    Returns:
+        Candidates (n,) and products (n,).
+    """
+    likeness = box_iou(boxes_xyxy.float(), predictions.boxes[0].float()) * predictions.scores[0].float().t()[classes]  # (n, N)
+    best = likeness.max(1)
+    return best.indices, best.values
+
+
+def _best_candidates(predictions: Predictions, request: TargetRequest, names: Sequence[str]) -> Target:
+    scores = predictions.scores[0].detach()  # (N, nc)
+    if request.classes:
+        scores = scores[:, list(request.classes)]
+    values, flat = scores.flatten().topk(min(FALLBACK, scores.numel()))
+    places, columns = flat // scores.shape[1], flat % scores.shape[1]
+    classes = torch.tensor(request.classes, device=columns.device)[columns] if request.classes else columns
+    of = f" of {', '.join(names[c] for c in request.classes)}" if request.classes else ""
+    best = f", best {float(values[0]):.3g}" if len(values) else ""
+    return Target(places, classes, request.quantity, f"nothing found{of}: the {len(places)} best candidates{best}")
+
+
+def _text(part: Detections, chosen: Tensor, request: TargetRequest, names: Sequence[str]) -> str:
+    what = "" if request.quantity == "score" else " (box)" if request.quantity == "box" else " (score and box)"
+    if len(part) == 1:
+        return f"detection {int(chosen[0])}: {names[int(part.classes[0])]} {float(part.scores[0]):.2f}{what}"
+    if request.numbers:
+        return f"detections {', '.join(map(str, chosen.tolist()))}{what}"
+    of = f" of {', '.join(names[c] for c in request.classes)}" if request.classes else ""
+    return f"all {len(part)} detections{of}{what}"
