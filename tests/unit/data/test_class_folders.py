@@ -192,3 +192,16 @@ def test_the_centre_crop_is_the_published_transform(hw):
     assert np.array_equal(cropped.image, published)
     x = np.array((hw[1] / 2, hw[0] / 2)) * cropped.scale_xy + cropped.pad_xy
     assert np.abs(x - 16).max() <= 0.51
+
+
+def test_data_check_looks_at_class_folders_too(root, tmp_path, capsys, monkeypatch):
+    from data.tools import check
+
+    write(root / "val/bee/copy.png", seed=0)  # the content of train/ant/0.png
+    monkeypatch.chdir(tmp_path)
+    assert check.main([str(root), "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "in two splits" in out
+    assert "no label file" not in out
+    assert check.main([str(root), "--fix", "--out", str(tmp_path / "clean")]) == 2
+    assert "has a folder for each class" in capsys.readouterr().err

@@ -183,3 +183,24 @@ def test_a_classifier_of_yolov5_keeps_no_yaml_and_is_recognised(tmp_path, with_c
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(read(images).main[0], own(images).main[0])
     assert {m.eps for m in read.model[:-1].modules() if isinstance(m, torch.nn.BatchNorm2d)} == {1e-3}
+
+
+def test_the_loss_of_several_ranks_is_that_of_the_whole_batch(monkeypatch):
+    """Ranks average their gradients, also where their parts of a batch differ in size."""
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    loss = Classify(4, [8]).build_loss(Hyperparameters())
+    whole = loss(HeadOutput(((logits[..., None, None],),)), batch([0, 1, 2]))["cls"]
+    monkeypatch.setattr("models.losses.cross_entropy.world_size", lambda: 2)
+    parts = [
+        loss(HeadOutput(((logits[part][..., None, None],),)), batch(list(range(3))[part])._replace(step_images=3))["cls"]
+        for part in (slice(0, 2), slice(2, 3))
+    ]
+    assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["SE@8", "EMA@6", "FocalModulation@backbone.last", "EMA@detect"])
+def test_attention_can_be_inserted_into_a_classifier(spec):
+    from models.edit.rows import edit
+
+    change = edit(load_spec("yolov8n-cls.yaml", nc=3), insert=[spec])
+    assert len(plan_layers(change.spec)) == 11
