@@ -89,6 +89,7 @@ class CommonTask:
 
     name: str
     whole_image = False
+    submission = ""
     candidate_field = ""
     settings: Mapping[str, Any] = {}
 
@@ -100,6 +101,9 @@ class CommonTask:
 
     def configured(self, hyp: Any) -> Any:
         return self
+
+    def write_submission(self, metric: Any, folder: Path, *, stems: Mapping[str, str]) -> str:
+        raise UserError(f"results of the task {self.name!r} have no form but COCO's")
 
     def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> Any:
         return None
@@ -226,6 +230,7 @@ class Task(Protocol):
         defaults: what the programs take where a flag says nothing.
         whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
             not letterboxed, and nothing has a place: no mosaic, no rectangular batches, no windows, no anchors.
+        submission: what the files of results for a benchmark are called where they are not COCO's, such as ``DOTA``; empty for none.
     """
 
     @property
@@ -260,6 +265,8 @@ class Task(Protocol):
     def defaults(self) -> TaskDefaults: ...
     @property
     def whole_image(self) -> bool: ...
+    @property
+    def submission(self) -> str: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -305,6 +312,15 @@ class Task(Protocol):
 
     def add_truth(self, detections: Detections, truth: Any, *, image: int) -> Detections:
         """The ground truth of one image of a batch with score 1, then those of its detections that are none of these objects."""
+
+    def write_submission(self, metric: Any, folder: Path, *, stems: Mapping[str, str]) -> str:
+        """Writes what a metric has collected as files of results for the benchmark ``submission``; returns a line for the console.
+
+        Args:
+            metric: of this task.
+            folder: to write into.
+            stems: what each image of the metric is called there.
+        """
 
     def plot(self, result: Any, folder: Path) -> None:
         """Writes the figures of a :class:`MetricResult` into a folder."""

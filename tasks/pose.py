@@ -159,11 +159,10 @@ class PoseTask(DetectTask):
     def draw(self, image_rgb: NDArray[np.uint8], detections: Detections, names: Sequence[str], style: DrawStyle) -> NDArray[np.uint8]:
         from utils.visual.skeleton import draw_skeletons
 
-        drawn = super().draw(image_rgb, detections, names, style)
         points = detections.fields["keypoints"].detach().float().cpu().numpy()
         limbs = self.keypoints.limbs if self.keypoints else Keypoints(points.shape[1]).limbs
-        draw_skeletons(drawn, points[::-1], limbs, line_thickness=style.line_thickness)
-        return drawn
+        below = draw_skeletons(image_rgb.copy(), points[::-1], limbs, line_thickness=style.line_thickness)
+        return super().draw(below, detections, names, style)
 
     def label_rows(self, detections: Detections, hw: tuple[int, int], *, with_confidence: bool = False) -> list[str]:
         """``class cx cy w h``, then ``x y visibility`` (or ``x y``) of each keypoint, in 0-1, and the score if asked for.

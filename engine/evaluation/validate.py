@@ -102,7 +102,10 @@ def validate_on_rank(config: ValConfig) -> Any:
             report(metrics, config, classes=spec.nc)
             plot_result(model.task, metrics, save_dir)
             write_numbers(metrics, save_dir, metric, context_of(config, model))
-            if config.save_json:
+            if config.save_json and model.task.submission:
+                stems = {path: Path(path).stem for path in loader.dataset.image_files}
+                print(model.task.write_submission(metric, save_dir / model.task.submission, stems=stems))
+            elif config.save_json:
                 files = list_images(spec.sources(config.task))
                 save_json(metric, annotations, config, save_dir, image_ids=dict(zip(files, number_images(files))))
             print(f"Results in {save_dir}")
@@ -165,7 +168,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
 
 def open_spec(config: ValConfig, model: Network) -> DatasetSpec:
     """The data set of the model's classes and channels."""
-    if config.save_json and model.task.coco_type is None:
+    if config.save_json and model.task.coco_type is None and not model.task.submission:
         raise UserError(f"--save-json: results of the task {model.task.name!r} have no form in COCO; leave it out")
     spec = load_dataset_spec(config.data, single_cls=config.single_cls, need=(config.task,))
     if spec.nc != model.nc:
@@ -249,9 +252,10 @@ def save_json(
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids
     stats: dict[str, float] = {}
-    for kind in ("bbox", *(["segm"] if annotations.masks is not None else [])):
+    kinds = getattr(metric, "coco_kinds", {"bbox": {}, **({"segm": {}} if annotations.masks is not None else {})})
+    for kind, options in kinds.items():
         stats = run_pycocotools(
-            annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind
+            annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind, **options
         )
         print(f"pycocotools{'' if kind == 'bbox' else f' ({kind})'}: " + ", ".join(f"{name} {value:.3f}" for name, value in stats.items()))
     return stats

@@ -23,7 +23,7 @@ NO_CAP = 1 << 16  # a width that no network has
 ONE_SCALE = "one"  # of a file without scales; no letter, because blocks of YOLO11 and YOLO12 differ at some of these
 DEEPEST, MOST_VALUES = 12, 100_000
 MASK_HEADS = ("Segment", "Segment26", "DSegment", "DualDSegment")  # whose rows have more than classes and anchors
-TWO_BRANCHES = ("v10Detect", "Segment26")  # heads that always begin with two branches
+TWO_BRANCHES = ("v10Detect", "Segment26", "Pose26")  # heads that always begin with two branches
 ONE_TO_MANY, ONE_TO_ONE = "cv2", "one2one_cv2"  # the box convolutions of a head's two branches
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
@@ -131,10 +131,10 @@ def _anchors(head: Record, raw: Mapping[str, Any], strides: Sequence[float]) -> 
 
 
 def _head_keys(head: Record) -> dict[str, Any]:
-    """The keys of the file that say which head ``Detect`` is, from the head itself: programs can change it after reading the YAML."""
+    """The keys of the file that say which form of its name the head has, from the head itself: programs can change it after reading."""
     bins = head.state.get("reg_max", BINS)
     keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
-    if head.cls.name in ("Detect", "Pose") and _child(head, ONE_TO_ONE) is not None:
+    if head.cls.name not in TWO_BRANCHES and _child(head, ONE_TO_ONE) is not None:
         keys["end2end"] = True
     if (shape := plain(head.state.get("kpt_shape"))) is not None:
         keys["kpt_shape"] = shape

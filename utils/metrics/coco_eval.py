@@ -27,6 +27,7 @@ from utils.metrics.coco_file import (
     read_json,
     sound_annotations,
 )
+from utils.metrics.keypoints import KEYPOINT_STATS
 from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator
 
 UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -167,7 +168,8 @@ class CollectedState(Protocol):
 def write_coco_json(
     path: str | Path, accumulator: CollectedState, *, category_ids: Sequence[int], image_ids: Mapping[str, int] | None = None
 ) -> int:
-    """Writes all detections of an evaluation in COCO's results format, with their masks as run-length codes where they have any.
+    """Writes all detections of an evaluation in COCO's results format, with their masks as run-length codes and their keypoints where they
+    have any.
 
     Args:
         path: File to write.
@@ -182,11 +184,21 @@ def write_coco_json(
     ids = [image_ids[name] if image_ids else int(name) for name in state["images"]]
     row = '{"image_id":%d,"category_id":%d,"bbox":[%.4f,%.4f,%.4f,%.4f],"score":%.9g%s}'
     dets = state["detections"].tolist()
-    codes = state.get("fields", {}).get("detections", {}).get(FIELD)
-    masks = [""] * len(dets) if codes is None else [f',"segmentation":{json.dumps(as_json(code))}' for code in codes]
-    rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:], mask) for d, mask in zip(dets, masks))
+    fields = state.get("fields", {}).get("detections", {})
+    codes, points = fields.get(FIELD), fields.get("keypoints")
+    added = [""] * len(dets)
+    if codes is not None:
+        added = [f',"segmentation":{json.dumps(as_json(code))}' for code in codes]
+    elif points is not None:
+        added = [_keypoint_text(p) for p in points.reshape(len(points), -1).tolist()]
+    rows = (row % (ids[int(d[0])], category_ids[int(d[1])], *d[2:], more) for d, more in zip(dets, added))
     Path(path).write_text("[" + ",\n".join(rows) + "]\n", encoding="utf-8")
     return len(state["detections"])
+
+
+def _keypoint_text(values: Sequence[float]) -> str:
+    """Keypoints as JSON writes them: x, y in px and the confidence of each."""
+    return f',"keypoints":[{",".join(f"{value:.4f}" for value in values)}]'
 
 
 def run_pycocotools(
@@ -197,8 +209,9 @@ def run_pycocotools(
     category_ids: Iterable[int] | None = None,
     use_categories: bool = True,
     kind: str = "bbox",
+    sigmas: Sequence[float] = (),
 ) -> dict[str, float]:
-    """The 12 numbers of pycocotools.
+    """The numbers of pycocotools: 12 for boxes and masks, 10 for keypoints.
 
     Args:
         annotations: Instances JSON, a file or its content.
@@ -206,7 +219,8 @@ def run_pycocotools(
         image_ids: Only these images are evaluated; None takes all of the annotations.
         category_ids: Only these categories are evaluated; None takes all of the annotations.
         use_categories: False evaluates without regard to class.
-        kind: ``bbox`` or ``segm``.
+        kind: ``bbox``, ``segm`` or ``keypoints``.
+        sigmas: Of the keypoints for OKS; () for COCO's.
 
     Raises:
         UserError: If the files do not fit each other.
@@ -224,10 +238,15 @@ def run_pycocotools(
         found = [{k: v for k, v in entry.items() if k != "bbox"} for entry in found]
         sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
         content = {**content, "annotations": [with_segmentation(a, sizes[a["image_id"]]) for a in sound_annotations(content)]}
+    if kind == "keypoints":  # it takes the area of a detection from its box, where that is there too
+        found = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
+        content = {**content, "annotations": [_with_keypoints(entry) for entry in content["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints much of no interest
         truth = _indexed(COCO(), content)
         dets = truth.loadRes(found) if found else _indexed(COCO(), {**content, "annotations": []})
         evaluation = COCOeval(truth, dets, kind)
+        if sigmas:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         if image_ids is not None:
             evaluation.params.imgIds = sorted(set(image_ids))
         if category_ids is not None:
@@ -236,7 +255,15 @@ def run_pycocotools(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {name: float(value) for name, value in zip(COCO_STATS, evaluation.stats)}
+    names = KEYPOINT_STATS if kind == "keypoints" else COCO_STATS
+    return {name: float(value) for name, value in zip(names, evaluation.stats)}
+
+
+def _with_keypoints(entry: Any) -> Any:
+    """An annotation with the number of its keypoints, of which pycocotools ignores those with none."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("keypoints"), list):
+        return entry
+    return {**entry, "num_keypoints": sum(visible > 0 for visible in entry["keypoints"][2::3])}
 
 
 def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], list[dict[str, Any]]]:

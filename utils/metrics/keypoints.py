@@ -7,13 +7,14 @@ keypoints ignored, medium and large objects apart. The other rules count every o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from utils.metrics.average_precision import Array
 from utils.metrics.matching import AREA_RANGES, Objects, box_overlap
 from utils.metrics.metrics import CocoCounts, CocoRule, Metrics
-from utils.metrics.oks import KeypointSimilarity
+from utils.metrics.oks import KeypointSimilarity, default_sigmas
 from utils.metrics.paired import PairedAccumulator, PairedMetrics
 
 MARK = "P"  # of the keypoints' columns, as published
@@ -34,6 +35,13 @@ class PoseAccumulator(PairedAccumulator):
     def __init__(self, names: Sequence[str], *, rule: str = "coco", sigmas: Sequence[float] = ()) -> None:
         super().__init__(names, mark=MARK, noun="keypoint", rule=rule, fields=("keypoints",))
         self.sigmas = tuple(sigmas)
+
+    @property
+    def coco_kinds(self) -> dict[str, dict[str, Any]]:
+        """What pycocotools can measure of it, and with which options."""
+        points = self.state()["fields"]["truth"].get("keypoints")
+        usual = default_sigmas(points.shape[1]) if points is not None else ()
+        return {"bbox": {}, "keypoints": {"sigmas": self.sigmas or usual}}
 
     def compute(self) -> PairedMetrics:  # type: ignore[override]
         """The metrics of everything that was added, boxes and keypoints."""

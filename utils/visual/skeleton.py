@@ -19,6 +19,7 @@ SUBPIXEL_BITS = 4
 FARTHEST_PX = 1 << 14
 LINES_OF_SIZE = 0.022  # width of a line as a part of the extent of the object's keypoints
 POINT_RADIUS = 1.15  # as a part of a line's width
+SMALL_PX = 120  # extent of an object below which points and their rims are smaller, too
 LARGEST_LINE = 2.0  # as a multiple of the usual width
 
 
@@ -39,11 +40,11 @@ def draw_skeletons(
         shown = np.isfinite(points).all(axis=1) & (points[:, 2] >= SHOWN)
         if shown.any():
             width = line_thickness or _thickness(image, points[shown])
-            _draw_one(image, points[:, :2].clip(-FARTHEST_PX, FARTHEST_PX), shown, limbs, width)
+            _draw_one(image, points[:, :2].clip(-FARTHEST_PX, FARTHEST_PX), shown, limbs, width=width)
     return image
 
 
-def _draw_one(image: Image, xy: NDArray, shown: NDArray[np.bool_], limbs: Sequence[tuple[int, int]], width: int) -> None:
+def _draw_one(image: Image, xy: NDArray, shown: NDArray[np.bool_], limbs: Sequence[tuple[int, int]], *, width: int) -> None:
     corners = np.round(xy * (1 << SUBPIXEL_BITS)).astype(int).tolist()
     lines = [(a, b) for a, b in limbs if shown[a] and shown[b]]
     colours = _colours(len(xy))
@@ -51,16 +52,21 @@ def _draw_one(image: Image, xy: NDArray, shown: NDArray[np.bool_], limbs: Sequen
         cv2.line(image, corners[a], corners[b], OUTLINE, width + 2, cv2.LINE_AA, SUBPIXEL_BITS)
     for a, b in lines:
         cv2.line(image, corners[a], corners[b], colours[max(a, b)], width, cv2.LINE_AA, SUBPIXEL_BITS)
-    radius = max(POINT_RADIUS * width, 1.5)
+    part = min(_extent(xy[shown]) / SMALL_PX, 1.0) if shown.sum() > 1 else 1.0
+    radius = max(POINT_RADIUS * width, 1.5) * max(part, 0.5)
     for k in np.flatnonzero(shown).tolist():
-        for extent, colour in ((radius + 1.5, OUTLINE), (radius + 0.75, RIM), (radius - 0.25, colours[k])):
+        for extent, colour in ((radius + 1.5 * part, OUTLINE), (radius + 0.75 * part, RIM), (radius - 0.25 * part, colours[k])):
             cv2.circle(image, corners[k], round(extent * (1 << SUBPIXEL_BITS)), colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
 def _thickness(image: Image, points: NDArray) -> int:
     usual = default_thickness(image.shape[:2])
-    extent = float(np.ptp(points[:, :2], axis=0).max())
-    return int(np.clip(round(extent * LINES_OF_SIZE), 1, round(LARGEST_LINE * usual)))
+    return int(np.clip(round(_extent(points[:, :2]) * LINES_OF_SIZE), 1, round(LARGEST_LINE * usual)))
+
+
+def _extent(xy: NDArray) -> float:
+    """The longer side in px of the box around points (n, 2)."""
+    return float(np.ptp(xy, axis=0).max())
 
 
 @cache
