@@ -20,7 +20,8 @@ from utils.cli.val_arguments import ValConfig
 from utils.errors import UserError
 from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.types import Detections
-from utils.visual.plots import plot_confusion, plot_curves, plot_labels, plot_trade_off, shown_name
+from utils.visual.names import shown_name
+from utils.visual.plots import plot_confusion, plot_curves, plot_labels, plot_trade_off
 
 NAMES = ("US$5-US$10", "_a$x^{$ b", "$$", "$10\\$20", "a\nb\x00\x1b[31m", "翘头剪/左", "l" * 500, "x\ud800", "\\", "", "^_{}")
 
@@ -50,7 +51,7 @@ def test_legend_names_classes_that_begin_with_an_underscore(monkeypatch: pytest.
     from matplotlib.figure import Figure
 
     shown: list[list[str]] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: shown.append([t.get_text() for t in self.axes[0].get_legend().texts]))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: shown.append([t.get_text() for t in self.legends[0].texts]))
     plot_trade_off({"_a": [(1.0, 2.0, "x")], "b": [(1.0, 3.0, "x")]}, tmp_path / "x.png", x="ms", y="mAP")
     assert shown == [["_a", "b"]]
 
