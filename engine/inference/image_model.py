@@ -1,49 +1,60 @@
-"""The model that torch.hub gives: images of any kind in, boxes out, with detect.py's pre- and post-processing."""
+"""A network that takes images of any kind: ``results = load_model("best.pt")("a.jpg")``, with detect.py's pre- and post-processing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.augment.letterbox import letterbox
-from data.images.reading import read_image
-from data.sources.urls import is_url, read_remote_image, redacted
 from engine.inference.augmented import GREY, AugmentedModel
-from engine.inference.predictor import PRE_PROCESS, STAGES, Predictor, collate
+from engine.inference.inputs import ImageSource, as_array, file_name, single_images
+from engine.inference.networks import LoadOptions, load_network
+from engine.inference.predictor import PRE_PROCESS, STAGES, Network, Predictor, collate
 from engine.inference.results import Results
-from engine.memory_format import ready_to_infer
-from models.checkpoints.checkpoint import load_model
-from models.checkpoints.published import ensure_weights
-from models.model import Model
 from utils.cli.sizes import height_and_width
 from utils.distributed import select_device
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 from utils.nms import Suppression
 from utils.sizes import round_up_to_stride
-from utils.types import Letterbox, to_unit_range
+from utils.types import Letterbox, Predictions, to_unit_range
 from utils.visual.draw import viewable
 
-ImageSource: TypeAlias = "str | Path | np.ndarray | Tensor | Any"  # Any: a PIL image
+SETTINGS = ("conf", "iou", "classes", "max_det", "agnostic", "multi_label")
+OTHER_NAMES = {"agnostic_nms": "agnostic", "conf_thres": "conf", "iou_thres": "iou"}
+ELSEWHERE = {  # options of other programs' calls -> what does it here
+    "stream": "for result in model.stream(source)", "save": "results.save()", "show": "results.show()", "verbose": "results.print()",
+    "save_crop": "results.crop()", "device": "load_model(path, device=...)", "half": "detect.py --half",
+}  # fmt: skip
 
 
-def load_hub_model(path: str | Path, *, device: str = "", plugins: Sequence[str | Path] = (), download: bool = False) -> HubModel:
-    """The model of a checkpoint, deployed. Raises UserError as ``load_model`` does."""
-    ensure_weights(path, download=download)
+def load_model(path: str | Path, *, device: str = "", plugins: Sequence[str | Path] = (), download: bool = False) -> ImageModel:
+    """A checkpoint, deployed, or an exported file, as a function of images.
+
+    Args:
+        path: of the weights: this project's or another's ``.pt``, safetensors, or what export.py wrote.
+        device: ``cpu``, ``0`` …; a GPU where there is one if empty.
+        plugins: Python files with modules that the model uses.
+        download: fetch published weights that are not on disk.
+
+    Raises:
+        UserError: the file is not there, is damaged, or cannot be built.
+    """
     chosen = select_device(device)
-    return HubModel(ready_to_infer(load_model(path, plugins=plugins).deploy(), chosen)).to(chosen)
+    network = load_network(Path(path), device=chosen, options=LoadOptions(plugins=[str(p) for p in plugins], download=download))
+    return ImageModel(network, device=chosen)
 
 
-class HubModel(nn.Module):
-    """A detector that takes paths, arrays, PIL images, tensors and lists of these, and returns :class:`Results`.
+class ImageModel(nn.Module):
+    """A network that takes paths, folders, arrays, PIL images, tensors and lists of these, and returns :class:`Results`.
 
     Attributes:
+        model: the network itself: tensors in, raw maps or predictions out.
         conf: least score.
         iou: overlap above which the weaker of two boxes is dropped.
         classes: keep only these; None keeps all.
@@ -60,109 +71,102 @@ class HubModel(nn.Module):
     agnostic: bool = False
     multi_label: bool = False
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, network: Network, *, device: torch.device | None = None) -> None:
         """
         Args:
-            model: as ``deploy()`` gives it.
+            network: a Model as ``deploy()`` gives it, or an exported file.
+            device: where an exported file runs; a Model's own is used.
         """
         super().__init__()
-        self.model, self.names, self.stride = model.eval(), model.names, model.stride
+        self.model: Any = network.eval() if isinstance(network, nn.Module) else network
+        self.names, self.stride = network.names, network.stride
+        self._device = device or torch.device("cpu")
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next((p.device for p in self.parameters()), self._device)
 
-    @torch.no_grad()
-    def forward(self, source: ImageSource | Sequence[ImageSource], size: int | Sequence[int] = 640, augment: bool = False) -> Results:
-        """Finds objects.
+    def forward(
+        self, source: ImageSource | Sequence[ImageSource], size: int | Sequence[int] = 640, augment: bool = False, **settings: Any
+    ) -> Results:
+        """Finds objects; the results of all images, which are kept in memory (``stream`` gives one after another).
 
         Args:
-            source: a path or http(s) URL, an array (H, W, C) or (H, W) uint8 or uint16, in RGB order where C is 3, a PIL image, a tensor
-                (C, H, W) or (B, C, H, W) in 0-1 or uint8, or a list of these. Tensors go into the network as they are, padded to the
-                stride; everything else is letterboxed.
-            size: side, or height and width, of the letterboxed image in px.
+            source: a path, folder, glob, .txt list or http(s) URL, an array (H, W, C) or (H, W) uint8 or uint16, in RGB order where C is
+                3, a PIL image, a tensor (C, H, W) or (B, C, H, W) in 0-1 or uint8, or a list of these. Tensors go into the network as
+                they are, padded to the stride; everything else is letterboxed.
+            size: side, or height and width, of the letterboxed image in px; ``imgsz`` means the same.
             augment: look also at smaller and mirrored versions.
+            settings: ``conf``, ``iou``, ``classes``, ``max_det``, ``agnostic``, ``multi_label`` of this call, instead of the attributes.
 
         Raises:
-            UserError: an image that cannot be read, or is of another kind or shape.
+            UserError: an image that cannot be read, or is of another kind or shape, or an unknown setting.
         """
-        predictor = self._predictor(augment=augment)
-        inputs = list(source) if isinstance(source, (list, tuple)) else [source]
-        inputs = [p for item in inputs for p in _one_by_one(item, self.model.ch)]
+        each = list(self.stream(source, size, augment, **settings))
+        if not each:
+            return Results([], [], self.names, [], (0.0,) * len(STAGES), self.model.task)
+        times = tuple(sum(stage) / len(each) for stage in zip(*(one.times_ms for one in each)))
+        return Results(*([part for one in each for part in getattr(one, f)] for f in ("ims", "found")), self.names,
+                       [one.files[0] for one in each], times, self.model.task)  # fmt: skip
+
+    def stream(
+        self, source: ImageSource | Sequence[ImageSource], size: int | Sequence[int] = 640, augment: bool = False, **settings: Any
+    ) -> Iterator[Results]:
+        """The results of one image after another, as ``forward`` takes them: of a large folder only one image is in memory."""
+        size = settings.pop("imgsz", size)
+        predictor = self._predictor(augment=augment, settings=settings)
         sides = height_and_width(size if isinstance(size, int) else tuple(size))
-        hw = tuple(round_up_to_stride(side, self.stride) for side in sides)
-        images, found, files = [], [], []
-        for index, item in enumerate(inputs):
+        hw = predictor.imgsz or tuple(round_up_to_stride(side, self.stride) for side in sides)
+        for index, item in enumerate(single_images(source, predictor.ch)):
+            before = dict(predictor.stopwatch.seconds)
             with predictor.stopwatch.stage(PRE_PROCESS):
-                image, batch, placement = self._prepared(item, hw)
-            found += predictor.predict_batch(batch, placement)
-            images.append(image)
-            files.append(_file_name(item, index))
-        times = tuple(1000 * predictor.stopwatch.seconds[stage] / max(len(inputs), 1) for stage in STAGES)
-        return Results(images, found, self.names, files, times, self.model.task)
+                image, batch, placement = self._prepared(item, hw, predictor)
+            found = predictor.predict_batch(batch, placement)
+            times = tuple(1000 * (predictor.stopwatch.seconds[stage] - before.get(stage, 0.0)) for stage in STAGES)
+            yield Results([image], found, self.names, [file_name(item, index)], times, predictor.task)
 
-    def _predictor(self, *, augment: bool) -> Predictor:
-        suppression = Suppression(
-            conf=self.conf, iou=self.iou, max_det=self.max_det, classes=self.classes, agnostic=self.agnostic, multi_label=self.multi_label
-        )
-        return Predictor(AugmentedModel(self.model) if augment else self.model, suppression, device=self.device)
+    def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
+        """Boxes (B, N, 4) xyxy px and scores (B, N, nc), before suppression, for a batch (B, C, H, W) in 0-1 of the network's size.
 
-    def _prepared(self, item: ImageSource, hw: tuple[int, ...]) -> tuple[np.ndarray, Tensor, Letterbox]:
+        Raises:
+            UserError: not a tensor; files, arrays and PIL images are what the model itself takes: ``model("a.jpg")``.
+        """
+        if not isinstance(images, Tensor):
+            raise UserError(f"predict() takes a tensor (B, {self.model.ch}, H, W) in 0-1; {_called_with(images)} goes to the model itself: "
+                            "results = model(...)")  # fmt: skip
+        return self.model.predict(images.to(self.device), above=above)
+
+    def _predictor(self, *, augment: bool, settings: dict[str, Any]) -> Predictor:
+        given = {OTHER_NAMES.get(name, name): value for name, value in settings.items()}
+        for name in given.keys() - set(SETTINGS):
+            known = (*SETTINGS, "size", "imgsz", "augment")
+            hint = f"write {ELSEWHERE[name]}" if name in ELSEWHERE else nearest(name, known) or f"known are {', '.join(known)}"
+            raise UserError(f"model(...): no setting {name!r}; {hint}")
+        values = {name: given.get(name, getattr(self, name)) for name in SETTINGS}
+        for name in ("conf", "iou"):
+            if not 0 <= values[name] <= 1:
+                raise UserError(f"model(...): {name} should be from 0 to 1, got {values[name]}")
+        network = AugmentedModel(self.model) if augment else self.model
+        return Predictor(network, Suppression(**values), device=self.device)
+
+    def _prepared(self, item: ImageSource, hw: tuple[int, ...], predictor: Predictor) -> tuple[np.ndarray, Tensor, Letterbox]:
         """The image to show (H, W, 3) RGB, as a batch of one for the network, and how the two belong together."""
         if isinstance(item, Tensor):
-            return self._padded(item)
-        image = _as_array(item, self.model.ch)
-        boxed = letterbox(image, (hw[0], hw[1]), auto=True, stride=self.stride)
+            return self._padded(item, predictor.imgsz)
+        image = as_array(item, predictor.ch)
+        boxed = letterbox(image, (hw[0], hw[1]), auto=predictor.dynamic, stride=self.stride)
         return viewable(image), *collate([boxed], [image.shape[:2]], self.device)
 
-    def _padded(self, item: Tensor) -> tuple[np.ndarray, Tensor, Letterbox]:
+    def _padded(self, item: Tensor, fixed: tuple[int, int] | None) -> tuple[np.ndarray, Tensor, Letterbox]:
         height, width = item.shape[1:]
         batch = to_unit_range(item[None].to(self.device), torch.float32)
         batch = F.pad(batch, (0, -width % self.stride, 0, -height % self.stride), value=GREY)
+        if fixed is not None and tuple(batch.shape[2:]) != tuple(fixed):
+            raise UserError(f"a tensor should be {fixed[0]}x{fixed[1]} px for this exported file, not {height}x{width}; arrays are resized")
         image = (to_unit_range(item.cpu(), torch.float32).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
         identity = Letterbox(torch.tensor([[height, width]]), torch.ones(1, 2), torch.zeros(1, 2))
         return viewable(image.numpy()), batch, identity
 
 
-def _one_by_one(image: ImageSource, channels: int) -> list[ImageSource]:
-    """A batch of tensors as its images; anything else alone. Raises UserError for a tensor of another shape."""
-    if not isinstance(image, Tensor):
-        return [image]
-    if image.dim() == 3:
-        image = image[None]
-    if image.dim() != 4 or image.shape[1] != channels or min(image.shape[2:], default=0) < 1:
-        raise UserError(
-            f"a tensor should be ({channels}, H, W), or a batch of these, not {tuple(image.shape)}; arrays are (H, W, {channels})"
-        )
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise UserError(f"a tensor should hold floats in 0-1 or uint8, not {image.dtype}")
-    return list(image)
-
-
-def _as_array(image: ImageSource, channels: int) -> np.ndarray:
-    """(H, W, channels) uint8 or uint16 of a path, an array or a PIL image."""
-    if isinstance(image, (str, Path)):
-        if is_url(str(image)):
-            return read_remote_image(str(image), channels=channels)
-        return read_image(image, channels=channels, dtype=None)
-    if isinstance(image, Image.Image):
-        if channels not in (1, 3):
-            raise UserError(f"a PIL image has no {channels} channels; give an array (H, W, {channels})")
-        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L"))
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"an image should be a path, an array, a PIL image or a tensor, not {type(image).__name__}")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"an array should be uint8 or uint16, not {image.dtype}")
-    array = image[:, :, None] if image.ndim == 2 else image
-    if array.ndim == 3 and channels == 3 and array.shape[2] in (1, 4):  # grey, or with transparency
-        array = array[:, :, :3] if array.shape[2] == 4 else np.repeat(array, 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != channels or not array.size:
-        raise UserError(f"an array should be (H, W, {channels}){' in RGB order' if channels == 3 else ''}, not {image.shape}")
-    return np.ascontiguousarray(array)
-
-
-def _file_name(image: ImageSource, index: int) -> str:
-    given = image if isinstance(image, (str, Path)) else getattr(image, "filename", "")
-    if not isinstance(given, (str, Path)) or not str(given):
-        return f"image{index}.jpg"
-    return redacted(str(given)) if is_url(str(given)) else str(given)
+def _called_with(images: object) -> str:
+    return f"{images!r:.60}" if isinstance(images, (str, Path)) else f"a {type(images).__name__}"
