@@ -35,4 +35,4 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs data/shapes
+	rm -rf $(VENV) runs data/shapes data/shapes-*/

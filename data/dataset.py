@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -173,8 +173,13 @@ class ImageDataset(torch.utils.data.Dataset):
         unreadable = tuple((self.image_files[i], reason) for i, reason in self._unreadable.items())
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2), targets, paths, letterboxes, max_boxes, unreadable, keys[0].step_images,
-            finish=finish_of(samples) if self.options.finish_on_device else None,
+            finish=finish_of(samples) if self.options.finish_on_device else None, truth=None if self.options.augment else self._truth(keys),
         )  # fmt: skip
+
+    def _truth(self, keys: Sequence[SampleKey]) -> Any:
+        """The objects of a batch in px of the originals, where the task measures them by more than its targets say."""
+        hws = [(int(h), int(w)) for h, w in self.table.shapes_hw[[k.index for k in keys]]]
+        return self.task.exact_truth([(self.table.instances(k.index, hw=hw), hw) for k, hw in zip(keys, hws)])
 
     def _sample(self, key: SampleKey, place: np.ndarray) -> Sample:
         """One image; in ``place`` (H, W, C) where it can be drawn there."""

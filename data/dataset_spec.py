@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.labels.paths import as_written
+from data.tools.shape_points import ensure_shape_points
 from data.tools.shapes import ensure_shapes
+from tasks.keypoints import Keypoints, read_keypoints
 from utils.errors import UserError, nearest
-from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_KEYPOINTS, MAX_NAME_CHARS
+from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_NAME_CHARS
 from utils.reading.text_files import user_path
 from utils.reading.yaml_text import read_yaml, shown
 
 SPLITS = ("train", "val", "test")
 HERE = Path(__file__).resolve().parent
+EMBEDDED: dict[str, Callable[[Path], Path]] = {"shapes.yaml": ensure_shapes, "shapes-pose.yaml": ensure_shape_points}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ class DatasetSpec:
         single_cls: whether all classes count as one.
         annotations: by split, the COCO JSON that the file says to take labels from.
         flip_idx: for each keypoint the index of its left-right counterpart; None if the file has none.
-        kpt_shape: keypoints of an object, and values of each (2: x y, 3: x y visibility); None if the labels have none.
+        keypoints: what the keypoints of the objects are; None if the labels have none.
     """
 
     yaml_path: Path
@@ -58,7 +61,17 @@ class DatasetSpec:
     single_cls: bool = False
     annotations: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     flip_idx: tuple[int, ...] | None = None
-    kpt_shape: tuple[int, int] | None = None
+    keypoints: Keypoints | None = None
+
+    @property
+    def kpt_shape(self) -> tuple[int, int] | None:
+        """Keypoints of an object, and values of each (2: x y, 3: x y visibility); None if the labels have none."""
+        return self.keypoints.shape if self.keypoints else None
+
+    @property
+    def label_settings(self) -> Mapping[str, Any]:
+        """What the file says of its labels to a task, as plain values by key."""
+        return self.keypoints.settings if self.keypoints else {}
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """The sources of ``train``, ``val`` or ``test``.
@@ -78,7 +91,10 @@ class DatasetSpec:
 
     def annotations_json(self, split: str) -> Path | None:
         """The COCO file of a split: the one that the dataset file names, else ``annotations/instances_<split>.json`` below the root or
-        beside the images' folder, or ``_annotations.coco.json`` in it; None where there is none."""
+        beside the images' folder, or ``_annotations.coco.json`` in it; None where there is none.
+
+        With keypoints ``annotations/person_keypoints_<split>.json`` comes first.
+        """
         if split in self.annotations:
             return self.annotations[split]
         source = next(iter(getattr(self, split)), None)
@@ -86,7 +102,8 @@ class DatasetSpec:
             return None
         stems = [source.stem] * (source.stem != "images") + [source.parent.name, split]
         folders = dict.fromkeys((self.root, source.parent, source.parent.parent))
-        found = [folder / "annotations" / f"instances_{stem}.json" for folder in folders for stem in stems]
+        kinds = ["person_keypoints"] * (self.keypoints is not None) + ["instances"]
+        found = [folder / "annotations" / f"{kind}_{stem}.json" for kind in kinds for folder in folders for stem in stems]
         found += [source / "_annotations.coco.json"]
         return next((path for path in found if path.is_file()), None)
 
@@ -109,8 +126,8 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     """
     yaml_path = find_dataset_yaml(path_or_name)
     raw = read_yaml(yaml_path, as_written=("names",), expected="train, val and names")
-    if yaml_path.resolve() == HERE / "shapes.yaml":
-        _generate_embedded(HERE / "shapes")
+    if draw := EMBEDDED.get(yaml_path.name if yaml_path.resolve().parent == HERE else ""):
+        _generate_embedded(HERE / yaml_path.stem, draw)
     download = None if raw.get("download") is None else str(raw["download"]).strip()
     roots = _roots(yaml_path, raw.get("path"))
     resolved: dict[str, tuple[Path, ...]] = {}
@@ -135,13 +152,13 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
         yaml_path=yaml_path, root=root, names=names, nc=len(names), label_nc=label_nc, ch=_read_ch(yaml_path, raw),
         ch_given="ch" in raw or "channels" in raw, bits=_read_bits(yaml_path, raw), download=download, single_cls=single_cls,
         annotations=_read_annotations(yaml_path, raw, roots), flip_idx=_read_flip_idx(yaml_path, raw),
-        kpt_shape=_read_kpt_shape(yaml_path, raw), **resolved,
+        keypoints=read_keypoints(raw, source=str(yaml_path)), **resolved,
     )  # fmt: skip
 
 
-def _generate_embedded(folder: Path) -> None:
+def _generate_embedded(folder: Path, draw: Callable[[Path], Path]) -> None:
     try:
-        ensure_shapes(folder)
+        draw(folder)
     except OSError as error:
         raise UserError(f"the embedded data set cannot be drawn into {folder}: {error.strerror or error}; python -m data.shapes FOLDER "
                         "draws it elsewhere") from error  # fmt: skip
@@ -301,18 +318,11 @@ def _read_flip_idx(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, ...] | No
     if given is None:
         return None
     count = len(given) if isinstance(given, list) else 0
+    keypoints = read_keypoints(raw, source=str(yaml_path))
+    if count and keypoints is not None and count != keypoints.count:
+        raise UserError(f"{yaml_path}: flip_idx: {count} indices, but kpt_shape has {keypoints.count} keypoints; one for each is expected")
     if not count or not all(type(i) is int and 0 <= i < count and given[i] == k for k, i in enumerate(given)):
         raise UserError(
             f"{yaml_path}: flip_idx: {shown(given)}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]"
         )
     return tuple(given)
-
-
-def _read_kpt_shape(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, int] | None:
-    given = raw.get("kpt_shape")
-    if given is None:
-        return None
-    whole = isinstance(given, list) and len(given) == 2 and all(type(i) is int for i in given)
-    if not whole or not 1 <= given[0] <= MAX_KEYPOINTS or given[1] not in (2, 3):
-        raise UserError(f"{yaml_path}: kpt_shape: {shown(given)}, keypoints of an object and values of each (2 or 3) are expected: [17, 3]")
-    return given[0], given[1]

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import AuthenticationError
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.augment.colour import colour_note
-from data.augment.hyp import AugmentHyp
+from data.augment.hyp import AugmentHyp, AugmentValues
 from data.dataset import ImageDataset, ImageOptions
 from data.dataset_spec import DatasetSpec
 from data.images.depth import depth_of
@@ -96,7 +96,9 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
     Raises:
         UserError: images missing, none usable, none labelled, or a class without a name.
     """
+    task = task.for_labels(spec.label_settings, source=str(spec.yaml_path))
     files, table = _read_split(spec, split, options, task)
+    options = _without_flips(spec, table, options)
     dtype = depth_of(files, channels=spec.ch, bits=spec.bits)
     if options.rank == 0 and options.augment and (note := colour_note(spec.ch, dtype, options.hyp)):
         print(f"{options.prefix}{note}")
@@ -112,10 +114,20 @@ def build_loader(spec: DatasetSpec, split: str, options: LoaderOptions, *, task:
         flip_idx=spec.flip_idx,
         finish_on_device=options.finish_on_device and options.augment and spec.ch == 3 and dtype == np.uint8,
     )
-    dataset = ImageDataset(files, table, images, task=task)
+    dataset = ImageDataset(files, table, images, task=task.configured(options.hyp))
     _fill_cache(dataset, options)
     sampler = _build_sampler(table, options, bytes_per_pixel=bytes_per_pixel)
     return BatchLoader(dataset, sampler, workers=options.workers, seed=options.seed, prefix=options.prefix)
+
+
+def _without_flips(spec: DatasetSpec, table: LabelTable, options: LoaderOptions) -> LoaderOptions:
+    """Options without flips where keypoints have no ``flip_idx``: a mirrored left hand would be labelled as a left hand."""
+    hyp = options.hyp
+    if not options.augment or table.keypoints is None or spec.flip_idx is not None or not (hyp.flipud or hyp.fliplr or hyp.copy_paste):
+        return options
+    if options.rank == 0:
+        print(f"{options.prefix}flips and copy-paste are off: {spec.yaml_path} has keypoints and no flip_idx, the counterpart of each")
+    return replace(options, hyp=AugmentValues.of(hyp, flipud=0.0, fliplr=0.0, copy_paste=0.0))
 
 
 def _recent_bytes(options: LoaderOptions, *, count: int, bytes_per_pixel: int) -> int:

@@ -10,6 +10,7 @@ from models.edit.rows import edit
 from models.model import Model
 from models.spec.parser import load_spec
 from models.spec.registry import load_plugin
+from tasks.keypoints import Keypoints
 from utils.reading.limits import LARGEST_NETWORK
 
 
@@ -22,6 +23,7 @@ def build_model(
     plugins: Sequence[str | Path] = (),
     attention: str | Sequence[str] = (),
     attention_init: str = "",
+    keypoints: Keypoints | None = None,
     most_values: int = LARGEST_NETWORK,
 ) -> Model:
     """Builds a network from a model YAML (path, bare name or dictionary), freshly initialised and in training mode.
@@ -34,6 +36,7 @@ def build_model(
         plugins: Python files of the caller's whose blocks the YAML uses.
         attention: modules to insert, such as ``["FocalModulation@9", "EMA@detect"]``: :func:`models.edit.rows.edit`.
         attention_init: ``"identity"`` starts them as exact no-ops.
+        keypoints: of the data, for a network for pose estimation; the YAML's if not given.
         most_values: of parameters and buffers; a larger network is refused before it takes the memory.
 
     Raises:
@@ -43,7 +46,7 @@ def build_model(
         load_plugin(path)
     if names is not None and nc is None:
         nc = len(names)
-    spec = load_spec(cfg, nc=nc, ch=ch)
+    spec = load_spec(cfg, nc=nc, ch=ch, keypoints=keypoints)
     if attention or attention_init:
         spec = edit(spec, insert=attention, init=attention_init).spec
     return Model(spec, names=names, most_values=most_values)

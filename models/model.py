@@ -201,20 +201,20 @@ class Model(nn.Module):
         plan, levels = self.plans[-1], self.head.levels(self.plans[-1].sources)
         strides = [DRY_RUN_SIZE / self.shapes[s][-2] for s in plan.sources]
         main = self.head.main_inputs(len(strides))
-        for start in range(0, len(strides), levels):
+        for start in range(0, len(strides) - self.head.image_inputs, levels):
             differing = [
                 f"level {level + 1} has stride {strides[start + level]:g} (row {plan.sources[start + level]}) beside {strides[i]:g} "
                 f"(row {plan.sources[i]})"
-                for level, i in enumerate(main)
+                for level, i in enumerate(main[:levels])
                 if strides[start + level] != strides[i]
             ]
             if differing:
-                order = "auxiliary levels first" if main.start else "main levels first"
+                order = "auxiliary levels first" if main[0] else "main levels first"
                 raise UserError(
                     f"{self.spec.origin}: row {plan.index} [{plan.name}]: an auxiliary branch reads other strides than the main one: "
                     f"{'; '.join(differing)}; list all levels of one branch, then of the next, {order}"
                 )
-        return tuple(strides[i] for i in main)
+        return tuple(strides[i] for i in main[:levels])
 
 
 def _falling_levels(model: Model) -> str:

@@ -7,5 +7,7 @@ from __future__ import annotations
 
 from tasks.base import TASKS, Task, get_task, register_task
 from tasks.detect import DETECT
+from tasks.pose import POSE
+from tasks.segment import SEGMENT
 
-__all__ = ["DETECT", "TASKS", "Task", "get_task", "register_task"]
+__all__ = ["DETECT", "POSE", "SEGMENT", "TASKS", "Task", "get_task", "register_task"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,6 +41,61 @@ class ExportOutput:
     name: str
     axes: Mapping[int, str]
     tolerance: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class View:
+    """A version of images that a network has seen in their place (test-time augmentation).
+
+    Attributes:
+        hw: height and width of the images in px.
+        scale_xy: px of the version for each px of the image.
+        mirrored: whether left and right are exchanged.
+    """
+
+    hw: tuple[int, int]
+    scale_xy: tuple[float, float]
+    mirrored: bool = False
+
+    def boxes_back(self, boxes_xyxy: Tensor) -> Tensor:
+        """Boxes (..., 4) in px of the version in px of the images."""
+        boxes = boxes_xyxy / boxes_xyxy.new_tensor(self.scale_xy).repeat(2)
+        if not self.mirrored:
+            return boxes
+        x1, y1, x2, y2 = boxes.unbind(dim=-1)
+        return torch.stack((self.hw[1] - x2, y1, self.hw[1] - x1, y2), dim=-1)
+
+
+class TaskDefaults:
+    """What most tasks do alike; a task inherits it and overrides what it knows better."""
+
+    name: str
+    candidate_field = ""
+    settings: Mapping[str, Any] = {}
+
+    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Any:
+        return self
+
+    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Any:
+        return self
+
+    def configured(self, hyp: Any) -> Any:
+        return self
+
+    def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> Any:
+        return None
+
+    def join(self, parts: Sequence[Predictions]) -> Predictions:
+        return Predictions.join_candidates(parts)
+
+    def from_view(self, predictions: Predictions, view: View) -> Predictions:
+        """Turns boxes back. Raises UserError where there is more than boxes."""
+        if extra := [*predictions.fields, *predictions.shared]:
+            raise UserError(f"--augment: turns boxes back only, but the task {self.name!r} has also {', '.join(extra)}; leave it out")
+        return Predictions(view.boxes_back(predictions.boxes), predictions.scores)
+
+    def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+        return detections
 
 
 class MetricResult(Protocol):
@@ -107,6 +163,8 @@ class Task(Protocol):
         columns: names of the metric's values in results.csv, in order.
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
+        candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
+        settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
     """
 
     @property
@@ -119,6 +177,23 @@ class Task(Protocol):
     def outputs(self) -> tuple[ExportOutput, ...]: ...
     @property
     def coco_type(self) -> str | None: ...
+    @property
+    def candidate_field(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task as a file describes it, which may hold other keys too. Raises UserError, which begins with ``source``."""
+
+    def for_labels(self, settings: Mapping[str, Any], *, source: str) -> Task:
+        """This task, whose network is given, with what a data set says of its labels.
+
+        Raises:
+            UserError: the data set lacks what the task needs, or does not fit the network; begins with ``source``.
+        """
+
+    def configured(self, hyp: Any) -> Task:
+        """The task as a recipe has it: itself where no hyper-parameter changes its targets."""
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -128,6 +203,24 @@ class Task(Protocol):
 
     def ground_truth(self, batch: Batch) -> Any:
         """The objects of a batch, from its targets, in px of the original images: what the metric compares with."""
+
+    def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> Any:
+        """The objects of a batch's originals, each with its height and width in px, for ``ground_truth`` to return; None where the
+        targets say all that the metric compares with."""
+
+    def join(self, parts: Sequence[Predictions]) -> Predictions:
+        """Candidates of the same images from several networks or views as those of one."""
+
+    def from_view(self, predictions: Predictions, view: View) -> Predictions:
+        """Predictions for a resized or mirrored version of the images, in px of the images."""
+
+    def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+        """Detections of one image in which some become a part of others, apart from their boxes.
+
+        Args:
+            owner: (p,) the detection that each piece becomes a part of.
+            pieces: (p,) the pieces.
+        """
 
     def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
         """Detections of each image in px of the network's input, best score first."""
@@ -195,8 +288,6 @@ def get_task(name: str) -> Task:
 
 def targets_of_images(parts: Sequence[Mapping[str, NDArray]]) -> Targets:
     """The targets of a batch from those of its images, in order."""
-    import torch
-
     counts = torch.tensor([len(part["boxes"]) for part in parts])
     joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     joined["classes"] = joined["classes"].long()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, register_task
+from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_AREA, NO_POLYGON, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import (
     box_iou,
@@ -34,13 +34,13 @@ POSE_HINT = "; pose labels need kpt_shape in the dataset file"
 SAME_OBJECT_IOU = 0.7  # a detection that overlaps an object of its class more is that object
 
 
-class DetectTask:
+class DetectTask(TaskDefaults):
     """Axis-aligned boxes. A label row with a polygon is taken too: augmentation keeps its box tight."""
 
     name = "detect"
     expected_row = "class cx cy w h, or class x1 y1 x2 y2 x3 y3 … (a polygon)"
     coco_type = "bbox"
-    outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
+    outputs: tuple[ExportOutput, ...] = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -96,8 +96,13 @@ class DetectTask:
         rows = truth.image == image
         classes, boxes = truth.classes[rows], ltwh_to_xyxy(truth.boxes_ltwh[rows]).to(detections.boxes)
         same = (box_iou(detections.boxes, boxes) > SAME_OBJECT_IOU) & (detections.classes[:, None] == classes)  # (n, m)
-        objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes)
-        return Detections.cat([objects, detections[~same.any(dim=1)].replace(fields={})])
+        objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes, self.truth_fields(truth, rows))
+        others = detections[~same.any(dim=1)]
+        return Detections.cat([objects, others.replace(fields={name: others.fields[name] for name in objects.fields})])
+
+    def truth_fields(self, truth: GroundTruth, rows: Tensor) -> Mapping[str, Tensor]:
+        """What objects have besides boxes and classes, as detections have it; ``rows`` is a mask of the ground truth."""
+        return {}
 
     def plot(self, result: Metrics, folder: Path) -> None:
         """Precision, recall and F1 curves and the confusion matrix."""

@@ -31,8 +31,8 @@ class InvalidRow(NamedTuple):
     skips_image: bool = True  # else only the row is dropped
 
 
-def parse_numbers(values: Sequence[str], expected: str) -> np.ndarray | InvalidRow:
-    """Class and coordinates (n,) float64, the latter clipped to 0-1."""
+def parse_numbers(values: Sequence[str], expected: str, *, limited: bool = True) -> np.ndarray | InvalidRow:
+    """Class and coordinates (n,) float64, the latter clipped to 0-1, or as they are unless ``limited``."""
     try:
         numbers = np.array(values, np.float64)
     except ValueError:
@@ -41,6 +41,8 @@ def parse_numbers(values: Sequence[str], expected: str) -> np.ndarray | InvalidR
         return InvalidRow("NaN or infinity, finite numbers are expected", NOT_FINITE)
     if not 0 <= numbers[0] <= MAX_CLASS or numbers[0] != int(numbers[0]):
         return InvalidRow(f"class {values[0]}, a whole number from 0 is expected", WRONG_CLASS)
+    if not limited:
+        return numbers
     outside = np.flatnonzero((numbers[1:] < -ROUNDING) | (numbers[1:] > 1 + ROUNDING))
     if len(outside):
         column = int(outside[0]) + 1

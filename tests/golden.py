@@ -21,6 +21,7 @@ from tests.pending import PENDING
 HERE = Path(__file__).parent / "goldens"
 REFERENCE = Path(os.environ.get("YOLO_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 KEPT_SUFFIXES = ("anchors", "anchor_grid", "stride", "strides")
+FLOW_CONSTANTS = ("loc", "cov", "mask")  # of RealNVP, alone or in a head
 
 
 class Golden(NamedTuple):
@@ -88,8 +89,11 @@ def fill_value(key: str, shape: tuple[int, ...], g: float) -> np.ndarray:
 
 
 def is_kept(key: str) -> bool:
-    """Whether the fill rule leaves an entry unchanged: the fixed projection of the box distribution, anchors and strides."""
+    """Whether the fill rule leaves an entry unchanged: the fixed projection of the box distribution, a flow's constants, anchors
+    and strides."""
     parts = key.split(".")
+    if parts[-1] in FLOW_CONSTANTS and parts[-2:-1] in ([], ["flow_model"]):
+        return True
     projection = len(parts) >= 3 and parts[-3].startswith("dfl") and parts[-2:] == ["conv", "weight"]
     return projection or key.endswith(KEPT_SUFFIXES)
 

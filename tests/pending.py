@@ -11,20 +11,6 @@ PENDING = {
     # families
     "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
-    "models/*-seg": "segmentation",
-    "models/*-dseg": "segmentation",
-    "heads/*_Segment": "segmentation",
-    "losses/v5_seg:values": "segmentation",
-    "losses/v8_seg": "segmentation",
-    "losses/v26_seg": "segmentation",
-    "blocks/ul_Proto": "segmentation",
-    "models/*-pose": "pose",
-    "heads/*_Pose": "pose",
-    "losses/*_pose": "pose",
-    "blocks/ul_RealNVP": "pose",
-    "ops/keypoint_flip": "pose",
-    "ops/map_keypoints": "pose",
-    "ops/oks": "pose",
     "models/*-obb": "rotated boxes",
     "heads/*_OBB": "rotated boxes",
     "losses/*_obb": "rotated boxes",
@@ -36,5 +22,4 @@ PENDING = {
     "heads/ul_Classify": "classification",
     "losses/ul_cls": "classification",
     "ops/top_k": "classification",
-    "ops/defaults_tasks": "the defaults of the tasks",
 }

@@ -76,6 +76,13 @@ class TrainConfig:
     fixed_lr: bool = flag(False, "constant after warm-up")
     label_smoothing: float | None = flag(None, "label smoothing; takes the place of the hyp file's", least=0, below=1)
     close_mosaic: int | None = flag(None, "last epochs without mosaic and mixup; takes the place of the hyp file's", least=0)
+    mask_ratio: int | None = flag(
+        None, "segmentation: px of the image for each cell of a target's mask; takes the place of the hyp file's", least=1, most=32
+    )
+    overlap_mask: int | None = flag(
+        None, "segmentation: 1 gives a pixel to the smallest of overlapping objects, 0 to all; takes the place of the hyp file's", least=0,
+        most=1, shorthands={"--no-overlap-mask": 0},
+    )  # fmt: skip
     freeze: tuple[int | str, ...] = flag(
         (0,), f"freeze the first N layers, the layers N N ..., or all that was transferred ({PRETRAINED})", metavar="N"
     )

@@ -16,8 +16,7 @@ from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
 UNUSED_KEYS = frozenset(
-    ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "kobj", "mask_ratio")
-    + ("overlap_mask", "paste_in", "pose", "rle")
+    ("anchors", "angle", "auto_augment", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "erasing", "paste_in")
 )
 _SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
 IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + tuple(
@@ -57,6 +56,9 @@ class Hyperparameters:
     cls: float = _key(0.5, "gain of the class loss")
     obj: float = _key(0.7, "gain of the objectness loss of anchor-based heads")
     dfl: float = _key(1.5, "gain of the distribution focal loss of anchor-free heads")
+    pose: float = _key(12.0, "gain of the keypoint loss (OKS)")
+    kobj: float = _key(1.0, "gain of the keypoints' visibility loss")
+    rle: float = _key(1.0, "gain of the likelihood of keypoint errors (YOLO26)")
     cls_pw: float = _key(1.0, "weight of positives in the class loss")
     cls_weights: tuple[float, ...] = _key((), "weight of each class in the class loss, in the order of names; empty: all 1")
     obj_pw: float = _key(1.0, "weight of positives in the objectness loss")
@@ -70,6 +72,8 @@ class Hyperparameters:
     tal_topk: int = _key(10, "task-aligned assignment: candidates of an object", least=1)
     tal_alpha: float = _key(0.5, "task-aligned assignment: exponent of the score")
     tal_beta: float = _key(6.0, "task-aligned assignment: exponent of the IoU")
+    mask_ratio: int = _key(4, "segmentation: px of the image for each cell of a target's mask", least=1, most=32)
+    overlap_mask: int = _key(1, "segmentation: 1: where masks overlap a pixel belongs to the smallest object, 0: to all", most=1)
     # Augmentation
     hsv_h: float = _key(0.015, "largest change of hue, a fraction", most=1)
     hsv_s: float = _key(0.7, "largest change of saturation, a fraction", most=1)
@@ -137,7 +141,7 @@ def _checked(key: Flag, value: Any, source: str) -> Any:
     if key.choices:
         return _checked_name(key, value, source)
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) and (key.scalar, key.most) != (int, 1):  # a switch may be written as true or false
             raise ValueError
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -63,7 +63,7 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
     above = scores > suppression.conf
     counts = above.sum(dim=1).clamp(max=suppression.max_candidates).tolist()  # the one wait for the device
     per_box = scores.shape[1] // max(boxes.shape[1], 1)
-    scores, index = scores.masked_fill(~above, float("-inf")).topk(max(counts, default=0), dim=1)  # (B, K)
+    scores, index = _best_first(scores.masked_fill(~above, float("-inf")), max(counts, default=0))  # (B, K)
     labels = labels.expand(above.shape).gather(1, index)
     anchor = (index // max(per_box, 1))[..., None]  # (B, K, 1)
     boxes = boxes.gather(1, anchor.expand(-1, -1, 4))  # (B, K, 4)
@@ -75,6 +75,14 @@ def non_max_suppression(predictions: Predictions, suppression: Suppression) -> l
     if boxes.device.type == "cpu":
         return [_suppress(candidates, suppression) for candidates in images]
     return suppress_joined(images, suppression)
+
+
+def _best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of each row's scores (B, M) and their places, of equal ones the first first: topk alone leaves that open."""
+    _, index = scores.topk(count, dim=1, sorted=False)
+    index = index.sort(dim=1).values
+    scores, order = scores.gather(1, index).sort(dim=1, descending=True, stable=True)
+    return scores, index.gather(1, order)
 
 
 def suppress_joined(images: Sequence[Detections], suppression: Suppression) -> list[Detections]:

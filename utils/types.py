@@ -80,7 +80,7 @@ class Targets(Columns):
     image: Tensor  # (M,) int64, which image of the batch
     classes: Tensor  # (M,) int64
     boxes: Tensor  # (M, 4) float32 cxcywh, in 0-1 of the batch image
-    masks: Tensor | None = None  # (M, h, w) uint8, at the size of the mask branch; None where the task has none
+    masks: Tensor | None = None  # (M, h, ceil(w / 8)) uint8, eight pixels in a byte, at 1 / mask_ratio of the image; None: no such task
     keypoints: Tensor | None = None  # (M, K, 3) float32: x and y in 0-1, visibility 0, 1 or 2
     angle: Tensor | None = None  # (M,) float32 radians
 
@@ -130,6 +130,7 @@ class Batch(NamedTuple):
     step_images: int | None = None  # images of this step over all ranks, if more; 0: takes part, counts nowhere
     host_boxes: Tensor | None = None  # ``targets.boxes`` (or more) on the host, from which the loss bounds its lists of candidates
     finish: Finish | None = None  # what is left to do to the images
+    truth: Any = None  # what the task's metric compares with, where the targets do not say it exactly; on the host
 
     @property
     def images_of_step(self) -> int:
@@ -186,9 +187,21 @@ class Detections(Columns):
     scores: Tensor  # (n,)
     classes: Tensor  # (n,) int64
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ·) by name
+    shared: Mapping[str, Tensor] = field(default_factory=dict)  # of the whole image, until a task has made fields of them
+    image_hw: tuple[int, int] | None = None  # height and width of the image that the coordinates are in, where a field needs them
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __getitem__(self, index: Any) -> Detections:
+        """The detections that a mask, a slice or indices select; what is of the whole image stays."""
+        rows = super(Detections, self.replace(shared={})).__getitem__(index) if self.shared else super().__getitem__(index)
+        return rows.replace(shared=self.shared) if self.shared else rows
+
+    @classmethod
+    def cat(cls, parts: Sequence[Detections], *, dim: int = 0) -> Detections:
+        """Detections with the same fields, joined; without what is of one whole image."""
+        return super().cat([part.replace(shared={}) if part.shared else part for part in parts], dim=dim)
 
     @staticmethod
     def empty() -> Detections:

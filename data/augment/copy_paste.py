@@ -33,10 +33,9 @@ def copy_paste(
     if not kept.any():
         return image, instances
     copies = copies.select(kept)
-    outlines = [np.round(p).astype(np.int32) for p in copies.polygons()]
     mask = np.zeros(image.shape[:2], np.uint8)
-    for outline in outlines:  # one by one: filled together, overlaps would be holes
-        cv2.fillPoly(mask, [outline], 1)
+    for rings in copies.outlines():  # object by object: filled together, overlaps would be holes
+        cv2.fillPoly(mask, [np.round(ring).astype(np.int32) for ring in rings], 1)  # type: ignore[call-overload]
     image = np.where(mask[:, :, None] > 0, image[:, ::-1], image)
     return image, concatenate((instances, copies))
 

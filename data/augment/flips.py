@@ -34,7 +34,7 @@ class Flips(NamedTuple):
     def of_instances(self, instances: Instances, hw: tuple[int, int], *, flip_idx: Sequence[int] | None = None) -> Instances:
         """Objects of an image of ``hw`` px, flipped; ``flip_idx`` is for their keypoints."""
         if self.upside_down:
-            instances = instances.flipped(hw[0])
+            instances = instances.flipped(hw[0], flip_idx=flip_idx)
         return instances.mirrored(hw[1], flip_idx=flip_idx) if self.mirrored else instances
 
 

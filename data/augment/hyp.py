@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 
@@ -34,3 +35,27 @@ class AugmentHyp(Protocol):
     def mixup(self) -> float: ...
     @property
     def copy_paste(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class AugmentValues:
+    """The same as values of their own."""
+
+    hsv_h: float
+    hsv_s: float
+    hsv_v: float
+    degrees: float
+    translate: float
+    scale: float
+    shear: float
+    perspective: float
+    flipud: float
+    fliplr: float
+    mosaic: float
+    mixup: float
+    copy_paste: float
+
+    @classmethod
+    def of(cls, hyp: AugmentHyp, **changes: float) -> AugmentValues:
+        """The values of ``hyp``, some exchanged."""
+        return cls(**{**{field.name: getattr(hyp, field.name) for field in fields(cls)}, **changes})

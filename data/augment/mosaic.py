@@ -96,7 +96,7 @@ def warp_canvas(
     image = _blank(scene, scene.hw)
     for tile in scene.tiles:
         _paste(image, tile.image, tile.x, tile.y)
-    before = concatenate([t.instances.shifted(t.x, t.y).clamped(scene.hw) for t in scene.tiles])
+    before = concatenate([t.instances.shifted(t.x, t.y).cut(scene.hw) for t in scene.tiles])
     image, before = copy_paste(image, before, paste, rng, flip_idx=flip_idx)
     return warp_image(image, transform.matrix, out_hw), before, warp_instances(before, transform.matrix, out_hw)
 
@@ -118,7 +118,7 @@ def resize_tiles(
         if x.target > 0 and y.target > 0:
             part = tile.image[y.start : y.start + y.length, x.start : x.start + x.length]
             _paste_resized(image, part, (x.target, y.target), x.place, y.place)
-        before.append(tile.instances.shifted(tile.x, tile.y).clamped(scene.hw))
+        before.append(tile.instances.shifted(tile.x, tile.y).cut(scene.hw))
         shift = (x.place - x.scale * (tile.x + x.start), y.place - y.scale * (tile.y + y.start))
         after.append(before[-1].scaled(x.scale, y.scale).shifted(*shift))
     return image, concatenate(before), concatenate(after).clipped(out_hw)

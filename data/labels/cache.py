@@ -22,9 +22,9 @@ from data.labels.problems import Problem
 from data.labels.table import LabelTable
 from utils.files import atomic_write
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ARRAYS = ("shapes_hw", "has_label_file", "starts", "classes", "boxes_cxcywh", "rows", "point_starts", "points")
-OPTIONAL_ARRAYS = ("keypoints",)
+OPTIONAL_ARRAYS = ("keypoints", "breaks")
 
 
 def cached_labels(path: Path, key: str, read: Callable[[], LabelTable]) -> tuple[LabelTable, str]:

@@ -17,10 +17,20 @@ import numpy as np
 
 from data.labels.checks import drop_duplicates
 from data.labels.probing import map_images, probe_labels
-from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, WRONG_CLASS, Problem
-from data.labels.table import ImageLabels, LabelTable, build_table
-from tasks.rows import ROUNDING
-from utils.metrics.coco_file import BROKEN_BOX, NO_CATEGORY, CocoObject, find_image_id, image_ids_by_name, read_coco_file
+from data.labels.problems import ANNOTATIONS, MISSING, NO_AREA, NOT_FINITE, OUT_OF_RANGE, OUTLINE, WRONG_CLASS, Problem
+from data.labels.table import ImageLabels, LabelTable, breaks_of, build_table
+from tasks.rows import COLUMNS, ROUNDING
+from utils.masks.coco_outlines import rings_of_annotation
+from utils.metrics.coco_file import (
+    BROKEN_BOX,
+    NO_CATEGORY,
+    CocoObject,
+    find_image_id,
+    image_ids_by_name,
+    is_keypoints,
+    keypoint_array,
+    read_coco_file,
+)
 
 MAX_SIDE_PX = 2**31
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
@@ -41,6 +51,7 @@ class CocoFile:
         objects: image id: its annotations without crowd regions.
         crowds: number of crowd regions.
         problems: about the file as a whole.
+        keypoints: of an object, where they are read.
     """
 
     path: Path
@@ -51,6 +62,7 @@ class CocoFile:
     objects: Mapping[int, Sequence[CocoObject]]
     crowds: int
     problems: tuple[Problem, ...]
+    keypoints: int | None = None
 
     def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> ImageLabels:
         """The objects of one image; problems name its path.
@@ -73,7 +85,11 @@ class CocoFile:
         if any(p.skips for p in faults):
             return ImageLabels.unusable(*faults, has_label_file=True)
         keep = np.flatnonzero((boxes[:, 2:] > 0).all(1)).tolist()
-        return drop_duplicates(_normalised([objects[i] for i in keep], boxes[keep], hw, tuple(faults)), shown_path)
+        labels = _normalised([objects[i] for i in keep], boxes[keep], hw, faults, (shown_path, self.path.name))
+        if self.keypoints is not None:
+            points = keypoint_array([objects[i].keypoints for i in keep], self.keypoints)
+            labels = labels._replace(keypoints=(points / (hw[1], hw[0], 1)).astype(np.float32))
+        return drop_duplicates(labels, shown_path)
 
     def _find_faults(
         self, objects: Sequence[CocoObject], classes: np.ndarray, boxes_ltwh: np.ndarray, hw: tuple[int, int], shown_path: str
@@ -85,12 +101,16 @@ class CocoFile:
         with np.errstate(invalid="ignore"):
             outside = ((low < -slack) | (high > np.array(hw[::-1]) + slack)).any(1)
             empty = finite & ~outside & (boxes_ltwh[:, 2:] <= 0).any(1)
-        checks = (
+        checks: list[tuple[np.ndarray, str, str, bool]] = [
             (classes < 0, WRONG_CLASS, NO_CATEGORY, True),
             ((classes >= 0) & ~finite, NOT_FINITE, BROKEN_BOX, True),
             ((classes >= 0) & finite & outside, OUT_OF_RANGE, f"bbox reaches outside the {hw[1]}x{hw[0]} px of the image", True),
             ((classes >= 0) & empty, NO_AREA, "a box without area, dropped", False),
-        )
+        ]
+        if self.keypoints is not None:
+            known = [o.keypoints is None or is_keypoints(o.keypoints, self.keypoints) for o in objects]
+            message = f"keypoints: {self.keypoints} times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape"
+            checks.append((~np.array(known), COLUMNS, message, True))
         return [
             Problem(shown_path, 0, f"annotation {objects[i].id} of {self.path.name}: {text}", skips, kind)
             for bad, kind, text, skips in checks
@@ -100,7 +120,7 @@ class CocoFile:
 
 def read_coco_labels(
     path: Path, image_files: Sequence[str], names: Sequence[str] | None, *, channels: int = 3, workers: int = 8, prefix: str = "",
-    progress: bool = True,
+    progress: bool = True, keypoints: int | None = None,
 ) -> LabelTable:  # fmt: skip
     """Checks all images and takes their objects from a JSON.
 
@@ -112,8 +132,9 @@ def read_coco_labels(
         workers: most parallel readers of images.
         prefix: words before the progress bar.
         progress: whether to show it.
+        keypoints: of an object; None reads none.
     """
-    coco = load_coco(path, names)
+    coco = dataclasses.replace(load_coco(path, names), keypoints=keypoints)
     probe = partial(probe_labels, channels=channels)
     probed = map_images(probe, image_files, workers=workers, title=f"{prefix}checking images", progress=progress)
     ids = [find_image_id(coco.image_ids, f) for f in image_files]
@@ -154,29 +175,35 @@ def _with_objects(coco: CocoFile, image_id: int | None, probed: ImageLabels, ima
     return coco.labels_of(image_id, probed.hw, image_file)
 
 
-def _normalised(objects: Sequence[CocoObject], boxes_ltwh: np.ndarray, hw: tuple[int, int], problems: tuple[Problem, ...]) -> ImageLabels:
-    """Boxes (n, 4) in px and their polygons as a label file would have them."""
+def _normalised(
+    objects: Sequence[CocoObject], boxes_ltwh: np.ndarray, hw: tuple[int, int], problems: Sequence[Problem], where: tuple[str, str]
+) -> ImageLabels:
+    """Boxes (n, 4) in px and their outlines as a label file would have them; ``where`` names image and file in messages."""
     size = np.array(hw[::-1], np.float64)
     low = np.clip(boxes_ltwh[:, :2] / size, 0, 1)
     high = np.clip((boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]) / size, 0, 1)
-    polygons = [_polygon(o, box, size) for o, box in zip(objects, boxes_ltwh)]
+    found = [_outline(o, box, hw) for o, box in zip(objects, boxes_ltwh)]
+    faults = [
+        Problem(where[0], 0, f"annotation {o.id} of {where[1]}: {fault}; its box is used", False, OUTLINE)
+        for o, (_, fault) in zip(objects, found)
+        if fault
+    ]
+    rings = [[np.clip(ring / size, 0, 1) for ring in outline] for outline, _ in found]
     return ImageLabels(
         hw, True, np.array([o.label for o in objects], np.int64), np.concatenate(((low + high) / 2, high - low), 1).astype(np.float32),
-        np.array([o.row for o in objects], np.int64), np.concatenate([np.zeros((0, 2)), *polygons]).astype(np.float32),
-        np.array([len(p) for p in polygons], np.int64), problems,
+        np.array([o.row for o in objects], np.int64),
+        np.concatenate([np.zeros((0, 2)), *(ring for outline in rings for ring in outline)]).astype(np.float32),
+        np.array([sum(map(len, outline)) for outline in rings], np.int64), (*problems, *faults),
+        breaks=breaks_of([[len(ring) for ring in outline] for outline in rings]),
     )  # fmt: skip
 
 
-def _polygon(found: CocoObject, box_ltwh: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Points (k, 2) in 0-1; none where the object has no polygon in one piece that fits its box."""
-    nothing = np.zeros((0, 2))
-    if found.polygon is None:
-        return nothing
-    try:
-        points = np.array(found.polygon, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
-        return nothing
-    extent = np.concatenate((points.min(0), points.max(0) - points.min(0)))
-    if not np.isfinite(extent).all() or np.abs(extent - box_ltwh).max() > POLYGON_PX:
-        return nothing
-    return np.clip(points / size, 0, 1)
+def _outline(found: CocoObject, box_ltwh: np.ndarray, hw: tuple[int, int]) -> tuple[list[np.ndarray], str]:
+    """The rings (k, 2) px of an object, and what is wrong with them; none where they do not fit its box."""
+    rings, fault = rings_of_annotation(found.segmentation, hw)
+    if not rings:
+        return [], fault
+    low, high = np.min([r.min(0) for r in rings], axis=0), np.max([r.max(0) for r in rings], axis=0)
+    if np.abs(np.concatenate((low, high - low)) - box_ltwh).max() > POLYGON_PX:
+        return [], ""
+    return rings, ""

@@ -1,4 +1,4 @@
-"""Pose labels where no task reads keypoints: only the box of each row is used; and sets whose rows and ``kpt_shape`` disagree.
+"""Pose labels for a task that reads no keypoints: only the box of each row is used; and sets whose rows and ``kpt_shape`` disagree.
 
 A pose row is ``class cx cy w h`` and K times ``x y`` or ``x y visibility``. As a polygon it would be an object that nobody has drawn.
 """

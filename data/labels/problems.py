@@ -10,10 +10,10 @@ from tasks.rows import COLUMNS, NO_AREA, NOT_A_NUMBER, NOT_FINITE, OUT_OF_RANGE,
 
 MISSING, CORRUPT, LABEL_FILE = "missing image", "corrupt image", "unreadable labels"
 DUPLICATE_ROWS, DUPLICATE_IMAGE, LEAK = "duplicate rows", "duplicate image", "in two splits"
-ORPHAN, ANNOTATIONS, NO_LABELS = "labels without image", "annotation file", "no labels"
+ORPHAN, ANNOTATIONS, NO_LABELS, OUTLINE = "labels without image", "annotation file", "no labels", "wrong outline"
 KINDS = (
     MISSING, CORRUPT, LABEL_FILE, COLUMNS, NOT_A_NUMBER, NOT_FINITE, WRONG_CLASS, OUT_OF_RANGE, NO_AREA, DUPLICATE_ROWS, DUPLICATE_IMAGE,
-    LEAK, ORPHAN, ANNOTATIONS, NO_LABELS,
+    LEAK, ORPHAN, ANNOTATIONS, NO_LABELS, OUTLINE,
 )  # fmt: skip
 
 

@@ -10,10 +10,11 @@ from data.dataset_spec import DatasetSpec
 from data.labels.cache import cache_path, cached_labels, content_key
 from data.labels.coco import read_coco_labels
 from data.labels.files import find_label_files, has_label_files, label_path
-from data.labels.pose import pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
+from data.labels.pose import KEYPOINTS_TASK, pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
 from data.labels.table import LabelTable
 from data.labels.yolo import read_labels
 from tasks import DETECT, Task
+from utils.errors import UserError
 
 
 def split_labels(
@@ -38,15 +39,20 @@ def split_labels(
         progress: whether to show those.
     """
     annotations, remark = labels_json(spec, split, image_files)
+    points = spec.keypoints if task.coco_type == KEYPOINTS_TASK else None
     names = None if spec.label_nc != spec.nc else spec.names
     key = content_key(image_files, task=task.name, channels=spec.ch, annotations=annotations, names=names, kpt_shape=spec.kpt_shape)
     if annotations is None:
         parse_row = row_parser(task, spec.kpt_shape) or task.parse_row
         path, read = cache_path(image_files[0], spec.sources(split)[0]), partial(read_labels, image_files, parse_row=parse_row)
     else:
-        path, read = annotations.with_suffix(".cache.npz"), partial(read_coco_labels, annotations, image_files, names)
+        path = annotations.with_suffix(".cache.npz")
+        read = partial(read_coco_labels, annotations, image_files, names, keypoints=points.count if points else None)
     table, cache_remark = cached_labels(path, key, partial(read, channels=spec.ch, workers=workers, prefix=prefix, progress=progress))
     remarks = [remark, cache_remark, "" if annotations else beside_remark(image_files), pose_remark(task, spec.kpt_shape)]
+    if points is not None and table.keypoints is not None and not (table.keypoints[..., 2] > 0).any():
+        source = annotations or spec.yaml_path
+        raise UserError(f"{source}: no object of {split!r} has a labelled keypoint; kpt_shape {list(points.shape)} says they have")
     if annotations is None and table.keypoints is None:
         remarks.append(wrong_pose_remark(table) if spec.kpt_shape else unnamed_pose_remark(table))
     return table, [f"{prefix}{line}" for line in remarks if line]

@@ -26,6 +26,7 @@ class ImageLabels(NamedTuple):
     counts: np.ndarray  # (n,) int64, points per object
     problems: tuple[Problem, ...] = ()
     keypoints: np.ndarray | None = None  # (n, K, 3) float32 of x, y (normalised) and visibility
+    breaks: np.ndarray | None = None  # (p,) bool, where a further ring of an object begins; None where each has one
 
     @classmethod
     def background(cls, hw: tuple[int, int], *, has_label_file: bool, problems: tuple[Problem, ...] = ()) -> ImageLabels:
@@ -44,12 +45,14 @@ class ImageLabels(NamedTuple):
 
     def select(self, keep: np.ndarray) -> ImageLabels:
         """The objects where ``keep`` (n,) is true."""
+        points = np.repeat(keep, self.counts)
         return self._replace(
             classes=self.classes[keep],
             boxes_cxcywh=self.boxes_cxcywh[keep],
             rows=self.rows[keep],
             counts=self.counts[keep],
-            points=self.points[np.repeat(keep, self.counts)],
+            points=self.points[points],
+            breaks=None if self.breaks is None else self.breaks[points],
             keypoints=None if self.keypoints is None else self.keypoints[keep],
         )
 
@@ -69,6 +72,7 @@ class LabelTable:
         points: (P, 2) float32, normalised.
         problems: everything wrong that was found.
         keypoints: (M, K, 3) float32 of x, y (normalised) and visibility; None where the labels have none.
+        breaks: (P,) bool, true at the first point of a ring that is not its object's first; None where every object has one.
     """
 
     shapes_hw: np.ndarray
@@ -81,6 +85,7 @@ class LabelTable:
     points: np.ndarray
     problems: tuple[Problem, ...] = ()
     keypoints: np.ndarray | None = None
+    breaks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.shapes_hw)
@@ -103,10 +108,11 @@ class LabelTable:
         half = cxcywh[:, 2:] / 2
         boxes = np.concatenate((cxcywh[:, :2] - half, cxcywh[:, :2] + half), 1) * np.array((w, h, w, h), np.float32)
         point_starts = self.point_starts[start : stop + 1]
-        points = self.points[point_starts[0] : point_starts[-1]]
-        points = points * np.array((w, h), np.float32) if len(points) else points
+        own = slice(point_starts[0], point_starts[-1])
+        points = self.points[own] * np.array((w, h), np.float32)
+        breaks = None if self.breaks is None else self.breaks[own]
         keypoints = None if self.keypoints is None else self.keypoints[start:stop] * np.array((w, h, 1), np.float32)
-        return Instances(self.classes[start:stop].astype(np.float32), boxes, points, np.diff(point_starts), keypoints)
+        return Instances(self.classes[start:stop].astype(np.float32), boxes, points, np.diff(point_starts), keypoints, breaks)
 
     def array(self, i: int) -> np.ndarray:
         """(n, 5) float32 [class, cx, cy, w, h] of image i."""
@@ -148,6 +154,7 @@ class LabelTable:
             point_starts=_offsets(np.diff(self.point_starts)[objects]),
             points=self.points[points],
             keypoints=None if self.keypoints is None else self.keypoints[objects],
+            breaks=None if self.breaks is None else self.breaks[points],
         )
 
 
@@ -165,6 +172,8 @@ def build_table(images: Sequence[ImageLabels]) -> LabelTable:
     keypoints = [image.keypoints for image in images if image.keypoints is not None and len(image.classes)]
     if keypoints and sum(map(len, keypoints)) != len(classes):
         raise ValueError("some images have keypoints and others have none; all or none are expected")
+    some_breaks = any(image.breaks is not None and image.breaks.any() for image in images)
+    breaks = [np.zeros(len(image.points), bool) if image.breaks is None else image.breaks for image in images]
     return LabelTable(
         shapes_hw=np.array([image.hw for image in images], np.int64).reshape(-1, 2),
         has_label_file=np.array([image.has_label_file for image in images], bool),
@@ -176,7 +185,19 @@ def build_table(images: Sequence[ImageLabels]) -> LabelTable:
         points=joined("points", np.zeros((0, 2), np.float32)),
         problems=tuple(p for image in images for p in image.problems),
         keypoints=np.concatenate(keypoints) if keypoints else None,
+        breaks=np.concatenate(breaks) if some_breaks else None,
     )
+
+
+def breaks_of(sizes: Sequence[Sequence[int]]) -> np.ndarray | None:
+    """Where further rings begin (p,), given the points of each ring of each object; None where no object has two."""
+    if all(len(rings) < 2 for rings in sizes):
+        return None
+    breaks = np.zeros(sum(sum(rings) for rings in sizes), bool)
+    further = np.array([number > 0 for rings in sizes for number in range(len(rings))], bool)
+    starts = _offsets(np.array([size for rings in sizes for size in rings], np.int64))[:-1]
+    breaks[starts[further]] = True
+    return breaks
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

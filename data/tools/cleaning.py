@@ -13,6 +13,7 @@ from data.labels.files import find_label_file
 from data.tools.inspection import SplitInspection
 from data.tools.writing import dataset_yaml, label_text, place_image, refuse_existing, write_text
 from utils.errors import UserError
+from utils.masks.outlines import joined
 
 
 def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitInspection], out: Path, *, exist_ok: bool = False) -> list[str]:
@@ -33,7 +34,7 @@ def write_clean_copy(spec: DatasetSpec, found: Sequence[SplitInspection], out: P
             places[out / "images" / name] = split.files[i]
             if split.table.has_label_file[i]:
                 part = slice(split.table.starts[i], split.table.starts[i + 1])
-                polygons = split.table.instances(int(i), hw=(1, 1)).polygons()
+                polygons = [joined(rings) for rings in split.table.instances(int(i), hw=(1, 1)).outlines()]
                 text = label_text(split.table.classes[part], split.table.boxes_cxcywh[part], polygons)
                 texts[(out / "labels" / name).with_suffix(".txt")] = text
         lines.append(f"{split.split}: {int(keep.sum())} of {len(keep)} images kept")

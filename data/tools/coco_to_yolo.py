@@ -24,7 +24,7 @@ def coco_to_yolo(
         jsons: instances files that share their categories.
         out: folder to write.
         images: a folder of images for each JSON, or none: then only labels are written, and the images belong into ``out/images``.
-        segments: write polygons for objects that have one in one piece.
+        segments: write polygons; the pieces and holes of an object are joined by bridges that enclose no area.
         exist_ok: write over files that are there.
 
     Returns:

@@ -51,7 +51,7 @@ def _add_coco_to_yolo(commands: Any) -> argparse.ArgumentParser:
     coco: argparse.ArgumentParser = commands.add_parser("coco-to-yolo", help="COCO instances JSON to YOLO label files")
     coco.add_argument("jsons", nargs="+", type=Path, metavar="JSON", help="instances files, a split each")
     coco.add_argument("--images", nargs="+", type=Path, default=[], metavar="DIR", help="folder of the images of each, linked or copied")
-    coco.add_argument("--segments", action="store_true", help="write polygons of objects in one piece")
+    coco.add_argument("--segments", action="store_true", help="write polygons; pieces of an object are joined")
     coco.set_defaults(run=lambda a: coco_to_yolo(a.jsons, a.out, images=a.images, segments=a.segments, exist_ok=a.exist_ok))
     return coco
 

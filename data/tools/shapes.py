@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from data.tools.embedded import ensure_drawn
 from utils.cli.parser import OneLineParser
 from utils.cli.script import run_script
 
@@ -26,7 +24,6 @@ COUNTS = {"train": 200, "val": 50}
 VERSION = 2
 MIN_PX, MAX_PX = 8, 160
 MIN_VISIBLE = 0.5  # of a shape's area, of every labelled shape
-VERSION_FILE = "version.txt"
 
 
 class Placed(NamedTuple):
@@ -34,28 +31,20 @@ class Placed(NamedTuple):
 
     label: int
     area: float  # px, with what lies outside the image
+    outline: np.ndarray  # (k, 2) corners in px, with those outside the image
+
+
+class Scene(NamedTuple):
+    """One image and what is on it."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    placed: list[Placed]
+    owner: np.ndarray  # (H, W) int64 number of the shape that each px shows, -1 for none
 
 
 def ensure_shapes(folder: Path) -> Path:
     """Draws the data set into ``folder`` unless it exists; the folder gets its name when it is complete."""
-    version_file = folder / VERSION_FILE
-    if version_file.is_file() and version_file.read_text().strip() == str(VERSION):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        generate(temporary)
-        os.chmod(temporary, 0o755)
-        if folder.exists() and not (version_file.is_file() and version_file.read_text().strip() == str(VERSION)):
-            shutil.rmtree(folder)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not version_file.is_file():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return ensure_drawn(folder, generate, version=VERSION)
 
 
 def generate(folder: Path) -> None:
@@ -74,11 +63,16 @@ def generate(folder: Path) -> None:
         target = folder / "annotations" / f"instances_{split}.json"
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(_coco(images)))
-    (folder / VERSION_FILE).write_text(f"{VERSION}\n")
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
     """One image: (H, W, 3) uint8 RGB, class numbers, and xyxy boxes in px of what is visible."""
+    scene = draw_scene(rng)
+    return scene.image, [p.label for p in scene.placed], [extent(scene.owner == i) for i in range(len(scene.placed))]
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """One image and its shapes."""
     h, w = (int(v) for v in rng.integers(240, 385, 2))
     image = _background(rng, h, w)
     owner = np.full((h, w), -1, np.int64)
@@ -87,16 +81,15 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tu
         label = int(rng.integers(len(NAMES)))
         least = MIN_PX if rng.random() < 0.2 else 3 * MIN_PX
         size = float(np.exp(rng.uniform(math.log(least), math.log(MAX_PX))))
-        coverage, area, window = _coverage(rng, label, size, rng.uniform(0, (w, h)), (h, w))
+        coverage, area, window, outline = _coverage(rng, label, size, rng.uniform(0, (w, h)), (h, w))
         texture = _texture(rng, label, size, coverage.shape)
         if not _fits(coverage > 0.5, area, owner, window, placed):
             continue
         image[window] += coverage[:, :, None] * (texture - image[window])
         owner[window][coverage > 0.5] = len(placed)
-        placed.append(Placed(label, area))
+        placed.append(Placed(label, area, outline))
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
-    boxes = [_extent(owner == i) for i in range(len(placed))]
-    return np.clip(image, 0, 255).astype(np.uint8), [p.label for p in placed], boxes
+    return Scene(np.clip(image, 0, 255).astype(np.uint8), placed, owner)
 
 
 def _fits(mask: np.ndarray, area: float, owner: np.ndarray, window: tuple[slice, slice], placed: list[Placed]) -> bool:
@@ -113,8 +106,9 @@ def _fits(mask: np.ndarray, area: float, owner: np.ndarray, window: tuple[slice,
 
 def _coverage(
     rng: np.random.Generator, label: int, size: float, centre: np.ndarray, hw: tuple[int, int]
-) -> tuple[np.ndarray, float, tuple[slice, slice]]:
-    """A shape at a random angle: how much of each pixel of a window it covers, (h, w) float32; its whole area in px; the window."""
+) -> tuple[np.ndarray, float, tuple[slice, slice], np.ndarray]:
+    """A shape at a random angle: how much of each pixel of a window it covers, (h, w) float32; its whole area in px; the window; its
+    corners (k, 2) in px of the image."""
     outline, hole = _outline(NAMES[label])
     angle = rng.uniform(0, 2 * math.pi)
     stretch = np.array((1.0, rng.uniform(0.75, 1.0)))
@@ -122,13 +116,17 @@ def _coverage(
     half = math.ceil(size / 2) + 2
     left, top = (int(c) - half for c in centre)
     canvas = np.zeros((2 * half, 2 * half), np.uint8)
+
+    def in_image(points: np.ndarray) -> np.ndarray:
+        return (points * stretch) @ rotation.T * (size / 2) + centre
+
     for points, value in ((outline, 255), (hole, 0)):
         if points is not None:
-            px = (points * stretch) @ rotation.T * (size / 2) + centre - (left, top)
+            px = in_image(points) - (left, top)
             cv2.fillPoly(canvas, [np.round(px * 16).astype(np.int32)], value, cv2.LINE_AA, 4)
     window = slice(max(top, 0), min(top + 2 * half, hw[0])), slice(max(left, 0), min(left + 2 * half, hw[1]))
     inside = canvas[window[0].start - top : window[0].stop - top, window[1].start - left : window[1].stop - left]
-    return inside.astype(np.float32) / 255, float(canvas.sum()) / 255, window
+    return inside.astype(np.float32) / 255, float(canvas.sum()) / 255, window, in_image(outline)
 
 
 def _outline(name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -184,7 +182,7 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     return image + slope
 
 
-def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
     """xyxy px of the true pixels, the far edges exclusive."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

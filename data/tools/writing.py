@@ -16,6 +16,7 @@ from data.labels.files import label_path
 from data.labels.table import ImageLabels, build_table
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.masks.outlines import joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _refuse_two_writers(paths: Sequence[Path], images: Sequence[Converted]) -> N
 
 
 def _label_text_of(labels: ImageLabels, segments: bool) -> str:
-    polygons = build_table([labels]).instances(0, hw=(1, 1)).polygons() if segments else []
+    polygons = [joined(rings) for rings in build_table([labels]).instances(0, hw=(1, 1)).outlines()] if segments else []
     return label_text(labels.classes, labels.boxes_cxcywh, polygons)
 
 

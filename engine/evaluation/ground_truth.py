@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks import DETECT, Task
 from utils import distributed
 from utils.metrics.coco_eval import CocoAnnotations, read_instances
 
@@ -13,12 +14,17 @@ if TYPE_CHECKING:
     from data.dataset_spec import DatasetSpec
 
 
-def split_truth(spec: DatasetSpec, split: str) -> CocoAnnotations | None:
-    """The annotations of a split, printed with their problems; None where the ground truth comes from label files."""
-    path = spec.annotations_json(split)
+def split_truth(spec: DatasetSpec, split: str, *, task: Task = DETECT) -> CocoAnnotations | None:
+    """The annotations of a split, printed with their problems; None where the ground truth comes from label files.
+
+    A file that lacks what the task compares (keypoints) is passed over.
+    """
+    path = spec.annotations_json(split) if task.coco_type else None
     if path is None:
         return None
     annotations = truth_of_file(path, spec)
+    if not annotations.serves(task.coco_type):
+        return None
     if distributed.is_main():
         print("\n".join((f"Ground truth: {path}", *(f"{path}: {text}" for text in annotations.remarks))))
     return annotations

@@ -93,11 +93,11 @@ def validate_on_rank(config: ValConfig) -> Any:
         config, model = load_weights(config, device)
         spec, loader = open_data(config, model)
         model = by_class_name(model, spec, config)
-        annotations = split_truth(spec, config.task) if model.task.coco_type else None
+        annotations = split_truth(spec, config.task, task=model.task)
         if annotations is not None:
             annotations.check_unique(loader.dataset.image_files)
         save_dir = run_folder(config)
-        metric = model.task.metric(spec.names, rule=config.ap_rule)
+        metric = loader.dataset.task.metric(spec.names, rule=config.ap_rule)
         options = evaluation_options(config, model, loader, device=device, annotations=annotations)
         metrics = evaluate(model, loader, options, metric=metric, callbacks=callbacks_of(config, spec, model, save_dir))
         if distributed.is_main():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tasks.base import View
 from utils.errors import UserError
 from utils.types import Predictions
 
@@ -38,7 +39,7 @@ class AugmentedModel:
     def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         """Boxes (B, 3N or so, 4) xyxy px and scores for images (B, ch, H, W) in 0-1."""
         found = [self._version(images, scale, mirrored=mirrored, above=above) for scale, mirrored in VERSIONS]
-        return Predictions.join_candidates(found)
+        return self.task.join(found)
 
     def _version(self, images: Tensor, scale: float, *, mirrored: bool, above: float) -> Predictions:
         height, width = images.shape[2:]
@@ -47,12 +48,5 @@ class AugmentedModel:
         if scale != 1:
             version = F.interpolate(version, size=(new_h, new_w), mode="bilinear", align_corners=False)
             version = F.pad(version, (0, -new_w % self.stride, 0, -new_h % self.stride), value=GREY)
-        predictions = self.model.predict(version, above=above)
-        if extra := [*predictions.fields, *predictions.shared]:
-            raise UserError(f"--augment: turns boxes back only, but the task {self.task.name!r} has also {', '.join(extra)}; leave it out")
-        boxes, scores = predictions
-        boxes = boxes * boxes.new_tensor((width / new_w, height / new_h)).repeat(2)
-        if mirrored:
-            x1, y1, x2, y2 = boxes.unbind(dim=2)
-            boxes = torch.stack((width - x2, y1, width - x1, y2), dim=2)
-        return Predictions(boxes, scores)
+        view = View((height, width), (new_w / width, new_h / height), mirrored)
+        return self.task.from_view(self.model.predict(version, above=above), view)

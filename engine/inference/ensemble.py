@@ -41,6 +41,8 @@ class Ensemble:
                 raise UserError(f"--weights: {source} knows other classes than {sources[0]} ({theirs})")
             if model.ch != first.ch:
                 raise UserError(f"--weights: {source} takes images of {model.ch} channels, {sources[0]} of {first.ch}")
+            if model.task.name != first.task.name:
+                raise UserError(f"--weights: {source} is for the task {model.task.name!r}, {sources[0]} for {first.task.name!r}")
             members.append(member)
         self.models = tuple(members)
         self.names, self.nc, self.ch, self.task = first.names, first.nc, first.ch, first.task
@@ -57,5 +59,4 @@ class Ensemble:
     def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         """Boxes (B, N of all models, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1."""
         found = [model.predict(images, above=above) for model in self.models]
-        return Predictions.join_candidates(found)
-
+        return self.task.join(found)

@@ -68,7 +68,9 @@ class SlicedPredictor:
             found.append(WindowDetections(detections, windows[part][window].float(), 1 + part[window]))
         suppression = self.predictor.suppression
         together = WindowDetections.cat(found)
-        return merge_windows(together, hw, iou=suppression.iou, max_det=suppression.max_det, agnostic=suppression.agnostic)
+        return merge_windows(
+            together, hw, iou=suppression.iou, max_det=suppression.max_det, agnostic=suppression.agnostic, unite=self.predictor.task.unite
+        )
 
     def _predict(self, image: np.ndarray, windows: Tensor) -> tuple[Detections, Tensor]:
         """What is found in some windows of one size, in px of the image, and which of them each detection is from (n,)."""

@@ -17,7 +17,7 @@ in (Cluster-NMS, arXiv 2005.03572).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ COMPARABLE = 0.5  # ratio of scores: a cut box loses against whole ones down to 
 BORDER = 0.01  # of a window's side: boxes that end so close to its border touch it
 MAX_CANDIDATES = 30000  # best scores of an image that are merged
 ROWS = 512  # boxes that are compared with others at once
+Unite = Callable[[Detections, Tensor, Tensor], Detections]  # as ``Task.unite``
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class WindowDetections:
         )
 
 
+def no_more_than_boxes(detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+    """The :data:`Unite` of detections that have only boxes."""
+    return detections
+
+
 def slice_windows(hw: tuple[int, int], size_hw: tuple[int, int], overlap: float) -> Tensor:
     """Windows of one size that cover an image exactly, spread evenly, the outer ones flush with its borders.
 
@@ -89,7 +95,9 @@ def slice_windows(hw: tuple[int, int], size_hw: tuple[int, int], overlap: float)
     return torch.cat((corner, corner + torch.tensor((min(size_hw[1], hw[1]), min(size_hw[0], hw[0])))), dim=1)
 
 
-def merge_windows(found: WindowDetections, hw: tuple[int, int], *, iou: float, max_det: int, agnostic: bool = False) -> Detections:
+def merge_windows(
+    found: WindowDetections, hw: tuple[int, int], *, iou: float, max_det: int, agnostic: bool = False, unite: Unite = no_more_than_boxes
+) -> Detections:
     """One box for each object out of what all views have found.
 
     Args:
@@ -98,12 +106,13 @@ def merge_windows(found: WindowDetections, hw: tuple[int, int], *, iou: float, m
         iou: Overlap that suppression used; where it is below one half, boxes of different views are one object from there on too.
         max_det: The most boxes that are returned.
         agnostic: Boxes compete across classes.
+        unite: Joins what pieces of an object have beside boxes.
     """
     if len(found.scores) > MAX_CANDIDATES:
         found = found[found.scores.topk(MAX_CANDIDATES).indices]
     same = min(iou, SAME)
     found = _drop_beaten(found, hw, same, agnostic=agnostic, pieces_compete=False)
-    found = _join_pieces(found, hw, agnostic=agnostic)
+    found = _join_pieces(found, hw, agnostic=agnostic, unite=unite)
     found = _drop_beaten(found, hw, same, agnostic=agnostic, pieces_compete=True)
     order = found.scores.argsort(descending=True, stable=True)[:max_det]
     return found.detections[order]
@@ -134,7 +143,7 @@ def _drop_beaten(found: WindowDetections, hw: tuple[int, int], same: float, *, a
     return found[_greedy(better[beats], worse[beats], len(order))]
 
 
-def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool) -> WindowDetections:
+def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool, unite: Unite) -> WindowDetections:
     """With the pieces of an object that windows have cut as one box; what is joined may be a piece of something longer."""
     while True:
         found = found[found.scores.argsort(descending=True, stable=True)]
@@ -151,10 +160,10 @@ def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool
         agree = common > SAME * (box_area(first) + box_area(second) - common)
         if not agree.any():
             return found
-        found = _unite(found, better[agree], worse[agree])
+        found = _unite(found, better[agree], worse[agree], unite)
 
 
-def _unite(found: WindowDetections, better: Tensor, worse: Tensor) -> WindowDetections:
+def _unite(found: WindowDetections, better: Tensor, worse: Tensor, unite: Unite) -> WindowDetections:
     """Every box that a better one has won becomes part of the best of those; of each view only the best piece makes it larger."""
     count = len(found.scores)
     kept = _greedy(better, worse, count)
@@ -168,7 +177,9 @@ def _unite(found: WindowDetections, better: Tensor, worse: Tensor) -> WindowDete
     boxes, windows = (torch.cat(corners, dim=1) for corners in zip(low, high))
     grown = torch.zeros(count, dtype=torch.bool).index_fill(0, owner[~kept], True)
     view = torch.where(grown, found.view.max() + 1 + torch.arange(count), found.view)  # one of its own: what has grown competes with all
-    return WindowDetections(found.detections.replace(boxes=boxes), windows, view)[kept]
+    added = adds & ~kept
+    detections = unite(found.detections.replace(boxes=boxes), owner[added], added.nonzero()[:, 0])
+    return WindowDetections(detections, windows, view)[kept]
 
 
 def _reduced(found: WindowDetections, adds: Tensor, index: Tensor, columns: slice, how: str) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def measure(folder: Path, compare: str, *, device: str = "") -> None:
     target = choose_device(config)
     config, model = load_weights(config, target)
     spec, loader = open_data(config, model)
-    annotations = split_truth(spec, config.task) if model.task.coco_type else None
+    annotations = split_truth(spec, config.task, task=model.task)
     metric = model.task.metric(spec.names, rule=config.ap_rule)
     options = evaluation_options(config, model, loader, device=target, annotations=annotations)
     metrics = evaluate(model, loader, options, metric=metric)

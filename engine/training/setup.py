@@ -290,7 +290,7 @@ def insert_attention(config: TrainConfig, cfg: str | Mapping[str, Any], spec: Da
     Raises:
         UserError: the YAML is wrong, or what --attention names cannot be inserted.
     """
-    base = load_spec(cfg, nc=spec.nc, ch=spec.ch)
+    base = load_spec(cfg, nc=spec.nc, ch=spec.ch, keypoints=spec.keypoints)
     plan_layers(base)  # an error of the file itself is not attributed to --attention
     try:
         change = edit(base, insert=config.attention, init=config.attention_init)
@@ -319,7 +319,7 @@ def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model
         if not config.hyp:
             print(f"No --hyp: {family}, the recipe of this model's family")
         hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
-    flags = {"label_smoothing": config.label_smoothing, "close_mosaic": config.close_mosaic}
+    flags = {name: getattr(config, name) for name in ("label_smoothing", "close_mosaic", "mask_ratio", "overlap_mask")}
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
 
 

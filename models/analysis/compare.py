@@ -25,7 +25,7 @@ class PredictionDifference(NamedTuple):
 
 
 def prediction_difference(expected: Predictions, got: Predictions, *, mean_boxes: bool = False) -> PredictionDifference:
-    """Compares predictions candidate by candidate.
+    """Compares predictions candidate by candidate; what a task adds to candidates counts with the boxes.
 
     Args:
         expected, got: of the same images.
@@ -33,9 +33,12 @@ def prediction_difference(expected: Predictions, got: Predictions, *, mean_boxes
     """
     if expected.boxes.shape != got.boxes.shape or expected.scores.shape != got.scores.shape:
         return PredictionDifference(math.inf, math.inf)
-    return PredictionDifference(
-        absolute_difference(expected.boxes, got.boxes, mean=mean_boxes), absolute_difference(expected.scores, got.scores)
-    )
+    px = absolute_difference(expected.boxes, got.boxes, mean=mean_boxes)
+    for name, values in expected.fields.items():
+        other = got.fields.get(name)
+        same = other is not None and other.shape == values.shape
+        px = max(px, absolute_difference(values, other, mean=mean_boxes) if same and other is not None else math.inf)
+    return PredictionDifference(px, absolute_difference(expected.scores, got.scores))
 
 
 def absolute_difference(expected: Tensor, got: Tensor, *, mean: bool = False) -> float:

@@ -43,6 +43,21 @@ def pad_targets(targets: Targets, max_boxes: int, *, batch_size: int, hw_px: tup
     return PaddedTargets(labels.clamp(min=0).long(), boxes_xyxy, valid)
 
 
+def rows_of_places(image: Tensor, *, batch_size: int, max_boxes: int) -> Tensor:
+    """For each place (B, n) of :class:`PaddedTargets` the object's row in the batch, int64; 0 where there is no box.
+
+    Args:
+        image: (M,) int64, which image each object is of.
+        batch_size: B.
+        max_boxes: n.
+    """
+    on_image = image[:, None] == torch.arange(batch_size, device=image.device)  # (M, B)
+    slot = on_image.cumsum(0).gather(1, image[:, None]).squeeze(1) - 1
+    rows = torch.zeros(batch_size, max_boxes, dtype=torch.long, device=image.device)
+    rows[image, slot] = torch.arange(len(image), device=image.device)
+    return rows
+
+
 def bucket(max_boxes: int) -> int:
     """A power of two, at least 16, to which compiled graphs pad ``max_boxes``, so that they are few."""
     return 1 << max(max_boxes - 1, 15).bit_length()

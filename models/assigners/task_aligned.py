@@ -9,8 +9,8 @@ gets the box's largest overlap (section 3.2).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,33 @@ class Assignment(NamedTuple):
     row: Tensor  # (B, R) int64, ``Predicted.row`` of the cells
 
 
+class OverlapMeasure(Protocol):
+    """Replaces the overlap of predicted boxes with boxes by another measure in 0-1."""
+
+    def __call__(self, overlap: Tensor, *, place: Tensor, number: Tensor) -> Tensor:
+        """The measure of pairs, of the shape of ``overlap``.
+
+        Args:
+            overlap: CIoU, at least 0.
+            place: int64, the prediction of each pair, counted over branches, images and cells; its shape can be broadcast to ``overlap``'s.
+            number: int64, the box of each pair, counted over images and the n places of each; the same.
+        """
+
+
+@runtime_checkable
+class RankedMeasure(OverlapMeasure, Protocol):
+    """A measure that is computed only for the candidates of each box that the overlap of boxes ranks best.
+
+    Attributes:
+        best: how many, as a multiple of the cells a box.
+    """
+
+    best: int
+
+    def measure(self, place: Tensor, number: Tensor, valid: Tensor) -> None:
+        """Computes the measure of pairs (P,), of which those that are ``valid`` (P,) count; later calls are looked up among them."""
+
+
 class Predicted(NamedTuple):
     """The network's predictions: of K branches, which are assigned the same boxes, each with B images of N cells."""
 
@@ -45,6 +72,12 @@ class Predicted(NamedTuple):
     row: Tensor  # (K · B · N,) int64, in which row the logits of each image's cells are
     grid: LevelGrid
     most: int | None = None  # from :meth:`TaskAlignedAssigner.most_candidates`
+    measure: OverlapMeasure | None = None  # in place of the overlap of boxes
+
+    def measured(self, overlap: Tensor, place: Tensor, number: Tensor) -> Tensor:
+        """The overlap in effect, see :class:`OverlapMeasure`."""
+        overlap = overlap.clamp_(min=0)
+        return overlap if self.measure is None else self.measure(overlap, place=place, number=number)
 
 
 class _Truth(NamedTuple):
@@ -54,6 +87,7 @@ class _Truth(NamedTuple):
     terms: Tensor  # (8, B, n)
     area: Tensor  # (4, B, n) px: −left, −top, right, bottom of the area that holds the centres of candidates
     valid: Tensor  # (B, n) bool
+    number: Tensor  # (B, n) int64, counted over the images
 
 
 class _Pairs(NamedTuple):
@@ -134,38 +168,58 @@ class TaskAlignedAssigner:
             return Assignment(none.long(), none.long(), none, none.bool(), none.long())
         terms = ciou_terms(targets.boxes_xyxy)
         valid = targets.valid & (terms[4:6].sum(dim=0) > 0)
-        truth = _Truth(targets.labels, terms, self._area(terms), valid)
+        number = torch.arange(batch * n, device=valid.device).view(batch, n)
+        truth = _Truth(targets.labels, terms, self.area(terms), valid, number)
         topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, branches * batch * cells))
         parts = [_Truth(*(t[..., i : i + step] for t in truth)) for i in range(0, n, step)]
+        if isinstance(predicted.measure, RankedMeasure):
+            self._measure_best(predicted.measure, predicted, parts)
         picks = [self._alignment(predicted, part).topk(topk, dim=-1) for part in parts]
         value, cell = (torch.cat(p, dim=2) if len(p) > 1 else p[0] for p in zip(*picks))  # (K, B, n, topk)
         box = torch.arange(n, device=cell.device)[:, None].expand(branches * batch, -1, topk).flatten(1)
         return self._resolve(box, cell.reshape(branches * batch, -1), value.reshape(branches * batch, -1), predicted, truth)
 
-    def _alignment(self, predicted: Predicted, truth: _Truth) -> Tensor:
-        """Alignment (K, B, n, N) of boxes and cells, 0 where the cell is not inside the box."""
+    def _measure_best(self, measure: RankedMeasure, predicted: Predicted, parts: Sequence[_Truth]) -> None:
+        """Has the measure computed for the candidates that align best by the overlap of boxes."""
+        cells = predicted.grid.centres.shape[1]
+        plain, count = predicted._replace(measure=None), min(measure.best * self.topk, cells)
+        least = torch.finfo(torch.float32).tiny  # candidates whose boxes do not overlap count, behind all others
+        found = [self._alignment(plain, part, least=least).topk(count, dim=-1) for part in parts]  # (K, B, n, count)
+        value, cell = (torch.cat(t, dim=2) if len(t) > 1 else t[0] for t in zip(*found))
+        number = torch.cat([part.number for part in parts], dim=1)[..., None].expand_as(cell)
+        sheet = torch.arange(len(cell) * cell.shape[1], device=cell.device).view(*cell.shape[:2], 1, 1)
+        measure.measure((sheet * cells + cell).flatten(), number.flatten(), (value > 0).flatten())
+
+    def _alignment(self, predicted: Predicted, truth: _Truth, *, least: float = 0.0) -> Tensor:
+        """Alignment (K, B, n, N) of boxes and cells, at least ``least``, 0 where the cell is not inside the box."""
         (batch, n), branches, cells = truth.valid.shape, predicted.terms.shape[1], predicted.grid.centres.shape[1]
         pairs = self._candidates(truth, predicted)
         if pairs is None:
-            return self._dense_alignment(predicted, truth)
+            return self._dense_alignment(predicted, truth, least=least)
         at = torch.div(pairs.row, n, rounding_mode="floor").mul_(cells).add_(pairs.cell)  # over the images
         overlap = ciou_of_terms(predicted.terms.index_select(2, at), truth.terms.flatten(1).index_select(1, pairs.row)[:, None])
+        if predicted.measure is not None:
+            overlap = predicted.measured(overlap, _of_branches(at, predicted), truth.number.flatten()[pairs.row])
         logit = predicted.row[at].mul_(predicted.logits.shape[1]).add_(truth.labels.reshape(-1)[pairs.row])
         value = self._measure(overlap.clamp_(min=0), predicted.logits.reshape(branches, -1).index_select(1, logit))  # (K, P)
+        value = value.clamp_(min=least) if least else value
         place = pairs.row.mul(cells).add_(pairs.cell)
         if pairs.inside is not None:  # what does not count is written behind the end
             place = torch.where(pairs.inside, place, batch * n * cells)
         dense = value.new_zeros(branches, batch * n * cells + 1).scatter_(1, place.expand_as(value), value)
         return dense[:, :-1].view(branches, batch, n, cells)
 
-    def _dense_alignment(self, predicted: Predicted, truth: _Truth) -> Tensor:
+    def _dense_alignment(self, predicted: Predicted, truth: _Truth, *, least: float) -> Tensor:
         """The same, from all pairs."""
         batch, cells = len(truth.valid), predicted.grid.centres.shape[1]
         centres = torch.cat((-predicted.grid.centres, predicted.grid.centres))[:, None, None]  # (4, 1, 1, N)
         inside = (centres < truth.area[..., None]).all(dim=0) & truth.valid[..., None]  # (B, n, N)
         overlap = ciou_of_terms(predicted.terms.unflatten(2, (batch, 1, cells)), truth.terms[:, None, ..., None])  # (K, B, n, N)
+        if predicted.measure is not None:
+            place = torch.arange(predicted.row.numel(), device=overlap.device).view(-1, batch, 1, cells)
+            overlap = predicted.measured(overlap, place, truth.number[..., None])
         logits = predicted.logits[predicted.row.view(-1, batch, 1, cells), truth.labels[..., None]]
-        return self._measure(overlap.clamp(min=0), logits) * inside
+        return self._measure(overlap.clamp(min=0), logits).clamp(min=least) * inside
 
     def _measure(self, overlap: Tensor, class_logit: Tensor) -> Tensor:
         return class_logit.float().sigmoid().pow(self.alpha) * overlap.pow(self.beta)
@@ -182,11 +236,11 @@ class TaskAlignedAssigner:
 
         Few numbers occur then, and there is room for a cell that the device rounds into a box.
         """
-        area = self._area(ciou_terms(host_boxes_xyxy))
-        _, counts = _spans(area, level_grid(maps, strides, device=area.device))
+        area = self.area(ciou_terms(host_boxes_xyxy))
+        _, counts = spans_inside(area, level_grid(maps, strides, device=area.device))
         return _rounded_up(int(counts.prod(dim=0).sum()))
 
-    def _area(self, terms: Tensor) -> Tensor:
+    def area(self, terms: Tensor) -> Tensor:
         """−left, −top, right, bottom (4, ...) px of the areas in which the centres of candidates are, of boxes' terms (8, ...)."""
         sides = terms[:4]
         if self.min_candidate_side > 0:
@@ -215,7 +269,8 @@ class TaskAlignedAssigner:
         place = torch.arange(0, len(box) * cells, cells, device=box.device)[:, None] + cell
         terms = predicted.terms.flatten(1).index_select(1, place.flatten()).unflatten(1, box.shape)  # (8, K · B, R)
         resolve = self._listed_owners if can_count_without_wait(box) else self._owners
-        box, overlap = resolve(box, mask & (first + last < 0), _Picks(terms, predicted.grid.centres[:, cell]), truth)
+        picks = _Picks(terms, predicted.grid.centres[:, cell], place[None], predicted)
+        box, overlap = resolve(box, mask & (first + last < 0), picks, truth)
         row, overlap, label = predicted.row[place], overlap * mask, truth.labels.repeat(branches, 1).gather(1, box)
         value = self._measure(overlap, predicted.logits.reshape(-1)[row * predicted.logits.shape[1] + label])
         if self.kept is not None:
@@ -231,10 +286,10 @@ class TaskAlignedAssigner:
         overlaps; from all picks with all boxes."""
         (batch, n), found = truth.valid.shape, []
         truth = _Truth(*(t.unsqueeze(-2).unsqueeze(-4) for t in truth))  # (…, 1, B, 1, n)
-        picks = _Picks(*(t.unflatten(1, (-1, batch)).unsqueeze(-1) for t in picks))  # (…, K, B, R, 1)
+        picks = picks.map(lambda t: t.unflatten(1, (-1, batch)).unsqueeze(-1))  # (…, K, B, R, 1)
         step = max(1, MAX_PAIRS // (len(box) * n))
         for i in range(0, box.shape[1], step):
-            overlap = self._overlap(_Picks(*(t[..., i : i + step, :] for t in picks)), truth).flatten(0, 1)  # (K · B, r, n)
+            overlap = self._overlap(picks.at((..., slice(i, i + step), slice(None))), truth).flatten(0, 1)  # (K · B, r, n)
             own = torch.where(contested[:, i : i + step], overlap.argmax(dim=2), box[:, i : i + step])
             found.append((own, overlap.gather(2, own[..., None]).squeeze(2)))
         owner, most = (torch.cat(t, dim=1) if len(t) > 1 else t[0] for t in zip(*found))
@@ -244,20 +299,20 @@ class TaskAlignedAssigner:
         """The same, where the contested cells can be counted, from these alone."""
         (batch, n), rows = truth.valid.shape, contested.flatten().nonzero().squeeze(1)
         image, best = torch.div(rows, box.shape[1], rounding_mode="floor") % batch, [rows[:0]]
+        flat = picks.map(lambda t: t.flatten(1))
         for here, of in zip(*(t.split(max(1, CACHED_PAIRS // n)) for t in (rows, image))):
-            part = _Picks(*(t.flatten(1)[:, here, None] for t in picks))
-            best.append(self._overlap(part, _Truth(*(t[..., of, :] for t in truth))).argmax(dim=1))  # (Q, n)
+            best.append(self._overlap(flat.at((slice(None), here, None)), _Truth(*(t[..., of, :] for t in truth))).argmax(dim=1))  # (Q, n)
         owner = box.flatten().index_copy(0, rows, torch.cat(best)).view_as(box)
         own = torch.arange(0, len(box) * n, n, device=box.device)[:, None] % (batch * n) + owner
         terms = truth.terms.flatten(1).index_select(1, own.flatten()).unflatten(1, own.shape)
-        return owner, ciou_of_terms(picks.terms, terms).clamp_(min=0)
+        return owner, picks.predicted.measured(ciou_of_terms(picks.terms, terms), picks.place[0], truth.number.flatten()[own])
 
     def _overlap(self, picks: _Picks, truth: _Truth) -> Tensor:
         """Overlaps of picks with the boxes that may own them, 0 for others; the trailing shapes broadcast."""
         may = truth.valid
         if self.owners_contain:
             may = may & (torch.cat((-picks.centres, picks.centres)) < truth.area).all(dim=0)
-        return ciou_of_terms(picks.terms, truth.terms).clamp(min=0) * may
+        return picks.predicted.measured(ciou_of_terms(picks.terms, truth.terms), picks.place[0], truth.number) * may
 
 
 class _Picks(NamedTuple):
@@ -265,6 +320,22 @@ class _Picks(NamedTuple):
 
     terms: Tensor  # (8, K · B, R) of the predicted boxes
     centres: Tensor  # (2, K · B, R) px of the cells
+    place: Tensor  # (1, K · B, R) int64, the predictions, counted over branches, images and cells
+    predicted: Predicted
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Picks:
+        """The same with ``function`` of the tensors."""
+        return _Picks(function(self.terms), function(self.centres), function(self.place), self.predicted)
+
+    def at(self, index: Any) -> _Picks:
+        """The same with an index of the tensors."""
+        return self.map(lambda t: t[index])
+
+
+def _of_branches(place: Tensor, predicted: Predicted) -> Tensor:
+    """Places (P,) over the images of one branch as places (K, P) over all branches."""
+    per_branch = predicted.row.numel() // predicted.terms.shape[1]
+    return torch.arange(0, predicted.row.numel(), per_branch, device=place.device)[:, None] + place
 
 
 def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | None = None) -> _Pairs:
@@ -277,7 +348,7 @@ def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | 
         length: P, at least the number of pairs; the list is filled up with pairs that do not count. None counts the pairs, for which the
             host waits for the device.
     """
-    start, counts = _spans(area, grid)  # (2, L, rows)
+    start, counts = spans_inside(area, grid)  # (2, L, rows)
     across = counts[0] * valid
     count = (across * counts[1]).flatten()
     end = count.cumsum(0)
@@ -306,7 +377,7 @@ def _ranks(box: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(box).scatter_(1, order, place - torch.searchsorted(sorted_box, sorted_box))
 
 
-def _spans(area: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor]:
+def spans_inside(area: Tensor, grid: LevelGrid) -> tuple[Tensor, Tensor]:
     """First column and row (2, L, rows) of the cells whose centres are inside areas (4, rows), and the numbers of columns and rows."""
     query = -area[:, None].expand(-1, grid.axes.shape[1], -1).contiguous()
     outside = torch.searchsorted(grid.axes, query, right=True)  # (4, L, rows) on each side

@@ -22,7 +22,8 @@ from models.checkpoints.safe_pickle import Global, Record
 from models.checkpoints.torch_files import StoredTensor, read_safetensors, read_torch_file
 from models.checkpoints.turbo_release import with_joined_projections
 from models.heads.anchor_based import CERTAIN
-from models.spec.families import TASK_HEADS
+from models.spec.families import TASK_HEADS, tasks_here
+from models.spec.registry import BLOCKS
 from utils.errors import UserError, printable
 from utils.reading.limits import brief
 
@@ -169,8 +170,8 @@ def _without_prefixes(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
 
 def _refuse_other_tasks(model: Record, head: Record) -> None:
     kind = head.cls.name
-    if kind in TASK_HEADS:
-        raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); only detection models are read")
+    if kind in TASK_HEADS and kind not in BLOCKS:
+        raise UserError(f"a {model.cls.name} that {TASK_HEADS[kind]} (its head is {kind}); {tasks_here()}")
 
 
 def _strides(module: Record) -> tuple[float, ...]:

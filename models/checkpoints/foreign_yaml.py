@@ -132,8 +132,10 @@ def _head_keys(head: Record) -> dict[str, Any]:
     """The keys of the file that say which head ``Detect`` is, from the head itself: programs can change it after reading the YAML."""
     bins = head.state.get("reg_max", BINS)
     keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
-    if head.cls.name == "Detect" and _child(head, ONE_TO_ONE) is not None:
+    if head.cls.name in ("Detect", "Pose") and _child(head, ONE_TO_ONE) is not None:
         keys["end2end"] = True
+    if (shape := plain(head.state.get("kpt_shape"))) is not None:
+        keys["kpt_shape"] = shape
     return keys
 
 
@@ -142,7 +144,7 @@ def _branches(head: Record) -> str | None:
     many, one = (_child(head, name) is not None for name in (ONE_TO_MANY, ONE_TO_ONE))
     if one and not many:
         return "one2one"
-    return "one2many" if head.cls.name == "v10Detect" and many and not one else None
+    return "one2many" if head.cls.name in ("v10Detect", "Pose26") and many and not one else None
 
 
 def _usual_activation(rows: Sequence[Record]) -> str | None:
@@ -237,4 +239,5 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
     options = [a for a in args if isinstance(a, dict)]
     if branches := _branches(head):
         options.append({"branches": branches})
-    return [source, number, name, ["nc", "anchors"] if anchored else ["nc", *options]]
+    shape = ["kpt_shape"] if "kpt_shape" in head.state else []
+    return [source, number, name, ["nc", "anchors"] if anchored else ["nc", *shape, *options]]

@@ -7,9 +7,10 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tasks.keypoints import KEYS as KEYPOINT_KEYS
 from utils.errors import UserError
 
 LONGEST_TEXT = 4 << 20  # characters of one value: 100,000 class names
@@ -17,7 +18,8 @@ MOST_NAMES, LONGEST_NAME = 100_000, 1000  # classes, characters
 LARGEST = {"stride": 1024, "side": 1 << 16, "batch": 1 << 16, "channels": 1024, "topk": 1 << 20}
 LARGEST_INPUT = 1 << 28  # values of the images that the file takes at once: 1 GiB
 AGAIN = "export it again with export.py"
-_KEYS = ("names", "imgsz", "stride", "batch", "channels", "dynamic", "end2end", "topk", "iou", "conf", "task")
+SETTINGS = KEYPOINT_KEYS  # what tasks record of their results
+_KEYS = ("names", "imgsz", "stride", "batch", "channels", "dynamic", "end2end", "topk", "iou", "conf", "task", *SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class ExportFacts:
     iou: float = 0.0  # overlap above which a box is dropped,
     conf: float = 0.0  # and score above which a box is a candidate
     task: str = "detect"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the task, such as ``kpt_shape``
 
     def to_metadata(self) -> dict[str, str]:
         """Plain text values, as ONNX requires them; ``from_metadata`` parses them as Python literals."""
         values = {**asdict(self), "names": dict(enumerate(self.names)), "imgsz": list(self.imgsz)}
         values["channels"] = values.pop("ch")
+        values |= values.pop("settings")
         return {key: str(value) for key, value in values.items()}
 
     @classmethod
@@ -78,6 +82,7 @@ class ExportFacts:
             iou=read.part("iou"),
             conf=read.part("conf"),
             task=read.text("task", cls.task),
+            settings={key: read.values[key] for key in SETTINGS if key in read.values},
         ).checked(source=source)
 
     def checked(self, *, source: str) -> ExportFacts:

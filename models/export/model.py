@@ -67,7 +67,7 @@ class ExportedModel:
     def __init__(self, opened: OpenedFile, path: Path) -> None:
         self.run, self.path = opened.run, path
         self.facts = opened.facts.checked(source=str(path))
-        self.task = task_of_file(self.facts.task, path)
+        self.task = task_of_file(self.facts.task, path).from_settings(self.facts.settings, source=str(path))
         self.one_to_one = self.facts.end2end and len(opened.output_shapes) <= 1  # suppression has four outputs
         if not self.facts.names:
             classes = self.task.class_count(opened.output_shapes)
@@ -137,7 +137,7 @@ class ExportedModel:
     def _decode(self, outputs: Sequence[Tensor]) -> Predictions:
         try:
             if self.facts.end2end and len(outputs) == 1:
-                return decode_rows(outputs[0], nc=self.nc)
+                return decode_rows(outputs[0], nc=self.nc, field=self.task.candidate_field)
             decode = decode_detections if self.facts.end2end else self.task.from_export
             return decode(outputs, nc=self.nc)
         except (ValueError, IndexError, RuntimeError) as error:

@@ -60,6 +60,7 @@ def prepare_source(deployed: Model, export_format: ExportFormat, options: Export
     facts = ExportFacts(
         names=deployed.names,
         task=deployed.task.name,
+        settings=deployed.task.settings,
         stride=deployed.stride,
         imgsz=options.imgsz,
         batch=options.batch_size,

@@ -13,7 +13,7 @@ from utils.nms import MOST_UNIQUE, select_best
 from utils.types import Predictions
 
 ROWS = MOST_UNIQUE  # of the output, whatever the image shows and however small it is
-COLUMNS = 6  # x1, y1, x2, y2 in px, score, class
+COLUMNS = 6  # x1, y1, x2, y2 in px, score, class; then what a task adds to a detection
 OUTPUTS = {"output0": {0: "batch"}}  # name -> free axes
 
 
@@ -29,31 +29,41 @@ class OneToOneNetwork(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, ch, H, W) in 0-1 to (B, ROWS, COLUMNS); rows behind the last candidate are zero."""
+        """(B, ch, H, W) in 0-1 to (B, ROWS, COLUMNS + ·); rows behind the last candidate are zero."""
         predictions = self.detector.head.decode(self.detector(images))
-        if extra := [*predictions.fields, *predictions.shared]:
+        if extra := [*predictions.shared, *list(predictions.fields)[1:]]:
             task = self.detector.task.name
-            raise UserError(f"a file of a one-to-one branch keeps boxes only, but the task {task!r} has also {', '.join(extra)}")
+            raise UserError(f"a file of a one-to-one branch keeps detections only, but the task {task!r} has also {', '.join(extra)}")
         boxes = F.pad(predictions.boxes, (0, 0, 0, ROWS))  # so that there are as many candidates as rows at any size
         scores = F.pad(predictions.scores, (0, 0, 0, ROWS))
         found = select_best(scores, count=ROWS)
         chosen = boxes.gather(1, found.candidate[..., None].expand(-1, -1, 4))
-        rows = torch.cat((chosen, found.scores[..., None], found.classes[..., None].to(chosen.dtype)), dim=2)
+        parts = [chosen, found.scores[..., None], found.classes[..., None].to(chosen.dtype)]
+        for values in predictions.fields.values():
+            values = F.pad(values, (0, 0, 0, ROWS))
+            parts.append(values.gather(1, found.candidate[..., None].expand(-1, -1, values.shape[2])))
+        rows = torch.cat(parts, dim=2)
         as_many = F.pad(torch.ones_like(predictions.scores[0, :, 0]), (0, ROWS))[:ROWS]  # as there are candidates, as without padding
         return rows * as_many[:, None]
 
 
-def decode_rows(rows: Tensor, *, nc: int) -> Predictions:
+def decode_rows(rows: Tensor, *, nc: int, field: str = "") -> Predictions:
     """Rows (B, K, 6) as predictions that need no suppression; the scores of other classes are zero.
+
+    Args:
+        rows: with what the task adds behind the six.
+        nc: number of classes.
+        field: name of what the task adds; empty for nothing.
 
     Raises:
         ValueError: another shape.
     """
-    if rows.ndim != 3 or rows.shape[2] != COLUMNS:
-        raise ValueError(f"one output (batch, detections, {COLUMNS}) is needed")
-    boxes, best, classes = rows.float().split((4, 1, 1), dim=2)
+    if rows.ndim != 3 or rows.shape[2] < COLUMNS + bool(field) or (rows.shape[2] > COLUMNS and not field):
+        wanted = f"more than {COLUMNS}" if field else str(COLUMNS)
+        raise ValueError(f"one output (batch, detections, {wanted}) is needed")
+    boxes, best, classes, added = rows.float().split((4, 1, 1, rows.shape[2] - COLUMNS), dim=2)
     scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
-    return Predictions(boxes, scores, unique=True)
+    return Predictions(boxes, scores, {field: added} if field else {}, unique=True)
 
 
 def selection_difference(candidates: Predictions, got: Predictions) -> PredictionDifference:

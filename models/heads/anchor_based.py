@@ -38,10 +38,12 @@ class AnchorDetect(Head):
     head does not have and ignores when loading.
 
     Attributes:
+        further_outputs: outputs of a place behind its classes.
         only_counted: whether only the number of anchors was given: they start as :func:`guessed_anchors`, and autoanchor fits them.
     """
 
     anchor_based = True
+    further_outputs = 0
     only_counted = False
     anchors: Tensor
 
@@ -66,7 +68,7 @@ class AnchorDetect(Head):
             anchors = guessed_anchors(anchors, [1.0] * levels).flatten(1).tolist()
         if not channels or len(anchors) * len(self.branch_weights) != len(channels):
             raise UserError(f"has {len(channels)} inputs in {len(self.branch_weights)} branch(es) and anchors for {len(anchors)} levels")
-        self.nc, self.outputs = nc, nc + 5
+        self.nc, self.outputs = nc, nc + 5 + self.further_outputs
         self.strides = ()
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32).view(levels, -1, 2))
         self._from_small_to_large = sum(anchors[0]) <= sum(anchors[-1])
@@ -104,27 +106,36 @@ class AnchorDetect(Head):
         """
         maps = [m.float() for m in output.main]
         raw = torch.cat([m.unflatten(1, (-1, self.outputs)).transpose(1, 2).flatten(2) for m in maps], dim=2)  # (B, 5 + nc, N)
-        box, objectness, classes = raw.split((4, 1, self.nc), dim=1)
+        box, objectness, classes, further = raw.split((4, 1, self.nc, self.further_outputs), dim=1)
         grid = anchor_grid(maps, self.anchors, self.strides)
-        return Predictions(decode_places(box, grid), self._scores(objectness.sigmoid(), classes.sigmoid()).transpose(1, 2))
+        scores = self._scores(objectness.sigmoid(), classes.sigmoid()).transpose(1, 2)
+        return self._with_further(Predictions(decode_places(box, grid), scores), further.transpose(1, 2), output)
+
+    def _with_further(self, predictions: Predictions, further: Tensor, output: HeadOutput) -> Predictions:
+        """The predictions with what a task adds: (B, N, further outputs) as they are, and maps of the whole image."""
+        return predictions
 
     def _scores(self, objectness: Tensor, classes: Tensor) -> Tensor:
         return objectness * classes
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """Gains are scaled as YOLOv5 and v7 do: by 3 / levels, classes / 80, and the image's area / 640²."""
+        return AnchorLoss(hyp, self._gains(hyp), **self._loss_options(hyp))
+
+    def _loss_options(self, hyp: Hyperparameters) -> dict[str, Any]:
+        """What every loss of such a head takes."""
+        return {
+            "nc": self.nc,
+            "strides": self.strides,
+            "anchors": lambda: self.anchors,
+            "branch_weights": self.branch_weights,
+            "assign": self._assigner(hyp),
+            "obj_by_area": True,
+        }
+
+    def _gains(self, hyp: Hyperparameters) -> Gains:
         levels = 3 / len(self.m)
-        gains = Gains(box=hyp.box * levels, obj=hyp.obj * levels, cls=hyp.cls * levels * self.nc / 80)
-        return AnchorLoss(
-            hyp,
-            gains,
-            nc=self.nc,
-            strides=self.strides,
-            anchors=lambda: self.anchors,
-            branch_weights=self.branch_weights,
-            assign=self._assigner(hyp),
-            obj_by_area=True,
-        )
+        return Gains(box=hyp.box * levels, obj=hyp.obj * levels, cls=hyp.cls * levels * self.nc / 80, seg=hyp.box * levels)
 
     def _assigner(self, hyp: Hyperparameters) -> Callable[[Scene], Matches] | None:
         return None
@@ -144,7 +155,7 @@ class AnchorDetect(Head):
                 for conv, stride in zip(convs, self.strides):
                     bias = bias_of(cast("nn.Conv2d", conv)).view(-1, self.outputs)
                     bias[:, 4] += math.log(NOMINAL_OBJECTS / (NOMINAL_SIZE / stride) ** 2)
-                    bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+                    bias[:, 5 : 5 + self.nc] += math.log(0.6 / (self.nc - 0.99999))
 
     @property
     def anchors_px(self) -> Tensor:
@@ -257,7 +268,7 @@ class IAuxDetect(IDetect):
         return {**super().parameter_parts(), "m2": ParameterPart("output", -2, channels=VALUES, by_anchor=True)}
 
     @classmethod
-    def main_inputs(cls, count: int) -> range:
+    def main_inputs(cls, count: int) -> Sequence[int]:
         return range(count // len(cls.branch_weights))
 
     def _add_auxiliary(self, channels: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from models.heads.anchor_based import AnchorDetect
 from models.heads.base import Deployed, Head, HeadOutput, Loss, ParameterPart
 from models.layers.conv import DFL, Conv
 from models.losses.task_aligned import TaskAlignedLoss
+from models.losses.terms import LossTerm
 from models.spec import channel_rules as rules
 from models.spec.channel_rules import HeadForm
 from models.spec.registry import register
@@ -37,11 +38,12 @@ LOGIT_MARGIN = 1e-2  # so much below the threshold a logit still counts: more th
 
 
 class BranchNames(NamedTuple):
-    """Published names of a branch's layers: box convolutions, class convolutions, distribution."""
+    """Published names of a branch's layers: box convolutions, class convolutions, distribution, convolutions of what a task adds."""
 
     boxes: str
     classes: str
     distribution: str
+    fields: str = ""
 
 
 class DistributionHead(Head):
@@ -59,6 +61,7 @@ class DistributionHead(Head):
             candidates in an area of that size, and a cell is only assigned to a box that contains it.
         light_classes: whether the class convolutions are depthwise 3×3 and pointwise pairs (YOLOv10 and later), not dense 3×3.
         single: the class with one branch that ``deploy()`` returns, None for the class itself; ``single_name`` is its registered name.
+        copied_attributes: what ``deploy()`` copies besides modules.
     """
 
     box_groups = 1
@@ -67,6 +70,7 @@ class DistributionHead(Head):
     light_classes = False
     single: type[DistributionHead] | None = None
     single_name = "Detect"
+    copied_attributes: tuple[str, ...] = ("nc", "strides", "reg_max")
 
     def __init__(self, nc: int, channels: Sequence[int], *, reg_max: int = BINS) -> None:
         """
@@ -106,13 +110,21 @@ class DistributionHead(Head):
         tower = _light_tower if self.light_classes else _tower
         self.add_module(names.classes, nn.ModuleList(tower(c, class_width, self.nc) for c in widths))
 
+    def _tower_names(self, names: BranchNames) -> tuple[str, ...]:
+        """The module lists, one module a level, that each branch has for itself."""
+        return names.boxes, names.classes
+
+    def _further_modules(self, names: BranchNames) -> Mapping[str, str]:
+        """Other modules that predictions of this branch need: name in a head with one branch -> name here."""
+        return {}
+
     @classmethod
     def input_groups(cls) -> int:
         """How many branches have inputs of their own."""
         return len(cls.branch_weights)
 
     @classmethod
-    def main_inputs(cls, count: int) -> range:
+    def main_inputs(cls, count: int) -> Sequence[int]:
         return range(count - count // cls.input_groups(), count)
 
     def levels(self, sources: Sequence[Any]) -> int:
@@ -135,7 +147,18 @@ class DistributionHead(Head):
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         """Feature maps (B, C_i, H_i, W_i), auxiliary branches first, to raw maps (B, 4 · reg_max + nc, H_i, W_i)."""
-        return HeadOutput(tuple(self._maps(names, inputs) for names, inputs in zip(self._names(), self._inputs(features))))
+        pairs = list(zip(self._names(), self._inputs(features)))
+        fields = tuple(self._field_maps(names, inputs) for names, inputs in pairs)
+        maps = tuple(self._maps(names, inputs) for names, inputs in pairs)
+        return HeadOutput(maps, self._shared_maps(features), fields if any(fields) else ())
+
+    def _field_maps(self, names: BranchNames, inputs: Sequence[Tensor]) -> Mapping[str, tuple[Tensor, ...]]:
+        """What a task adds to each cell of a branch: (B, ·, H_i, W_i) a level, by name."""
+        return {}
+
+    def _shared_maps(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        """What a task adds for the whole image, from all inputs."""
+        return {}
 
     def _maps(self, names: BranchNames, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         boxes, classes = self._towers(names)
@@ -148,8 +171,31 @@ class DistributionHead(Head):
         sides, classes = logits.split((4 * self.reg_max, self.nc), dim=1)
         points, strides = anchor_points(maps, self.strides)
         distances = self._distances(sides) * strides  # (B, 4, N) px: left, top, right, bottom
-        corners = torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=1)
-        return Predictions(corners.transpose(1, 2), classes.sigmoid().transpose(1, 2), unique=self.one_to_one)
+        raw = {name: torch.cat([m.flatten(2) for m in levels], dim=2).float() for name, levels in (output.fields or ({},))[-1].items()}
+        fields = self._decode_fields(raw, points, strides)
+        corners = self._corners(points, distances, fields)
+        return Predictions(
+            corners.transpose(1, 2), classes.sigmoid().transpose(1, 2), {name: t.transpose(1, 2) for name, t in fields.items()},
+            self._decode_shared(output.shared), unique=self.one_to_one,
+        )  # fmt: skip
+
+    def _corners(self, points: Tensor, distances: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """Boxes (B, 4, N) xyxy px from cell centres (2, N) and distances (B, 4, N) px to left, top, right and bottom."""
+        return torch.cat((points - distances[:, :2], points + distances[:, 2:]), dim=1)
+
+    def _decode_fields(self, raw: Mapping[str, Tensor], points: Tensor, strides: Tensor) -> Mapping[str, Tensor]:
+        """What a task adds to each prediction: (B, ·, N) by name, from the raw channels (B, ·, N).
+
+        Args:
+            raw: float32, of the main branch.
+            points: (2, N) px, centres of the cells.
+            strides: (1, N) px.
+        """
+        return raw
+
+    def _decode_shared(self, shared: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What a task adds to the predictions of the whole image, from the maps of the whole image."""
+        return shared
 
     def _distances(self, sides: Tensor) -> Tensor:
         """Distances (B, 4, N) in strides of the side channels (B, 4 · reg_max, N)."""
@@ -159,7 +205,8 @@ class DistributionHead(Head):
 
     def decode_above(self, output: HeadOutput, conf: float) -> Predictions:
         """Distributions and class scores are computed for the cells that can pass only: mostly a few of thousands."""
-        if not 0 < conf <= HIGHEST_CONF or type(self).decode is not DistributionHead.decode:  # another decode has other fields
+        other = output.fields or output.shared or type(self).decode is not DistributionHead.decode
+        if not 0 < conf <= HIGHEST_CONF or other:
             return self.decode(output)
         maps = output.main
         logits = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, N, 4 · reg_max + nc), as in memory
@@ -173,8 +220,12 @@ class DistributionHead(Head):
         return _by_image(corners, classes.sigmoid(), image, batch=len(logits)).replace(unique=self.one_to_one)
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
-        """Box, class and distribution loss on task-aligned targets, for all branches."""
-        return TaskAlignedLoss(hyp, branch_weights=self.branch_weights, **self._loss_options())
+        """Box, class and distribution loss on task-aligned targets, for all branches, and what a task adds."""
+        return TaskAlignedLoss(hyp, branch_weights=self.branch_weights, terms=self._loss_terms(hyp), **self._loss_options())
+
+    def _loss_terms(self, hyp: Hyperparameters) -> Sequence[LossTerm]:
+        """What a task adds to the loss."""
+        return ()
 
     def _loss_options(self) -> dict[str, Any]:
         """What every loss of such a head takes."""
@@ -195,11 +246,16 @@ class DistributionHead(Head):
             return Deployed(self, inputs)
         head = self.single.__new__(self.single)
         nn.Module.__init__(head)
-        head.nc, head.strides, head.reg_max = self.nc, self.strides, self.reg_max
-        for key, name in zip(_names(0), main):
+        self._hand_over(head, {**dict(zip(_names(0), main)), **self._further_modules(main)})
+        return Deployed(head.train(self.training), inputs, self.single_name)
+
+    def _hand_over(self, head: DistributionHead, names: Mapping[str, str]) -> None:
+        """Gives a head without layers this one's attributes and modules; ``names`` are its own -> this one's."""
+        for attribute in self.copied_attributes:
+            setattr(head, attribute, getattr(self, attribute))
+        for key, name in names.items():
             if name in self._modules:
                 head.add_module(key, getattr(self, name))
-        return Deployed(head.train(self.training), inputs, self.single_name)
 
     def set_strides(self, strides: Sequence[float]) -> None:
         """Stores the strides and sets the biases: box logits to ``box_bias``, classes so that the score at each cell of an image of 640 px
@@ -283,7 +339,9 @@ def branch_parts(names: BranchNames, place: int) -> dict[str, ParameterPart]:
 
 
 def _names(branch: int) -> BranchNames:
-    return BranchNames(f"cv{2 * branch + 2}", f"cv{2 * branch + 3}", "dfl" if branch == 0 else f"dfl{branch + 1}")
+    if branch == 0:
+        return BranchNames("cv2", "cv3", "dfl", "cv4")
+    return BranchNames(f"cv{2 * branch + 2}", f"cv{2 * branch + 3}", f"dfl{branch + 1}")
 
 
 def _by_image(boxes: Tensor, scores: Tensor, image: Tensor, *, batch: int) -> Predictions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class HeadOutput(NamedTuple):
     """Raw maps of a head, the same type in training, evaluation and export.
 
-    ``branches[b][level]`` is (B, no, H, W), auxiliary branches first, the main branch last.
+    ``branches[b][level]`` is (B, no, H, W), auxiliary branches first, the main branch last. What a task adds for each cell (mask
+    coefficients, keypoints, an angle) is in ``fields[b][name][level]``, (B, ·, H, W); ``fields`` is empty where there is nothing.
     """
 
     branches: tuple[tuple[Tensor, ...], ...]
-    shared: tuple[Tensor, ...] = ()  # maps of the whole image, such as prototypes
+    shared: Mapping[str, Tensor] = {}  # maps (B, …) of the whole image by name, such as prototypes
+    fields: tuple[Mapping[str, tuple[Tensor, ...]], ...] = ()
 
     @property
     def main(self) -> tuple[Tensor, ...]:
@@ -98,13 +100,15 @@ class Head(nn.Module):
         strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
         one_to_one: whether the main branch learns one cell a box, so that its predictions need no suppression.
+        image_inputs: how many inputs, behind all levels, are maps of the whole image (YOLOv9's prototypes), one a branch.
         anchor_based: whether the constructor takes anchors: ``cls(nc, anchors, channels)`` instead of ``cls(nc, channels)``.
     """
 
-    task: ClassVar[Task] = DETECT
+    task: Task = DETECT
     branch_weights: tuple[float, ...] = (1.0,)
     anchor_based = False
     one_to_one = False
+    image_inputs = 0
     nc: int
     strides: tuple[float, ...]
 
@@ -159,7 +163,7 @@ class Head(nn.Module):
         return {}
 
     @classmethod
-    def main_inputs(cls, count: int) -> range:
+    def main_inputs(cls, count: int) -> Sequence[int]:
         """Positions of the main branch among ``count`` inputs: those that ``deploy()`` keeps, known before a head is built."""
         return range(count - count // len(cls.branch_weights), count)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from utils.config import Hyperparameters
 
 NAMES = {
-    "one2many": BranchNames("cv2", "cv3", "dfl"),
-    "one2one": BranchNames("one2one_cv2", "one2one_cv3", "dfl"),  # the distribution's projection is shared
+    "one2many": BranchNames("cv2", "cv3", "dfl", "cv4"),
+    "one2one": BranchNames("one2one_cv2", "one2one_cv3", "dfl", "one2one_cv4"),  # the distribution's projection is shared
 }
 BOTH = "both"
 
@@ -66,7 +66,7 @@ class EndToEndDetect(Detect):
         if self.reg_max > 1:
             self.add_module(first.distribution, DFL(self.reg_max))
         for names in self._names()[1:]:
-            for copied, original in zip(names[:2], first[:2]):
+            for copied, original in zip(self._tower_names(names), self._tower_names(first)):
                 self.add_module(copied, copy.deepcopy(getattr(self, original)))
 
     @classmethod
@@ -81,7 +81,7 @@ class EndToEndDetect(Detect):
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """The loss of :class:`Detect` with targets of each branch's own, weighted by the schedule of :class:`EndToEndLoss`."""
         picks = {"one2many": Picks(hyp.tal_topk), "one2one": ONE_TO_ONE}
-        return EndToEndLoss(hyp, picks=[picks[name] for name in self.kept], **self._loss_options())
+        return EndToEndLoss(hyp, picks=[picks[name] for name in self.kept], terms=self._loss_terms(hyp), **self._loss_options())
 
     def deploy(self) -> Deployed:
         """The one-to-one branch alone, under its own names; the one-to-many branch where that is all there is."""
@@ -95,10 +95,8 @@ class EndToEndDetect(Detect):
         head = type(self).__new__(type(self))
         nn.Module.__init__(head)
         head._set_branches(branch)
-        head.nc, head.strides, head.reg_max = self.nc, self.strides, self.reg_max
-        for name in NAMES[branch]:
-            if name in self._modules:
-                head.add_module(name, getattr(self, name))
+        kept = (*NAMES[branch], *self._further_modules(NAMES[branch]).values())
+        self._hand_over(head, dict(zip(kept, kept)))
         inputs = list(range(len(self._towers(NAMES[branch])[0])))
         return Deployed(head.train(self.training), inputs, options={"branches": branch})
 

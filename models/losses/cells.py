@@ -67,6 +67,30 @@ def places_and_plane(maps: Sequence[Tensor], place: Tensor, *, outputs: int, cha
     return _PlacesAndPlane.apply(place, outputs, channel, *maps)  # type: ignore[no-any-return]
 
 
+def cells_at(branches: Sequence[Sequence[Tensor]], row: Tensor) -> Tensor:
+    """Values (R, C) of cells of K branches' maps (B, C, H, W), which are rows (R,) of the tables of :func:`as_tables`; in float32."""
+    maps = [level for branch in branches for level in branch]
+    return _CellsAt.apply(row, *maps)  # type: ignore[no-any-return]
+
+
+class _CellsAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, row: Tensor, *maps: Tensor) -> Tensor:
+        ctx.save_for_backward(row)
+        ctx.shapes, ctx.dtype = [level.shape for level in maps], maps[0].dtype
+        table = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in maps])
+        return table.index_select(0, row).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad_cells: Tensor) -> tuple[Tensor | None, ...]:
+        (row,) = ctx.saved_tensors
+        counts = [batch * h * w for batch, _, h, w in ctx.shapes]
+        grad = grad_cells.new_zeros(sum(counts), grad_cells.shape[1])
+        grad.scatter_add_(0, row[:, None].expand_as(grad_cells), grad_cells)
+        levels = grad.to(ctx.dtype).split(counts)
+        return None, *(level.view(b, h, w, c).permute(0, 3, 1, 2) for level, (b, c, h, w) in zip(levels, ctx.shapes))
+
+
 class _CellsAndBackground(torch.autograd.Function):
     @staticmethod
     def forward(

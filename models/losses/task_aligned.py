@@ -16,6 +16,7 @@ from models.losses.box import BoxLoss
 from models.losses.cells import Tables, as_tables, cells_and_background
 from models.losses.classification import ClassLoss, check_class_weights
 from models.losses.dfl import distribution_focal_loss, relative_side_distance
+from models.losses.terms import Assigned, BatchOfBranches, LossTerm
 from utils.boxes import cxcywh_to_xyxy, denormalised
 from utils.distributed import all_reduce_sum, world_size
 from utils.iou import ciou_terms
@@ -41,9 +42,10 @@ class TaskAlignedLoss:
         min_candidate_side: see :class:`TaskAlignedAssigner`.
         owners_contain: the same.
         bins: bins of a side's distribution; 1 for plain distances.
+        terms: what a task adds.
 
     Attributes:
-        names: of the parts; the last, with the gain ``dfl``, is ``l1`` for plain distances.
+        names: of the parts; the third, with the gain ``dfl``, is ``l1`` for plain distances; those of ``terms`` follow.
         assigners: one for all branches, or one a branch.
     """
 
@@ -57,9 +59,11 @@ class TaskAlignedLoss:
         min_candidate_side: float = 0.0,
         owners_contain: bool = False,
         bins: int = 16,
+        terms: Sequence[LossTerm] = (),
     ) -> None:
-        self.names = ("box", "cls", "dfl" if bins > 1 else "l1")
-        self._gains = (hyp.box, hyp.cls, hyp.dfl)
+        self.terms = tuple(terms)
+        self.names = ("box", "cls", "dfl" if bins > 1 else "l1", *(name for term in terms for name in term.names))
+        self._gains = (hyp.box, hyp.cls, hyp.dfl, *(gain for term in terms for gain in term.gains))
         self.set_branch_weights(branch_weights)
         self.box_loss = BoxLoss(hyp.iou_loss)
         check_class_weights(hyp.cls_weights, nc)
@@ -86,7 +90,7 @@ class TaskAlignedLoss:
         """The same in all epochs."""
 
     def __call__(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
-        """Scalar parts ``box``, ``cls`` and ``dfl`` or ``l1`` after gains; in float32 also under autocast.
+        """Scalar parts ``box``, ``cls`` and ``dfl`` or ``l1`` and those of the terms after gains; in float32 also under autocast.
 
         In distributed training every rank divides by the mean of all ranks' normalisers, so that the mean of the parts over the ranks is
         the part of the whole batch.
@@ -94,9 +98,12 @@ class TaskAlignedLoss:
         device = output.main[0].device
         with torch.autocast(device.type, enabled=False):
             compiled = self._compiled if torch.is_grad_enabled() else None  # validation has batches of many sizes
-            together = [output.branches] if len(self.assigners) == 1 else [(branch,) for branch in output.branches]
-            scene = self._scene(output, batch, branches=len(together[0]), fixed_sizes=compiled is not None)
-            found = [(compiled or self._sums)(branches, scene, assigner) for branches, assigner in zip(together, self.assigners)]
+            step = len(output.branches) if len(self.assigners) == 1 else 1
+            scene = self._scene(output, batch, branches=step, fixed_sizes=compiled is not None)
+            found = []
+            for first, assigner in zip(range(0, len(output.branches), step), self.assigners):
+                further = self._further(output, batch, scene, range(first, first + step)) if self.terms else None
+                found.append((compiled or self._sums)(output.branches[first : first + step], scene, assigner, further))
             sums, scores = (torch.cat(parts, dim=-1) for parts in zip(*found)) if len(found) > 1 else found[0]
             normaliser = all_reduce_sum(scores).clamp(min=1) / world_size()
             totals = (sums * (self._factors_on(device) / normaliser)).sum(dim=1)
@@ -108,6 +115,8 @@ class TaskAlignedLoss:
         Returns:
             Why it cannot, empty where it can. The compiler itself is called with the first batch, and raises there.
         """
+        if self.terms:
+            return f"the parts {', '.join(self.names[3:])} have sizes that depend on the objects"
         if self.box_loss.keeps_state:
             return f"iou_loss {self.box_loss.name} keeps a mean from step to step"
         self._compiled = torch.compile(self._sums, backend=backend, dynamic=False)
@@ -136,35 +145,65 @@ class TaskAlignedLoss:
         boxes = cxcywh_to_xyxy(denormalised(batch.host_boxes.float(), hw_px))
         return self.assigner.most_candidates(boxes, maps, self.strides)
 
-    def _sums(self, branches: Sequence[Sequence[Tensor]], scene: _Scene, assigner: TaskAlignedAssigner) -> tuple[Tensor, Tensor]:
-        """Box, class and side loss (3, K) of K branches before gains, and the sums (K,) of their target scores."""
+    def _further(self, output: HeadOutput, batch: Batch, scene: _Scene, branches: range) -> BatchOfBranches:
+        """What the terms read of some of the branches."""
+        fields = output.fields[branches.start : branches.stop]
+        targets = batch.targets.to(output.main[0].device)
+        return BatchOfBranches(fields, output.shared, branches.start, batch, targets, scene.targets, scene.grid, scene.hw_px)
+
+    def _sums(
+        self, branches: Sequence[Sequence[Tensor]], scene: _Scene, assigner: TaskAlignedAssigner, further: BatchOfBranches | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Box, class and side loss (3, K) of K branches before gains, and the sums (K,) of their target scores.
+
+        With what the terms read, their parts follow: sums and what they are divided by, both (3 + P, K).
+        """
         bins = torch.arange(self.bins, device=branches[0][0].device, dtype=torch.float32)
         tables = as_tables(branches, sides=4 * self.bins)
-        assigned = assigner.assign(self._predicted(tables, bins, scene, branches=len(branches)), scene.targets)
+        assigned = assigner.assign(self._predicted(tables, bins, scene, branches=len(branches), further=further), scene.targets)
         row, by_branch = assigned.row.flatten(), (len(branches), assigned.row.numel() // len(branches))
         weights = self.class_loss.class_weights(tables.logits)
         sides, logits, background = cells_and_background(
             branches, tables, row, gamma=self.class_loss.gamma, class_weights=None if weights is None else weights.squeeze(1)
         )
-        box, side = self._box_losses(sides.unflatten(1, (4, self.bins)), bins, scene, assigned)
+        boxes = self._box_losses(sides.unflatten(1, (4, self.bins)), bins, scene, assigned)
         cls = self._foreground(logits, scene.targets, assigned)
-        box, side, cls = (part.view(by_branch).sum(dim=1) for part in (box, side, cls))
+        box, side, cls = (part.view(by_branch).sum(dim=1) for part in (boxes.overlap, boxes.side, cls))
         if self.class_loss.background_weight != 1:
             background = background * self.class_loss.background_weight
-        return torch.stack((box, background + cls, side)), assigned.score.view(by_branch).sum(dim=1)
+        sums, scores = torch.stack((box, background + cls, side)), assigned.score.view(by_branch).sum(dim=1)
+        if further is None:
+            return sums, scores
+        parts = [term(further, self._assigned(boxes, assigned, scene)) for term in self.terms]
+        own = scores.expand(len(sums), -1)
+        return torch.cat((sums, *(part for part, _ in parts))), torch.cat((own, *(divisor for _, divisor in parts)))
+
+    def _assigned(self, boxes: _BoxLosses, assigned: Assignment, scene: _Scene) -> Assigned:
+        (batch, n), cells, shape = scene.targets.valid.shape, scene.grid.centres.shape[1], assigned.box.shape
+        image = torch.arange(len(assigned.box), device=assigned.box.device)[:, None]  # (K · B, 1)
+        place, number = image * cells + assigned.cell, image % batch * n + assigned.box
+        return Assigned(assigned, place, number, boxes.predicted_xyxy.view(*shape, 4), boxes.true_xyxy.view(*shape, 4))
 
     @torch.no_grad()
-    def _predicted(self, tables: Tables, bins: Tensor, scene: _Scene, *, branches: int) -> Predicted:
+    def _predicted(
+        self, tables: Tables, bins: Tensor, scene: _Scene, *, branches: int, further: BatchOfBranches | None = None
+    ) -> Predicted:
         distances = self._distances(tables.sides.unflatten(1, (4, self.bins)), bins)
         boxes_xyxy = torch.addcmul(scene.order.centre, scene.order.reach, distances)  # (T, 4)
-        terms = ciou_terms(boxes_xyxy.index_select(0, scene.order.row)).unflatten(1, (branches, -1))
-        return Predicted(terms, tables.logits, scene.order.row, scene.grid, scene.most_candidates)
+        boxes_xyxy = boxes_xyxy.index_select(0, scene.order.row)
+        terms = ciou_terms(boxes_xyxy).unflatten(1, (branches, -1))
+        predicted = Predicted(terms, tables.logits, scene.order.row, scene.grid, scene.most_candidates)
+        if further is None:
+            return predicted
+        in_place = boxes_xyxy.view(branches, len(scene.targets.valid), -1, 4)
+        measures = (term.overlap_measure(further, in_place) for term in self.terms)
+        return predicted._replace(measure=next((measure for measure in measures if measure is not None), None))
 
     def _distances(self, sides: Tensor, bins: Tensor) -> Tensor:
         """Distances (R, 4) in strides of side channels (R, 4, bins)."""
         return sides.squeeze(2) if self.bins == 1 else expected_distances_of_rows(sides, bins)
 
-    def _box_losses(self, sides: Tensor, bins: Tensor, scene: _Scene, assigned: Assignment) -> tuple[Tensor, Tensor]:
+    def _box_losses(self, sides: Tensor, bins: Tensor, scene: _Scene, assigned: Assignment) -> _BoxLosses:
         """Regression and side loss (R,) of the assigned cells, weighted with their target scores.
 
         Args:
@@ -186,7 +225,7 @@ class TaskAlignedLoss:
             side = relative_side_distance(distances, wanted, strides=reach.abs(), image_hw=scene.hw_px)
         else:
             side = distribution_focal_loss(sides, wanted).mean(dim=1)
-        return box * score, side * score
+        return _BoxLosses(box * score, side * score, predicted, true)
 
     def _foreground(self, logits: Tensor, targets: PaddedTargets, assigned: Assignment) -> Tensor:
         """The difference (R, nc) that the assigned cells' targets make to the class loss of an all-background map.
@@ -207,6 +246,15 @@ class TaskAlignedLoss:
         if self._factors.device != device:
             self._factors = self._factors.to(device, non_blocking=True)
         return self._factors
+
+
+class _BoxLosses(NamedTuple):
+    """Of R assigned cells."""
+
+    overlap: Tensor  # (R,) regression loss, weighted
+    side: Tensor  # (R,) side loss, weighted
+    predicted_xyxy: Tensor  # (R, 4) px, with gradient
+    true_xyxy: Tensor  # (R, 4) px
 
 
 class _Scene(NamedTuple):

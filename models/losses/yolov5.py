@@ -27,11 +27,12 @@ OTHER_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
 
 
 class Gains(NamedTuple):
-    """Weights of the three parts."""
+    """Weights of the parts."""
 
     box: float
     obj: float
     cls: float
+    seg: float = 0.0  # of masks
 
 
 class AnchorLoss:
@@ -65,7 +66,7 @@ class AnchorLoss:
         assign: Callable[[Scene], Matches] | None = None,
         obj_by_area: bool = False,
     ) -> None:
-        self.gains, self.nc, self.outputs, self.obj_by_area = gains, nc, nc + 5, obj_by_area
+        self.gains, self.nc, self.outputs, self.obj_by_area = gains, nc, nc + 5, obj_by_area  # outputs of a place
         self.strides, self.anchors, self.branch_weights = tuple(strides), anchors, tuple(branch_weights)
         self.smoothing = hyp.label_smoothing
         self.assign = assign or partial(assign_by_ratio, anchor_t=hyp.anchor_t)
@@ -83,16 +84,24 @@ class AnchorLoss:
             anchors = self.anchors().to(main[0].device)
             grid = anchor_grid(main, anchors, self.strides)
             targets = pad_targets(batch.targets.to(main[0].device), batch.max_boxes, batch_size=len(main[0]), hw_px=hw_px)
-            total = torch.zeros(3, device=main[0].device)
+            total = torch.zeros(len(self.names), device=main[0].device)
             images = max(batch.images_of_step, 1) / world_size()
+            further = self._further(output, batch, grid, hw_px, images)
             for number, (weight, maps) in enumerate(zip(self.branch_weights, output.branches)):
                 auxiliary = number < len(output.branches) - 1
                 scene = Scene([m.detach() for m in main], grid, anchors, self.strides, targets, auxiliary)
                 matches = self.assign(scene).compact()
-                total = total + weight * self._branch([m.float() for m in maps], grid, targets, matches, hw_px, images)
+                branch = self._branch([m.float() for m in maps], grid, targets, matches, hw_px, images, further)
+                total = total + weight * branch
             area = hw_px[0] * hw_px[1] / 640**2 if self.obj_by_area else 1.0
         gains = self.gains._replace(obj=self.gains.obj * area)
         return {name: getattr(gains, name) * part for name, part in zip(self.names, total)}
+
+    def _further(
+        self, output: HeadOutput, batch: Batch, grid: AnchorGrid, hw_px: tuple[float, float], images: float
+    ) -> Callable[[Tensor, Matches], Sequence[Tensor]]:
+        """What a task adds: from the picked places (B, outputs, R) and what they are, further parts before gains."""
+        return lambda picked, matches: ()
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """The same in all epochs."""
@@ -117,8 +126,9 @@ class AnchorLoss:
         matches: Matches,
         hw_px: tuple[float, float],
         images: float,
+        further: Callable[[Tensor, Matches], Sequence[Tensor]],
     ) -> Tensor:
-        """Box, objectness and class loss (3,) of one branch before gains; ``images`` is the mean batch size over the ranks."""
+        """The parts (P,) of one branch before gains; ``images`` is the mean batch size over the ranks."""
         picked, objectness = places_and_plane(maps, matches.place, outputs=self.outputs, channel=OBJECTNESS)  # (B, outputs, R), (B, A)
         predicted = decode_places(picked[:, :4], grid, matches.place)
         fit = self.box_loss(predicted, boxes_at(targets.boxes_xyxy, matches.box), mask=matches.mask, image_hw=hw_px)
@@ -129,10 +139,10 @@ class AnchorLoss:
         obj = (self.object_loss(objectness, target) * per_place).sum()
         cls = torch.zeros_like(obj)
         if self.nc > 1:
-            losses = self.class_loss(picked[:, 5:], self._class_targets(targets.labels.gather(1, matches.box)))
+            losses = self.class_loss(picked[:, 5 : 5 + self.nc], self._class_targets(targets.labels.gather(1, matches.box)))
             weights = self.class_loss.class_weights(losses)
             cls = ((losses if weights is None else losses * weights).mean(dim=1) * per_match).sum()
-        return torch.stack((box, obj, cls))
+        return torch.stack((box, obj, cls, *further(picked, matches)))
 
     def _mean_weights(self, grid: AnchorGrid, matches: Matches) -> Tensor:
         """Weights (B, R) that make a sum over matches the sum of each level's mean."""

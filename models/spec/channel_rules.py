@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin
 
+from tasks.keypoints import Keypoints
 from utils.errors import UserError
 
 Channels: TypeAlias = "int | tuple[int, ...]"  # a tuple for a layer that gives several maps (CBLinear)
@@ -63,6 +64,7 @@ class HeadForm(NamedTuple):
     end2end: bool = False  # the file's key: a one-to-one branch beside the one-to-many one
     reg_max: int | None = None  # the file's key: bins of a box side's distribution; None: the head's own
     light_classes: bool = False  # whether the blocks before the head are those of YOLOv10 and later
+    keypoints: Keypoints | None = None  # the file's keys, or the data set's
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,10 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
 
     Anchors are listed in px, or only counted: then the head begins with a guess, and training fits them to the data.
 
-    The class may give ``for_row(*, anchors, dialect, form) -> class`` to choose between forms that share one name (Detect).
+    The class may give ``for_row(*, anchors, dialect, form) -> class`` to choose between forms that share one name (Detect), and
+    ``row_arguments(args) -> (anchors, further)`` for what follows nc in its rows; else anchors come first.
     """
-    anchors = args[1] if len(args) > 1 else None
+    anchors, further = getattr(context.cls, "row_arguments", _anchors_first)(args[1:])
     if anchors is None and context.anchors is not None:
         anchors = context.anchors
     choose = getattr(context.cls, "for_row", None)
@@ -225,12 +228,19 @@ def head(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     if anchor_based and anchors is None:
         raise UserError("needs anchors: write [nc, anchors], and under anchors: either 3 or [w1, h1, w2, …] in px for each level")
     built = (nc, anchors, context.plain) if anchor_based else (nc, context.plain)
-    options = {}
+    options: dict[str, Any] = {}
     if context.form.reg_max is not None:
         if "reg_max" not in inspect.signature(cls).parameters:
             raise UserError("takes no reg_max; leave the key out")
         options["reg_max"] = context.form.reg_max
-    return LayerPlan((*built, *args[2:]), 0, cls=cls, takes_list=True, kwargs=options)
+    if context.form.keypoints is not None and "keypoints" in inspect.signature(cls).parameters:
+        options["keypoints"] = context.form.keypoints
+    return LayerPlan((*built, *further), 0, cls=cls, takes_list=True, kwargs=options)
+
+
+def _anchors_first(args: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """Anchors, None where none are given, and further arguments of a head's row after nc."""
+    return (args[0], args[1:]) if args else (None, ())
 
 
 def _width_argument(args: Sequence[Any], context: RuleContext) -> int:

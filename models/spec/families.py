@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from tasks import TASKS
+
 HERE = "here are YOLOv3, v5, v7, v8, v9, v10, YOLO11, YOLO12, YOLO26, YOLOv4-CSP and YOLOR-CSP"
 # How names of YAMLs and checkpoints begin; the first that fits counts.
 ABSENT_NAMES = {
@@ -23,16 +25,18 @@ ABSENT_NAMES = {
         r"(fast|mobile)?sam2?[._b-]": "SAM",
     }.items()
 }
+# Ends of names: the task as registered (empty: none that could be here), and what it is.
 NAMED_TASKS = {
-    **dict.fromkeys(("seg", "dseg", "sem"), "segmentation"),
-    **dict.fromkeys(("pose", "kpt"), "keypoints"),
-    "pan": "panoptic segmentation", "obb": "rotated boxes", "cls": "classification",
+    **dict.fromkeys(("seg", "dseg"), ("segment", "segmentation")),
+    **dict.fromkeys(("pose", "kpt"), ("pose", "keypoints")),
+    "obb": ("obb", "rotated boxes"), "cls": ("classify", "classification"),
+    "sem": ("", "semantic segmentation"), "pan": ("", "panoptic segmentation"),
 }  # fmt: skip
 # Heads of other tasks and what a network with one does.
 TASK_HEADS = {
     **dict.fromkeys(("Segment", "DSegment", "DualDSegment", "TripleDSegment", "ISegment", "MT"), "segments"),
     **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
-    **dict.fromkeys(("Pose", "Pose26", "IKeypoint"), "predicts keypoints"),
+    "IKeypoint": "predicts keypoints by anchors",
     **dict.fromkeys(("OBB", "OBB26"), "predicts rotated boxes"),
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
     "Panoptic": "segments things and areas", "Classify": "classifies", "RTDETRDecoder": "is an RT-DETR",
@@ -55,8 +59,14 @@ def absent_family(stem: str) -> str:
         if found := pattern.match(stem):
             return f"{family.format(*map(str.upper, found.groups()))} is not here; {HERE}"
     if found := TASK_SUFFIX.match(stem):
-        return f"a network for {NAMED_TASKS[found[2].lower()]} by its name, and only detection is here"
+        task, what = NAMED_TASKS[found[2].lower()]
+        return "" if task in TASKS else f"a network for {what} by its name; {tasks_here()}"
     return ""
+
+
+def tasks_here() -> str:
+    """The tasks that there are, for messages."""
+    return f"tasks here are {', '.join(TASKS)}"
 
 
 def respelled(stem: str) -> str:

@@ -17,9 +17,11 @@ from typing import Any
 from models.spec.channel_rules import Channels, HeadForm, LayerPlan, RuleContext, make_divisible
 from models.spec.config_files import find_config
 from models.spec.dialects import dialect_of
-from models.spec.families import HERE, TASK_HEADS, family_of
+from models.spec.families import HERE, TASK_HEADS, family_of, tasks_here
 from models.spec.registry import BLOCKS
 from models.spec.row_arguments import check_arguments
+from tasks.keypoints import KEYS as KEYPOINT_KEYS
+from tasks.keypoints import Keypoints, read_keypoints
 from utils.errors import UserError, nearest
 from utils.reading.limits import LARGEST_MULTIPLE, MAX_CLASSES, MOST_CHANNELS, MOST_REPEATS, MOST_ROWS
 from utils.reading.yaml_text import read_yaml, shown
@@ -27,6 +29,7 @@ from utils.reading.yaml_text import read_yaml, shown
 log = logging.getLogger(__name__)
 SCALING_KEYS = frozenset(["depth_multiple", "width_multiple", "scales", "scale"])
 KNOWN_KEYS = SCALING_KEYS | {"nc", "ch", "anchors", "activation", "backbone", "head", "fused", "dialect", "end2end", "reg_max"}
+KNOWN_KEYS |= frozenset(KEYPOINT_KEYS)
 TOLERATED_KEYS = frozenset(["yaml_file", "names", "max_channels"])  # written by other programs; redundant here
 LIGHT_BLOCKS = ("A2C2f", "C2fCIB", "C3k2")  # of YOLOv10 and later, C3k2_EMA included: heads behind them have light class convolutions
 LARGEST_REG_MAX = 64
@@ -63,6 +66,7 @@ class ModelSpec:
         fused: the network's layers are folded, as deploy() leaves them.
         end2end: the head ``Detect`` has a one-to-one branch beside the one-to-many one.
         reg_max: bins of a box side's distribution; None where the file leaves them to the head.
+        keypoints: of a network for pose estimation; None for others.
     """
 
     origin: str
@@ -81,6 +85,7 @@ class ModelSpec:
     fused: bool = False
     end2end: bool = False
     reg_max: int | None = None
+    keypoints: Keypoints | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that :func:`read_spec` reads back to an equal spec (for checkpoints and saved YAMLs)."""
@@ -101,6 +106,8 @@ class ModelSpec:
             out["end2end"] = True
         if self.reg_max is not None:
             out["reg_max"] = self.reg_max
+        if self.keypoints is not None:
+            out |= self.keypoints.settings
         for section in ("backbone", "head"):
             out[section] = [_plain_row(row) for row in self.rows if row.section == section]
         if _dialect(out, self.rows, self.origin) != self.dialect:  # rows that showed it may be gone (deploy, edits)
@@ -108,17 +115,27 @@ class ModelSpec:
         return out
 
 
-def load_spec(cfg: str | Path | Mapping[str, Any], *, nc: int | None = None, ch: int | None = None, scale: str | None = None) -> ModelSpec:
+def load_spec(
+    cfg: str | Path | Mapping[str, Any],
+    *,
+    nc: int | None = None,
+    ch: int | None = None,
+    scale: str | None = None,
+    keypoints: Keypoints | None = None,
+) -> ModelSpec:
     """Reads a model YAML given by path or bare name, or a dictionary of the same form.
 
     Args:
+        nc: classes, instead of the file's; ``ch`` channels likewise.
+        keypoints: of the data, instead of the file's; of no effect on a file without keypoints.
         scale: letter of a v8 file's scale, instead of the one in the name.
 
     Raises:
         UserError: no such file, two files of one name, not YAML, or a key or row that is wrong.
     """
     data, origin = _read_yaml(cfg, scale=scale)
-    return read_spec(data, origin=origin, nc=nc, ch=ch)
+    spec = read_spec(data, origin=origin, nc=nc, ch=ch)
+    return spec if spec.keypoints is None or keypoints is None else replace(spec, keypoints=keypoints)
 
 
 def named_channels(cfg: str | Path | Mapping[str, Any]) -> int | None:
@@ -163,6 +180,7 @@ def read_spec(data: Mapping[str, Any], *, origin: str, nc: int | None = None, ch
         origin, nc, ch, depth, width, cap, anchors, per_cell, activation, _dialect(data, rows, origin), scale,
         dict(data.get("scales") or {}), rows, bool(data.get("fused", False)), _switch(origin, "end2end", data.get("end2end", False)),
         None if data.get("reg_max") is None else _whole(origin, "reg_max", data["reg_max"], least=1, most=LARGEST_REG_MAX),
+        read_keypoints(data, source=origin),
     )  # fmt: skip
 
 
@@ -188,7 +206,7 @@ def plan_layers(spec: ModelSpec) -> list[LayerPlan]:
 def _absent(spec: ModelSpec, row: Row) -> str:
     """What a file with an unknown module is: a network for another task or of a family that is not here; empty for neither."""
     if row.module in TASK_HEADS:
-        return f"a network that {TASK_HEADS[row.module]} (its head is {row.module}); only detection is here"
+        return f"a network that {TASK_HEADS[row.module]} (its head is {row.module}); {tasks_here()}"
     family = family_of([other.module for other in spec.rows])
     return f"a {family}, a family that is not here (row {spec.rows.index(row)} is {row.module}); {HERE}" if family else ""
 
@@ -259,7 +277,7 @@ def plan_row(spec: ModelSpec, row: Row, index: int, plans: Sequence[LayerPlan]) 
 
 def _head_form(spec: ModelSpec) -> HeadForm:
     light = any(row.module.startswith(LIGHT_BLOCKS) for row in spec.rows)
-    return HeadForm(spec.end2end, spec.reg_max, light_classes=light)
+    return HeadForm(spec.end2end, spec.reg_max, light_classes=light, keypoints=spec.keypoints)
 
 
 def _repeats(number: int, depth: float) -> int:
@@ -341,6 +359,10 @@ def _literal(value: Any, spec: ModelSpec) -> Any:
     anchors = spec.anchors or spec.anchors_per_cell
     if value == "anchors" and not anchors:
         raise UserError("needs anchors, but the file has no anchors: key; write anchors: 3, or [w1, h1, w2, …] in px for each level")
+    if value == "kpt_shape":
+        if spec.keypoints is None:
+            raise UserError("needs keypoints, but the file has no kpt_shape: key; write kpt_shape: [17, 3], keypoints and values of each")
+        return spec.keypoints.shape
     named = {"None": None, "True": True, "False": False, "nc": spec.nc, "anchors": anchors}
     if value in named:
         return named[value]

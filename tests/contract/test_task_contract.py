@@ -22,17 +22,22 @@ from utils.nms import Suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets
 
 HW, NAMES, NC = (96, 160), ("one", "two"), 2
-ORIGINAL_HW = (48, 75)
-LETTERBOX = Letterbox(torch.tensor([ORIGINAL_HW] * 2), torch.full((2, 2), 2.0), torch.tensor([[5.0, 0.0]] * 2))  # 2 x 75 + 10 = 160
+ORIGINAL_HW = (48, 76)
+LETTERBOX = Letterbox(torch.tensor([ORIGINAL_HW] * 2), torch.full((2, 2), 2.0), torch.tensor([[4.0, 0.0]] * 2))  # 2 x 76 + 8 = 160
 TARGETS = {field.name for field in dataclasses.fields(Targets)} - {"image"}
 KEYPOINTS = 3
+# What heads add, where it is not what detections have: for each candidate, and for the whole image.
+FROM_HEADS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "segment": ({"coefficients": (3,)}, {"prototypes": (3, HW[0] // 4, HW[1] // 4)}),
+}
+SETTINGS = {"kpt_shape": [KEYPOINTS, 3]}  # what files say of results, for the tasks that read it
 
 pytestmark = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 
 
 def instances(count: int) -> Instances:
     """Objects with all that any task could want: a box, a polygon (its corners) and keypoints inside."""
-    starts = np.array([(20, 10), (60, 30), (100, 50)], np.float32)[:count]
+    starts = np.array([(20, 12), (60, 32), (100, 48)], np.float32)[:count]  # multiples of any task's cells
     boxes = np.concatenate((starts, starts + (24, 16)), axis=1).astype(np.float32)
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
     keypoints = np.concatenate((np.repeat(starts[:, None], KEYPOINTS, 1) + 5, np.full((count, KEYPOINTS, 1), 2)), axis=2)
@@ -56,10 +61,14 @@ def good_row(task: Task) -> list[str]:
 
 
 def predictions(task: Task, boxes: torch.Tensor, scores: torch.Tensor) -> Predictions:
-    """Candidates with the fields that the task's detections have, all zero."""
+    """Candidates with what the task's heads add, all zero."""
     batch_size, count = scores.shape[:2]
-    fields = {name: value.new_zeros(batch_size, count, *value.shape[1:]) for name, value in detections(task)[0].fields.items()}
-    return Predictions(boxes, scores, fields)
+    of_detections = {name: tuple(value.shape[1:]) for name, value in detections(task)[0].fields.items()}
+    fields, shared = FROM_HEADS.get(task.name, (of_detections, {}))
+    return Predictions(
+        boxes, scores, {name: torch.zeros(batch_size, count, *shape) for name, shape in fields.items()},
+        {name: torch.zeros(batch_size, *shape) for name, shape in shared.items()},
+    )  # fmt: skip
 
 
 def random_predictions(task: Task, count: int = 40) -> Predictions:
@@ -91,6 +100,13 @@ def test_attributes_have_the_right_types(task):
     assert task.coco_type in (None, "bbox", "segm", "keypoints")
     assert all(isinstance(output, ExportOutput) for output in task.outputs)
     assert {"boxes", "scores"} <= {part for output in task.outputs for part in output.tolerance}
+
+
+def test_settings_in_a_file_give_the_same_task_again(task):
+    described = task.from_settings(SETTINGS, source="a file")
+    assert described.name == task.name
+    assert described.from_settings(described.settings, source="a file").settings == described.settings
+    assert described.for_labels(SETTINGS, source="a data set").settings == described.settings
 
 
 def test_a_task_can_be_sent_to_another_process(task):
@@ -171,7 +187,8 @@ def test_detections_are_sorted_and_within_the_limits(task):
         assert found.classes.dtype == torch.int64
         assert (found.scores > 0.3).all()
         assert (found.scores.diff() <= 0).all()
-        assert found.fields.keys() == detections(task)[0].fields.keys()
+        original = task.to_original([found, found[:0]], LETTERBOX)
+        assert [d.fields.keys() for d in original] == [detections(task)[0].fields.keys()] * 2
 
 
 def test_the_way_to_the_original_and_back_changes_nothing(task):
@@ -282,7 +299,8 @@ def test_the_outputs_of_an_exported_file_decode_to_what_went_in(task):
     tensors = task.to_export(before)
     assert len(tensors) == len(task.outputs)
     assert_close(task.from_export(tensors, nc=NC), before, atol=1e-4)
-    assert task.class_count([tuple(t.shape) for t in tensors]) == NC
+    described = task.from_settings(SETTINGS, source="a file")
+    assert described.class_count([tuple(t.shape) for t in tensors]) == NC
     assert task.class_count([]) == 0
 
 
@@ -301,11 +319,13 @@ def test_the_layout_of_outputs_can_be_traced(task):
     few, many = random_predictions(task, 10), random_predictions(task, 30)
 
     class Layout(nn.Module):
-        def forward(self, boxes: torch.Tensor, scores: torch.Tensor, *fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return task.to_export(Predictions(boxes, scores, dict(zip(few.fields, fields))))
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor, *more: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            count = len(few.fields)
+            return task.to_export(Predictions(boxes, scores, dict(zip(few.fields, more[:count])), dict(zip(few.shared, more[count:]))))
 
     with torchscript_warnings():
-        traced = torch.jit.trace(Layout(), (few.boxes, few.scores, *few.fields.values()), check_trace=False)
-    got = traced(many.boxes, many.scores, *many.fields.values())
+        inputs = (few.boxes, few.scores, *few.fields.values(), *few.shared.values())
+        traced = torch.jit.trace(Layout(), inputs, check_trace=False)
+    got = traced(many.boxes, many.scores, *many.fields.values(), *many.shared.values())
     for value, expected in zip(got, task.to_export(many), strict=True):
         torch.testing.assert_close(value, expected)

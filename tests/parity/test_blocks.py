@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention.yolov10 import Attention
+from models.layers.flow import RealNVP
+from models.layers.prototypes import FusedPrototypes, Prototypes
 from models.model import fuse_layers
 from models.spec.registry import BLOCKS
 from tests.golden import Golden, all_names, assert_close, cases, cotangent, fill_, find
@@ -20,7 +22,12 @@ RENAMED = {
     "ul_RepConv": "RepConvN",  # one name there, two different blocks here
     "v7_Conv_LeakyReLU": "Conv",  # a name of the vectors only
 }
-PARTS = {"ul_Attention": Attention}  # of registered blocks, not registered themselves
+PARTS = {
+    "ul_Attention": Attention,
+    "ul_Proto": Prototypes,
+    "ul_Proto26": FusedPrototypes,
+    "ul_RealNVP": RealNVP,
+}  # of registered blocks, not registered themselves
 SAME_WIDTH = ("ul_PSA",)  # take the width once, the published class twice
 OPTIONS: dict[str, dict[str, Any]] = {  # where sources disagree on a default
     "v5_Bottleneck": {"k": (1, 3)},

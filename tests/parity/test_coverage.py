@@ -24,6 +24,7 @@ from tests.parity import (
     test_models,
     test_ops_nms,
     test_ops_schedule,
+    test_pose,
     test_train_step,
 )
 from tests.pending import PENDING
@@ -43,16 +44,20 @@ OPS = {
     "box_iou_matrix_v9": "parity/test_ops_boxes.py",
     "boxes_v9": "parity/test_ops_boxes.py",
     "build_targets_v5": "parity/test_losses_candidates.py",
+    "defaults_tasks": "parity/test_pose.py",
     "ema": "parity/test_ops_ema.py",
     "fitness_v9": "parity/test_ops_map.py",
+    "keypoint_flip": "parity/test_pose.py",
     "letterbox": "parity/test_letterbox.py",
     "make_divisible": "parity/test_ops_grid.py",
     "musgd": "unit/engine/test_musgd.py",
+    "map_keypoints_synth": "parity/test_pose.py",
     "map_synth": "parity/test_ops_map.py",
     "map_synth_ultralytics": "parity/test_ops_map.py",
     "map_synth_v5": "parity/test_ops_map.py",
     "map_masks_synth": "parity/test_ops_masks.py",
     "mask_iou": "parity/test_ops_masks.py",
+    "oks": "parity/test_pose.py",
     "optimizer_groups": "parity/test_ops_optimizer.py",
     "polygon_masks": "parity/test_ops_masks.py",
     "process_mask": "parity/test_ops_masks.py",
@@ -66,9 +71,10 @@ def compared(folder: str) -> set[str]:
     if folder == "blocks":
         return set(test_blocks.CASES)
     if folder == "heads":
-        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES}
+        return {*test_heads.CASES, *test_heads.ANCHORED, test_heads.FOLDED, *test_heads_end_to_end.CASES, *test_pose.CASES}
     if folder == "losses":
-        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE}
+        ends = (*test_losses_end_to_end.CASES, test_losses_end_to_end.SCHEDULE)
+        return {*test_losses.ALIGNED, *test_losses.ANCHORED, *ends, *test_pose.LOSSES}
     if folder == "models":
         return {*test_model_keys.CASES, *test_train_step.CASES, "deploy_maps_yolov9_to_gelan"}
     ops = {name for name in golden.all_names("ops") for known in OPS if name == known or (known.endswith("_") and name.startswith(known))}

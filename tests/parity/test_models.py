@@ -33,14 +33,16 @@ def built(name: str, **options):
 
 
 def decoded_parts(model, output):
-    """Boxes (1, 4, N) cxcywh px and scores (1, nc, N), the reference's layout."""
+    """Boxes (1, 4, N) cxcywh px, scores (1, nc, N) and what a task adds, the reference's layout."""
     predictions = model.head.decode(output)
-    return xyxy_to_cxcywh(predictions.boxes).transpose(1, 2), predictions.scores.transpose(1, 2)
+    parts = (xyxy_to_cxcywh(predictions.boxes), predictions.scores, *predictions.fields.values())
+    return [part.transpose(1, 2) for part in parts]
 
 
-def check_decoded(boxes, scores, reference, what):
-    assert_close(boxes, reference[:, :4], 1e-4, f"{what} boxes")
-    assert_close(scores, reference[:, 4:], 1e-4, f"{what} scores")
+def check_decoded(parts, reference, what):
+    wanted = reference.split([part.shape[1] for part in parts], dim=1)
+    for name, part, other in zip(("boxes", "scores", "fields"), parts, wanted):
+        assert_close(part, other, 1e-4, f"{what} {name}")
 
 
 @pytest.mark.parametrize("name", cases("models", WITH_OUTPUT))
@@ -57,10 +59,10 @@ def test_outputs_match_the_published_network(name):
                 key = "_".join(filter(None, ("raw", branch, str(level))))
                 assert_close(raw, golden.tensor(key), 1e-5, f"{name} {variant} {key}")
         reference = golden.tensor("_".join(filter(None, ("decoded", branches[-1]))))
-        boxes, scores = decoded_parts(net, output)
+        parts = decoded_parts(net, output)
         if branches[-1] == "one2one":  # the published layout of this branch has corners
             reference = torch.cat((xyxy_to_cxcywh(reference[:, :4].transpose(1, 2)).transpose(1, 2), reference[:, 4:]), dim=1)
-        check_decoded(boxes, scores, reference, f"{name} {variant}")
+        check_decoded(parts, reference, f"{name} {variant}")
 
 
 @pytest.mark.parametrize("name", cases("models", END_TO_END))
@@ -76,7 +78,7 @@ def test_detections_and_both_deployed_branches_match_the_published_network(name)
     assert torch.equal(found.classes[stable], wanted[stable, 5].long())
     if "decoded_one2many" in golden.arrays:
         net = model.deploy(for_suppression=True)
-        check_decoded(*decoded_parts(net, net(images)), golden.tensor("decoded_one2many"), f"{name} one2many")
+        check_decoded(decoded_parts(net, net(images)), golden.tensor("decoded_one2many"), f"{name} one2many")
 
 
 @pytest.mark.parametrize("name", cases("models", [n for n in all_names("models") if n.startswith(("gelan", "yolov9"))], "biases"))

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def polygon_masks(polygons: Sequence[NDArray[np.float32]], hw: tuple[int, int], *, ratio: int = 1) -> NDArray[np.uint8]:
-    """A mask for each polygon (k, 2) of px: filled at full size with its border, then shrunk.
+def polygon_masks(
+    polygons: Sequence[NDArray[np.float32] | Sequence[NDArray[np.float32]]], hw: tuple[int, int], *, ratio: int = 1
+) -> NDArray[np.uint8]:
+    """A mask for each polygon (k, 2) of px, or for several rings of one object: filled at full size with its border, then shrunk.
 
     A cell at ratio 4 is set where at least two of the four central pixels of its 4 x 4 block are; at ratio 2 at least two of its four.
 
@@ -28,14 +30,16 @@ def polygon_masks(polygons: Sequence[NDArray[np.float32]], hw: tuple[int, int], 
     for mask, polygon in zip(masks, polygons):
         if len(polygon) == 0:
             continue
-        corners = np.clip(polygon, -(2**15), 2**15).astype(np.int32)  # towards zero, as the published masks have it
-        (left, top), (right, bottom) = corners.min(0), corners.max(0)
+        rings = [polygon] if isinstance(polygon, np.ndarray) else polygon
+        corners = [np.clip(ring, -(2**15), 2**15).astype(np.int32) for ring in rings]  # towards zero, as the published masks have it
+        everything = np.concatenate(corners)
+        (left, top), (right, bottom) = everything.min(0), everything.max(0)
         y0, x0 = (max(int(v), 0) // ratio * ratio for v in (top, left))
         y1, x1 = (min(-(-(int(v) + 1) // ratio) * ratio, side) for v, side in ((bottom, small[0] * ratio), (right, small[1] * ratio)))
         if y1 <= y0 or x1 <= x0:
             continue
         part = full[y0:y1, x0:x1]  # only the blocks that the polygon touches
-        cv2.fillPoly(part, [corners - np.array((x0, y0), np.int32)], color=1)  # type: ignore[call-overload]
+        cv2.fillPoly(part, [ring - np.array((x0, y0), np.int32) for ring in corners], color=1)  # type: ignore[call-overload]
         mask[y0 // ratio : y1 // ratio, x0 // ratio : x1 // ratio] = _shrunk(part, ratio)
         part[:] = 0
     return masks

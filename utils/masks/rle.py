@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.masks.packed import Extents, Packed
+
 if TYPE_CHECKING:
     from utils.metrics.matching import Objects
 
 Code = Mapping[str, Any]  # {"size": [height, width], "counts": bytes}
 FIELD = "masks"
+MOST_DIGITS = 7  # of five bits, of a run length that fits into 32
+HEADER = 8  # bytes of a code as a row: height and width as int32
 
 
 def encode(masks: NDArray[np.uint8]) -> NDArray[np.object_]:
@@ -25,14 +30,92 @@ def encode(masks: NDArray[np.uint8]) -> NDArray[np.object_]:
     return codes
 
 
-def encode_polygons(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> Code:
+def encode_packed(packed: Packed, width: int) -> NDArray[np.object_]:
+    """Packed masks (n, h, ceil(width / 8)) to n codes; only the window about each mask is looked at."""
+    height, extents = packed.shape[1], Extents.of(packed)
+    runs = [_runs(mask, *extents.window(i), hw=(height, width)) for i, mask in enumerate(packed)]
+    codes = np.empty(len(packed), dtype=object)
+    codes[:] = [{"size": [height, width], "counts": text} for text in _compressed(runs)]
+    return codes
+
+
+def _runs(mask: NDArray[np.uint8], rows: slice, columns: slice, *, hw: tuple[int, int]) -> NDArray[np.int64]:
+    """Run lengths of one packed mask (h, ·), column after column, zeros first."""
+    height, width = hw
+    bits = np.unpackbits(mask[rows, columns], axis=1)
+    tall = bits.shape[0] + 1
+    lined = np.zeros((bits.shape[1], tall), np.uint8)  # a zero below every column, so that none runs into the next
+    lined[:, :-1] = bits.T
+    flat = lined.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat, prepend=np.uint8(0)))
+    column, row = edges // tall, edges % tall
+    edges = (8 * columns.start + column) * height + rows.start + row
+    if tall > height and len(edges) > 2:  # full height: a run goes on at the top of the next column
+        kept = np.ones(len(edges), bool)
+        touching = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+        kept[1 + 2 * touching] = kept[2 + 2 * touching] = False
+        edges = edges[kept]
+    ends = np.concatenate(([0], edges, [height * width]))
+    runs = np.diff(ends)
+    return runs if len(runs) == 1 or runs[-1] else runs[:-1]
+
+
+def _compressed(runs: Sequence[NDArray[np.int64]]) -> list[bytes]:
+    """Run lengths as COCO writes them: from the fourth on as the difference to the one before the last, in digits of five bits, the
+    lowest first; all codes at once."""
+    if not len(runs):
+        return []
+    sizes = np.array([len(r) for r in runs])
+    starts = np.cumsum(sizes) - sizes
+    values = np.concatenate(runs)
+    place = np.arange(len(values)) - np.repeat(starts, sizes)
+    values = values - np.where(place > 2, np.roll(values, 2), 0)
+    digits, used = np.zeros((len(values), MOST_DIGITS), np.uint8), np.zeros((len(values), MOST_DIGITS), bool)
+    more = np.ones(len(values), bool)
+    for digit in range(MOST_DIGITS):
+        low = values & 0x1F
+        values = values >> 5
+        used[:, digit] = more
+        more = more & np.where(low & 0x10, values != -1, values != 0)
+        digits[:, digit] = low + 48 + 0x20 * more
+    text, ends = digits[used].tobytes(), np.concatenate(([0], np.cumsum(used.sum(axis=1))))
+    bounds = ends[np.append(starts, len(values))].tolist()
+    return [text[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def codes_to_rows(codes: Sequence[Code] | NDArray[np.object_]) -> NDArray[np.uint8]:
+    """Codes as bytes (n, ·), zeros after the shorter ones: an array of numbers, which travels with a batch."""
+    texts = [np.array(code["size"], "<i4").tobytes() + _as_bytes(code["counts"]) for code in codes]
+    longest = max(map(len, texts), default=HEADER)
+    return np.frombuffer(b"".join(text.ljust(longest, b"\0") for text in texts), np.uint8).reshape(len(texts), longest)
+
+
+def rows_to_codes(rows: NDArray[np.uint8]) -> NDArray[np.object_]:
+    """The inverse of ``codes_to_rows``."""
+    codes = np.empty(len(rows), dtype=object)
+    sizes = np.ascontiguousarray(rows[:, :HEADER]).view("<i4").tolist() if len(rows) else []
+    codes[:] = [{"size": size, "counts": row[HEADER:].tobytes().rstrip(b"\0")} for size, row in zip(sizes, rows)]
+    return codes
+
+
+def joined_rows(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Codes as rows from several places, each with its own longest."""
+    longest = max((part.shape[1] for part in parts), default=HEADER)
+    return np.concatenate([np.zeros((0, longest), np.uint8), *(np.pad(p, ((0, 0), (0, longest - p.shape[1]))) for p in parts)])
+
+
+def _as_bytes(counts: str | bytes) -> bytes:
+    return counts.encode() if isinstance(counts, str) else counts
+
+
+def encode_polygons(polygons: Sequence[Sequence[float] | NDArray], hw: tuple[int, int]) -> Code:
     """One object in one or several pieces, each x1 y1 x2 y2 … in px, as COCO rasterises it."""
     from pycocotools import mask as coco_mask
 
     return coco_mask.merge(coco_mask.frPyObjects([list(map(float, piece)) for piece in polygons], *hw))
 
 
-def decode(codes: Sequence[Code], hw: tuple[int, int]) -> NDArray[np.uint8]:
+def decode(codes: Sequence[Code] | NDArray[np.object_], hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Codes to masks (n, h, w) of 0 and 1; ``hw`` is for none at all."""
     from pycocotools import mask as coco_mask
 
@@ -43,7 +126,7 @@ def areas(objects: Objects) -> NDArray[np.float64]:
     """The area (n,) of each object's mask in px²."""
     from pycocotools import mask as coco_mask
 
-    codes = objects.fields[FIELD]
+    codes = objects.fields.get(FIELD, ())
     return coco_mask.area(list(codes)).astype(np.float64) if len(codes) else np.zeros(0)
 
 

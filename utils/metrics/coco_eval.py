@@ -15,7 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.metrics.coco_file import find_image_id, image_ids_by_name, read_coco_file, read_json, sound_annotations
+from utils.metrics.coco_file import (
+    find_image_id,
+    image_ids_by_name,
+    keypoint_array,
+    read_coco_file,
+    read_json,
+    sound_annotations,
+)
 from utils.metrics.metrics import COCO_STATS, GroundTruth, MetricAccumulator
 
 UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -37,6 +44,11 @@ class CocoAnnotations:
     area: NDArray[np.float64]  # (M,) px²
     crowd: NDArray[np.bool_]  # (M,)
     remarks: tuple[str, ...] = ()  # what of the file is left out, for the user
+    keypoints: NDArray[np.float64] | None = None  # (M, K, 3) x and y in px, visibility; None where no object has any
+
+    def serves(self, coco_type: str | None) -> bool:
+        """Whether the file holds what results of this type are compared with."""
+        return self.keypoints is not None or coco_type != "keypoints"
 
     def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
         """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
@@ -64,7 +76,8 @@ class CocoAnnotations:
         taken = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         columns = (image, *(a[taken] for a in (self.classes, self.boxes_ltwh, self.area, self.crowd)))
         image_index, classes, boxes, area, crowd = map(torch.from_numpy, columns)
-        return GroundTruth(image_index, classes, boxes, area, crowd)
+        fields = {} if self.keypoints is None else {"keypoints": torch.from_numpy(self.keypoints[taken])}
+        return GroundTruth(image_index, classes, boxes, area, crowd, fields)
 
 
 def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False) -> CocoAnnotations:
@@ -94,7 +107,14 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         area=np.array([o.area for o in sound], dtype=np.float64),
         crowd=np.array([o.crowd for o in sound], dtype=bool),
         remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
+        keypoints=_keypoints([o.keypoints for o in sound]),
     )
+
+
+def _keypoints(given: Sequence[Any]) -> NDArray[np.float64] | None:
+    """(M, K, 3) where K is the first object's; None where no object has keypoints."""
+    lengths = [len(entry) for entry in given if isinstance(entry, list) and entry]
+    return keypoint_array(given, lengths[0] // 3) if lengths else None
 
 
 def _and_more(faults: int) -> str:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from utils.errors import UserError
 from utils.files import read_bounded
 from utils.reading.limits import MAX_JSON_BYTES
@@ -34,7 +37,8 @@ class CocoObject(NamedTuple):
     bbox: tuple[float, ...]  # left, top, width, height in px; NaN where it is broken
     area: float  # px², the box's where none is given
     crowd: bool
-    polygon: Sequence[float] | None  # x1 y1 x2 y2 … px, of objects in one piece
+    segmentation: Any = None  # polygons or a run-length code as they stand in the file, not checked
+    keypoints: Any = None  # as in the file; None where it gives none
 
     @property
     def fault(self) -> str:
@@ -219,13 +223,25 @@ def _object(row: int, entry: Mapping[str, Any], label: int) -> CocoObject:
         area = float(entry["area"])
     except (KeyError, TypeError, ValueError, OverflowError):
         area = math.nan
-    parts: Any = entry.get("segmentation")
-    whole = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list) and len(parts[0]) >= 6 and len(parts[0]) % 2 == 0
     own_id = entry["id"] if _is_id(entry.get("id")) else row
     return CocoObject(
         row, own_id, entry["image_id"], label, bbox, area if math.isfinite(area) else bbox[2] * bbox[3],
-        bool(entry.get("iscrowd")), parts[0] if whole else None,
+        bool(entry.get("iscrowd")), entry.get("segmentation"), entry.get("keypoints"),
     )  # fmt: skip
+
+
+def is_keypoints(given: Any, count: int) -> bool:
+    """Whether an annotation's ``keypoints`` are x, y and visibility of so many keypoints."""
+    if not isinstance(given, list) or len(given) != 3 * count:
+        return False
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in given)
+    return numbers and all(v in (0, 1, 2) for v in given[2::3])
+
+
+def keypoint_array(given: Sequence[Any], count: int) -> NDArray[np.float64]:
+    """(n, K, 3) of x, y in px and visibility of annotations' ``keypoints``; zeros for those without sound ones."""
+    rows = [entry if is_keypoints(entry, count) else [0.0] * (3 * count) for entry in given]
+    return np.array(rows, np.float64).reshape(-1, count, 3)
 
 
 def _is_id(value: object) -> bool:

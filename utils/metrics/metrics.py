@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -230,7 +230,7 @@ class MetricAccumulator:
         objects = truth.cpu()
         for name, stored in self.fields.items():
             self._fields["detections"][name] += [stored(d.fields[name].cpu().numpy()) for d in detections]
-            self._fields["truth"][name].append(stored(truth.fields[name].cpu().numpy()))
+            self._fields["truth"][name].append(stored(objects.fields[name].numpy()))
         known = (_columns(objects.image + start, objects.classes), objects.boxes_ltwh.double(), _columns(objects.area, objects.crowd))
         self._truth.append(torch.cat(known, dim=1).numpy())
 
@@ -259,39 +259,49 @@ class MetricAccumulator:
 
     def compute(self) -> Metrics:
         """The metrics of everything that was added. The order of the additions does not matter."""
-        dets, truth = self.objects()
+        return self.result(**self.measure(*self.objects(), self.similarity))
+
+    def measure(self, dets: Objects, truth: Objects, similarity: Similarity, *, coco: CocoRule | None = None) -> dict[str, Any]:
+        """The fields of :class:`Metrics` for detections and objects as :meth:`objects` gives them.
+
+        Args:
+            dets: Detections, sorted.
+            truth: Ground truth.
+            similarity: How alike a detection and an object are.
+            coco: What COCO's rule counts and gives; that of boxes if None.
+        """
         nc = len(self.names)
         counted = truth.take(~truth.crowd)
         instances = np.bincount(counted.label, minlength=nc)
         images_with = np.bincount(np.unique(counted.image * nc + counted.label) % nc, minlength=nc)
         if self.rule == "coco":
-            ap, by_size, curves, stats = _coco(dets, truth, nc, self.similarity)
+            ap, by_size, curves, stats = _coco(dets, truth, nc, similarity, coco or BOX_RULE)
         else:
             by_size, stats = np.full((nc, len(SIZES)), np.nan), {}
-            ap, curves = _trapezoid(dets, counted, nc, self.similarity, rule=self.rule)
+            ap, curves = _trapezoid(dets, counted, nc, similarity, rule=self.rule)
         present = instances > 0
         best = int(smoothed(curves.f1[present].mean(axis=0), 0.1).argmax()) if present.any() else 0
         best = min(best, len(CURVE_POINTS) - 1)
         precision, recall = curves.precision[:, best], curves.recall[:, best]
-        return self.result(
-            rule=self.rule,
-            names=self.names,
-            images=len(self._images),
-            instances=instances,
-            images_with=images_with,
-            precision=_mean(precision),
-            recall=_mean(recall),
-            confidence=float(CURVE_POINTS[best]),
-            map50=_mean(ap[:, 0]),
-            map=_mean(ap),
-            ap=ap,
-            precision_per_class=precision,
-            recall_per_class=recall,
-            curves=curves,
-            confusion=confusion_matrix(dets, truth, nc=nc, similarity=self.similarity),
-            coco_stats=stats,
-            ap_by_size=by_size,
-        )
+        return {
+            "rule": self.rule,
+            "names": self.names,
+            "images": len(self._images),
+            "instances": instances,
+            "images_with": images_with,
+            "precision": _mean(precision),
+            "recall": _mean(recall),
+            "confidence": float(CURVE_POINTS[best]),
+            "map50": _mean(ap[:, 0]),
+            "map": _mean(ap),
+            "ap": ap,
+            "precision_per_class": precision,
+            "recall_per_class": recall,
+            "curves": curves,
+            "confusion": confusion_matrix(dets, truth, nc=nc, similarity=similarity),
+            "coco_stats": stats,
+            "ap_by_size": by_size,
+        }
 
     def objects(self) -> tuple[Objects, Objects]:
         """Detections sorted by image, class and score, and objects; images numbered in the order of their names."""
@@ -310,29 +320,55 @@ class MetricAccumulator:
         return dets, Objects(where, what, truth[:, 2:6], np.ones(len(truth)), truth[:, 6], truth[:, 7] > 0, fields["truth"])
 
 
-def _coco(dets: Objects, truth: Objects, nc: int, similarity: Similarity) -> tuple[Array, Array, Curves, dict[str, float]]:
-    """Average precision (nc, 10), that by size (nc, 3), curves and the 12 numbers, by COCO's rule."""
+class CocoCounts(NamedTuple):
+    """Average precision and recall by COCO's rule, NaN where there is nothing to be found."""
+
+    ap: Array  # (nc, T, A) at T overlaps, for A ranges of area
+    recall: Array  # (nc, T, A)
+    few: Array  # (nc, T, M) recall over all areas with at most so many detections of an image
+
+
+class CocoRule(NamedTuple):
+    """What COCO's rule counts of a kind of result, and the numbers that pycocotools gives for it."""
+
+    limits: tuple[int, ...]  # most detections of an image and class, the last one counts
+    stats: Callable[[CocoCounts], dict[str, Array]]  # values by name; their mean is given, -1 for what has no object
+
+
+def _box_stats(counts: CocoCounts) -> dict[str, Array]:
+    ap, recall, few = counts
+    values = [ap[..., 0], ap[:, 0, 0], ap[:, 5, 0], *(ap[..., a] for a in (1, 2, 3))]
+    values += [*(few[..., m] for m in range(3)), *(recall[..., a] for a in (1, 2, 3))]
+    return dict(zip(COCO_STATS, values))
+
+
+BOX_RULE = CocoRule(COCO_MAX_DETECTIONS, _box_stats)
+
+
+def _coco(
+    dets: Objects, truth: Objects, nc: int, similarity: Similarity, rule: CocoRule
+) -> tuple[Array, Array, Curves, dict[str, float]]:  # fmt: skip
+    """Average precision (nc, 10), that by size (nc, 3), curves and pycocotools' numbers, by COCO's rule."""
     rank = rank_in_group(dets.image * nc + dets.label)
-    kept = rank < COCO_MAX_DETECTIONS[-1]
+    kept = rank < rule.limits[-1]
     dets, rank = dets.take(kept), rank[kept]
     match = match_coco(dets, truth, similarity=similarity)
     inside = (truth.area[:, None] >= AREA_RANGES[:, 0]) & (truth.area[:, None] <= AREA_RANGES[:, 1]) & ~truth.crowd[:, None]
     positives = np.stack([np.bincount(truth.label[i], minlength=nc) for i in inside.T], axis=1)  # (nc, A)
     ap, recall = np.full((2, nc, len(IOU_THRESHOLDS), len(AREA_RANGES)), np.nan)
-    few = np.full((nc, len(IOU_THRESHOLDS), len(COCO_MAX_DETECTIONS)), np.nan)  # recall with 1, 10 and 100 detections
+    few = np.full((nc, len(IOU_THRESHOLDS), len(rule.limits)), np.nan)
     curves = _empty_curves(nc)
     for c, rows in enumerate(_rows_of_classes(dets, nc)):
         if not positives[c].any():
             continue
         correct, ignored = match.correct[rows], match.ignored[rows]
         ap[c], recall[c] = coco_average_precision(correct, ignored, positives[c])
-        for m, most in enumerate(COCO_MAX_DETECTIONS):
+        for m, most in enumerate(rule.limits):
             few[c, :, m] = correct[rank[rows] < most, :, 0].sum(axis=0) / max(positives[c, 0], 1)
         counts = ~ignored[:, 0, 0]
         _fill_curves(curves, c, correct[counts, 0, 0], dets.score[rows][counts], int(positives[c, 0]))
-    values = [ap[..., 0], ap[:, 0, 0], ap[:, 5, 0], *(ap[..., a] for a in (1, 2, 3))]
-    values += [*(few[..., m] for m in range(3)), *(recall[..., a] for a in (1, 2, 3))]
-    return ap[..., 0], ap[..., 1:].mean(axis=1), curves, {name: _mean(v, of_nothing=-1.0) for name, v in zip(COCO_STATS, values)}
+    stats = rule.stats(CocoCounts(ap, recall, few))
+    return ap[..., 0], ap[..., 1:].mean(axis=1), curves, {name: _mean(values, of_nothing=-1.0) for name, values in stats.items()}
 
 
 def _trapezoid(dets: Objects, truth: Objects, nc: int, similarity: Similarity, *, rule: Rule) -> tuple[Array, Curves]:

@@ -66,13 +66,19 @@ def plot_batch(
     write_image(path, mosaic)
 
 
-def plot_curves(metrics: Metrics, folder: str | Path) -> None:
-    """``PR_curve.png``, ``P_curve.png``, ``R_curve.png`` and ``F1_curve.png``, a line for each class and one for their mean."""
+def plot_curves(metrics: Metrics, folder: str | Path, *, prefix: str = "") -> None:
+    """``PR_curve.png``, ``P_curve.png``, ``R_curve.png`` and ``F1_curve.png``, a line for each class and one for their mean.
+
+    Args:
+        metrics: What was measured.
+        folder: Where they go.
+        prefix: Of the file names: ``Mask`` gives ``MaskPR_curve.png``.
+    """
     curves, folder = metrics.curves, Path(folder)
     at_recall = curves.precision_at_recall
-    _plot_lines(folder / "PR_curve.png", curves.recall_axis, at_recall, metrics, "Recall", "Precision", values=metrics.ap[:, 0])
+    _plot_lines(folder / f"{prefix}PR_curve.png", curves.recall_axis, at_recall, metrics, "Recall", "Precision", values=metrics.ap[:, 0])
     for name, lines, title in (("P", curves.precision, "Precision"), ("R", curves.recall, "Recall"), ("F1", curves.f1, "F1")):
-        _plot_lines(folder / f"{name}_curve.png", curves.confidence, lines, metrics, "Confidence", title)
+        _plot_lines(folder / f"{prefix}{name}_curve.png", curves.confidence, lines, metrics, "Confidence", title)
 
 
 def plot_confusion(confusion: NDArray, names: Sequence[str], path: str | Path) -> None:

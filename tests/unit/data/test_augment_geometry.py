@@ -165,7 +165,7 @@ def test_absent_keypoints_stay_absent():
     plain = instances.replace(keypoints=None)
     steps = (
         plain.select(np.array([True])), plain.shifted(1, 2), plain.scaled(2, 3), plain.mirrored(60, flip_idx=SWAP), plain.flipped(40),
-        plain.clamped((20, 20)), plain.clipped((20, 20)), concatenate([plain, plain]), Instances.empty(),
+        plain.cut((20, 20)), plain.clipped((20, 20)), concatenate([plain, plain]), Instances.empty(),
     )  # fmt: skip
     assert all(step.keypoints is None for step in steps)
 

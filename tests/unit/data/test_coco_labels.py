@@ -44,7 +44,7 @@ def test_coco_yaml_reads_the_official_layout(coco):
         np.testing.assert_allclose(found.boxes_xyxy, np.array(boxes).reshape(-1, 4), atol=1e-4)
         names = {c["id"]: c["name"] for c in content["categories"]}
         assert [coco_names()[int(c)] for c in found.classes] == [names[a["category_id"]] for a in mine]
-        assert found.counts.tolist() == [0, 4][: len(mine)]  # two pieces: only the box
+        assert found.counts.tolist() == [4, 4][: len(mine)]  # the first in two pieces that overlap
     assert 79 in table.classes
     assert (coco.parent / "annotations/instances_train2017.cache.npz").is_file()
 

@@ -9,7 +9,7 @@ import pytest
 from data.images.reading import read_image
 from data.labels.files import list_images
 from data.labels.yolo import read_labels
-from data.tools import shapes
+from data.tools import embedded, shapes
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_interrupted_drawing_leaves_no_partial_data_set(tmp_path, monkeypatch):
     shapes.ensure_shapes(tmp_path / "shapes")
     monkeypatch.setattr(shapes, "generate", interrupted)
     shapes.ensure_shapes(tmp_path / "shapes")  # not drawn again
-    (tmp_path / "shapes" / shapes.VERSION_FILE).write_text("an older version")
+    (tmp_path / "shapes" / embedded.VERSION_FILE).write_text("an older version")
     monkeypatch.setattr(shapes, "generate", real)
     shapes.ensure_shapes(tmp_path / "shapes")
-    assert (tmp_path / "shapes" / shapes.VERSION_FILE).read_text().strip() == str(shapes.VERSION)
+    assert (tmp_path / "shapes" / embedded.VERSION_FILE).read_text().strip() == str(shapes.VERSION)
     assert [p.name for p in tmp_path.iterdir()] == ["shapes"]

@@ -15,6 +15,7 @@ from data.labels.table import build_table
 from data.labels.yolo import parse_labels, read_labels
 from data.loader import LoaderOptions, build_loader
 from tasks import DETECT
+from tasks.base import TaskDefaults
 from tasks.rows import NO_POLYGON, InvalidRow, LabelRow
 from utils.errors import UserError
 
@@ -23,7 +24,7 @@ OFF = dict.fromkeys(KEYS.split(), 0.0)
 ROW = "0 0.5 0.5 0.4 0.4 0.4 0.5 2 0.6 0.5 1"
 
 
-class TwoPoints:
+class TwoPoints(TaskDefaults):
     """Rows ``class cx cy w h (x y visibility) * 2``; targets with keypoints in px."""
 
     name = "two-points"

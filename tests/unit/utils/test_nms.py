@@ -44,6 +44,17 @@ def test_nms_equals_its_definition(multi_label: bool, agnostic: bool, max_det: i
         torch.testing.assert_close(found.scores, torch.tensor([r[0] for r in expected]))
 
 
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_of_equal_scores_the_first_candidate_leads(multi_label: bool) -> None:
+    predictions = random_predictions(2, 400, 3)
+    predictions = predictions.replace(scores=(predictions.scores * 4).floor() / 4)
+    options = {"conf": 0.2, "iou": 0.4, "max_det": 1000, "multi_label": multi_label, "agnostic": False}
+    for found, boxes, scores in zip(non_max_suppression(predictions, Suppression(**options)), *predictions):
+        expected = plain(boxes, scores, **options)
+        assert found.classes.tolist() == [r[1] for r in expected]
+        assert torch.equal(found.boxes, torch.stack([r[2] for r in expected]))
+
+
 def test_suppressing_a_prefix_first_changes_nothing() -> None:
     """All boxes are near each other, so the prefix of best candidates holds far fewer than ``max_det`` kept ones."""
     predictions = random_predictions(1, 3000, 1)
