@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks import Task
 from utils.boxes import xyxy_to_cxcywh
+from utils.masks.packed import unpack_tensor
 from utils.types import Detections
 
 STANDARD = ("masks", "keypoints", "obb", "probs")  # attributes that every result has: None where its task has none
@@ -29,10 +30,8 @@ class FieldView(NamedTuple):
 
 
 def unpacked_masks(found: Detections, hw: tuple[int, int]) -> Tensor:
-    """(n, H, W) bool from bits that are packed along the width, the first pixel in the highest bit of a byte."""
-    packed = found.fields["masks"]  # (n, H, ceil(W / 8)) uint8
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=packed.device)
-    return ((packed[..., None] & weights) != 0).flatten(-2)[..., : hw[1]]
+    """(n, H, W) bool from (n, H, ceil(W / 8)), bits packed along the width."""
+    return unpack_tensor(found.fields["masks"], hw[1]).bool()
 
 
 def oriented_boxes(found: Detections, hw: tuple[int, int]) -> Tensor:

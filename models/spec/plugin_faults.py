@@ -138,7 +138,8 @@ def _functions(module: ModuleType) -> Iterator[FunctionType]:
         members = list(vars(value).values()) if isinstance(value, type) and value.__module__ == module.__name__ else [value]
         for member in members:
             for part in (member.fget, member.fset) if isinstance(member, property) else (member,):
-                function = inspect.unwrap(getattr(part, "__func__", part.func if isinstance(part, functools.partial) else part))
+                inner: Any = part.func if isinstance(part, functools.partial) else getattr(part, "__func__", part)
+                function = inspect.unwrap(inner)
                 if isinstance(function, FunctionType) and function.__globals__ is vars(module):
                     yield function
 
