@@ -106,8 +106,8 @@ class ImageModel(nn.Module):
         if not each:
             return Results([], [], self.names, [], (0.0,) * len(STAGES), self.model.task)
         times = tuple(sum(stage) / len(each) for stage in zip(*(one.times_ms for one in each)))
-        return Results(*([part for one in each for part in getattr(one, f)] for f in ("ims", "found")), self.names,
-                       [one.files[0] for one in each], times, self.model.task)  # fmt: skip
+        images, found = [one.ims[0] for one in each], [one.found[0] for one in each]
+        return Results(images, found, self.names, [one.files[0] for one in each], times, self.model.task)
 
     def stream(
         self, source: ImageSource | Sequence[ImageSource], size: int | Sequence[int] = 640, augment: bool = False, **settings: Any

@@ -174,7 +174,7 @@ def _result_panel(axes: Any, epochs: NDArray, values: NDArray) -> dict[str, Any]
     known = np.isfinite(values)
     x, y = epochs[known], values[known]
     handles = {"of each epoch": axes.plot(x, y, ".-", color=COLOURS[5], linewidth=0.8, markersize=2.5)[0]}
-    low, high = shown_range(y)
+    low, high = (0.0, 1.0) if y.size and 0 <= y.min() <= y.max() <= 1 else shown_range(y)  # metrics have no spikes
     outside = (y > high) | (y < low)
     if len(y) > 5:
         inside = ~outside
@@ -195,7 +195,9 @@ def shown_range(values: NDArray) -> tuple[float, float]:
     if len(values) < 10:
         return -math.inf, math.inf
     low, high = np.percentile(values, (5, 95))
-    reach = SPIKE * max(high - low, 1e-9 * max(abs(high), abs(low)), 1e-12)
+    if high - low <= 1e-9 * max(abs(high), abs(low)):  # nearly all equal: what differs is what there is to see
+        return -math.inf, math.inf
+    reach = SPIKE * (high - low)
     inside = values[(values >= low - reach) & (values <= high + reach)]
     if len(inside) == len(values):
         return -math.inf, math.inf

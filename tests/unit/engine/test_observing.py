@@ -81,8 +81,9 @@ def test_a_run_ends_with_all_weights_though_no_figure_can_be_made(
     monkeypatch.setattr(DetectTask, "plot", fail)
     monkeypatch.setattr(DetectTask, "draw", fail)
     monkeypatch.setattr("utils.visual.plots.plot_labels", fail)
-    result = train(config(world, tmp_path / "runs", epochs=1, noplots=False))
+    result = train(config(world, tmp_path / "runs", epochs=1, noplots=False, plots=("pdf",)))
     assert result.deployed_weights.is_file()
+    assert {p.name for p in result.save_dir.glob("results.p*")} == {"results.png", "results.pdf"}
     found = val.validate(
         ValConfig(weights=str(result.best_weights), imgsz=64, batch_size=4, workers=0, device="cpu", project=str(tmp_path / "val"))
     )

@@ -31,7 +31,7 @@ def test_commands_are_understood(page: Path) -> None:
     known = set(list_models())
     for words in commands(page):
         script = next((w for w in words if w in PARSERS), "")
-        if script:
+        if script and "STUDY.yaml" not in words:  # which would be read
             PARSERS[script].parse_arguments(words[words.index(script) + 1 :])  # type: ignore[attr-defined]
         else:
             assert all(w in english for w in words if w.startswith("--")), words
