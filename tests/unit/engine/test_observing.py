@@ -91,6 +91,7 @@ def test_a_run_ends_with_all_weights_though_no_figure_can_be_made(
     lines = [line for line in capsys.readouterr().err.splitlines() if "no such font" in line]
     assert sum("plotting curves and confusion matrix failed (RuntimeError: no such font)" in line for line in lines) == 2
     assert sum("drawing val_batch0 failed" in line for line in lines) == 2
+    assert sum("plotting labels.jpg failed" in line for line in lines) == 1
 
 
 def test_drawing_a_batch_raises_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
