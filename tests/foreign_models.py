@@ -38,7 +38,7 @@ RENAMED_BLOCKS = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks with another
 CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "LightDetect": "Detect", "AreaAttention": "AAttn", "FusedConv": "Conv"}
 CLASS_NAMES |= dict.fromkeys(("AnchorSegment", "SegmentV9", "LightSegment"), "Segment") | {"LightEndToEndSegment": "Segment26"}
 CLASS_NAMES |= dict.fromkeys(("Prototypes", "NearestPrototypes"), "Proto") | {"FusedPrototypes": "Proto26"}
-CLASS_NAMES["YOLOv5Classify"] = "Classify"
+CLASS_NAMES |= {"YOLOv5Classify": "Classify", "LightPose": "Pose"}
 ATTRIBUTES = ("add", "c", "nc", "reg_max")
 
 
@@ -114,6 +114,8 @@ def convert_model(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any
         head.__class__ = classes.of(own.plans[-1].name)
     head.stride = torch.tensor(own.strides)
     head.nc, head.no, head.nl = own.nc, own.nc + 64, len(own.strides)
+    if hasattr(own.head, "keypoints"):
+        head.kpt_shape = list(own.head.keypoints.shape)
     if own.head.anchor_based:  # grids that inference stores, one of them a view with stride 0
         head.na, head.grid = 3, [torch.zeros(1)] * 3
         if not hasattr(own.head, "anchor_grid"):

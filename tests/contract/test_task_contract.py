@@ -29,6 +29,7 @@ TARGETS = {field.name for field in dataclasses.fields(Targets)} - {"image"}
 KEYPOINTS = 3
 # What heads add, where it is not what detections have: for each candidate, and for the whole image.
 FROM_HEADS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "pose": ({"keypoints": (3 * KEYPOINTS,)}, {}),
     "segment": ({"coefficients": (3,)}, {"prototypes": (3, HW[0] // 4, HW[1] // 4)}),
 }
 SETTINGS = {"kpt_shape": [KEYPOINTS, 3]}  # what files say of results, for the tasks that read it
