@@ -130,9 +130,16 @@ class PoseTask(DetectTask):
 
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         boxes = super().to_batch(detections, letterbox)
-        return _with_points(
-            detections, boxes, lambda xy, image: xy * letterbox.scale_xy[image][:, None] + letterbox.pad_xy[image][:, None]
-        )
+        return _with_points(detections, boxes, lambda xy, image: xy * letterbox.scale_xy[image][:, None] + letterbox.pad_xy[image][:, None])
+
+    def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+        """Of each keypoint the one that the network is surest of among an object and its pieces."""
+        points = detections.fields["keypoints"]
+        sure, index = points[..., 2], owner[:, None].expand(-1, points.shape[1])
+        best = sure.scatter_reduce(0, index, sure[pieces], "amax")
+        piece, k = ((sure[pieces] == best[owner]) & (sure[pieces] > sure[owner])).nonzero(as_tuple=True)
+        united = points.index_put((owner[piece], k), points[pieces[piece], k])
+        return detections.replace(fields={**detections.fields, "keypoints": united})
 
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> PoseAccumulator:
         return PoseAccumulator(names, rule=rule, sigmas=self.keypoints.oks_sigmas if self.keypoints else ())

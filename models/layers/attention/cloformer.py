@@ -6,6 +6,7 @@ CloFormer: Rethinking Local Perception in Lightweight Vision Transformer, arXiv 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ class CloAttention(nn.Module):
         views = []
         for project, mix, act in zip(self.qkvs, self.convs, self.act_blocks):
             weights, _ = self._local_weights(x, project, mix, act)
-            side = mix.kernel_size[0]
+            side = cast(nn.Conv2d, mix).kernel_size[0]
             views.append(PlaneMap(f"local weights, {side}×{side}: mean magnitude", weights[0].abs().mean(0)))
             views.append(PlaneMap(f"local weights, {side}×{side}: mean", weights[0].mean(0), signed=True))
         if self.global_heads:
@@ -109,7 +110,7 @@ class CloAttention(nn.Module):
             weights = (self.scale * queries @ keys.transpose(1, 2)).softmax(2).mean(0)  # (N, M)
             rows, columns = (-(-side // self.window_size) for side in x.shape[2:])
             reach = (rows * self.window_size / x.shape[2], columns * self.window_size / x.shape[3])
-            one = weights[query.index(x.shape[2], x.shape[3])]
+            one = weights[query.cell_number(x.shape[2], x.shape[3])]
             for title, values, at_query in (("of the query", one, True), ("of all queries, mean", weights.mean(0), False)):
                 views.append(PlaneMap(f"global attention {title}", values.unflatten(0, (rows, columns)), at_query=at_query, reach=reach))
         return tuple(views)
