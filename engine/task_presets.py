@@ -47,7 +47,7 @@ PRESETS = {
     "segment": TaskPreset("yolov8n-seg.yaml", "shapes-seg.yaml"),
     "pose": TaskPreset("yolov8n-pose.yaml", "shapes-pose.yaml"),
     "obb": TaskPreset("yolov8n-obb.yaml", "shapes-obb.yaml"),
-    "classify": TaskPreset("yolov8n-cls.yaml", "shapes-cls.yaml", {**SMALL, "hyp": "", "imgsz": 64}),
+    "classify": TaskPreset("yolov8n-cls.yaml", "shapes-cls.yaml", {**SMALL, "hyp": str(HYPS / "hyp.demo-cls.yaml"), "imgsz": 64}),
 }
 
 

@@ -251,7 +251,7 @@ def test_drawing_gives_another_image_of_the_same_shape(task):
 
 
 def test_shapes_say_what_detections_cover(task):
-    for found in detections(task, (2, 0)):
+    for found in detections(task, (usual(task)[0], 0)):
         shapes = task.shapes(found)
         assert shapes.extents.shape == (len(found), 4)
         assert shapes.area.shape == (len(found),)
