@@ -38,14 +38,12 @@ class TaskDefaults:
         conf: lowest score of a detection in detect.py and torch.hub's model.
         val_conf: lowest score in a validation.
         hyp: file of hyper-parameters; empty: the recipe of the model's family.
-        data: the embedded data set.
     """
 
     imgsz: int = 640
     conf: float = 0.25
     val_conf: float = 0.001
     hyp: str = ""
-    data: str = "shapes.yaml"
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,15 @@ from models.spec.config_files import find_config
 
 # Program -> class name -> module; "*" is for classes that are not listed.
 LAYOUTS = {
-    "yolov5": {"*": "models.common", "Detect": "models.yolo", "Model": "models.yolo.DetectionModel"},
+    "yolov5": {"*": "models.common", "Detect": "models.yolo", "Segment": "models.yolo", "Model": "models.yolo.DetectionModel"},
     "yolov5-old": {"*": "models.common", "GhostConv": "models.experimental", "GhostBottleneck": "models.experimental"}
     | {"CrossConv": "models.experimental", "Detect": "models.yolo", "Model": "models.yolo.Model"},
     "yolov7": {"*": "models.common", "IDetect": "models.yolo", "IAuxDetect": "models.yolo", "Detect": "models.yolo"}
     | {"Model": "models.yolo.Model"},
-    "yolov9": {"*": "models.common", "DDetect": "models.yolo", "DualDDetect": "models.yolo", "Model": "models.yolo.DetectionModel"},
+    "yolov9": {"*": "models.common", "Model": "models.yolo.DetectionModel"}
+    | dict.fromkeys(("DDetect", "DualDDetect", "Segment", "DSegment", "DualDSegment"), "models.yolo"),
     "ultralytics": {"*": "ultralytics.nn.modules.block", "Detect": "ultralytics.nn.modules.head"}
-    | {"v10Detect": "ultralytics.nn.modules.head"}
+    | dict.fromkeys(("v10Detect", "Segment", "Segment26"), "ultralytics.nn.modules.head")
     | dict.fromkeys(("Conv", "Concat", "DWConv", "RepConv"), "ultralytics.nn.modules.conv")
     | {"Model": "ultralytics.nn.tasks.DetectionModel"},
 }
@@ -35,6 +36,9 @@ LAYOUTS["yolov10"] = LAYOUTS["ultralytics"] | {"Model": "ultralytics.nn.tasks.YO
 RENAMED_BLOCKS = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks with another name in a program
 # Classes here whose name in other programs is another; those keep the class when they fuse.
 CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "LightDetect": "Detect", "AreaAttention": "AAttn", "FusedConv": "Conv"}
+CLASS_NAMES |= dict.fromkeys(("AnchorSegment", "SegmentV9", "LightSegment"), "Segment") | {"LightEndToEndSegment": "Segment26"}
+CLASS_NAMES |= dict.fromkeys(("Prototypes", "NearestPrototypes"), "Proto") | {"FusedPrototypes": "Proto26"}
+CLASS_NAMES["YOLOv5Classify"] = "Classify"
 ATTRIBUTES = ("add", "c", "nc", "reg_max")
 
 

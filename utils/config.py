@@ -42,8 +42,10 @@ class TrainConfig:
         "", "checkpoint; alone it gives the architecture too, with --cfg what fits is transferred", metavar="PT", may_be_empty=True
     )
     task: str = flag(
-        "", "detect, segment, pose, obb or classify: the model and the embedded data set, where neither is given; else checked",
-        metavar="NAME", choices=TASK_NAMES,
+        "",
+        "detect, segment, pose, obb or classify: the model and the embedded data set, where neither is given; else checked",
+        metavar="NAME",
+        choices=TASK_NAMES,
     )
     download: bool = flag(False, "fetch published weights that are not on disk")
     attention: tuple[str, ...] = flag((), "insert same-width modules: FocalModulation@9, EMA@detect, ...", metavar="SPEC")

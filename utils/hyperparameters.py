@@ -15,9 +15,7 @@ from utils.errors import UserError, nearest
 from utils.reading.yaml_text import read_yaml, shown
 
 # Keys of published files that mean something elsewhere and nothing here; they are accepted with one line.
-UNUSED_KEYS = frozenset(
-    ("anchors", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "paste_in")
-)
+UNUSED_KEYS = frozenset(("anchors", "bgr", "copy_paste_mode", "crop_fraction", "cutmix", "dropout", "paste_in"))
 _SIMILARITIES = ("IoU", "GIoU", "DIoU", "CIoU", "EIoU", "SIoU", "MDPIoU")
 IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + tuple(
     f"{variant}-{name}" for variant in ("alpha", "Inner", "Focaler") for name in _SIMILARITIES

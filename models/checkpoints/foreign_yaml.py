@@ -27,6 +27,7 @@ TWO_BRANCHES = ("v10Detect", "Segment26", "Pose26")  # heads that always begin w
 ONE_TO_MANY, ONE_TO_ONE = "cv2", "one2one_cv2"  # the box convolutions of a head's two branches
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
+OWN_ACTIVATION = ("HGStem", "HGBlock", "LightConv")
 BOTTLENECKS = ("Bottleneck", "BottleneckCSP")
 ACTIVATION_MODULES = ("torch.nn", "utils.activations")  # the latter: YOLOv5's own forms of Hardswish, SiLU and Mish, for export
 RENAMED = {"torch.nn.Upsample": "nn.Upsample", "Upsample": "nn.Upsample"}
@@ -150,9 +151,9 @@ def _branches(head: Record) -> str | None:
 
 
 def _usual_activation(rows: Sequence[Record]) -> str | None:
-    """The activation of most convolutions."""
+    """The activation of most convolutions, less those of blocks that have one of their own."""
     kinds: Counter[str] = Counter()
-    for module in (found for row in rows for _, found in walk(row)):
+    for module in (found for row in rows if row.cls.name not in OWN_ACTIVATION for _, found in walk(row)):
         act = children(module).get("act")
         text = _activation_text(act) if isinstance(act, Record) else None
         if text not in (None, "nn.Identity()"):
@@ -239,6 +240,8 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
             source = source[: len(source) // 2]
         name = "Detect"
     options = [a for a in args if isinstance(a, dict)]
+    if name == "RTDETRDecoder":
+        options = [*args[1:]]  # its sizes
     if branches := _branches(head):
         options.append({"branches": branches})
     behind = [a for a in args[2 if anchored else 1 :] if not isinstance(a, dict)] if name in MASK_HEADS else []

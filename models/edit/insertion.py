@@ -92,7 +92,8 @@ def _resolve(graph: EditGraph, position: Position, where: str) -> list[int]:
         rows = [int(word)]
     elif word == "detect" and (number is not None or not part):
         sources = graph.plans[-1].sources
-        read = list(dict.fromkeys(s for i, s in enumerate(sources) if position.auxiliary or i in graph.main_inputs))
+        levels = sources[: len(sources) - getattr(graph.plans[-1].cls, "image_inputs", 0)]
+        read = list(dict.fromkeys(s for i, s in enumerate(levels) if position.auxiliary or i in graph.main_inputs))
         rows = read if number is None else read[number : number + 1]
     elif word in ("backbone", "head") and (number is not None or part == "last"):
         section = [i for i, row in enumerate(graph.spec.rows) if row.section == word]

@@ -78,7 +78,7 @@ class AnchorDetect(Head):
     @classmethod
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
         return {
-            "m": ParameterPart("output", channels=VALUES, by_anchor=True),
+            "m": ParameterPart("output", channels=VALUES, by_anchor=True, behind="proto.cv3.conv.weight"),
             "anchors": ParameterPart("anchors", by_level=False),
         }
 

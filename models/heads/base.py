@@ -74,10 +74,13 @@ class ParameterPart:
         role: such as ``"box"``, ``"class"``, ``"distribution"``, ``"output"`` (all values of an anchor), ``"anchors"``.
         branch: counted from the main one, which is -1.
         by_level: whether the submodule is a list with one module a level.
-        output: name, within a level's module, of the layer whose output channels ``channels`` lists; empty for the module itself.
+        output: name, within a level's module, of the layer whose output channels ``channels`` lists; empty for the module itself, ``*``
+            for every layer in it.
         channels: meaning -> output channels, those of one anchor where ``by_anchor``; ``"class"`` channels are one a class.
         dim: dimension of the output layer's tensors along which its channels lie.
         by_anchor: whether the channels repeat for every anchor of a cell.
+        behind: name of a tensor of the head whose first size is the number of output channels of an anchor behind those of ``channels``,
+            which correspond to each other (mask coefficients); a head without it has none.
         like_main: whether the part begins as the main branch's where the source has no such branch.
     """
 
@@ -88,6 +91,7 @@ class ParameterPart:
     channels: Mapping[str, slice] = field(default_factory=dict)
     dim: int = 0
     by_anchor: bool = False
+    behind: str = ""
     like_main: bool = False
 
 
@@ -131,6 +135,10 @@ class Head(nn.Module):
         Suppression with this ``conf`` keeps the same of both. Asks the device for the number of cells.
         """
         return self.decode(output)
+
+    def targets_of(self, batch: Batch) -> Any:
+        """What :meth:`forward` takes in training of a batch on the device, as a second argument; None where it takes the maps alone."""
+        return None
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """The loss of this head with gains, assigner and box loss as the hyper-parameters say."""

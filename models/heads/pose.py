@@ -219,9 +219,7 @@ class Pose26(LightEndToEndPose):
     def _field_maps(self, names: BranchNames, inputs: Sequence[Tensor]) -> Mapping[str, tuple[Tensor, ...]]:
         maps = [tower(x) for tower, x in zip(getattr(self, names.fields), inputs)]
         ends = ((FIELD, names.fields + KEYPOINTS_END), (SIGMA, names.fields + SIGMA_END))
-        return {
-            field: tuple(last(x) for last, x in zip(getattr(self, module), maps)) for field, module in ends if module in self._modules
-        }
+        return {field: tuple(last(x) for last, x in zip(getattr(self, module), maps)) for field, module in ends if module in self._modules}
 
     def _further_modules(self, names: BranchNames) -> Mapping[str, str]:
         kept = names.fields + KEYPOINTS_END

@@ -133,6 +133,7 @@ def _ones(packed: Tensor) -> Tensor:
 
 def _union(owner: Tensor, boxes: Tensor, count: int, hw: tuple[int, int]) -> Rectangles:
     """The rectangle around the boxes (P, 4) of each of ``count`` owners."""
+    boxes = boxes.nan_to_num(0)  # one prediction without a number must not hide the others
     sides = torch.cat((boxes[:, :2], -boxes[:, 2:]), dim=1)
     least = sides.new_full((count, 4), torch.inf).scatter_reduce_(0, owner[:, None].expand_as(sides), sides, "amin")
     return Rectangles.of(torch.cat((least[:, :2], -least[:, 2:]), dim=1), hw)

@@ -185,9 +185,7 @@ class TaskAlignedLoss:
         return Assigned(assigned, place, number, boxes.predicted_xyxy.view(*shape, 4), boxes.true_xyxy.view(*shape, 4))
 
     @torch.no_grad()
-    def _predicted(
-        self, tables: Tables, bins: Tensor, scene: Scene, *, branches: int, further: BatchOfBranches | None = None
-    ) -> Predicted:
+    def _predicted(self, tables: Tables, bins: Tensor, scene: Scene, *, branches: int, further: BatchOfBranches | None = None) -> Predicted:
         distances = self._distances(tables.sides.unflatten(1, (4, self.bins)), bins)
         boxes_xyxy = torch.addcmul(scene.order.centre, scene.order.reach, distances)  # (T, 4)
         boxes_xyxy = boxes_xyxy.index_select(0, scene.order.row)

@@ -19,6 +19,7 @@ from models.transfer.structure import Shape
 
 ANCHOR_ROLES = ("anchors", "anchors in px")
 MAIN = -1  # the main branch
+ANY_OUTPUT = "*"  # every layer of a part has its channels
 PLACEHOLDER = re.compile(r"class_?\d+|\d+")
 
 
@@ -105,7 +106,7 @@ def _move(
         rest: the target's name within its level's module.
     """
     theirs, ours = tensors[0][move.source], tensors[1][move.target]
-    if "class" not in part.channels or rest.rpartition(".")[0] != part.output:
+    if "class" not in part.channels or part.output not in (ANY_OUTPUT, rest.rpartition(".")[0]):
         return move if theirs == ours else None
     per_cell = 1
     if part.by_anchor:
@@ -114,7 +115,10 @@ def _move(
             return None
         per_cell = anchors[1]
     outputs = theirs[part.dim] // per_cell, ours[part.dim] // per_cell
-    pairs, note = _channel_pairs(part, outputs, classes)
+    behind = [t.get(part.behind, (0,))[0] for t in tensors]
+    pairs, note = _channel_pairs(part, (outputs[0] - behind[0], outputs[1] - behind[1]), classes)
+    if behind[0] == behind[1]:
+        pairs += [(outputs[1] - i, outputs[0] - i) for i in range(behind[0], 0, -1)]
     mine = tuple(anchor * outputs[1] + i for anchor in range(per_cell) for i, _ in pairs)
     other = tuple(anchor * outputs[0] + j for anchor in range(per_cell) for _, j in pairs)
     return _by_rows(Move(move.target, move.source, (mine, other), part.dim, note), (theirs, ours))

@@ -164,10 +164,11 @@ def _from_names(shapes: Mapping[str, Shape]) -> Structure:
 
 
 def branch_inputs(head: Callable[..., Any] | None, count: int) -> tuple[tuple[int, ...], ...]:
-    """Positions of each branch's inputs among a head's ``count``, auxiliary branches first."""
-    levels = count // len(getattr(head, "branch_weights", (1.0,)))
-    groups = [tuple(range(first, first + levels)) for first in range(0, count, levels)]
-    main = tuple(head.main_inputs(count)) if head is not None and hasattr(head, "main_inputs") else groups[-1]
+    """Positions of each branch's levels among a head's ``count`` inputs, auxiliary branches first."""
+    listed = count - getattr(head, "image_inputs", 0)
+    levels = listed // len(getattr(head, "branch_weights", (1.0,)))
+    groups = [tuple(range(first, first + levels)) for first in range(0, listed, levels)]
+    main = tuple(head.main_inputs(count))[:levels] if head is not None and hasattr(head, "main_inputs") else groups[-1]
     return (*(group for group in groups if group != main), main)
 
 

@@ -127,6 +127,8 @@ def _keypoints(given: Sequence[Any]) -> NDArray[np.float64] | None:
     """(M, K, 3) where K is the first object's; None where no object has keypoints."""
     lengths = [len(entry) for entry in given if isinstance(entry, list) and entry]
     return keypoint_array(given, lengths[0] // 3) if lengths else None
+
+
 def read_masks(content: CocoContent, objects: Sequence[CocoObject]) -> tuple[NDArray[np.uint8] | None, list[str]]:
     """The masks of objects as codes in rows of bytes, and a line for each whose segmentation is broken: its box takes its place.
 
