@@ -42,7 +42,7 @@ def test_the_embedded_set_is_that_of_the_models_task(capsys):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (TrainConfig(task="segment", cfg="yolov8n.yaml"), "--task segment: yolov8n.yaml is for the task 'detect'; give --cfg yolov8n-seg.yaml"),
+        (TrainConfig(task="segment", cfg="yolov8n.yaml"), "--task segment: yolov8n.yaml is for the task 'detect'; give --cfg yolov8n-seg"),
         (TrainConfig(data="mine.yaml"), "give --cfg .* --weights or --task"),
     ],
 )  # fmt: skip
