@@ -117,7 +117,7 @@ def test_mosaics_keep_the_mask_of_every_object(paste):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             extent = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
             box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-            np.testing.assert_allclose(extent, box, atol=4)  # a slanted edge leaves the image over some px
+            np.testing.assert_allclose(extent, box, atol=7)  # the pixel of the border widens what a flat edge leaves in the image
 
 
 # Files
