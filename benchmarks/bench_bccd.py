@@ -85,6 +85,7 @@ def _ours(args: argparse.Namespace, cfg: str, seed: int, project: Path) -> Outco
         "project": project,
         "name": "run",
         "device": "cpu",
+        "optimizer": "SGD",  # as the peer's, whatever the family's recipe has
     }
     command = [sys.executable, str(ROOT / "train.py"), "--noplots", *(str(w) for k, v in flags.items() for w in (f"--{k}", v))]
     seconds = _timed(command, cwd=ROOT)

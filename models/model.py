@@ -92,9 +92,18 @@ class Model(nn.Module):
         sides = {side for shape in self.shapes[:-1] for side in _sides(shape)}
         return int(max(*self.strides, *(DRY_RUN_SIZE / side for side in sides if side > 1 and DRY_RUN_SIZE % side == 0)))
 
-    def forward(self, images: Tensor) -> HeadOutput:
-        """Runs (B, ch, H, W) images in 0-1, sides multiples of :attr:`stride`, to the head's raw maps."""
-        return self.run_rows(images, lambda plan, layer, inputs: layer(inputs))
+    def forward(self, images: Tensor, targets: Any = None) -> HeadOutput:
+        """Runs (B, ch, H, W) images in 0-1, sides multiples of :attr:`stride`, to the head's raw maps.
+
+        Args:
+            images: of the batch.
+            targets: what ``head.targets_of(batch)`` gave, in training.
+        """
+
+        def call(plan: LayerPlan, layer: nn.Module, inputs: Any) -> Any:
+            return layer(inputs) if targets is None or plan.out_channels else layer(inputs, targets)
+
+        return self.run_rows(images, call)
 
     def run_rows(self, images: Tensor, call: Callable[[LayerPlan, nn.Module, Any], Any]) -> Any:
         """Walks the graph: ``call(plan, layer, inputs)`` gives a row's output; maps are released after their last use."""

@@ -38,14 +38,12 @@ class TaskDefaults:
         conf: lowest score of a detection in detect.py and torch.hub's model.
         val_conf: lowest score in a validation.
         hyp: file of hyper-parameters; empty: the recipe of the model's family.
-        data: the embedded data set.
     """
 
     imgsz: int = 640
     conf: float = 0.25
     val_conf: float = 0.001
     hyp: str = ""
-    data: str = "shapes.yaml"
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,9 @@ class CommonTask:
 
     name: str
     whole_image = False
+    submission = ""
     candidate_field = ""
+    shared_fields: tuple[str, ...] = ()
     settings: Mapping[str, Any] = {}
 
     def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Any:
@@ -102,6 +102,9 @@ class CommonTask:
 
     def configured(self, hyp: Any) -> Any:
         return self
+
+    def write_submission(self, metric: Any, folder: Path, *, stems: Mapping[str, str]) -> str:
+        raise UserError(f"results of the task {self.name!r} have no form but COCO's")
 
     def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> Any:
         return None
@@ -224,10 +227,12 @@ class Task(Protocol):
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
         candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
+        shared_fields: names of what its networks predict for the whole image besides; outputs of their own in files, behind the first.
         settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
         defaults: what the programs take where a flag says nothing.
         whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
             not letterboxed, and nothing has a place: no mosaic, no rectangular batches, no windows, no anchors.
+        submission: what the files of results for a benchmark are called where they are not COCO's, such as ``DOTA``; empty for none.
     """
 
     @property
@@ -242,6 +247,8 @@ class Task(Protocol):
     def coco_type(self) -> str | None: ...
     @property
     def candidate_field(self) -> str: ...
+    @property
+    def shared_fields(self) -> tuple[str, ...]: ...
     @property
     def settings(self) -> Mapping[str, Any]: ...
 
@@ -262,6 +269,8 @@ class Task(Protocol):
     def defaults(self) -> TaskDefaults: ...
     @property
     def whole_image(self) -> bool: ...
+    @property
+    def submission(self) -> str: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
@@ -307,6 +316,15 @@ class Task(Protocol):
 
     def add_truth(self, detections: Detections, truth: Any, *, image: int) -> Detections:
         """The ground truth of one image of a batch with score 1, then those of its detections that are none of these objects."""
+
+    def write_submission(self, metric: Any, folder: Path, *, stems: Mapping[str, str]) -> str:
+        """Writes what a metric has collected as files of results for the benchmark ``submission``; returns a line for the console.
+
+        Args:
+            metric: of this task.
+            folder: to write into.
+            stems: what each image of the metric is called there.
+        """
 
     def plot(self, result: Any, folder: Path) -> None:
         """Writes the figures of a :class:`MetricResult` into a folder."""

@@ -31,7 +31,7 @@ class ClassifyTask(CommonTask):
     name = "classify"
     expected_row = "class"
     coco_type = None
-    defaults = TaskDefaults(imgsz=224, conf=0.0, val_conf=0.0, hyp="hyp.cls.yaml", data="shapes-cls")
+    defaults = TaskDefaults(imgsz=224, conf=0.0, val_conf=0.0, hyp="hyp.cls.yaml")
     whole_image = True
     columns = ("metrics/accuracy_top1", "metrics/accuracy_top5")
     outputs = (ExportOutput("output0", {0: "batch"}, {"boxes": 1e-3, "scores": 1e-4}),)

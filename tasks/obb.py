@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from tasks.base import DrawStyle, ExportOutput, Shapes, parts_of_rows, register_
 from tasks.detect import SAME_OBJECT_IOU, DetectTask, map_detections
 from tasks.rows import COLUMNS, NO_AREA, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, xyxy_to_cxcywh, xyxy_to_ltwh
+from utils.errors import UserError
 from utils.instances import Instances
 from utils.metrics.columns import METRIC_COLUMNS
-from utils.metrics.metrics import GroundTruth
+from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.metrics.rotated import PROBIOU_COLUMNS, RotatedAccumulator
 from utils.nms import Suppression
 from utils.rotated.boxes import corners_of, extents, rescaled, rotated_boxes, unrotated
@@ -42,6 +44,7 @@ class ObbTask(DetectTask):
     expected_row = "class x1 y1 x2 y2 x3 y3 x4 y4 (four corners), or class cx cy w h (a box of angle 0)"
     coco_type = None
     candidate_field = ANGLE
+    submission = "DOTA"
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4, ANGLE: 1e-4}),)
 
     @property
@@ -116,6 +119,25 @@ class ObbTask(DetectTask):
         same = (overlap > SAME_OBJECT_IOU) & (detections.classes[:, None] == classes)  # (n, m)
         objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes, {ANGLE: angle})
         return Detections.cat([objects, detections[~same.any(dim=1)]])
+
+    def write_submission(self, metric: MetricAccumulator, folder: Path, *, stems: Mapping[str, str]) -> str:
+        """``Task1_<class>.txt`` for each class, with a row ``image score x1 y1 … y4`` in px for each detection."""
+        from utils.visual.savers import as_file_name
+
+        state = metric.state()
+        found, images = state["detections"], [stems.get(str(name), str(name)) for name in state["images"]]
+        if len(set(images)) < len(images):
+            twice = next(name for i, name in enumerate(images) if name in images[:i])
+            raise UserError(f"--save-json: two images are called {twice!r}; DOTA's files tell images apart by their names alone")
+        boxes = torch.from_numpy(np.concatenate((found[:, 2:6], state["fields"]["detections"][ANGLE]), axis=1))
+        corners = corners_of(rotated_boxes(ltwh_to_xyxy(boxes[:, :4]), boxes[:, 4:])).flatten(1).tolist()
+        rows: list[list[str]] = [[] for _ in metric.names]
+        for (image, label, score), values in zip(found[:, [0, 1, 6]].tolist(), corners):
+            rows[int(label)].append(f"{images[int(image)]} {score:.5g} {' '.join(f'{value:.2f}' for value in values)}\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, lines in zip(metric.names, rows):
+            (folder / f"Task1_{as_file_name(name)}.txt").write_text("".join(lines), encoding="utf-8")
+        return f"{len(found)} detections in {folder}/Task1_*.txt, for DOTA's evaluation server"
 
     def detections_of_targets(self, targets: Targets, hw: tuple[int, int], *, count: int) -> list[Detections]:
         boxes, angle = unrotated(_boxes_of(targets, (float(hw[0]), float(hw[1]))))

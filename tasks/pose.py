@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, register_task
+from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.detect import DetectTask
 from tasks.keypoints import Keypoints, read_keypoints
 from tasks.rows import COLUMNS, NO_POLYGON, OUT_OF_RANGE, ROUNDING, InvalidRow, LabelRow, parse_numbers
@@ -43,6 +43,7 @@ class PoseTask(DetectTask):
     name = "pose"
     coco_type = "keypoints"
     candidate_field = "keypoints"
+    defaults = TaskDefaults(data="shapes-pose.yaml")
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     def __init__(self, keypoints: Keypoints | None = None) -> None:
@@ -131,6 +132,15 @@ class PoseTask(DetectTask):
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         boxes = super().to_batch(detections, letterbox)
         return _with_points(detections, boxes, lambda xy, image: xy * letterbox.scale_xy[image][:, None] + letterbox.pad_xy[image][:, None])
+
+    def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
+        """Of each keypoint the one that the network is surest of among an object and its pieces."""
+        points = detections.fields["keypoints"]
+        sure, index = points[..., 2], owner[:, None].expand(-1, points.shape[1])
+        best = sure.scatter_reduce(0, index, sure[pieces], "amax")
+        piece, k = ((sure[pieces] == best[owner]) & (sure[pieces] > sure[owner])).nonzero(as_tuple=True)
+        united = points.index_put((owner[piece], k), points[pieces[piece], k])
+        return detections.replace(fields={**detections.fields, "keypoints": united})
 
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> PoseAccumulator:
         return PoseAccumulator(names, rule=rule, sigmas=self.keypoints.oks_sigmas if self.keypoints else ())

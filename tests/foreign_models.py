@@ -38,6 +38,7 @@ RENAMED_BLOCKS = {"ultralytics": {"RepConvN": "RepConv"}}  # blocks with another
 CLASS_NAMES = {"AnchorDetect": "Detect", "DetectV9": "Detect", "LightDetect": "Detect", "AreaAttention": "AAttn", "FusedConv": "Conv"}
 CLASS_NAMES |= dict.fromkeys(("AnchorSegment", "SegmentV9", "LightSegment"), "Segment") | {"LightEndToEndSegment": "Segment26"}
 CLASS_NAMES |= dict.fromkeys(("Prototypes", "NearestPrototypes"), "Proto") | {"FusedPrototypes": "Proto26"}
+CLASS_NAMES["YOLOv5Classify"] = "Classify"
 ATTRIBUTES = ("add", "c", "nc", "reg_max")
 
 

@@ -8,7 +8,5 @@ A row is a prefix of ``folder/name``, in which ``*`` matches anything. A suffix 
 from __future__ import annotations
 
 PENDING = {
-    # families
-    "models/ultralytics-rtdetr": "RT-DETR",
     # tasks
 }

@@ -11,12 +11,12 @@ import yaml
 
 from utils.cli.flags import flag, validate_flags
 from utils.errors import UserError
-from utils.hyperparameters import Hyperparameters
+from utils.hyperparameters import OPTIMIZERS, Hyperparameters
 from utils.lr_multipliers import format_lr_multipliers
 from utils.reading.text_files import folder_name_fault
 from utils.sizes import MAX_SIDE_PX, MAX_WORKERS
 
-__all__ = ["FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig"]
+__all__ = ["AUTO", "FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig"]
 
 FIND_BATCH_SIZE = -1  # the largest that fits
 PRETRAINED = "pretrained"  # of --freeze
@@ -24,7 +24,7 @@ NEWEST = "newest"  # of --resume
 PATHS = ("cfg", "weights", "backbone_weights", "data", "hyp", "project")  # fields that name a file or a folder
 ABSOLUTE = "absolute"  # key of opt.yaml
 TASK_NAMES = ("detect", "segment", "pose", "obb", "classify")
-OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION", "MuSGD")
+AUTO = "auto"  # of --optimizer
 MAX_LAYERS = 10_000
 PRECISE_BATCHES = 8  # of --precise-bn: most of what a whole epoch gives on small sets, and little time on large ones
 GENERATIONS = 300  # of --evolve without a number
@@ -79,8 +79,8 @@ class TrainConfig:
     patience: int = flag(100, "stop after so many epochs without a better fitness; 0 = never", least=0, resumable=True)
 
     optimizer: str = flag(
-        "SGD", "SGD, Adam, AdamW, LION or MuSGD", section="optimization", metavar="NAME", choices=OPTIMIZERS,
-        shorthands={"--adam": "Adam"},
+        AUTO, "SGD, Adam, AdamW, LION or MuSGD; auto: what the recipe names", section="optimization", metavar="NAME",
+        choices=(AUTO, *OPTIMIZERS), shorthands={"--adam": "Adam"},
     )  # fmt: skip
     cos_lr: bool = flag(False, "cosine schedule instead of a linear one")
     flat_cos_lr: bool = flag(False, "flat first half, then a cosine")

@@ -22,6 +22,7 @@ IOU_LOSSES = (*_SIMILARITIES, "NWD", "WIoU", "WIoU-v1", "WIoU-v2", "WIoU-v3") + 
 )
 CLS_LOSSES = ("BCE", "focal", "QFL", "VFL")
 POLICIES = ("none", "randaugment", "autoaugment", "augmix")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "LION", "MuSGD")
 
 
 def _key(
@@ -39,6 +40,7 @@ class Hyperparameters:
     """
 
     # Optimizer and schedule
+    optimizer: str = _key("SGD", "what --optimizer auto, the default, takes", choices=OPTIMIZERS)
     lr0: float = _key(0.01, "learning rate after warm-up", least=1e-9, most=10)
     lrf: float = _key(0.01, "last learning rate as a fraction of lr0", most=1)
     lr_reaches_lrf: int = _key(0, "1: the linear schedule reaches lr0 * lrf in the last epoch (YOLOv7), 0: one epoch later", most=1)

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.dataset_spec import DatasetSpec, class_folder_names
 from data.labels.cache import cached_labels, content_key
+from data.labels.files import has_label_files
 from data.labels.probing import map_images, probe_labels
 from data.labels.problems import NO_LABELS, Problem
 from data.labels.table import LabelTable, build_table
@@ -58,6 +59,14 @@ def folder_labels(
     table = table.mark_unusable(labels < 0, astray)
     lines = [cache_remark, *remarks, *_folder_remarks(spec, split, set(folders))]
     return table, [f"{prefix}{line}" for line in lines if line]
+
+
+def has_class_folders(spec: DatasetSpec, image_files: Sequence[str]) -> bool:
+    """Whether a data set is one of class folders: a folder itself, or folders of its class names hold images without label files."""
+    if spec.yaml_path.is_dir():
+        return True
+    named = set(class_folder_names((*spec.train, *spec.val))) & set(spec.class_names)
+    return bool(named) and not has_label_files(image_files)
 
 
 def class_folder(image_file: str, sources: Sequence[Path]) -> str:

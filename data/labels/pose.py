@@ -42,6 +42,13 @@ def pose_remark(task: Task, kpt_shape: tuple[int, int] | None) -> str:
     return f"kpt_shape {list(kpt_shape or ())}: the boxes of the labels are used, their keypoints are not (task {task.name})"
 
 
+def lacks_keypoints(table: LabelTable) -> bool:
+    """Whether no object has a labelled keypoint, although every row could be read."""
+    if not len(table.classes) or any(problem.skips for problem in table.problems):
+        return False
+    return table.keypoints is None or not (table.keypoints[..., 2] > 0).any()
+
+
 def wrong_pose_remark(table: LabelTable) -> str:
     """A line for the user where most boxes of a set with ``kpt_shape`` reach outside the image, as polygons read as boxes do."""
     centre, half = table.boxes_cxcywh[:, :2], table.boxes_cxcywh[:, 2:] / 2

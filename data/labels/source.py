@@ -12,7 +12,7 @@ from data.labels.class_folders import folder_labels
 from data.labels.coco import read_coco_labels
 from data.labels.files import find_label_files, has_label_files, label_path
 from data.labels.outlines import outline_remark
-from data.labels.pose import KEYPOINTS_TASK, pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
+from data.labels.pose import KEYPOINTS_TASK, lacks_keypoints, pose_remark, row_parser, unnamed_pose_remark, wrong_pose_remark
 from data.labels.table import LabelTable
 from data.labels.yolo import read_labels
 from tasks import DETECT, Task
@@ -45,7 +45,7 @@ def split_labels(
     if spec.yaml_path.is_dir():
         raise UserError(f"{spec.yaml_path}: a folder for each class, without places of objects; the model's task is {task.name}")
     annotations, remark = labels_json(spec, split, image_files)
-    points = spec.keypoints if task.coco_type == KEYPOINTS_TASK else None
+    points = spec.keypoints if spec.keypoints and task.coco_type == KEYPOINTS_TASK else None
     names = None if spec.label_nc != spec.nc else spec.names
     key = content_key(image_files, task=task.name, channels=spec.ch, annotations=annotations, names=names, kpt_shape=spec.kpt_shape)
     if annotations is None:
@@ -56,7 +56,7 @@ def split_labels(
         read = partial(read_coco_labels, annotations, image_files, names, keypoints=points.count if points else None)
     table, cache_remark = cached_labels(path, key, partial(read, channels=spec.ch, workers=workers, prefix=prefix, progress=progress))
     remarks = [remark, cache_remark, "" if annotations else beside_remark(image_files), pose_remark(task, spec.kpt_shape)]
-    if points is not None and table.keypoints is not None and not (table.keypoints[..., 2] > 0).any():
+    if points is not None and lacks_keypoints(table):
         source = annotations or spec.yaml_path
         raise UserError(f"{source}: no object of {split!r} has a labelled keypoint; kpt_shape {list(points.shape)} says they have")
     remarks.append(outline_remark(task, table, source=str(annotations or f"{spec.yaml_path}: {split}")))

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset_spec import load_dataset_spec
+from data.labels.class_folders import has_class_folders
+from data.labels.files import list_images
 from data.labels.problems import KINDS, write_problems
 from data.tools.cleaning import write_clean_copy
 from data.tools.inspection import SIZES, SplitInspection, inspect_dataset, size_counts
@@ -56,6 +58,8 @@ def check(arguments: argparse.Namespace) -> int:
     spec = load_dataset_spec(arguments.data)
     if arguments.fix and spec.kpt_shape:
         raise UserError(f"--fix: would write boxes only, but {spec.yaml_path} has kpt_shape; its keypoints would be lost")
+    if arguments.fix and has_class_folders(spec, list_images(spec.train or spec.val)):
+        raise UserError(f"--fix: writes label files, but {spec.yaml_path} has a folder for each class; remove what is listed by hand")
     found = inspect_dataset(spec, workers=arguments.workers, progress=sys.stderr.isatty())
     print(report(found, spec.names))
     print(*(line for split in found for line in split.remarks), sep="\n", end="\n" if any(split.remarks for split in found) else "")

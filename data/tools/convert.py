@@ -1,9 +1,10 @@
-"""The command line that converts annotations: COCO JSON to YOLO label files, these to COCO JSON, and VOC XML to YOLO label files.
+"""The command line that converts annotations: COCO JSON, VOC XML and DOTA text to YOLO label files, and these to COCO JSON.
 
 Example:
     python -m data.convert coco-to-yolo annotations/instances_train2017.json --images train2017 --out converted
     python -m data.convert yolo-to-coco mine.yaml --split val --out instances_val.json
     python -m data.convert voc-to-yolo VOC2012/Annotations --images VOC2012/JPEGImages --out converted
+    python -m data.convert dota-to-yolo DOTA/train/labelTxt --images DOTA/train/images --out converted
 
 What is invalid is left out and named, one line each; files that exist are not written over without --exist-ok.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.tools.coco_to_yolo import coco_to_yolo
+from data.tools.dota_to_yolo import dota_to_yolo
 from data.tools.voc_to_yolo import voc_to_yolo
 from data.tools.yolo_to_coco import yolo_to_coco
 from utils.cli.parser import OneLineParser
@@ -40,8 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m data.convert", description="Converts annotations; what is invalid is named.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     folder = "folder to write: labels/, images/ and data.yaml, which train.py takes as --data"
-    for add_command, written in ((_add_coco_to_yolo, folder), (_add_yolo_to_coco, "JSON file to write"), (_add_voc_to_yolo, folder)):
+    for add_command in (_add_coco_to_yolo, _add_yolo_to_coco, _add_voc_to_yolo, _add_dota_to_yolo):
         command = add_command(commands)
+        written = "JSON file to write" if add_command is _add_yolo_to_coco else folder
         command.add_argument("--out", type=Path, required=True, help=written)
         command.add_argument("--exist-ok", action="store_true", help="write over files that exist")
     return parser
@@ -79,3 +82,18 @@ def _add_voc_to_yolo(commands: Any) -> argparse.ArgumentParser:
         )
     )  # fmt: skip
     return voc
+
+
+def _add_dota_to_yolo(commands: Any) -> argparse.ArgumentParser:
+    dota: argparse.ArgumentParser = commands.add_parser("dota-to-yolo", help="a folder of DOTA's text files to YOLO label files of corners")
+    dota.add_argument("annotations", type=Path, metavar="TXT-DIR", help="folder of text files (labelTxt)")
+    dota.add_argument("--images", type=Path, metavar="DIR", required=True, help="folder of the images, linked or copied")
+    dota.add_argument("--names", nargs="+", default=[], help="classes in order (default: all that occur, sorted)")
+    dota.add_argument("--split", default="train", help="name of the folders written (default: train)")
+    dota.add_argument("--difficult", action="store_true", help="keep objects marked as difficult")
+    dota.set_defaults(
+        run=lambda a: dota_to_yolo(
+            a.annotations, a.out, images=a.images, names=a.names, split=a.split, difficult=a.difficult, exist_ok=a.exist_ok
+        )
+    )  # fmt: skip
+    return dota

@@ -15,11 +15,13 @@ import numpy as np
 from data.dataset_spec import SPLITS, DatasetSpec
 from data.images.reading import ImageError, read_image
 from data.labels.checks import find_nameless_objects
+from data.labels.class_folders import has_class_folders
 from data.labels.files import label_path, list_images
 from data.labels.probing import map_images
 from data.labels.problems import CORRUPT, DUPLICATE_IMAGE, LEAK, NO_LABELS, ORPHAN, Problem
 from data.labels.source import labels_json, split_labels
 from data.labels.table import LabelTable
+from tasks import CLASSIFY, DETECT
 
 SMALL_PX2, LARGE_PX2 = 32.0**2, 96.0**2  # COCO's bounds of area
 SIZES = ("small", "medium", "large")
@@ -125,7 +127,8 @@ def size_counts(areas_px2: np.ndarray) -> dict[str, int]:
 
 def _inspect_split(spec: DatasetSpec, split: str, files: list[str], workers: int, progress: bool) -> SplitInspection:
     """Labels and contents of one split."""
-    table, remarks = split_labels(spec, split, files, workers=workers, prefix=f"{split}: ", progress=progress)
+    task = CLASSIFY if has_class_folders(spec, files) else DETECT
+    table, remarks = split_labels(spec, split, files, task=task, workers=workers, prefix=f"{split}: ", progress=progress)
     names = spec.names if spec.label_nc == spec.nc else [""] * spec.label_nc
     table = table.mark_unusable(*find_nameless_objects(table, files, names, spec.yaml_path))
     regular = [f if os.path.isfile(f) else "" for f in files]

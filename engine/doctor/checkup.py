@@ -150,7 +150,7 @@ class NetworkChecks:
         model, hyp = channels_last(self.network).train(), self._hyp()
         batch = noise_batch(model, self.side, self.side)
         optimizer = build_optimizer(model, hyp, name="SGD", batch_size=BATCH, accumulate=1)
-        parts = model.head.build_loss(hyp)(model(to_unit_range(batch.images)), batch)
+        parts = model.head.build_loss(hyp)(model(to_unit_range(batch.images), model.head.targets_of(batch)), batch)
         require_finite(parts, "loss")
         (sum(parts.values(), start=torch.zeros(())) * BATCH).backward()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

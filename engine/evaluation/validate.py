@@ -102,7 +102,10 @@ def validate_on_rank(config: ValConfig) -> Any:
             report(metrics, config, classes=spec.nc)
             plot_result(model.task, metrics, save_dir)
             write_numbers(metrics, save_dir, metric, context_of(config, model))
-            if config.save_json:
+            if config.save_json and model.task.submission:
+                stems = {path: Path(path).stem for path in loader.dataset.image_files}
+                print(model.task.write_submission(metric, save_dir / model.task.submission, stems=stems))
+            elif config.save_json:
                 files = list_images(spec.sources(config.task))
                 save_json(metric, annotations, config, save_dir, image_ids=dict(zip(files, number_images(files))))
             print(f"Results in {save_dir}")
@@ -165,7 +168,7 @@ def load_weights(config: ValConfig, device: torch.device) -> tuple[ValConfig, Ne
 
 def open_spec(config: ValConfig, model: Network) -> DatasetSpec:
     """The data set of the model's classes and channels."""
-    if config.save_json and model.task.coco_type is None:
+    if config.save_json and model.task.coco_type is None and not model.task.submission:
         raise UserError(f"--save-json: results of the task {model.task.name!r} have no form in COCO; leave it out")
     spec = load_dataset_spec(config.data, single_cls=config.single_cls, need=(config.task,))
     if spec.nc != model.nc:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.explain.explaining import Chooser, ExplainOptions, Explanation, explain, letterboxed
-from engine.explain.figures import Panel, ShownImage, grid_figure
+from engine.explain.figures import Panel, ShownImage, grid_figure, influence_titles
 from models.analysis.explained_targets import Target, counterparts
 from models.model import Model
 from utils.errors import UserError, nearest
@@ -66,7 +66,7 @@ def compare_figure(pair: Sequence[Explanation], labels: Sequence[str], method: s
     panels: list[Panel] = []
     for one, label in zip(pair, labels):
         row = [shown.map_panel(one.planes[method], f"{label}: all rows", boxes=boxes)]
-        row += [shown.map_panel(one.row_plane(method, number), title) for number, title in one.titles.items()]
+        row += [shown.map_panel(one.row_plane(method, number), title) for number, title in influence_titles(one, method)]
         panels += row + [_nothing] * (columns - len(row))
     texts = [*pair[0].names, *pair[1].names]
     return grid_figure(panels, title=f"{method}: {pair[0].target.text}", aspect=shown.aspect, texts=texts, columns=columns)

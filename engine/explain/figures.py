@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.explain.explaining import Explanation
 from engine.study.fonts import families_for
 from models.analysis.module_views import ModuleViews
 from models.layers.explained import ChannelWeights, PlaneMap, Points, Regions, View
@@ -19,14 +18,17 @@ from tasks.base import DrawStyle
 from utils.visual.draw import colour_of, viewable
 from utils.visual.plots import shown_name
 
+if TYPE_CHECKING:
+    from engine.explain.explaining import Explanation
+
 HEAT, SIGNED = "inferno", "RdBu_r"
 FAINTEST, STRONGEST = 0.25, 0.85  # opacity of a map over the image where it is 0 and where it is 1
 SHOWN_PX = (384, 1280)  # the longer side of an image in a figure is brought into this range
-PANEL_INCHES = 3.2  # width of a panel
-MOST_COLUMNS = 4
+PANEL_INCHES, GAP, TITLES, MARGIN = 2.7, 0.58, 0.45, 0.12  # width of a panel, what is beside it, above it, round all
+HEADING = 0.25
+MOST_COLUMNS = 5
 QUERY_COLOUR, TARGET_COLOUR = "#00e5ff", "#ffffff"
 MOST_BARS = 64  # channels of which every bar is shown; of more the sorted outline
-LONGEST_TITLE = 60
 Image = NDArray[np.uint8]
 Panel = Callable[[Any, Any], None]  # draws into (figure, axes)
 
@@ -35,7 +37,7 @@ def overlay(explanation: Explanation, method: str) -> Image:
     """The image (H, W, 3) RGB, in grey, with a map over it and the boxes that are explained."""
     image = viewable(explanation.image)
     height, width = image.shape[:2]
-    plane = cv2.resize(explanation.planes[method], (width, height), interpolation=cv2.INTER_LINEAR)
+    plane = np.asarray(cv2.resize(explanation.planes[method], (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
     drawn = blend(image, plane)
     boxes = explanation.found.boxes[list(explanation.chosen)].round().int().tolist()
     thick = max(round((height + width) / 600), 1)
@@ -62,8 +64,14 @@ def cam_figure(explanation: Explanation, method: str) -> Any:
     together = shown.map_panel(explanation.planes[method], "all rows together", boxes=boxes)
     panels: list[Panel] = [shown.detections_panel(explanation), together]
     if len(explanation.titles) > 1:
-        panels += [shown.map_panel(explanation.row_plane(method, row), title) for row, title in explanation.titles.items()]
+        panels += [shown.map_panel(explanation.row_plane(method, row), title) for row, title in influence_titles(explanation, method)]
     return grid_figure(panels, title=f"{method}: {explanation.target.text}", aspect=shown.aspect, texts=explanation.names)
+
+
+def influence_titles(explanation: Explanation, method: str) -> Iterator[tuple[int, str]]:
+    """Rows and what they are, with a word where the target does not depend on one."""
+    for row, title in explanation.titles.items():
+        yield row, title if bool((explanation.cams[method][row] > 0).any()) else f"{title}: no influence"
 
 
 def module_figure(explanation: Explanation, module: ModuleViews) -> Any:
@@ -76,17 +84,17 @@ def module_figure(explanation: Explanation, module: ModuleViews) -> Any:
 
 def grid_figure(panels: Sequence[Panel], *, title: str, aspect: float, texts: Sequence[str] = (), columns: int = MOST_COLUMNS) -> Any:
     """Panels side by side, as a figure; ``aspect`` is their height over their width."""
-    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    inches = PANEL_INCHES * columns, (PANEL_INCHES * min(max(aspect, 0.5), 1.6) + 0.45) * rows + 0.35
+    columns = -(-len(panels) // rows)
+    width, height = PANEL_INCHES, PANEL_INCHES * min(max(aspect, 0.4), 1.8)
+    total = (width + GAP) * columns + MARGIN, (height + TITLES) * rows + MARGIN + HEADING
     with fonts(texts):
-        figure = new_figure(*inches)
-        figure.suptitle(_short(shown_name(title, most=140), 140), fontsize=10)
-        for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-            if index < len(panels):
-                panels[index](figure, axes)
-            else:
-                axes.axis("off")
+        figure = new_figure(*total)
+        figure.suptitle(_short(shown_name(title, most=140), 140), fontsize=10, y=1 - 0.12 / total[1], va="top")
+        for index, panel in enumerate(panels):
+            left, top = MARGIN + index % columns * (width + GAP), HEADING + (index // columns + 1) * (height + TITLES)
+            axes = figure.add_axes((left / total[0], 1 - top / total[1], width / total[0], height / total[1]))
+            panel(figure, axes)
     return figure
 
 
@@ -95,7 +103,7 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
@@ -234,7 +242,8 @@ class ShownImage:
         """A region of the image as it is, with an edge and a text."""
         from matplotlib.patches import Rectangle
 
-        x1, y1, x2, y2 = corners
+        height, width = self.pixels.shape[:2]
+        x1, y1, x2, y2 = (min(max(value, 0), side) for value, side in zip(corners, (width, height, width, height)))
         left, top = max(round(x1), 0), max(round(y1), 0)
         right, bottom = min(round(x2), self.pixels.shape[1]), min(round(y2), self.pixels.shape[0])
         if right > left and bottom > top:
@@ -262,7 +271,7 @@ class ShownImage:
         else:
             order = weights.argsort()  # the most important on top
             drawn = axes.scatter(xy[order, 0], xy[order, 1], c=weights[order], s=10, cmap=HEAT, edgecolors="white", linewidths=0.2)
-            figure.colorbar(drawn, ax=axes, fraction=0.045, pad=0.02).ax.tick_params(labelsize=6)
+            _short_ticks(figure.colorbar(drawn, cax=axes.inset_axes((1.02, 0, 0.04, 1))), float(weights.min()), float(weights.max()))
         self._mark_query(axes, explanation)
 
     def _mark_query(self, axes: Any, explanation: Explanation) -> None:
@@ -275,6 +284,8 @@ class ShownImage:
 
 def _bars(axes: Any, view: ChannelWeights) -> None:
     """Channel weights from the largest to the smallest; the numbers of the largest few below."""
+    place = axes.get_position()  # room for the line below
+    axes.set_position((place.x0 + 0.06 * place.width, place.y0 + 0.15 * place.height, 0.94 * place.width, 0.85 * place.height))
     values = view.values.detach().float().cpu()
     order = values.argsort(descending=True)
     ranked = values[order].numpy()
@@ -294,9 +305,16 @@ def _colour_bar(figure: Any, axes: Any, low: float, high: float, *, signed: bool
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    mappable = ScalarMappable(Normalize(low, high if high > low else low + 1), cmap=SIGNED if signed else HEAT)
-    bar = figure.colorbar(mappable, ax=axes, fraction=0.045, pad=0.02)
-    bar.ax.tick_params(labelsize=6)
+    high = high if high > low else low + 1
+    mappable = ScalarMappable(Normalize(low, high), cmap=SIGNED if signed else HEAT)
+    _short_ticks(figure.colorbar(mappable, cax=axes.inset_axes((1.02, 0, 0.04, 1))), low, high)
+
+
+def _short_ticks(bar: Any, low: float, high: float) -> None:
+    """Three numbers of three digits beside a colour bar."""
+    ticks = (low, (low + high) / 2, high)
+    bar.set_ticks(ticks, labels=[f"{0.0 if abs(tick) < 1e-6 * max(abs(low), abs(high)) else tick:.3g}" for tick in ticks])
+    bar.ax.tick_params(labelsize=6, length=2)
 
 
 def _wrapped(text: str) -> str:

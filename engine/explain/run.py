@@ -135,7 +135,8 @@ class Run:
         """A section for each image, then those of all images."""
         from tqdm import tqdm
 
-        sections, inputs = [], []
+        sections: list[Section] = []
+        inputs: list[Tensor] = []
         source = self.source()
         with closing(source.batches()) as batches:
             frames = (frame for group in batches for frame in group)

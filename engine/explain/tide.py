@@ -184,9 +184,8 @@ def _records(images: Sequence[ImageResult], cases: Sequence[Case], *, mended: st
     most = max((int(i.true_classes.max(initial=-1)) for i in images), default=-1) + 1
     objects = np.bincount(np.concatenate([np.zeros(0, np.int64), *(i.true_classes for i in images)]), minlength=most)
     objects = objects - np.bincount(removed, minlength=len(objects))
-    columns = zip(*rows) if rows else ((), (), ())
-    label, score, right = columns
-    return _Records(np.array(label, np.int64), np.array(score, np.float64), np.array(right, bool), objects)
+    labels, scores, rights = ([row[column] for row in rows] for column in range(3))
+    return _Records(np.array(labels, np.int64), np.array(scores, np.float64), np.array(rights, bool), objects)
 
 
 def _ap50(records: _Records, classes: int) -> float:

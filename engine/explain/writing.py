@@ -7,13 +7,15 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.explain.explaining import Explanation
 from engine.explain.figures import cam_figure, fonts, module_figure
 from utils.errors import first_line
+
+if TYPE_CHECKING:
+    from engine.explain.explaining import Explanation
 
 log = logging.getLogger(__name__)
 DPI = 150

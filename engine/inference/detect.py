@@ -80,7 +80,13 @@ def detect(config: DetectConfig) -> Report:
     options = SaveOptions(images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop)
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
     writer = ResultWriter(
-        report.folder or Path(), predictor.names, options, predictor.task.result_rows, written=report.written, videos_at_once=source.at_once
+        report.folder or Path(),
+        predictor.names,
+        options,
+        predictor.task.result_rows,
+        written=report.written,
+        videos_at_once=source.at_once,
+        extents=lambda found: predictor.task.shapes(found).extents,
     )
     with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer:
         for predicted in predict_frames(read, predictor, sliced):

@@ -16,10 +16,13 @@ from tasks import DETECT, Task
 from tasks.base import DrawStyle
 from utils.boxes import normalised, xyxy_to_cxcywh
 from utils.errors import UserError
+from utils.masks.outlines import joined, rings_of_packed
+from utils.masks.packed import unpack_tensor
 from utils.run_folders import new_run_dir
 from utils.types import Detections
 from utils.visual.savers import ResultWriter, SaveOptions, crop_of
 
+MASKS = "masks"  # field of detections
 COLUMNS = {"xyxy": ("xmin", "ymin", "xmax", "ymax"), "xywh": ("xcenter", "ycenter", "width", "height")}
 FOLDER = "runs/hub"
 
@@ -84,6 +87,14 @@ class Results:
     def xywhn(self) -> list[Tensor]:
         """``xywh`` as fractions of the image."""
         return [_with_scores(normalised(xyxy_to_cxcywh(d.boxes), _hw(im)), d) for im, d in zip(self.ims, self.found)]
+
+    @property
+    def masks(self) -> Any:
+        """The masks of an image (of several images, a list), in the order of the boxes; None for other tasks."""
+        if not all(MASKS in d.fields for d in self.found):
+            return None
+        found = [Masks(d.fields[MASKS], _hw(im)) for im, d in zip(self.ims, self.found)]
+        return found[0] if len(found) == 1 else found
 
     @property
     def probs(self) -> Any:
@@ -155,6 +166,38 @@ class Results:
             for file, image, found, shown in zip(self.files, self.ims, self.found, drawn):
                 writer.write(file, image, found, drawn=shown)
         return folder
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of one image.
+
+    Attributes:
+        packed: (n, H, ceil(W / 8)) uint8, eight pixels in a byte.
+        hw: height and width of the image in px.
+    """
+
+    packed: Tensor
+    hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        """Number of masks."""
+        return len(self.packed)
+
+    @property
+    def data(self) -> Tensor:
+        """(n, H, W) bool."""
+        return unpack_tensor(self.packed, self.hw[1]).bool()
+
+    @property
+    def xy(self) -> list[np.ndarray]:
+        """The outline of each, (k, 2) px; pieces and holes are joined by bridges that enclose no area. Empty for an empty mask."""
+        return [joined(rings) for rings in rings_of_packed(self.packed.numpy())]
+
+    @property
+    def xyn(self) -> list[np.ndarray]:
+        """``xy`` as fractions of the image."""
+        return [outline / np.array(self.hw[::-1], np.float32) for outline in self.xy]
 
 
 class Probs(NamedTuple):

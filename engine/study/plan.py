@@ -318,7 +318,7 @@ class _Networks:
             return PlannedVariant(variant, slug, edited.spec, self._hyp(variant, base), tuple(edited.notes))
 
     def _hyp(self, variant: Variant, base: Model) -> Hyperparameters:
-        family = family_hyp(base.spec.origin, base.spec.dialect, base.head.anchor_based)
+        family = family_hyp(base.spec.origin, base.spec.dialect, base.head.anchor_based, scale=base.spec.scale)
         hyp = Hyperparameters.from_yaml(find_hyp(variant.hyp or family, HYPS))
         return hyp.replace(**_checked_changes(variant.hyp_change))
 

@@ -116,7 +116,7 @@ def make_trial(model: Model, config: TrainConfig, hyp: Hyperparameters, device: 
         batch = synthetic_batch(images, channels=model.spec.ch, side_px=side, nc=model.nc, seed=config.seed).to(device)
         for _ in range(2):
             with autocast(device, precision):
-                output = copy(to_unit_range(batch.images))
+                output = copy(to_unit_range(batch.images), copy.head.targets_of(batch))
             total = cast("Tensor", sum(loss(output, batch).values()))
             scaler.scale(total * images).backward()
             optimizer_step(optimizer, scaler, clip_norm=hyp.clip_norm)

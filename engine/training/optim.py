@@ -13,8 +13,8 @@ from engine.training.learning_rates import class_multipliers
 from engine.training.optimizers.lion import Lion
 from engine.training.optimizers.musgd import MuSGD
 from engine.training.schedule import StepSettings
-from utils.config import OPTIMIZERS, Hyperparameters
 from utils.errors import UserError
+from utils.hyperparameters import OPTIMIZERS, Hyperparameters
 from utils.precision import update_scale
 
 GROUPS = ("bias", "decay", "no_decay")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv

@@ -25,6 +25,7 @@ SIZES = "nsmlx"  # scales that have recipes of their own
 SMALLEST = "n"  # scale of a model that names none
 # Published pairings; the first that fits counts. YOLOv5u, v10 and 11 are trained as YOLOv8, YOLOv7-AF as YOLOv9.
 FAMILIES = (
+    *(Family(name, "scratch-low", "rtdetr") for name in ("rtdetr", "rt-detr")),
     Family("v10", "scratch-low", "v8"),
     *(Family(f"yolo{v}11", "scratch-low", "v8") for v in ("", "v")),
     *(Family(f"yolo{v}12", "scratch-low", "v12{scale}") for v in ("", "v")),

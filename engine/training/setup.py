@@ -48,7 +48,7 @@ from models.spec.registry import load_plugin
 from tasks import Task
 from utils import distributed
 from utils.cli.sizes import multiple_of_stride
-from utils.config import FIND_BATCH_SIZE, Hyperparameters, TrainConfig
+from utils.config import AUTO, FIND_BATCH_SIZE, Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.precision import gradient_scaler, precision_of
 from utils.run_folders import RunLock, new_run_dir
@@ -108,7 +108,7 @@ def build_run(
     model, frozen = build_network(config, checkpoint, spec)
     config = with_task_defaults(config, model.task)
     model = channels_last(model.to(device))
-    hyp = resolve_hyp(config, checkpoint, model)
+    config, hyp = resolve_optimizer(config, resolve_hyp(config, checkpoint, model))
     recomputed_parts(model, config.checkpoint_activations)  # refuses the flag before a folder is made
     save_dir = make_run_folder(config, lock)
     config = resolve_batch_size(config, model, hyp, spec)
@@ -324,6 +324,14 @@ def resolve_hyp(config: TrainConfig, checkpoint: Checkpoint | None, model: Model
         hyp = Hyperparameters.from_yaml(find_hyp(config.hyp or family, HYPS))
     flags = {name: getattr(config, name) for name in ("label_smoothing", "close_mosaic", "mask_ratio", "overlap_mask")}
     return hyp.replace(**{k: v for k, v in flags.items() if v is not None})
+
+
+def resolve_optimizer(config: TrainConfig, hyp: Hyperparameters) -> tuple[TrainConfig, Hyperparameters]:
+    """Both with the optimizer that will be used: that of the flag, or for ``auto`` that of the recipe, of which a line says so."""
+    name = hyp.optimizer if config.optimizer == AUTO else config.optimizer
+    if config.optimizer == AUTO and name != Hyperparameters.optimizer and distributed.is_main():
+        print(f"No --optimizer: {name}, the recipe's")
+    return config.replace(optimizer=name), hyp.replace(optimizer=name)
 
 
 def make_run_folder(config: TrainConfig, lock: RunLock | None = None) -> Path:

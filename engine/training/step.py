@@ -101,7 +101,8 @@ class TrainingStep:
             key = (config.seed, self.epoch, self.iteration)
             images = rescale(images, base_px=config.imgsz, stride=state.model.stride, key=key)
         with autocast(self.device, self.precision):
-            output = state.network(images)
+            targets = state.model.head.targets_of(batch)
+            output = state.network(images) if targets is None else state.network(images, targets)
         parts = state.loss(output, batch)
         total = self.guard.total_loss(parts, epoch=self.epoch, iteration=self.iteration, paths=batch.paths)
         times = 1 if state.model.head.mean_loss else batch.images_of_step

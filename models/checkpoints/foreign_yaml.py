@@ -23,10 +23,11 @@ NO_CAP = 1 << 16  # a width that no network has
 ONE_SCALE = "one"  # of a file without scales; no letter, because blocks of YOLO11 and YOLO12 differ at some of these
 DEEPEST, MOST_VALUES = 12, 100_000
 MASK_HEADS = ("Segment", "Segment26", "DSegment", "DualDSegment")  # whose rows have more than classes and anchors
-TWO_BRANCHES = ("v10Detect", "Segment26", "Pose26", "OBB26")  # heads that always begin with two branches
+TWO_BRANCHES = ("v10Detect", "Segment26", "Pose26")  # heads that always begin with two branches
 ONE_TO_MANY, ONE_TO_ONE = "cv2", "one2one_cv2"  # the box convolutions of a head's two branches
 KEPT = ("nc", "depth_multiple", "width_multiple", "activation")
 ACTIVATION_SETTINGS = ("negative_slope", "alpha", "lambd")
+OWN_ACTIVATION = ("HGStem", "HGBlock", "LightConv")
 BOTTLENECKS = ("Bottleneck", "BottleneckCSP")
 ACTIVATION_MODULES = ("torch.nn", "utils.activations")  # the latter: YOLOv5's own forms of Hardswish, SiLU and Mish, for export
 RENAMED = {"torch.nn.Upsample": "nn.Upsample", "Upsample": "nn.Upsample"}
@@ -131,10 +132,10 @@ def _anchors(head: Record, raw: Mapping[str, Any], strides: Sequence[float]) -> 
 
 
 def _head_keys(head: Record) -> dict[str, Any]:
-    """The keys of the file that say which head ``Detect`` is, from the head itself: programs can change it after reading the YAML."""
+    """The keys of the file that say which form of its name the head has, from the head itself: programs can change it after reading."""
     bins = head.state.get("reg_max", BINS)
     keys: dict[str, Any] = {"reg_max": bins} if isinstance(bins, int) and bins != BINS else {}
-    if head.cls.name in ("Detect", "Pose") and _child(head, ONE_TO_ONE) is not None:
+    if head.cls.name not in TWO_BRANCHES and _child(head, ONE_TO_ONE) is not None:
         keys["end2end"] = True
     if (shape := plain(head.state.get("kpt_shape"))) is not None:
         keys["kpt_shape"] = shape
@@ -150,9 +151,9 @@ def _branches(head: Record) -> str | None:
 
 
 def _usual_activation(rows: Sequence[Record]) -> str | None:
-    """The activation of most convolutions."""
+    """The activation of most convolutions, less those of blocks that have one of their own."""
     kinds: Counter[str] = Counter()
-    for module in (found for row in rows for _, found in walk(row)):
+    for module in (found for row in rows if row.cls.name not in OWN_ACTIVATION for _, found in walk(row)):
         act = children(module).get("act")
         text = _activation_text(act) if isinstance(act, Record) else None
         if text not in (None, "nn.Identity()"):
@@ -239,6 +240,8 @@ def _head_row(row: list[Any], head: Record, *, anchored: bool) -> list[Any]:
             source = source[: len(source) // 2]
         name = "Detect"
     options = [a for a in args if isinstance(a, dict)]
+    if name == "RTDETRDecoder":
+        options = [*args[1:]]  # its sizes
     if branches := _branches(head):
         options.append({"branches": branches})
     behind = [a for a in args[2 if anchored else 1 :] if not isinstance(a, dict)] if name in MASK_HEADS else []

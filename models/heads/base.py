@@ -74,7 +74,8 @@ class ParameterPart:
         role: such as ``"box"``, ``"class"``, ``"distribution"``, ``"output"`` (all values of an anchor), ``"anchors"``.
         branch: counted from the main one, which is -1.
         by_level: whether the submodule is a list with one module a level.
-        output: name, within a level's module, of the layer whose output channels ``channels`` lists; empty for the module itself.
+        output: name, within a level's module, of the layer whose output channels ``channels`` lists; empty for the module itself, ``*``
+            for every layer in it.
         channels: meaning -> output channels, those of one anchor where ``by_anchor``; ``"class"`` channels are one a class.
         dim: dimension of the output layer's tensors along which its channels lie.
         by_anchor: whether the channels repeat for every anchor of a cell.
@@ -134,6 +135,10 @@ class Head(nn.Module):
         Suppression with this ``conf`` keeps the same of both. Asks the device for the number of cells.
         """
         return self.decode(output)
+
+    def targets_of(self, batch: Batch) -> Any:
+        """What :meth:`forward` takes in training of a batch on the device, as a second argument; None where it takes the maps alone."""
+        return None
 
     def build_loss(self, hyp: Hyperparameters) -> Loss:
         """The loss of this head with gains, assigner and box loss as the hyper-parameters say."""

@@ -5,8 +5,8 @@ The head of the published YOLO classifiers, and those of the published backbones
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from utils.config import Hyperparameters
 
 HIDDEN = 1280  # width before the linear layer, as EfficientNet-B0 has it; the same at every scale
-NORMS = {"none": lambda c: nn.Identity(), "batch": nn.BatchNorm2d, "layer": nn.LayerNorm, "group": lambda c: nn.GroupNorm(1, c)}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda c: nn.Identity(),
+    "batch": nn.BatchNorm2d,
+    "layer": nn.LayerNorm,
+    "group": lambda c: nn.GroupNorm(1, c),
+}
 SPREAD = 0.02  # of a published backbone's classifier at the start
 
 
@@ -34,7 +39,7 @@ class WholeImageHead(Head):
 
     task = CLASSIFY
     mean_loss = True
-    norm_settings = "none"
+    norm_settings: ClassVar[Literal["all", "rows", "none"]] = "none"
 
     def __init__(self, nc: int, channels: Sequence[int]) -> None:
         """

@@ -31,7 +31,7 @@ class Query(NamedTuple):
         """Row and column of the cell at this place of a map of so many rows and columns."""
         return min(int(self.y * height), height - 1), min(int(self.x * width), width - 1)
 
-    def index(self, height: int, width: int) -> int:
+    def cell_number(self, height: int, width: int) -> int:
         """The same as one number, cells counted row by row."""
         row, column = self.cell(height, width)
         return row * width + column

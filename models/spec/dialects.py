@@ -13,7 +13,7 @@ from utils.errors import UserError, nearest
 
 DIALECTS = ("v5", "v8", "v9")
 V9_HEADS = frozenset(["DDetect", "DualDetect", "DualDDetect", "TripleDetect", "TripleDDetect", "DSegment", "DualDSegment"])
-V8_HEADS = frozenset(["Pose26", "Segment26", "v10Detect"])
+V8_HEADS = frozenset(["Pose26", "RTDETRDecoder", "Segment26", "v10Detect"])
 SHARED_HEADS = frozenset(["Classify", "Detect", "OBB", "Pose", "Segment"])  # without anchors: YOLOv9's or ultralytics'
 # Blocks of YOLOv7 and YOLOv9 that ultralytics does not have: with them a file without anchors is not one of ultralytics.
 NOT_ULTRALYTICS = frozenset(

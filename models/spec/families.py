@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from tasks import TASKS
 
-HERE = "here are YOLOv3, v5, v7, v8, v9, v10, YOLO11, YOLO12, YOLO26, YOLOv4-CSP and YOLOR-CSP"
+HERE = "here are YOLOv3, v5, v7, v8, v9, v10, YOLO11, YOLO12, YOLO26, RT-DETR-l and -x, YOLOv4-CSP and YOLOR-CSP"
 # How names of YAMLs and checkpoints begin; the first that fits counts.
 ABSENT_NAMES = {
     re.compile(pattern, re.IGNORECASE): family
@@ -21,7 +21,7 @@ ABSENT_NAMES = {
         r"yolo(v8[a-z]?)?[-_]?world": "YOLO-World",
         r"pp-?yolo": "PP-YOLO",
         r"(damo|gold|fast|hyper)-?yolo": "{0}-YOLO",
-        r"(rt-?detr|rf-?detr|d-?fine|deim)": "{0}",
+        r"(rt-?detr(?!-[lx]$)(?:-r\d+|v\d)?|rf-?detr|d-?fine|deim)": "{0}",
         r"(fast|mobile)?sam2?[._b-]": "SAM",
     }.items()
 }
@@ -38,13 +38,12 @@ TASK_HEADS = {
     **dict.fromkeys(("Segment26", "SemanticSegment"), "segments"),
     "IKeypoint": "predicts keypoints by anchors",
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
-    "Panoptic": "segments things and areas", "RTDETRDecoder": "is an RT-DETR",
+    "Panoptic": "segments things and areas",
     "IBin": "predicts binned box sides",
 }  # fmt: skip
 TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)
 # Blocks by which a file shows its family, the ones that fewest families have first.
 FAMILY_BLOCKS = {
-    "RT-DETR": ("RTDETRDecoder", "HGStem"),
     "YOLOv13": ("HyperACE", "FullPAD_Tunnel", "DSC3k2"),
     "YOLO-World or YOLOE": ("C2fAttn", "WorldDetect", "YOLOEDetect"),
 }

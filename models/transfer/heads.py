@@ -19,6 +19,7 @@ from models.transfer.structure import Shape
 
 ANCHOR_ROLES = ("anchors", "anchors in px")
 MAIN = -1  # the main branch
+ANY_OUTPUT = "*"  # every layer of a part has its channels
 PLACEHOLDER = re.compile(r"class_?\d+|\d+")
 
 
@@ -105,7 +106,7 @@ def _move(
         rest: the target's name within its level's module.
     """
     theirs, ours = tensors[0][move.source], tensors[1][move.target]
-    if "class" not in part.channels or rest.rpartition(".")[0] != part.output:
+    if "class" not in part.channels or part.output not in (ANY_OUTPUT, rest.rpartition(".")[0]):
         return move if theirs == ours else None
     per_cell = 1
     if part.by_anchor:

@@ -107,7 +107,7 @@ def fill_rows(
         left_out: elements that the origin holds besides, by what they are.
     """
     theirs, ours = structure_of_weights({name: tuple(value.shape) for name, value in weights.items()}, None), structure_of(model)
-    theirs = theirs._replace(rows=tuple(replace(row, is_head=False) for row in theirs.rows))
+    theirs, ours = (s._replace(rows=tuple(replace(row, is_head=False) for row in s.rows)) for s in (theirs, ours))  # all by name
     place = {row.index: position for position, row in enumerate(theirs.rows)}
     of_target = tuple(place.get(row.index, NONE) for row in ours.rows)
     alignment = Alignment(theirs, ours, tuple(row.index for row in theirs.rows), of_target)

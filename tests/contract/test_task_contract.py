@@ -249,6 +249,16 @@ def test_drawing_gives_another_image_of_the_same_shape(task):
     task.draw(image, detections(task)[0], NAMES, DrawStyle(line_thickness=1, hide_labels=True, hide_conf=True))
 
 
+def test_shapes_say_what_detections_cover(task):
+    for found in detections(task, (2, 0)):
+        shapes = task.shapes(found)
+        assert shapes.extents.shape == (len(found), 4)
+        assert shapes.area.shape == (len(found),)
+        all_rows = torch.arange(len(found))
+        torch.testing.assert_close(shapes.common(all_rows, all_rows), shapes.area)
+        assert not shapes.common(all_rows[:1], all_rows[1:2]).any(), "the objects lie apart"
+
+
 # The metric
 
 
@@ -330,6 +340,22 @@ def test_the_outputs_of_an_exported_file_decode_to_what_went_in(task):
     described = task.from_settings(SETTINGS, source="a file")
     assert described.class_count([tuple(t.shape) for t in tensors]) == NC
     assert task.class_count([]) == 0
+
+
+def test_rows_of_a_one_to_one_file_are_predictions_again(task):
+    before = random_predictions(task)
+    scores, classes = before.scores.max(dim=2, keepdim=True)
+    if before.shared:
+        return  # such a task has no file of rows
+    rows = task.to_rows(before.boxes, scores, classes.float(), before.fields)
+    after = task.from_rows(rows, nc=NC)
+    assert after.unique
+    torch.testing.assert_close(after.boxes, before.boxes, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(after.scores, torch.zeros_like(before.scores).scatter(2, classes, scores))
+    assert after.fields.keys() == before.fields.keys()
+    assert all(torch.equal(after.fields[name], before.fields[name]) for name in before.fields)
+    with pytest.raises(ValueError, match="is needed"):
+        task.from_rows(rows[..., :5], nc=NC)
 
 
 def test_tensors_of_another_task_are_refused(task):

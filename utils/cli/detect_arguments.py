@@ -87,6 +87,7 @@ COMMAND = Command(
         "--no-trace": "nothing is traced here; leave it out (export.py writes TorchScript)",
         "--agnostic": "write --agnostic-nms",
     },
+    accepted={"--retina-masks": "masks have the resolution of the original image with and without it"},
 )
 
 

@@ -64,7 +64,7 @@ class ValConfig:
     save_txt: bool = flag(False, "detections as label files")
     save_conf: bool = flag(False, "with the score as sixth column")
     save_hybrid: bool = flag(False, "label files of the objects and the detections that match none of them")
-    save_json: bool = flag(False, "detections for pycocotools, which runs where the data set has COCO annotations")
+    save_json: bool = flag(False, "detections for pycocotools, which runs where COCO annotations are there; of oriented boxes for DOTA")
     project: str = flag("runs/val", "folder of runs", metavar="DIR")
     name: str = flag("exp", "run folder in it", fault=folder_name_fault)
     exist_ok: bool = flag(False, "write into an existing run folder")

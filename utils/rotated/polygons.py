@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 
 CORNERS = 4
@@ -21,6 +20,8 @@ def ordered_corners(corners: np.ndarray) -> np.ndarray:
         offset = corners - corners.mean(0)
         corners = corners[np.argsort(np.arctan2(offset[:, 1], offset[:, 0]), kind="stable")]
     if not _is_convex(corners):
+        import cv2
+
         hull = cv2.convexHull(corners.astype(np.float32)).reshape(-1, 2).astype(corners.dtype)
         corners = hull[np.minimum(np.arange(CORNERS), len(hull) - 1)]
     return corners
@@ -69,6 +70,8 @@ def _few_corners(points: np.ndarray, counts: np.ndarray) -> np.ndarray:
     turn = _turns(polygons)
     scale = 1e-6 * np.ptp(polygons, axis=1).prod(1)[:, None]  # rounding of a straight line is no corner
     odd = (counts > MOST_CORNERS) | ~((turn >= -scale).all(1) | (turn <= scale).all(1))
+    if odd.any():
+        import cv2
     for i in np.flatnonzero(odd):  # outlines of other labels than corners; rare
         rectangle = cv2.boxPoints(cv2.minAreaRect(points[starts[i] : starts[i] + counts[i]].astype(np.float32)))
         polygons[i] = rectangle[np.minimum(np.arange(polygons.shape[1]), CORNERS - 1)]
@@ -110,10 +113,10 @@ def _smallest_rectangles(points: np.ndarray, seen: np.ndarray, sides: np.ndarray
         at = points @ axis.transpose(0, 2, 1)  # (n, p, d)
         low.append(np.where(seen[..., None], at, np.inf).min(1))
         high.append(np.where(seen[..., None], at, -np.inf).max(1))
-    lows, highs = np.stack(low, axis=-1), np.stack(high, axis=-1)  # (n, d, 2)
-    size = highs - lows
     rows, empty = np.arange(len(points)), ~seen.any(1)
-    best = np.where(empty[:, None], 0.0, size.prod(-1)).argmin(1)
+    lows, highs = (np.where(empty[:, None, None], 0.0, np.stack(ends, axis=-1)) for ends in (low, high))  # (n, d, 2)
+    size = highs - lows
+    best = size.prod(-1).argmin(1)
     middle, size, along, across = ((lows + highs)[rows, best] / 2, size[rows, best], along[rows, best], across[rows, best])
     centre = middle[:, :1] * along + middle[:, 1:] * across
     angle = np.arctan2(along[:, 1], along[:, 0])

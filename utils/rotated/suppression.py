@@ -31,10 +31,12 @@ class Measure(NamedTuple):
 
     prepared: Callable[[Tensor], Tensor]  # boxes (…, 5) to terms (k, …)
     overlap: Callable[[Tensor, Tensor], Tensor]  # of two sets of terms whose trailing shapes broadcast, (…)
+    most_apart: float  # the most that boxes overlap whose surrounding circles are apart
 
 
-PROBIOU = Measure(gaussian_terms, probiou_of_terms)
-POLYGON = Measure(lambda boxes: boxes.movedim(-1, 0), lambda one, other: rotated_iou(one.movedim(0, -1), other.movedim(0, -1)))
+# Circles of radii r and s touch at the distance r + s. A variance is at most r²/3, so that B ≥ 3/4 (r + s)² / (r² + s²) ≥ 3/4.
+PROBIOU = Measure(gaussian_terms, probiou_of_terms, most_apart=0.28)
+POLYGON = Measure(lambda boxes: boxes.movedim(-1, 0), lambda one, other: rotated_iou(one.movedim(0, -1), other.movedim(0, -1)), 0.0)
 
 
 def rotated_suppression(predictions: Predictions, suppression: Suppression, *, greedy: bool = False) -> list[Detections]:
@@ -73,14 +75,27 @@ def _kept(images: Sequence[Detections], suppression: Suppression, *, greedy: boo
     step = max(1, min(MAX_BLOCK, MAX_PAIRS // max(len(images) * most, 1)))
     for start in range(0, most, step):
         stop = min(start + step, most)
-        over = measure.overlap(terms[:, :, :stop, None], terms[:, :, None, start:stop]) > suppression.iou  # (B, better, block)
-        over &= group[:, :stop, None] == group[:, None, start:stop]
-        over &= torch.arange(stop, device=boxes.device)[:, None] < torch.arange(start, stop, device=boxes.device)
+        may = group[:, :stop, None] == group[:, None, start:stop]  # (B, better, block)
+        may &= torch.arange(stop, device=boxes.device)[:, None] < torch.arange(start, stop, device=boxes.device)
+        if boxes.device.type == "cpu" and suppression.iou >= measure.most_apart:
+            may &= _near(boxes[:, :stop, None], boxes[:, None, start:stop])
+            image, better, worse = may.nonzero(as_tuple=True)
+            value = measure.overlap(terms[:, image, better], terms[:, image, start + worse])
+            over = may.index_put((image, better, worse), value > suppression.iou)
+        else:
+            over = may & (measure.overlap(terms[:, :, :stop, None], terms[:, :, None, start:stop]) > suppression.iou)
         decide = _greedy if greedy else _fast
         kept[:, start:stop] &= decide(over, kept[:, :stop])
         if stop < most and bool((kept[:, :stop].sum(dim=1) >= suppression.max_det).all()):
             break
     return kept
+
+
+def _near(one: Tensor, other: Tensor) -> Tensor:
+    """Whether the circles around boxes (…, 5) whose leading shapes broadcast meet."""
+    reach1, reach2 = (boxes[..., 2:4].norm(dim=-1) / 2 for boxes in (one, other))
+    dx, dy = (one[..., axis] - other[..., axis] for axis in (0, 1))
+    return dx * dx + dy * dy <= (reach1 + reach2) ** 2
 
 
 def _fast(over: Tensor, kept: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def draw_class_strip(
     if not classes or min(image.shape[:2]) < 2:
         return image
     height = _text_height(image.shape[:2], line_thickness)
-    margin, step = max(height // 2, 3), height + max(height * 5 // 6, 7)
+    margin, gap, bar = max(height // 2, 3), max(height * 3 // 8, 2), max(height // 4, 3)  # letters reach below the line of the text
+    step = height + gap + bar + max(height // 3, 3)
     rows = max(1, min(len(classes), int((image.shape[0] * MOST_OF_HEIGHT - margin) // step)))
     room = int(image.shape[1] * MOST_OF_WIDTH) - 3 * margin
     numbers = ["" if hide_conf or hide_labels else f"{score:.2f}" for score in scores[:rows]]
@@ -48,8 +49,7 @@ def draw_class_strip(
     _darken(image, (min(wide + 3 * margin, image.shape[1]), min(rows * step + margin, image.shape[0])))
     for row, (text, number, score, label) in enumerate(zip(texts, numbers, scores, classes)):
         bottom = margin + row * step + height
-        colour, bar = colour_of(label), max(height // 4, 3)
-        top = bottom + max(height // 5, 2)
+        colour, top = colour_of(label), bottom + gap
         cv2.rectangle(image, (margin, top), (margin + wide, top + bar - 1), (90, 90, 90), -1)
         cv2.rectangle(image, (margin, top), (margin + max(round(wide * min(max(score, 0.0), 1.0)), 1), top + bar - 1), colour, -1)
         draw_text(image, text, (margin, bottom), height=height, colour=WHITE)

@@ -64,6 +64,7 @@ class ResultWriter:
     names: Sequence[str]
     options: SaveOptions
     result_rows: Callable[..., list[str]]  # of the task: (detections, hw, names=, with_confidence=) -> rows of a text file
+    extents: Callable[[Detections], Any] = lambda found: found.boxes  # (n, 4) xyxy px about what is found, for crops and the table
     written: dict[str, int] = field(default_factory=dict)
     videos_at_once: int = 1
     stems: dict[str, str] = field(default_factory=dict)
@@ -179,14 +180,14 @@ class ResultWriter:
             self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed on exit
             csv.writer(self._table).writerow(CSV_COLUMNS)
         writer: Any = csv.writer(self._table)
-        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist()):
+        for box, score, label in zip(self.extents(found).tolist(), found.scores.tolist(), found.classes.tolist()):
             row = [csv_cell(name), csv_cell(self.names[label]), f"{score:.4f}", "" if frame is None else frame]
             writer.writerow(row + [f"{value:.1f}" for value in box])
         self.written["rows"] = self.written.get("rows", 0) + len(found.boxes)
         self._table.flush()
 
     def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
-        for box, label in zip(found.boxes.tolist(), found.classes.tolist()):
+        for box, label in zip(self.extents(found).tolist(), found.classes.tolist()):
             folder = self.folder / "crops" / self._crop_folder(self.names[label])
             self._image(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", crop_of(image, box), "crops")
 

@@ -45,7 +45,7 @@ def draw_skeletons(
 
 
 def _draw_one(image: Image, xy: NDArray, shown: NDArray[np.bool_], limbs: Sequence[tuple[int, int]], *, width: int) -> None:
-    corners = np.round(xy * (1 << SUBPIXEL_BITS)).astype(int).tolist()
+    corners = np.round(np.nan_to_num(xy) * (1 << SUBPIXEL_BITS)).astype(int).tolist()
     lines = [(a, b) for a, b in limbs if shown[a] and shown[b]]
     colours = _colours(len(xy))
     for a, b in lines:  # all outlines first, so that none crosses a limb

@@ -66,7 +66,7 @@ class MHSA(nn.Module):
     def weights_of(self, x: Tensor, query: Query) -> Tensor:
         """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W)."""
         queries, keys = (split_heads(part, self.heads) for part in self._query_and_key(x))
-        return query_weights(queries[:, query.index(x.shape[2], x.shape[3])], keys, scale=1.0)
+        return query_weights(queries[:, query.cell_number(x.shape[2], x.shape[3])], keys, scale=1.0)
 
     def _query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both with the positions beside them, if there are any: (B, C, H, W) -> two times (B, C or 2 C, H, W)."""
@@ -213,7 +213,7 @@ class BoTPaperAttention(nn.Module):
     def weights_of(self, x: Tensor, query: Query) -> Tensor:
         """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W)."""
         queries, keys, _ = self._projected(x)
-        return query_weights(queries[0, :, query.index(x.shape[2], x.shape[3])], keys[0], scale=1.0)
+        return query_weights(queries[0, :, query.cell_number(x.shape[2], x.shape[3])], keys[0], scale=1.0)
 
     def _projected(self, x: Tensor) -> list[Tensor]:
         """Query and key with the positions in them, and value: each (B, heads, H W, ·)."""

@@ -109,7 +109,7 @@ class CloAttention(nn.Module):
             weights = (self.scale * queries @ keys.transpose(1, 2)).softmax(2).mean(0)  # (N, M)
             rows, columns = (-(-side // self.window_size) for side in x.shape[2:])
             reach = (rows * self.window_size / x.shape[2], columns * self.window_size / x.shape[3])
-            one = weights[query.index(x.shape[2], x.shape[3])]
+            one = weights[query.cell_number(x.shape[2], x.shape[3])]
             for title, values, at_query in (("of the query", one, True), ("of all queries, mean", weights.mean(0), False)):
                 views.append(PlaneMap(f"global attention {title}", values.unflatten(0, (rows, columns)), at_query=at_query, reach=reach))
         return tuple(views)

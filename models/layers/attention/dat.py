@@ -147,7 +147,7 @@ class DATAttention(nn.Module):
             return ()
         queries = self.proj_q(x)
         position, reference = self.sampling_points(queries)
-        place, keys = query.index(x.shape[2], x.shape[3]), self._heads_first(self.proj_k(self._sample(x, position)))[0]
+        place, keys = query.cell_number(x.shape[2], x.shape[3]), self._heads_first(self.proj_k(self._sample(x, position)))[0]
         bias = self._bias(queries, position)
         of_query = None if bias is None else bias[0, :, place]
         weights = query_weights(self._heads_first(queries)[0, :, place], keys, scale=self.scale, bias=of_query)

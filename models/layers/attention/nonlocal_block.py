@@ -116,7 +116,7 @@ class NLBlockND(nn.Module):
         plain = self.mode == "gaussian"
         theta, phi = (tokens, tokens) if plain else (project(tokens, self.theta), project(tokens, self.phi))
         wide = torch.promote_types(x.dtype, torch.float32)
-        one, keys = theta[0, query.index(x.shape[2], x.shape[3])].to(wide), self._summed(phi.contiguous(), x)[0].to(wide)
+        one, keys = theta[0, query.cell_number(x.shape[2], x.shape[3])].to(wide), self._summed(phi.contiguous(), x)[0].to(wide)
         if self.mode in ("gaussian", "embedded"):
             return query_weights(one[None], keys[None], scale=1.0)[0]
         if self.mode == "dot":

@@ -71,11 +71,11 @@ class _SelfAttention(nn.Module):
 
 
 def sine_positions(like: Tensor) -> Tensor:
-    """Sines and cosines of the column, then of the row, at frequencies falling from 1 to 1/10000: (1, C, H, W)."""
+    """Sines and cosines of the row, then of the column, at frequencies falling from 1 to 1/10000: (1, C, H, W)."""
     height, width = like.shape[-2:]
     quarter = like.shape[1] // 4
     frequency = TEMPERATURE ** (-torch.arange(quarter, device=like.device, dtype=torch.float32) / quarter)
     rows, columns = (torch.arange(n, device=like.device, dtype=torch.float32) for n in (height, width))
     down = (frequency[:, None] * rows)[:, :, None].expand(quarter, height, width)
     across = (frequency[:, None] * columns)[:, None, :].expand(quarter, height, width)
-    return torch.cat((across.sin(), across.cos(), down.sin(), down.cos())).unsqueeze(0).to(like.dtype)
+    return torch.cat((down.sin(), down.cos(), across.sin(), across.cos())).unsqueeze(0).to(like.dtype)

@@ -56,7 +56,7 @@ class Attention(nn.Module):
     def weights_of(self, x: Tensor, query: Query) -> Tensor:
         """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W)."""
         queries, keys, _ = (split_heads(part, self.heads) for part in self._projected(x))
-        return query_weights(queries[:, query.index(x.shape[2], x.shape[3])], keys, scale=self.key**-0.5)
+        return query_weights(queries[:, query.cell_number(x.shape[2], x.shape[3])], keys, scale=self.key**-0.5)
 
     def _projected(self, x: Tensor) -> list[Tensor]:
         """Query, key and value, heads as contiguous groups of channels: each (B, heads d, H, W)."""

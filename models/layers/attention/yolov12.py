@@ -74,7 +74,7 @@ class AreaAttention(nn.Module):
     def weights_of(self, x: Tensor, query: Query) -> Tensor:
         """What one pixel gives each pixel's value: (1, C, H, W) -> (heads, H W), zero outside its area."""
         queries, keys, _ = (split_heads(part, self.heads) for part in self._projected(x))
-        pixels, place = keys.shape[1], query.index(x.shape[2], x.shape[3])
+        pixels, place = keys.shape[1], query.cell_number(x.shape[2], x.shape[3])
         length = -(-pixels // self.area)
         start = place // length * length
         weights = queries.new_zeros(self.heads, pixels)

@@ -105,10 +105,7 @@ def test_links_are_followed_and_keep_their_own_class(root, tmp_path):
     ("broken", "message"),
     [
         (lambda root: (root / "train").rename(root / "other"), "no folder 'train'"),
-        (
-            lambda root: [(root / s).rename(root / f"x{s}") for s in ("train", "val")],
-            "a folder has one for each class under train/ and val/",
-        ),
+        (lambda root: [(root / s).rename(root / f"x{s}") for s in ("train", "val")], "has one for each class under train/ and val/"),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_one_line(root, broken, message):
@@ -195,3 +192,16 @@ def test_the_centre_crop_is_the_published_transform(hw):
     assert np.array_equal(cropped.image, published)
     x = np.array((hw[1] / 2, hw[0] / 2)) * cropped.scale_xy + cropped.pad_xy
     assert np.abs(x - 16).max() <= 0.51
+
+
+def test_data_check_looks_at_class_folders_too(root, tmp_path, capsys, monkeypatch):
+    from data.tools import check
+
+    write(root / "val/bee/copy.png", seed=0)  # the content of train/ant/0.png
+    monkeypatch.chdir(tmp_path)
+    assert check.main([str(root), "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "in two splits" in out
+    assert "no label file" not in out
+    assert check.main([str(root), "--fix", "--out", str(tmp_path / "clean")]) == 2
+    assert "has a folder for each class" in capsys.readouterr().err

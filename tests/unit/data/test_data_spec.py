@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from data.dataset_spec import load_dataset_spec
+from data.dataset_spec import EMBEDDED, load_dataset_spec
 from data.labels.files import list_images
 from utils.errors import UserError
 
@@ -78,7 +78,7 @@ def test_single_cls(root):
 
 def test_embedded_yaml_by_bare_name(monkeypatch):
     asked = []
-    monkeypatch.setattr("data.dataset_spec.ensure_shapes", asked.append)
+    monkeypatch.setitem(EMBEDDED, "shapes.yaml", asked.append)
     spec = load_dataset_spec("shapes", need=())
     assert spec.nc == 6
     assert spec.names[0] == "disc"

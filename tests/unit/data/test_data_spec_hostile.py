@@ -98,7 +98,7 @@ def test_pipes_and_folders_are_not_opened(write, tmp_path):
     assert "this is a device or pipe" in refusal(path)
     path.unlink()
     path.mkdir()
-    assert "this is a folder" in refusal(path)
+    assert "no folder 'train'; a data set that is a folder has one for each class" in refusal(path)
     for read in (load_spec, Hyperparameters.from_yaml):
         with pytest.raises(UserError, match=r"folder|no such"):
             read(path)

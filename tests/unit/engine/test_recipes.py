@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.training.recipes import family_hyp, find_hyp
+from engine.training.setup import resolve_optimizer
+from utils.config import TrainConfig
 from utils.hyperparameters import Hyperparameters
 
 HYPS = Path(__file__).parents[3] / "data" / "hyps"
@@ -63,3 +65,22 @@ def test_recipes_for_pretrained_weights_have_the_published_values(size):
     values = (hyp.lr0, hyp.lrf, hyp.momentum, hyp.box, hyp.cls, hyp.dfl, hyp.mixup, hyp.copy_paste, hyp.scale)
     assert values == FINETUNE[size]
     assert hyp.close_mosaic == 10
+
+
+def test_only_yolo26_is_trained_with_musgd():
+    of_recipes = {path.name: Hyperparameters.from_yaml(path).optimizer for path in HYPS.glob("hyp.*.yaml")}
+    assert {name for name, optimizer in of_recipes.items() if optimizer == "MuSGD"} == {n for n in of_recipes if n.startswith("hyp.v26")}
+    assert {of_recipes[name] for name in of_recipes if not name.startswith(("hyp.v26", "hyp.rtdetr"))} == {"SGD"}
+
+
+def test_without_a_flag_the_recipes_optimizer_is_used_and_named(capsys):
+    config, hyp = resolve_optimizer(TrainConfig(cfg="yolo26n.yaml"), recipe("v26n"))
+    assert (config.optimizer, hyp.optimizer) == ("MuSGD", "MuSGD")
+    assert capsys.readouterr().out == "No --optimizer: MuSGD, the recipe's\n"
+    config, hyp = resolve_optimizer(TrainConfig(cfg="yolo11n.yaml"), recipe("v8"))
+    assert (config.optimizer, hyp.optimizer, capsys.readouterr().out) == ("SGD", "SGD", "")
+
+
+def test_the_flag_takes_precedence_over_the_recipe(capsys):
+    config, hyp = resolve_optimizer(TrainConfig(cfg="yolo26n.yaml", optimizer="SGD"), recipe("v26n"))
+    assert (config.optimizer, hyp.optimizer, capsys.readouterr().out) == ("SGD", "SGD", "")

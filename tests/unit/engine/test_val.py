@@ -284,6 +284,6 @@ def test_flag_prefixes_are_understood() -> None:
     values = {"weights": "a.pt", "data": "d", "batch_size": 8, "imgsz": 320, "conf_thres": 0.01, "iou_thres": 0.6, "half": True}
     assert parse_arguments(flags) == ValConfig(**values, save_txt=True, save_conf=True)
     assert parse_arguments([]) == ValConfig()
-    assert (ValConfig().batch_size, ValConfig().conf_thres, ValConfig().iou_thres, ValConfig().max_det) == (32, 0.001, 0.7, 300)
+    assert (ValConfig().batch_size, ValConfig().conf_thres, ValConfig().iou_thres, ValConfig().max_det) == (32, None, 0.7, 300)
     with pytest.raises(UserError, match="ap-rule yolov5"):
         parse_arguments(["--v5-metric"])

@@ -13,7 +13,7 @@ import yaml
 from models.build import build_model
 from models.spec.channel_rules import LayerPlan
 from models.spec.config_files import CONFIGS
-from models.spec.parser import plan_layers, read_spec
+from models.spec.parser import load_spec, plan_layers, read_spec
 
 OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", "CloAttention", "NLBlockND", "BoT3", "BoTNet",
        "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip
@@ -26,6 +26,7 @@ STAGES = [f"{family}-BoTNet.yaml" for family in ("yolov8", *NEWER)]
 INSERTED = [name for name in VARIANTS if name not in (*WHOLE, *EXCHANGED, *STAGES)]
 PART_A = ("BRA", "BRA-head", "BiFormer", "BoT3", "BoT3-head", "BoTNet", "CloAttention", "CloAttention-head", "FocalModulation", "NLBlockND",
           "NLBlockND-head", "nchwBRA")  # fmt: skip
+WHOLE_NEWER = ("BiFormer-T", "FocalNet-T-srf", "FocalNet-T-lrf", "CloFormer-XXS")
 # variant -> rows with a module inside, the block's name there
 EMBEDDED = {
     "yolo11-C3k2_EMA": [(2, "C3k2_EMA"), (4, "C3k2_EMA"), (6, "C3k2_EMA"), (8, "C3k2_EMA")],
@@ -146,8 +147,31 @@ def test_newer_variants_have_their_familys_scales_and_keys(family):
 
     (base,) = CONFIGS.glob(f"v*/{family}.yaml")
     variants = list((CONFIGS / "attention").glob(f"{family}-*.yaml"))
-    assert len(variants) >= len(PART_A) + 2
-    assert all(keys(path) == keys(base) for path in variants)
+    whole = [path for path in variants if path.name in WHOLE]
+    assert len(variants) >= len(PART_A) + 2 + len(WHOLE_NEWER)
+    assert all(keys(path) == keys(base) for path in variants if path not in whole)
+    assert all(keys(path) == {**keys(base), "scales": {"s": [1, 1, 1024]}} for path in whole)
+
+
+@pytest.mark.parametrize("family", NEWER)
+@pytest.mark.parametrize("backbone", WHOLE_NEWER)
+def test_newer_families_have_whole_backbones_under_their_own_neck(family, backbone):
+    """What stands behind the stages is the s scale of the family; the stages are those of the YOLOv8 variant."""
+    variant, model = plans(f"{family}-{backbone}.yaml"), plan_layers(load_spec(f"{family}s.yaml"))
+    v8 = plans(f"yolov8-{backbone}.yaml")
+    stages = [p for p in variant if p.name.startswith(backbone.split("-")[0])]
+    assert [p.args for p in stages] == [p.args for p in v8[: len(stages)]]
+
+    def written(rows):
+        """What the rows say whose widths do not follow from the backbone's."""
+        own = [p for p in rows if p.name not in ("Concat", "Detect", "nn.Upsample")]
+        return [(p.name, p.out_channels, p.repeats, p.args[2:]) for p in own]
+
+    kept = [p for p in model if p.section == "head"]
+    ours = [p for p in variant if p.section == "head"]
+    assert written(ours) == written(kept)
+    assert [p.name for p in ours] == [p.name for p in kept]
+    assert (ours[-1].cls, ours[-1].kwargs) == (kept[-1].cls, kept[-1].kwargs)
 
 
 @pytest.mark.parametrize("name", [n for n in INSERTED if n.startswith("yolov9")])
@@ -161,7 +185,8 @@ def test_block_feeds_sppelan_and_the_auxiliary_branch_bypasses_it(name):
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_backbones_give_every_stride_once(name):
     variant = plans(name)
-    assert [p.name for p in variant if p.section == "backbone"][-1] == "SPPF"
+    last = [p.name for p in variant if p.section == "backbone"][-1]
+    assert last == {"yolo11": "C2PSA", "yolo26": "C2PSA", "yolo12": variant[3].name}.get(name.split("-")[0], "SPPF")
     assert len(variant[-1].sources) == 3
     stages = [p for p in variant if p.name.endswith("Stage")]
     assert len(stages) == 4

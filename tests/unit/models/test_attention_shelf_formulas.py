@@ -98,7 +98,7 @@ def aifi(m, v):
     position = torch.empty(CHANNELS, HEIGHT * WIDTH)
     for place in range(HEIGHT * WIDTH):
         row, column = divmod(place, WIDTH)
-        parts = [f(c * w) for c, f in ((column, math.sin), (column, math.cos), (row, math.sin), (row, math.cos)) for w in frequency]
+        parts = [f(c * w) for c, f in ((row, math.sin), (row, math.cos), (column, math.sin), (column, math.cos)) for w in frequency]
         position[:, place] = torch.tensor(parts)
     weights, biases = m.ma.in_proj_weight.chunk(3), m.ma.in_proj_bias.chunk(3)
     query, key, value = (w @ u + b[:, None] for w, b, u in zip(weights, biases, (v + position, v + position, v)))

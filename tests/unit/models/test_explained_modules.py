@@ -58,7 +58,7 @@ def test_affinities_give_what_the_module_gives(module, size):
 def test_affinities_give_what_goes_into_the_projection(module):
     x = input_array(2, (1, WIDTH, 6, 7))  # 42 pixels, which 4 areas do not divide
     module = filled(module)
-    place = MIDDLE.index(6, 7)
+    place = MIDDLE.cell_number(6, 7)
     seen = []
     module.proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_window_weights_give_what_goes_into_the_projection(shift, query):
         module(x)
         weights = module.weights_of(x, query)
         value = split_heads(module.qkv(x).chunk(3, 1)[2], 2)
-        assert_close((weights.unsqueeze(2) * value).sum(1).flatten(), seen[0][0].flatten(1)[:, query.index(9, 10)])
+        assert_close((weights.unsqueeze(2) * value).sum(1).flatten(), seen[0][0].flatten(1)[:, query.cell_number(9, 10)])
     assert_close(weights.sum(1), torch.ones(2))
 
 

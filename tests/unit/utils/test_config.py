@@ -84,7 +84,7 @@ def test_schedule_flags_change_the_hyperparameters():
         ({"batch_size": -2}, "--batch-size -2"),
         ({"imgsz": 16}, "--imgsz 16"),
         ({"imgsz": 320.5}, "--imgsz 320.5"),
-        ({"optimizer": "sgdd"}, "--optimizer 'sgdd': one of SGD, Adam, AdamW, LION, MuSGD"),
+        ({"optimizer": "sgdd"}, "--optimizer 'sgdd': one of auto, SGD, Adam, AdamW, LION, MuSGD"),
         ({"amp": "fp8"}, "--amp 'fp8'"),
         ({"cache": "gpu"}, "--cache 'gpu': one of ram, disk"),
         ({"cos_lr": True, "fixed_lr": True}, "exclude one another"),
