@@ -3,7 +3,7 @@
 Example:
     model = torch.hub.load("path/to/this/folder", "custom", "best.pt", source="local")
     results = model(["bus.jpg", array])
-    results.print(); results.xyxy[0]
+    results.print(); results[0].boxes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCALES = "nsmlx"  # scale letters of YOLOv8's YAMLs
 def custom(
     path: str, autoshape: bool = True, device: str = "", plugins: Sequence[str] = (), download: bool = False, _verbose: bool = True
 ) -> Any:
-    """Loads a checkpoint of this project, YOLOv5, v7, v9 or ultralytics, or bare weights.
+    """Loads a checkpoint of this project, YOLOv5, v7, v9 or ultralytics, bare weights, or an exported file.
 
     Args:
         path: a ``.pt`` or ``.safetensors`` file.
@@ -33,9 +33,9 @@ def custom(
     Raises:
         UserError: as ``load_model``.
     """
-    from engine.inference.hub import load_hub_model
+    from engine.inference.image_model import load_model
 
-    hub = load_hub_model(path, device=device, plugins=plugins, download=download)
+    hub = load_model(path, device=device, plugins=plugins, download=download)
     if _verbose:
         print(f"{path}: {len(hub.names)} classes, {sum(p.numel() for p in hub.parameters()) / 1e6:.1f} M parameters, on {hub.device}")
     return hub if autoshape else hub.model
@@ -59,7 +59,7 @@ def _entry(name: str, config: str) -> Callable[..., Any]:
     def entry(
         pretrained: bool = False, classes: int = 80, autoshape: bool = True, device: str = "", download: bool = False, _verbose: bool = True
     ) -> Any:
-        from engine.inference.hub import HubModel
+        from engine.inference.image_model import ImageModel
         from models import build_model
         from utils.distributed import select_device
         from utils.errors import UserError
@@ -69,7 +69,7 @@ def _entry(name: str, config: str) -> Callable[..., Any]:
                 raise UserError(f"{name}: published weights know 80 classes; train with --weights for others, or leave pretrained out")
             return custom(f"{Path(config).stem}.pt", autoshape, device=device, download=download, _verbose=_verbose)
         model = build_model(config, nc=classes).eval()
-        return (HubModel(model.deploy()) if autoshape else model).to(select_device(device))
+        return (ImageModel(model.deploy()) if autoshape else model).to(select_device(device))
 
     entry.__name__ = name
     entry.__doc__ = f"{config}, freshly initialised; with pretrained the published {Path(config).stem}.pt, which download fetches."

@@ -36,6 +36,7 @@ from utils.config import TrainConfig
 from utils.precision import choose_kernels
 from utils.random_state import seed_everything
 from utils.run_folders import RunLock
+from utils.visual.figures import figure_formats
 
 if TYPE_CHECKING:
     from tasks.base import MetricResult
@@ -94,7 +95,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
             seed_everything(config.seed + distributed.rank(), deterministic=config.deterministic)
             choose_kernels(deterministic=config.deterministic, sizes_vary=config.multi_scale or config.rect)
             run = build_run(config, checkpoint, device, callbacks, lock=lock)
-            with explain_interruption(run):
+            with explain_interruption(run), figure_formats(run.config.plots):
                 return fit(run)
 
 

@@ -4,8 +4,9 @@
 
 Maps of a 640 px image, 80 classes, 32 prototypes, batch 16; 20 and 200 objects an image with boxes of log-uniform size between 1 and 40 %
 of the image, each with the ellipse in it as its mask, the smaller ones on top. Scores are those of an untrained network; the boxes of
-YOLO26 reach 2 cells to each side. Each side computes with one thread, every case in a process of its own, by turns. Time is the least of
-the rounds; memory is the peak of the process above what the inputs take.
+YOLO26 reach 2 cells to each side.
+Each side computes with one thread, every case in a process of its own, by turns. Time is the least of the
+rounds; memory is the peak of the process above what the inputs take.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Networks: ``build_model("yolov9-c.yaml", nc=80)`` makes one, ``load_model("best.pt")`` reads one."""
+"""Networks: ``build_model("yolov9-c.yaml", nc=80)`` makes one, ``load_model("best.pt")`` reads one, and two functions list what is there.
+
+What is read here takes tensors; for files, arrays and folders there is ``engine.load_model``.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from models.build import build_model
     from models.checkpoints.checkpoint import load_model
+    from models.listing import list_blocks, list_models
     from models.model import Model
 
-__all__ = ["Model", "build_model", "load_model"]
+__all__ = ["Model", "build_model", "list_blocks", "list_models", "load_model"]
 _RENAMED = {"Detector": "Model"}  # users' scripts import the class under its former name
-_HOMES = {"Model": "models.model", "build_model": "models.build", "load_model": "models.checkpoints.checkpoint", "Detector": "models.model"}
+_HOMES = {
+    "Model": "models.model", "Detector": "models.model", "build_model": "models.build", "load_model": "models.checkpoints.checkpoint",
+    "list_blocks": "models.listing", "list_models": "models.listing",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.heads.base import Head, HeadOutput
 from models.size_limit import AllocationLimit
 from models.spec.channel_rules import LayerPlan
-from models.spec.parser import ModelSpec, Row, needed, plan_layers
+from models.spec.parser import ModelSpec, Row, doubtful_rows, needed, plan_layers
+from models.spec.plugin_faults import place_in_plugin
 from models.spec.row_arguments import what_it_takes
 from tasks import Task
 from utils.errors import UserError
@@ -21,7 +24,11 @@ from utils.reading.limits import LARGEST_NETWORK
 from utils.types import Predictions
 
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-3, 0.03  # of the published YOLOs, set on every batch norm of a network unless its head says other
+FAULTS = (  # of a layer that does not fit, or of a user's own
+    AssertionError, AttributeError, IndexError, KeyError, NameError, RuntimeError, TypeError, ValueError, ZeroDivisionError,
+)  # fmt: skip
 DRY_RUN_SIZE = 256  # px; a multiple of every stride in use
+NOT_TENSORS = (str, PurePath, np.ndarray, list, tuple, type(None))  # what people call a network with; tracers have tensors of their own
 
 
 class Model(nn.Module):
@@ -100,6 +107,9 @@ class Model(nn.Module):
             targets: what ``head.targets_of(batch)`` gave, in training.
         """
 
+        if isinstance(images, NOT_TENSORS):
+            raise UserError(tensors_wanted(images, self.ch))
+
         def call(plan: LayerPlan, layer: nn.Module, inputs: Any) -> Any:
             return layer(inputs) if targets is None or plan.out_channels else layer(inputs, targets)
 
@@ -120,7 +130,12 @@ class Model(nn.Module):
         """Boxes (B, N, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1; always in evaluation mode.
 
         Candidates whose scores are not above ``above`` may be left out.
+
+        Raises:
+            UserError: a path, an array or a list; the message says what takes these.
         """
+        if not isinstance(images, Tensor):
+            raise UserError(tensors_wanted(images, self.ch))
         was_training = self.training
         if was_training:
             self.eval()
@@ -130,6 +145,11 @@ class Model(nn.Module):
         finally:
             if was_training:
                 self.train()
+
+    def doubts(self) -> list[str]:
+        """A line for everything that can be built and is hardly meant: rows that lead nowhere, levels of the head in falling order."""
+        rows = doubtful_rows(self.spec, self.plans)
+        return [line for line in (rows, _falling_levels(self)) if line]
 
     def fuse(self) -> Model:
         """A new Model with batch norms folded and re-parameterised branches merged; this one stays as it is."""
@@ -175,7 +195,7 @@ class Model(nn.Module):
                 out = layer(inputs)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
-            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+            except FAULTS as error:
                 raise UserError(f"{where}: fails on input {_shape(inputs)}{_arguments_text(plan)}: {_message_of(error)}") from error
             shapes.append(_shape(out))
             _check_width(plan, out, where)
@@ -212,6 +232,20 @@ class Model(nn.Module):
         return tuple(strides[i] for i in main[:levels])
 
 
+def _falling_levels(model: Model) -> str:
+    """One line where the head reads coarse levels before fine ones, which published networks do not and transferred heads do not fit."""
+    if list(model.strides) == sorted(model.strides):
+        return ""
+    plan = model.plans[-1]
+    sources = [plan.sources[i] for i in model.head.main_inputs(len(plan.sources))]
+    order = ", ".join(f"row {source} (stride {stride:g})" for source, stride in zip(sources, model.strides))
+    in_order = [source for _, source in sorted(zip(model.strides, sources))]
+    return (
+        f"{model.spec.origin}: row {plan.index} [{plan.name}]: its levels are not in rising stride: {order}; published networks and "
+        f"weights have the finest first: [{', '.join(map(str, in_order))}]"
+    )
+
+
 def build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
     """Constructs one row's layer within the file's default activation; a constructor's complaint names the row."""
     from models.layers.attention.ops.embedded import Embedded
@@ -232,13 +266,24 @@ def build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
             if plan.repeats == 1:
                 return build(plan.args)
             return nn.Sequential(build(plan.args), *(build(plan.repeat_args or plan.args) for _ in range(plan.repeats - 1)))
-    except (ValueError, TypeError, AssertionError, RuntimeError, IndexError, ZeroDivisionError) as error:
-        takes = "" if isinstance(error, ValueError) else f"; it takes {what_it_takes(plan.cls)}"  # a ValueError names the cause itself
+    except FAULTS as error:
+        named = isinstance(error, (ValueError, NameError, AttributeError))  # these name the cause itself
+        takes = "" if named else f"; it takes {what_it_takes(plan.cls)}"
         raise UserError(f"{spec.origin}: row {plan.index} [{plan.name}]{_arguments_text(plan)}: {_message_of(error)}{takes}") from error
 
 
+def tensors_wanted(images: object, channels: int) -> str:
+    """What to write in place of ``model("a.jpg")`` where the model is a bare network."""
+    given = f"the path {str(images)!r:.60}" if isinstance(images, (str, PurePath)) else f"a {type(images).__name__}"
+    return (
+        f"a network takes a tensor (B, {channels}, H, W) in 0-1, got {given}; for files, arrays, PIL images and folders: "
+        'from engine import load_model; results = load_model("best.pt")("a.jpg")'
+    )
+
+
 def _message_of(error: Exception) -> str:
-    return "divides by an argument that is 0" if isinstance(error, ZeroDivisionError) else " ".join(str(error).split())
+    text = "divides by an argument that is 0" if isinstance(error, ZeroDivisionError) else " ".join(str(error).split())
+    return f"{text}{place_in_plugin(error)}"
 
 
 def _arguments_text(plan: LayerPlan) -> str:

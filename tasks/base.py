@@ -19,6 +19,7 @@ from utils.instances import Instances
 from utils.nms import Suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets
 
+ResultField = Callable[[Detections, tuple[int, int]], Any]  # of one image and its height and width in px
 
 @dataclass(frozen=True)
 class DrawStyle:
@@ -90,6 +91,7 @@ class CommonTask:
     name: str
     whole_image = False
     submission = ""
+    result_fields: Mapping[str, ResultField] = {}
     candidate_field = ""
     shared_fields: tuple[str, ...] = ()
     settings: Mapping[str, Any] = {}
@@ -232,6 +234,7 @@ class Task(Protocol):
         defaults: what the programs take where a flag says nothing.
         whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
             not letterboxed, and nothing has a place: no mosaic, no rectangular batches, no windows, no anchors.
+        result_fields: attributes of ``model(image)``'s results that are no field of detections, by name.
         submission: what the files of results for a benchmark are called where they are not COCO's, such as ``DOTA``; empty for none.
     """
 
@@ -271,6 +274,8 @@ class Task(Protocol):
     def whole_image(self) -> bool: ...
     @property
     def submission(self) -> str: ...
+    @property
+    def result_fields(self) -> Mapping[str, ResultField]: ...
 
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import CommonTask, DrawStyle, ExportOutput, TaskDefaults, register_task
+from tasks.base import CommonTask, DrawStyle, ExportOutput, ResultField, TaskDefaults, register_task
 from tasks.rows import COLUMNS, NO_POLYGON, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import to_batch
 from utils.instances import Instances
@@ -20,6 +22,28 @@ from utils.types import Batch, Detections, Letterbox, Predictions, Targets, dete
 
 WHOLE = np.array((0.5, 0.5, 1.0, 1.0))  # cxcywh of an image in its own measure
 FEWEST_TO_SUM_UP = 0.01  # score below which a summary leaves a class out
+
+
+class Probs(NamedTuple):
+    """The best classes of an image, up to five."""
+
+    top5: list[int]  # class numbers, best first
+    top5conf: Tensor  # (n,) their scores
+
+    @property
+    def top1(self) -> int:
+        """The best class."""
+        return self.top5[0]
+
+    @property
+    def top1conf(self) -> Tensor:
+        """Its score."""
+        return self.top5conf[0]
+
+
+def probs_of(found: Detections, hw: tuple[int, int]) -> Probs | None:
+    """The best classes; None where no score is above the threshold."""
+    return Probs(found.classes.tolist(), found.scores) if len(found) else None
 
 
 class ClassifyTask(CommonTask):
@@ -33,6 +57,7 @@ class ClassifyTask(CommonTask):
     coco_type = None
     defaults = TaskDefaults(imgsz=224, conf=0.0, val_conf=0.0, hyp="hyp.cls.yaml")
     whole_image = True
+    result_fields: Mapping[str, ResultField] = MappingProxyType({"probs": probs_of})
     columns = ("metrics/accuracy_top1", "metrics/accuracy_top5")
     outputs = (ExportOutput("output0", {0: "batch"}, {"boxes": 1e-3, "scores": 1e-4}),)
 

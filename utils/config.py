@@ -15,6 +15,7 @@ from utils.hyperparameters import OPTIMIZERS, Hyperparameters
 from utils.lr_multipliers import format_lr_multipliers
 from utils.reading.text_files import folder_name_fault
 from utils.sizes import MAX_SIDE_PX, MAX_WORKERS
+from utils.visual.names import FIGURE_FORMATS
 
 __all__ = ["AUTO", "FIND_BATCH_SIZE", "NEWEST", "Hyperparameters", "TrainConfig"]
 
@@ -139,6 +140,9 @@ class TrainConfig:
     nosave: bool = flag(False, "save only at the end", resumable=True)
     noval: bool = flag(False, "validate only at the end", shorthands={"--notest": True})
     noplots: bool = flag(False, "no images", resumable=True)
+    plots: tuple[str, ...] = flag(
+        (), "every curve and matrix in this format too, beside its .png", metavar="FORMAT", choices=FIGURE_FORMATS, resumable=True
+    )
     logger: tuple[str, ...] = flag(
         (), "mlflow, wandb or both, beside results.csv and TensorBoard", metavar="NAME", choices=("mlflow", "wandb"),
         hint="results.csv and TensorBoard are always written", resumable=True,
@@ -173,6 +177,8 @@ class TrainConfig:
             raise UserError("--image-weights with --rect: they exclude one another, as drawn images come in any shape; give one of them")
         if self.evolve and self.resume:
             raise UserError("--evolve with --resume: leave --resume out, the same command resumes a search by itself")
+        if self.plots and self.noplots:
+            raise UserError("--plots with --noplots: they exclude one another")
         if self.save_steps and self.nosave:
             raise UserError("--save-steps with --nosave: they exclude one another")
 

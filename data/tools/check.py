@@ -10,10 +10,12 @@ Exit code 0: clean; 1: problems found; 2: could not be checked.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +27,13 @@ from data.tools.cleaning import write_clean_copy
 from data.tools.inspection import SIZES, SplitInspection, inspect_dataset, size_counts
 from utils.cli.parser import OneLineParser
 from utils.cli.script import run_command
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.run_folders import new_run_dir
+from utils.visual.figures import PAGE, Style, add_legend, drawing, figure_formats
+from utils.visual.names import FIGURE_FORMATS, shown_name
 
 SHOWN = 20
+MOST_NAMED = 40  # classes whose names can be read in the figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +71,8 @@ def check(arguments: argparse.Namespace) -> int:
     problems = [p for split in found for p in split.problems]
     folder = new_run_dir(arguments.project, arguments.name, exist_ok=arguments.exist_ok)
     write_problems(folder / "problems.txt", problems)
-    plot(found, spec.names, folder / "check.png")
+    with figure_formats(arguments.plots):
+        plot(found, spec.names, folder / "check.png")
     print(*(f"  {p}" for p in problems[:SHOWN]), sep="\n", end="\n" if problems else "")
     if len(problems) > SHOWN:
         print(f"  … and {len(problems) - SHOWN} more in {folder / 'problems.txt'}")
@@ -101,32 +107,50 @@ def report(found: Sequence[SplitInspection], names: Sequence[str]) -> str:
 
 
 def plot(found: Sequence[SplitInspection], names: Sequence[str], path: Path) -> None:
-    """Draws objects of each class, box widths and heights, and boxes by COCO's classes of area."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draws objects of each class, box widths and heights, and boxes by COCO's classes of area; a failure is one line."""
+    try:
+        _plot(found, names, path)
+    except Exception as error:
+        print(f"warning: {path.name} could not be drawn ({type(error).__name__}: {first_line(error)})", file=sys.stderr)
 
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    classes, sizes, areas = figure.subplots(1, 3)
-    share = 0.8 / max(len(found), 1)
-    for k, split in enumerate(found):
-        places = np.arange(len(names)) + k * share
-        classes.bar(places, np.bincount(split.table.classes, minlength=len(names)), share, label=split.split)
-        wh = split.table.box_sizes_px()
-        sizes.scatter(*wh[:: max(len(wh) // 20_000, 1)].T, s=3, alpha=0.4, label=split.split)
-        counts = size_counts(split.box_areas())
-        areas.bar(np.arange(3) + k * share, list(counts.values()), share, label=split.split)
-    classes.set(title="objects of each class", yscale="symlog")
-    few = len(names) <= 40
-    classes.set_xticks(np.arange(len(names)) if few else [], [n[:20].replace("$", r"\$") for n in names] if few else [], rotation=90)
-    sizes.set(title="boxes", xlabel="width, px", ylabel="height, px")
-    if any(len(split.table.classes) for split in found):
-        sizes.set(xscale="log", yscale="log")  # which needs a value
-    areas.set(title="boxes by COCO's area")
-    areas.set_xticks(np.arange(3), ["small\n< 32²", "medium", "large\n> 96²"])
-    for axes in (classes, areas):
-        axes.legend()
-    figure.savefig(path, dpi=110)
+
+def _plot(found: Sequence[SplitInspection], names: Sequence[str], path: Path) -> None:
+    few = len(names) <= MOST_NAMED
+    with drawing(path, PAGE, 2.9, texts=names if few else ()) as figure:
+        classes, sizes, areas = figure.subplots(1, 3)
+        share, handles = 0.8 / max(len(found), 1), []
+        for k, split in enumerate(found):
+            style, places = Style.of(k + 1), np.arange(len(names)) + (k - (len(found) - 1) / 2) * share
+            number = np.bincount(split.table.classes, minlength=len(names))
+            handles.append(classes.bar(places, number, share, color=style.colour))
+            wh = split.table.box_sizes_px()
+            sizes.scatter(*wh[:: max(len(wh) // 20_000, 1)].T, s=2, alpha=0.4, color=style.colour, linewidths=0, rasterized=True)
+            counts = list(size_counts(split.box_areas()).values())
+            areas.bar(np.arange(3) + (k - (len(found) - 1) / 2) * share, counts, share, color=style.colour)
+        classes.set(title="objects of each class", yscale="symlog")
+        shown = [shown_name(name, most=20) for name in names] if few else []
+        classes.set_xticks(np.arange(len(names)) if few else [], shown, rotation=90, fontsize=max(4, min(7, 100 // max(len(names), 1))))
+        if not few:
+            classes.set_xlabel(f"{len(names)} classes")
+        sizes.set(title="boxes", xlabel="width, px", ylabel="height, px")
+        if any(len(split.table.classes) for split in found):
+            _log_axes(sizes)  # which needs a value
+        areas.set(title="boxes by COCO's area")
+        areas.set_xticks(np.arange(3), ["small\n< 32²", "medium", "large\n> 96²"])
+        add_legend(figure, handles, [split.split for split in found], columns=len(found) or 1)
+
+
+def _log_axes(axes: Any) -> None:
+    """Logarithmic axes with as few numbers as can be read beside one another."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        decades = math.log10(max(high, 1e-9) / max(low, 1e-9))
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 3) if decades > 1 else (1, 2, 5), numticks=6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,4 +163,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--project", default="runs/check", help="folder of reports")
     parser.add_argument("--name", default="exp", help="folder of this report")
     parser.add_argument("--exist-ok", action="store_true", help="write into folders and over files that exist")
+    parser.add_argument("--plots", nargs="+", choices=FIGURE_FORMATS, default=(), help="the figure in this format too")
     return parser

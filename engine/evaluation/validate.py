@@ -34,6 +34,7 @@ from utils.metrics.coco_file import number_images
 from utils.nms import Suppression
 from utils.run_folders import new_run_dir, newest_weights
 from utils.sizes import round_up_to_stride
+from utils.visual.figures import figure_formats
 
 if TYPE_CHECKING:
     from tasks.base import MetricResult
@@ -45,7 +46,8 @@ def run_validation(config: ValConfig) -> None:
     if config.task in STUDIES:
         from engine.evaluation import studies
 
-        {"speed": studies.speed, "study": studies.study}[config.task](config, validate, check)
+        with figure_formats(config.plots):
+            {"speed": studies.speed, "study": studies.study}[config.task](config, validate, check)
     else:
         validate(config)
 
@@ -56,7 +58,7 @@ def validate(config: ValConfig) -> Any:
     Raises:
         UserError: whatever a user can cause, in one line.
     """
-    with distributed.watch_ranks():
+    with distributed.watch_ranks(), figure_formats(config.plots):
         return validate_on_rank(config)
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.study.fonts import families_for
 from models.analysis.module_views import ModuleViews
 from models.layers.explained import ChannelWeights, PlaneMap, Points, Regions, View
 from tasks.base import DrawStyle
 from utils.visual.draw import colour_of, viewable
+from utils.visual.fonts import families_for
 from utils.visual.plots import shown_name
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
 from engine.inference.sliced import SlicedPredictor, check_slices
+from engine.inference.tracking import Tracking, labelled, require_trackers
 from tasks.base import DrawStyle, Task
 from utils.cli.detect_arguments import DetectConfig
 from utils.distributed import select_device
@@ -78,18 +79,17 @@ def detect(config: DetectConfig) -> Report:
     report.seconds = predictor.stopwatch.seconds
     sliced = sliced_predictor(config, predictor, source) if config.slice else None
     options = SaveOptions(images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop)
-    report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if options.any or config.visualize else None
+    writes = options.any or config.visualize or config.track
+    report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if writes else None
     writer = ResultWriter(
-        report.folder or Path(),
-        predictor.names,
-        options,
-        predictor.task.result_rows,
-        written=report.written,
-        videos_at_once=source.at_once,
-        extents=lambda found: predictor.task.shapes(found).extents,
-    )
-    with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer:
+        report.folder or Path(), predictor.names, options, predictor.task.result_rows,
+        written=report.written, videos_at_once=source.at_once, extents=lambda found: predictor.task.shapes(found).extents,
+    )  # fmt: skip
+    tracking = Tracking(config.track, writer.folder / "tracks")
+    with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer, tracking:
         for predicted in predict_frames(read, predictor, sliced):
+            if config.track:
+                predicted = follow(predicted, tracking, writer, config)
             drawn = save_frame(predicted, predictor, writer, config)
             report.frames += 1
             report.detections += len(predicted.detections)
@@ -99,6 +99,8 @@ def detect(config: DetectConfig) -> Report:
                 visualize(cast("Model", network), predicted.images, writer.folder / "features" / stem, report)
             if config.view_img and not show(drawn, predicted.frame):
                 break
+    if tracking.count:
+        report.written["track files"] = tracking.count
     print_report(report, predictor.task)
     print_renamed(writer)
     return report
@@ -173,10 +175,17 @@ def save_frame(predicted: PredictedFrame, predictor: Predictor, writer: ResultWr
         drawn = shown
         if not config.nosave or config.view_img:
             style = DrawStyle(line_thickness=config.line_thickness, hide_labels=config.hide_labels, hide_conf=config.hide_conf)
-            drawn = predictor.task.draw(shown, detections, predictor.names, style)
+            drawn = predictor.task.draw(shown, *labelled(detections, predictor.names), style)
         number, fps = video_position(predicted.frame, config)
         writer.write(predicted.frame.output_name, shown, detections, drawn=drawn, frame=number, fps=fps)
     return drawn
+
+
+def follow(predicted: PredictedFrame, tracking: Tracking, writer: ResultWriter, config: DetectConfig) -> PredictedFrame:
+    """The frame with the numbers of its objects."""
+    frame, fps = predicted.frame, video_position(predicted.frame, config)[1]
+    found = tracking.follow(frame, predicted.detections, stem=writer.stem(frame.output_name), fps=fps)
+    return replace(predicted, detections=found)
 
 
 def chosen_weights(config: DetectConfig) -> Path:
@@ -319,6 +328,8 @@ def _check_machine(config: DetectConfig, device: torch.device) -> None:
     """Refuses what this machine cannot do before anything is loaded."""
     if config.half and device.type != "cuda":
         raise UserError(f"--half: needs a GPU, this is {device.type}; leave it out")
+    if config.track:
+        require_trackers()
     if config.view_img:
         import cv2
 

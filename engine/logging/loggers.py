@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from numpy.typing import NDArray
 
 from engine.logging.callbacks import Callback, RunInfo
+from engine.logging.observing import observing
 from utils.metrics.columns import column_title
 from utils.types import Batch
 
@@ -96,7 +97,7 @@ class TensorBoardLogger(Callback):
 
 
 class PlotLogger(Callback):
-    """Plots the labels, the first training batches, and at the end the curves.
+    """Plots the labels, the first training batches, and at the end the curves; a figure that fails is one line, the others are made.
 
     Args:
         labels: of every training image, (n, 5) [class, cx, cy, w, h] normalised.
@@ -109,20 +110,23 @@ class PlotLogger(Callback):
         self.labels, self.whole_images = labels, whole_images
 
     def on_train_start(self, run: RunInfo) -> None:
-        from utils.visual.plots import plot_class_counts, plot_labels
+        with observing("plotting labels.jpg"):
+            from utils.visual.plots import plot_class_counts, plot_labels
 
-        (plot_class_counts if self.whole_images else plot_labels)(self.labels, run.names, run.save_dir / "labels.jpg")
+            (plot_class_counts if self.whole_images else plot_labels)(self.labels, run.names, run.save_dir / "labels.jpg")
 
     def on_batch(self, run: RunInfo, epoch: int, iteration: int, batch: Batch) -> None:
         if epoch == run.start_epoch and iteration < self.BATCHES:
-            from engine.logging.batch_images import save_batch_image
+            with observing(f"drawing train_batch{iteration}.jpg"):
+                from engine.logging.batch_images import save_batch_image
 
-            save_batch_image(run.save_dir / f"train_batch{iteration}.jpg", batch, run.task, run.names)
+                save_batch_image(run.save_dir / f"train_batch{iteration}.jpg", batch, run.task, run.names)
 
     def on_train_end(self, run: RunInfo) -> None:
-        from utils.visual.plots import plot_results
+        with observing("plotting results.png"):
+            from utils.visual.plots import plot_results
 
-        plot_results(run.save_dir / "results.csv", run.save_dir / "results.png")
+            plot_results(run.save_dir / "results.csv", run.save_dir / "results.png")
 
 
 def _csv_writer(file: TextIO, run: RunInfo) -> csv.DictWriter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,37 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.study.fonts import families_for
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.statistics import POINTS, Analysis, Paired, Summary, Verdict, finished, paired_differences
 from engine.study.variant_costs import variant_cost
 from utils.metrics.columns import column_title
-from utils.visual.plots import shown_name
+from utils.visual.figures import COLOURS, Style, add_legend, drawing, figure_formats
+from utils.visual.names import shown_name
 
 Array = NDArray[np.float64]
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
-MARKERS = "osD^vP"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 VERDICT_COLOURS = {Verdict.BETTER: "#0072B2", Verdict.WORSE: "#D55E00", Verdict.NO_EVIDENCE: "#777777", Verdict.UNTESTED: "#BBBBBB"}
 MOST_CLASSES = 20  # rows of the figure by class
 PANELS = 4  # side by side
 SIZES = ("small", "medium", "large")
 FORMATS = ("png", "pdf")
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a variant is drawn in every figure."""
-
-    colour: str
-    marker: str
-    dashes: Any
-
-    @classmethod
-    def of(cls, number: int) -> Style:
-        """Of the variant of this number; colours come round after seven, with other markers and dashes."""
-        rounds = number // len(COLOURS)
-        return cls(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], DASHES[rounds % len(DASHES)])
 
 
 @dataclass(frozen=True)
@@ -271,32 +252,12 @@ def _of(study: Study, variant: str) -> list[RunRecord]:
 @contextmanager
 def _drawing(study: Study, path: Path, width: float, height: float, *, texts: Sequence[str] = ()) -> Iterator[Drawn]:
     """A figure without pyplot's register, in fonts that have the study's names; at the end it gets its legend and is written."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    families = families_for([*study.variants, study.baseline, *texts])
-    with matplotlib.rc_context({"font.family": families, "pdf.fonttype": 42, "font.size": 9}):  # journals refuse Type 3 fonts
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
+    names = [*study.variants, study.baseline, *texts]
+    with figure_formats(FORMATS), drawing(path.with_suffix(".png"), width, height, texts=names, dpi=200) as figure:
         drawn = Drawn(figure)
         yield drawn
-        _add_legend(drawn)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # families_for has said so
-            for suffix in FORMATS:
-                figure.savefig(path.with_suffix(f".{suffix}"), dpi=150)
-
-
-def _add_legend(drawn: Drawn) -> None:
-    """Beside the axes, so that it covers nothing; names are set as texts, as a label that begins with ``_`` would be left out."""
-    if not drawn.handles:
-        return
-    numbers = [str(i) for i in range(len(drawn.handles))]
-    columns = -(-len(numbers) // 24)
-    legend = drawn.figure.legend(list(drawn.handles.values()), numbers, loc="outside right upper", frameon=False, fontsize=8, ncols=columns)
-    for text, name in zip(legend.get_texts(), drawn.handles):
-        text.set_text(shown_name(name))
+        columns = -(-len(drawn.handles) // 24)
+        add_legend(figure, list(drawn.handles.values()), list(drawn.handles), place="outside right upper", columns=columns)
 
 
 def _files(path: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from utils.reading.text_files import decode, read_bytes
 JOB_FILE, METRICS_FILE, FAILED_FILE, LOG_FILE = "study_run.json", "study_metrics.json", "study_failed.json", "train.log"
 MAX_FILE_BYTES = 64 << 20
 # Flags that change nothing of what is trained; network and recipe are compared by their content, not by their paths.
-MAY_CHANGE = ("cfg", "hyp", "workers", "device", "project", "plugins", "cache", "noplots", "logger")
+MAY_CHANGE = ("cfg", "hyp", "workers", "device", "project", "plugins", "cache", "noplots", "plots", "logger")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from models.edit.graph_table import write_spec
 from models.edit.rows import Edited, edit
 from models.heads.base import Loss
 from models.model import Model
-from models.spec.parser import doubtful_rows, load_spec, plan_layers
+from models.spec.parser import load_spec, plan_layers
 from models.spec.registry import load_plugin
 from tasks import Task
 from utils import distributed
@@ -263,7 +263,7 @@ def build_network(config: TrainConfig, checkpoint: Checkpoint | None, spec: Data
     if checkpoint is not None and not (checkpoint.cfg or config.cfg):
         raise UserError(f"{config.weights}: bare weights of a network that is not recognised; give its model YAML with --cfg")
     model = Model(insert_attention(config, config.cfg or stored_spec(checkpoint), spec).spec, names=spec.names)
-    if (doubt := doubtful_rows(model.spec, model.plans)) and distributed.is_main():
+    for doubt in model.doubts() if distributed.is_main() else ():
         print(f"warning: {doubt}", file=sys.stderr)
     return model, freeze(model, config, transfer_weights(model, config, checkpoint))
 

@@ -122,7 +122,7 @@ class PlainAngleDetect(LightRotatedDetect):
 class EndToEndRotatedDetect(AngleTowers, EndToEndDetect):
     """``OBB`` with ``end2end: True``: a one-to-many branch and the one-to-one branch, which decodes."""
 
-    loss_class = EndToEndRotatedLoss
+    loss_class = EndToEndRotatedLoss  # type: ignore[assignment]
 
     def __init__(
         self, nc: int, channels: Sequence[int], angles: int = 1, *, reg_max: int = BINS, branches: str = BOTH

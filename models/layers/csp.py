@@ -207,7 +207,7 @@ class C2(nn.Module):
 
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
         super().__init__()
-        hidden = int(c2 * e)
+        self.c = hidden = int(c2 * e)  # kept for classes that extend this one: published ones read it
         self.cv1 = Conv(c1, 2 * hidden, 1)
         self.cv2 = Conv(2 * hidden, c2, 1)
         self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)))
@@ -232,7 +232,7 @@ class SplitAggregation(nn.Module):
 
     def __init__(self, c1: int, c2: int, n: int, e: float, block: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        hidden = int(c2 * e)
+        self.c = hidden = int(c2 * e)  # kept for classes that extend this one: published ones read it
         self.cv1 = Conv(c1, 2 * hidden, 1)
         self.cv2 = Conv((2 + n) * hidden, c2, 1)
         self.m = nn.ModuleList(block(hidden) for _ in range(n))

@@ -96,7 +96,7 @@ class SetPredictionLoss:
         groups = group_count(objects)
         number = torch.arange(groups * objects, device=noisy.device)
         query = (number // objects * 2 * objects + number % objects).expand(*noisy.shape[:2], -1)
-        repeated = PaddedTargets(*(t.repeat(1, groups, *[1] * (t.dim() - 2)) for t in targets))
+        repeated = PaddedTargets(*(t.repeat(1, groups, *[1] * (t.dim() - 2)) for t in targets if t is not None))
         counts = targets.valid.repeat(1, 2 * groups)[None, :, :, None]
         pairs = _Pairs(query, repeated.valid.expand_as(query), repeated.labels, repeated.boxes_xyxy, counts)
         return self._sums(noisy[..., :4], noisy[..., 4:], pairs) / (count * groups)

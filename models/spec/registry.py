@@ -13,7 +13,7 @@ import logging
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,16 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from torch import nn
 
 from models.spec.channel_rules import ChannelRule, same_width
+from models.spec.plugin_faults import (
+    MODULE_PREFIX,
+    classes_of,
+    fault_of,
+    globals_of,
+    line_of,
+    remedy,
+    undefined_names,
+    without_forward,
+)
 from tasks.base import TASKS
 from utils.errors import UserError, closest, nearest
 from utils.metrics.columns import FITNESS_WEIGHTS, METRIC_COLUMNS
@@ -206,7 +216,7 @@ def load_plugin(path: str | Path) -> Plugin:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest in _PLUGINS:
         return _PLUGINS[digest]
-    module_name = f"yolo_plugin_{path.stem}_{digest[:8]}"
+    module_name = f"{MODULE_PREFIX}{path.stem}_{digest[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugins {path}: not a Python file")
@@ -216,12 +226,11 @@ def load_plugin(path: str | Path) -> Plugin:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-        _check_registered(module, changed=_registrations() != before)
+        _check_registered(module, path, changed=_registrations() != before)
     except Exception as error:  # whatever a user's file raises becomes one line that names the file
         del sys.modules[module_name]
         BLOCKS.restore(known)
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"--plugins {path}: {kind}{error}") from error
+        raise UserError(f"--plugins {path}: {fault_of(error, path, BLOCKS)}") from error
     return _PLUGINS.setdefault(digest, Plugin(path.name, digest))
 
 
@@ -231,22 +240,41 @@ def _registrations() -> list[Any]:
     return [*BLOCKS.snapshot(), list(TASKS), list(METRIC_COLUMNS), dict(FITNESS_WEIGHTS), list(formats)]
 
 
-def _check_registered(module: ModuleType, *, changed: bool) -> None:
-    """Refuses a plugin that adds nothing; warns of a class that has a built-in's name and is not registered.
+def _check_registered(module: ModuleType, path: Path, *, changed: bool) -> None:
+    """Refuses a plugin that adds nothing or a block that cannot run; warns of classes that no row reaches and of undefined names.
 
     Raises:
-        UserError: nothing was registered.
+        UserError: nothing was registered, or a registered class has no forward.
     """
     registered = {spec.cls for spec in map(BLOCKS.__getitem__, BLOCKS)}
-    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ == module.__name__]
-    forgotten = [cls.__name__ for cls in own if cls not in registered]
+    own = classes_of(module)
+    forgotten = [cls for cls in own if cls not in registered]
     if not changed:
-        classes = f" above {' and '.join(forgotten)}" if forgotten else " above its class"
-        raise UserError(f"registers nothing, so no row can name what is in it; write @register(name, channels=rules.same_width){classes}")
-    for name in forgotten:
-        if name in BLOCKS:
-            path = module.__file__
+        raise UserError(_nothing_registered(forgotten))
+    for cls in own:
+        if cls in registered and (fault := without_forward(cls)):
+            raise UserError(fault)
+    for name, line in undefined_names(module):
+        hint = remedy(name, BLOCKS)
+        log.warning("--plugins %s: line %d: nothing defines %r%s", path, line, name, f"; {hint}" if hint else "")
+    if taken := [cls.__name__ for cls in forgotten if cls.__name__ in BLOCKS]:
+        for name in taken:
             log.warning("--plugins %s: its class %s is not registered: rows called %s build this project's own", path, name, name)
+    used = {name for cls in own for name in _names_in(cls)}
+    if alone := [cls.__name__ for cls in forgotten if cls.__name__ not in used and cls.__name__ not in taken]:
+        log.warning("--plugins %s: no row can name %s: not registered, and no other class there uses it", path, ", ".join(alone))
+
+
+def _nothing_registered(classes: Sequence[type[nn.Module]]) -> str:
+    """What to write in a file that registers nothing."""
+    found = f"the classes found are {', '.join(f'{cls.__name__} (line {line_of(cls)})' for cls in classes)}; " if classes else ""
+    place = f" above {' and '.join(cls.__name__ for cls in classes)}" if classes else " above its class"
+    return f"registers nothing, so no row can name what is in it; {found}write @register(name, channels=rules.same_width){place}"
+
+
+def _names_in(cls: type) -> set[str]:
+    """Global names that the methods of a class use, and the names of what it extends."""
+    return {base.__name__ for base in cls.__mro__[1:]} | globals_of(cls)
 
 
 def loaded_plugins() -> tuple[Plugin, ...]:

@@ -14,7 +14,7 @@ import detect
 import export
 import train
 import val
-from engine.inference.hub import HubModel
+from engine.inference.image_model import ImageModel
 from models.checkpoints.checkpoint import load_checkpoint, load_model
 from utils.config import Hyperparameters
 
@@ -128,7 +128,7 @@ def test_windows_are_refused_in_a_line(world, capsys, script, flags):
 
 
 def test_the_hub_model_gives_probabilities(world):
-    model = HubModel(load_model(world / "runs/exp/weights/best.pt").deploy())
+    model = ImageModel(load_model(world / "runs/exp/weights/best.pt").deploy())
     results = model(str(world / "colours/val/red/0.png"), size=32)
     probs = results.probs
     assert probs.top1 == probs.top5[0]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import detect
-from engine.inference.hub import HubModel
+from engine.inference.image_model import ImageModel
 from models import build_model
 from tests.stream_sources import camera
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint
@@ -153,7 +153,7 @@ def test_tables_need_pandas(model, paths, monkeypatch):
 
 def test_images_of_other_channel_counts_are_accepted(tmp_path):
     deployed = build_model(tiny_cfg() | {"ch": 1, "nc": 3}, names=NAMES).deploy()
-    grey = HubModel(deployed)
+    grey = ImageModel(deployed)
     grey.conf = 0.0
     array = np.random.default_rng(0).integers(0, 65535, (50, 70), dtype=np.uint16)
     results = grey([array, array[:, :, None], Image.fromarray(np.zeros((40, 40, 3), np.uint8)), torch.zeros(1, 32, 32)], size=64)

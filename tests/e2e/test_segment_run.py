@@ -15,7 +15,7 @@ import detect
 import export
 import train
 import val
-from engine.inference.hub import load_hub_model
+from engine import load_model
 from models.checkpoints.checkpoint import load_checkpoint
 from tasks import SEGMENT
 from tasks.rows import LabelRow
@@ -164,14 +164,14 @@ def test_detection_draws_masks_and_writes_polygons(world, capsys):
 
 
 def test_the_hub_model_gives_masks(world):
-    model = load_hub_model(best(world), device="cpu")
+    model = load_model(best(world), device="cpu")
     model.conf = 0.0001
     image = cv2.imread(str(world / "images/val/0.png"))[:, :, ::-1]
     result = model(np.ascontiguousarray(image), size=64)
     assert len(result.masks) == len(result.xyxy[0]) > 0
     assert result.masks.data.shape == (len(result.masks), 64, 80)
     assert len(result.masks.xy) == len(result.masks.xyn) == len(result.masks)
-    assert model([image, image], size=64).masks[1].hw == (64, 80)
+    assert model([image, image], size=64)[1].masks.hw == (64, 80)
     assert result.render()[0].shape == (64, 80, 3)
 
 

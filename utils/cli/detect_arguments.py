@@ -12,6 +12,7 @@ from utils.reading.text_files import folder_name_fault
 from utils.sizes import MAX_SIDE_PX
 
 MAX_LINE_PX = 1000
+TRACKERS = {"bytetrack": "ByteTrackTracker", "sort": "SORTTracker", "ocsort": "OCSORTTracker"}  # --track -> class of the package trackers
 SOURCE_HELP = (
     "file, folder, glob, .txt list, video, URL (rtsp, rtmp, http), .streams list, 0 for a webcam, "
     "'screen [N] [LEFT TOP WIDTH HEIGHT]' (default: the validation images)"
@@ -49,6 +50,10 @@ class DetectConfig:
     augment: bool = flag(False, "test-time augmentation: also smaller and mirrored versions of each image")
     slice: tuple[int, ...] | None = slice_flag()
     slice_overlap: float = slice_overlap_flag()
+    track: str = flag(
+        "", "follow objects through a video, stream or folder of images: numbers on them, tracks/*.csv in MOT's format; needs the package "
+        "trackers", metavar="TRACKER", const="bytetrack", choices=tuple(TRACKERS),
+    )  # fmt: skip
     vid_stride: int = flag(1, "take every N-th frame of a video or stream", least=1)
     device: str = flag("", "cpu, 0 ...; a GPU where there is one", metavar="D", may_be_empty=True)
     half: bool = flag(False, "float16, on a GPU")

@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.metrics.average_precision import Rule
 from utils.reading.text_files import folder_name_fault
 from utils.sizes import MAX_SIDE_PX, MAX_WORKERS
+from utils.visual.names import FIGURE_FORMATS
 
 SPLITS = ("train", "val", "test")
 STUDIES = ("speed", "study")
@@ -65,6 +66,9 @@ class ValConfig:
     save_conf: bool = flag(False, "with the score as sixth column")
     save_hybrid: bool = flag(False, "label files of the objects and the detections that match none of them")
     save_json: bool = flag(False, "detections for pycocotools, which runs where COCO annotations are there; of oriented boxes for DOTA")
+    plots: tuple[str, ...] = flag(
+        (), "every curve and matrix in this format too, beside its .png", metavar="FORMAT", choices=FIGURE_FORMATS
+    )
     project: str = flag("runs/val", "folder of runs", metavar="DIR")
     name: str = flag("exp", "run folder in it", fault=folder_name_fault)
     exist_ok: bool = flag(False, "write into an existing run folder")

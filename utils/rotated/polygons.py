@@ -113,7 +113,7 @@ def _smallest_rectangles(points: np.ndarray, seen: np.ndarray, sides: np.ndarray
         at = points @ axis.transpose(0, 2, 1)  # (n, p, d)
         low.append(np.where(seen[..., None], at, np.inf).min(1))
         high.append(np.where(seen[..., None], at, -np.inf).max(1))
-    rows, empty = np.arange(len(points)), ~seen.any(1)
+    rows, empty = np.arange(len(points)), np.logical_not(seen.any(1)).reshape(-1)
     lows, highs = (np.where(empty[:, None, None], 0.0, np.stack(ends, axis=-1)) for ends in (low, high))  # (n, d, 2)
     size = highs - lows
     best = size.prod(-1).argmin(1)

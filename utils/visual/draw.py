@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.types import Detections
+from utils.visual.fonts import font_file, text_runs
+from utils.visual.names import LONGEST_NAME, short_name
 
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 GOLDEN_ANGLE = 0.381966  # of the hue circle: any number of neighbours stay apart
 FIRST_HUE = 0.58
+CAPITALS = 0.73  # height of capitals in a scalable font of size 1
 
 
 def viewable(image: NDArray, *, ignored: int | None = None) -> Image:
@@ -58,7 +61,9 @@ def draw_detections(
         hide_conf: Leave the score out of the label.
     """
     classes, scores = found.classes.tolist(), found.scores.tolist()
-    labels = ["" if hide_labels else names[c] if hide_conf else f"{names[c]} {s:.2f}" for c, s in zip(classes, scores)]
+    most = _columns_of(image_rgb.shape, line_thickness)
+    shown = {c: short_name(names[c], most=most) for c in set(classes)}
+    labels = ["" if hide_labels else shown[c] if hide_conf else f"{shown[c]} {s:.2f}" for c, s in zip(classes, scores)]
     boxes = found.boxes.detach().float().cpu().numpy()
     return draw_boxes(image_rgb.copy(), boxes[::-1], labels[::-1], classes[::-1], line_thickness=line_thickness)
 
@@ -95,7 +100,8 @@ def default_thickness(hw: tuple[int, ...]) -> int:
 
 
 def draw_text(image: Image, text: str, at: tuple[int, int], *, height: int, colour: Colour) -> None:
-    """Writes text in place, its lower left corner at ``at``; characters beyond ASCII are drawn with a scalable font."""
+    """Writes one line of text in place, its lower left corner at ``at``; characters beyond ASCII in fonts that have them."""
+    text = _one_line(text)
     if text.isascii():
         scale, weight = _font(height)
         cv2.putText(image, text, at, FONT, scale, colour, weight, cv2.LINE_AA)
@@ -103,22 +109,26 @@ def draw_text(image: Image, text: str, at: tuple[int, int], *, height: int, colo
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
-    left, top = at[0], at[1] - height
+    left, top = at[0], at[1] - height - height // 3  # Chinese characters are higher than capitals
     right, bottom = min(left + text_width(text, height), image.shape[1]), min(at[1] + height // 2, image.shape[0])
     left, top = max(left, 0), max(top, 0)
     if left >= right or top >= bottom:
         return
     patch = Pillow.fromarray(image[top:bottom, left:right])
-    ImageDraw.Draw(patch).text((0, at[1] - top), text, fill=colour, font=_scalable(height), anchor="ls")
+    canvas, x = ImageDraw.Draw(patch), float(at[0] - left)
+    for part, font in _runs(text, height):
+        canvas.text((x, at[1] - top), part, fill=colour, font=font, anchor="ls")
+        x += font.getlength(part)
     image[top:bottom, left:right] = np.asarray(patch)
 
 
 def text_width(text: str, height: int) -> int:
-    """Width in px of text whose capitals are ``height`` px high."""
+    """Width in px of one line of text whose capitals are ``height`` px high."""
+    text = _one_line(text)
     if text.isascii():
         scale, weight = _font(height)
         return int(cv2.getTextSize(text, FONT, scale, weight)[0][0])
-    return int(_scalable(height).getlength(text)) + 1
+    return int(sum(font.getlength(part) for part, font in _runs(text, height))) + 1
 
 
 def label_height(line: int) -> int:
@@ -145,11 +155,16 @@ def _font(height: int) -> tuple[float, int]:
     return scale, max(round(scale * 1.6), 1)
 
 
-@cache
-def _scalable(height: int) -> Any:
-    from pathlib import Path
+def _columns_of(shape: tuple[int, ...], line: int | None) -> int:
+    """How many columns of a name leave room for the score on an image of this shape; few on a small one."""
+    column = 0.85 * (4 + 3 * (line or default_thickness(shape[:2])))  # width of a letter, nearly
+    return max(6, min(LONGEST_NAME, int(shape[1] / column) - 6))
 
-    import matplotlib
-    from PIL import ImageFont
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), round(height / 0.73))
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _runs(text: str, height: int) -> list[tuple[str, Any]]:
+    """Parts of the text with their fonts, of a size whose capitals are ``height`` px high."""
+    return [(part, font_file(file, round(height / CAPITALS))) for part, file in text_runs(text)]

@@ -1,10 +1,9 @@
-"""The images of a run: curves, confusion matrix, labels, batches, results. Matplotlib is used without its global state."""
+"""The images of a run: curves, confusion matrix, labels, batches, results; figures are as wide as a paper's column or page."""
 
 from __future__ import annotations
 
 import csv
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,19 @@ from utils.errors import UserError
 from utils.metrics.metrics import Metrics
 from utils.metrics.top_k import ClassificationMetrics
 from utils.visual.draw import colour_of, draw_boxes, draw_text, text_width, viewable
+from utils.visual.figures import COLOURS, COLUMN, PAGE, Style, add_legend, drawing, name_legend
+from utils.visual.names import short_name, shown_name
 
 MAX_IMAGES = 16
 TILE_PX = (320, 640)  # the longer side of a tile is brought into this range
 MOSAIC_PX = 1920
 BORDER_16_BITS = 114 * 257  # what images are padded with; it says nothing about their range
-LONGEST_NAME = 40  # characters of a class's name in a figure
 LEGEND_CLASSES = 20  # more would not be legible
 WORST_CLASSES = 60  # that a figure of accuracies shows
 MOST_BARS_NAMED = 50
+LEGEND_COLUMNS = 22  # of a name in a legend of two columns
+CELL_CLASSES = 31  # of a confusion matrix with numbers in its cells
+SPIKE = 4.0  # how many times further out than the bulk of a curve a value is left outside its panel
 
 
 def plot_batch(
@@ -87,24 +90,19 @@ def plot_confusion(confusion: NDArray, names: Sequence[str], path: str | Path) -
     total = confusion.sum(axis=0, keepdims=True)
     shares = confusion / np.maximum(total, 1)
     n = len(confusion)
-    labels = [*map(shown_name, names), "background"][:n]
-    side = min(max(5.0, 2.5 + 0.55 * n), 14.0)
-    figure = _figure(side * 1.15, side)
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, label="share of the true class")
-    if n <= 31:
-        for row, column in np.argwhere(confusion > 0):
-            share = shares[row, column]
-            text = f"{share:.2f}\n{confusion[row, column]}" if n <= 15 else f"{share:.2f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=8 if n <= 15 else 6, color="white" if share > 0.5 else "black")
-    size = 10 if n <= 31 else max(4, 400 // n)
-    axes.set_xticks(range(n), labels, rotation=90 if n > 6 else 30, fontsize=size, ha="center" if n > 6 else "right")
-    axes.set_yticks(range(n), labels, fontsize=size)
-    axes.set_xlabel("True")
-    axes.set_ylabel("Predicted")
-    axes.set_title("Confusion matrix")
-    _save(figure, path)
+    side = min(max(COLUMN, 1.2 + 0.36 * n), PAGE)
+    size = 8.0 if n <= 12 else max(2.5, 72 * 0.62 * side / n)
+    with drawing(path, side, 0.92 * side, texts=names) as figure:
+        axes = figure.add_subplot()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, label="share of the true class")
+        if n <= CELL_CLASSES:
+            _cell_numbers(axes, confusion, shares, size=min(size, 7.0) if n > 7 else 7.0)
+        labels = [*(shown_name(name, most=18) for name in names), "background"][:n]
+        axes.set_xticks(range(n), labels, rotation=90 if n > 6 else 30, fontsize=min(size, 7), ha="center" if n > 6 else "right",
+                        rotation_mode="default" if n > 6 else "anchor")  # fmt: skip
+        axes.set_yticks(range(n), labels, fontsize=min(size, 7))
+        axes.set(xlabel="True", ylabel="Predicted")
 
 
 def plot_class_accuracy(metrics: ClassificationMetrics, path: str | Path) -> None:
@@ -112,34 +110,32 @@ def plot_class_accuracy(metrics: ClassificationMetrics, path: str | Path) -> Non
     accuracy = metrics.by_class[:, 0]
     order = np.argsort(accuracy, kind="stable")[: np.count_nonzero(metrics.images)]  # NaN, a class without images, comes last
     shown = order[:WORST_CLASSES][::-1]
-    figure = _figure(8, max(2.5, 1.2 + 0.32 * len(shown)))
-    axes = figure.add_subplot()
-    axes.barh(range(len(shown)), accuracy[shown], color=[_unit(colour_of(int(c))) for c in shown])
-    for place, c in enumerate(shown):
-        axes.text(1.02, place, f"{accuracy[c]:.3f} of {metrics.images[c]}", va="center", fontsize=8)
-    axes.set_yticks(range(len(shown)), [shown_name(metrics.names[c]) for c in shown], fontsize=9)
-    axes.axvline(metrics.top1, color="0.3", linewidth=1, linestyle="--")
     part = f"the {len(shown)} worst of {len(order)} classes" if len(shown) < len(order) else "by class"
-    axes.set(xlabel="top-1 accuracy", xlim=(0, 1.18), title=f"Top-1 {metrics.top1:.3f} (dashed), {part}")
-    axes.set_xticks(np.arange(0, 1.01, 0.2))
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    with drawing(path, PAGE, max(1.6, 0.8 + 0.2 * len(shown)), texts=metrics.names) as figure:
+        axes = figure.add_subplot()
+        axes.barh(range(len(shown)), accuracy[shown], color=[_unit(colour_of(int(c))) for c in shown])
+        for place, c in enumerate(shown):
+            axes.text(1.02, place, f"{accuracy[c]:.3f} of {metrics.images[c]}", va="center", fontsize=7)
+        axes.set_yticks(range(len(shown)), [shown_name(metrics.names[c]) for c in shown])
+        axes.axvline(metrics.top1, color="0.3", linewidth=1, linestyle="--")
+        axes.set(xlabel="top-1 accuracy", xlim=(0, 1.18), title=f"Top-1 {metrics.top1:.3f} (dashed), {part}")
+        axes.set_xticks(np.arange(0, 1.01, 0.2))
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_class_counts(labels: Iterable[NDArray], names: Sequence[str], path: str | Path) -> None:
     """How many images each class has, a bar for each; ``labels`` as for :func:`plot_labels`, of which only the classes count."""
     classes = np.concatenate([np.zeros((0, 5)), *labels])[:, 0].astype(int)
     counts = np.bincount(classes, minlength=len(names))
-    figure = _figure(min(max(6.0, 0.35 * len(names)), 20.0), 5)
-    axes = figure.add_subplot()
-    bars = axes.bar(range(len(counts)), counts, color=[_unit(colour_of(i)) for i in range(len(counts))])
-    if len(names) <= MOST_BARS_NAMED:
-        many = len(names) > 3
-        axes.set_xticks(range(len(names)), [*map(shown_name, names)], rotation=45 if many else 0, ha="right" if many else "center")
-        axes.bar_label(bars, fontsize=8)
-    axes.set(title=f"{int(counts.sum())} images of {len(names)} classes", ylabel="images")
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path, dpi=120)
+    with drawing(path, min(max(4.0, 0.25 * len(names)), 16.0), 3.2, texts=names, dpi=200) as figure:
+        axes = figure.add_subplot()
+        bars = axes.bar(range(len(counts)), counts, color=[_unit(colour_of(i)) for i in range(len(counts))])
+        if len(names) <= MOST_BARS_NAMED:
+            many = len(names) > 3
+            axes.set_xticks(range(len(names)), [*map(shown_name, names)], rotation=45 if many else 0, ha="right" if many else "center")
+            axes.bar_label(bars, fontsize=7)
+        axes.set(title=f"{int(counts.sum())} images of {len(names)} classes", ylabel="images")
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def plot_labels(labels: Iterable[NDArray], names: Sequence[str], path: str | Path) -> None:
@@ -152,30 +148,33 @@ def plot_labels(labels: Iterable[NDArray], names: Sequence[str], path: str | Pat
     """
     rows = np.concatenate([np.zeros((0, 5)), *labels])
     classes, boxes = rows[:, 0].astype(int), rows[:, 1:]
-    figure = _figure(10, 10)
-    counts, outlines, centres, sizes = figure.subplots(2, 2).flat
-    number = np.bincount(classes, minlength=len(names))
-    bars = counts.bar(range(len(number)), number, color=[_unit(colour_of(i)) for i in range(len(number))])
-    if len(names) <= 30:
-        many = len(names) > 3
-        counts.set_xticks(range(len(names)), [*map(shown_name, names)], rotation=45 if many else 0, ha="right" if many else "center")
-        counts.bar_label(bars, fontsize=8)
-    counts.set_title(f"{len(rows)} objects")
-    canvas = np.full((800, 800, 3), 255, dtype=np.uint8)
-    shown = np.random.default_rng(0).permutation(len(rows))[:1000]
-    centred = torch.from_numpy(np.concatenate((np.full((len(shown), 2), 0.5), boxes[shown, 2:]), axis=1))
-    draw_boxes(canvas, cxcywh_to_xyxy(centred * 800).numpy(), [""] * len(shown), classes[shown].tolist(), line_thickness=1)
-    outlines.imshow(canvas)
-    outlines.axis("off")
-    outlines.set_title("shapes" if len(shown) == len(rows) else f"shapes of {len(shown)}")
-    for axes, x, y, title, axis_names in (
-        (centres, boxes[:, 0], boxes[:, 1], "centres", ("x", "y")),
-        (sizes, boxes[:, 2], boxes[:, 3], "sizes", ("width", "height")),
-    ):
-        axes.hist2d(x, y, bins=50, range=((0, 1), (0, 1)), cmap="Blues")
-        axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
-    centres.invert_yaxis()
-    _save(figure, path, dpi=120)
+    with drawing(path, PAGE, 6.4, texts=names, dpi=200) as figure:
+        counts, outlines, centres, sizes = figure.subplots(2, 2).flat
+        number = np.bincount(classes, minlength=len(names))
+        bars = counts.bar(range(len(number)), number, color=COLOURS[2])
+        if len(names) <= 30:
+            many = len(names) > 3
+            shown = [shown_name(name, most=18) for name in names]
+            counts.set_xticks(
+                range(len(names)), shown, rotation=45 if many else 0, ha="right" if many else "center", rotation_mode="anchor"
+            )
+            counts.bar_label(bars, fontsize=6, rotation=90 if len(names) > 12 else 0)
+            counts.margins(y=0.15)
+        counts.set(title=f"{len(rows)} objects", ylabel="objects")
+        canvas = np.full((800, 800, 3), 255, dtype=np.uint8)
+        chosen = np.random.default_rng(0).permutation(len(rows))[:1000]
+        centred = torch.from_numpy(np.concatenate((np.full((len(chosen), 2), 0.5), boxes[chosen, 2:]), axis=1))
+        draw_boxes(canvas, cxcywh_to_xyxy(centred * 800).numpy(), [""] * len(chosen), classes[chosen].tolist(), line_thickness=1)
+        outlines.imshow(canvas)
+        outlines.axis("off")
+        outlines.set_title("shapes" if len(chosen) == len(rows) else f"shapes of {len(chosen)}")
+        for axes, x, y, title, axis_names in (
+            (centres, boxes[:, 0], boxes[:, 1], "centres", ("x", "y")),
+            (sizes, boxes[:, 2], boxes[:, 3], "sizes", ("width", "height")),
+        ):
+            axes.hist2d(x, y, bins=50, range=((0, 1), (0, 1)), cmap="Blues", rasterized=True)
+            axes.set(xlabel=f"{axis_names[0]} (of the image)", ylabel=f"{axis_names[1]} (of the image)", title=title)
+        centres.invert_yaxis()
 
 
 def plot_results(results_csv: str | Path, path: str | Path) -> None:
@@ -193,51 +192,93 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
     metrics = [k for k in values if k.startswith("metrics/")]
     groups = [[k for k in values if k.startswith("train/")] + metrics[:2], [k for k in values if k.startswith("val/")] + metrics[2:]]
     columns = max(len(g) for g in groups) or 1
-    figure = _figure(2.6 * columns, 5.4)
-    grid = figure.subplots(2, columns, squeeze=False)
-    for axes_row, keys in zip(grid, groups):
-        for axes, key in zip(axes_row, keys):
-            known = ~np.isnan(values[key])
-            axes.plot(epochs[known], values[key][known], ".-", color="#1f77b4", linewidth=1, markersize=4)
-            if known.sum() > 5:
-                axes.plot(epochs[known], _running_mean(values[key][known]), color="#ff7f0e", linewidth=2, alpha=0.8)
-            axes.set_title(shown_name(key), fontsize=10)
-            axes.grid(alpha=0.3)
-        for axes in axes_row[len(keys) :]:
-            axes.axis("off")
-    for axes in grid[-1]:
-        axes.set_xlabel("epoch")
-    _save(figure, path)
+    with drawing(path, max(PAGE, 1.45 * columns), 3.4, dpi=200) as figure:
+        handles: dict[str, Any] = {}
+        panels = figure.subplots(2, columns, squeeze=False)
+        for axes_row, keys in zip(panels, groups):
+            for axes, key in zip(axes_row, keys):
+                handles.update(_result_panel(axes, epochs, values[key]))
+                axes.set_title(shown_name(key), fontsize=7)
+            for axes in axes_row[len(keys) :]:
+                axes.axis("off")
+        for axes in panels[-1]:
+            axes.set_xlabel("epoch", fontsize=7)
+        add_legend(figure, list(handles.values()), list(handles), columns=3)
+
+
+def _result_panel(axes: Any, epochs: NDArray, values: NDArray) -> dict[str, Any]:
+    """One column over the epochs; a spike is marked at the edge, so that the rest stays visible. Gives what its legend names."""
+    known = np.isfinite(values)
+    x, y = epochs[known], values[known]
+    handles = {"of each epoch": axes.plot(x, y, ".-", color=COLOURS[5], linewidth=0.8, markersize=2.5)[0]}
+    low, high = (0.0, 1.0) if y.size and 0 <= y.min() <= y.max() <= 1 else shown_range(y)  # metrics have no spikes
+    outside = (y > high) | (y < low)
+    if len(y) > 5:
+        inside = ~outside
+        handles["smoothed over about 7 epochs"] = axes.plot(x[inside], _running_mean(y[inside]), color=COLOURS[4], linewidth=1.4)[0]
+    if outside.any():
+        axes.set_ylim(low, high)
+        edge = np.where(y > high, high, low)[outside]
+        handles["outside the panel"] = axes.plot(x[outside], edge, "^", color=COLOURS[0], markersize=4, clip_on=False)[0]
+    axes.locator_params(axis="both", nbins=4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.tick_params(labelsize=6)
+    axes.grid(alpha=0.3)
+    return handles
+
+
+def shown_range(values: NDArray) -> tuple[float, float]:
+    """The range that a panel shows of finite values: all, but for spikes far outside of what nine tenths of them take."""
+    if len(values) < 10:
+        return -math.inf, math.inf
+    low, high = np.percentile(values, (5, 95))
+    if high - low <= 1e-9 * max(abs(high), abs(low)):  # nearly all equal: what differs is what there is to see
+        return -math.inf, math.inf
+    reach = SPIKE * (high - low)
+    inside = values[(values >= low - reach) & (values <= high + reach)]
+    if len(inside) == len(values):
+        return -math.inf, math.inf
+    margin = 0.05 * (inside.max() - inside.min())
+    return float(inside.min() - margin), float(inside.max() + margin)
 
 
 def plot_trade_off(curves: Mapping[str, Sequence[tuple[float, float, str]]], path: str | Path, *, x: str, y: str) -> None:
     """One line a name through its points (x, y, what to write beside it)."""
-    figure = _figure(8, 6)
-    axes = figure.add_subplot()
-    for i, points in enumerate(curves.values()):
-        xs, ys, texts = zip(*points)
-        axes.plot(xs, ys, marker="o", linewidth=1.5, color=_unit(colour_of(i)), label=str(i))
-        for at_x, at_y, text in zip(xs, ys, texts):
-            axes.annotate(shown_name(text), (at_x, at_y), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    _name_lines(axes.legend(frameon=False, fontsize=9), list(curves))
-    _save(figure, path)
+    texts = [text for points in curves.values() for _, _, text in points]
+    with drawing(path, 1.4 * COLUMN, COLUMN, texts=[*curves, *texts]) as figure:
+        axes = figure.add_subplot()
+        handles = []
+        for i, points in enumerate(curves.values()):
+            xs, ys, labels = zip(*points)
+            style = Style.of(i)
+            handles += axes.plot(xs, ys, marker=style.marker, linestyle=style.dashes, linewidth=1.2, markersize=4, color=style.colour)
+            for at_x, at_y, text in zip(xs, ys, labels):
+                axes.annotate(shown_name(text), (at_x, at_y), textcoords="offset points", xytext=(3, 3), fontsize=6)
+        axes.set(xlabel=x, ylabel=y)
+        axes.margins(0.1)
+        axes.grid(alpha=0.3)
+        add_legend(figure, handles, list(curves))
 
 
 def plot_evolution(rows: Sequence[Mapping[str, float]], keys: Sequence[str], path: str | Path) -> None:
     """Fitness over every hyper-parameter, a point a generation, later ones darker, the best one marked."""
     fitnesses = np.array([row["fitness"] for row in rows])
     best, columns = int(fitnesses.argmax()), 6
-    figure = _figure(2.4 * columns, 2.1 * -(-len(keys) // columns))
-    for axes, key in zip(figure.subplots(-(-len(keys) // columns), columns).flat, keys):
-        values = np.array([row[key] for row in rows])
-        axes.scatter(values, fitnesses, c=np.arange(len(rows)), cmap="Blues", vmin=-len(rows) / 2, s=12)
-        axes.plot(values[best], fitnesses[best], "+", color="#d62728", markersize=12)
-        axes.set_title(f"{key} = {values[best]:.4g}", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
-    _save(figure, path, dpi=100)
+    down = -(-len(keys) // columns)
+    with drawing(path, 1.6 * PAGE, 1.5 * down + 0.3, dpi=150) as figure:
+        panels = figure.subplots(down, columns, squeeze=False)
+        points = marks = None
+        for axes, key in zip(panels.flat, keys):
+            values = np.array([row[key] for row in rows])
+            points = axes.scatter(values, fitnesses, c=np.arange(len(rows)), cmap="Blues", vmin=-len(rows) / 2, s=10)
+            marks = axes.plot(values[best], fitnesses[best], "+", color=COLOURS[4], markersize=10)[0]
+            axes.set_title(f"{key} = {values[best]:.4g}")
+            axes.tick_params(labelsize=6)
+            axes.grid(alpha=0.3)
+        for axes in panels.flat[len(keys) :]:
+            axes.axis("off")
+        if points is not None:
+            add_legend(figure, [points, marks], ["a generation, later ones darker", "the best"])
 
 
 def as_rgb(image: Tensor) -> NDArray[np.uint8]:
@@ -265,54 +306,39 @@ def _caption(tile: NDArray[np.uint8], text: str, *, height: int = 9) -> None:
 def _plot_lines(
     path: Path, x: NDArray, lines: NDArray, metrics: Metrics, x_name: str, y_name: str, *, values: NDArray | None = None
 ) -> None:
+    """A line for each class that has objects, and their mean; the legend stands below, as wide as the column."""
     present = np.flatnonzero(~np.isnan(lines).any(axis=1))
-    figure = _figure(9, 6)
-    axes = figure.add_subplot()
     named = len(present) <= LEGEND_CLASSES
-    texts: list[str] = []
-    for c in present:
-        texts += [metrics.names[c] + ("" if values is None else f" {values[c]:.3f}")] if named else []
-        axes.plot(x, lines[c], linewidth=1.2, color=_unit(colour_of(int(c))) if named else "0.8", label=str(c) if named else None)
-    if len(present):
-        mean = lines[present].mean(axis=0)
-        best = int(mean.argmax())
-        summary = f"{mean[best]:.2f} at {x[best]:.3f}" if values is None else f"{metrics.map50:.3f} mAP@0.5"
-        axes.plot(x, mean, linewidth=3, color="#1a1a8c", label="all")
-        legend = axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False, fontsize=9)
-        _name_lines(legend, [*texts, f"all classes {summary}"])
-    title = f"{y_name} over {x_name.lower()} (rule: {metrics.rule}, IoU 0.5)"
-    axes.set(xlabel=x_name, ylabel=y_name, xlim=(0, 1), ylim=(0, 1.02), title=title)
-    axes.grid(alpha=0.3)
-    _save(figure, path)
+    texts = [metrics.names[c] for c in present] if named else []
+    with drawing(path, COLUMN, 2.7 + 0.13 * (-(-len(texts) // 2) + 1), texts=texts) as figure:
+        axes = figure.add_subplot()
+        handles: list[Any] = []
+        for number, c in enumerate(present):
+            style = Style.of(number + 1)  # black is the mean's
+            look = {"color": style.colour, "linestyle": style.dashes} if named else {"color": "0.8"}
+            handles += axes.plot(x, lines[c], linewidth=1.0, **look)
+        if named and values is not None:
+            texts = [f"{short_name(text, most=LEGEND_COLUMNS - 6)} {values[c]:.3f}" for text, c in zip(texts, present)]
+        if not named and handles:
+            handles, texts = handles[:1], [f"each of {len(present)} classes"]
+        if len(present):
+            mean = lines[present].mean(axis=0)
+            best = int(mean.argmax())
+            handles += axes.plot(x, mean, linewidth=2.2, color=COLOURS[0])
+            texts.append(f"all: {mean[best]:.2f} at {x[best]:.3f}" if values is None else f"all: {metrics.map50:.3f} mAP@0.5")
+            legend = figure.legend(handles, [str(i) for i in range(len(handles))], loc="outside lower center", frameon=False, ncols=2)
+            name_legend(legend, texts, most=LEGEND_COLUMNS)
+        axes.set(xlabel=x_name, ylabel=y_name, xlim=(0, 1), ylim=(0, 1.02), title=f"IoU 0.5, rule: {metrics.rule}")
+        axes.grid(alpha=0.3)
 
 
-def shown_name(name: str, *, most: int = LONGEST_NAME) -> str:
-    """A name from a file as matplotlib shows it: a dollar sign begins no formula, nothing breaks the line or the font, and the start
-    and the end of a very long one."""
-    name = name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 + 1 :]}"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name).replace("$", r"\$")
-
-
-def _name_lines(legend: Any, names: Sequence[str]) -> None:
-    """Writes names into a legend; as labels of lines those that begin with an underscore would be left out."""
-    for text, name in zip(legend.get_texts(), names):
-        text.set_text(shown_name(name))
-
-
-def _figure(width: float, height: float) -> Any:
-    """A figure of its own, without pyplot's register of figures and without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="tight")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: str | Path, *, dpi: int = 150) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a line for each character of a name; the figure shows boxes
-        figure.savefig(str(path), dpi=dpi)
+def _cell_numbers(axes: Any, confusion: NDArray, shares: NDArray, *, size: float) -> None:
+    """Share and, of few classes, count in every cell that has one."""
+    few = len(confusion) <= 12
+    for row, column in np.argwhere(confusion > 0):
+        share = shares[row, column]
+        text = f"{share:.2f}\n{confusion[row, column]}" if few else f"{share:.2f}".removeprefix("0")
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if share > 0.5 else "black")
 
 
 def _running_mean(values: NDArray, *, sigma: float = 3.0) -> NDArray:
@@ -330,4 +356,5 @@ def _number(text: str | None) -> float:
 
 
 def _unit(colour: tuple[int, int, int]) -> tuple[float, ...]:
+    """A colour in 0-1 of one in 0-255."""
     return tuple(channel / 255 for channel in colour)

@@ -6,6 +6,7 @@ CloFormer: Rethinking Local Perception in Lightweight Vision Transformer, arXiv 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ class CloAttention(nn.Module):
         views = []
         for project, mix, act in zip(self.qkvs, self.convs, self.act_blocks):
             weights, _ = self._local_weights(x, project, mix, act)
-            side = mix.kernel_size[0]
+            side = cast(nn.Conv2d, mix).kernel_size[0]
             views.append(PlaneMap(f"local weights, {side}×{side}: mean magnitude", weights[0].abs().mean(0)))
             views.append(PlaneMap(f"local weights, {side}×{side}: mean", weights[0].mean(0), signed=True))
         if self.global_heads:

@@ -5,6 +5,8 @@ Focal Modulation Networks, arXiv 2203.11926.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,7 +82,7 @@ class FocalModulation(nn.Module):
     def explain(self, x: Tensor, query: Query) -> tuple[View, ...]:
         """Where the gate of each level opens, which level is the strongest, and how large the modulator is."""
         _, context, gates = self._project(x)
-        kernels = [layer[0].kernel_size[0] for layer in self.focal_layers]
+        kernels = [cast(nn.Conv2d, cast(nn.Sequential, layer)[0]).kernel_size[0] for layer in self.focal_layers]
         reach = [1 + sum(k - 1 for k in kernels[: level + 1]) for level in range(self.levels)]
         names = [f"gate of level {level + 1} ({side}×{side} pixels)" for level, side in enumerate(reach)]
         views = [PlaneMap(name, gate, signed=True) for name, gate in zip([*names, "gate of the whole map"], gates[0])]

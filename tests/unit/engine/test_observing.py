@@ -20,7 +20,8 @@ from utils.cli.val_arguments import ValConfig
 from utils.errors import UserError
 from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.types import Detections
-from utils.visual.plots import plot_confusion, plot_curves, plot_labels, plot_trade_off, shown_name
+from utils.visual.names import shown_name
+from utils.visual.plots import plot_confusion, plot_curves, plot_labels, plot_trade_off
 
 NAMES = ("US$5-US$10", "_a$x^{$ b", "$$", "$10\\$20", "a\nb\x00\x1b[31m", "翘头剪/左", "l" * 500, "x\ud800", "\\", "", "^_{}")
 
@@ -48,7 +49,7 @@ def test_legend_names_classes_that_begin_with_an_underscore(monkeypatch: pytest.
     from matplotlib.figure import Figure
 
     shown: list[list[str]] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: shown.append([t.get_text() for t in self.axes[0].get_legend().texts]))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: shown.append([t.get_text() for t in self.legends[0].texts]))
     plot_trade_off({"_a": [(1.0, 2.0, "x")], "b": [(1.0, 3.0, "x")]}, tmp_path / "x.png", x="ms", y="mAP")
     assert shown == [["_a", "b"]]
 
@@ -78,8 +79,9 @@ def test_a_run_ends_with_all_weights_though_no_figure_can_be_made(
     monkeypatch.setattr(DetectTask, "plot", fail)
     monkeypatch.setattr(DetectTask, "draw", fail)
     monkeypatch.setattr("utils.visual.plots.plot_labels", fail)
-    result = train(config(world, tmp_path / "runs", epochs=1, noplots=False))
+    result = train(config(world, tmp_path / "runs", epochs=1, noplots=False, plots=("pdf",)))
     assert result.deployed_weights.is_file()
+    assert {p.name for p in result.save_dir.glob("results.p*")} == {"results.png", "results.pdf"}
     found = val.validate(
         ValConfig(weights=str(result.best_weights), imgsz=64, batch_size=4, workers=0, device="cpu", project=str(tmp_path / "val"))
     )
@@ -87,6 +89,7 @@ def test_a_run_ends_with_all_weights_though_no_figure_can_be_made(
     lines = [line for line in capsys.readouterr().err.splitlines() if "no such font" in line]
     assert sum("plotting curves and confusion matrix failed (RuntimeError: no such font)" in line for line in lines) == 2
     assert sum("drawing val_batch0 failed" in line for line in lines) == 2
+    assert sum("plotting labels.jpg failed" in line for line in lines) == 1
 
 
 def test_drawing_a_batch_raises_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.study import fonts
 from engine.study.figures import pareto_front
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.report import write_report
@@ -136,19 +135,6 @@ def test_a_figure_that_fails_stops_nothing(study, tmp_path, capsys, monkeypatch)
     assert "differences.png" in names
     assert "pr_curves.png" not in names
     assert "warning: drawing PR curves failed (OSError: no space left)" in capsys.readouterr().err
-
-
-def test_a_missing_font_is_one_line_once(monkeypatch, capsys):
-    monkeypatch.setattr(fonts, "_warned", [])
-    monkeypatch.setattr(fonts, "_family_with", lambda missing: "")
-    assert fonts.families_for(["注意力"]) == fonts.families_for(["坐标"]) == ["DejaVu Sans"]
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "install one, such as fonts-noto-cjk" in line
-
-
-def test_names_in_latin_letters_need_no_other_font(capsys):
-    assert fonts.families_for(["SE@9 ± é", ODD]) == ["DejaVu Sans"]
-    assert capsys.readouterr().err == ""
 
 
 def test_the_pareto_front_has_what_nothing_else_beats():

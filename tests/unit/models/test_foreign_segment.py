@@ -68,8 +68,8 @@ for name in sys.argv[1:]:
     x = torch.rand(1, 3, 96, 128)
     with torch.no_grad():
         out = model(x)[0]
-    proto = out[1][0] if isinstance(out[1], tuple) else out[1]
-    found = {"x": x, "keys": list(model.state_dict()), "out": out[0].clone(), "proto": proto.clone()}
+    proto = (out[1][0] if isinstance(out[1], tuple) else out[1]).clone()
+    found = {"x": x, "keys": list(model.state_dict()), "out": out[0].clone(), "proto": proto}
     torch.save(found, f"{name}-expected.pt")
 """
 

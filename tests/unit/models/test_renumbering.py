@@ -11,6 +11,7 @@ import yaml
 
 from data.dataset_spec import DatasetSpec
 from engine.training.setup import build_network
+from models import build_model
 from models.spec.config_files import CONFIGS, find_config
 from models.spec.parser import doubtful_rows, load_spec, plan_layers
 from utils.config import TrainConfig
@@ -52,7 +53,7 @@ def test_a_row_that_nothing_reads_is_named():
 def test_training_says_it_once(tmp_path, capsys):
     path = tmp_path / "yolov8n-EMA.yaml"
     path.write_text(yaml.safe_dump(inserted("head", 12)), encoding="utf-8")
-    build_network(TrainConfig(cfg=str(path)), None, cast(DatasetSpec, SimpleNamespace(nc=2, ch=3, names=("a", "b"))))
+    build_network(TrainConfig(cfg=str(path)), None, cast(DatasetSpec, SimpleNamespace(nc=2, ch=3, names=("a", "b"), keypoints=None)))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: yolov8n-EMA.yaml: row(s) 22 [EMA] lead nowhere")
 
@@ -60,3 +61,15 @@ def test_training_says_it_once(tmp_path, capsys):
 @pytest.mark.parametrize("name", [name for name in SOME if list(CONFIGS.rglob(f"{name}.yaml"))])
 def test_published_networks_raise_no_doubt(name):
     assert doubt(name) == ""
+
+
+def test_levels_in_falling_stride_are_named():
+    rows = [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]]
+    rising, falling = (
+        build_model({"nc": 2, "backbone": rows, "head": [[sources, 1, "DDetect", ["nc"]]], "yaml_file": "mine.yaml"})
+        for sources in ([0, 1, 2], [2, 0, 1])
+    )
+    assert rising.doubts() == []
+    (line,) = falling.doubts()
+    assert "row 3 [DDetect]: its levels are not in rising stride: row 2 (stride 8), row 0 (stride 2), row 1 (stride 4); " in line
+    assert line.endswith("published networks and weights have the finest first: [0, 1, 2]")

@@ -123,7 +123,7 @@ def test_curves_and_confusion(tmp_path: Path, metrics: MetricAccumulator) -> Non
 @pytest.mark.parametrize("labels", [[], [np.array([[0, 0.5, 0.5, 0.2, 0.2], [2, 0.1, 0.1, 0.1, 0.1]])], [np.zeros((0, 5))] * 2])
 def test_labels_image(tmp_path: Path, labels: list[np.ndarray]) -> None:
     plot_labels(labels, NAMES, tmp_path / "labels.jpg")
-    assert read(tmp_path / "labels.jpg").shape == (1200, 1200, 3)
+    assert read(tmp_path / "labels.jpg").shape == (1280, 1432, 3)
 
 
 def test_results_image(tmp_path: Path) -> None:

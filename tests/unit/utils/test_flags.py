@@ -100,7 +100,7 @@ def test_an_unknown_option_of_a_flag_is_an_error():
 def test_resumable_flags_of_train():
     assert resumable_names(TrainConfig) == {
         "resume", "project", "data", "device", "workers", "cache", "plugins", "patience", "save_period", "save_steps", "nosave", "noplots",
-        "nan_patience", "skip_nan", "logger", "checkpoint_activations",
+        "plots", "nan_patience", "skip_nan", "logger", "checkpoint_activations",
     }  # fmt: skip
 
 
