@@ -93,6 +93,7 @@ class CommonTask:
     submission = ""
     result_fields: Mapping[str, ResultField] = {}
     candidate_field = ""
+    shared_fields: tuple[str, ...] = ()
     settings: Mapping[str, Any] = {}
 
     def from_settings(self, settings: Mapping[str, Any], *, source: str) -> Any:
@@ -228,6 +229,7 @@ class Task(Protocol):
         coco_type: what pycocotools calls it (``bbox``, ``segm``, ``keypoints``); None where a COCO file cannot be its ground truth.
         outputs: the outputs of an exported file.
         candidate_field: name of what its networks predict for each candidate besides box and scores; empty for nothing.
+        shared_fields: names of what its networks predict for the whole image besides; outputs of their own in files, behind the first.
         settings: what a file says of its results besides the task's name, such as ``kpt_shape``, as plain values by key.
         defaults: what the programs take where a flag says nothing.
         whole_image: whether a result is one of the whole image. Labels are then the names of folders, images are cropped to a square and
@@ -248,6 +250,8 @@ class Task(Protocol):
     def coco_type(self) -> str | None: ...
     @property
     def candidate_field(self) -> str: ...
+    @property
+    def shared_fields(self) -> tuple[str, ...]: ...
     @property
     def settings(self) -> Mapping[str, Any]: ...
 

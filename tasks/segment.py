@@ -77,6 +77,7 @@ class SegmentTask(DetectTask):
     expected_row = "class x1 y1 x2 y2 x3 y3 … (an outline of three points or more), or class cx cy w h"
     coco_type = "segm"
     candidate_field = COEFFICIENTS
+    shared_fields = (PROTOTYPES,)
     outputs = (
         ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4, COEFFICIENTS: 1e-3}),
         ExportOutput("output1", {0: "batch", 2: "height", 3: "width"}, {PROTOTYPES: 1e-3}),

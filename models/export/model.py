@@ -18,6 +18,8 @@ from utils.errors import UserError, first_line
 from utils.memory import is_out_of_memory
 from utils.types import Predictions
 
+SUPPRESSION_OUTPUTS = 4  # of a file with suppression inside; one of a one-to-one branch has fewer
+
 
 def load_exported(path: str | Path, *, device: torch.device | str = "cpu", trust: bool = False) -> ExportedModel:
     """Opens a file of any registered format.
@@ -67,7 +69,7 @@ class ExportedModel:
         self.run, self.path = opened.run, path
         self.facts = opened.facts.checked(source=str(path))
         self.task = task_of_file(self.facts.task, path).from_settings(self.facts.settings, source=str(path))
-        self.one_to_one = self.facts.end2end and len(opened.output_shapes) <= 1  # suppression has four outputs
+        self.one_to_one = self.facts.end2end and len(opened.output_shapes) < SUPPRESSION_OUTPUTS
         if not self.facts.names:
             classes = self.task.class_count(opened.output_shapes)
             if not classes:
@@ -135,8 +137,9 @@ class ExportedModel:
 
     def _decode(self, outputs: Sequence[Tensor]) -> Predictions:
         try:
-            if self.facts.end2end and len(outputs) == 1:
-                return self.task.from_rows(outputs[0], nc=self.nc)
+            if self.facts.end2end and len(outputs) < SUPPRESSION_OUTPUTS:
+                shared = dict(zip(self.task.shared_fields, (o.float() for o in outputs[1:]), strict=True))
+                return self.task.from_rows(outputs[0], nc=self.nc).replace(shared=shared)
             decode = decode_detections if self.facts.end2end else self.task.from_export
             return decode(outputs, nc=self.nc)
         except (ValueError, IndexError, RuntimeError) as error:

@@ -80,7 +80,7 @@ def prepare_source(deployed: Model, export_format: ExportFormat, options: Export
         return ExportSource(network, example, suppression.OUTPUTS, facts, options, candidates=suppression.CANDIDATES)
     if deployed.head.one_to_one:
         facts = replace(facts, end2end=True, topk=one_to_one.ROWS)
-        return ExportSource(one_to_one.OneToOneNetwork(deployed).eval(), example, one_to_one.OUTPUTS, facts, options)
+        return ExportSource(one_to_one.OneToOneNetwork(deployed).eval(), example, one_to_one.outputs_of(deployed.task), facts, options)
     task = deployed.task
     outputs = {output.name: output.axes for output in task.outputs}
     return ExportSource(ExportedNetwork(deployed, task).eval(), example, outputs, facts, options)

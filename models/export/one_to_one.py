@@ -1,6 +1,11 @@
-"""Files of networks with a one-to-one branch: one output (B, 300, 6 or more) of detections, best score first, without suppression."""
+"""Files of networks with a one-to-one branch: an output (B, 300, 6 or more) of detections, best score first, without suppression.
+
+What a task has of the whole image, such as prototypes, follows as further outputs.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +13,16 @@ from torch.nn import functional as F
 
 from models.analysis.compare import PredictionDifference, absolute_difference
 from models.model import Model
-from utils.errors import UserError
+from tasks import Task
 from utils.nms import MOST_UNIQUE, select_best
 from utils.types import Predictions
 
 ROWS = MOST_UNIQUE  # of the output, whatever the image shows and however small it is
-OUTPUTS = {"output0": {0: "batch"}}  # name -> free axes
+
+
+def outputs_of(task: Task) -> dict[str, Mapping[int, str]]:
+    """Names and free axes of the outputs: the rows, and what ``task`` has of the whole image, under the names of its own files."""
+    return {"output0": {0: "batch"}} | {output.name: output.axes for output in task.outputs[1 : 1 + len(task.shared_fields)]}
 
 
 class OneToOneNetwork(nn.Module):
@@ -27,18 +36,19 @@ class OneToOneNetwork(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, ch, H, W) in 0-1 to (B, ROWS, ·), as the task lays rows out; those behind the last candidate are zero."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, ch, H, W) in 0-1 to (B, ROWS, ·), as the task lays rows out; those behind the last candidate are zero.
+
+        Maps of the whole image follow, where the task has some.
+        """
         predictions = self.detector.head.decode(self.detector(images))
-        if predictions.shared:
-            task, extra = self.detector.task.name, ", ".join(predictions.shared)
-            raise UserError(f"a file of a one-to-one branch has rows of detections only, but the task {task!r} has also {extra}")
         found = select_best(_padded(predictions.scores), count=ROWS)
         boxes = _chosen(predictions.boxes, found.candidate)
         fields = {name: _chosen(values, found.candidate) for name, values in predictions.fields.items()}
         rows = self.detector.task.to_rows(boxes, found.scores[..., None], found.classes[..., None].to(boxes.dtype), fields)
         as_many = F.pad(torch.ones_like(predictions.scores[0, :, 0]), (0, ROWS))[:ROWS]  # as there are candidates, as without padding
-        return rows * as_many[:, None]
+        rows = rows * as_many[:, None]
+        return (rows, *(predictions.shared[name] for name in self.detector.task.shared_fields)) if predictions.shared else rows
 
 
 def _padded(values: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def test_missing_published_file_names_its_publisher_in_one_line(tmp_path):
         ("yolov11s", r"no such checkpoint; of published ones, did you mean 'yolo11s\.pt'\?"),
         ("yolo10n", r"no such checkpoint; of published ones, did you mean 'yolov10n\.pt'\?"),
         ("yolo11q", r"no such checkpoint; of published ones, did you mean 'yolo11[nsmlx]\.pt'\?"),
-        ("yolo26n-sem", r"no such checkpoint; a network for semantic segmentation by its name; tasks here are detect"),
+        ("yolo26n-sem", r"no such checkpoint; a network for semantic segmentation by its name; tasks here are"),
         ("yolov13n", r"no such checkpoint; YOLOv13 is not here"),
     ],
 )
