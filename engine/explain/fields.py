@@ -46,7 +46,7 @@ def _panel(figure: Any, axes: Any, model: Model, field: ReceptiveField) -> None:
     shown = axes.imshow(values, cmap=HEAT, vmin=np.log10(LEAST_SHOWN), vmax=0)
     bar = figure.colorbar(shown, cax=axes.inset_axes((1.02, 0, 0.04, 1)), ticks=(-3, -2, -1, 0))
     bar.ax.set_yticklabels(("0.001", "0.01", "0.1", "1"), fontsize=6)
-    y, x = (float(value) for value in np.unravel_index(int(field.effective.argmax()), (height, width)))
+    y, x = field.middle_yx
     for (share, side), colour in zip(field.sides_px.items(), SHARE_COLOURS):
         square = Rectangle((x - side / 2, y - side / 2), side, side, fill=False, edgecolor=colour, linewidth=1)
         square.set_label(f"{share:.0%}: {side} px")

@@ -30,7 +30,8 @@ class ReceptiveField:
         effective: (H, W) mean magnitude of the gradient of the cell's channels by the input, its maximum 1.
         theoretical_hw: height and width in px of what can reach the cell.
         whole_input: whether that is all of the input, so that it may be larger still.
-        sides_px: share of the gradient's sum -> side of the centred square that holds it.
+        sides_px: share of the gradient's sum -> side of the square round its middle that holds it.
+        middle_yx: of the gradient: its mean place, px.
     """
 
     row: int
@@ -38,6 +39,7 @@ class ReceptiveField:
     theoretical_hw: tuple[int, int]
     whole_input: bool
     sides_px: dict[float, int]
+    middle_yx: tuple[float, float]
 
 
 def receptive_fields(model: Model, images: Iterable[Tensor], rows: Sequence[int]) -> list[ReceptiveField]:
@@ -138,18 +140,19 @@ def _field(row: int, total: Tensor, limit: tuple[int, int, int, int]) -> Recepti
     height, width = total.shape
     size = (limit[1] - limit[0] + 1, limit[3] - limit[2] + 1)
     most = float(total.max())
-    return ReceptiveField(row, total / most if most > 0 else total, size, size == (height, width), _sides(total))
+    return ReceptiveField(row, total / most if most > 0 else total, size, size == (height, width), *_sides(total))
 
 
-def _sides(total: Tensor) -> dict[float, int]:
-    """Sides of the squares round the middle of the gradient that hold each of ``SHARES`` of its sum."""
+def _sides(total: Tensor) -> tuple[dict[float, int], tuple[float, float]]:
+    """Sides of the squares round the middle of the gradient that hold each of ``SHARES`` of its sum, and that middle."""
     height, width = total.shape
     whole = float(total.sum())
     if whole <= 0:
-        return dict.fromkeys(SHARES, 0)
+        return dict.fromkeys(SHARES, 0), (height / 2, width / 2)
     y, x = torch.arange(height)[:, None], torch.arange(width)
     middle = [(total.sum(dim) * place.flatten()).sum() / whole for dim, place in ((1, y), (0, x))]
     distance = torch.maximum((y - middle[0]).abs(), (x - middle[1]).abs()).flatten()
     order = distance.argsort()
     held = total.flatten()[order].cumsum(0) / whole
-    return {share: int(2 * distance[order[int((held >= share).nonzero()[0])]].ceil()) + 1 for share in SHARES}
+    sides = {share: int(2 * distance[order[int((held >= share).nonzero()[0])]].ceil()) + 1 for share in SHARES}
+    return sides, (float(middle[0]), float(middle[1]))

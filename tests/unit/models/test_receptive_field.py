@@ -53,6 +53,7 @@ def test_effective_field_lies_in_the_theoretical_one():
         sides = list(field.sides_px.values())
         assert sides == sorted(sides)
         assert sides[0] >= 1
+        assert all(abs(value - 128) < 40 for value in field.middle_yx)
 
 
 def test_nothing_of_the_network_changes():
