@@ -16,7 +16,7 @@ import torch
 import models
 from engine import Results, load_model
 from engine.inference.image_model import ImageModel
-from engine.inference.task_fields import corners, unpacked_masks
+from engine.inference.task_fields import corners
 from models import list_blocks, list_models
 from models.spec.registry import BLOCKS
 from tests.tiny import NAMES, tiny_checkpoint
@@ -155,8 +155,8 @@ def test_fields_of_a_task_are_attributes(monkeypatch: pytest.MonkeyPatch) -> Non
     bits[0, 20:30, 11:29] = True
     packed = torch.from_numpy(np.packbits(bits, axis=2))
     masked = result_with(masks=packed, keypoints=torch.ones(1, 17, 3))
-    assert np.array_equal(masked.masks.numpy(), bits)
-    assert np.array_equal(unpacked_masks(masked.found[0], (40, 50)).numpy(), bits)
+    assert np.array_equal(masked.masks.data.numpy(), bits)
+    assert len(masked.masks) == len(masked.masks.xy) == 1
     assert masked.keypoints.shape == (1, 17, 3)
     turned = result_with(angle=torch.tensor([[torch.pi / 2]]))
     torch.testing.assert_close(turned.obb, torch.tensor([[20.0, 25.0, 20.0, 10.0, torch.pi / 2]]))
