@@ -18,7 +18,7 @@ from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.metrics.metrics import Metrics
 from utils.metrics.top_k import ClassificationMetrics
-from utils.visual.draw import colour_of, draw_boxes, draw_text, text_width, viewable
+from utils.visual.draw import draw_boxes, draw_text, text_width, viewable
 from utils.visual.figures import COLOURS, COLUMN, PAGE, Style, add_legend, drawing, name_legend
 from utils.visual.names import short_name, shown_name
 
@@ -113,7 +113,7 @@ def plot_class_accuracy(metrics: ClassificationMetrics, path: str | Path) -> Non
     part = f"the {len(shown)} worst of {len(order)} classes" if len(shown) < len(order) else "by class"
     with drawing(path, PAGE, max(1.6, 0.8 + 0.2 * len(shown)), texts=metrics.names) as figure:
         axes = figure.add_subplot()
-        axes.barh(range(len(shown)), accuracy[shown], color=[_unit(colour_of(int(c))) for c in shown])
+        axes.barh(range(len(shown)), accuracy[shown], color=COLOURS[2])
         for place, c in enumerate(shown):
             axes.text(1.02, place, f"{accuracy[c]:.3f} of {metrics.images[c]}", va="center", fontsize=7)
         axes.set_yticks(range(len(shown)), [shown_name(metrics.names[c]) for c in shown])
@@ -129,7 +129,7 @@ def plot_class_counts(labels: Iterable[NDArray], names: Sequence[str], path: str
     counts = np.bincount(classes, minlength=len(names))
     with drawing(path, min(max(4.0, 0.25 * len(names)), 16.0), 3.2, texts=names, dpi=200) as figure:
         axes = figure.add_subplot()
-        bars = axes.bar(range(len(counts)), counts, color=[_unit(colour_of(i)) for i in range(len(counts))])
+        bars = axes.bar(range(len(counts)), counts, color=COLOURS[2])
         if len(names) <= MOST_BARS_NAMED:
             many = len(names) > 3
             axes.set_xticks(range(len(names)), [*map(shown_name, names)], rotation=45 if many else 0, ha="right" if many else "center")
@@ -353,8 +353,3 @@ def _number(text: str | None) -> float:
         return float(text or "nan")
     except ValueError:
         return math.nan
-
-
-def _unit(colour: tuple[int, int, int]) -> tuple[float, ...]:
-    """A colour in 0-1 of one in 0-255."""
-    return tuple(channel / 255 for channel in colour)
