@@ -89,6 +89,7 @@ class CommonTask:
     """What most tasks do alike; a task inherits it and overrides what it knows better."""
 
     name: str
+    coco_type: str | None = None
     whole_image = False
     submission = ""
     result_fields: Mapping[str, ResultField] = {}
