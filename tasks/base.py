@@ -39,12 +39,14 @@ class TaskDefaults:
         conf: lowest score of a detection in detect.py and torch.hub's model.
         val_conf: lowest score in a validation.
         hyp: file of hyper-parameters; empty: the recipe of the model's family.
+        metric: column of results.csv that a study compares.
     """
 
     imgsz: int = 640
     conf: float = 0.25
     val_conf: float = 0.001
     hyp: str = ""
+    metric: str = "metrics/mAP_0.5:0.95"
 
 
 @dataclass(frozen=True)

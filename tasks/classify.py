@@ -55,7 +55,7 @@ class ClassifyTask(CommonTask):
     name = "classify"
     expected_row = "class"
     coco_type = None
-    defaults = TaskDefaults(imgsz=224, conf=0.0, val_conf=0.0, hyp="hyp.cls.yaml")
+    defaults = TaskDefaults(imgsz=224, conf=0.0, val_conf=0.0, hyp="hyp.cls.yaml", metric="metrics/accuracy_top1")
     whole_image = True
     result_fields: Mapping[str, ResultField] = MappingProxyType({"probs": probs_of})
     columns = ("metrics/accuracy_top1", "metrics/accuracy_top5")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, register_task
+from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
 from tasks.detect import DetectTask
 from tasks.keypoints import Keypoints, read_keypoints
 from tasks.rows import COLUMNS, NO_POLYGON, OUT_OF_RANGE, ROUNDING, InvalidRow, LabelRow, parse_numbers
@@ -43,6 +43,7 @@ class PoseTask(DetectTask):
     name = "pose"
     coco_type = "keypoints"
     candidate_field = "keypoints"
+    defaults = TaskDefaults(metric=f"metrics/mAP_0.5:0.95({MARK})")
     outputs = (ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4}),)
 
     def __init__(self, keypoints: Keypoints | None = None) -> None:

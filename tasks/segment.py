@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.base import DrawStyle, ExportOutput, View, register_task
+from tasks.base import DrawStyle, ExportOutput, TaskDefaults, View, register_task
 from tasks.detect import DETECT, SAME_OBJECT_IOU, DetectTask, map_boxes
 from tasks.rows import COLUMNS, NO_AREA, InvalidRow, LabelRow
 from utils.boxes import box_iou, cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, to_batch, to_original, xyxy_to_cxcywh, xyxy_to_ltwh
@@ -77,6 +77,7 @@ class SegmentTask(DetectTask):
     expected_row = "class x1 y1 x2 y2 x3 y3 … (an outline of three points or more), or class cx cy w h"
     coco_type = "segm"
     candidate_field = COEFFICIENTS
+    defaults = TaskDefaults(metric="metrics/mAP_0.5:0.95(M)")
     shared_fields = (PROTOTYPES,)
     outputs = (
         ExportOutput("output0", {0: "batch", 2: "boxes"}, {"boxes": 1e-3, "scores": 1e-4, COEFFICIENTS: 1e-3}),

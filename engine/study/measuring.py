@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,15 +19,13 @@ from engine.evaluation.evaluate import evaluate
 from engine.evaluation.ground_truth import split_truth
 from engine.evaluation.validate import choose_device, evaluation_options, load_weights, open_data
 from engine.study.run_files import JOB_FILE, METRICS_FILE, read_json, write_json
+from tasks.base import MetricResult
 from utils.cli.script import run_script
 from utils.cli.val_arguments import ValConfig
 from utils.files import atomic_write
 from utils.metrics.average_precision import CURVE_POINTS
-from utils.metrics.metrics import MetricAccumulator
+from utils.metrics.metrics import MetricAccumulator, Metrics
 from utils.metrics.resampling import image_noise
-
-if TYPE_CHECKING:
-    from utils.metrics.metrics import Metrics
 
 DETECTIONS_FILE = "detections.npz"
 RECALLS = np.linspace(0, 1, 1001)
@@ -62,17 +60,28 @@ def measure(folder: Path, compare: str, *, device: str = "") -> None:
     options = evaluation_options(config, model, loader, device=target, annotations=annotations)
     metrics = evaluate(model, loader, options, metric=metric)
     print(metrics.table())
-    with atomic_write(folder / DETECTIONS_FILE) as partial:
-        state = metric.state()
-        np.savez_compressed(
-            partial, images=np.array([str(i) for i in state["images"]]), detections=state["detections"], truth=state["truth"]
-        )  # fmt: skip
-    noise = image_noise(metric) if isinstance(metric, MetricAccumulator) else {}
-    write_json(folder / METRICS_FILE, {"compare": compare, "rule": metrics.rule, "image_noise": noise, **measured_values(metrics)})
+    noise = {}
+    if type(metric) is MetricAccumulator:  # others compare more than boxes, which resampling does not know
+        noise = image_noise(metric)
+        with atomic_write(folder / DETECTIONS_FILE) as partial:
+            state = metric.state()
+            np.savez_compressed(
+                partial, images=np.array([str(i) for i in state["images"]]), detections=state["detections"], truth=state["truth"]
+            )  # fmt: skip
+    rule = getattr(metrics, "rule", "")
+    write_json(folder / METRICS_FILE, {"compare": compare, "rule": rule, "image_noise": noise, **measured_values(metrics)})
 
 
-def measured_values(metrics: Metrics) -> dict[str, Any]:
-    """The metrics as ``RunRecord`` holds them; NaN of classes without objects."""
+def measured_values(metrics: MetricResult) -> dict[str, Any]:
+    """The metrics as ``RunRecord`` holds them; NaN of classes without objects. A task's own measure is what classes and curves are of."""
+    own = getattr(metrics, "own", metrics)
+    if isinstance(own, Metrics):
+        return {**_measured_objects(own), "metrics": metrics.columns}
+    per_class = {name: {"AP": float(value)} for name, value in zip(getattr(metrics, "names", ()), metrics.class_ap)}
+    return {"metrics": metrics.columns, "per_class": per_class, "per_size": {}, "pr_curves": {}}
+
+
+def _measured_objects(metrics: Metrics) -> dict[str, Any]:
     per_class, curves = {}, {}
     present = metrics.instances > 0
     for c, name in enumerate(metrics.names):
@@ -86,7 +95,7 @@ def measured_values(metrics: Metrics) -> dict[str, Any]:
     if present.any():
         curves["all"] = _at_recalls(metrics.curves.precision_at_recall[present].mean(axis=0))
     sizes = dict(zip(("small", "medium", "large"), metrics.map_by_size))
-    return {"metrics": metrics.columns, "per_class": per_class, "per_size": sizes, "pr_curves": curves}
+    return {"per_class": per_class, "per_size": sizes, "pr_curves": curves}
 
 
 def _at_recalls(precision: Any) -> list[float]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine.channels import with_channels
 from engine.study.control import control_of
 from engine.study.halving import Rule
-from engine.task_presets import HYPS, PRESETS
+from engine.task_presets import HYPS, PRESETS, task_of
 from engine.training.recipes import family_hyp, find_hyp
 from engine.training.setup import stored_spec
 from models.checkpoints.checkpoint import load_checkpoint
@@ -22,12 +22,12 @@ from models.edit.rows import edit
 from models.model import Model
 from models.spec.parser import ModelSpec, load_spec
 from models.spec.registry import load_plugin
+from tasks import Task
 from utils.cli.flags import flags_of
 from utils.cli.study_arguments import StudyConfig, StudyRequest
 from utils.config import TrainConfig
 from utils.errors import UserError, nearest
 from utils.hyperparameters import Hyperparameters
-from utils.metrics.columns import METRIC_COLUMNS
 from utils.reading.yaml_text import shown
 
 if TYPE_CHECKING:
@@ -116,15 +116,12 @@ def make_plans(request: StudyRequest) -> list[Plan]:
     config = request.config
     for path in config.plugins:
         load_plugin(path)
-    if config.metric not in METRIC_COLUMNS:
-        hint = nearest(config.metric, METRIC_COLUMNS) or f"known are {', '.join(METRIC_COLUMNS)}"
-        raise UserError(f"{request.source}: metric {config.metric!r} is no column of results.csv; {hint}")
     train = _train_flags(request)
     rule = Rule.from_mapping(request.early_stop, epochs=config.epochs, source=request.source) if request.early_stop else None
     if rule and (train.get("noval") or train.get("nosave")):
         raise UserError(f"{request.source}: early_stop needs the metrics and the save of every epoch; leave out noval and nosave of train")
     variants = _variants(request)
-    files = config.data or (PRESETS["detect"].data,)
+    files = config.data or (PRESETS[task_of(TrainConfig(cfg=variants[0].cfg), None)].data,)
     folders = _folders(config, files)
     return [_plan(request, variants, file, folder, train, rule) for file, folder in zip(files, folders)]
 
@@ -138,6 +135,7 @@ def _plan(request: StudyRequest, variants: Sequence[Variant], data: str, folder:
     networks = _Networks(spec, request.source)
     variants, notes = _with_controls(variants, networks, config.control)
     names = [v.name for v in variants]
+    config = replace(config, metric=_metric(config.metric, networks.task(variants), request.source))
     slugs = _slugs(names)
     planned = tuple(networks.planned(variant, slug) for variant, slug in zip(variants, slugs))
     baseline = config.baseline or names[0]
@@ -147,6 +145,15 @@ def _plan(request: StudyRequest, variants: Sequence[Variant], data: str, folder:
     if len(names) * len(config.seeds) > LARGEST_STUDY:
         raise UserError(f"{request.source}: {len(names)} variants with {len(config.seeds)} seeds are more than {LARGEST_STUDY} trainings")
     return Plan(folder, data, config, planned, baseline, train, rule, tuple(notes))
+
+
+def _metric(given: str, task: Task, source: str) -> str:
+    """The column that is compared. Raises UserError where the task has none of that name."""
+    metric = given or task.defaults.metric
+    if metric not in task.columns:
+        hint = nearest(metric, task.columns) or f"known are {', '.join(task.columns)}"
+        raise UserError(f"{source}: metric {metric!r} is no column of results.csv; {hint}")
+    return metric
 
 
 def _variants(request: StudyRequest) -> list[Variant]:
@@ -296,6 +303,17 @@ class _Networks:
     def base(self, variant: Variant) -> Model:
         """The network without the variant's edits."""
         return self._base(variant.cfg, variant.weights)
+
+    def task(self, variants: Sequence[Variant]) -> Task:
+        """That of all variants. Raises UserError where two have different ones."""
+        tasks: dict[str, str] = {}
+        for variant in variants:
+            with self.naming(variant):
+                tasks.setdefault(self.base(variant).task.name, variant.name)
+        if len(tasks) > 1:
+            whose = ", ".join(f"{name!r} {task}" for task, name in tasks.items())
+            raise UserError(f"{self.source}: variants of different tasks cannot be compared: {whose}")
+        return self.base(variants[0]).task
 
     def _build_base(self, cfg: str, weights: str) -> Model:
         checkpoint = load_checkpoint(weights) if weights else None

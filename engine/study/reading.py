@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ DEEPEST = 4  # folders below one that is given
 MOST_BYTES = 16 * 2**20  # of a results.csv
 MOST_EPOCHS = 100_000
 MOST_COLUMNS = 200
+OWN_MARKS = ("M", "P")  # of the columns of masks and of keypoints, beside "B" of boxes
+ACCURACY = ("metrics/accuracy_top1", "metrics/accuracy_top5")  # of classifiers, whose fitness is the mean
 BEST_BY = ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")  # what every YOLO chooses best.pt by, 0.1 and 0.9
 # names of ultralytics -> names of this project, YOLOv5 and YOLOv9; (B) boxes, (M) masks, (P) poses
 ULTRALYTICS = {"precision": "precision", "recall": "recall", "mAP50": "mAP_0.5", "mAP50-95": "mAP_0.5:0.95"}
@@ -44,11 +46,11 @@ class ReadOptions:
 
     Attributes:
         baseline: a variant; the first one if empty.
-        metric: of results.csv; ``mAP50`` and ``mAP50-95`` are understood.
+        metric: of results.csv; ``mAP50`` and ``mAP50-95`` are understood. Empty: the main one of the first run's task.
     """
 
     baseline: str = ""
-    metric: str = "metrics/mAP_0.5:0.95"
+    metric: str = ""
 
 
 @dataclass
@@ -70,7 +72,7 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
         UserError: a folder that does not exist, no run at all, or an unknown baseline or metric.
     """
     options = options or ReadOptions()
-    metric = metric_name(options.metric)
+    metric = metric_name(options.metric) if options.metric else ""
     found = _Found()
     for path in paths:
         name, folder = named_folder(path)
@@ -78,6 +80,7 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
             if len(found.records) == MOST_RUNS:
                 raise UserError(f"{folder}: more than {MOST_RUNS} runs; give fewer folders")
             _read_into(found, run, name=name, metric=metric)
+            metric = metric or next((main_metric(record.metrics) for record in found.records), "")
     if not found.records:
         reasons = f": {found.notes[0]}" if found.notes else f"; a run folder has a {RESULTS}"
         raise UserError(f"{', '.join(map(str, paths)) or 'no folder given'}: no run to report{reasons}")
@@ -172,12 +175,30 @@ def metric_name(text: str) -> str:
     return own_names(f"metrics/{word}")[0]
 
 
+def main_metric(columns: Collection[str]) -> str:
+    """The column of a run's by which its task compares: its own, such as that of masks, before that of boxes."""
+    ends = [f"metrics/mAP_0.5:0.95({mark})" for mark in OWN_MARKS]
+    return next((name for name in (*ends, "metrics/mAP_0.5:0.95", ACCURACY[0]) if name in columns), "metrics/mAP_0.5:0.95")
+
+
 def best_row(curves: Mapping[str, Sequence[float]]) -> int:
     """The epoch, counted from 0, that best.pt is of: of highest fitness, the first of equals; the last one where no fitness is known."""
-    if not all(name in curves for name in BEST_BY):
+    values = _fitness_values(curves)
+    if not values:
         return len(next(iter(curves.values()))) - 1 if curves else 0
-    values = [fitness_of(a, b) for a, b in zip(curves[BEST_BY[0]], curves[BEST_BY[1]])]
     return max(range(len(values)), key=values.__getitem__)
+
+
+def _fitness_values(curves: Mapping[str, Sequence[float]]) -> list[float]:
+    """Fitness by epoch: of boxes, the mean of that of boxes and of the task's own, or the mean accuracy; empty where nothing says it."""
+    own = next((f"({mark})" for mark in OWN_MARKS if f"{BEST_BY[1]}({mark})" in curves), None)
+    parts = ("(B)", own) if own else ("",)
+    pairs = [(curves.get(BEST_BY[0] + part, ()), curves.get(BEST_BY[1] + part, ())) for part in parts]
+    if all(a and b for a, b in pairs):
+        by_part = [[fitness_of(a, b) for a, b in zip(*pair)] for pair in pairs]
+        return [sum(values) / len(values) for values in zip(*by_part)]
+    accuracy = [curves[name] for name in ACCURACY if name in curves]
+    return [sum(values) / len(values) for values in zip(*accuracy)]
 
 
 def fitness_of(map50: float, map50_95: float) -> float:

@@ -59,7 +59,7 @@ class StudyConfig:
     compare: str = flag(
         "last", "weights that are compared: of the last epoch, or best.pt", metavar="WHICH", choices=WEIGHTS
     )  # fmt: skip
-    metric: str = flag("metrics/mAP_0.5:0.95", "column of results.csv that is compared", metavar="NAME")
+    metric: str = flag("", "column of results.csv that is compared; the main one of the task if left out", metavar="NAME")
     latency: int = flag(20, "repetitions of the measurement of latency; 0 = none", least=0)
 
     jobs: int | None = flag(None, "trainings side by side; one for each of --devices if left out", section="runs", least=1)
