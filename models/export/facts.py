@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tasks.keypoints import KEYS as KEYPOINT_KEYS
 from utils.errors import UserError
 
 LONGEST_TEXT = 4 << 20  # characters of one value: 100,000 class names
@@ -18,7 +17,7 @@ MOST_NAMES, LONGEST_NAME = 100_000, 1000  # classes, characters
 LARGEST = {"stride": 1024, "side": 1 << 16, "batch": 1 << 16, "channels": 1024, "topk": 1 << 20}
 LARGEST_INPUT = 1 << 28  # values of the images that the file takes at once: 1 GiB
 AGAIN = "export it again with export.py"
-SETTINGS = KEYPOINT_KEYS  # what tasks record of their results
+SETTINGS = ("kpt_shape", "kpt_oks_sigmas", "skeleton")  # what tasks record of their results; written out since tasks import torch
 _KEYS = ("names", "imgsz", "stride", "batch", "channels", "dynamic", "end2end", "topk", "iou", "conf", "task", *SETTINGS)
 
 

@@ -26,7 +26,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in ROOT.iterdir():
         if not entry.name.startswith(".") and entry.name != "runs":
             (folder / entry.name).symlink_to(entry)
-    (code,) = blocks("python")
+    code = blocks("python")[0]
     (folder / "my_blocks.py").write_text(code, encoding="utf-8")
     return folder
 

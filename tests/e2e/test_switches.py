@@ -16,6 +16,7 @@ from engine.training.initial_weights import FrozenLayers
 from engine.training.run import Run
 from engine.training.setup import build_run, resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
+from tasks import DETECT
 from tests.e2e.test_train import ROOT, Interrupt, rows_of
 from tests.tiny_training import HYP, config, make_world
 from train import TrainResult, train, train_one_epoch
@@ -110,7 +111,7 @@ def prepared(world: Path, folder: Path, batches: list[Batch], *, accumulate: int
 def halves(world: Path, *, alike: bool) -> tuple[list[Batch], list[Batch]]:
     """Four batches of 8 images, and the same images in batches of 4."""
     model = nn.Module()
-    model.ch, model.nc = 3, 2
+    model.ch, model.nc, model.task = 3, 2, DETECT
     whole, parts = [], []
     for i in range(4):
         batch = noise_batch(model, 64, 64)

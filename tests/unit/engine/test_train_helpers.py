@@ -120,8 +120,11 @@ def test_recipes_have_the_published_values(recipe):
 BY_SIZE = {recipe.format(size) for recipe in ("v12{}", "v26{}", "v26{}-finetune") for size in "nsmlx"}  # test_recipes.py
 
 
+OF_TASKS = ("cls", "demo-cls", "rtdetr")  # found by the task or the head
+
+
 def test_every_hyp_file_is_a_family_recipe_or_for_small_sets():
-    assert {p.stem.removeprefix("hyp.") for p in HYPS.glob("*.yaml")} == {*PUBLISHED, "demo", "small", "small-anchors", *BY_SIZE}
+    assert {p.stem.removeprefix("hyp.") for p in HYPS.glob("*.yaml")} == {*PUBLISHED, "demo", "small", "small-anchors", *BY_SIZE, *OF_TASKS}
 
 
 def test_a_recipe_is_found_by_its_last_part(tmp_path):

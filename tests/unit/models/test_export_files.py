@@ -275,12 +275,12 @@ def test_foreign_files_are_one_line(tmp_path: Path) -> None:
     traced = torch.jit.trace(Flat(), torch.rand(1, 3, 32, 32))
     traced.save(str(tmp_path / "nameless.torchscript"))
     traced.save(str(tmp_path / "named.torchscript"), _extra_files={"config.txt": '{"names": ["a", "b"], "stride": 32, "imgsz": [32, 32]}'})
-    traced.save(str(tmp_path / "segments.torchscript"), _extra_files={"config.txt": '{"names": ["a"], "task": "segment"}'})
+    traced.save(str(tmp_path / "segments.torchscript"), _extra_files={"config.txt": '{"names": ["a"], "task": "semantic"}'})
     with pytest.raises(UserError, match="holds no class names"):
         load_exported(tmp_path / "nameless.torchscript")
     with pytest.raises(UserError, match="one output"):
         load_exported(tmp_path / "named.torchscript").predict(images(1, 32, 32))
-    with pytest.raises(UserError, match="segment"):
+    with pytest.raises(UserError, match="semantic"):
         load_exported(tmp_path / "segments.torchscript")
     with pytest.raises(UserError, match="no such file"):
         load_exported(tmp_path / "absent.onnx")

@@ -254,6 +254,7 @@ ROWS: dict[str, list[Any]] = {
     "nn.Upsample": [None, 2, "nearest"], "nn.MaxPool2d": [2], "nn.AvgPool2d": [2], "nn.ZeroPad2d": [[0, 1, 0, 1]],
     "nn.ReflectionPad2d": [1], "nn.Conv2d": [32, 3], "nn.ConvTranspose2d": [32, 2, 2],
     "nn.PixelShuffle": [2], "nn.PixelUnshuffle": [2], "GhostBottleneck": [32, 3, 2],
+    "HGStem": [16, 32], "HGBlock": [16, 32],
     "ResX": [64], "ResXCSPA": [64], "ResXCSPC": [64],  # 32 groups
 }  # fmt: skip
 BARE = {"out_width": [32], "out_width_repeated": [32]}

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from models import build_model
-from models.export.facts import ExportFacts
+from models.export.facts import SETTINGS, ExportFacts
 from models.export.networks import ExportedNetwork
-from models.export.one_to_one import ROWS, OneToOneNetwork, decode_rows
+from models.export.one_to_one import ROWS, OneToOneNetwork
 from models.heads.base import HeadOutput
 from models.heads.pose import EndToEndPose, LightPose, Pose, Pose26
 from models.losses.keypoints import FIELD
 from models.spec.parser import load_spec, read_spec
 from models.transfer.transfer import Source, transfer
-from tasks.keypoints import Keypoints
+from tasks import DETECT
+from tasks.keypoints import KEYS, Keypoints
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.types import Batch, Letterbox, Targets
@@ -116,10 +117,10 @@ def test_a_file_of_the_one_to_one_branch_holds_keypoints(end_to_end):
     lean = end_to_end.deploy()
     rows = OneToOneNetwork(lean)(torch.rand(1, 3, 64, 64))
     assert rows.shape == (1, ROWS, 6 + 9)
-    found = decode_rows(rows, nc=2, field="keypoints")
+    found = lean.task.from_rows(rows, nc=2)
     assert found.fields["keypoints"].shape == (1, ROWS, 9)
     with pytest.raises(ValueError, match="is needed"):
-        decode_rows(rows, nc=2)
+        DETECT.from_rows(rows, nc=2)
 
 
 def test_exported_tensors_come_back_with_what_the_file_says():
@@ -128,6 +129,7 @@ def test_exported_tensors_come_back_with_what_the_file_says():
     facts = ExportFacts(names=("a", "b"), task="pose", settings=model.task.settings)
     read = ExportFacts.from_metadata(facts.to_metadata(), source="file")
     assert read.settings == {"kpt_shape": [4, 2]}
+    assert SETTINGS == KEYS
     task = model.task.from_settings(read.settings, source="file")
     assert task.from_export([tensors], nc=2).fields["keypoints"].shape == (1, 64, 8)
     assert task.class_count([tuple(tensors.shape)]) == 2

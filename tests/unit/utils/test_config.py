@@ -35,7 +35,7 @@ def test_unused_published_keys_are_reported_once(tmp_path, capsys):
     ("text", "says"),
     [
         ("mosiac: 1", r"h\.yaml: unknown hyper-parameter 'mosiac', did you mean 'mosaic'\?"),
-        ("zzz: 1", "unknown hyper-parameter 'zzz'; known are lr0"),
+        ("zzz: 1", "unknown hyper-parameter 'zzz'; known are optimizer, lr0"),
         ("lr0: fast", "lr0: 'fast' is not a number"),
         ("lr0: true", "lr0: True is not a number"),
         ("lr0: .nan", "lr0: nan is out of range"),

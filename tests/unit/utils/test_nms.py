@@ -46,7 +46,7 @@ def test_nms_equals_its_definition(multi_label: bool, agnostic: bool, max_det: i
 
 @pytest.mark.parametrize("multi_label", [True, False])
 def test_of_equal_scores_the_first_candidate_leads(multi_label: bool) -> None:
-    predictions = random_predictions(2, 400, 3)
+    predictions = random_predictions(2, 120, 3)
     predictions = predictions.replace(scores=(predictions.scores * 4).floor() / 4)
     options = {"conf": 0.2, "iou": 0.4, "max_det": 1000, "multi_label": multi_label, "agnostic": False}
     for found, boxes, scores in zip(non_max_suppression(predictions, Suppression(**options)), *predictions):
