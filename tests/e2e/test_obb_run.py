@@ -141,7 +141,8 @@ def merged(*rows: tuple[float, ...]) -> list[float]:
     boxes, angle = unrotated(values[:, :5])
     view = values[:, 6].long()
     detections = Detections(boxes, values[:, 5], torch.zeros(len(rows)).long(), {"angle": angle})
-    found = merge_windows(WindowDetections(detections, windows[view], view), (100, 100), iou=0.45, max_det=10, rules=MergeRules(OBB.shapes, OBB.unite))
+    rules = MergeRules(OBB.shapes, OBB.unite)
+    found = merge_windows(WindowDetections(detections, windows[view], view), (100, 100), iou=0.45, max_det=10, rules=rules)
     return [round(score, 2) for score in found.scores.tolist()]
 
 

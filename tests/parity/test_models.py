@@ -83,7 +83,10 @@ def test_detections_and_both_deployed_branches_match_the_published_network(name)
         check_decoded(decoded_parts(net, net(images)), golden.tensor("decoded_one2many"), f"{name} one2many")
 
 
-@pytest.mark.parametrize("name", cases("models", [n for n in all_names("models") if n.startswith(("gelan", "yolov9")) and "seg" not in n], "biases"))
+WITH_BIASES = [n for n in all_names("models") if n.startswith(("gelan", "yolov9")) and "seg" not in n]
+
+
+@pytest.mark.parametrize("name", cases("models", WITH_BIASES, "biases"))
 def test_strides_and_initial_biases_match_the_published_network(name):
     meta = find("models", name).meta
     model = built(name)

@@ -295,7 +295,9 @@ def test_plugins_of_one_name_in_different_folders_are_separate_modules(tmp_path)
     assert all(sys.modules[c.__module__].Doubled is c for c in classes)
 
 
-@pytest.mark.parametrize(("text", "word"), [("raise OSError('no')", "OSError"), ("def (", "line 1: invalid syntax"), (None, "no such file")])
+@pytest.mark.parametrize(
+    ("text", "word"), [("raise OSError('no')", "OSError"), ("def (", "line 1: invalid syntax"), (None, "no such file")]
+)
 def test_a_bad_plugin_is_one_line(tmp_path, text, word):
     path = tmp_path / "bad.py"
     if text is not None:
