@@ -80,7 +80,7 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
             if len(found.records) == MOST_RUNS:
                 raise UserError(f"{folder}: more than {MOST_RUNS} runs; give fewer folders")
             _read_into(found, run, name=name, metric=metric)
-            metric = metric or next((main_metric(record.metrics) for record in found.records), "")
+            metric = metric or next((main_metric(record.metrics) for record in found.records if record.metrics), "")
     if not found.records:
         reasons = f": {found.notes[0]}" if found.notes else f"; a run folder has a {RESULTS}"
         raise UserError(f"{', '.join(map(str, paths)) or 'no folder given'}: no run to report{reasons}")
@@ -90,7 +90,7 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
     if baseline not in names:
         hint = nearest(baseline, names) or f"the variants are {', '.join(names[:9])}"
         raise UserError(f"--baseline {baseline}: no run of this variant; {hint}")
-    return Study(tuple(records), baseline, metric, tuple(found.notes) + _program_note(records))
+    return Study(tuple(records), baseline, metric or main_metric(()), tuple(found.notes) + _program_note(records))
 
 
 def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes: list[str] | None = None) -> RunRecord:
@@ -277,7 +277,7 @@ def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:
     except UserError as error:
         found.notes.append(f"{error}; the run is left out")
         return
-    if metric not in record.metrics and record.status is Status.FINISHED:
+    if (metric or main_metric(record.metrics)) not in record.metrics and record.status is Status.FINISHED:
         known = ", ".join(record.metrics) or "none"
         found.notes.append(f"{folder / RESULTS}: no value of {metric} (metrics there: {one_line(known, most=200)}); the run is left out")
         return

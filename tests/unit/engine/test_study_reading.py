@@ -158,3 +158,21 @@ def test_metrics_are_named_as_users_name_them():
     assert metric_name("mAP50-95") == metric_name("mAP@0.5:0.95") == metric_name(METRIC) == METRIC
     assert metric_name("metrics/mAP50(B)") == "metrics/mAP_0.5"
     assert best_row({"metrics/mAP_0.5": [float("nan"), 0.1], METRIC: [0.9, 0.1]}) == 1
+
+
+MASKS = "epoch," + ",".join(f"metrics/{name}({mark})" for mark in "BM" for name in ("precision", "recall", "mAP_0.5", "mAP_0.5:0.95")) + """
+1,0.5,0.5,0.5,0.40,0.5,0.5,0.5,0.10
+2,0.5,0.5,0.4,0.30,0.5,0.5,0.5,0.30
+3,0.5,0.5,0.4,0.35,0.5,0.5,0.4,0.20
+"""
+CLASSES = """epoch,metrics/accuracy_top1,metrics/accuracy_top5
+1,0.5,0.9
+2,0.6,0.7
+"""
+
+
+@pytest.mark.parametrize(("table", "metric", "best"), [(MASKS, f"{METRIC}(M)", 1), (CLASSES, "metrics/accuracy_top1", 0), (OURS, METRIC, 0)])
+def test_runs_of_a_task_are_compared_by_its_own_measure(make_run, table, metric, best):
+    study = read_study([make_run("one", table)], ReadOptions())
+    assert study.metric == metric
+    assert study.records[0].metrics[metric] == study.records[0].curves[metric][best]
