@@ -171,7 +171,9 @@ CLASSES = """epoch,metrics/accuracy_top1,metrics/accuracy_top5
 """
 
 
-@pytest.mark.parametrize(("table", "metric", "best"), [(MASKS, f"{METRIC}(M)", 1), (CLASSES, "metrics/accuracy_top1", 0), (OURS, METRIC, 0)])
+@pytest.mark.parametrize(
+    ("table", "metric", "best"), [(MASKS, f"{METRIC}(M)", 1), (CLASSES, "metrics/accuracy_top1", 0), (OURS, METRIC, 0)]
+)
 def test_runs_of_a_task_are_compared_by_its_own_measure(make_run, table, metric, best):
     study = read_study([make_run("one", table)], ReadOptions())
     assert study.metric == metric
