@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.explain.explaining import Chooser, ExplainOptions, Explanation, explain, letterboxed
-from engine.explain.figures import Panel, ShownImage, grid_figure, influence_titles
+from engine.explain.figures import Panel, ShownImage, chosen_extents, grid_figure, influence_titles
 from models.analysis.explained_targets import Target, counterparts
 from models.model import Model
 from utils.errors import UserError, nearest
@@ -62,7 +62,7 @@ def compare_figure(pair: Sequence[Explanation], labels: Sequence[str], method: s
     """A row of panels for each of two explanations: all rows together, then each row."""
     shown = ShownImage.of(pair[0])
     columns = 1 + max(len(one.titles) for one in pair)
-    boxes = pair[0].found.boxes[list(pair[0].chosen)].tolist()
+    boxes = chosen_extents(pair[0])
     panels: list[Panel] = []
     for one, label in zip(pair, labels):
         row = [shown.map_panel(one.planes[method], f"{label}: all rows", boxes=boxes)]

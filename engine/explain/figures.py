@@ -33,13 +33,21 @@ Image = NDArray[np.uint8]
 Panel = Callable[[Any, Any], None]  # draws into (figure, axes)
 
 
+def chosen_extents(explanation: Explanation) -> list[list[float]]:
+    """Axis-aligned boxes xyxy px about the detections that are explained; none where they are of the whole image."""
+    if explanation.task.whole_image:
+        return []
+    extents = explanation.task.shapes(explanation.found).extents
+    return extents[list(explanation.chosen)].tolist()  # type: ignore[no-any-return]
+
+
 def overlay(explanation: Explanation, method: str) -> Image:
     """The image (H, W, 3) RGB, in grey, with a map over it and the boxes that are explained."""
     image = viewable(explanation.image)
     height, width = image.shape[:2]
     plane = np.asarray(cv2.resize(explanation.planes[method], (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
     drawn = blend(image, plane)
-    boxes = explanation.found.boxes[list(explanation.chosen)].round().int().tolist()
+    boxes = [[round(side) for side in box] for box in chosen_extents(explanation)]
     thick = max(round((height + width) / 600), 1)
     for x1, y1, x2, y2 in boxes:
         cv2.rectangle(drawn, (x1, y1), (x2, y2), (255, 255, 255), thick, cv2.LINE_AA)
@@ -60,7 +68,7 @@ def blend(image: Image, plane: NDArray[np.float32], *, signed: bool = False) -> 
 def cam_figure(explanation: Explanation, method: str) -> Any:
     """The image with its detections, the map of all rows together, and each row's own."""
     shown = ShownImage.of(explanation)
-    boxes = explanation.found.boxes[list(explanation.chosen)].tolist()
+    boxes = chosen_extents(explanation)
     together = shown.map_panel(explanation.planes[method], "all rows together", boxes=boxes)
     panels: list[Panel] = [shown.detections_panel(explanation), together]
     if len(explanation.titles) > 1:
@@ -157,9 +165,13 @@ class ShownImage:
         found = explanation.found
 
         def draw(figure: Any, axes: Any) -> None:
-            drawn = explanation.task.draw(viewable(explanation.image), found, explanation.names, DrawStyle(hide_labels=True))
+            style = DrawStyle(hide_labels=not explanation.task.whole_image)
+            drawn = explanation.task.draw(viewable(explanation.image), found, explanation.names, style)
             self.show(axes, ShownImage(drawn).pixels, f"{len(found)} detections")
-            for number, (box, label, score) in enumerate(zip(found.boxes.tolist(), found.classes.tolist(), found.scores.tolist())):
+            if explanation.task.whole_image:
+                return  # its classes stand on the image, and have no place
+            boxes = explanation.task.shapes(found).extents.tolist()
+            for number, (box, label, score) in enumerate(zip(boxes, found.classes.tolist(), found.scores.tolist())):
                 if number in explanation.chosen or len(explanation.chosen) == 0:
                     text = f"{number} {shown_name(explanation.names[label], most=16)} {score:.2f}" if len(found) <= 12 else str(number)
                     self.box(axes, box, colour=_unit(colour_of(label)), text=text)
@@ -193,7 +205,8 @@ class ShownImage:
         def draw(figure: Any, axes: Any) -> None:
             self.show(axes, self.pixels, "place of interest")
             for number in explanation.chosen:
-                self.box(axes, explanation.found.boxes[number].tolist(), colour=_unit(colour_of(int(explanation.found.classes[number]))))
+                extents = explanation.task.shapes(explanation.found).extents
+                self.box(axes, extents[number].tolist(), colour=_unit(colour_of(int(explanation.found.classes[number]))))
             self._mark_query(axes, explanation)
 
         return draw

@@ -73,6 +73,9 @@ def explain_source(config: ExplainConfig) -> Report:
     weights = Path(config.weights) if config.weights else newest_weights()
     model = open_network(weights, device, config)
     other = open_network(Path(config.compare), device, config) if config.compare else None
+    if config.errors and model.task.coco_type is None:
+        why = f"tells errors apart by the overlap of upright boxes, which the task {model.task.name!r} does not have"
+        raise UserError(f"--errors: {why}; leave it out")
     options = options_of(config, model)
     report = Report(new_run_dir(config.project, config.name, exist_ok=config.exist_ok))
     sections: list[Section] = []

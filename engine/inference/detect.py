@@ -84,6 +84,7 @@ def detect(config: DetectConfig) -> Report:
     writer = ResultWriter(
         report.folder or Path(), predictor.names, options, predictor.task.result_rows,
         written=report.written, videos_at_once=source.at_once, extents=lambda found: predictor.task.shapes(found).extents,
+        whole_images=predictor.task.whole_image,
     )  # fmt: skip
     tracking = Tracking(config.track, writer.folder / "tracks")
     with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer, tracking:

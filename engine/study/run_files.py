@@ -167,7 +167,9 @@ def read_record(job: Job, *, stopped: str = "") -> RunRecord:
 
 def _settings(job: Job) -> dict[str, Any]:
     """What the caption of a table states."""
-    named = {key: job.flags[key] for key in ("data", "imgsz", "epochs", "batch_size", "hyp") if key in job.flags}
+    named = {key: job.flags[key] for key in ("data", "imgsz", "epochs", "batch_size") if key in job.flags}
+    recipe = json.dumps(dict(job.recipe), sort_keys=True, default=str)  # each variant has a file of its own: the values count
+    named["hyp"] = f"hyp.yaml {hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     return {**named, "compare": job.compare, "recipe": dict(job.recipe), "control_of": list(job.control_of)}
 
 

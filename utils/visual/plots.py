@@ -190,7 +190,8 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
     values = {key: np.array([_number(row[key]) for row in rows]) for key in rows[0]}
     epochs = values.get("epoch", np.arange(len(rows), dtype=float))
     metrics = [k for k in values if k.startswith("metrics/")]
-    groups = [[k for k in values if k.startswith("train/")] + metrics[:2], [k for k in values if k.startswith("val/")] + metrics[2:]]
+    half = (len(metrics) + 1) // 2
+    groups = [[k for k in values if k.startswith("train/")] + metrics[:half], [k for k in values if k.startswith("val/")] + metrics[half:]]
     columns = max(len(g) for g in groups) or 1
     with drawing(path, max(PAGE, 1.45 * columns), 3.4, dpi=200) as figure:
         handles: dict[str, Any] = {}
@@ -198,7 +199,7 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
         for axes_row, keys in zip(panels, groups):
             for axes, key in zip(axes_row, keys):
                 handles.update(_result_panel(axes, epochs, values[key]))
-                axes.set_title(shown_name(key), fontsize=7)
+                axes.set_title(shown_name(key.removeprefix("metrics/")), fontsize=7)
             for axes in axes_row[len(keys) :]:
                 axes.axis("off")
         for axes in panels[-1]:

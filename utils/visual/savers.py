@@ -65,6 +65,7 @@ class ResultWriter:
     options: SaveOptions
     result_rows: Callable[..., list[str]]  # of the task: (detections, hw, names=, with_confidence=) -> rows of a text file
     extents: Callable[[Detections], Any] = lambda found: found.boxes  # (n, 4) xyxy px about what is found, for crops and the table
+    whole_images: bool = False  # whether a result is one of the whole image
     written: dict[str, int] = field(default_factory=dict)
     videos_at_once: int = 1
     stems: dict[str, str] = field(default_factory=dict)
@@ -187,7 +188,9 @@ class ResultWriter:
         self._table.flush()
 
     def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
-        for box, label in zip(self.extents(found).tolist(), found.classes.tolist()):
+        """Each detection cut out; of a result of the whole image only the best class."""
+        shown = found[:1] if self.whole_images else found
+        for box, label in zip(self.extents(shown).tolist(), shown.classes.tolist()):
             folder = self.folder / "crops" / self._crop_folder(self.names[label])
             self._image(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", crop_of(image, box), "crops")
 
