@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HYPS = Path(__file__).parents[1] / "data" / "hyps"
 SMALL: dict[str, Any] = {
-    "hyp": str(HYPS / "hyp.demo.yaml"), "imgsz": 128, "epochs": 10, "batch_size": 8, "optimizer": "AdamW", "workers": 1,
+    "hyp": str(HYPS / "hyp.demo.yaml"), "imgsz": 128, "epochs": 9, "batch_size": 8, "optimizer": "AdamW", "workers": 1,
 }  # fmt: skip
 
 
