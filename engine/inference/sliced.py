@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.images.reading import ImageError
 from engine.inference.predictor import Predictor
-from engine.inference.slicing import MergeRules, WindowDetections, merge_windows, slice_windows
+from engine.inference.slicing import WindowDetections, merge_windows, slice_windows
 from tasks import Task
 from utils.errors import UserError
 from utils.types import Batch, Detections, Letterbox
@@ -67,11 +67,11 @@ class SlicedPredictor:
         for part in torch.arange(len(windows)).split(self.batch):
             detections, window = self._predict(image, windows[part])
             found.append(WindowDetections(detections, windows[part][window].float(), 1 + part[window]))
-        suppression, task = self.predictor.suppression, self.predictor.task
+        suppression = self.predictor.suppression
         together = WindowDetections.cat(found)
         return merge_windows(
             together, hw, iou=suppression.iou, max_det=suppression.max_det, agnostic=suppression.agnostic,
-            rules=MergeRules(task.shapes, task.unite),
+            task=self.predictor.task,
         )  # fmt: skip
 
     def _predict(self, image: np.ndarray, windows: Tensor) -> tuple[Detections, Tensor]:

@@ -17,14 +17,14 @@ in (Cluster-NMS, arXiv 2005.03572).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tasks.base import Shapes
+from tasks import DETECT, Task
 from utils.boxes import box_area
 from utils.types import Detections
 
@@ -33,7 +33,6 @@ COMPARABLE = 0.5  # ratio of scores: a cut box loses against whole ones down to 
 BORDER = 0.01  # of a window's side: boxes that end so close to its border touch it
 MAX_CANDIDATES = 30000  # best scores of an image that are merged
 ROWS = 512  # boxes that are compared with others at once
-Unite = Callable[[Detections, Tensor, Tensor], Detections]  # as ``Task.unite``
 
 
 @dataclass(frozen=True)
@@ -74,34 +73,6 @@ class WindowDetections:
         )
 
 
-ShapesOf = Callable[[Detections], Shapes]
-
-
-class MergeRules(NamedTuple):
-    """What a task knows of detections that several windows share.
-
-    Attributes:
-        shapes: what detections cover, see :class:`tasks.base.Shapes`.
-        unite: joins what pieces of an object have beside boxes.
-    """
-
-    shapes: ShapesOf
-    unite: Unite
-
-
-def boxes_as_shapes(detections: Detections) -> Shapes:
-    """Those of axis-aligned boxes."""
-    return Shapes.of_boxes(detections.boxes)
-
-
-def no_more_than_boxes(detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
-    """The :data:`Unite` of detections that have only boxes."""
-    return detections
-
-
-OF_BOXES = MergeRules(boxes_as_shapes, no_more_than_boxes)
-
-
 def slice_windows(hw: tuple[int, int], size_hw: tuple[int, int], overlap: float) -> Tensor:
     """Windows of one size that cover an image exactly, spread evenly, the outer ones flush with its borders.
 
@@ -120,7 +91,7 @@ def slice_windows(hw: tuple[int, int], size_hw: tuple[int, int], overlap: float)
 
 
 def merge_windows(
-    found: WindowDetections, hw: tuple[int, int], *, iou: float, max_det: int, agnostic: bool = False, rules: MergeRules = OF_BOXES
+    found: WindowDetections, hw: tuple[int, int], *, iou: float, max_det: int, agnostic: bool = False, task: Task = DETECT
 ) -> Detections:
     """One box for each object out of what all views have found.
 
@@ -130,15 +101,15 @@ def merge_windows(
         iou: Overlap that suppression used; where it is below one half, boxes of different views are one object from there on too.
         max_det: The most boxes that are returned.
         agnostic: Boxes compete across classes.
-        rules: what the task knows.
+        task: What the detections are: what they cover, and what joined pieces have beside boxes.
     """
     if len(found.scores) > MAX_CANDIDATES:
         found = found[found.scores.topk(MAX_CANDIDATES).indices]
     same = min(iou, SAME)
-    if rules.shapes(found.detections).can_grow:
-        found = _drop_beaten(found, hw, same, rules.shapes, agnostic=agnostic, pieces_compete=False)
-        found = _join_pieces(found, hw, agnostic=agnostic, unite=rules.unite)
-    found = _drop_beaten(found, hw, same, rules.shapes, agnostic=agnostic, pieces_compete=True)
+    if task.shapes(found.detections).can_grow:
+        found = _drop_beaten(found, hw, same, task, agnostic=agnostic, pieces_compete=False)
+        found = _join_pieces(found, hw, agnostic=agnostic, task=task)
+    found = _drop_beaten(found, hw, same, task, agnostic=agnostic, pieces_compete=True)
     order = found.scores.argsort(descending=True, stable=True)[:max_det]
     return found.detections[order]
 
@@ -153,13 +124,13 @@ def _starts(length: int, size: int, overlap: float) -> Tensor:
 
 
 def _drop_beaten(
-    found: WindowDetections, hw: tuple[int, int], same: float, shapes: ShapesOf, *, agnostic: bool, pieces_compete: bool
+    found: WindowDetections, hw: tuple[int, int], same: float, task: Task, *, agnostic: bool, pieces_compete: bool
 ) -> WindowDetections:
     """Without the boxes that lose against a better box of the same object."""
-    cut = _cut_sides(shapes(found.detections).extents, found.windows, hw).any(dim=1)
+    cut = _cut_sides(task.shapes(found.detections).extents, found.windows, hw).any(dim=1)
     order = (found.scores * torch.where(cut, COMPARABLE, 1.0)).argsort(descending=True, stable=True)
     found, cut = found[order], cut[order]
-    covered = shapes(found.detections)
+    covered = task.shapes(found.detections)
     better, worse = _pairs(covered.extents, found, agnostic=agnostic)
     common, area = covered.common(better, worse), covered.area
     agreement = common / (area[better] + area[worse] - common).clamp(min=1e-7)
@@ -171,7 +142,7 @@ def _drop_beaten(
     return found[_greedy(better[beats], worse[beats], len(order))]
 
 
-def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool, unite: Unite) -> WindowDetections:
+def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool, task: Task) -> WindowDetections:
     """With the pieces of an object that windows have cut as one box; what is joined may be a piece of something longer."""
     while True:
         found = found[found.scores.argsort(descending=True, stable=True)]
@@ -188,10 +159,10 @@ def _join_pieces(found: WindowDetections, hw: tuple[int, int], *, agnostic: bool
         agree = common > SAME * (box_area(first) + box_area(second) - common)
         if not agree.any():
             return found
-        found = _unite(found, better[agree], worse[agree], unite)
+        found = _unite(found, better[agree], worse[agree], task)
 
 
-def _unite(found: WindowDetections, better: Tensor, worse: Tensor, unite: Unite) -> WindowDetections:
+def _unite(found: WindowDetections, better: Tensor, worse: Tensor, task: Task) -> WindowDetections:
     """Every box that a better one has won becomes part of the best of those; of each view only the best piece makes it larger."""
     count = len(found.scores)
     kept = _greedy(better, worse, count)
@@ -206,7 +177,7 @@ def _unite(found: WindowDetections, better: Tensor, worse: Tensor, unite: Unite)
     grown = torch.zeros(count, dtype=torch.bool).index_fill(0, owner[~kept], True)
     view = torch.where(grown, found.view.max() + 1 + torch.arange(count), found.view)  # one of its own: what has grown competes with all
     added = adds & ~kept
-    detections = unite(found.detections.replace(boxes=boxes), owner[added], added.nonzero()[:, 0])
+    detections = task.unite(found.detections.replace(boxes=boxes), owner[added], added.nonzero()[:, 0])
     return WindowDetections(detections, windows, view)[kept]
 
 

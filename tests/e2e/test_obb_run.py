@@ -13,7 +13,7 @@ import detect
 import export
 import train
 import val
-from engine.inference.slicing import MergeRules, WindowDetections, merge_windows
+from engine.inference.slicing import WindowDetections, merge_windows
 from models import build_model
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.export.model import load_exported
@@ -141,8 +141,7 @@ def merged(*rows: tuple[float, ...]) -> list[float]:
     boxes, angle = unrotated(values[:, :5])
     view = values[:, 6].long()
     detections = Detections(boxes, values[:, 5], torch.zeros(len(rows)).long(), {"angle": angle})
-    rules = MergeRules(OBB.shapes, OBB.unite)
-    found = merge_windows(WindowDetections(detections, windows[view], view), (100, 100), iou=0.45, max_det=10, rules=rules)
+    found = merge_windows(WindowDetections(detections, windows[view], view), (100, 100), iou=0.45, max_det=10, task=OBB)
     return [round(score, 2) for score in found.scores.tolist()]
 
 
