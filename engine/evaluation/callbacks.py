@@ -86,7 +86,7 @@ class TextSaver:
     def on_batch(self, evaluated: EvaluatedBatch) -> None:
         if self.writer is None:
             options = SaveOptions(images=False, txt=True, conf=self.with_confidence)
-            self.writer = ResultWriter(self.folder, self.names, options, evaluated.task.result_rows, stems=self.stems)
+            self.writer = ResultWriter(self.folder, self.names, options, evaluated.task, stems=self.stems)
         rows = []
         for i, (path, detections) in enumerate(zip(evaluated.batch.paths, evaluated.detections)):
             found = evaluated.task.add_truth(detections, evaluated.truth, image=i) if self.with_truth else detections

@@ -82,10 +82,8 @@ def detect(config: DetectConfig) -> Report:
     writes = options.any or config.visualize or config.track
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if writes else None
     writer = ResultWriter(
-        report.folder or Path(), predictor.names, options, predictor.task.result_rows,
-        written=report.written, videos_at_once=source.at_once, extents=lambda found: predictor.task.shapes(found).extents,
-        whole_images=predictor.task.whole_image,
-    )  # fmt: skip
+        report.folder or Path(), predictor.names, options, predictor.task, written=report.written, videos_at_once=source.at_once
+    )
     tracking = Tracking(config.track, writer.folder / "tracks")
     with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer, tracking:
         for predicted in predict_frames(read, predictor, sliced):

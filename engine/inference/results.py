@@ -25,7 +25,7 @@ from utils.boxes import normalised, xyxy_to_cxcywh
 from utils.errors import UserError, nearest
 from utils.run_folders import new_run_dir
 from utils.types import Detections
-from utils.visual.savers import ResultWriter, SaveOptions, crop_of
+from utils.visual.savers import ResultWriter, SaveOptions, crop_of, cut_out
 
 COLUMNS = {"xyxy": ("xmin", "ymin", "xmax", "ymax"), "xywh": ("xcenter", "ycenter", "width", "height")}
 FOLDER = "runs/hub"
@@ -156,8 +156,8 @@ class Results:
         shown = []
         for i in range(min(len(self), NOTEBOOK_IMAGES)):
             data, text = _as_png(self[i].plot()), html.escape(self._line(i))
-            picture = f'<img src="data:image/png;base64,{data}" alt="{text}" style="max-width:100%">'
-            shown.append(f'<figure style="display:inline-block;margin:4px">{picture}<figcaption>{text}</figcaption></figure>')
+            image = f'<img src="data:image/png;base64,{data}" alt="{text}" style="max-width:100%">'
+            shown.append(f'<figure style="display:inline-block;margin:4px">{image}<figcaption>{text}</figcaption></figure>')
         if len(self) > NOTEBOOK_IMAGES:
             shown.append(f"<p>… and {len(self) - NOTEBOOK_IMAGES} more images</p>")
         return f"<div>{''.join(shown) or 'no image'}</div>"
@@ -193,7 +193,7 @@ class Results:
             self._write(save_dir, SaveOptions(images=False, crops=True), self.ims, exist_ok=exist_ok)
         return [
             Crop(box, float(score), int(label), self.names[int(label)], crop_of(im, box.tolist()))
-            for im, found in zip(self.ims, self.found)
+            for im, found in zip(self.ims, [cut_out(self.task, found) for found in self.found])
             for box, score, label in zip(found.boxes, found.scores, found.classes)
         ]
 
@@ -256,7 +256,7 @@ class Results:
     def _write(self, save_dir: str | Path | None, options: SaveOptions, drawn: Sequence[np.ndarray], *, exist_ok: bool) -> Path:
         where = Path(save_dir) if save_dir else Path(FOLDER) / "exp"
         folder = new_run_dir(where.parent, where.name, exist_ok=exist_ok)
-        with ResultWriter(folder, self.names, options, self.task.result_rows) as writer:
+        with ResultWriter(folder, self.names, options, self.task) as writer:
             for file, image, found, shown in zip(self.files, self.ims, self.found, drawn):
                 writer.write(file, image, found, drawn=shown)
         return folder

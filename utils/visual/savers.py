@@ -6,11 +6,11 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import cv2
 import numpy as np
@@ -48,6 +48,25 @@ class _Video(NamedTuple):
     size_wh: tuple[int, int]  # px
 
 
+class ResultKind(Protocol):
+    """What is asked of a task (``tasks.base.Task``) where its results are written."""
+
+    @property
+    def whole_image(self) -> bool: ...
+
+    def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
+        """Rows of a text file."""
+
+    def shapes(self, detections: Detections) -> Any:
+        """What detections cover, with axis-aligned ``extents`` (n, 4) xyxy px."""
+
+
+def cut_out(task: ResultKind, found: Detections) -> Detections:
+    """The detections that become images of their own, with the boxes to cut: of a result of the whole image only the best class."""
+    shown = found[:1] if task.whole_image else found
+    return shown.replace(boxes=task.shapes(shown).extents)
+
+
 @dataclass
 class ResultWriter:
     """Writes the results of one run into a folder; a context manager, since videos and the table stay open meanwhile.
@@ -63,9 +82,7 @@ class ResultWriter:
     folder: Path
     names: Sequence[str]
     options: SaveOptions
-    result_rows: Callable[..., list[str]]  # of the task: (detections, hw, names=, with_confidence=) -> rows of a text file
-    extents: Callable[[Detections], Any] = lambda found: found.boxes  # (n, 4) xyxy px about what is found, for crops and the table
-    whole_images: bool = False  # whether a result is one of the whole image
+    task: ResultKind
     written: dict[str, int] = field(default_factory=dict)
     videos_at_once: int = 1
     stems: dict[str, str] = field(default_factory=dict)
@@ -171,7 +188,7 @@ class ResultWriter:
             path.unlink(missing_ok=True)  # of an earlier run with --exist-ok
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self.result_rows(found, (hw[0], hw[1]), names=self.names, with_confidence=self.options.conf)
+        rows = self.task.result_rows(found, (hw[0], hw[1]), names=self.names, with_confidence=self.options.conf)
         path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
         self._count("labels")
 
@@ -181,16 +198,15 @@ class ResultWriter:
             self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed on exit
             csv.writer(self._table).writerow(CSV_COLUMNS)
         writer: Any = csv.writer(self._table)
-        for box, score, label in zip(self.extents(found).tolist(), found.scores.tolist(), found.classes.tolist()):
+        for box, score, label in zip(self.task.shapes(found).extents.tolist(), found.scores.tolist(), found.classes.tolist()):
             row = [csv_cell(name), csv_cell(self.names[label]), f"{score:.4f}", "" if frame is None else frame]
             writer.writerow(row + [f"{value:.1f}" for value in box])
         self.written["rows"] = self.written.get("rows", 0) + len(found.boxes)
         self._table.flush()
 
     def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
-        """Each detection cut out; of a result of the whole image only the best class."""
-        shown = found[:1] if self.whole_images else found
-        for box, label in zip(self.extents(shown).tolist(), shown.classes.tolist()):
+        shown = cut_out(self.task, found)
+        for box, label in zip(shown.boxes.tolist(), shown.classes.tolist()):
             folder = self.folder / "crops" / self._crop_folder(self.names[label])
             self._image(folder / f"{self._unique(f'{folder.name}/{stem}', stem)}.jpg", crop_of(image, box), "crops")
 

@@ -113,7 +113,7 @@ BLANK = np.zeros((16, 16, 3), np.uint8)
 
 
 def test_a_video_frame_does_not_overwrite_the_labels_of_an_image(tmp_path: Path) -> None:
-    writer = ResultWriter(tmp_path, NAMES, SaveOptions(images=False, txt=True), DETECT.result_rows)
+    writer = ResultWriter(tmp_path, NAMES, SaveOptions(images=False, txt=True), DETECT)
     with writer:
         writer.write("clip_2.png", BLANK, BOX, drawn=BLANK)
         for frame in (1, 2, 3):
@@ -136,7 +136,7 @@ def test_names_as_files(name: str, expected: str, tmp_path: Path) -> None:
 def test_crops_have_a_folder_for_each_class(tmp_path: Path) -> None:
     names = ("..", "a/b", "a_b", "Dog", "dog", "CON")
     found = Detections(BOX.boxes.repeat(6, 1), torch.ones(6), torch.arange(6))
-    with ResultWriter(tmp_path / "run", names, SaveOptions(images=False, crops=True), DETECT.result_rows) as writer:
+    with ResultWriter(tmp_path / "run", names, SaveOptions(images=False, crops=True), DETECT) as writer:
         writer.write("x.png", BLANK, found, drawn=BLANK)
     folders = {p.parent.name for p in (tmp_path / "run/crops").rglob("*.jpg")}
     assert folders == {"_", "a_b", "a_b_2", "Dog", "dog_2", "_CON"}
@@ -146,7 +146,7 @@ def test_crops_have_a_folder_for_each_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["=1+1", "+SUM(A1)", "-cmd|'calc'!A0", "@x", "\t=1", "\r=1", "\n=1"])
 def test_no_cell_of_a_csv_file_begins_a_formula(text: str, tmp_path: Path) -> None:
     assert csv_cell(text) == f"'{text}"
-    with ResultWriter(tmp_path, (text,), SaveOptions(images=False, csv=True), DETECT.result_rows) as writer:
+    with ResultWriter(tmp_path, (text,), SaveOptions(images=False, csv=True), DETECT) as writer:
         writer.write(f"{text.strip()}.png", BLANK, BOX, drawn=BLANK)
     with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
         _, row = csv.reader(file)
