@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tasks import Task
-from utils.boxes import xyxy_to_cxcywh
 from utils.masks.outlines import joined, rings_of_packed
 from utils.masks.packed import unpack_tensor
+from utils.rotated.boxes import corners_of, rotated_boxes
 from utils.types import Detections
 
 STANDARD = ("masks", "keypoints", "obb", "probs")  # attributes that every result has: None where its task has none
@@ -71,16 +70,12 @@ def masks_of(found: Detections, hw: tuple[int, int]) -> Masks:
 
 def oriented_boxes(found: Detections, hw: tuple[int, int]) -> Tensor:
     """(n, 5) centre, width and height in px, and the angle in radians."""
-    return torch.cat((xyxy_to_cxcywh(found.boxes), found.fields["angle"].reshape(-1, 1).to(found.boxes)), dim=1)
+    return rotated_boxes(found.boxes, found.fields["angle"].to(found.boxes))
 
 
 def corners(obb: Tensor) -> Tensor:
     """(n, 4, 2) corners in px of boxes (n, 5), from that which is top left before the rotation, clockwise in the image."""
-    cosine, sine = obb[:, 4].cos(), obb[:, 4].sin()
-    across = torch.stack((cosine, sine), dim=1) * obb[:, 2:3] / 2  # (n, 2)
-    down = torch.stack((-sine, cosine), dim=1) * obb[:, 3:4] / 2
-    centre = obb[:, :2]
-    return torch.stack((centre - across - down, centre + across - down, centre + across + down, centre - across + down), dim=1)
+    return corners_of(obb)[:, [2, 1, 0, 3]]
 
 
 VIEWS: dict[str, FieldView] = {"masks": FieldView("masks", masks_of), "angle": FieldView("obb", oriented_boxes)}

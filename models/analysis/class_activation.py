@@ -63,7 +63,6 @@ METHODS: Mapping[str, Method] = {
     "hirescam": hires_cam,
     "eigencam": eigen_cam,
 }
-WITHOUT_TARGET = ("eigencam",)
 
 
 def method_of(name: str) -> Method:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.assigners.targets import PaddedTargets
+from utils.boxes import xyxy_to_cxcywh
 from utils.errors import UserError
 from utils.iou import giou
 
@@ -71,12 +72,7 @@ def cost_matrix(boxes_xyxy: Tensor, logits: Tensor, targets: PaddedTargets) -> T
     index = targets.labels[None, :, None].expand(*logits.shape[:3], -1)
     classes = (positive - negative).gather(3, index)
     wanted = targets.boxes_xyxy.to(boxes_xyxy.dtype)
-    apart = torch.cdist(_cxcywh(boxes_xyxy), _cxcywh(wanted).expand(len(logits), -1, -1, -1), p=1)
+    apart = torch.cdist(xyxy_to_cxcywh(boxes_xyxy), xyxy_to_cxcywh(wanted).expand(len(logits), -1, -1, -1), p=1)
     overlap = giou(boxes_xyxy[:, :, :, None], wanted[None, :, None])
     costs = CLASS_COST * classes + BOX_COST * apart + GIOU_COST * (1 - overlap)
     return costs.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    low, high = boxes_xyxy.split(2, dim=-1)
-    return torch.cat(((low + high) / 2, high - low), dim=-1)

@@ -105,8 +105,8 @@ class SampledAttention(nn.Module):
         grids = places.permute(0, 2, 3, 1, 4, 5).flatten(0, 1).unbind(dim=1)  # a level: (B · heads, Q, P, 2)
         sampled = [self._sample(features, grid) for features, grid in zip(maps, grids)]  # (B · heads, d, Q, P) each
         weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)  # (B · heads, 1, Q, L · P)
-        looked_at = (torch.cat(sampled, dim=-1) * weights).sum(dim=-1)  # (B · heads, d, Q)
-        return self.output_proj(looked_at.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2))
+        gathered = (torch.cat(sampled, dim=-1) * weights).sum(dim=-1)  # (B · heads, d, Q)
+        return self.output_proj(gathered.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2))
 
     def _sample(self, features: Tensor, grid: Tensor) -> Tensor:
         """Values of one level at the places of a grid."""
