@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.labels.dota import DotaFile, dota_files, read_dota
+from data.labels.dota import dota_files, read_dota
 from data.labels.probing import probe_labels
 from data.labels.problems import MISSING, Problem
 from data.tools.voc_to_yolo import ImageIndex
-from data.tools.writing import Converted, write_yolo_dataset
-from utils.errors import UserError
+from data.tools.writing import Converted, names_of, print_written, write_yolo_dataset
 
 
 def dota_to_yolo(
@@ -35,7 +34,7 @@ def dota_to_yolo(
         UserError: no label file, a file that would be written twice, exists already or cannot be written, or no object at all.
     """
     read = [read_dota(path, difficult=difficult) for path in dota_files(annotations)]
-    names = tuple(names) or _all_names(read, annotations)
+    names = tuple(names) or names_of(read, annotations)
     folder = annotations if annotations.is_dir() else annotations.parent
     index, converted, problems = ImageIndex(images), [], []
     for found in read:
@@ -50,14 +49,5 @@ def dota_to_yolo(
         if labels.is_usable:
             converted.append(Converted(f"{split}/{own}{image.suffix}", labels, str(found.path), image))
     written = write_yolo_dataset(out, converted, names, segments=True, exist_ok=exist_ok)
-    skipped = sum(f.difficult for f in read)
-    print(written + (f"; {skipped} difficult objects left out (--difficult keeps them)" if skipped else ""))
+    print_written(written, read)
     return problems
-
-
-def _all_names(read: Sequence[DotaFile], annotations: Path) -> tuple[str, ...]:
-    names = tuple(sorted({label for f in read for label in f.labels}))
-    if not names:
-        first = next((f", first: {f.problems[0]}" for f in read if f.problems), "")
-        raise UserError(f"{annotations}: no object in {len(read)} files{first}")
-    return names

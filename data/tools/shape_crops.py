@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from data.tools.embedded import ensure_drawn
-from data.tools.shapes import NAMES, VERSION, draw_image
+from data.tools.shapes import NAMES, VERSION, draw_image, write_jpeg
 
 CROPS = {"train": 100, "val": 25}  # of each class
 MARGIN = 0.25  # of the shape's longer side, on each side of it
@@ -29,8 +28,7 @@ def generate(folder: Path) -> None:
             (folder / split / name).mkdir(parents=True)
         for name, crop in shapes_of_scenes(number):
             if counts[name] < most:
-                encoded = cv2.imencode(".jpg", crop[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
-                encoded.tofile(folder / split / name / f"{counts[name]:03d}.jpg")
+                write_jpeg(folder / split / name / f"{counts[name]:03d}.jpg", crop)
                 counts[name] += 1
             if all(count >= most for count in counts.values()):
                 break

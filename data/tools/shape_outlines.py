@@ -5,15 +5,13 @@ Label files have one polygon an object, with bridges to holes and to pieces that
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from data.tools.embedded import ensure_drawn
-from data.tools.shapes import COUNTS, NAMES, VERSION, draw_scene
+from data.tools.shapes import COUNTS, NAMES, VERSION, write_annotations, write_scenes
 from utils.masks.outlines import joined, rings_of
 from utils.masks.packed import pack
 from utils.masks.rle import encode_packed
@@ -26,24 +24,16 @@ def ensure_shape_outlines(folder: Path) -> Path:
 
 def generate(folder: Path) -> None:
     """Writes images, YOLO labels and COCO annotations of both splits below ``folder``."""
-    for number, (split, count) in enumerate(COUNTS.items()):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    for split in COUNTS:
         content: dict[str, list[dict[str, Any]]] = {
             "images": [], "annotations": [], "categories": [{"id": i + 1, "name": n} for i, n in enumerate(NAMES)],
         }  # fmt: skip
-        for i in range(count):
-            scene = draw_scene(np.random.default_rng([VERSION, number, i]))
+        for scene, label_file in write_scenes(folder, split):
             classes = [shape.label for shape in scene.placed]
-            name = f"{split}_{i:04d}"
-            encoded = cv2.imencode(".jpg", scene.image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
-            encoded.tofile(folder / "images" / split / f"{name}.jpg")
             masks = scene.owner[None] == np.arange(len(classes))[:, None, None]
-            (folder / "labels" / split / f"{name}.txt").write_text(_yolo_rows(classes, masks))
-            _add_to_coco(content, f"{name}.jpg", classes, masks)
-        target = folder / "annotations" / f"instances_{split}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(content))
+            label_file.write_text(_yolo_rows(classes, masks))
+            _add_to_coco(content, f"{label_file.stem}.jpg", classes, masks)
+        write_annotations(folder, f"instances_{split}", content)
 
 
 def _yolo_rows(classes: list[int], masks: np.ndarray) -> str:

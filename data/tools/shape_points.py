@@ -6,15 +6,13 @@ One that another shape hides is labelled as hidden, one outside the image not at
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from data.tools.embedded import ensure_drawn
-from data.tools.shapes import COUNTS, NAMES, VERSION, Placed, Scene, draw_scene, extent
+from data.tools.shapes import COUNTS, NAMES, VERSION, Placed, Scene, extent, write_annotations, write_scenes
 
 POINT_NAMES = ("top", "right", "bottom", "left")
 SKELETON = ((0, 1), (1, 2), (2, 3), (3, 0))
@@ -29,27 +27,20 @@ def ensure_shape_points(folder: Path) -> Path:
 
 def generate(folder: Path) -> None:
     """Writes images, YOLO labels and COCO annotations of both splits below ``folder``."""
-    for number, (split, count) in enumerate(COUNTS.items()):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True)
+    for split in COUNTS:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for i in range(count):
-            scene = draw_scene(np.random.default_rng([VERSION, number, i]))
-            name = f"{split}_{i:04d}"
-            encoded = cv2.imencode(".jpg", scene.image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
-            encoded.tofile(folder / "images" / split / f"{name}.jpg")
+        for image_id, (scene, label_file) in enumerate(write_scenes(folder, split), 1):
             h, w = scene.image.shape[:2]
-            images.append({"id": i + 1, "file_name": f"{name}.jpg", "width": w, "height": h})
+            images.append({"id": image_id, "file_name": f"{label_file.stem}.jpg", "width": w, "height": h})
             objects = [(p, extent(scene.owner == k), keypoints_of(p, k, scene)) for k, p in enumerate(scene.placed)]
             rows = [_yolo_row(*found, hw=(h, w)) for found in objects]
-            (folder / "labels" / split / f"{name}.txt").write_text("".join(rows))
-            annotations += [_annotation(*found, image_id=i + 1, number=len(annotations) + n) for n, found in enumerate(objects, 1)]
-        target = folder / "annotations" / f"person_keypoints_{split}.json"
-        target.parent.mkdir(exist_ok=True)
+            label_file.write_text("".join(rows))
+            annotations += [_annotation(*found, image_id=image_id, number=len(annotations) + n) for n, found in enumerate(objects, 1)]
         described = {"keypoints": list(POINT_NAMES), "skeleton": [[a + 1, b + 1] for a, b in SKELETON]}  # COCO counts from 1
         categories = [{"id": c + 1, "name": name, **described} for c, name in enumerate(NAMES)]
-        target.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_annotations(folder, f"person_keypoints_{split}", content)
 
 
 def keypoints_of(placed: Placed, number: int, scene: Scene) -> np.ndarray:

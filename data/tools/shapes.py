@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,25 +50,44 @@ def ensure_shapes(folder: Path) -> Path:
 
 def generate(folder: Path) -> None:
     """Writes images, YOLO labels and COCO annotations of both splits below ``folder``."""
-    for number, (split, count) in enumerate(COUNTS.items()):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    for split in COUNTS:
         images = []
-        for i in range(count):
-            image, classes, boxes = draw_image(np.random.default_rng([VERSION, number, i]))
-            name = f"{split}_{i:04d}"
-            encoded = cv2.imencode(".jpg", image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
-            encoded.tofile(folder / "images" / split / f"{name}.jpg")
-            (folder / "labels" / split / f"{name}.txt").write_text(_yolo_rows(classes, boxes, image.shape[:2]))
-            images.append((f"{name}.jpg", image.shape[:2], classes, boxes))
-        target = folder / "annotations" / f"instances_{split}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(_coco(images)))
+        for scene, label_file in write_scenes(folder, split):
+            image, classes, boxes = visible_boxes(scene)
+            label_file.write_text(_yolo_rows(classes, boxes, image.shape[:2]))
+            images.append((f"{label_file.stem}.jpg", image.shape[:2], classes, boxes))
+        write_annotations(folder, f"instances_{split}", _coco(images))
+
+
+def write_scenes(folder: Path, split: str) -> Iterator[tuple[Scene, Path]]:
+    """Writes the images of a split below ``folder``, and gives each scene with the label file that the caller writes."""
+    for kind in ("images", "labels"):
+        (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    for i in range(COUNTS[split]):
+        scene = draw_scene(np.random.default_rng([VERSION, [*COUNTS].index(split), i]))
+        name = f"{split}_{i:04d}"
+        write_jpeg(folder / "images" / split / f"{name}.jpg", scene.image)
+        yield scene, folder / "labels" / split / f"{name}.txt"
+
+
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """An image (H, W, 3) uint8 RGB as a file."""
+    cv2.imencode(".jpg", image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1].tofile(path)
+
+
+def write_annotations(folder: Path, name: str, content: Any) -> None:
+    """A COCO file below ``folder``."""
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / "annotations" / f"{name}.json").write_text(json.dumps(content))
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
     """One image: (H, W, 3) uint8 RGB, class numbers, and xyxy boxes in px of what is visible."""
-    scene = draw_scene(rng)
+    return visible_boxes(draw_scene(rng))
+
+
+def visible_boxes(scene: Scene) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
+    """The image of a scene, class numbers, and xyxy boxes in px of what is visible."""
     return scene.image, [p.label for p in scene.placed], [extent(scene.owner == i) for i in range(len(scene.placed))]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from data.tools.embedded import ensure_drawn
-from data.tools.shapes import COUNTS, VERSION, Scene, draw_scene
+from data.tools.shapes import COUNTS, VERSION, Scene, write_scenes
 
 
 def ensure_shapes_obb(folder: Path) -> Path:
@@ -19,15 +18,9 @@ def ensure_shapes_obb(folder: Path) -> Path:
 
 def generate(folder: Path) -> None:
     """Writes images and label rows of four corners of both splits below ``folder``."""
-    for number, (split, count) in enumerate(COUNTS.items()):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            scene = draw_scene(np.random.default_rng([VERSION, number, i]))
-            name = f"{split}_{i:04d}"
-            encoded = cv2.imencode(".jpg", scene.image[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
-            encoded.tofile(folder / "images" / split / f"{name}.jpg")
-            (folder / "labels" / split / f"{name}.txt").write_text(label_rows(scene))
+    for split in COUNTS:
+        for scene, label_file in write_scenes(folder, split):
+            label_file.write_text(label_rows(scene))
 
 
 def label_rows(scene: Scene) -> str:

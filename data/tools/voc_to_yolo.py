@@ -10,8 +10,7 @@ from data.images.reading import is_image
 from data.labels.problems import MISSING, Problem
 from data.labels.tree import walk_tree
 from data.labels.voc import VocFile, read_voc, voc_files
-from data.tools.writing import Converted, print_image_folders, write_yolo_dataset
-from utils.errors import UserError
+from data.tools.writing import Converted, names_of, print_image_folders, print_written, write_yolo_dataset
 
 
 def voc_to_yolo(
@@ -38,7 +37,7 @@ def voc_to_yolo(
     """
     files = voc_files(annotations)
     read = [read_voc(path, one_based=one_based, difficult=difficult) for path in files]
-    names = tuple(names) or _all_names(read, annotations)
+    names = tuple(names) or names_of(read, annotations)
     folder = annotations if annotations.is_dir() else annotations.parent
     index = None if images is None else ImageIndex(images)
     converted, problems = [], [p for f in read for p in f.problems]
@@ -54,8 +53,7 @@ def voc_to_yolo(
         suffix = image.suffix if image else ".jpg"
         converted.append(Converted(f"{split}/{own}{suffix}", labels, str(found.path), image))
     written = write_yolo_dataset(out, converted, names, exist_ok=exist_ok)
-    skipped = sum(f.difficult for f in read)
-    print(written + (f"; {skipped} difficult objects left out (--difficult keeps them)" if skipped else ""))
+    print_written(written, read)
     _print_renamed(read, have_images=images is not None)
     print_image_folders(out, [split], have_images=images is not None)
     return problems
@@ -103,12 +101,3 @@ def _print_renamed(read: Sequence[VocFile], *, have_images: bool) -> None:
     if other and not have_images:
         count, first = f"{len(other)} of {len(read)} XML files", f"{other[0].path} names {other[0].image_name}"
         print(f"{count} name another image than their own name says, first: {first}; label files are named after the XML")
-
-
-def _all_names(read: Sequence[VocFile], annotations: Path) -> tuple[str, ...]:
-    """All class names that occur, sorted."""
-    names = tuple(sorted({label for f in read for label in f.labels}))
-    if not names:
-        first = next((f", first: {f.problems[0]}" for f in read if f.problems), "")
-        raise UserError(f"{annotations}: no object in {len(read)} files{first}")
-    return names

@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
 
 from data.labels.files import label_path
+from data.labels.problems import Problem
 from data.labels.table import ImageLabels, build_table
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -169,3 +170,29 @@ def dataset_yaml(splits: Mapping[str, str], names: Sequence[str], *, more: Mappi
     """The text of a dataset file that lies in the data set's own folder."""
     content = {**splits, **(more or {}), "names": dict(enumerate(names))}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+class ReadFile(Protocol):
+    """A label file of another format, as its reader gives it."""
+
+    @property
+    def labels(self) -> Sequence[str]: ...
+    @property
+    def difficult(self) -> int: ...
+    @property
+    def problems(self) -> Sequence[Problem]: ...
+
+
+def names_of(read: Sequence[ReadFile], annotations: Path) -> tuple[str, ...]:
+    """All class names that occur, sorted. Raises UserError where there is none."""
+    names = tuple(sorted({label for f in read for label in f.labels}))
+    if not names:
+        first = next((f", first: {f.problems[0]}" for f in read if f.problems), "")
+        raise UserError(f"{annotations}: no object in {len(read)} files{first}")
+    return names
+
+
+def print_written(written: str, read: Sequence[ReadFile]) -> None:
+    """What was written, and how many difficult objects were not."""
+    skipped = sum(f.difficult for f in read)
+    print(written + (f"; {skipped} difficult objects left out (--difficult keeps them)" if skipped else ""))
