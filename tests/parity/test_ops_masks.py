@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.golden import find
-from utils.masks.decode import input_masks, mask_logits, original_masks, prototype_masks
-from utils.masks.overlap import mask_iou
+from tests.plain_masks import input_masks, mask_iou, mask_logits, original_masks, prototype_masks
 from utils.masks.rasterise import index_map, polygon_masks
 from utils.masks.rle import areas, decode, encode, encode_polygons, mask_overlap
 from utils.metrics.metrics import GroundTruth, MetricAccumulator

@@ -10,9 +10,9 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+from tests.plain_masks import mask_logits, original_masks
 from utils.errors import UserError
 from utils.masks.coco_outlines import code_of_annotation, mask_of_code, rings_of_annotation
-from utils.masks.decode import mask_logits, original_masks
 from utils.masks.outlines import cut_bridges, joined, rings_of, rings_of_packed
 from utils.masks.packed import pack, pack_tensor, unpack, unpack_tensor
 from utils.masks.rasterise import polygon_masks

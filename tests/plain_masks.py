@@ -1,4 +1,7 @@
-"""Masks of detections from prototypes and coefficients (YOLACT, arXiv 1904.02689, section 3): cropped to their boxes, at any size."""
+"""The plain formulas of masks, whole maps at a time, with which what the project computes in windows, bits and codes is compared.
+
+Masks of detections are prototypes times coefficients (YOLACT, arXiv 1904.02689, section 3), cropped to their boxes, at any size.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +60,11 @@ def _content(full: int, own: int, input_hw: tuple[int, int], original_hw: tuple[
     gain = min(input_hw[0] / original_hw[0], input_hw[1] / original_hw[1])
     border = (full - round(own * gain)) / 2
     return round(border - 0.1), full - round(border + 0.1)
+
+
+def mask_iou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """IoU (n, m) of binary masks (n, h, w) and (m, h, w); 0 where both are empty."""
+    a, b = first.flatten(1).float(), second.flatten(1).float()
+    shared = a @ b.T
+    either = a.sum(1, keepdim=True) + b.sum(1) - shared
+    return shared / (either + eps)
