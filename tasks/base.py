@@ -208,6 +208,10 @@ class Metric(Protocol):
     def names(self) -> tuple[str, ...]:
         """Class names."""
 
+    @property
+    def coco_kinds(self) -> Mapping[str, Mapping[str, Any]]:
+        """What pycocotools can measure of it (``bbox``, ``segm``, ``keypoints``), and with which options; empty for nothing."""
+
     def update(self, detections: Sequence[Detections], truth: Any, *, images: Sequence[int | str]) -> None:
         """Adds a batch; ``images`` names each image uniquely in the data set."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
-from tasks.detect import DetectTask
+from tasks.detect import DetectTask, map_detections
 from tasks.keypoints import Keypoints, read_keypoints
 from tasks.rows import COLUMNS, NO_POLYGON, OUT_OF_RANGE, ROUNDING, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import xyxy_to_cxcywh
@@ -24,7 +24,7 @@ from utils.metrics.metrics import GroundTruth
 from utils.metrics.oks import BOX_TO_AREA
 from utils.metrics.paired import paired_columns
 from utils.nms import Suppression
-from utils.types import Batch, Detections, Letterbox, Predictions, Targets, detections_on_host
+from utils.types import Batch, Detections, Letterbox, Predictions, Targets
 
 BOX_COLUMNS = 5
 HIDDEN = 0.5  # confidence of a keypoint below which a label row calls it unlabelled
@@ -125,13 +125,12 @@ class PoseTask(DetectTask):
 
     def to_original(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         """Boxes and keypoints in px of the original images, moved into them."""
-        host = detections_on_host(detections)
-        boxes = super().to_original(host, letterbox)
-        return _with_points(host, boxes, lambda xy, image: _original_points(xy, letterbox, image, clip=True))
+        boxes = super().to_original(detections, letterbox)
+        return _with_points(boxes, lambda xy, image: _original_points(xy, letterbox, image, clip=True))
 
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         boxes = super().to_batch(detections, letterbox)
-        return _with_points(detections, boxes, lambda xy, image: xy * letterbox.scale_xy[image][:, None] + letterbox.pad_xy[image][:, None])
+        return _with_points(boxes, lambda xy, image: xy * letterbox.scale_xy[image][:, None] + letterbox.pad_xy[image][:, None])
 
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
         """Of each keypoint the one that the network is surest of among an object and its pieces."""
@@ -242,15 +241,15 @@ def _original_points(xy: Tensor, letterbox: Letterbox, image: Tensor, *, clip: b
     return torch.minimum(moved.clamp(min=0), letterbox.original_hw[image].flip(-1)[:, None].to(moved))
 
 
-def _with_points(before: Sequence[Detections], boxes: list[Detections], move: Callable[[Tensor, Tensor], Tensor]) -> list[Detections]:
-    """Detections with moved boxes, their keypoints moved too; ``move`` takes (n, K, 2) of all, and which image each row is on."""
-    if not boxes:
-        return boxes
-    counts = [len(found) for found in boxes]
-    image = torch.arange(len(boxes)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
-    points = torch.cat([found.fields["keypoints"].float() for found in before])
-    points = torch.cat((move(points[..., :2], image), points[..., 2:]), dim=-1)
-    return [found.replace(fields={**found.fields, "keypoints": own}) for found, own in zip(boxes, points.split(counts))]
+def _with_points(detections: Sequence[Detections], move: Callable[[Tensor, Tensor], Tensor]) -> list[Detections]:
+    """Detections of a batch with their keypoints moved; ``move`` takes (n, K, 2) of all, and which image each row is on."""
+
+    def moved(together: Detections, image: Tensor) -> Detections:
+        points = together.fields["keypoints"].float()
+        points = torch.cat((move(points[..., :2], image), points[..., 2:]), dim=-1)
+        return together.replace(fields={**together.fields, "keypoints": points})
+
+    return map_detections(detections, moved)
 
 
 POSE = register_task(PoseTask())

@@ -281,6 +281,10 @@ class SegmentAccumulator(PairedAccumulator):
     def __init__(self, names: Sequence[str] | Mapping[int, str], *, rule: str = "coco") -> None:
         super().__init__(names, mark="M", noun="mask", rule=rule, similarity=mask_overlap, fields={FIELD: rows_to_codes}, area=areas)
 
+    @property
+    def coco_kinds(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"bbox": {}, "segm": {}}
+
     def update(self, detections: Sequence[Detections], truth: GroundTruth, *, images: Sequence[int | str]) -> None:
         """Adds a batch; detections hold packed masks, the ground truth codes as rows of bytes."""
         coded = [codes_to_rows(encode_packed(d.fields[FIELD].cpu().numpy(), width_of(d))) for d in detections]

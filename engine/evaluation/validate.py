@@ -254,8 +254,7 @@ def save_json(
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids
     stats: dict[str, float] = {}
-    kinds = getattr(metric, "coco_kinds", {"bbox": {}, **({"segm": {}} if annotations.masks is not None else {})})
-    for kind, options in kinds.items():
+    for kind, options in metric.coco_kinds.items():
         stats = run_pycocotools(
             annotations.path, path, image_ids=images, category_ids=wanted, use_categories=not annotations.single_class, kind=kind, **options
         )

@@ -38,7 +38,6 @@ class PoseAccumulator(PairedAccumulator):
 
     @property
     def coco_kinds(self) -> dict[str, dict[str, Any]]:
-        """What pycocotools can measure of it, and with which options."""
         points = self.state()["fields"]["truth"].get("keypoints")
         usual = default_sigmas(points.shape[1]) if points is not None else ()
         return {"bbox": {}, "keypoints": {"sigmas": self.sigmas or usual}}

@@ -212,6 +212,11 @@ class MetricAccumulator:
         self._dets: list[NDArray[np.float64]] = []  # (n, 7) image, class, left, top, width, height, score
         self._truth: list[NDArray[np.float64]] = []  # (m, 8) image, class, left, top, width, height, area, crowd
 
+    @property
+    def coco_kinds(self) -> Mapping[str, Mapping[str, Any]]:
+        """What pycocotools can measure of it, and with which options."""
+        return {"bbox": {}}
+
     def update(self, detections: Sequence[Detections], truth: GroundTruth, *, images: Sequence[int | str]) -> None:
         """Adds a batch.
 

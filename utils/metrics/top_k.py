@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,8 @@ class TopKMetric:
     Args:
         names: of the classes.
     """
+
+    coco_kinds: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
