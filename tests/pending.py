@@ -7,6 +7,4 @@ A row is a prefix of ``folder/name``, in which ``*`` matches anything. A suffix 
 
 from __future__ import annotations
 
-PENDING = {
-    # tasks
-}
+PENDING: dict[str, str] = {}

@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.run_outputs import read_outputs
+from tasks import DETECT, TASKS
 from utils.errors import UserError, nearest, one_line
 from utils.reading.text_files import decode, read_bytes
 from utils.reading.yaml_text import read_yaml
@@ -177,8 +178,8 @@ def metric_name(text: str) -> str:
 
 def main_metric(columns: Collection[str]) -> str:
     """The column of a run's by which its task compares: its own, such as that of masks, before that of boxes."""
-    ends = [f"metrics/mAP_0.5:0.95({mark})" for mark in OWN_MARKS]
-    return next((name for name in (*ends, "metrics/mAP_0.5:0.95", ACCURACY[0]) if name in columns), "metrics/mAP_0.5:0.95")
+    usual = DETECT.defaults.metric
+    return next((own for task in TASKS.values() if (own := task.defaults.metric) != usual and own in columns), usual)
 
 
 def best_row(curves: Mapping[str, Sequence[float]]) -> int:
