@@ -30,6 +30,7 @@ from data.images.depth import depth_of
 from data.images.store import RECENT_BYTES
 from data.images.unreadable import UnreadableImages
 from data.labels.checks import check_classes, summarise
+from data.labels.class_folders import has_class_folders
 from data.labels.files import label_path, list_images
 from data.labels.source import split_labels
 from data.labels.table import LabelTable
@@ -225,12 +226,18 @@ def _select_usable(
     if not keep.any():
         raise UserError(f"{spec.yaml_path}: none of the {len(files)} images of {split!r} can be used, first: {table.problems[0]}")
     if not len(table.classes):
-        expected = label_path(files[0])
-        raise UserError(f"{spec.yaml_path}: no labels at all for the {len(files)} images of {split!r}, the first is expected at {expected}")
+        raise UserError(f"{spec.yaml_path}: no labels at all for the {len(files)} images of {split!r}, {_labels_expected(spec, files)}")
     keep = keep & (table.counts >= min_items)
     if not keep.any():
         raise UserError(f"{spec.yaml_path}: no image of {split!r} has --min-items {min_items} objects")
     return [f for f, k in zip(files, keep) if k], table.select(keep)
+
+
+def _labels_expected(spec: DatasetSpec, files: Sequence[str]) -> str:
+    """What is there instead of labels, or where the first is expected."""
+    if has_class_folders(spec, files):
+        return "which lie in a folder for each class: such a set is for a network that classifies (yolov8n-cls.yaml)"
+    return f"the first is expected at {label_path(files[0])}"
 
 
 def _fill_cache(dataset: ImageDataset, options: LoaderOptions) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def new_run_dir(project: str | Path, name: str = "exp", exist_ok: bool = False) 
     except OSError as error:
         raise UserError(f"{project}: cannot be written ({error.strerror or error}); give another --project") from None
     raise UserError(f"{project}: {MAX_RUNS} runs named {name!r} are there; give another --name")
+
+
+@contextlib.contextmanager
+def run_dir_if_used(project: str | Path, name: str = "exp", exist_ok: bool = False) -> Iterator[Path]:
+    """The same for the length of a block; a new folder into which the block wrote nothing goes again."""
+    folder = new_run_dir(project, name, exist_ok)
+    try:
+        yield folder
+    finally:
+        if not exist_ok:
+            remove_empty(folder)
 
 
 def newest_weights(root: str | Path = "runs/train", filename: str = "best.pt") -> Path:
@@ -100,11 +112,12 @@ class RunLock:
     """Keeps other processes out of the run folders that it takes; a context manager that releases them.
 
     A ``.lock`` file names the owner, and the system's lock on it ends with the process however that ends, so that a file that is left
-    behind is recognised. Only the main rank takes a folder.
+    behind is recognised. Only the main rank takes a folder. A new folder into which nothing was written goes with the lock.
     """
 
     def __init__(self) -> None:
         self._held: dict[Path, int] = {}
+        self._new: list[Path] = []
 
     def __enter__(self) -> RunLock:
         return self
@@ -113,11 +126,14 @@ class RunLock:
         while self._held:
             folder, descriptor = self._held.popitem()
             _release(folder / LOCK_FILE, descriptor)
+        for folder in self._new:
+            remove_empty(folder)
 
-    def take(self, folder: Path, *, job: str = "") -> None:
+    def take(self, folder: Path, *, is_new: bool = False, job: str = "") -> None:
         """Takes a folder until the end of the context.
 
         Args:
+            is_new: this process has made it.
             job: id of the job that started this process; a job that was started again takes what its former processes left.
 
         Raises:
@@ -141,6 +157,15 @@ class RunLock:
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.write(descriptor, json.dumps(asdict(own)).encode())
         self._held[folder] = descriptor
+        if is_new:
+            self._new.append(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder that holds no file, with the folders in it."""
+    for parent, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # it holds something
+            os.rmdir(parent)
 
 
 def _open_locked(path: Path) -> tuple[int, bool | None]:

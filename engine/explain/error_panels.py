@@ -39,8 +39,8 @@ EXPLANATIONS = {
 }
 
 
-def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: str) -> Section:
-    """Runs a data set's validation images, writes ``errors_<kind>.png`` and says what each kind costs."""
+def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: str) -> tuple[Section, int]:
+    """Runs a data set's validation images, writes ``errors_<kind>.png`` and says what each kind costs; also counts the images."""
     spec = load_dataset_spec(data, need=("val",))
     if spec.nc != model.nc:
         raise UserError(f"{data}: {spec.nc} classes, but the weights were trained for {model.nc}; give the data set of their own")
@@ -61,7 +61,7 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
             path = folder / f"errors_{kind}.png"
             figure = lambda cases=cases, title=title: panels_figure(cases, confident, spec, title, model.ch)  # noqa: E731
             section.figures += [(one, title) for one in written(path, figure, spec.names)]
-    return section
+    return section, len(results)
 
 
 def open_loader(model: Model, spec: DatasetSpec, config: ExplainConfig) -> BatchLoader:

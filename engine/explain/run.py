@@ -37,7 +37,7 @@ from utils.cli.explain_arguments import ExplainConfig
 from utils.distributed import select_device
 from utils.errors import UserError
 from utils.nms import Suppression
-from utils.run_folders import new_run_dir, newest_weights
+from utils.run_folders import newest_weights, run_dir_if_used
 from utils.types import to_unit_range
 
 DEFAULT_IMAGES = 8  # of the validation images, where no source is given
@@ -53,12 +53,14 @@ class Report:
     Attributes:
         folder: where everything lies.
         images: that were explained.
+        compared: images whose detections were compared with their labels.
         figures: that were written.
         skipped: one line for every file that could not be read.
     """
 
     folder: Path
     images: int = 0
+    compared: int = 0
     figures: int = 0
     skipped: list[str] = field(default_factory=list)
 
@@ -77,16 +79,19 @@ def explain_source(config: ExplainConfig) -> Report:
         why = f"tells errors apart by the overlap of upright boxes, which the task {model.task.name!r} does not have"
         raise UserError(f"--errors: {why}; leave it out")
     options = options_of(config, model)
-    report = Report(new_run_dir(config.project, config.name, exist_ok=config.exist_ok))
-    sections: list[Section] = []
-    if config.errors:
-        sections.append(error_section(model, config, report.folder, data=config.data or data_of(weights)))
-    if config.source or not config.errors:
-        run = Run(config, model, other, options, report, str(weights))
-        sections += run.sections()
-    write_page(report.folder / PAGE, f"{weights.name}: what it looks at", sections)
+    with run_dir_if_used(config.project, config.name, exist_ok=config.exist_ok) as folder:
+        report = Report(folder)
+        sections: list[Section] = []
+        if config.errors:
+            section, report.compared = error_section(model, config, folder, data=config.data or data_of(weights))
+            sections.append(section)
+        if config.source or not config.errors:
+            run = Run(config, model, other, options, report, str(weights))
+            sections += run.sections()
+        write_page(folder / PAGE, f"{weights.name}: what it looks at", sections)
     report.figures = sum(len(section.figures) + len(section.folded) for section in sections)
-    print(f"{report.images} images, {report.figures} figures; open {report.folder / PAGE}")
+    counts = [f"{report.images} images explained"] * (report.images > 0) + [f"errors on {report.compared} images"] * config.errors
+    print(f"{', '.join(counts)}, {report.figures} figures; open {report.folder / PAGE}")
     return report
 
 

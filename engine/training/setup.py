@@ -342,9 +342,10 @@ def make_run_folder(config: TrainConfig, lock: RunLock | None = None) -> Path:
     """
     folder: Path | None = None
     if distributed.is_main():
-        folder = run_folder_of(config.resume) or new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+        resumed = run_folder_of(config.resume)
+        folder = resumed or new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         if lock is not None:
-            lock.take(folder, job=distributed.job_id())
+            lock.take(folder, is_new=not (resumed or config.exist_ok), job=distributed.job_id())
         try:
             (folder / "weights").mkdir(exist_ok=True)
             write_job_id(folder)

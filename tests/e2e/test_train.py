@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,14 @@ def test_fully_frozen_model_is_refused(world, tmp_path):
     first = train(config(world, tmp_path, epochs=1))
     with pytest.raises(UserError, match="so nothing is left to train"):
         train(config(world, tmp_path, cfg="", weights=first.best_weights, freeze="pretrained"))
+
+
+def test_refused_training_leaves_no_run_folder(world, tmp_path):
+    world = shutil.copytree(world, tmp_path / "set")
+    shutil.rmtree(world / "labels")
+    with pytest.raises(UserError, match="no labels at all"):
+        train(config(world, tmp_path, project=str(tmp_path / "runs")))
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_nosave_and_noval_act_at_the_end_only(world, tmp_path):

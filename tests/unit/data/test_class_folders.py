@@ -122,6 +122,9 @@ def test_test_images_validate_where_there_is_no_val(root):
 def test_a_set_of_class_folders_has_no_boxes_and_a_set_of_boxes_no_class_folders(root, tmp_path):
     with pytest.raises(UserError, match="a folder for each class, without places of objects; the model's task is detect"):
         loader(root, task=DETECT)
+    (tmp_path / "named.yaml").write_text(f"path: {root}\ntrain: train\nval: val\nnames: [ant, bee]\n")
+    with pytest.raises(UserError, match=r"no labels at all for the \d+ images of 'train', which lie in a folder for each class"):
+        loader(tmp_path / "named.yaml", task=DETECT)
     write(tmp_path / "plain/images/0.png")
     (tmp_path / "plain.yaml").write_text(f"path: {tmp_path}/plain\ntrain: images\nval: images\nnames: [ant, bee]\n")
     with pytest.raises(UserError, match="none of the 1 images of 'train' lies in a folder of a class"):

@@ -236,7 +236,7 @@ def test_command_line_writes_figures_arrays_and_a_page(checkpoint, tmp_path, cap
     assert any(name.startswith("errors_") for name in names)
     out = capsys.readouterr().out
     assert "skipped: " in out
-    assert "1 images" in out
+    assert "1 images explained, errors on 1 images, " in out
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert "deletion" in text
     assert "cost in AP50" in text
@@ -262,3 +262,9 @@ def test_exported_file_and_unknown_class_are_refused(tmp_path, checkpoint):
         script.explain(ExplainConfig(weights=str(tmp_path / "a.onnx"), project=str(tmp_path)))
     with pytest.raises(UserError, match="--classes 7: the network knows the classes 0 to 2"):
         script.explain(ExplainConfig(weights=str(checkpoint), classes=(7,), project=str(tmp_path)))
+
+
+def test_missing_source_leaves_no_run_folder(tmp_path, checkpoint):
+    with pytest.raises(UserError, match="nowhere.png"):
+        script.explain(ExplainConfig(weights=str(checkpoint), source="nowhere.png", imgsz=(64, 64), project=str(tmp_path / "runs")))
+    assert not list((tmp_path / "runs").iterdir())

@@ -75,6 +75,23 @@ def test_folder_is_taken_once_in_a_process(tmp_path):
     take(tmp_path)
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_new_folder_without_a_file_goes_with_its_lock(tmp_path, written):
+    folder = tmp_path / "exp"
+    with RunLock() as lock:
+        (folder / "weights").mkdir(parents=True)
+        lock.take(folder, is_new=True)
+        if written:
+            (folder / "results.csv").touch()
+    assert folder.exists() == written
+
+
+def test_folder_of_a_user_stays_though_it_is_empty(tmp_path):
+    with RunLock() as lock:
+        lock.take(tmp_path)
+    assert tmp_path.exists()
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start times of processes")
 def test_number_of_an_ended_process_that_is_used_again_locks_nothing(tmp_path):
     leave(tmp_path, started="1")
