@@ -142,6 +142,7 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     for iteration, batch in enumerate(bar, progress.batch):
         is_last = iteration + 1 == len(loader)
         step.begin(epoch, iteration, is_last=is_last)
+        run.first_batches.see(iteration, batch)
         parts, side_px = step.backward(batch)  # forward, loss, backward; gradients are summed
         if step.is_due:
             step.update_weights()  # optimizer and moving average

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,29 @@ if TYPE_CHECKING:
     from engine.training.run import Run
 
 
+MAX_KEPT_BYTES = 1 << 30  # of images; where the first batches have more, the loader makes them again
+
+
+@dataclass
+class FirstBatches:
+    """The first ``count`` batches of an epoch in host memory, so that they need not be loaded twice."""
+
+    count: int
+    batches: list[Batch] = field(default_factory=list)
+
+    def see(self, index: int, batch: Batch) -> None:
+        """Takes the batch ``index`` of an epoch, from 0, where it is among the first and those before it are here."""
+        if index == 0:
+            self.batches.clear()
+        if index == len(self.batches) < self.count and sum(b.images.nbytes for b in (*self.batches, batch)) <= MAX_KEPT_BYTES:
+            self.batches.append(batch)
+
+    def take(self, batches: int) -> list[Batch]:
+        """Those of an epoch of so many batches, which are then forgotten; none where some are missing, as after a resume."""
+        kept, self.batches = self.batches, []
+        return kept if len(kept) == min(self.count, batches) else []
+
+
 def estimate_running_statistics(run: Run, epoch: int) -> None:
     """Measures the running statistics of the moving average on the first ``--precise-bn`` batches of an epoch.
 
@@ -33,12 +57,16 @@ def estimate_running_statistics(run: Run, epoch: int) -> None:
     """
     if not any(isinstance(m, _BatchNorm) for m in run.state.ema.model.modules()):
         return
-    count, loader, random = run.config.precise_bn, run.loaders.train, random_state()
-    loader.set_epoch(epoch, class_ap=run.progress.class_ap)
-    frozen = [run.state.ema.model.model[index] for index in run.state.frozen.rows]
+    model, loader, random = run.state.ema.model, run.loaders.train, random_state()
+    frozen = [model.model[index] for index in run.state.frozen.rows]
     try:
+        if kept := run.first_batches.take(len(loader)):
+            measure(model, kept, device=run.device, precision=run.step.precision, frozen=frozen)
+            return
+        loader.set_epoch(epoch, class_ap=run.progress.class_ap)
         with closing(iter(loader)) as batches:  # type: ignore[type-var]
-            measure(run.state.ema.model, islice(batches, count), device=run.device, precision=run.step.precision, frozen=frozen)
+            first = islice(batches, run.first_batches.count)
+            measure(model, first, device=run.device, precision=run.step.precision, frozen=frozen)
     finally:
         set_random_state(random)
 

@@ -14,6 +14,7 @@ import torch
 from engine.logging.callbacks import Callbacks, RunInfo
 from engine.logging.loggers import metric_columns
 from engine.logging.progress import LossMeter
+from engine.precise_batch_norm import FirstBatches
 from engine.training.early_stop import EarlyStop
 from engine.training.optim import load_state
 from engine.training.step import TrainingState, TrainingStep
@@ -75,6 +76,7 @@ class Run:
     progress: Progress
     meter: LossMeter  # of the current epoch
     callbacks: Callbacks
+    first_batches: FirstBatches  # of the epoch, for --precise-bn
     signals: StopSignals = field(default_factory=StopSignals)
 
     @property

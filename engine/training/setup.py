@@ -18,6 +18,7 @@ from engine.logging.loggers import ConsoleLogger, CsvLogger, PlotLogger, TensorB
 from engine.logging.progress import LossMeter
 from engine.logging.trackers import trackers
 from engine.memory_format import channels_last
+from engine.precise_batch_norm import FirstBatches
 from engine.task_presets import HYPS, PRESETS, task_of, with_embedded_data, with_presets
 from engine.training.batch_size import largest_batch
 from engine.training.compiling import compile_loss, compile_network
@@ -133,6 +134,7 @@ def build_run(
         progress=Progress(EarlyStop(config.patience), class_ap=(0.0,) * model.nc if config.image_weights else None),
         meter=LossMeter(state.loss.names, finite_only=True),
         callbacks=Callbacks([*default_callbacks(config, hyp, loaders), *callbacks], is_main=distributed.is_main()),
+        first_batches=FirstBatches(config.precise_bn),
     )
     if config.resume and checkpoint is not None:
         with restored_from(config.resume):

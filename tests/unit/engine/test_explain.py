@@ -265,6 +265,6 @@ def test_exported_file_and_unknown_class_are_refused(tmp_path, checkpoint):
 
 
 def test_missing_source_leaves_no_run_folder(tmp_path, checkpoint):
-    with pytest.raises(UserError, match="nowhere.png"):
+    with pytest.raises(UserError, match=r"nowhere\.png"):
         script.explain(ExplainConfig(weights=str(checkpoint), source="nowhere.png", imgsz=(64, 64), project=str(tmp_path / "runs")))
     assert not list((tmp_path / "runs").iterdir())

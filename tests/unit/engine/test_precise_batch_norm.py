@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.precise_batch_norm import measure
+from engine import precise_batch_norm
+from engine.precise_batch_norm import FirstBatches, measure
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import config, make_world
 from train import train
@@ -74,6 +75,24 @@ def test_ranks_get_the_mean_of_all_their_batches(monkeypatch: pytest.MonkeyPatch
     measure(model[:2], [batch(0)], device=CPU)
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(model[1], name), torch.stack([getattr(m[1], name) for m in alone]).mean(0))
+
+
+def test_the_first_batches_of_an_epoch_are_kept_where_none_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, kept = [batch(i) for i in range(4)], FirstBatches(2)
+    for _ in range(2):  # epochs
+        for index, one in enumerate(made):
+            kept.see(index, one)
+        assert [id(one) for one in kept.take(4)] == [id(one) for one in made[:2]]
+    assert kept.take(4) == []
+    kept.see(0, made[0])
+    assert kept.take(1) == [made[0]]
+    for index in (1, 2, 3):  # resumed after the first
+        kept.see(index, made[index])
+    assert kept.take(4) == []
+    monkeypatch.setattr(precise_batch_norm, "MAX_KEPT_BYTES", 3 * 3 * 8 * 8)  # one batch
+    for index, one in enumerate(made):
+        kept.see(index, one)
+    assert kept.take(4) == []
 
 
 def last(folder: Path) -> dict[str, torch.Tensor]:
