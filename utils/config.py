@@ -27,7 +27,7 @@ ABSOLUTE = "absolute"  # key of opt.yaml
 TASK_NAMES = ("detect", "segment", "pose", "obb", "classify")
 AUTO = "auto"  # of --optimizer
 MAX_LAYERS = 10_000
-PRECISE_BATCHES = 8  # of --precise-bn: most of what a whole epoch gives on small sets, and little time on large ones
+PRECISE_BATCHES = 4  # of --precise-bn: what a whole epoch gives on small sets, for little time
 GENERATIONS = 300  # of --evolve without a number
 
 

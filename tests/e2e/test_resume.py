@@ -249,7 +249,7 @@ def test_changed_data_restart_the_epoch_with_a_message(world, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
-@pytest.mark.parametrize("kills", [pytest.param(4, id="4"), pytest.param(20, id="20", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(2, id="2"), pytest.param(20, id="20", marks=pytest.mark.slow)])
 def test_resume_after_kill_gives_identical_weights(world, tmp_path, kills):
     hyp = HYP.replace(nbs=4).to_dict()
     where = {"cfg": str(world / "tiny-v9.yaml"), "data": str(world / "data.yaml"), "project": str(tmp_path), "hyp": hyp}

@@ -48,7 +48,7 @@ def test_study_from_the_command_line(tmp_path):
         "latency: 3\njobs: 2\ndevices: cpu\ntrain: {noplots: true}\n"
     )
     command = [sys.executable, "-c", RUN, "tiny.yaml", "--project", str(tmp_path / "studies")]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "studies" / "tiny"
