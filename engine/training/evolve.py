@@ -93,7 +93,7 @@ def search(config: TrainConfig, train: Callable[[TrainConfig], Any], lock: RunLo
             hyp = make_child(rows, read_recipe(folder), seed=config.seed, generation=len(rows)) if rows else None
             print(f"\nGeneration {len(rows) + 1} of {config.evolve}")
             rows.append(train_generation(len(rows), single, hyp, train))
-            write_results(folder, rows)
+            write_results(folder, rows, plots=not config.noplots)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{folder} holds {len(rows)} of {config.evolve} generations, the same command resumes it") from None
     best = max(rows, key=lambda row: row["fitness"])
@@ -170,10 +170,8 @@ def read_recipe(folder: Path) -> Hyperparameters:
     return Hyperparameters.from_yaml(folder / "recipe.yaml")
 
 
-def write_results(folder: Path, rows: Sequence[Row]) -> None:
-    """Writes evolve.csv, the best values as hyp_evolve.yaml, and evolve.png."""
-    from utils.visual.plots import plot_evolution
-
+def write_results(folder: Path, rows: Sequence[Row], *, plots: bool) -> None:
+    """Writes evolve.csv, the best values as hyp_evolve.yaml, and, where asked for, evolve.png."""
     used = Hyperparameters.from_yaml(folder / "generation" / "hyp.yaml")
     if len(rows) == 1:
         used.to_yaml(folder / "recipe.yaml")
@@ -183,8 +181,11 @@ def write_results(folder: Path, rows: Sequence[Row]) -> None:
     _write_file(folder / "hyp_evolve.yaml", title + yaml.safe_dump(values, sort_keys=False))
     lines = [",".join(rows[0]), *(",".join(_format(row.get(key, 0.0)) for key in rows[0]) for row in rows)]
     _write_file(folder / "evolve.csv", "\n".join(lines) + "\n")
-    with observing("plotting evolve.png"):
-        plot_evolution(rows, tuple(BOUNDS), folder / "evolve.png")
+    if plots:
+        from utils.visual.plots import plot_evolution
+
+        with observing("plotting evolve.png"):
+            plot_evolution(rows, tuple(BOUNDS), folder / "evolve.png")
 
 
 def _check_world_size() -> None:
