@@ -167,7 +167,7 @@ class ShownImage:
         def draw(figure: Any, axes: Any) -> None:
             style = DrawStyle(hide_labels=not explanation.task.whole_image)
             drawn = explanation.task.draw(viewable(explanation.image), found, explanation.names, style)
-            self.show(axes, ShownImage(drawn).pixels, f"{len(found)} detections")
+            self.show(axes, ShownImage(drawn).pixels, f"detections: {len(found)}")
             if explanation.task.whole_image:
                 return  # its classes stand on the image, and have no place
             boxes = explanation.task.shapes(found).extents.tolist()

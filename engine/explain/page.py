@@ -73,7 +73,7 @@ def _section(index: int, section: Section) -> str:
     parts += [_figure(path, caption) for path, caption in section.figures]
     if section.folded:
         inner = "".join(_figure(path, caption) for path, caption in section.folded)
-        parts.append(f"<details><summary>{len(section.folded)} attention modules</summary>{inner}</details>")
+        parts.append(f"<details><summary>attention modules: {len(section.folded)}</summary>{inner}</details>")
     return "".join([*parts, "</section>"])
 
 
