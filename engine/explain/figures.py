@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HEAT, SIGNED = "inferno", "RdBu_r"
 FAINTEST, STRONGEST = 0.25, 0.85  # opacity of a map over the image where it is 0 and where it is 1
 SHOWN_PX = (384, 1280)  # the longer side of an image in a figure is brought into this range
-PANEL_INCHES, GAP, TITLES, MARGIN = 2.7, 0.58, 0.45, 0.12  # width of a panel, what is beside it, above it, round all
+PANEL_INCHES, GAP, TITLES, MARGIN = 2.7, 0.68, 0.45, 0.12  # width of a panel, what is beside it, above it, round all
 HEADING = 0.25
 MOST_COLUMNS = 5
 QUERY_COLOUR, TARGET_COLOUR = "#00e5ff", "#ffffff"
@@ -226,12 +226,14 @@ class ShownImage:
         plane = explanation.placement.on_image(values, view.reach, smooth=False)
         signed = view.signed and bool((values < 0).any())
         low, high = (-float(values.abs().max()), float(values.abs().max())) if signed else (float(values.min()), float(values.max()))
-        span = high - low if high > low else 1.0
-        unit = (plane - low) / span
-        self.show(axes, blend(self.pixels, self.resized(2 * unit - 1 if signed else unit, smooth=False), signed=signed), view.title)
+        is_flat = high - low <= 1e-6 * max(abs(low), abs(high))
+        unit = (plane - low) / (1.0 if is_flat else high - low)
+        title = f"{view.title}: {low:.3g} everywhere" if is_flat else view.title
+        self.show(axes, blend(self.pixels, self.resized(2 * unit - 1 if signed else unit, smooth=False), signed=signed), title)
         if view.at_query:
             self._mark_query(axes, explanation)
-        _colour_bar(figure, axes, low, high, signed=signed)
+        if not is_flat:
+            _colour_bar(figure, axes, low, high, signed=signed)
 
     def _regions(self, figure: Any, axes: Any, explanation: Explanation, view: Regions) -> None:
         import matplotlib
@@ -324,9 +326,9 @@ def _colour_bar(figure: Any, axes: Any, low: float, high: float, *, signed: bool
 
 
 def _short_ticks(bar: Any, low: float, high: float) -> None:
-    """Three numbers of three digits beside a colour bar."""
+    """Three numbers of three digits beside a colour bar; one that is nothing beside the others is 0."""
     ticks = (low, (low + high) / 2, high)
-    bar.set_ticks(ticks, labels=[f"{0.0 if abs(tick) < 1e-6 * max(abs(low), abs(high)) else tick:.3g}" for tick in ticks])
+    bar.set_ticks(ticks, labels=[f"{0.0 if abs(tick) < 1e-3 * max(abs(low), abs(high)) else tick:.3g}" for tick in ticks])
     bar.ax.tick_params(labelsize=6, length=2)
 
 

@@ -90,8 +90,8 @@ def explain_source(config: ExplainConfig) -> Report:
             sections += run.sections()
         write_page(folder / PAGE, f"{weights.name}: what it looks at", sections)
     report.figures = sum(len(section.figures) + len(section.folded) for section in sections)
-    counts = [f"{report.images} images explained"] * (report.images > 0) + [f"errors on {report.compared} images"] * config.errors
-    print(f"{', '.join(counts)}, {report.figures} figures; open {report.folder / PAGE}")
+    counts = [f"images explained: {report.images}"] * (report.images > 0) + [f"compared with labels: {report.compared}"] * config.errors
+    print(f"{', '.join(counts)}, figures: {report.figures}; open {report.folder / PAGE}")
     return report
 
 

@@ -236,7 +236,7 @@ def test_command_line_writes_figures_arrays_and_a_page(checkpoint, tmp_path, cap
     assert any(name.startswith("errors_") for name in names)
     out = capsys.readouterr().out
     assert "skipped: " in out
-    assert "1 images explained, errors on 1 images, " in out
+    assert "images explained: 1, compared with labels: 1, figures: " in out
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert "deletion" in text
     assert "cost in AP50" in text
