@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from models import list_models
-from utils.cli import detect_arguments, export_arguments, study_arguments, train_arguments, val_arguments
+from utils.cli import detect_arguments, explain_arguments, export_arguments, study_arguments, train_arguments, val_arguments
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.zh-CN.md", *sorted((ROOT / "docs" / "zh").glob("*.md"))]
 PARSERS = {
     "train.py": train_arguments, "val.py": val_arguments, "detect.py": detect_arguments, "export.py": export_arguments,
-    "study.py": study_arguments,
+    "study.py": study_arguments, "explain.py": explain_arguments,
 }  # fmt: skip
 OWN_FILES = re.compile(r"(mydata|mine|STUDY|Gate|my_)")
 
