@@ -184,12 +184,16 @@ def explain(
         >>> explain(load_model("best.pt"), "a.jpg", method="gradcam", target=0).save("explained")
 
     Raises:
-        UserError: an image, a row, a method or a detection that is not there.
+        UserError: no model, or an image, a row, a method, a place or a detection that is not there.
     """
+    if not isinstance(model, Model):
+        raise UserError(f"explain: expected a model, as load_model gives it, got {type(model).__name__}")
     options = _changed(options or ExplainOptions(), changes)
     methods = {name.lower(): method_of(name) for name in options.methods}
     rows = check_rows(model, options.rows) if options.rows else head_rows(model)
     original = _as_image(image, model.ch)
+    if options.query_xy is not None and not all(0 <= at < side for at, side in zip(options.query_xy, original.shape[1::-1])):
+        raise UserError("query {:g} {:g}: lies outside of the image of {}x{} px".format(*options.query_xy, *original.shape[1::-1]))
     boxed = letterboxed(original, model, options.hw)
     device = next(model.parameters()).device
     batch, placed = collate([boxed], [original.shape[:2]], device)

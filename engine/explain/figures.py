@@ -186,7 +186,8 @@ class ShownImage:
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
         if text:
             label = {"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
-            axes.text(x1, max(y1, 6), text, fontsize=5.5, color=_ink(colour), bbox=label, va="bottom", clip_on=True)
+            is_high = y1 < 0.05 * self.pixels.shape[1]  # no room for the text above the box
+            axes.text(x1, max(y1, 0), text, fontsize=5.5, color=_ink(colour), bbox=label, va="top" if is_high else "bottom", clip_on=True)
 
     def map_panel(self, plane: NDArray[np.float32], title: str, *, boxes: Sequence[Sequence[float]] = ()) -> Panel:
         """A map in 0-1 over the image, with a colour bar."""

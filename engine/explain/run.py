@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,8 +27,9 @@ from engine.inference.networks import is_exported
 from models import load_model
 from models.analysis.explained_targets import TargetRequest
 from models.analysis.faithfulness import randomised
+from models.analysis.module_views import explainable_modules
 from models.analysis.receptive_field import receptive_fields
-from models.analysis.tracing import head_rows
+from models.analysis.tracing import check_rows, head_rows
 from models.checkpoints.checkpoint import load_checkpoint
 from models.checkpoints.published import ensure_weights
 from models.model import Model
@@ -39,8 +40,10 @@ from utils.errors import UserError
 from utils.nms import Suppression
 from utils.run_folders import newest_weights, run_dir_if_used
 from utils.types import to_unit_range
+from utils.visual.names import short_name
 
 DEFAULT_IMAGES = 8  # of the validation images, where no source is given
+LONGEST_LINE = 160  # columns of what is said of an image, whose classes may have long names
 FIELD_IMAGES = 8  # whose mean a receptive field is
 EMBEDDED_DATA = "shapes.yaml"
 PAGE = "index.html"
@@ -78,17 +81,22 @@ def explain_source(config: ExplainConfig) -> Report:
     if config.errors and model.task.coco_type is None:
         why = f"tells errors apart by the overlap of upright boxes, which the task {model.task.name!r} does not have"
         raise UserError(f"--errors: {why}; leave it out")
+    if other is not None and not set(other.names) & set(model.names):
+        raise UserError(f"--compare {config.compare}: knows none of the classes of {weights}")
     options = options_of(config, model)
     with run_dir_if_used(config.project, config.name, exist_ok=config.exist_ok) as folder:
         report = Report(folder)
         sections: list[Section] = []
         if config.errors:
             section, report.compared = error_section(model, config, folder, data=config.data or data_of(weights))
+            print(*(f"  {kind:<12}{cost:>14}{number:>10}" for kind, cost, number, _ in section.table), *section.lines, sep="\n")
             sections.append(section)
-        if config.source or not config.errors:
-            run = Run(config, model, other, options, report, str(weights))
-            sections += run.sections()
-        write_page(folder / PAGE, f"{weights.name}: what it looks at", sections)
+        try:
+            if config.source or not config.errors:
+                sections.extend(Run(config, model, other, options, report, str(weights)).sections())
+        finally:  # also of what was done before an interruption
+            if any(section.figures or section.folded or section.table for section in sections):
+                write_page(folder / PAGE, f"{weights.name}: what it looks at", sections)
     report.figures = sum(len(section.figures) + len(section.folded) for section in sections)
     counts = [f"images explained: {report.images}"] * (report.images > 0) + [f"compared with labels: {report.compared}"] * config.errors
     print(f"{', '.join(counts)}, figures: {report.figures}; open {report.folder / PAGE}")
@@ -106,10 +114,18 @@ def open_network(weights: Path, device: torch.device, config: ExplainConfig) -> 
 
 
 def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
-    """What is explained, as the flags say."""
+    """What is explained, as the flags say.
+
+    Raises:
+        UserError: a row, a class or a module that the network does not have.
+    """
     for wanted in config.classes or ():
         if wanted >= model.nc:
             raise UserError(f"--classes {wanted}: the network knows the classes 0 to {model.nc - 1}")
+    with naming("--rows"):
+        check_rows(model, config.rows or ())
+    with naming("--modules"):
+        explainable_modules(model, config.modules or ())
     query = None if config.query is None else (float(config.query[0]), float(config.query[1]))
     return ExplainOptions(
         methods=() if config.no_cam else config.method,
@@ -121,6 +137,15 @@ def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
         modules=not config.no_modules,
         module_rows=config.modules or (),
     )
+
+
+@contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Begins what is wrong with the flag's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from None
 
 
 def data_of(weights: Path) -> str:
@@ -139,23 +164,26 @@ class Run:
     report: Report
     weights: str
 
-    def sections(self) -> list[Section]:
-        """A section for each image, then those of all images."""
+    def sections(self) -> Iterator[Section]:
+        """A section for each image, then those of all images.
+
+        Raises:
+            UserError: no image could be explained.
+        """
         from tqdm import tqdm
 
-        sections: list[Section] = []
         inputs: list[Tensor] = []
         source = self.source()
         with closing(source.batches()) as batches:
             frames = (frame for group in batches for frame in group)
             for frame in tqdm(frames, desc="explain", unit="image", total=len(source) if isinstance(source, FileSource) else None):
-                section = self.frame_section(frame)
-                sections.append(section)
-                self.report.images += 1
-                tqdm.write(f"{frame.path}: {section.lines[0]}")
+                yield self.frame_section(frame)
                 if len(inputs) < FIELD_IMAGES:
                     inputs.append(to_unit_range(torch.from_numpy(frame.boxed.image).permute(2, 0, 1)[None]))
-        return [*sections, *(self.field_sections(inputs) if self.config.receptive_field else [])]
+        if not self.report.images:
+            raise UserError("no image could be explained, for the reasons above")
+        if self.config.receptive_field:
+            yield from self.field_sections(inputs)
 
     def source(self) -> FrameSource:
         """The frames of ``--source``, or the first validation images."""
@@ -176,6 +204,8 @@ class Run:
 
     def frame_section(self, frame: Frame) -> Section:
         """Explains one image and writes its figures."""
+        from tqdm import tqdm
+
         number = f"_{frame.video.number + 1}" if frame.video is not None else ""
         stem = f"{frame.index:04d}_{safe_name(Path(frame.output_name).stem)}{number}"
         try:
@@ -192,6 +222,8 @@ class Run:
         section.folded = [(path, path.stem) for path in figures[methods:]]
         self.add_numbers(section, found, stem)
         self.add_comparison(section, found, stem)
+        self.report.images += 1
+        tqdm.write("\n    ".join([f"{frame.path}: {short_name(section.lines[0], most=LONGEST_LINE)}", *section.lines[1:]]))
         return section
 
     def add_numbers(self, section: Section, found: Explanation, stem: str) -> None:

@@ -66,15 +66,22 @@ def choose_target(predictions: Predictions, found: Detections, request: TargetRe
     Where nothing is detected, or nothing of the classes, the best candidates take their place.
 
     Raises:
-        UserError: a number that no detection has.
+        UserError: a number that no detection has, or one of a class that is not asked for, or a class that the network does not know.
     """
     chosen = torch.arange(len(found))
+    for label in request.classes:
+        if not 0 <= label < len(names):
+            raise UserError(f"classes {label}: the network knows the classes 0 to {len(names) - 1}")
     if request.numbers:
         for number in request.numbers:
             if not 0 <= number < len(found):
                 have = f"{len(found)} detections, 0 to {len(found) - 1}" if len(found) else "no detection"
                 raise UserError(f"target {number}: the image has {have}")
-        chosen = torch.tensor(request.numbers)
+            label = int(found.classes[number])
+            if request.classes and label not in request.classes:
+                wanted = ", ".join(names[c] for c in request.classes)
+                raise UserError(f"target {number}: is {names[label]}, and the classes asked for are {wanted}; leave one out")
+        chosen = torch.tensor(list(dict.fromkeys(request.numbers)))
     if request.classes:
         of_class = torch.isin(found.classes.cpu(), torch.tensor(request.classes))
         chosen = chosen[of_class[chosen]]

@@ -13,6 +13,7 @@ from models.analysis.tracing import Trace
 from models.layers.explained import PlaneMap, Query, View
 from models.model import Model
 from models.spec.registry import BLOCKS
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,23 @@ class ModuleViews:
 
 
 def explainable_modules(model: Model, rows: Sequence[int] = ()) -> dict[str, nn.Module]:
-    """Name -> the modules that say something of themselves, and attention modules that say nothing; only of some rows, if given."""
+    """Name -> the modules that say something of themselves, and attention modules that say nothing; only of some rows, if given.
+
+    Raises:
+        UserError: a row without such a module.
+    """
     classes = {spec.cls for spec in map(BLOCKS.__getitem__, BLOCKS) if spec.kind == "attention"}
     found: dict[str, nn.Module] = {}
-    for row, layer in enumerate(model.model[:-1]):
+    by_row = {
+        row: dict(_inside(f"model.{row}", layer, lambda module: type(module) in classes)) for row, layer in enumerate(model.model[:-1])
+    }
+    for row in rows:
+        if not by_row.get(row):
+            known = ", ".join(str(one) for one, modules in by_row.items() if modules) or "none"
+            raise UserError(f"row {row}: no attention module there; rows that have one: {known}")
+    for row, modules in by_row.items():
         if not rows or row in rows:
-            found.update(_inside(f"model.{row}", layer, lambda module: type(module) in classes))
+            found.update(modules)
     return found
 
 

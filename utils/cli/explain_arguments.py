@@ -70,8 +70,10 @@ class ExplainConfig:
         object.__setattr__(self, "imgsz", height_and_width(self.imgsz))
         if self.query is not None and len(self.query) != 2:
             raise UserError(f"--query {' '.join(map(str, self.query))}: x and y in px of the image are needed")
-        if self.no_cam and (self.faithfulness or self.sanity):
-            raise UserError("--no-cam: --faithfulness and --sanity are about class activation maps; leave one out")
+        if self.no_cam and (self.faithfulness or self.sanity or self.compare):
+            raise UserError("--no-cam: --faithfulness, --sanity and --compare are about class activation maps; leave one out")
+        if self.no_cam and self.no_modules and not (self.receptive_field or self.errors):
+            raise UserError("--no-cam --no-modules: leave nothing to draw; leave one out")
 
 
 COMMAND = Command(

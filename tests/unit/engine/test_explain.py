@@ -248,6 +248,8 @@ def test_command_line_writes_figures_arrays_and_a_page(checkpoint, tmp_path, cap
         (["--method", "scorecam"], "--method scorecam: one of layercam"),
         (["--query", "3"], "--query 3: x and y"),
         (["--no-cam", "--sanity"], "--no-cam"),
+        (["--no-cam", "--compare", "other.pt"], "--no-cam: .*--compare"),
+        (["--no-cam", "--no-modules"], "leave nothing to draw"),
         (["--layer", "3"], "--layer: write --rows"),
     ],
 )
@@ -262,6 +264,37 @@ def test_exported_file_and_unknown_class_are_refused(tmp_path, checkpoint):
         script.explain(ExplainConfig(weights=str(tmp_path / "a.onnx"), project=str(tmp_path)))
     with pytest.raises(UserError, match="--classes 7: the network knows the classes 0 to 2"):
         script.explain(ExplainConfig(weights=str(checkpoint), classes=(7,), project=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"rows": (999,)}, "--rows: row 999: .* has the rows 0 to"),
+        ({"modules": (999,)}, r"--modules: row 999: no attention module there; rows that have one: \d"),
+        ({"target": (99,)}, "no image could be explained"),
+        ({"query": (5000, 5000)}, "no image could be explained"),
+    ],
+)
+def test_what_no_image_has_is_refused_and_leaves_no_run_folder(tmp_path, checkpoint, capsys, flags, says):
+    write_images(tmp_path / "data", {"val": [[]]}, names=NAMES)
+    source = str(tmp_path / "data" / "images" / "val")
+    with pytest.raises(UserError, match=says):
+        script.explain(ExplainConfig(weights=str(checkpoint), source=source, imgsz=(64, 64), project=str(tmp_path / "runs"), **flags))
+    assert not list((tmp_path / "runs").glob("*"))
+    if "query" in flags:
+        assert "query 5000 5000: lies outside of the image of " in capsys.readouterr().out
+
+
+def test_wrong_arguments_of_the_function_are_one_line():
+    with pytest.raises(UserError, match="expected a model, as load_model gives it, got str"):
+        explain("best.pt", photo())
+    model = tiny_model()
+    with pytest.raises(UserError, match="classes 50: the network knows the classes 0 to 2"):
+        explain(model, photo(), OPTIONS, classes=[50])
+    first = int(explain(model, photo(), OPTIONS).found.classes[0])
+    with pytest.raises(UserError, match=f"target 0: is {NAMES[first]}, and the classes asked for are {NAMES[first - 1]}"):
+        explain(model, photo(), OPTIONS, target=0, classes=(first - 1) % 3)
+    assert explain(model, photo(), OPTIONS, target=(1, 1)).target.text.startswith("detection 1: ")
 
 
 def test_missing_source_leaves_no_run_folder(tmp_path, checkpoint):
