@@ -18,7 +18,8 @@ STYLE = """
 body { font-family: system-ui, sans-serif; margin: 1.5rem auto; max-width: 1280px; padding: 0 1rem; color: #1b1b1b; background: #fff; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 2rem 0 0.3rem; overflow-wrap: anywhere; }
 figure { margin: 0.6rem 0; } img { max-width: 100%; height: auto; border: 1px solid #ddd; }
-figcaption, p { font-size: 0.85rem; color: #444; overflow-wrap: anywhere; } nav a { margin-right: 0.8rem; font-size: 0.85rem; }
+figcaption, p { font-size: 0.85rem; color: #444; overflow-wrap: anywhere; }
+nav { display: flex; flex-wrap: wrap; gap: 0.3rem 0.8rem; font-size: 0.85rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.85rem; } td, th { border: 1px solid #ccc; padding: 0.2rem 0.5rem; text-align: right; }
 summary { cursor: pointer; font-size: 0.9rem; }
 @media (prefers-color-scheme: dark) {
