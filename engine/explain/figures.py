@@ -321,7 +321,6 @@ def _colour_bar(figure: Any, axes: Any, low: float, high: float, *, signed: bool
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    high = high if high > low else low + 1
     mappable = ScalarMappable(Normalize(low, high), cmap=SIGNED if signed else HEAT)
     _short_ticks(figure.colorbar(mappable, cax=axes.inset_axes((1.02, 0, 0.04, 1))), low, high)
 

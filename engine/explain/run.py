@@ -25,7 +25,7 @@ from engine.explain.page import Section, write_page
 from engine.explain.writing import safe_name, write_explanation, written
 from engine.inference.networks import is_exported
 from models import load_model
-from models.analysis.explained_targets import TargetRequest
+from models.analysis.explained_targets import TargetRequest, check_classes
 from models.analysis.faithfulness import randomised
 from models.analysis.module_views import explainable_modules
 from models.analysis.receptive_field import receptive_fields
@@ -119,9 +119,7 @@ def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
     Raises:
         UserError: a row, a class or a module that the network does not have.
     """
-    for wanted in config.classes or ():
-        if wanted >= model.nc:
-            raise UserError(f"--classes {wanted}: the network knows the classes 0 to {model.nc - 1}")
+    check_classes(config.classes or (), model.names, said="--classes")
     with naming("--rows"):
         check_rows(model, config.rows or ())
     with naming("--modules"):

@@ -69,9 +69,7 @@ def choose_target(predictions: Predictions, found: Detections, request: TargetRe
         UserError: a number that no detection has, or one of a class that is not asked for, or a class that the network does not know.
     """
     chosen = torch.arange(len(found))
-    for label in request.classes:
-        if not 0 <= label < len(names):
-            raise UserError(f"classes {label}: the network knows the classes 0 to {len(names) - 1}")
+    check_classes(request.classes, names)
     if request.numbers:
         for number in request.numbers:
             if not 0 <= number < len(found):
@@ -90,6 +88,13 @@ def choose_target(predictions: Predictions, found: Detections, request: TargetRe
         text = _text(part, chosen, request, names)
         return Target(candidates_of(part, predictions), part.classes, request.quantity, text), chosen
     return _best_candidates(predictions, request, names), chosen
+
+
+def check_classes(wanted: Sequence[int], names: Sequence[str], *, said: str = "classes") -> None:
+    """Refuses numbers of classes that the network does not know; ``said`` begins the line."""
+    for label in wanted:
+        if not 0 <= label < len(names):
+            raise UserError(f"{said} {label}: the network knows the classes 0 to {len(names) - 1}")
 
 
 def candidates_of(found: Detections, predictions: Predictions) -> Tensor:
