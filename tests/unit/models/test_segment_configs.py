@@ -14,7 +14,7 @@ from models.spec.parser import load_spec, plan_layers
 from tests.unit.models.test_attention_configs import PART_A
 
 NAMES = [f"{family}{scale}-seg" for family in ("yolov5", "yolov8", "yolo11", "yolo26") for scale in "nsmlx"]
-NAMES += ["gelan-c-seg", "gelan-c-dseg", "yolov9-c-dseg", "yolov9c-seg"]
+NAMES += [f"gelan-{scale}-seg" for scale in "tsmc"] + [f"yolov9-{scale}-dseg" for scale in "tsmc"] + ["gelan-c-dseg", "yolov9c-seg"]
 VARIANTS = sorted(path.stem for path in (CONFIGS / "attention").glob("yolov8-seg-*.yaml"))
 DUAL = sorted(path.stem for path in (CONFIGS / "attention").glob("yolov9-c-dseg-*.yaml"))
 INSERTED = 10  # the row of the block in the dual form
@@ -80,8 +80,32 @@ def test_a_variant_predicts_masks(name):
     assert found.shared["prototypes"].shape == (1, 32, 16, 24)
 
 
-def test_the_dual_form_with_a_block_deploys_to_one_branch():
+@pytest.mark.parametrize(("name", "blocks"), [("c-dseg-FocalModulation", 1), ("t-dseg", 0), ("s-dseg", 0), ("m-dseg", 0), ("c-dseg", 0)])
+def test_the_dual_form_deploys_to_one_branch(name, blocks):
     with torch.device("meta"):
-        lean = build_model("yolov9-c-dseg-FocalModulation.yaml", nc=2).deploy(fuse=False)
+        lean = build_model(f"yolov9-{name}.yaml", nc=2).deploy(fuse=False)
     assert [plan.name for plan in lean.plans][-4:] == ["RepNCSPELAN4", "nn.Upsample", "Conv", "DSegment"]
-    assert [plan.name for plan in lean.plans].count("FocalModulation") == 1
+    assert [plan.name for plan in lean.plans].count("FocalModulation") == blocks
+
+
+@pytest.mark.parametrize("scale", "tsmc")
+def test_prototypes_are_as_wide_as_the_finest_map(scale):
+    for name in (f"gelan-{scale}-seg", f"yolov9-{scale}-dseg"):
+        planned = plans(name)
+        head, dual = planned[-1], name.endswith("-dseg")
+        finest = planned[head.sources[3 if dual else 0]].out_channels  # a dual head reads the auxiliary maps first
+        assert load_spec(f"{name}.yaml").rows[-1].args == ("nc", 32, finest), name
+        if dual:
+            assert [planned[row].out_channels for row in head.sources[-2:]] == [finest, finest]
+
+
+@torch.no_grad()
+def test_the_small_dual_form_predicts_masks_of_its_main_branch():
+    model = build_model("yolov9-t-dseg.yaml", nc=2).eval()
+    image = torch.rand(1, 3, 64, 96)
+    found = model.predict(image)
+    assert found.fields["coefficients"].shape == (1, 126, 32)
+    assert found.shared["prototypes"].shape == (1, 32, 16, 24)
+    lean = model.deploy().predict(image)
+    torch.testing.assert_close(lean.shared["prototypes"], found.shared["prototypes"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lean.fields["coefficients"], found.fields["coefficients"], rtol=1e-4, atol=1e-4)
