@@ -21,7 +21,7 @@ def main() -> int:
 def demo() -> None:
     """Runs the four scripts in turn through their Python interfaces."""
     from detect import detect
-    from engine.training.setup import DEMO
+    from engine.training.setup.config import DEMO
     from export import export
     from train import train
     from utils.cli.detect_arguments import DetectConfig

@@ -27,7 +27,8 @@ from engine.training.evolve import evolve
 from engine.training.optim import learning_rates
 from engine.training.run import Run, context_of
 from engine.training.saving import explain_interruption, finish_weights, save_deployed, save_epoch, save_within_epoch
-from engine.training.setup import build_run, resolve_config
+from engine.training.setup.build import build_run
+from engine.training.setup.config import resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
 from utils import distributed
 from utils.cli.script import run_script

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.memory_format import channels_last
+from engine.task_presets import HYPS
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recipes import family_hyp, find_hyp
-from engine.training.setup import HYPS
 from models.analysis.compare import prediction_difference
 from models.build import build_model
 from models.export.exporting import ExportOptions, export_model

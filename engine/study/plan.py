@@ -16,7 +16,7 @@ from engine.study.control import control_of
 from engine.study.halving import Rule
 from engine.task_presets import HYPS, PRESETS, task_of
 from engine.training.recipes import family_hyp, find_hyp
-from engine.training.setup import stored_spec
+from engine.training.setup.network import stored_spec
 from models.checkpoints.checkpoint import load_checkpoint
 from models.edit.rows import edit
 from models.model import Model

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from utils.config import Hyperparameters
+from utils.config import Hyperparameters, TrainConfig
 from utils.errors import UserError
 
 KINDS = ("linear", "cosine", "flat-cosine", "fixed")
@@ -93,6 +93,11 @@ class Schedule:
     @property
     def _exact_accumulate(self) -> float:
         return self.accumulate or self.hyp.nbs / self.batch_size
+
+
+def build_schedule(config: TrainConfig, hyp: Hyperparameters, *, batches: int) -> Schedule:
+    """Learning rate, momentum and accumulation for epochs of so many batches."""
+    return Schedule(hyp, config.schedule, config.epochs, batches, config.batch_size, config.accumulate)
 
 
 def _between(first: float, last: float, part: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.training.setup import HYPS
+from engine.task_presets import HYPS
 from tasks import TASKS, Task, get_task, register_task
 from tasks.base import DrawStyle, ExportOutput, targets_of_images
 from tasks.rows import InvalidRow, LabelRow

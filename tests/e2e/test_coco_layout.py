@@ -75,7 +75,8 @@ def test_validation_between_epochs_ignores_crowds_too(tmp_path, monkeypatch):
     """A network that finds every object, and with more certainty things in the crowd region, is perfect."""
     import torch
 
-    from engine.training.setup import build_run, resolve_config
+    from engine.training.setup.build import build_run
+    from engine.training.setup.config import resolve_config
     from utils.types import Detections
 
     yaml_path = write_coco_layout(tmp_path / "coco")

@@ -11,14 +11,15 @@ import torch
 import yaml
 
 import engine.training.nonfinite_guard
-import engine.training.setup
+import engine.training.setup.build
 import engine.training.step
 from data.dataset_spec import load_dataset_spec
 from engine.evaluation.evaluate import EvaluationOptions, evaluate
 from engine.training.ema import ModelEMA
 from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
-from engine.training.setup import build_loaders, resolve_config
+from engine.training.setup.config import resolve_config
+from engine.training.setup.data import build_loaders
 from models.checkpoints.checkpoint import load_checkpoint, load_model
 from tests.cuda_casts import CudaCasts
 from tests.e2e.test_faults import poisoned
@@ -44,12 +45,12 @@ def world(tmp_path_factory) -> Path:
 def half(monkeypatch) -> Iterator[None]:
     """Trainings are in float16, as on a GPU."""
     with monkeypatch.context() as patch, CudaCasts():
-        patch.setattr(engine.training.setup, "precision_of", lambda choice, device: torch.float16)
+        patch.setattr(engine.training.setup.build, "precision_of", lambda choice, device: torch.float16)
         yield
 
 
 def scaler_of(monkeypatch, **options) -> None:
-    monkeypatch.setattr(engine.training.setup, "gradient_scaler", lambda device, dtype: torch.amp.GradScaler("cpu", **options))
+    monkeypatch.setattr(engine.training.setup.build, "gradient_scaler", lambda device, dtype: torch.amp.GradScaler("cpu", **options))
 
 
 class Watch:

@@ -14,7 +14,8 @@ from engine.doctor.checkup import noise_batch
 from engine.logging.progress import LossMeter
 from engine.training.initial_weights import FrozenLayers
 from engine.training.run import Run
-from engine.training.setup import build_run, resolve_config
+from engine.training.setup.build import build_run
+from engine.training.setup.config import resolve_config
 from models.checkpoints.checkpoint import load_checkpoint
 from tasks import DETECT
 from tests.e2e.test_train import ROOT, Interrupt, rows_of

@@ -20,7 +20,8 @@ import export
 import val
 from data.dataset_spec import load_dataset_spec
 from engine.logging.callbacks import Callback
-from engine.training.setup import build_network, resolve_config
+from engine.training.setup.config import resolve_config
+from engine.training.setup.network import build_network
 from models import build_model, load_model
 from models.checkpoints.checkpoint import load_checkpoint
 from tests.tiny_training import HYP, config, make_world

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.training.setup import HYPS
+from engine.task_presets import HYPS
 from models import build_model
 from models.heads.base import HeadOutput
 from models.heads.classify import Classify

@@ -10,7 +10,7 @@ import pytest
 
 from engine.training.evolve import BOUNDS, evolve, make_child, read_generations
 from engine.training.nonfinite_guard import Diverged
-from engine.training.setup import resolve_config
+from engine.training.setup.config import resolve_config
 from tasks import DETECT
 from train import main
 from utils.config import Hyperparameters, TrainConfig

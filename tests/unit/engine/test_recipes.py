@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.training.recipes import family_hyp, find_hyp
-from engine.training.setup import resolve_optimizer
+from engine.training.setup.config import resolve_optimizer
 from utils.config import TrainConfig
 from utils.hyperparameters import Hyperparameters
 

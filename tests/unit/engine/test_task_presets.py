@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.task_presets import PRESETS, task_of, with_embedded_data, with_presets
-from engine.training.setup import resolve_config
+from engine.training.setup.config import resolve_config
 from models.spec.parser import load_spec, plan_layers
 from tasks import TASKS
 from utils.config import TASK_NAMES, TrainConfig

@@ -10,10 +10,10 @@ import torch
 
 from engine.logging.progress import LossMeter
 from engine.memory_format import channels_last
+from engine.task_presets import HYPS
 from engine.training.early_stop import EarlyStop
 from engine.training.multi_scale import rescale
 from engine.training.recipes import family_hyp, find_hyp, gains_warning
-from engine.training.setup import HYPS
 from models import build_model
 from utils.config import Hyperparameters
 from utils.distributed import select_device

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data.dataset_spec import DatasetSpec
-from engine.training.setup import build_network
+from engine.training.setup.network import build_network
 from models import build_model
 from models.spec.config_files import CONFIGS, find_config
 from models.spec.parser import doubtful_rows, load_spec, plan_layers
