@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from models.heads.base import Head, HeadOutput
 from models.size_limit import AllocationLimit
 from models.spec.channel_rules import LayerPlan
-from models.spec.parser import ModelSpec, Row, doubtful_rows, needed, plan_layers
+from models.spec.parser import ModelSpec, Row
+from models.spec.planning import doubtful_rows, needed, plan_layers
 from models.spec.plugin_faults import place_in_plugin
 from models.spec.row_arguments import what_it_takes
 from tasks import Task

@@ -20,7 +20,7 @@ from models.edit.requests import AUXILIARY, read_insertion
 from models.edit.rows import Edited, edit
 from models.layers.attention.ops.identity import IdentityStart
 from models.model import DRY_RUN_SIZE, Model, build_layer
-from models.spec.parser import plan_layers
+from models.spec.planning import plan_layers
 from utils.sizes import round_up_to_stride
 
 BLOCK = "ConvControl"

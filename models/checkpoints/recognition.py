@@ -14,7 +14,8 @@ import torch
 from models.model import Model
 from models.spec.channel_rules import LayerPlan
 from models.spec.config_files import CONFIGS, find_config
-from models.spec.parser import ModelSpec, load_spec, plan_layers
+from models.spec.parser import ModelSpec, load_spec
+from models.spec.planning import plan_layers
 from utils.errors import UserError
 
 FAMILIES = ("v5", "v7", "v8", "v9", "v10", "v11", "v12", "v26")

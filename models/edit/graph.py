@@ -9,7 +9,8 @@ from dataclasses import replace as changed
 from torch import Tensor
 
 from models.spec.channel_rules import LayerPlan
-from models.spec.parser import ModelSpec, Row, needed, plan_layers
+from models.spec.parser import ModelSpec, Row
+from models.spec.planning import needed, plan_layers
 from models.spec.registry import BLOCKS, BlockSpec
 from utils.errors import UserError
 

@@ -9,7 +9,8 @@ from typing import Any
 from models.edit.graph import EditGraph, Node, find_block
 from models.edit.requests import Insertion, Position, once
 from models.spec import channel_rules as rules
-from models.spec.parser import Row, plan_row, width_rule
+from models.spec.parser import Row
+from models.spec.planning import plan_row, width_rule
 from utils.errors import UserError, nearest
 
 NAMES_WIDTH = (rules.out_width, rules.out_width_repeated)  # of attention that could change the width; inserted, it keeps it

@@ -10,7 +10,7 @@ from typing import Any
 from models.edit.graph import EditGraph, find_block
 from models.edit.requests import Replacement
 from models.spec import channel_rules as rules
-from models.spec.parser import plan_row
+from models.spec.planning import plan_row
 from models.spec.registry import BLOCKS, BlockSpec
 from utils.errors import UserError, nearest
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from models.model import Model
 from models.spec.channel_rules import LayerPlan
-from models.spec.parser import ModelSpec, plan_layers
+from models.spec.parser import ModelSpec
+from models.spec.planning import plan_layers
 from models.transfer.head_parts import Parts, parts_of_names
 
 Shape = tuple[int, ...]

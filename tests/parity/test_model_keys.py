@@ -12,7 +12,8 @@ from torch import nn
 from models import build_model
 from models.model import Model
 from models.spec.config_files import CONFIGS
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from tests.golden import HERE, all_names, cases, find
 
 NO_CONFIG = ("train_", "deploy_maps", "baseline-")

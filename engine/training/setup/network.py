@@ -25,7 +25,8 @@ from models.checkpoints.checkpoint import Checkpoint, require_plugins
 from models.edit.rows import Edited, edit
 from models.heads.base import Loss
 from models.model import Model
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from models.spec.registry import load_plugin
 from utils import distributed
 from utils.config import Hyperparameters, TrainConfig

@@ -6,7 +6,8 @@ import pytest
 
 from engine.task_presets import PRESETS, task_of, with_embedded_data, with_presets
 from engine.training.setup.config import resolve_config
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from tasks import TASKS
 from utils.config import TASK_NAMES, TrainConfig
 from utils.errors import UserError

@@ -13,7 +13,8 @@ import yaml
 from models.build import build_model
 from models.spec.channel_rules import LayerPlan
 from models.spec.config_files import CONFIGS
-from models.spec.parser import load_spec, plan_layers, read_spec
+from models.spec.parser import load_spec, read_spec
+from models.spec.planning import plan_layers
 
 OWN = ("FocalModulation", "FocalModulationBlock", "BRA", "nchwBRA", "BiFormer", "CloAttention", "NLBlockND", "BoT3", "BoTNet",
        "BiFormer-[TSB]", "FocalNet-[TSB]-[sl]rf", "CloFormer-(XXS|XS|S)")  # fmt: skip

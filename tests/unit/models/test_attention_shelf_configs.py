@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import models
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 
 CONFIGS = Path(models.__file__).parent / "configs"
 FOLDER = CONFIGS / "attention"

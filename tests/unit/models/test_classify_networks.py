@@ -13,7 +13,8 @@ from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_mode
 from models.heads.base import HeadOutput
 from models.heads.classify import Classify, PooledClassify
 from models.spec.config_files import CONFIGS
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from models.transfer.backbone_weights import fill_backbone, load_backbone
 from models.transfer.transfer import Source, transfer
 from tests.foreign_models import LAYOUTS, convert_model, layout

@@ -12,7 +12,8 @@ from engine.training.recipes import find_hyp
 from models.checkpoints.published import missing_weights
 from models.spec.config_files import CONFIGS, find_config
 from models.spec.families import absent_family, family_of
-from models.spec.parser import load_spec, named_channels, plan_layers, read_spec
+from models.spec.parser import load_spec, named_channels, read_spec
+from models.spec.planning import plan_layers
 from utils.errors import UserError
 
 SCALED = "nc: 2\nscales: {n: [1.0, 0.5, 64]}\nbackbone: [[-1, 1, Conv, [32, 3, 8]]]\nhead: [[[0], 1, Detect, [nc]]]\n"

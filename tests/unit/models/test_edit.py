@@ -18,7 +18,8 @@ from models.heads.base import Head
 from models.model import Model
 from models.spec import channel_rules as rules
 from models.spec.config_files import CONFIGS
-from models.spec.parser import ModelSpec, load_spec, plan_layers, read_spec
+from models.spec.parser import ModelSpec, load_spec, read_spec
+from models.spec.planning import plan_layers
 from models.spec.registry import BLOCKS
 from tests.golden import fill_
 from tests.tiny import DUAL_HEAD, tiny_cfg

@@ -9,7 +9,8 @@ from models.build import build_model
 from models.edit.rows import Edited, edit
 from models.model import Model
 from models.spec import channel_rules as rules
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from models.spec.registry import BLOCKS
 from tests.golden import fill_
 from utils.errors import UserError

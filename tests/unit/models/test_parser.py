@@ -12,7 +12,8 @@ import yaml
 from models import build_model
 from models.spec import channel_rules as rules
 from models.spec.config_files import find_config
-from models.spec.parser import load_spec, plan_layers, read_spec
+from models.spec.parser import load_spec, read_spec
+from models.spec.planning import plan_layers
 from models.spec.registry import BLOCKS, KINDS, load_plugin
 from utils.errors import UserError
 

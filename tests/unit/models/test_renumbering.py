@@ -13,7 +13,8 @@ from data.dataset_spec import DatasetSpec
 from engine.training.setup.network import build_network
 from models import build_model
 from models.spec.config_files import CONFIGS, find_config
-from models.spec.parser import doubtful_rows, load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import doubtful_rows, plan_layers
 from utils.config import TrainConfig
 
 SOME = ("yolov5s", "yolov7", "yolov7-w6", "yolov8", "yolov8-p2", "yolov9-c", "yolov9-e", "yolov8-AFPN", "yolov9-c-FocalModulation")

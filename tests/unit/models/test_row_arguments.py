@@ -8,7 +8,8 @@ import torch
 from models import build_model
 from models.edit.rows import edit
 from models.model import Model
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from models.spec.registry import BLOCKS
 from models.transfer.transfer import Source, transfer
 from tests.tiny import tiny_cfg

@@ -10,7 +10,8 @@ import torch
 from models import build_model
 from models.spec.channel_rules import LayerPlan
 from models.spec.config_files import CONFIGS, find_config
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from tests.unit.models.test_attention_configs import PART_A
 
 NAMES = [f"{family}{scale}-seg" for family in ("yolov5", "yolov8", "yolo11", "yolo26") for scale in "nsmlx"]

@@ -7,7 +7,8 @@ import torch
 
 from models import build_model
 from models.build import build_model as build
-from models.spec.parser import load_spec, plan_layers
+from models.spec.parser import load_spec
+from models.spec.planning import plan_layers
 from models.transfer.report import KEPT
 from models.transfer.transfer import Source, transfer
 from tests.foreign_models import randomize_

@@ -97,7 +97,7 @@ class Embedded:
 
     @property
     def row_options(self) -> Callable[..., dict[str, Any]] | None:
-        """What the plain block derives from its row (models/spec/parser.py), if anything."""
+        """What the plain block derives from its row (models/spec/planning.py), if anything."""
         return getattr(self.outer, "row_options", None)
 
     @property
