@@ -23,12 +23,12 @@ PUBLISHED_FOLDERS = ("data", "data/hyps", "hyps")
 GAIN_BORDER = 1.0  # box gains of heads with anchors lie far below it, those of the others far above
 SIZES = "nsmlx"  # scales that have recipes of their own
 SMALLEST = "n"  # scale of a model that names none
-# Published pairings; the first that fits counts. YOLOv5u, v10 and 11 are trained as YOLOv8, YOLOv7-AF as YOLOv9.
+# Published pairings; the first that fits counts. YOLOv5u, v10 and 11 are trained as YOLOv8, v13 as 12, YOLOv7-AF as YOLOv9.
 FAMILIES = (
     *(Family(name, "scratch-low", "rtdetr") for name in ("rtdetr", "rt-detr")),
     Family("v10", "scratch-low", "v8"),
     *(Family(f"yolo{v}11", "scratch-low", "v8") for v in ("", "v")),
-    *(Family(f"yolo{v}12", "scratch-low", "v12{scale}") for v in ("", "v")),
+    *(Family(f"yolo{v}{number}", "scratch-low", "v12{scale}") for v in ("", "v") for number in (12, 13)),
     *(Family(f"yolo{v}26", "scratch-low", "v26{scale}") for v in ("", "v")),
     Family("v5", "scratch-low", "v8"),
     Family("v7-tiny", "scratch.tiny", "scratch-high"),

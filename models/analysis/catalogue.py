@@ -199,8 +199,8 @@ Every module takes (B, C, H, W) maps of any height and width and gives the same 
 inside a block.
 Spellings of other projects mean the same: `CBAMBlock`, `GAM_Attention`, `C2fCBAM`, `C2f-CBAM`.
 
-- `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C2PSA`, `C2fPSA`, `C3TR`, `TransformerBlock`, `iRMB`: rows name their
-  width, which all but the two with PSA can also change: `[-1, 3, BoT3, [1024]]`.
+- `A2C2f`, `ACmix`, `BoT3`, `BoTPaperBlock`, `BottleneckTransformer`, `C2PSA`, `C2fPSA`, `C3AH`, `C3TR`, `TransformerBlock`, `iRMB`: rows
+  name their width, which all but the two with PSA can also change: `[-1, 3, BoT3, [1024]]`.
 - What else a row may say: [options](#options). A module of your own: [own_modules.md](own_modules.md).
 
 Costs are those of the defaults on one map of {CHANNELS} x {SIDE} x {SIDE}: multiply-adds at operator level with attention counted

@@ -194,9 +194,8 @@ def _row(row: Any, layer: Record, *, usual: str) -> list[Any]:
             args.append({"act": False})
     if name in BOTTLENECKS:
         args += [{key: value} for key, value in _bottleneck_options(name, args, layer, usual=usual).items()]
-    position = _child(layer, "m", "0", "0", "attn", "pe", "conv") if name == "A2C2f" else None
-    if position and (kernel := _kernel(position)) != POSITION_KERNEL:
-        args.append({"position_kernel": kernel})
+    if name == "A2C2f":
+        args += [{key: value} for key, value in _area_options(layer).items()]
     if name == "RepConv" and "conv1" in children(layer):  # ultralytics' block of this name is YOLOv9's
         name = "RepConvN"
     return [source, number, name, args]
@@ -215,6 +214,19 @@ def _bottleneck_options(name: str, args: Sequence[Any], layer: Record, *, usual:
     text = _activation_text(act) if act else None
     if text not in (None, usual):
         options["act"] = text
+    return options
+
+
+def _area_options(layer: Record) -> dict[str, Any]:
+    """What releases of area attention differ in: the kernel of the position convolution, and the width of the perceptron."""
+    position, wide = _child(layer, "m", "0", "0", "attn", "pe", "conv"), _child(layer, "m", "0", "0", "mlp", "0", "conv")
+    options: dict[str, Any] = {}
+    if position and (kernel := _kernel(position)) != POSITION_KERNEL:
+        options["position_kernel"] = kernel
+    width, hidden = (wide.state.get(key) for key in ("in_channels", "out_channels")) if wide else (0, 0)
+    if isinstance(width, int) and isinstance(hidden, int) and width > 0 and hidden > 0:
+        exact = (round(hidden / width, digits) for digits in range(1, 16))
+        options["mlp_ratio"] = next((ratio for ratio in exact if int(width * ratio) == hidden), hidden / width)
     return options
 
 

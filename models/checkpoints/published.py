@@ -31,6 +31,7 @@ V7 = Release("WongKinYiu/yolov7", "GPL-3.0", "https://github.com/WongKinYiu/yolo
 V9 = Release("WongKinYiu/yolov9", "GPL-3.0", "https://github.com/WongKinYiu/yolov9/releases/download/v0.1")
 V10 = Release("THU-MIG/yolov10", "AGPL-3.0", "https://github.com/THU-MIG/yolov10/releases/download/v1.1")
 V12 = Release("sunsmarterjie/yolov12", "AGPL-3.0", "https://github.com/sunsmarterjie/yolov12/releases/download/v1.0")
+V13 = Release("iMoonLab/yolov13", "AGPL-3.0", "https://github.com/iMoonLab/yolov13/releases/download/yolov13")
 ASSETS = Release("ultralytics", "AGPL-3.0", "https://github.com/ultralytics/assets/releases/download/v8.3.0")
 NEWER_ASSETS = ASSETS._replace(folder="https://github.com/ultralytics/assets/releases/download/v8.4.0")
 
@@ -47,6 +48,7 @@ PUBLISHED: dict[str, Release] = {
     **{f"yolov10{size}.pt": V10 for size in "nsmblx"},
     **{f"yolo{family}{size}.pt": ASSETS for family in (11, 12) for size in "nsmlx"},
     **{f"yolov12{size}.pt": V12 for size in "nsmlx"},
+    **{f"yolov13{size}.pt": V13 for size in "nslx"},
     **{f"yolo26{size}.pt": NEWER_ASSETS for size in "nsmlx"},
 }
 

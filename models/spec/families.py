@@ -7,12 +7,11 @@ from collections.abc import Collection
 
 from tasks import TASKS
 
-HERE = "here are YOLOv3, v5, v7, v8, v9, v10, YOLO11, YOLO12, YOLO26, RT-DETR-l and -x, YOLOv4-CSP and YOLOR-CSP"
+HERE = "here are YOLOv3, v5, v7, v8, v9, v10, YOLO11, YOLO12, YOLOv13, YOLO26, RT-DETR-l and -x, YOLOv4-CSP and YOLOR-CSP"
 # How names of YAMLs and checkpoints begin; the first that fits counts.
 ABSENT_NAMES = {
     re.compile(pattern, re.IGNORECASE): family
     for pattern, family in {
-        r"yolo[-_]?v?(13)(?!\d)": "YOLOv{0}",
         r"yolo[-_]?v?([1246])(?!\d)(?!-csp)": "YOLOv{0}",
         r"yolo-?x": "YOLOX",
         r"yolor(?!-csp)": "YOLOR",
@@ -44,7 +43,6 @@ TASK_HEADS = {
 TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)
 # Blocks by which a file shows its family, the ones that fewest families have first.
 FAMILY_BLOCKS = {
-    "YOLOv13": ("HyperACE", "FullPAD_Tunnel", "DSC3k2"),
     "YOLO-World or YOLOE": ("C2fAttn", "WorldDetect", "YOLOEDetect"),
 }
 NUMBERED = re.compile(r"^yolo[-_]?v?(\d+)", re.IGNORECASE)

@@ -20,7 +20,8 @@ from models.spec.row_arguments import check_arguments
 from utils.errors import UserError
 from utils.reading.limits import MOST_REPEATS
 
-LIGHT_BLOCKS = ("A2C2f", "C2fCIB", "C3k2")  # of YOLOv10 and later, C3k2_EMA included: heads behind them have light class convolutions
+# Blocks of YOLOv10 and later, C3k2_EMA included: heads behind them have light class convolutions.
+LIGHT_BLOCKS = ("A2C2f", "C2fCIB", "C3k2", "DSC3k2")
 PLAIN_WORD = re.compile(r"^[\w.\-/ ]*$")
 
 
@@ -137,7 +138,7 @@ def _defaults_of_dialect(cls: Any, args: Sequence[Any], dialect: str) -> dict[st
 def _options_of_row(
     cls: Any, args: tuple[Any, ...], options: Mapping[str, Any], scale: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
-    """A row's arguments with what its block derives from them and from the scale: ``cls.row_options(placed, scale)``.
+    """A row's arguments with what its block derives from them and from the scale: ``cls.row_options(given by place or name, scale)``.
 
     It gives options by name. They take the place of the row's arguments by place, but not of those that the row itself names.
     """
@@ -145,7 +146,8 @@ def _options_of_row(
     if derive is None:
         return args, {}
     names = list(inspect.signature(cls).parameters)[: len(args)]
-    derived = {name: value for name, value in derive(dict(zip(names, args)), scale).items() if name not in options}
+    given = {**dict(zip(names, args)), **options}
+    derived = {name: value for name, value in derive(given, scale).items() if name not in options}
     placed = tuple(derived.get(name, value) for name, value in zip(names, args)) + args[len(names) :]
     return placed, {name: value for name, value in derived.items() if name not in names}
 

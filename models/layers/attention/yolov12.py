@@ -24,7 +24,8 @@ HEAD_CHANNELS = 32  # YOLOv12's
 POSITION_KERNEL = 7
 INIT_STD = 0.02  # of a block's convolutions, of a normal distribution cut off at two of it
 OUT_OF_REACH = -1e4  # added to the logits of padding: its weights are 0, and float16 holds it
-RESIDUAL_SCALES, RESIDUAL_MLP_RATIO = ("l", "x"), 1.2
+TURBO_POSITION_KERNEL = 5  # of the later release, which its authors call turbo; YOLOv13 has it too
+RESIDUAL_SCALES, RESIDUAL_MLP_RATIO, TURBO_RESIDUAL_MLP_RATIO = ("l", "x"), 1.2, 1.5
 PAPER = "YOLOv12: Attention-Centric Real-Time Object Detectors, arXiv 2502.12524"
 
 
@@ -152,12 +153,13 @@ class A2C2f(nn.Module):
         a2: area attention; False for stages of convolutions, :class:`C3k`.
         area: runs of pixels of each attention; has no effect without ``a2`` (published rows then have -1).
         residual: add the input, with the output scaled by γ (0.01 at first); only where ``c1 == c2`` and ``a2``. At scales l and x of a
-            file with scales it is True unless a row says otherwise, and ``mlp_ratio`` 1.2.
+            file with scales it is True unless a row says otherwise, and ``mlp_ratio`` 1.2 (1.5 with ``turbo``).
         mlp_ratio: hidden width of the MLPs, in multiples of the inner width.
         e: inner width, in multiples of ``c2``.
         g: groups of the CSP stages.
         shortcut: residuals in the CSP stages.
-        position_kernel: as :class:`AreaAttention` has it.
+        position_kernel: as :class:`AreaAttention` has it; None for 7, or 5 with ``turbo``.
+        turbo: the numbers of the later release, as YOLOv13 has them.
     """
 
     def __init__(
@@ -172,10 +174,13 @@ class A2C2f(nn.Module):
         e: float = 0.5,
         g: int = 1,
         shortcut: bool = True,
-        position_kernel: int = POSITION_KERNEL,
+        position_kernel: int | None = None,
+        turbo: bool = False,
     ) -> None:
         super().__init__()
         hidden = int(c2 * e)
+        if position_kernel is None:
+            position_kernel = TURBO_POSITION_KERNEL if turbo else POSITION_KERNEL
         self.cv1 = Conv(c1, hidden)
         self.cv2 = Conv((1 + n) * hidden, c2)
         self.gamma = nn.Parameter(torch.full((c2,), 0.01)) if a2 and residual and c1 == c2 else None
@@ -197,5 +202,6 @@ class A2C2f(nn.Module):
     @classmethod
     def row_options(cls, placed: Mapping[str, Any], scale: str) -> dict[str, Any]:
         """The residual form at the largest scales: published files rely on it."""
-        form = {"residual": True, "mlp_ratio": RESIDUAL_MLP_RATIO} if scale in RESIDUAL_SCALES else {}
+        ratio = TURBO_RESIDUAL_MLP_RATIO if placed.get("turbo") else RESIDUAL_MLP_RATIO
+        form = {"residual": True, "mlp_ratio": ratio} if scale in RESIDUAL_SCALES else {}
         return {name: value for name, value in form.items() if name not in placed}

@@ -34,6 +34,7 @@ def recipe(name: str) -> Hyperparameters:
         ("yolov10.yaml", "s", "v8"),
         ("yolo11.yaml", "n", "v8"),
         ("yolo12.yaml", "l", "v12l"),
+        ("yolov13.yaml", "x", "v12x"),
         ("yolov12.yaml", "x", "v12x"),
         ("yolo26.yaml", "n", "v26n"),
         ("yolo26-EMA.yaml", "m", "v26m"),

@@ -92,7 +92,6 @@ def test_a_recipe_is_found_by_the_same_rule(tmp_path, capsys):
         ("yolov6n", "YOLOv6 is not here"),
         ("yolox", "YOLOX is not here"),
         ("yolox-s", "YOLOX is not here"),
-        ("yolov13n", "YOLOv13 is not here"),
         ("yolov4", "YOLOv4 is not here"),
         ("yolo_nas_s", "YOLO-NAS is not here"),
         ("rtdetr-r50", "RTDETR-R50 is not here"),
@@ -136,7 +135,8 @@ def test_names_close_to_ours_keep_their_hint():
 @pytest.mark.parametrize(
     ("modules", "family"),
     [
-        (["Conv", "DSC3k2", "A2C2f", "Detect"], "YOLOv13"),
+        (["Conv", "C2fAttn", "Detect"], "YOLO-World or YOLOE"),
+        (["Conv", "DSC3k2", "A2C2f", "Detect"], ""),
         (["Conv", "C3k2", "SPPF", "C2PSA", "Detect"], ""),
         (["Conv", "C2f", "Detect"], ""),
     ],
@@ -146,9 +146,9 @@ def test_rows_show_their_family(modules, family):
 
 
 def test_files_of_families_that_are_not_here_are_named():
-    rows = [[-1, 1, "Conv", [16, 3, 8]], [-1, 1, "A2C2f", [16, False]], [-1, 1, "DSC3k2", [16]]]
+    rows = [[-1, 1, "Conv", [16, 3, 8]], [-1, 1, "A2C2f", [16, False]], [-1, 1, "C2fAttn", [16]]]
     data = {"nc": 2, "backbone": rows, "head": [[[-1], 1, "Detect", ["nc"]]]}
-    with pytest.raises(UserError, match=r"mine\.yaml: a YOLOv13, a family that is not here \(row 2 is DSC3k2\)"):
+    with pytest.raises(UserError, match=r"mine\.yaml: a YOLO-World or YOLOE, a family that is not here \(row 2 is C2fAttn\)"):
         plan_layers(read_spec(data, origin="mine.yaml"))
 
 

@@ -16,7 +16,7 @@ from tests.golden import fill_
 from utils.errors import UserError
 
 END_TO_END = ("yolov10n", "yolo26n")
-HOSTS = ("C2f", "C2fCIB", "C3k2", "C2PSA", "A2C2f")
+HOSTS = ("C2f", "C2fCIB", "C3k2", "C2PSA", "A2C2f", "DSC3k2")
 ANY = [name for name, block in BLOCKS.items() if block.kind == "attention" and block.channels is rules.same_width and block.built_in]
 
 
@@ -33,7 +33,7 @@ def keys(edited: Edited) -> set[str]:
         return {key for key in Model(edited.spec).state_dict() if ".attention." not in key}
 
 
-@pytest.mark.parametrize(("name", "count"), [("yolov10n", 8), ("yolo11n", 9), ("yolo12n", 8), ("yolo26n", 9)])
+@pytest.mark.parametrize(("name", "count"), [("yolov10n", 8), ("yolo11n", 9), ("yolo12n", 8), ("yolov13n", 8), ("yolo26n", 9)])
 def test_modules_inside_every_block_keep_all_tensors_of_the_network_and_the_form_of_its_head(name, count):
     """Rows of YOLO12 with an area of -1 included; a head without these blocks before it would have other class convolutions."""
     plain = keys(edit(load_spec(name, nc=3)))

@@ -47,9 +47,10 @@ def test_all_families_are_known_with_their_licences():
         ("yolov10b.pt", "THU-MIG/yolov10", "AGPL-3.0"), ("yolo11n.pt", "ultralytics", "AGPL-3.0"),
         ("yolo12x.pt", "ultralytics", "AGPL-3.0"),
         ("yolov12l.pt", "sunsmarterjie/yolov12", "AGPL-3.0"), ("yolo26m.pt", "ultralytics", "AGPL-3.0"),
+        ("yolov13x.pt", "iMoonLab/yolov13", "AGPL-3.0"),
     ):  # fmt: skip
         assert PUBLISHED[name][:2] == (project, licence)
-    assert all(re.match(r"https://github\.com/[\w./-]+/releases/download/v[\d.]+$", r.folder) for r in PUBLISHED.values())
+    assert all(re.match(r"https://github\.com/[\w./-]+/releases/download/(v[\d.]+|yolov13)$", r.folder) for r in PUBLISHED.values())
 
 
 def test_missing_published_file_names_its_publisher_in_one_line(tmp_path):
@@ -72,7 +73,8 @@ def test_missing_published_file_names_its_publisher_in_one_line(tmp_path):
         ("yolo10n", r"no such checkpoint; of published ones, did you mean 'yolov10n\.pt'\?"),
         ("yolo11q", r"no such checkpoint; of published ones, did you mean 'yolo11[nsmlx]\.pt'\?"),
         ("yolo26n-sem", r"no such checkpoint; a network for semantic segmentation by its name; tasks here are"),
-        ("yolov13n", r"no such checkpoint; YOLOv13 is not here"),
+        ("yolov13l", r"not here; iMoonLab/yolov13 publishes it at https://\S+/yolov13/yolov13l\.pt under AGPL-3\.0"),
+        ("yolov6n", r"no such checkpoint; YOLOv6 is not here"),
     ],
 )
 def test_a_missing_file_is_never_answered_with_the_name_of_another_family(tmp_path, name, says):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from models.layers.attention.ops.identity import IdentityStart
 from models.layers.attention.yolov10 import PSABlock
 from models.layers.attention.yolov12 import ABlock
+from models.layers.attention.yolov13 import DSBottleneck
 from models.layers.compact import CIB
-from models.layers.conv import Conv
 from models.layers.csp import Bottleneck, RepNBottleneck
 from models.spec import channel_rules as rules
 from models.spec.registry import BLOCKS, BlockSpec
@@ -28,6 +28,7 @@ BOTTLENECKS = (Bottleneck, RepNBottleneck)
 # block -> its inner blocks that get the module
 HOSTS: dict[str, tuple[type[nn.Module], ...]] = {
     **dict.fromkeys(("C2f", "C3", "C3k", "C3k2", "RepNCSPELAN4"), BOTTLENECKS),
+    **dict.fromkeys(("DSC3k", "DSC3k2"), (DSBottleneck,)),
     "C2fCIB": (CIB,), "C2PSA": (PSABlock,), "C2fPSA": (PSABlock,), "A2C2f": (ABlock, Bottleneck),
 }  # fmt: skip
 # C2f_EMA; C2f-EMA and C3SE in other projects
@@ -119,7 +120,7 @@ class Embedded:
         return block
 
     def _attention(self, host: nn.Module, options: dict[str, Any]) -> nn.Module:
-        width = [layer for layer in host.modules() if isinstance(layer, Conv)][-1].conv.out_channels
+        width = [layer for layer in host.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
         widths = (width,) if self.inner.channels is rules.same_width else (width, width)
         module = self.inner.cls(*widths, **options)
         return IdentityStart(module) if self.identity_start else module
