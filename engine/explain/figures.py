@@ -25,6 +25,7 @@ HEAT, SIGNED = "inferno", "RdBu_r"
 FAINTEST, STRONGEST = 0.25, 0.85  # opacity of a map over the image where it is 0 and where it is 1
 SHOWN_PX = (384, 1280)  # the longer side of an image in a figure is brought into this range
 PANEL_INCHES, GAP, TITLES, MARGIN = 2.7, 0.68, 0.45, 0.12  # width of a panel, what is beside it, above it, round all
+STRIP = 0.1  # the short side over the long one, below which an image fills its panel: it would be a few px high
 HEADING = 0.25
 MOST_COLUMNS = 5
 QUERY_COLOUR, TARGET_COLOUR = "#00e5ff", "#ffffff"
@@ -158,7 +159,10 @@ class ShownImage:
     def show(self, axes: Any, pixels: Image, title: str) -> None:
         axes.imshow(pixels)
         axes.set(xticks=(), yticks=(), xlim=(-0.5, pixels.shape[1] - 0.5), ylim=(pixels.shape[0] - 0.5, -0.5))
-        axes.set_title(_wrapped(shown_name(title, most=120)), fontsize=8)
+        is_strip = not STRIP <= self.aspect <= 1 / STRIP
+        if is_strip:
+            axes.set_aspect("auto")
+        axes.set_title(_wrapped(shown_name(f"{title} (stretched)" if is_strip else title, most=120)), fontsize=8)
 
     def detections_panel(self, explanation: Explanation) -> Panel:
         """The image with its detections, numbered, those that are explained with a thick line."""

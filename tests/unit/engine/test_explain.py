@@ -15,6 +15,7 @@ import explain as script
 from engine.explain import explain
 from engine.explain.comparing import explain_as
 from engine.explain.explaining import ExplainOptions
+from engine.explain.figures import cam_figure
 from engine.explain.numbers import RANDOM, faithfulness_of
 from engine.explain.page import Section, write_page
 from models import build_model
@@ -301,3 +302,11 @@ def test_missing_source_leaves_no_run_folder(tmp_path, checkpoint):
     with pytest.raises(UserError, match=r"nowhere\.png"):
         script.explain(ExplainConfig(weights=str(checkpoint), source="nowhere.png", imgsz=(64, 64), project=str(tmp_path / "runs")))
     assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(("hw", "is_stretched"), [((8, 600), True), ((600, 8), True), ((64, 320), False)])
+def test_a_strip_fills_its_panels(hw, is_stretched):
+    """At its own aspect it would be a few px high; the titles say so."""
+    panel = cam_figure(explain(tiny_model(), photo(*hw), OPTIONS), "layercam").axes[0]
+    assert (panel.get_aspect() == "auto") is is_stretched
+    assert ("stretched" in panel.get_title()) is is_stretched
