@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from engine.task_presets import HYPS, PRESETS, task_of, with_embedded_data, with_presets
 from engine.training.initial_weights import check_flags
 from engine.training.recipes import family_hyp, find_hyp
@@ -17,9 +15,6 @@ from utils import distributed
 from utils.config import AUTO, Hyperparameters, TrainConfig
 from utils.errors import UserError
 from utils.run_folders import RunLock
-
-if TYPE_CHECKING:
-    pass
 
 DEMO = PRESETS["detect"].flags  # what `python train.py` and `make demo` train: a few minutes on two CPU cores
 
