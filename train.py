@@ -139,7 +139,10 @@ def train_one_epoch(run: Run, epoch: int) -> dict[str, float]:
     loader, step, meter, progress = run.loaders.train, run.step, run.meter, run.progress
     loader.set_epoch(epoch, start_batch=progress.batch, class_ap=progress.class_ap)
     run.state.set_training_mode()
-    bar = EpochBar(loader, names=meter.names, epoch=epoch, epochs=run.config.epochs, done=progress.batch, shown=distributed.is_main())
+    objects = "images" if run.state.model.task.whole_image else "boxes"
+    bar = EpochBar(
+        loader, names=meter.names, epoch=epoch, epochs=run.config.epochs, done=progress.batch, shown=distributed.is_main(), objects=objects
+    )
     for iteration, batch in enumerate(bar, progress.batch):
         is_last = iteration + 1 == len(loader)
         step.begin(epoch, iteration, is_last=is_last)

@@ -6,6 +6,8 @@ Nothing in the file is ever executed: a ``download:`` entry is only shown to the
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +19,17 @@ from data.tools.shape_outlines import ensure_shape_outlines
 from data.tools.shape_points import ensure_shape_points
 from data.tools.shapes import ensure_shapes
 from data.tools.shapes_obb import ensure_shapes_obb
+from tasks.keypoints import KEYS as KEYPOINT_KEYS
 from tasks.keypoints import Keypoints, read_keypoints
 from utils.errors import UserError, nearest
 from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_NAME_CHARS
 from utils.reading.text_files import user_path
 from utils.reading.yaml_text import read_yaml, shown
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
+KEYS = (*SPLITS, "path", "names", "nc", "ch", "channels", "bits", "download", "annotations", "flip_idx", *KEYPOINT_KEYS)
+ALIKE = 0.8  # how much like one of KEYS another key is for a slip of the pen, by difflib; files also have keys of other programs
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 HERE = Path(__file__).resolve().parent
 EMBEDDED: dict[str, Callable[[Path], Path]] = {
@@ -140,6 +146,9 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
     if yaml_path.is_dir():
         return class_folder_spec(yaml_path, single_cls=single_cls, need=need)
     raw = read_yaml(yaml_path, as_written=("names",), expected="train, val and names")
+    for key in raw:
+        if key not in KEYS and (meant := difflib.get_close_matches(str(key).lower(), KEYS, n=1, cutoff=ALIKE)):
+            log.warning("%s: the key %s is not read; did you mean %r?", yaml_path, shown(key), meant[0])
     if draw := EMBEDDED.get(yaml_path.name if yaml_path.resolve().parent == HERE else ""):
         _generate_embedded(HERE / yaml_path.stem, draw)
     download = None if raw.get("download") is None else str(raw["download"]).strip()
@@ -375,7 +384,9 @@ def _read_flip_idx(yaml_path: Path, raw: dict[str, Any]) -> tuple[int, ...] | No
     if count and keypoints is not None and count != keypoints.count:
         raise UserError(f"{yaml_path}: flip_idx: {count} indices, but kpt_shape has {keypoints.count} keypoints; one for each is expected")
     if not count or not all(type(i) is int and 0 <= i < count and given[i] == k for k, i in enumerate(given)):
+        pair = [1, 0, *range(2, count)] if count > 1 else [0]
         raise UserError(
-            f"{yaml_path}: flip_idx: {shown(given)}, the index of each keypoint's left-right counterpart is expected: [1, 0, 2]"
+            f"{yaml_path}: flip_idx: {shown(given)}, the index of each keypoint's left-right counterpart is expected, from 0 to "
+            f"{max(count - 1, 0)}, such as {shown(pair)}"
         )
     return tuple(given)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import AuthenticationError
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -237,6 +238,8 @@ def _labels_expected(spec: DatasetSpec, files: Sequence[str]) -> str:
     """What is there instead of labels, or where the first is expected."""
     if has_class_folders(spec, files):
         return "which lie in a folder for each class: such a set is for a network that classifies (yolov8n-cls.yaml)"
+    if all(Path(label_path(file)).is_file() for file in files):
+        return "whose label files are all empty"
     return f"the first is expected at {label_path(files[0])}"
 
 

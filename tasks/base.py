@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.rows import InvalidRow, LabelRow
-from utils.boxes import box_area
+from utils.boxes import box_area, xyxy_to_ltwh
 from utils.errors import UserError, nearest
 from utils.instances import Instances
 from utils.nms import Suppression
 from utils.types import Batch, Detections, Letterbox, Predictions, Targets
 
 ResultField = Callable[[Detections, tuple[int, int]], Any]  # of one image and its height and width in px
+
 
 @dataclass(frozen=True)
 class DrawStyle:
@@ -120,7 +121,8 @@ class CommonTask:
     def from_view(self, predictions: Predictions, view: View) -> Predictions:
         """Turns boxes back. Raises UserError where there is more than boxes."""
         if extra := [*predictions.fields, *predictions.shared]:
-            raise UserError(f"--augment: turns boxes back only, but the task {self.name!r} has also {', '.join(extra)}; leave it out")
+            also = f"results of the task {self.name!r} also have {', '.join(extra)}"
+            raise UserError(f"--augment: turns boxes back only, and {also}; leave it out")
         return Predictions(view.boxes_back(predictions.boxes), predictions.scores)
 
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
@@ -128,6 +130,10 @@ class CommonTask:
 
     def shapes(self, detections: Detections) -> Shapes:
         return Shapes.of_boxes(detections.boxes)
+
+    def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
+        boxes = xyxy_to_ltwh(self.shapes(detections).extents.double())
+        return [{"bbox": rounded(box)} for box in boxes.tolist()]
 
     def to_rows(self, boxes_xyxy: Tensor, scores: Tensor, classes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         added = [fields[self.candidate_field]] if self.candidate_field else []
@@ -353,6 +359,10 @@ class Task(Protocol):
     def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
         """Rows of the text file that ``--save-txt`` writes: those of a label file, unless others write this task's results otherwise."""
 
+    def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
+        """What a JSON file says of each detection of one image, on the host, besides class and score, under COCO's keys where it has
+        some: ``bbox`` (x, y, w, h in px of the image), ``segmentation``, ``keypoints`` …"""
+
     def summary(self, detections: Detections, names: Sequence[str]) -> str:
         """What was found on an image in a few words, such as ``4 person, 1 bus``; empty for nothing."""
 
@@ -384,6 +394,11 @@ def parts_of_rows(rows: Tensor, *, nc: int, further: int = 0) -> tuple[Tensor, T
     boxes, best, classes, more = rows.float().split((4, 1, 1, further), dim=2)
     scores = best.new_zeros(*rows.shape[:2], nc).scatter_(2, classes.long().clamp(0, nc - 1), best)
     return boxes, scores, more
+
+
+def rounded(values: Sequence[float], digits: int = 3) -> list[float]:
+    """Numbers as they stand in a JSON file."""
+    return [round(value, digits) for value in values]
 
 
 TASKS: dict[str, Task] = {}

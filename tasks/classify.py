@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -143,6 +143,10 @@ class ClassifyTask(CommonTask):
     def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
         """``score name``, best first, as classifiers of YOLO projects write it; the score is always there."""
         return [f"{score:.2f} {names[label]}" for label, score in zip(detections.classes.tolist(), detections.scores.tolist())]
+
+    def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
+        """Nothing: class and score are all there is."""
+        return [{} for _ in range(len(detections))]
 
     def summary(self, detections: Detections, names: Sequence[str]) -> str:
         """Such as ``cat 0.92, dog 0.05``."""

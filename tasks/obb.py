@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, Shapes, parts_of_rows, register_task
+from tasks.base import DrawStyle, ExportOutput, Shapes, parts_of_rows, register_task, rounded
 from tasks.detect import SAME_OBJECT_IOU, DetectTask, map_detections
 from tasks.rows import COLUMNS, NO_AREA, OUT_OF_RANGE, InvalidRow, LabelRow, parse_numbers
 from utils.boxes import cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, xyxy_to_cxcywh, xyxy_to_ltwh
@@ -107,6 +108,14 @@ class ObbTask(DetectTask):
         return Shapes(
             extents(boxes), rotated_area(boxes), lambda one, other: rotated_intersection(boxes[one], boxes[other]), can_grow=False
         )  # fmt: skip
+
+    def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
+        """The box about it, its four corners (``poly``), and centre, width, height and angle in radians (``rbox``)."""
+        boxes = rotated_boxes(detections.boxes, detections.fields[ANGLE]).double()
+        plain, corners = super().json_entries(detections), corners_of(boxes).flatten(1)
+        return [
+            {**entry, "poly": rounded(poly), "rbox": rounded(box, 5)} for entry, poly, box in zip(plain, corners.tolist(), boxes.tolist())
+        ]
 
     def metric(self, names: Sequence[str], *, rule: str = "coco") -> RotatedAccumulator:
         return RotatedAccumulator(names, rule=rule)

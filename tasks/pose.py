@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task
+from tasks.base import DrawStyle, ExportOutput, TaskDefaults, register_task, rounded
 from tasks.detect import DetectTask, map_detections
 from tasks.keypoints import Keypoints, read_keypoints
 from tasks.rows import COLUMNS, NO_POLYGON, OUT_OF_RANGE, ROUNDING, InvalidRow, LabelRow, parse_numbers
@@ -184,6 +184,11 @@ class PoseTask(DetectTask):
         boxes = super().label_rows(detections, hw)
         rows = [" ".join((box, *(f"{value:.6g}" for value in row))) for box, row in zip(boxes, columns)]
         return [f"{row} {score:.6g}" for row, score in zip(rows, detections.scores.tolist())] if with_confidence else rows
+
+    def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
+        """Box, and x, y in px and confidence of each keypoint."""
+        points = detections.fields["keypoints"].flatten(1).double().tolist()
+        return [{**entry, "keypoints": rounded(row)} for entry, row in zip(super().json_entries(detections), points)]
 
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
         """(B, 4 + nc + K · D, N): centre, width and height in px, scores, then x and y in px (and visibility) of each keypoint."""

@@ -42,6 +42,7 @@ from utils.masks.rle import (
     mask_overlap,
     rows_to_codes,
 )  # fmt: skip
+from utils.metrics.coco_eval import as_json
 from utils.metrics.metrics import GroundTruth
 from utils.metrics.paired import PairedAccumulator, PairedMetrics, paired_columns
 from utils.nms import Suppression, non_max_suppression
@@ -50,6 +51,7 @@ from utils.types import Batch, Detections, Letterbox, Predictions, Targets, dete
 COEFFICIENTS, PROTOTYPES = "coefficients", "prototypes"
 PROTOTYPE_PX = 4  # px of the network's input for each cell of the prototypes, in all published heads
 FEWEST_POINTS = 3
+LINE = 1e-9  # twice the area, in 0-1, of a triangle of points that lie on a line
 
 
 class MaskHyp(Protocol):
@@ -105,6 +107,8 @@ class SegmentTask(DetectTask):
                 points = len({tuple(values[i : i + 2]) for i in range(1, len(values), 2)})
                 return row._replace(message=f"an outline of {points} different points without area, dropped")
             return row._replace(message=row.message.replace(DETECT.expected_row, self.expected_row))
+        if len(row.polygon) and is_line(row.polygon):
+            return InvalidRow("an outline whose points lie on a line, dropped", NO_AREA, False)
         rings = cut_bridges(row.polygon)
         return row if len(rings) == 1 else row._replace(polygon=np.concatenate(rings), rings=tuple(map(len, rings)))
 
@@ -251,6 +255,11 @@ class SegmentTask(DetectTask):
             rows.append(" ".join([str(label), *(f"{value:.6g}" for value in values)]) if found else box_row)
         return rows
 
+    def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
+        """Box and mask, as run-length code at the size of the image."""
+        codes = encode_packed(detections.fields[FIELD].cpu().numpy(), width_of(detections))
+        return [{**entry, "segmentation": as_json(code)} for entry, code in zip(super().json_entries(detections), codes)]
+
     # Export
 
     def to_export(self, predictions: Predictions) -> tuple[Tensor, ...]:
@@ -273,6 +282,13 @@ class SegmentTask(DetectTask):
             return 0
         rows, prototypes = output_shapes[0][1], output_shapes[1][1]
         return max(rows - 4 - prototypes, 0) if rows is not None and prototypes is not None else 0
+
+
+def is_line(points: NDArray) -> bool:
+    """Whether points (n, 2) in 0-1 all lie on one line, as far as float32 can tell."""
+    offsets = points - points[0]
+    along = offsets[np.abs(offsets).sum(axis=1).argmax()]
+    return bool(np.abs(offsets[:, 0] * along[1] - offsets[:, 1] * along[0]).max() <= LINE)
 
 
 class SegmentAccumulator(PairedAccumulator):

@@ -14,7 +14,7 @@ from data.labels.probing import map_images, probe_labels
 from data.labels.problems import LABEL_FILE, Problem
 from data.labels.table import ImageLabels, LabelTable, breaks_of, build_table
 from tasks import DETECT
-from tasks.rows import InvalidRow, LabelRow
+from tasks.rows import COLUMNS, InvalidRow, LabelRow
 from utils.files import read_bounded
 from utils.reading.limits import MAX_LABEL_BYTES
 
@@ -79,7 +79,8 @@ def parse_labels(text: str, path: str, hw: tuple[int, int], *, parse_row: ParseR
             continue
         row = parse_row(columns)
         if isinstance(row, InvalidRow):
-            problems.append(Problem(path, number, row.message, row.skips_image, row.kind))
+            hint = "; spaces separate columns, not commas" if row.kind == COLUMNS and "," in line else ""
+            problems.append(Problem(path, number, f"{row.message}{hint}", row.skips_image, row.kind))
         else:
             found.append(row)
             numbers.append(number)

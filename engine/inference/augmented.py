@@ -26,7 +26,7 @@ class AugmentedModel:
         model: anything with ``predict`` that takes images of any size.
 
     Raises:
-        UserError: an exported file of fixed size.
+        UserError: an exported file of fixed size, or a task whose results cannot be turned back.
     """
 
     def __init__(self, model: Network) -> None:
@@ -34,6 +34,7 @@ class AugmentedModel:
             raise UserError(f"--augment: {getattr(model, 'path', 'the model')} takes one size only; leave it out, or export with --dynamic")
         self.model = model
         self.names, self.nc, self.ch, self.stride, self.task = model.names, model.nc, model.ch, model.stride, model.task
+        self.task.from_view(_no_candidates(model), View((model.stride, model.stride), (1.0, 1.0), False))  # refuses before a run begins
 
     @torch.no_grad()
     def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
@@ -50,3 +51,11 @@ class AugmentedModel:
             version = F.pad(version, (0, -new_w % self.stride, 0, -new_h % self.stride), value=GREY)
         view = View((height, width), (new_w / width, new_h / height), mirrored)
         return self.task.from_view(self.model.predict(version, above=above), view)
+
+
+def _no_candidates(model: Network) -> Predictions:
+    """What a network of this kind predicts where it predicts nothing."""
+    task = model.task
+    fields = {task.candidate_field: torch.zeros(1, 0, 1)} if task.candidate_field else {}
+    shared = {name: torch.zeros(1, 1, 1, 1) for name in task.shared_fields}
+    return Predictions(torch.zeros(1, 0, 4), torch.zeros(1, 0, model.nc), fields, shared)

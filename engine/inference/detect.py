@@ -78,7 +78,10 @@ def detect(config: DetectConfig) -> Report:
     predictor = build_predictor(config, network, device)
     report.seconds = predictor.stopwatch.seconds
     sliced = sliced_predictor(config, predictor, source) if config.slice else None
-    options = SaveOptions(images=not config.nosave, txt=config.save_txt, csv=config.save_csv, conf=config.save_conf, crops=config.save_crop)
+    options = SaveOptions(
+        images=not config.nosave, txt=config.save_txt, csv=config.save_csv, json=config.save_json, conf=config.save_conf,
+        crops=config.save_crop,
+    )  # fmt: skip
     writes = options.any or config.visualize or config.track
     report.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok) if writes else None
     writer = ResultWriter(

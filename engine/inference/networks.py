@@ -67,7 +67,8 @@ def load_network(path: Path, *, device: torch.device, options: LoadOptions) -> M
     if options.nms and deployed.head.one_to_one:
         raise UserError(f"--nms: {path} is deployed, with a one-to-one branch only; give the weights of the training, or leave --nms out")
     if options.nms and not model.head.one_to_one:
-        print(f"--nms: {path} has no one-to-one branch, and its predictions go through suppression anyway")
+        why = "nothing is suppressed in" if model.task.whole_image else "without a one-to-one branch, suppression is usual for"
+        print(f"--nms: has no effect: {why} {path}")
     return ready_to_infer(deployed, device)
 
 

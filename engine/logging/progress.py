@@ -67,13 +67,17 @@ class EpochBar:
         batches: of the whole epoch, by length; iterating yields those that are left.
         done: batches that were trained on before a resume.
         shown: whether anything is printed.
+        objects: what an iteration's objects are called.
     """
 
-    def __init__(self, batches: BatchLoader, *, names: Sequence[str], epoch: int, epochs: int, done: int = 0, shown: bool = True) -> None:
+    def __init__(
+        self, batches: BatchLoader, *, names: Sequence[str], epoch: int, epochs: int, done: int = 0, shown: bool = True,
+        objects: str = "boxes",
+    ) -> None:  # fmt: skip
         from tqdm import tqdm
 
         if shown:
-            print("".join(f"{title:>10}" for title in ("epoch", "memory", *names, "boxes", "px")))
+            print("".join(f"{title:>10}" for title in ("epoch", "memory", *names, objects, "px")))
         self.place = f"{epoch + 1}/{epochs}"
         self.bar = tqdm(batches, total=len(batches), initial=done, disable=not shown, bar_format=BAR)
 

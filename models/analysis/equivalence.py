@@ -49,6 +49,7 @@ class Difference(NamedTuple):
     random: int
     real: int
     allowed: Tolerance
+    rounding: tuple[float, float, float] | None = None  # of the first network in float32, in the same three units; None: not measured
 
     @property
     def holds(self) -> bool:
@@ -57,10 +58,15 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         allowed, how = self.allowed, "on average" if self.allowed.mean else "at most"
+        why = ""
+        if self.rounding and all(ROUNDINGS * own >= found for own, found in zip(self.rounding[1:], (self.boxes_px, self.scores))):
+            _, px, score = self.rounding
+            why = f"; float32 alone rounds its boxes by {px:.1e} px and scores by {score:.1e}: it is hardly trained, or has diverged"
         return (
             f"raw maps differ by {self.maps:.1e} of their largest value, boxes by {self.boxes_px:.1e} px {how}, "
             f"scores by {self.scores:.1e} "
-            f"(allowed {allowed.maps:g}, {allowed.boxes_px:g} px, {allowed.scores:g}) on {self.random} random and {self.real} real images"
+            f"(allowed {allowed.maps:g}, {allowed.boxes_px:g} px, {allowed.scores:g}) "
+            f"on {self.random} random and {self.real} real images{why}"
         )
 
 
@@ -82,7 +88,7 @@ def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed
     rounding = _largest(_differences(a(x.double()), single(x.float()), a, single, mean=False) for x in batches)
     usual = (allowed.maps, allowed.boxes_px, allowed.scores)
     maps, boxes, scores = (max(least, min(ROUNDINGS * own, MOST_WIDENED * least)) for least, own in zip(usual, rounding))
-    return found._replace(allowed=Tolerance(maps, boxes, scores))
+    return found._replace(allowed=Tolerance(maps, boxes, scores), rounding=rounding)
 
 
 def _largest(found: Iterable[tuple[float, float, float]]) -> tuple[float, float, float]:

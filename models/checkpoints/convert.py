@@ -105,7 +105,8 @@ def convert(
             after = model_from_checkpoint(load_checkpoint(partial), source=target)
             found = difference(model, after, inputs=inputs, allowed=allowed)
             if not found.holds:
-                raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}; --tolerance PX SCORE allows more")
+                remedy = "models.convert --tolerance PX SCORE allows more"
+                raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}; {remedy}")
             sizes = source.stat().st_size, partial.stat().st_size
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error

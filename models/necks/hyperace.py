@@ -39,6 +39,9 @@ class FuseModule(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(B, c, H, W) of each level -> (B, c of the middle one, H and W of the middle one)."""
         fine, middle, coarse = maps
+        if not fine.shape[-1] >= middle.shape[-1] >= coarse.shape[-1]:
+            sizes = ", ".join(f"{height}x{width}" for height, width in (level.shape[-2:] for level in maps))
+            raise ValueError(f"HyperACE reads its levels from fine to coarse, got {sizes}")
         return self.conv_out(torch.cat((halve(fine), middle, F.interpolate(coarse, size=middle.shape[-2:], mode="nearest")), 1))
 
 

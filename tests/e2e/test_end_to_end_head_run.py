@@ -126,7 +126,7 @@ def test_a_network_without_a_one_to_one_branch_says_so(world, tmp_path, capsys):
     capsys.readouterr()
     source = ["--source", str(world / "images" / "val"), "--imgsz", "64", "--nosave"]
     assert detect.main(["--weights", str(result.save_dir / "weights" / "last.pt"), "--nms", *source]) == 0
-    assert "has no one-to-one branch, and its predictions go through suppression anyway" in capsys.readouterr().out
+    assert "--nms: has no effect: without a one-to-one branch, suppression is usual for" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("form", "optimizer"), [("v10", "SGD"), ("v26", "SGD"), ("v26", "MuSGD")])

@@ -145,7 +145,7 @@ def test_validation_agrees_with_pycocotools_and_with_the_exported_file(world, ca
 
 
 def test_detection_draws_masks_and_writes_polygons(world, capsys):
-    flags = ["--source", "images/val", "--imgsz", "64", "--conf", "0.001", "--max-det", "5", "--save-txt", "--save-crop"]
+    flags = ["--source", "images/val", "--imgsz", "64", "--conf", "0.001", "--max-det", "5", "--save-txt", "--save-json", "--save-crop"]
     for name, more in {
         "masks": [], "sliced": ["--slice", "40"], "views": ["--augment"], "retina": ["--retina-masks"],
     }.items():  # fmt: skip
@@ -157,6 +157,9 @@ def test_detection_draws_masks_and_writes_polygons(world, capsys):
         assert any(isinstance(row, LabelRow) and len(row.polygon) > 4 for row in rows), name
         assert (folder / "0.png").is_file()
         assert (folder / "crops").is_dir()
+        entries = json.loads((folder / "predictions.json").read_text())
+        assert len(entries) == sum(map(len, texts))
+        assert all(entry["segmentation"]["size"] == [64, 80] for entry in entries)
     same = {name: sorted(p.read_text() for p in (world / "runs" / name / "labels").iterdir()) for name in ("masks", "retina")}
     assert same["masks"] == same["retina"]
     both = ["--weights", best(world), str(world / "runs/whole/weights/last.pt")]

@@ -65,6 +65,7 @@ class DetectConfig:
     save_txt: bool = flag(False, "labels/*.txt")
     save_conf: bool = flag(False, "a column of scores in them")
     save_csv: bool = flag(False, "predictions.csv")
+    save_json: bool = flag(False, "predictions.json: COCO's results format, with run-length codes, keypoints or corners")
     save_crop: bool = flag(False, "crops/<class>/*.jpg")
     visualize: bool = flag(False, "feature maps of every layer")
     view_img: bool = flag(False, "show images in a window")
@@ -92,7 +93,7 @@ COMMAND = Command(
         "--no-trace": "nothing is traced here; leave it out (export.py writes TorchScript)",
         "--agnostic": "write --agnostic-nms",
     },
-    accepted={"--retina-masks": "masks have the resolution of the original image with and without it"},
+    accepted={"--retina-masks": "has no effect: masks, where a network has them, always have the resolution of the original image"},
 )
 
 

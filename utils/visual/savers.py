@@ -1,8 +1,9 @@
-"""Writers of detection results: annotated images and videos, label files, a table, crops; each is written as soon as its frame is done."""
+"""Writers of detection results: annotated images and videos, label files, tables, crops; each is written as soon as its frame is done."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.metrics.coco_eval import category_ids_of
 from utils.text_table import csv_cell
 from utils.types import Detections
 
@@ -33,12 +35,13 @@ class SaveOptions:
     images: bool = True
     txt: bool = False
     csv: bool = False
+    json: bool = False
     conf: bool = False  # a sixth column in the label files
     crops: bool = False
 
     @property
     def any(self) -> bool:
-        return self.images or self.txt or self.csv or self.crops
+        return self.images or self.txt or self.csv or self.json or self.crops
 
 
 class _Video(NamedTuple):
@@ -56,6 +59,9 @@ class ResultKind(Protocol):
 
     def result_rows(self, detections: Detections, hw: tuple[int, int], *, names: Sequence[str], with_confidence: bool = False) -> list[str]:
         """Rows of a text file."""
+
+    def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
+        """What a JSON file says of each detection besides class and score."""
 
     def shapes(self, detections: Detections) -> Any:
         """What detections cover, with axis-aligned ``extents`` (n, 4) xyxy px."""
@@ -76,7 +82,8 @@ class ResultWriter:
     Attributes:
         stems: what results are called, by source; sources that are not in it are named as they come.
         videos_at_once: how many videos are written side by side; a further one ends the one that was begun first.
-        written: how many files or, of the table, rows there are by kind: ``images``, ``videos``, ``labels``, ``crops``, ``rows``.
+        written: how many files or, of the table, rows there are by kind: ``images``, ``videos``, ``labels``, ``crops``, ``rows``,
+            ``entries``.
     """
 
     folder: Path
@@ -92,6 +99,7 @@ class ResultWriter:
     _crop_folders: dict[str, str] = field(default_factory=dict)  # class name -> folder
     _videos: dict[str, _Video] = field(default_factory=dict)  # by source, in the order they were begun
     _table: TextIO | None = None
+    _entries: TextIO | None = None
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -102,6 +110,11 @@ class ResultWriter:
         self._videos.clear()
         if self._table is not None:
             self._table.close()
+        if self.options.json and kind is None:
+            self._begin_entries()  # a file without entries where no image came
+        if self._entries is not None:
+            self._entries.write("]\n")
+            self._entries.close()
 
     def write(
         self, path: str, image: np.ndarray, found: Detections, *, drawn: np.ndarray, frame: int | None = None, fps: float = 0.0
@@ -130,6 +143,8 @@ class ResultWriter:
                 self._labels(self.folder / "labels" / f"{self._label_stem(path, stem, frame)}.txt", image.shape[:2], found)
             if self.options.csv:
                 self._rows(f"{stem}{Path(path).suffix}" if path in self.renamed else Path(path).name, frame, found)
+            if self.options.json:
+                self._write_entries(Path(path), stem, frame, found)
             if self.options.crops:
                 self._crops(stem, image, found)
         except OSError as error:
@@ -203,6 +218,26 @@ class ResultWriter:
             writer.writerow(row + [f"{value:.1f}" for value in box])
         self.written["rows"] = self.written.get("rows", 0) + len(found.boxes)
         self._table.flush()
+
+    def _begin_entries(self) -> TextIO:
+        if self._entries is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._entries = open(self.folder / "predictions.json", "w", encoding="utf-8")  # noqa: SIM115 - closed on exit
+            self._entries.write("[")
+        return self._entries
+
+    def _write_entries(self, path: Path, stem: str, frame: int | None, found: Detections) -> None:
+        """COCO's results format, with names beside the numbers; the image's number is that in its file's name, or else the name."""
+        file, ids = self._begin_entries(), category_ids_of(self.names)
+        image: dict[str, Any] = {"image_id": int(stem) if stem.isdecimal() and stem.isascii() else stem, "file_name": path.name}
+        if frame is not None:
+            image = {**image, "image_id": f"{stem}_{frame}", "frame": frame}
+        entries = self.task.json_entries(found)
+        for entry, label, score in zip(entries, found.classes.tolist(), found.scores.tolist()):
+            whole = {**image, "category_id": ids[label], "category": self.names[label], "score": round(score, 5), **entry}
+            file.write(f"{',' if self.written.get('entries') else ''}\n{json.dumps(whole)}")
+            self._count("entries")
+        file.flush()
 
     def _crops(self, stem: str, image: np.ndarray, found: Detections) -> None:
         shown = cut_out(self.task, found)

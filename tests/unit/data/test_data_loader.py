@@ -286,6 +286,18 @@ class TestBadData:
         with pytest.raises(UserError, match=r"no labels at all .*labels.0\.txt"):
             loader(self.make(tmp_path, labels=False))
 
+    def test_data_set_with_empty_label_files_is_refused_as_such(self, tmp_path):
+        for file in (self.make(tmp_path) / "labels").iterdir():
+            file.write_text("")
+        with pytest.raises(UserError, match="no labels at all for the 3 images of 'train', whose label files are all empty"):
+            loader(tmp_path)
+
+    def test_commas_between_columns_are_named(self, tmp_path):
+        (self.make(tmp_path) / "labels/1.txt").write_text("0,0.5,0.5,0.5,0.5\n")
+        problems = loader(tmp_path).dataset.problems
+        assert "1 columns, expected: class cx cy w h" in str(problems[0])
+        assert "spaces separate columns, not commas" in str(problems[0])
+
     def test_unnamed_class_is_refused(self, tmp_path):
         (self.make(tmp_path) / "labels/1.txt").write_text("0 0.5 0.5 0.5 0.5\n3 0.5 0.5 0.4 0.4\n")
         with pytest.raises(UserError, match=r"1\.txt:2: class 3, but .*set\.yaml has 1 classes"):

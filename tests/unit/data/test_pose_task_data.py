@@ -65,6 +65,10 @@ def test_wrong_rows_are_named(row, message):
     [
         ("", r"no kpt_shape, which pose estimation needs: write kpt_shape: \[3, 3\]"),
         ("kpt_shape: [5, 3]\n", r"kpt_shape: \[5, 3\], but the network predicts keypoints of \[3, 3\]"),
+        (
+            "kpt_shape: [3, 3]\nflip_idx: [1, 0, 3]\n",
+            r"flip_idx: \[1, 0, 3\], the index of each .* is expected, from 0 to 2, such as \[1, 0, 2\]",
+        ),
         ("kpt_shape: [3, 3]\nflip_idx: [1, 0]\n", "flip_idx: 2 indices, but kpt_shape has 3 keypoints"),
         ("kpt_shape: [3, 3]\nkpt_oks_sigmas: [0.1, -1, 2]\n", "kpt_oks_sigmas"),
         ("kpt_shape: [3, 3]\nskeleton: [[0, 1], [1, 3]]\n", r"skeleton: \[1, 3\], pairs of keypoints, counted from 0 to 2"),
@@ -75,6 +79,12 @@ def test_a_data_set_that_does_not_fit_is_one_line(tmp_path, more, message):
     with pytest.raises(UserError, match=message) as error:
         build_loader(load_dataset_spec(path), "train", options(), task=TASK)
     assert "\n" not in str(error.value)
+
+
+def test_a_slip_in_a_key_is_named_and_keys_of_other_programs_are_not(tmp_path, caplog):
+    load_dataset_spec(write(tmp_path / "set", [THREE], "kpt_shap: [3, 3]\nroboflow: {workspace: mine}\nlicense: CC0\n"))
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == ["the key 'kpt_shap' is not read; did you mean 'kpt_shape'?"]
 
 
 def test_a_data_set_without_any_labelled_keypoint_is_one_line(tmp_path):

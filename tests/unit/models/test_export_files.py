@@ -364,6 +364,16 @@ def test_time_augmentation_maps_boxes_back_to_the_image() -> None:
     torch.testing.assert_close(boxes, expected, rtol=0, atol=1.6)
 
 
+@pytest.mark.parametrize(("cfg", "extra"), [("yolov8n-pose.yaml", "keypoints"), ("yolov8n-obb.yaml", "angle")])
+def test_time_augmentation_refuses_results_that_it_cannot_turn_before_anything_runs(cfg: str, extra: str) -> None:
+    from models import build_model
+
+    with torch.device("meta"):
+        model = build_model(cfg, nc=1)
+    with pytest.raises(UserError, match=rf"turns boxes back only, and results of the task '\w+' also have {extra}; leave it out"):
+        AugmentedModel(model)
+
+
 def test_time_augmentation_refuses_fixed_size_files(files: dict) -> None:
     with pytest.raises(UserError, match=r"--augment: .* takes one size only"):
         AugmentedModel(load_exported(files["onnx", False]))

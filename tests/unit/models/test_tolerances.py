@@ -28,6 +28,16 @@ def test_folding_may_differ_by_the_rounding_of_float32(monkeypatch, found, round
     assert difference(model, model, inputs=(), allowed=FOLDED).holds is holds
 
 
+@pytest.mark.parametrize(("rounding", "says_why"), [((0.1, 300.0, 0.9), True), ((1e-6, 1e-3, 1e-5), False)])
+def test_a_network_that_float32_itself_rounds_so_far_is_named_as_such(monkeypatch, rounding, says_why):
+    answers = iter([(0.2, 450.0, 1.0)] * len(equivalence.RANDOM) + [rounding] * len(equivalence.RANDOM))
+    monkeypatch.setattr(equivalence, "_differences", lambda *_, **__: next(answers))
+    model = tiny_model()
+    found = difference(model, model, inputs=(), allowed=FOLDED)
+    assert not found.holds
+    assert ("it is hardly trained, or has diverged" in str(found)) is says_why
+
+
 def test_the_limits_of_half_precision_are_not_widened(monkeypatch):
     monkeypatch.setattr(equivalence, "_differences", lambda *_, **__: (0.0, 0.0, 0.03))
     model = tiny_model()
@@ -37,7 +47,7 @@ def test_the_limits_of_half_precision_are_not_widened(monkeypatch):
 def test_a_conversion_takes_the_tolerance_that_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(equivalence, "_differences", lambda *_, **__: (0.5, 0.5, 0.05))
     source = tiny_checkpoint(tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"not written, .*; --tolerance PX SCORE allows more$"):
+    with pytest.raises(UserError, match=r"not written, .*; models\.convert --tolerance PX SCORE allows more$"):
         convert(source, deploy=True)
     with pytest.raises(UserError, match="two numbers above 0"):
         convert(source, deploy=True, tolerance=(0.0, 1.0))

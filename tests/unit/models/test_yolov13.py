@@ -104,6 +104,12 @@ def test_levels_of_odd_sizes_are_joined():
     torch.testing.assert_close(halve(maps[0])[..., 0, 0], maps[0][..., :2, :2].mean((2, 3)))
 
 
+def test_levels_in_the_wrong_order_are_named():
+    neck = HyperACE((4, 6, 8), 16, num_hyperedges=EDGES).eval()
+    with pytest.raises(ValueError, match="reads its levels from fine to coarse, got 3x3, 7x5, 13x9"):
+        neck([torch.zeros(1, c, h, w) for c, h, w in ((4, 3, 3), (6, 7, 5), (8, 13, 9))])
+
+
 def test_what_hyperace_gives_is_added_by_a_gate_that_starts_closed():
     tunnel, own, other = FullPADTunnel(), torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
     assert torch.equal(tunnel([own, other]), own)

@@ -49,6 +49,7 @@ def test_a_row_is_an_outline_or_a_box():
         ("0 0.1 0.1 0.4", "4 columns"),
         ("0 0.1 0.1 0.4 0.4 0.1 0.1", "an outline of 2 different points without area"),
         ("0 0.1 0.1 0.4 0.1 0.7 0.1", "an outline of 3 different points without area"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3", "an outline whose points lie on a line, dropped"),
         ("0 0.1 0.1 0.4 0.1 0.4 1.7", "coordinate 1.7 in column 7"),
         ("0 0.1 0.1 0.4 0.1 0.4 x", "not a number .* expected: class x1 y1"),
     ],
