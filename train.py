@@ -123,7 +123,8 @@ def fit(run: Run) -> TrainResult:
                 break
     if progress.epoch < config.epochs:
         print(f"No better epoch than {stop.best_epoch + 1} in {config.patience}, so training stops early (--patience)")
-    print(f"{progress.epoch - progress.start_epoch} epochs in {time.perf_counter() - started:.0f} s")
+    trained = progress.epoch - progress.start_epoch
+    print(f"{trained} epoch{'s' * (trained != 1)} in {time.perf_counter() - started:.0f} s")
     best = validate_best(run)
     run.callbacks.on_train_end(run.info)
     finish_weights(run)  # after this the run cannot be resumed

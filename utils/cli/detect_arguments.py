@@ -92,6 +92,7 @@ COMMAND = Command(
         "--update": "checkpoints need no update; leave it out",
         "--no-trace": "nothing is traced here; leave it out (export.py writes TorchScript)",
         "--agnostic": "write --agnostic-nms",
+        "--task": "the weights say what they find; leave it out",
     },
     accepted={"--retina-masks": "has no effect: masks, where a network has them, always have the resolution of the original image"},
 )
