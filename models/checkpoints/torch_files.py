@@ -35,7 +35,10 @@ SAFETENSORS = {
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 # Packages whose classes become records. Nothing of them is imported; they are only names.
-INERT_PACKAGES = ("models", "ultralytics", "utils", "yolov5", "torch.nn", "torchvision.ops", "torchvision.models", "timm", "einops.layers")
+INERT_PACKAGES = (
+    "models", "ultralytics", "utils", "yolov5", "torch.nn", "torchvision.models", "torchvision.ops", "torchvision.transforms", "timm",
+    "einops.layers",
+)  # fmt: skip
 INERT_PACKAGE_STARTS = tuple(f"{package}." for package in INERT_PACKAGES)
 BUILTINS = ("builtins", "__builtin__")  # the latter in protocols up to 2
 INERT = frozenset(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
 from models import build_model
 from models.backbones.biformer import BiFormerBackbone
@@ -161,10 +162,14 @@ def with_classify(monkeypatch):
 
 
 @torch.no_grad()
-def test_a_classifier_of_ultralytics_is_read_whole(tmp_path, with_classify):
+@pytest.mark.parametrize("transforms", [False, True])
+def test_a_classifier_of_ultralytics_is_read_whole(tmp_path, with_classify, transforms):
     own = build_model(TINY, names=NAMES).eval()
     with layout("ultralytics") as classes:
-        torch.save({"model": convert_model(own, classes, names=list(NAMES), raw=dict(TINY))}, tmp_path / "best.pt")
+        model = convert_model(own, classes, names=list(NAMES), raw=dict(TINY))
+        if transforms:  # of its validation, which a training stores
+            model.transforms = Compose([Resize(64), CenterCrop(64), ToTensor(), Normalize(mean=torch.zeros(3), std=torch.ones(3))])
+        torch.save({"model": model}, tmp_path / "best.pt")
     read = load_model(tmp_path / "best.pt").eval()
     images = torch.rand(1, 3, 32, 32)
     assert torch.equal(read(images).main[0], own(images).main[0])
