@@ -175,6 +175,13 @@ def test_other_channels_and_depths_are_augmented_too(channels, dtype):
     assert np.array_equal(out, crop(image, np.random.default_rng(1)))
 
 
+@pytest.mark.parametrize("policy", ["randaugment", "autoaugment", "augmix"])
+def test_policies_are_bilinear_like_those_of_ultralytics(policy):
+    from data.augment.random_crop import colour_transform
+
+    assert colour_transform(Hyperparameters(auto_augment=policy)).interpolation.value == "bilinear"
+
+
 def test_hyper_parameters_without_a_meaning_are_named(root, capsys):
     loader(root, hyp=Hyperparameters())
     assert "translate, mosaic, mixup, copy_paste of the hyper-parameters: not for images with one class" in capsys.readouterr().out
