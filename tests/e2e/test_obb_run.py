@@ -155,7 +155,8 @@ def test_boxes_of_windows_that_are_one_object_are_recognised():
 def test_test_time_augmentation_is_refused_by_name(weights, world, tmp_path, capsys):
     common = ["--weights", str(weights), "--imgsz", "64", "--source", str(world / "images" / "val"), "--project", str(tmp_path)]
     assert detect.main([*common, "--augment"]) == 1
-    assert "the task 'obb' has also angle" in capsys.readouterr().err
+    assert "results of the task 'obb' also have angle" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "no empty run folder is left"
 
 
 def test_drawn_boxes_are_turned(weights):
