@@ -66,7 +66,7 @@ def colour_transform(hyp: AugmentHyp) -> Callable[[Tensor], Tensor] | None:
     """The policy that ``auto_augment`` names, bilinear where it turns, else colour jitter by ``hsv_*``; None where both are off."""
     from torchvision.transforms import InterpolationMode, v2
 
-    policies: dict[str, Callable[[], Any]] = {"randaugment": v2.RandAugment, "autoaugment": v2.AutoAugment, "augmix": v2.AugMix}
+    policies: dict[str, Callable[..., Any]] = {"randaugment": v2.RandAugment, "autoaugment": v2.AutoAugment, "augmix": v2.AugMix}
     if hyp.auto_augment in policies:
         return policies[hyp.auto_augment](interpolation=InterpolationMode.BILINEAR)
     if not (hyp.hsv_h or hyp.hsv_s or hyp.hsv_v):
