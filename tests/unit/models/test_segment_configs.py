@@ -81,7 +81,10 @@ def test_a_variant_predicts_masks(name):
     assert found.shared["prototypes"].shape == (1, 32, 16, 24)
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("c-dseg-FocalModulation", 1), ("t-dseg", 0), ("s-dseg", 0), ("m-dseg", 0), ("c-dseg", 0)])
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("c-dseg-FocalModulation", 1), ("t-dseg", 0), *(pytest.param(f"{scale}-dseg", 0, marks=pytest.mark.slow) for scale in "smc")],
+)
 def test_the_dual_form_deploys_to_one_branch(name, blocks):
     with torch.device("meta"):
         lean = build_model(f"yolov9-{name}.yaml", nc=2).deploy(fuse=False)
