@@ -54,9 +54,7 @@ def _joined(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]`` behind three maps, with the repeats inside the block."""
     if len(context.plain) != LEVELS:
         raise UserError(f"reads {LEVELS} levels, from fine to coarse, not {len(context.plain)}")
-    if not args or not isinstance(args[0], int) or isinstance(args[0], bool) or args[0] < 1:
-        raise UserError(f"expects its output width as the first argument, not {args[0] if args else 'nothing'!r}")
-    out = context.width(args[0])
+    out = rules.width_argument(args, context)
     return LayerPlan((context.plain, out, context.repeats, *args[1:]), out, takes_list=True)
 
 

@@ -131,13 +131,13 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 def out_width(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]``: a layer from its input's width to ``c_out`` (scaled); repeats follow each other."""
-    args, out = _once(args, context), _width_argument(args, context)
+    args, out = _once(args, context), width_argument(args, context)
     return LayerPlan((context.single, out, *args[1:]), out, context.repeats, repeat_args=(out, out, *args[1:]))
 
 
 def out_width_repeated(args: Sequence[Any], context: RuleContext) -> LayerPlan:
     """``[c_out, …]`` with the repeats inside the block, as its third argument (C3, C2f, BoT3 …)."""
-    args, out = _once(args, context, behind=3), _width_argument(args, context)
+    args, out = _once(args, context, behind=3), width_argument(args, context)
     return LayerPlan((context.single, out, context.repeats, *args[1:]), out)
 
 
@@ -243,7 +243,8 @@ def _anchors_first(args: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     return (args[0], args[1:]) if args else (None, ())
 
 
-def _width_argument(args: Sequence[Any], context: RuleContext) -> int:
+def width_argument(args: Sequence[Any], context: RuleContext) -> int:
+    """The output width that a row begins with, scaled. Raises UserError where it does not begin with one."""
     if not args or not _is_int(args[0]) or args[0] < 1:
         raise UserError(f"expects its output width as the first argument, not {args[0] if args else 'nothing'!r}")
     return context.width(args[0])
