@@ -7,17 +7,11 @@ of workers, for any number of processes, and after a resume.
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import AuthenticationError
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -37,6 +31,7 @@ from data.labels.source import split_labels
 from data.labels.table import LabelTable
 from data.sampler import WINDOW, EpochSampler, SamplerOptions, image_weights, rectangular_shapes
 from data.whole_images import WholeImageDataset
+from data.workers import start_worker
 from tasks import DETECT, Task
 from utils.distributed import local_world_size
 from utils.errors import UserError
@@ -171,7 +166,7 @@ class BatchLoader:
             num_workers=workers,
             collate_fn=_identity,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker if workers else None,
+            worker_init_fn=start_worker if workers else None,
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(seed),  # the global one stays untouched
         )
@@ -282,30 +277,3 @@ def _build_sampler(table: LabelTable, options: LoaderOptions, *, bytes_per_pixel
 def _identity(batch: Any) -> Any:
     """In place of a collate function: ``ImageDataset.__getitems__`` returns whole batches."""
     return batch
-
-
-def _start_worker(worker: int) -> None:
-    """Turns threads off in a worker, since the workers are the parallelism already.
-
-    A signal that stops the whole process group is handled by the main process: workers continue until it has finished its step.
-    """
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    sys.excepthook = _report_error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_parent_signal, daemon=True).start()
-
-
-def _report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an error, unless the thread that hands batches over lost the main process, which was interrupted while it took one."""
-    if threading.current_thread() is threading.main_thread() or not isinstance(error, (OSError, EOFError, AuthenticationError)):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _exit_on_parent_signal() -> None:
-    """Ends the process on a SIGTERM that the main process sent, and ignores all others."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

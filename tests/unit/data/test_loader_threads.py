@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from data.loader import _report_error
+from data.workers import _report_error
 
 
 @pytest.mark.parametrize(
