@@ -31,7 +31,7 @@ from data.labels.source import split_labels
 from data.labels.table import LabelTable
 from data.sampler import WINDOW, EpochSampler, SamplerOptions, image_weights, rectangular_shapes
 from data.whole_images import WholeImageDataset
-from data.workers import start_worker
+from data.workers import WORKER_DEATHS, start_worker
 from tasks import DETECT, Task
 from utils.distributed import local_world_size
 from utils.errors import UserError
@@ -176,8 +176,17 @@ class BatchLoader:
 
         Raises:
             UserError: too many could not be read.
+            RuntimeError: of torch: a worker was killed.
         """
-        for batch in self._loader:
+        with WORKER_DEATHS.reported():
+            batches = iter(self._loader)
+        if self._loader.num_workers:
+            WORKER_DEATHS.delay()
+        while True:
+            with WORKER_DEATHS.reported():
+                batch = next(batches, None)
+            if batch is None:
+                break
             if batch.unreadable:
                 self.unreadable.add(batch.unreadable)
             yield batch

@@ -1,4 +1,4 @@
-"""The worker processes of a loader."""
+"""The worker processes of a loader: what each does when it starts, and when the main process hears that one was killed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,67 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import AuthenticationError
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import cv2
 import torch
+
+CONNECTION_LOST_S = 5.0  # from the loss of a killed worker's connections to the signal that it has ended, at most
+
+
+class WorkerDeaths:
+    """Delays torch's report that a worker was killed until the main process waits for a batch.
+
+    torch raises that report out of the handler of SIGCHLD, thus wherever the main thread is: within an optimizer step, while a
+    checkpoint is written, or in a callback, whose errors are only warned of.
+    """
+
+    def __init__(self) -> None:
+        self._report: Callable[[int, FrameType | None], object] | None = None
+        self._waiting = self._pending = False
+
+    def delay(self) -> None:
+        """Takes the place of torch's handler, which is there once an iterator with workers is; in other threads it never is."""
+        in_main = threading.current_thread() is threading.main_thread()
+        if self._report is None and in_main and hasattr(signal, "SIGCHLD"):  # Windows has none
+            report = signal.getsignal(signal.SIGCHLD)
+            if callable(report):
+                self._report = report
+                signal.signal(signal.SIGCHLD, self._handle)
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """The main thread waits for a batch inside.
+
+        Raises:
+            RuntimeError: of torch: a worker was killed, now or since the last batch.
+        """
+        if self._report is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._waiting = True
+        try:
+            if self._pending:
+                self._handle(signal.SIGCHLD, None)
+            yield
+        except (OSError, EOFError) as error:
+            if "Traceback" not in str(error):  # not raised in a worker: a killed one loses its connections first
+                time.sleep(CONNECTION_LOST_S)
+            raise
+        finally:
+            self._waiting = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._pending = not self._waiting
+        if self._waiting and self._report is not None:
+            self._report(number, frame)
+
+
+WORKER_DEATHS = WorkerDeaths()  # one, as a process has one handler
 
 
 def start_worker(worker: int) -> None:
