@@ -105,16 +105,25 @@ class ResultWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Ends all files.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
         for video in self._videos.values():
             video.writer.release()
         self._videos.clear()
-        if self._table is not None:
-            self._table.close()
-        if self.options.json and kind is None:
-            self._begin_entries()  # a file without entries where no image came
-        if self._entries is not None:
-            self._entries.write("]\n")
-            self._entries.close()
+        try:
+            if self._table is not None:
+                self._table.close()
+            if self.options.json and kind is None:
+                self._begin_entries()  # a file without entries where no image came
+            if self._entries is not None:
+                self._entries.write("]\n")
+                self._entries.close()
+        except OSError as failure:
+            if kind is None:  # what ended the run says more
+                raise self._unwritable(failure) from None
 
     def write(
         self, path: str, image: np.ndarray, found: Detections, *, drawn: np.ndarray, frame: int | None = None, fps: float = 0.0
@@ -148,7 +157,10 @@ class ResultWriter:
             if self.options.crops:
                 self._crops(stem, image, found)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.folder}: cannot be written ({error.strerror or error})")
 
     def stem(self, path: str) -> str:
         """The source's name without suffix; another source of that name gets a number."""

@@ -11,6 +11,7 @@ import torch
 
 from tasks import DETECT, TASKS
 from tasks.base import Task
+from utils.errors import UserError
 from utils.masks.packed import pack
 from utils.types import Detections
 from utils.visual.savers import ResultWriter, SaveOptions
@@ -82,3 +83,19 @@ def test_the_file_is_complete_whatever_ends_the_run(tmp_path: Path) -> None:
     writer.write("a.png", IMAGE, found(), drawn=IMAGE)
     writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert len(json.loads((tmp_path / "stopped/predictions.json").read_text())) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_a_disk_that_is_full_at_the_end_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "predictions.json").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot be written \(No space left"), ResultWriter(tmp_path, NAMES, ONLY_JSON, DETECT):
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_what_ended_the_run_is_shown_before_a_disk_that_is_full(tmp_path: Path) -> None:
+    (tmp_path / "predictions.json").symlink_to("/dev/full")
+    writer = ResultWriter(tmp_path, NAMES, ONLY_JSON, DETECT)
+    writer._begin_entries()
+    with pytest.raises(KeyError), writer:
+        raise KeyError
