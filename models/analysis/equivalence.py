@@ -71,14 +71,15 @@ class Difference(NamedTuple):
 
 
 @torch.no_grad()
-def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed: Tolerance) -> Difference:
+def difference(before: Model, after: Model, *, inputs: Sequence[Tensor], allowed: Tolerance, side_px: int = SIDE_PX) -> Difference:
     """Runs both on random images and on ``inputs``, in float64, so that only differences of the weights are measured.
 
     Args:
         inputs: (1, ch, H, W) each, in 0-1, sides multiples of both strides.
+        side_px: of the random images.
     """
     a, b = (copy.deepcopy(model).cpu().double().eval() for model in (before, after))
-    random = list(_random_images(before))
+    random = list(_random_images(before, side_px))
     batches = [*random, *inputs]
     maps, boxes, scores = _largest(_differences(a(x.double()), b(x.double()), a, b, mean=allowed.mean) for x in batches)
     found = Difference(maps, boxes, scores, sum(map(len, random)), len(inputs), allowed)
@@ -104,21 +105,21 @@ def _differences(expected: HeadOutput, got: HeadOutput, before: Model, after: Mo
     return (maps, *prediction_difference(before.head.decode(expected), after.head.decode(got), mean_boxes=mean))
 
 
-def _random_images(model: Model) -> Iterable[Tensor]:
+def _random_images(model: Model, side_px: int) -> Iterable[Tensor]:
+    side = round_up_to_stride(side_px, model.stride)
     for seed, (count, part) in enumerate(RANDOM):
-        side = _side(model)
         height = max(round(side * part / model.stride), 1) * model.stride
         yield torch.rand(count, model.ch, height, side, generator=torch.Generator().manual_seed(seed))
 
 
-def read_images(model: Model, paths: Sequence[str | Path]) -> list[Tensor]:
-    """Image files as the network takes them; without any, a drawn one.
+def read_images(model: Model, paths: Sequence[str | Path], *, side_px: int = SIDE_PX) -> list[Tensor]:
+    """Image files as the network takes them, with their longer side scaled to ``side_px``; without any, a drawn one.
 
     Raises:
         UserError: a file is no image.
     """
     arrays = [_read(Path(path)) for path in paths] or [drawn_image()]
-    return [_letterboxed(array, _side(model), model.ch) for array in arrays]
+    return [_letterboxed(array, round_up_to_stride(side_px, model.stride), model.ch) for array in arrays]
 
 
 def drawn_image() -> np.ndarray:
@@ -157,7 +158,3 @@ def _letterboxed(image: np.ndarray, side: int, channels: int) -> Tensor:
     if channels != 3:  # grey, or further channels that repeat the colours
         tensor = tensor.mean(0, keepdim=True) if channels == 1 else tensor.repeat(-(-channels // 3), 1, 1)[:channels]
     return tensor.unsqueeze(0)
-
-
-def _side(model: Model) -> int:
-    return round_up_to_stride(SIDE_PX, model.stride)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.analysis.equivalence import FOLDED, HALVED, Difference, Tolerance, difference, read_images
+from models.analysis.equivalence import FOLDED, HALVED, SIDE_PX, Difference, Tolerance, difference, read_images
 from models.analysis.tolerance import check_tolerance
 from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.checkpoints.safetensors_writer import write_safetensors
@@ -96,14 +96,15 @@ def convert(
     target = _target(source, out, {"deploy": deploy, "half": half, "stripped": strip_optimizer}, to_safetensors)
     checkpoint = load_checkpoint(source)
     model = model_from_checkpoint(checkpoint, plugins=plugins, source=source)
-    inputs = read_images(model, _files(images))
+    side_px = _compared_side(checkpoint)
+    inputs = read_images(model, _files(images), side_px=side_px)
     converted = _converted(checkpoint, model.deploy() if deploy else model, half=half, strip=deploy or half or strip_optimizer)
     check_weights(converted.weights, f"{target}: not written")  # float16 may overflow
     try:
         with atomic_write(target) as partial:
             _write(partial, converted, safetensors=to_safetensors)
             after = model_from_checkpoint(load_checkpoint(partial), source=target)
-            found = difference(model, after, inputs=inputs, allowed=allowed)
+            found = difference(model, after, inputs=inputs, allowed=allowed, side_px=side_px)
             if not found.holds:
                 remedy = "models.convert --tolerance PX SCORE allows more"
                 raise UserError(f"{target}: not written, the outputs are not those of {source}: {found}; {remedy}")
@@ -111,6 +112,12 @@ def convert(
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
     return Conversion(target, found, (_parameters(model), _parameters(after)), sizes)
+
+
+def _compared_side(checkpoint: Checkpoint) -> int:
+    """The side of the images that are compared in px: that of the training, where it was smaller than usual."""
+    trained = checkpoint.config.get("imgsz")
+    return min(trained, SIDE_PX) if isinstance(trained, int) and trained > 0 else SIDE_PX
 
 
 def _tolerance(given: Sequence[float] | None, *, half: bool) -> Tolerance:

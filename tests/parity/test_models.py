@@ -98,7 +98,7 @@ def test_strides_and_initial_biases_match_the_published_network(name):
         assert (value == value[-1]).all()
 
 
-@pytest.mark.parametrize("scale", [*DEPLOYED[:-1], pytest.param(DEPLOYED[-1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", [pytest.param(s, marks=() if s in "tc" else pytest.mark.slow) for s in DEPLOYED])
 @pytest.mark.parametrize("variant", ["", "-FocalModulation"])
 @torch.no_grad()
 def test_deploying_drops_the_auxiliary_branch(scale, variant):

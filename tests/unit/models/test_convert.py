@@ -17,6 +17,7 @@ from models.checkpoints import convert as conversions
 from models.checkpoints.checkpoint import load_checkpoint, load_model, save_checkpoint
 from models.checkpoints.convert import convert, main
 from models.checkpoints.safetensors_writer import write_safetensors
+from models.model import Model
 from tests.golden import fill_
 from tests.tiny import DUAL_HEAD, tiny_checkpoint, tiny_model
 from utils.errors import UserError
@@ -157,6 +158,18 @@ def test_check_images_match_the_network_channels(channels):
     (image,) = read_images(model, [])
     assert image.shape == (1, channels, 320, 320)
     assert 0 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.parametrize(("trained", "side"), [(64, 64), (100, 128), (1280, 320), (None, 320), ("all", 320)])
+def test_images_are_no_larger_than_those_of_the_training(tmp_path, monkeypatch, trained, side):
+    path = tiny_checkpoint(tmp_path / "best.pt")
+    loaded = load_checkpoint(path)
+    save_checkpoint(path, type(loaded)(**{**vars(loaded), "config": {"imgsz": trained}}))
+    seen = set()
+    real = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda self, x: seen.add(x.shape[2:]) or real(self, x))
+    convert(path, deploy=True)
+    assert max(max(shape) for shape in seen) == side
 
 
 def test_drawn_check_image_has_edges():
