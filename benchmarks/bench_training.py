@@ -7,8 +7,9 @@ Each side runs in a process of its own, with the same number of threads. The wei
 last.pt) are scored by this project's val.py, since packages score differently. Seconds are processor seconds of the whole run, workers and
 start included, over its epochs: other programs on the machine change them little.
 
-Finished runs are kept in ``--out`` and not repeated, and a run that another process has begun is left to it: the same command, started
-once a core under ``taskset``, shares the work. The peer is a Python interpreter with ``ultralytics``; without it only this project trains.
+Finished runs are kept in ``--out`` and not repeated, a run that another process trains is left to it (the same command, started once a
+core under ``taskset``, shares the work), and one that was interrupted starts again, so that its seconds are those of a whole run. The
+peer is a Python interpreter with ``ultralytics``; without it only this project trains.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.errors import UserError  # noqa: E402
+from utils.files import atomic_write  # noqa: E402
+from utils.run_folders import LOCK_FILE, RunLock  # noqa: E402
+
+OUTCOME = "outcome.json"  # of a finished run
 PEER = """
 import json, sys
 import torch
@@ -71,13 +80,18 @@ def main() -> None:
     # two processes begin at different sides, so that a drift of the machine's speed affects both
     for job in sorted(jobs, key=lambda job: (job.seed, job.side != args.first)):
         folder = args.out / job.name
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        outcome = _train(args, job, folder)
-        (folder / "outcome.json").write_text(json.dumps(outcome, indent=1), encoding="utf-8")
-        print(f"{job.name}: {outcome}", flush=True)
+        folder.mkdir(exist_ok=True)
+        with RunLock() as lock:
+            try:
+                lock.take(folder)
+            except UserError:  # another process trains it
+                continue
+            if not (folder / OUTCOME).exists():
+                _clear(folder)
+                outcome = _train(args, job, folder)
+                with atomic_write(folder / OUTCOME) as partial:
+                    partial.write_text(json.dumps(outcome, indent=1), encoding="utf-8")
+                print(f"{job.name}: {outcome}", flush=True)
     _report(args.out, jobs)
 
 
@@ -138,6 +152,15 @@ def _peers(args: argparse.Namespace, job: Job, folder: Path) -> list[str]:
     return [args.peer_python, str(script), job.cfg, str(args.threads), json.dumps(settings)]
 
 
+def _clear(folder: Path) -> None:
+    """Removes what an interrupted run has left."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK_FILE:
+            entry.unlink()
+
+
 def _words(flags: dict[str, Any]) -> list[str]:
     return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
 
@@ -157,7 +180,7 @@ def _children() -> float:
 def _report(out: Path, jobs: list[Job]) -> None:
     kinds = list(dict.fromkeys((job.side, job.cfg) for job in jobs))
     for side, cfg in kinds:
-        files = [out / job.name / "outcome.json" for job in jobs if (job.side, job.cfg) == (side, cfg)]
+        files = [out / job.name / OUTCOME for job in jobs if (job.side, job.cfg) == (side, cfg)]
         outcomes = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
         if not outcomes:
             continue
