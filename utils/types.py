@@ -216,7 +216,8 @@ def detections_on_host(detections: Sequence[Detections]) -> list[Detections]:
     counts = [len(d) for d in detections]
     together = Detections.cat(detections)
     widths = [t[0:1].flatten(1).shape[1] if t.ndim > 1 else 1 for t in _tensors(together)]
-    rows = torch.cat([t.float().reshape(sum(counts), -1) for t in _tensors(together)], dim=1).cpu()  # (Σn, ·), class numbers are exact
+    flat = [t.float().reshape(sum(counts), width) for t, width in zip(_tensors(together), widths)]  # Σn may be 0
+    rows = torch.cat(flat, dim=1).cpu()  # (Σn, ·), class numbers are exact
     columns = iter(rows.split(widths, dim=1))
     host = together.map(lambda t: next(columns).reshape(t.shape))
     host = host.replace(classes=host.classes.long())

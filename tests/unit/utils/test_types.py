@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from tests.fake_cuda import fake_cuda
 from utils.metrics.metrics import GroundTruth
 from utils.types import Columns, Detections, Predictions, Targets, detections_on_host, split_detections
 
@@ -121,3 +122,12 @@ def test_detections_on_the_host_are_in_float32():
     (host,) = detections_on_host([found.replace(boxes=found.boxes.half(), scores=found.scores.half())])
     assert same(host, found)
     assert detections_on_host([]) == []
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0)])
+def test_detections_of_a_gpu_come_to_the_host_also_where_there_are_none(monkeypatch, counts):
+    expected = [full_detections()[:count] for count in counts]
+    with fake_cuda(monkeypatch):
+        on_device = [found.map(lambda t: t.to("cuda")) for found in expected]
+        host = detections_on_host(on_device)
+    assert all(same(a, b) for a, b in zip(host, expected, strict=True))
