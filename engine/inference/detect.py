@@ -22,7 +22,7 @@ from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
 from engine.inference.sliced import SlicedPredictor, check_slices
-from engine.inference.tracking import Tracking, labelled, require_trackers
+from engine.inference.tracking import Tracking, check_tracking, labelled, require_trackers
 from tasks.base import DrawStyle, Task
 from utils.cli.detect_arguments import DetectConfig
 from utils.distributed import select_device
@@ -87,7 +87,7 @@ def detect(config: DetectConfig) -> Report:
     writer = ResultWriter(
         report.folder or Path(), predictor.names, options, predictor.task, written=report.written, videos_at_once=source.at_once
     )
-    tracking = Tracking(config.track, writer.folder / "tracks")
+    tracking = Tracking(config.track, writer.folder / "tracks", predictor.task)
     with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer, tracking:
         for predicted in predict_frames(read, predictor, sliced):
             if config.track:
@@ -185,8 +185,8 @@ def save_frame(predicted: PredictedFrame, predictor: Predictor, writer: ResultWr
 
 def follow(predicted: PredictedFrame, tracking: Tracking, writer: ResultWriter, config: DetectConfig) -> PredictedFrame:
     """The frame with the numbers of its objects."""
-    frame, fps = predicted.frame, video_position(predicted.frame, config)[1]
-    found = tracking.follow(frame, predicted.detections, stem=writer.stem(frame.output_name), fps=fps)
+    frame, (number, fps) = predicted.frame, video_position(predicted.frame, config)
+    found = tracking.follow(frame, predicted.detections, stem=writer.stem(frame.output_name), number=number, fps=fps)
     return replace(predicted, detections=found)
 
 
@@ -210,6 +210,7 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> N
     options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust, nms=config.nms)
     model = load_networks(files, device=device, options=options)
     check_slices(model.task, config.slice)
+    check_tracking(model.task, config.track)
     for wanted in config.classes or ():
         if not 0 <= wanted < model.nc:
             raise UserError(f"--classes {wanted}: {weights} knows the classes 0 to {model.nc - 1}")

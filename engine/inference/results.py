@@ -69,17 +69,20 @@ class Results:
         """Number of images."""
         return len(self.ims)
 
-    def __getitem__(self, index: int) -> Results:
-        """The results of one image."""
-        return Results([self.ims[index]], [self.found[index]], self.names, [self.files[index]], self.times_ms, self.task)
+    def __getitem__(self, index: int | slice) -> Results:
+        """The results of one image, or of those that a slice selects."""
+        if not isinstance(index, slice):
+            number = range(len(self))[index]  # an IndexError ends loops over a sequence
+            index = slice(number, number + 1)
+        return Results(self.ims[index], self.found[index], self.names, self.files[index], self.times_ms, self.task)
 
     def __iter__(self) -> Iterator[Results]:
         return (self[i] for i in range(len(self)))
 
     @property
     def boxes(self) -> Tensor:
-        """Of one image (n, 4) xyxy in px, best score first."""
-        return self._only("boxes").boxes
+        """Of one image (n, 4) xyxy in px, best score first; of oriented boxes the axis-aligned boxes about them."""
+        return self._about(self._only("boxes"))
 
     @property
     def scores(self) -> Tensor:
@@ -122,22 +125,22 @@ class Results:
     @property
     def xyxy(self) -> list[Tensor]:
         """Of each image (n, 6): x1, y1, x2, y2 in px, score, class."""
-        return [_with_scores(d.boxes, d) for d in self.found]
+        return [_with_scores(self._about(d), d) for d in self.found]
 
     @property
     def xywh(self) -> list[Tensor]:
         """Of each image (n, 6): centre, width and height in px, score, class."""
-        return [_with_scores(xyxy_to_cxcywh(d.boxes), d) for d in self.found]
+        return [_with_scores(xyxy_to_cxcywh(self._about(d)), d) for d in self.found]
 
     @property
     def xyxyn(self) -> list[Tensor]:
         """``xyxy`` as fractions of the image."""
-        return [_with_scores(normalised(d.boxes, _hw(im)), d) for im, d in zip(self.ims, self.found)]
+        return [_with_scores(normalised(self._about(d), _hw(im)), d) for im, d in zip(self.ims, self.found)]
 
     @property
     def xywhn(self) -> list[Tensor]:
         """``xywh`` as fractions of the image."""
-        return [_with_scores(normalised(xyxy_to_cxcywh(d.boxes), _hw(im)), d) for im, d in zip(self.ims, self.found)]
+        return [_with_scores(normalised(xyxy_to_cxcywh(self._about(d)), _hw(im)), d) for im, d in zip(self.ims, self.found)]
 
     def __str__(self) -> str:
         """A line an image, and the speed."""
@@ -228,7 +231,7 @@ class Results:
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints.cpu().numpy()
         return supervision.Detections(
-            xyxy=found.boxes.float().numpy(), confidence=found.scores.float().numpy(), class_id=found.classes.numpy(),
+            xyxy=self._about(found).float().numpy(), confidence=found.scores.float().numpy(), class_id=found.classes.numpy(),
             mask=None if self.masks is None or not len(found) else self.masks.data.numpy(), data=data,
         )  # fmt: skip
 
@@ -247,6 +250,10 @@ class Results:
         if len(self) != 1:
             raise UserError(f"{what} is of one image and these are {len(self)}: take results[0], or loop: for result in results")
         return self.found[0]
+
+    def _about(self, found: Detections) -> Tensor:
+        """(n, 4) xyxy px: the axis-aligned boxes about what detections cover."""
+        return self.task.shapes(found).extents
 
     def _line(self, index: int) -> str:
         height, width = _hw(self.ims[index])

@@ -14,6 +14,7 @@ from typing import Any, TextIO, cast
 import torch
 
 from data.sources.frames import Frame
+from tasks import Task
 from utils.boxes import xyxy_to_ltwh
 from utils.cli.detect_arguments import TRACKERS
 from utils.errors import UserError, first_line
@@ -29,6 +30,7 @@ class Tracking:
 
     Attributes:
         kind: which tracker, a key of ``TRACKERS``.
+        task: of the detections; trackers and files get the axis-aligned boxes about what they cover.
         folder: where ``<video>.csv`` is written, a row for each confirmed object of a frame as in the MOT challenge: frame and object from
             1, left, top, width and height in px, score, class from 0, -1, -1.
         count: files that were written.
@@ -36,9 +38,10 @@ class Tracking:
 
     kind: str
     folder: Path
+    task: Task
     count: int = 0
     _trackers: dict[str, Any] = field(default_factory=dict)  # by video
-    _frames: dict[str, int] = field(default_factory=dict)  # of each, so far
+    _first: dict[str, int] = field(default_factory=dict)  # of a folder of images: the place of the first among all files
     _files: dict[str, TextIO] = field(default_factory=dict)
 
     def __enter__(self) -> Tracking:
@@ -48,20 +51,24 @@ class Tracking:
         for file in self._files.values():
             file.close()
 
-    def follow(self, frame: Frame, found: Detections, *, stem: str, fps: float) -> Detections:
+    def follow(self, frame: Frame, found: Detections, *, stem: str, number: int | None, fps: float) -> Detections:
         """The detections with the numbers of their objects as the field ``track``; writes the rows of this frame.
 
         Args:
             stem: what the results of this video are called; images of one folder are one video.
+            number: of a video's frame, from 1; images are counted here, with those that could not be read.
             fps: frames a second, as far as they are used.
         """
         source = frame.output_name if frame.video else str(Path(frame.path).parent)
         if source not in self._trackers:
             self._trackers[source] = new_tracker(self.kind, fps or FRAME_RATE)
             self._files[source] = self._opened(stem if frame.video else f"{Path(source).resolve().name or 'images'}")
-        self._frames[source] = number = self._frames.get(source, 0) + 1
-        numbered = found.replace(fields={**found.fields, TRACK: _numbers(self._trackers[source], found)})
-        self._files[source].writelines(mot_rows(numbered, number))
+        if number is None:
+            number = frame.index - self._first.setdefault(source, frame.index) + 1
+        boxes = self.task.shapes(found).extents
+        tracks = _numbers(self._trackers[source], found.replace(boxes=boxes))
+        numbered = found.replace(fields={**found.fields, TRACK: tracks})
+        self._files[source].writelines(mot_rows(numbered.replace(boxes=boxes), number))
         self._files[source].flush()
         return numbered
 
@@ -84,6 +91,12 @@ def require_trackers() -> Any:
         reason = "" if getattr(error, "name", "") == "trackers" else f" ({first_line(error)})"
         raise UserError(f"--track: needs the package trackers: pip install trackers{reason}") from None
     return trackers
+
+
+def check_tracking(task: Task, kind: str) -> None:
+    """Refuses a tracker for a task whose result is one of the whole image."""
+    if kind and task.whole_image:
+        raise UserError(f"--track: trackers follow objects, and the task {task.name!r} has one result an image; leave it out")
 
 
 def new_tracker(kind: str, fps: float) -> Any:

@@ -19,6 +19,7 @@ from engine.inference.image_model import ImageModel
 from engine.inference.task_fields import corners
 from models import list_blocks, list_models
 from models.spec.registry import BLOCKS
+from tasks import TASKS
 from tests.tiny import NAMES, tiny_checkpoint
 from utils.errors import UserError
 from utils.types import Detections
@@ -82,6 +83,11 @@ def test_several_images_are_a_sequence_of_results(model: ImageModel, folder: Pat
     with pytest.raises(UserError, match="masks is of one image"):
         results.masks  # noqa: B018
     assert not hasattr(results, "nothing_of_the_kind")
+    assert [Path(file).name for file in results[1:].files] == ["1.png", "2.png"]
+    assert torch.equal(results[-3].boxes, one.boxes)
+    assert len(list(results[:2])) == 2
+    with pytest.raises(IndexError):
+        results[3]
     assert len(model([])) == 0
 
 
@@ -161,6 +167,8 @@ def test_fields_of_a_task_are_attributes(monkeypatch: pytest.MonkeyPatch) -> Non
     turned = result_with(angle=torch.tensor([[torch.pi / 2]]))
     torch.testing.assert_close(turned.obb, torch.tensor([[20.0, 25.0, 20.0, 10.0, torch.pi / 2]]))
     torch.testing.assert_close(corners(turned.obb)[0], torch.tensor([[25.0, 15.0], [25.0, 35.0], [15.0, 35.0], [15.0, 15.0]]))
+    (x1, y1, x2, y2) = Results(turned.ims, turned.found, NAMES, turned.files, turned.times_ms, TASKS["obb"]).boxes[0].tolist()
+    assert (x1, y1, x2, y2) == pytest.approx((15, 15, 25, 35))  # the box about it
     own = result_with(colour=torch.tensor([[3]]))
     assert own.colour.item() == 3
     assert own.fields.keys() == {"colour"}

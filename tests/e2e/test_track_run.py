@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 import detect
-from engine.inference.tracking import labelled
-from tasks import DETECT
+from data.sources.frames import Frame
+from engine.inference.tracking import Tracking, check_tracking, labelled
+from tasks import DETECT, TASKS
+from utils.errors import UserError
 from utils.types import Detections, Predictions
 from utils.visual.draw import colour_of
 
@@ -124,6 +126,34 @@ def test_a_folder_of_images_is_one_sequence(run, package, tmp_path) -> None:
     assert run(tmp_path / "MOT-01", "--track", "--nosave") == 0
     check_rows(rows_of(tmp_path / "runs" / "exp" / "tracks" / "MOT-01.csv"), first=2)
     assert package.ByteTrackTracker.made == [30.0]
+
+
+def test_an_image_that_cannot_be_read_leaves_a_gap_in_the_frames(run, package, tmp_path) -> None:
+    (tmp_path / "MOT-01").mkdir()
+    for number in range(FRAMES):
+        cv2.imwrite(str(tmp_path / "MOT-01" / f"{number:06d}.png"), np.full((SIDE, SIDE, 3), 90, np.uint8))
+    (tmp_path / "MOT-01" / "000002.png").write_bytes(b"nothing")
+    assert run(tmp_path / "MOT-01", "--track", "--nosave") == 0
+    rows = rows_of(tmp_path / "runs" / "exp" / "tracks" / "MOT-01.csv")
+    assert sorted({int(row[0]) for row in rows}) == [n for n in range(2, FRAMES + 1) if n != 3]
+
+
+def test_oriented_boxes_are_followed_by_the_boxes_about_them(package, tmp_path) -> None:
+    frame = Frame("a.jpg", np.zeros((64, 64, 3), np.uint8), None, 0, 1, None)  # type: ignore[arg-type]
+    angle = torch.full((1, 1), torch.pi / 2)
+    upright = Detections(torch.tensor([[10.0, 20, 50, 30]]), torch.ones(1), torch.zeros(1, dtype=torch.long), {"angle": angle})
+    with Tracking("bytetrack", tmp_path, TASKS["obb"]) as tracking:
+        for _ in range(2):
+            found = tracking.follow(frame, upright, stem="a", number=None, fps=30.0)
+    assert torch.equal(found.boxes, upright.boxes)  # what is drawn stays
+    (row,) = rows_of(next(tmp_path.glob("*.csv")))
+    assert [float(v) for v in row[2:6]] == pytest.approx([25, 5, 10, 40], abs=0.01)
+
+
+def test_a_classifier_has_no_objects_to_follow() -> None:
+    check_tracking(TASKS["classify"], "")
+    with pytest.raises(UserError, match="--track: trackers follow objects, and the task 'classify' has one result an image"):
+        check_tracking(TASKS["classify"], "sort")
 
 
 def test_without_the_package_one_line_says_what_to_install(run, clip, monkeypatch, capsys) -> None:

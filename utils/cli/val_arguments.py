@@ -63,7 +63,7 @@ class ValConfig:
     )  # fmt: skip
     verbose: bool = flag(False, "a row for each class, however many there are")
     save_txt: bool = flag(False, "detections as label files")
-    save_conf: bool = flag(False, "with the score as sixth column")
+    save_conf: bool = flag(False, "with the score as last column")
     save_hybrid: bool = flag(False, "label files of the objects and the detections that match none of them")
     save_json: bool = flag(False, "detections for pycocotools, which runs where COCO annotations are there; of oriented boxes for DOTA")
     plots: tuple[str, ...] = flag(

@@ -36,7 +36,7 @@ class SaveOptions:
     txt: bool = False
     csv: bool = False
     json: bool = False
-    conf: bool = False  # a sixth column in the label files
+    conf: bool = False  # a last column in the label files
     crops: bool = False
 
     @property
