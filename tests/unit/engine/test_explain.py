@@ -21,6 +21,7 @@ from engine.explain.page import Section, write_page
 from models import build_model
 from models.analysis.explained_targets import Target, TargetRequest, candidates_of, choose_target
 from models.analysis.faithfulness import Faithfulness, faithfulness, randomised, rank_correlation
+from tasks import DETECT
 from tests.golden import assert_close, fill_
 from tests.image_files import write_images
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint, tiny_model
@@ -166,6 +167,7 @@ class Brightness(torch.nn.Module):
     """A detector of one object whose score is how much of it is seen as it was: 1 where the pixels of its box are all bright."""
 
     box = (8, 8, 24, 24)
+    task = DETECT
 
     def predict(self, images: torch.Tensor) -> Predictions:
         x1, y1, x2, y2 = self.box
