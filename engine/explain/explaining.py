@@ -15,7 +15,9 @@ from torch import Tensor
 
 from data.augment.centre_crop import fitted
 from data.augment.letterbox import LetterboxedImage
-from data.images.reading import read_image
+from data.images.reading import ImageError
+from engine.inference.image_model import ImageModel
+from engine.inference.inputs import ImageSource, as_array
 from engine.inference.predictor import collate
 from models.analysis.class_activation import METHODS, combined, method_of, resized, scaled
 from models.analysis.explained_targets import Target, TargetRequest, check_quantity, choose_classes, choose_target
@@ -190,13 +192,13 @@ class Explanation:
 
 
 def explain(
-    model: Model, image: str | Path | NDArray[Any], options: ExplainOptions | None = None, *, choose: Chooser | None = None, **changes: Any
+    model: Model | ImageModel, image: ImageSource, options: ExplainOptions | None = None, *, choose: Chooser | None = None, **changes: Any
 ) -> Explanation:
     """Explains what a network found on an image.
 
     Args:
-        model: of any task and head, as ``load_model`` gives it.
-        image: a path, or an array (H, W, C) or (H, W) uint8 or uint16, RGB where C is 3.
+        model: of any task and head, as ``load_model`` of ``models`` or of ``engine`` gives it; the latter without auxiliary branches.
+        image: a path, a URL, a PIL image, or an array (H, W, C) or (H, W) uint8 or uint16, RGB where C is 3.
         options: what and how.
         choose: takes the predictions and the detections in px of the input, gives the target and the numbers of its detections; by
             ``options.target`` if None.
@@ -211,8 +213,7 @@ def explain(
     Raises:
         UserError: no model, or an image, a row, a method, a place or a detection that is not there.
     """
-    if not isinstance(model, Model):
-        raise UserError(f"explain: expected a model, as load_model gives it, got {type(model).__name__}")
+    model = _network(model)
     options = _changed(options or ExplainOptions(), changes)
     methods = {name.lower(): method_of(name) for name in options.methods}
     rows = check_rows(model, options.rows) if options.rows else head_rows(model)
@@ -273,17 +274,26 @@ def _changed(options: ExplainOptions, changes: Mapping[str, Any]) -> ExplainOpti
     return replace(options, target=replace(options.target, **request), **changes)
 
 
-def _as_image(image: str | Path | NDArray[Any], channels: int) -> NDArray[Any]:
-    """(H, W, channels) uint8 or uint16."""
-    if isinstance(image, (str, Path)):
-        return read_image(image, channels=channels, dtype=None)
-    array = np.asarray(image)
-    array = array[:, :, None] if array.ndim == 2 else array
-    if array.ndim == 3 and channels == 3 and array.shape[2] == 1:
-        array = np.repeat(array, 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != channels or not array.size or array.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"explain: expected a path or an array (H, W, {channels}) uint8 or uint16, got {array.shape} {array.dtype}")
-    return np.ascontiguousarray(array)
+def _network(model: Model | ImageModel) -> Model:
+    """The network itself."""
+    network = model.model if isinstance(model, ImageModel) else model
+    if isinstance(network, Model):
+        return network
+    if isinstance(model, ImageModel):
+        raise UserError("explain: an exported file shows nothing of its rows; load the .pt file that it was made from")
+    raise UserError(f"explain: expected a model, as load_model gives it, got {type(model).__name__}")
+
+
+def _as_image(image: ImageSource, channels: int) -> NDArray[Any]:
+    """(H, W, channels) uint8 or uint16, as ``model(image)`` reads it."""
+    if isinstance(image, Tensor):
+        raise UserError(f"explain: expected a path, a PIL image or an array (H, W, {channels}) uint8 or uint16, got a tensor")
+    try:
+        return as_array(image, channels)
+    except ImageError:
+        raise
+    except UserError as error:
+        raise UserError(f"explain: {error}") from None
 
 
 def letterboxed(image: NDArray[Any], model: Model, hw: tuple[int, int] | None) -> LetterboxedImage:
