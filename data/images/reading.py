@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -20,6 +21,9 @@ from data.images.tiff import TiffError, opencv_misreads, read_first_page, withou
 from utils.errors import UserError
 from utils.files import read_bounded
 from utils.reading.limits import MAX_IMAGE_BYTES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png")
@@ -121,6 +125,21 @@ def probe_image(path: str | Path, *, channels: int = 3) -> tuple[int, int]:
     return _check_size(path, (height, width))
 
 
+def pixels_of(image: PillowImage, *, channels: int, dtype: type[np.generic] | None = None) -> np.ndarray:
+    """(H, W, channels), grey or RGB, of an opened image of any mode; modes of more than 8 bits, which are grey, keep their depth.
+
+    Args:
+        image: without its EXIF orientation, which is not applied here.
+        channels: 1 or 3.
+        dtype: of images of more than 8 bits: ``np.uint8`` or ``np.uint16``, which None means too.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow's own conversion cuts them off at 255
+        grey = np.asarray(image)
+        grey = grey.astype(grey.dtype.newbyteorder("="), copy=False)
+        return np.repeat(_to_depth(grey, dtype or np.uint16)[:, :, None], channels, axis=2)
+    return as_hwc(np.array(image.convert("RGB" if channels == 3 else "L")))
+
+
 def is_image(path: str | Path) -> bool:
     """Whether the file name looks like an image's (``._name``, which macOS leaves on other disks, does not)."""
     path = Path(path)
@@ -201,10 +220,7 @@ def _decode_pillow(path: str | Path, data: np.ndarray, channels: int, dtype: typ
     try:
         with Image.open(io.BytesIO(data.tobytes())) as image:
             image = ImageOps.exif_transpose(image)
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                grey = np.asarray(image)
-                return np.repeat(_to_depth(grey, dtype or np.uint16)[:, :, None], channels, axis=2)
-            return np.array(image.convert("RGB" if channels == 3 else "L"))
+            return pixels_of(image, channels=channels, dtype=dtype)
     except UnidentifiedImageError as error:  # its text only repeats the path
         raise ImageError(f"{path}: not an image that can be read") from error
     except (*DAMAGED, Image.DecompressionBombError) as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.explain.explaining import Chooser, ExplainOptions, Explanation, explain, letterboxed
 from engine.explain.figures import Panel, ShownImage, chosen_extents, grid_figure, influence_titles
-from models.analysis.explained_targets import Target, counterparts
+from models.analysis.explained_targets import LOG_ODDS, Target, counterparts
 from models.model import Model
 from utils.errors import UserError, nearest
 from utils.types import Detections, Predictions
@@ -22,15 +22,21 @@ def explain_as(first: Explanation, other: Model, options: ExplainOptions, *, qua
     Each object's counterpart is the other network's candidate with the largest score · IoU with it, of the class of the same name.
 
     Raises:
-        UserError: the other network does not know one of the classes.
+        UserError: the other network does not know one of the classes, or one of the two is for whole images and the other for objects.
     """
+    if other.task.whole_image != first.task.whole_image:
+        raise UserError(
+            f"--compare: a network of the task {first.task.name!r} beside one of {other.task.name!r} has nothing in common with it"
+        )
     boxed = letterboxed(first.image, other, options.hw)
     here, there = first.placement.letterbox, boxed
     boxes = first.trace.predictions.boxes[0, first.target.candidates].detach().cpu()
     original = (boxes - here.pad_xy[0].repeat(2)) / here.scale_xy[0].repeat(2)
     moved = original * torch.tensor(there.scale_xy * 2) + torch.tensor(there.pad_xy * 2)
     classes = [class_of(first.names[label], other.names) for label in first.target.classes.tolist()]
-    return explain(other, first.image, options, choose=counterpart_chooser(moved, classes, quantity=quantity))
+    return explain(
+        other, first.image, options, choose=counterpart_chooser(moved, classes, quantity=LOG_ODDS if first.task.whole_image else quantity)
+    )
 
 
 def counterpart_chooser(boxes_xyxy: Tensor, classes: Sequence[int], *, quantity: str) -> Chooser:
@@ -39,9 +45,11 @@ def counterpart_chooser(boxes_xyxy: Tensor, classes: Sequence[int], *, quantity:
     def choose(predictions: Predictions, found: Detections) -> tuple[Target, Tensor]:
         device = predictions.boxes.device
         labels = torch.tensor(classes, device=device, dtype=torch.long)
-        candidates, likeness = counterparts(boxes_xyxy.to(device), labels, predictions.map(lambda t: t.detach()))
-        best = f", best score · IoU {float(likeness.max()):.2f}" if len(likeness) else ""
-        return Target(candidates, labels, quantity, f"the same {len(candidates)} object(s){best}"), torch.zeros(0, dtype=torch.long)
+        whole = quantity == LOG_ODDS
+        candidates, likeness = counterparts(boxes_xyxy.to(device), labels, predictions.map(lambda t: t.detach()), whole_image=whole)
+        best = f", best score{' · IoU' * (not whole)} {float(likeness.max()):.2f}" if len(likeness) else ""
+        text = f"the same {len(candidates)} {'class(es)' if whole else 'object(s)'}{best}"
+        return Target(candidates, labels, quantity, text), torch.zeros(0, dtype=torch.long)
 
     return choose
 

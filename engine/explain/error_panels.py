@@ -13,6 +13,7 @@ from data.dataset_spec import DatasetSpec, load_dataset_spec
 from data.images.reading import read_image
 from data.loader import BatchLoader, LoaderOptions, build_loader
 from engine.evaluation.evaluate import VALIDATION
+from engine.explain.defaults import input_sides, lowest_score
 from engine.explain.figures import Panel, ShownImage, grid_figure
 from engine.explain.page import Section
 from engine.explain.tide import KINDS, RIGHT, Case, ErrorReport, ImageResult, find_errors
@@ -46,12 +47,13 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
         raise UserError(f"{data}: {spec.nc} classes, but the weights were trained for {model.nc}; give the data set of their own")
     results = list(image_results(model, open_loader(model, spec, config)))
     whole = find_errors(results, classes=spec.nc)
-    confident = [above(result, config.conf_thres) for result in results]
+    conf = lowest_score(config, model.task)
+    confident = [above(result, conf) for result in results]
     shown = find_errors(confident, classes=spec.nc)
     section = Section(f"errors on {len(results)} images of {spec.yaml_path.name}", table=cost_table(whole, shown))
     section.lines = [
         f"AP at IoU 0.5: {whole.ap50:.3f}. Cost: rise of it if that kind alone were mended (TIDE, arXiv 2008.08115), of all detections "
-        f"with a score above {VALIDATION.conf:g}. Counts and panels: of detections with a score of at least {config.conf_thres:g}.",
+        f"with a score above {VALIDATION.conf:g}. Counts and panels: of detections with a score of at least {conf:g}.",
         *size_lines(confident, shown, spec.names),
     ]
     for kind in (RIGHT, *KINDS):
@@ -67,7 +69,7 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
 def open_loader(model: Model, spec: DatasetSpec, config: ExplainConfig) -> BatchLoader:
     """The validation images, letterboxed in batches of similar shape."""
     options = LoaderOptions(
-        imgsz=max(config.imgsz),
+        imgsz=max(input_sides(config, model.task)),
         batch_size=config.batch_size,
         hyp=Hyperparameters(),
         augment=False,

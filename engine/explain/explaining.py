@@ -13,11 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.augment.letterbox import LetterboxedImage, letterbox
-from data.images.reading import read_image
+from data.augment.centre_crop import fitted
+from data.augment.letterbox import LetterboxedImage
+from data.images.reading import ImageError
+from engine.inference.image_model import ImageModel
+from engine.inference.inputs import ImageSource, as_array
 from engine.inference.predictor import collate
 from models.analysis.class_activation import METHODS, combined, method_of, resized, scaled
-from models.analysis.explained_targets import Target, TargetRequest, choose_target
+from models.analysis.explained_targets import Target, TargetRequest, check_quantity, choose_classes, choose_target
 from models.analysis.module_views import ModuleViews, explainable_modules, module_views
 from models.analysis.tracing import Trace, check_rows, head_rows, row_title, trace
 from models.layers.explained import Query
@@ -39,9 +42,10 @@ class ExplainOptions:
         methods: names of class activation maps; empty for none.
         rows: of which maps are made; empty for those that the head reads.
         target: which detections.
-        suppression: how detections are found.
-        hw: height and width in px that images are fitted into; None for 640.
-        query_xy: place of interest in px of the image; None for the middle of the first detection that is explained.
+        suppression: how detections are found; None for the task's usual score and the usual rest.
+        hw: height and width in px that images are fitted into; None for the task's usual size (640, 224 to classify).
+        query_xy: place of interest in px of the image; None for the middle of the first detection that is explained, or of the image where
+            results have no place.
         modules: whether attention modules show what they did.
         module_rows: only those of these rows; empty for all.
     """
@@ -49,7 +53,7 @@ class ExplainOptions:
     methods: tuple[str, ...] = ("layercam",)
     rows: tuple[int, ...] = ()
     target: TargetRequest = field(default_factory=TargetRequest)
-    suppression: Suppression = field(default_factory=Suppression)
+    suppression: Suppression | None = None
     hw: tuple[int, int] | None = None
     query_xy: tuple[float, float] | None = None
     modules: bool = True
@@ -58,11 +62,11 @@ class ExplainOptions:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the network's input.
+    """Where an image lies in the network's input, which may hold the middle of the image only.
 
     Attributes:
         input_hw: of the network's input, px.
-        top_left: of the image in it, px.
+        top_left: of the image in it, px; negative where the image was cut off.
         inner_hw: of the image in it, px.
         letterbox: the same for tensors.
     """
@@ -79,9 +83,32 @@ class Placement:
         return Placement(boxed.image.shape[:2], (boxed.pad_xy[1], boxed.pad_xy[0]), inner, placement)
 
     def crop(self, plane: Tensor) -> Tensor:
-        """The part of a plane (H, W) of the network's input that is the image."""
-        (top, left), (height, width) = self.top_left, self.inner_hw
-        return plane[top : top + height, left : left + width]
+        """The part of a plane (H, W) of the network's input that is the image: (inner height, inner width), 0 where it was cut off."""
+        of_input, of_image = self._shared()
+        part = plane.new_zeros(self.inner_hw)
+        part[of_image] = plane[of_input]
+        return part
+
+    def uncropped(self, part: Tensor, *, fill: float) -> Tensor:
+        """The way back: a plane (inner height, inner width) over the network's input, with a number where no image is."""
+        of_input, of_image = self._shared()
+        plane = part.new_full(self.input_hw, fill)
+        plane[of_input] = part[of_image]
+        return plane
+
+    def seen(self, hw: Sequence[int]) -> NDArray[np.bool_]:
+        """Which pixels of the image, at a height and width of it, the network saw: (H, W)."""
+        axes = zip(hw, self.inner_hw, self.top_left, self.input_hw)
+        places = [((np.arange(side) + 0.5) * inner / side + corner, whole) for side, inner, corner, whole in axes]
+        rows, columns = ((at >= 0) & (at < whole) for at, whole in places)
+        return rows[:, None] & columns
+
+    def _shared(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Rows and columns of the network's input, and of the image in it, that are the same pixels."""
+        axes = [*zip(self.top_left, self.inner_hw, self.input_hw)]
+        spans = [(max(corner, 0), min(corner + inner, whole), corner) for corner, inner, whole in axes]
+        of_input, of_image = ([slice(a - shift * corner, b - shift * corner) for a, b, corner in spans] for shift in (0, 1))
+        return (of_input[0], of_input[1]), (of_image[0], of_image[1])
 
     def on_image(self, values: Tensor, reach: tuple[float, float] = (1.0, 1.0), *, smooth: bool = True) -> NDArray[np.float32]:
         """A map (h, w) over ``reach`` times the network's input, over the image: (inner height, inner width)."""
@@ -109,7 +136,7 @@ class Explanation:
         chosen: numbers of the detections that the target is made of; empty where it is made of candidates that are none.
         titles: row -> what it is.
         cams: method -> row -> map (h, w) as the method gives it, before it is scaled.
-        planes: method -> map over the image (inner height, inner width) of all rows together, in 0-1.
+        planes: method -> map over the image (inner height, inner width) of all rows together, in 0-1; 0 where it was cut off.
         modules: what attention modules did.
         query: the place of interest, in the network's input.
         placement: where the image lies in the network's input.
@@ -165,13 +192,13 @@ class Explanation:
 
 
 def explain(
-    model: Model, image: str | Path | NDArray[Any], options: ExplainOptions | None = None, *, choose: Chooser | None = None, **changes: Any
+    model: Model | ImageModel, image: ImageSource, options: ExplainOptions | None = None, *, choose: Chooser | None = None, **changes: Any
 ) -> Explanation:
     """Explains what a network found on an image.
 
     Args:
-        model: of any task and head, as ``load_model`` gives it.
-        image: a path, or an array (H, W, C) or (H, W) uint8 or uint16, RGB where C is 3.
+        model: of any task and head, as ``load_model`` of ``models`` or of ``engine`` gives it; the latter without auxiliary branches.
+        image: a path, a URL, a PIL image, or an array (H, W, C) or (H, W) uint8 or uint16, RGB where C is 3.
         options: what and how.
         choose: takes the predictions and the detections in px of the input, gives the target and the numbers of its detections; by
             ``options.target`` if None.
@@ -186,11 +213,11 @@ def explain(
     Raises:
         UserError: no model, or an image, a row, a method, a place or a detection that is not there.
     """
-    if not isinstance(model, Model):
-        raise UserError(f"explain: expected a model, as load_model gives it, got {type(model).__name__}")
+    model = _network(model)
     options = _changed(options or ExplainOptions(), changes)
     methods = {name.lower(): method_of(name) for name in options.methods}
     rows = check_rows(model, options.rows) if options.rows else head_rows(model)
+    check_quantity(options.target.quantity, whole_image=model.task.whole_image)
     original = _as_image(image, model.ch)
     if options.query_xy is not None and not all(0 <= at < side for at, side in zip(options.query_xy, original.shape[1::-1])):
         raise UserError("query {:g} {:g}: lies outside of the image of {}x{} px".format(*options.query_xy, *original.shape[1::-1]))
@@ -200,14 +227,16 @@ def explain(
     modules = explainable_modules(model, options.module_rows) if options.modules else {}
     traced = trace(model, batch, rows, modules=modules)
     placement = Placement.of(boxed, original.shape, placed)
-    found = model.task.postprocess(_detached(traced.predictions), options.suppression)[0]
-    chooser = choose or (lambda predictions, found: choose_target(predictions, found, options.target, model.names))
+    suppression = options.suppression or Suppression(conf=model.task.defaults.conf)
+    found = model.task.postprocess(_detached(traced.predictions), suppression)[0]
+    chooses = choose_classes if model.task.whole_image else choose_target
+    chooser = choose or (lambda predictions, found: chooses(predictions, found, options.target, model.names))
     target, chosen = chooser(traced.predictions, found)
     gradients = traced.gradients(target.value(traced.predictions, placement.input_hw)) if methods else {}
     maps = {row: one.detach() for row, one in traced.maps.items()}
     cams = {name: {row: method(maps[row][0].float(), gradients[row][0].float()) for row in rows} for name, method in methods.items()}
     planes = {name: placement.crop(combined(list(by_row.values()), placement.input_hw)).cpu().numpy() for name, by_row in cams.items()}
-    query = _query(options, placement, traced.predictions, target)
+    query = _query(options, placement, traced.predictions, target if not model.task.whole_image else None)
     return Explanation(
         image=original,
         found=model.task.to_original([found], placed)[0],
@@ -245,36 +274,55 @@ def _changed(options: ExplainOptions, changes: Mapping[str, Any]) -> ExplainOpti
     return replace(options, target=replace(options.target, **request), **changes)
 
 
-def _as_image(image: str | Path | NDArray[Any], channels: int) -> NDArray[Any]:
-    """(H, W, channels) uint8 or uint16."""
-    if isinstance(image, (str, Path)):
-        return read_image(image, channels=channels, dtype=None)
-    array = np.asarray(image)
-    array = array[:, :, None] if array.ndim == 2 else array
-    if array.ndim == 3 and channels == 3 and array.shape[2] == 1:
-        array = np.repeat(array, 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != channels or not array.size or array.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"explain: expected a path or an array (H, W, {channels}) uint8 or uint16, got {array.shape} {array.dtype}")
-    return np.ascontiguousarray(array)
+def _network(model: Model | ImageModel) -> Model:
+    """The network itself."""
+    network = model.model if isinstance(model, ImageModel) else model
+    if isinstance(network, Model):
+        return network
+    if isinstance(model, ImageModel):
+        raise UserError("explain: an exported file shows nothing of its rows; load the .pt file that it was made from")
+    raise UserError(f"explain: expected a model, as load_model gives it, got {type(model).__name__}")
+
+
+def _as_image(image: ImageSource, channels: int) -> NDArray[Any]:
+    """(H, W, channels) uint8 or uint16, as ``model(image)`` reads it."""
+    if isinstance(image, Tensor):
+        raise UserError(f"explain: expected a path, a PIL image or an array (H, W, {channels}) uint8 or uint16, got a tensor")
+    try:
+        return as_array(image, channels)
+    except ImageError:
+        raise
+    except UserError as error:
+        raise UserError(f"explain: {error}") from None
 
 
 def letterboxed(image: NDArray[Any], model: Model, hw: tuple[int, int] | None) -> LetterboxedImage:
-    """An image as the network gets it; ``hw`` in px, None for 640."""
-    height, width = (round_up_to_stride(side, model.stride) for side in hw or (640, 640))
-    return letterbox(image, (height, width), auto=True, stride=model.stride)
+    """An image as the network gets it, or its middle for a result of the whole image; ``hw`` in px, None for the task's usual size."""
+    usual = model.task.defaults.imgsz
+    height, width = (round_up_to_stride(side, model.stride) for side in hw or (usual, usual))
+    return fitted(image, (height, width), whole_image=model.task.whole_image, auto=True, stride=model.stride)
 
 
 def _detached(predictions: Predictions) -> Predictions:
     return predictions.map(lambda t: t.detach())
 
 
-def _query(options: ExplainOptions, placement: Placement, predictions: Predictions, target: Target) -> Query:
-    """The place of interest in the network's input."""
+def _query(options: ExplainOptions, placement: Placement, predictions: Predictions, target: Target | None) -> Query:
+    """The place of interest in the network's input; without a target that has one, the middle, unless the options name it.
+
+    Raises:
+        UserError: the place was cut off from the image.
+    """
     height, width = placement.input_hw
     if options.query_xy is not None:
         scale, pad = placement.letterbox.scale_xy[0].tolist(), placement.letterbox.pad_xy[0].tolist()
         x, y = (value * factor + shift for value, factor, shift in zip(options.query_xy, scale, pad))
-    elif len(target.candidates):
+        if not (0 <= x < width and 0 <= y < height):
+            ends = [(side - shift) / factor for side, shift, factor in zip((width, height), pad, scale)]
+            starts = [(0 - shift) / factor for shift, factor in zip(pad, scale)]
+            seen = "x {:.0f} to {:.0f}, y {:.0f} to {:.0f}".format(*(v for pair in zip(starts, ends) for v in pair))
+            raise UserError("query {:g} {:g}: lies outside of what the network sees of the image, {}".format(*options.query_xy, seen))
+    elif target is not None and len(target.candidates):
         x1, y1, x2, y2 = predictions.boxes[0, target.candidates[0]].detach().float().tolist()
         x, y = (x1 + x2) / 2, (y1 + y2) / 2
     else:

@@ -34,8 +34,14 @@ def field_lines(model: Model, fields: Sequence[ReceptiveField]) -> list[str]:
 
 
 def _theory(field: ReceptiveField) -> str:
+    """The size of the theoretical field, in which a side that the border of the input cuts off is a least one."""
     height, width = field.theoretical_hw
-    return f"at least the whole input, {height}x{width} px" if field.whole_input else f"{height}x{width} px"
+    if field.whole_input:
+        return f"at least the whole input, {height}x{width} px"
+    high, wide = field.clipped_hw
+    if high == wide:
+        return f"{'at least ' * high}{height}x{width} px"
+    return f"height {'at least ' * high}{height} px, width {'at least ' * wide}{width} px"
 
 
 def _panel(figure: Any, axes: Any, model: Model, field: ReceptiveField) -> None:
@@ -53,8 +59,9 @@ def _panel(figure: Any, axes: Any, model: Model, field: ReceptiveField) -> None:
         axes.add_patch(square)
     rows, columns = field.theoretical_hw
     if not field.whole_input:
-        square = Rectangle((x - columns / 2, y - rows / 2), columns, rows, fill=False, edgecolor="white", linewidth=1, linestyle="--")
-        square.set_label(f"theoretical: {columns} px")
+        corner = (field.limits[2] - 0.5, field.limits[0] - 0.5)
+        square = Rectangle(corner, columns, rows, fill=False, edgecolor="white", linewidth=1, linestyle="--")
+        square.set_label(f"theoretical: {_theory(field)}")
         axes.add_patch(square)
     axes.legend(fontsize=5.5, loc="lower right", framealpha=0.6)
     axes.set(xticks=(), yticks=(), xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

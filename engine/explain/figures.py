@@ -19,7 +19,7 @@ from utils.visual.fonts import families_for
 from utils.visual.plots import shown_name
 
 if TYPE_CHECKING:
-    from engine.explain.explaining import Explanation
+    from engine.explain.explaining import Explanation, Placement
 
 HEAT, SIGNED = "inferno", "RdBu_r"
 FAINTEST, STRONGEST = 0.25, 0.85  # opacity of a map over the image where it is 0 and where it is 1
@@ -47,7 +47,7 @@ def overlay(explanation: Explanation, method: str) -> Image:
     image = viewable(explanation.image)
     height, width = image.shape[:2]
     plane = np.asarray(cv2.resize(explanation.planes[method], (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    drawn = blend(image, plane)
+    drawn = blend(image, plane, seen=explanation.placement.seen((height, width)))
     boxes = [[round(side) for side in box] for box in chosen_extents(explanation)]
     thick = max(round((height + width) / 600), 1)
     for x1, y1, x2, y2 in boxes:
@@ -55,14 +55,15 @@ def overlay(explanation: Explanation, method: str) -> Image:
     return drawn
 
 
-def blend(image: Image, plane: NDArray[np.float32], *, signed: bool = False) -> Image:
-    """An image (H, W, 3) in grey with a map (H, W) in 0-1 (or -1 … 1) over it, more opaque where the map is larger."""
+def blend(image: Image, plane: NDArray[np.float32], *, signed: bool = False, seen: NDArray[np.bool_] | None = None) -> Image:
+    """An image (H, W, 3) in grey with a map (H, W) in 0-1 (or -1 … 1) over it where it is ``seen``, more opaque where the map is larger."""
     import matplotlib
 
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32).repeat(3, 2)
     place = (plane + 1) / 2 if signed else plane
     colours = matplotlib.colormaps[SIGNED if signed else HEAT](np.clip(place, 0, 1))[..., :3].astype(np.float32) * 255
     opacity = (FAINTEST + (STRONGEST - FAINTEST) * np.clip(np.abs(plane), 0, 1))[..., None]
+    opacity = opacity if seen is None else opacity * seen[..., None]
     return (grey * (1 - opacity) + colours * opacity).round().clip(0, 255).astype(np.uint8)
 
 
@@ -132,9 +133,10 @@ class ShownImage:
     Attributes:
         pixels: (h, w, 3) RGB.
         scale: of its px in those of the original.
+        seen: (h, w) where the network saw it; None for everywhere.
     """
 
-    def __init__(self, image: NDArray[Any]) -> None:
+    def __init__(self, image: NDArray[Any], placement: Placement | None = None) -> None:
         full = viewable(image)
         longer = max(full.shape[:2])
         wanted = min(max(longer, SHOWN_PX[0]), SHOWN_PX[1])
@@ -142,10 +144,11 @@ class ShownImage:
         size = (max(round(full.shape[1] * self.scale), 1), max(round(full.shape[0] * self.scale), 1))
         smoothing = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_CUBIC
         self.pixels = full if self.scale == 1 else np.asarray(cv2.resize(full, size, interpolation=smoothing), np.uint8)
+        self.seen = None if placement is None else placement.seen(self.pixels.shape[:2])
 
     @staticmethod
     def of(explanation: Explanation) -> ShownImage:
-        return ShownImage(explanation.image)
+        return ShownImage(explanation.image, explanation.placement)
 
     @property
     def aspect(self) -> float:
@@ -197,7 +200,7 @@ class ShownImage:
         """A map in 0-1 over the image, with a colour bar."""
 
         def draw(figure: Any, axes: Any) -> None:
-            self.show(axes, blend(self.pixels, self.resized(plane)), title)
+            self.show(axes, blend(self.pixels, self.resized(plane), seen=self.seen), title)
             for box in boxes:
                 self.box(axes, box, colour=TARGET_COLOUR, width=1.0)
             _colour_bar(figure, axes, 0.0, 1.0)
@@ -209,9 +212,8 @@ class ShownImage:
 
         def draw(figure: Any, axes: Any) -> None:
             self.show(axes, self.pixels, "place of interest")
-            for number in explanation.chosen:
-                extents = explanation.task.shapes(explanation.found).extents
-                self.box(axes, extents[number].tolist(), colour=_unit(colour_of(int(explanation.found.classes[number]))))
+            for number, box in zip(explanation.chosen, chosen_extents(explanation)):
+                self.box(axes, box, colour=_unit(colour_of(int(explanation.found.classes[number]))))
             self._mark_query(axes, explanation)
 
         return draw
@@ -234,7 +236,8 @@ class ShownImage:
         is_flat = high - low <= 1e-6 * max(abs(low), abs(high))
         unit = (plane - low) / (1.0 if is_flat else high - low)
         title = f"{view.title}: {low:.3g} everywhere" if is_flat else view.title
-        self.show(axes, blend(self.pixels, self.resized(2 * unit - 1 if signed else unit, smooth=False), signed=signed), title)
+        shown = self.resized(2 * unit - 1 if signed else unit, smooth=False)
+        self.show(axes, blend(self.pixels, shown, signed=signed, seen=self.seen), title)
         if view.at_query:
             self._mark_query(axes, explanation)
         if not is_flat:

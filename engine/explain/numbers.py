@@ -8,7 +8,6 @@ import torch
 
 from engine.explain.comparing import compare_figure
 from engine.explain.explaining import Explanation
-from models.analysis.class_activation import resized
 from models.analysis.faithfulness import Faithfulness, faithfulness, rank_correlation
 from models.model import Model
 
@@ -38,7 +37,7 @@ def sanity_lines(found: Explanation, random: Explanation) -> list[str]:
     """One line a method: how alike the maps of the network and of one with random weights are."""
     lines = []
     for method in found.planes:
-        pair = [torch.from_numpy(one.planes[method]) for one in (found, random)]
+        pair = [torch.from_numpy(one.planes[method][one.placement.seen(one.planes[method].shape)]) for one in (found, random)]
         lines.append(f"{method}: rank correlation with the map of random weights {rank_correlation(*pair):+.2f} (near 0 is sound)")
     return lines
 
@@ -50,8 +49,4 @@ def sanity_figure(found: Explanation, random: Explanation) -> Any:
 
 def _input_plane(found: Explanation, method: str) -> torch.Tensor:
     """A map over the network's input; its border, which is no part of the image, comes last."""
-    (top, left), (height, width) = found.placement.top_left, found.placement.inner_hw
-    plane = torch.full(found.placement.input_hw, -1.0)
-    inner = torch.from_numpy(found.planes[method])
-    plane[top : top + height, left : left + width] = inner if inner.shape == (height, width) else resized(inner, (height, width))
-    return plane
+    return found.placement.uncropped(torch.from_numpy(found.planes[method]), fill=-1.0)

@@ -17,6 +17,7 @@ from data.sources.files import FileSource
 from data.sources.frames import Frame, FrameSource
 from data.sources.opening import open_source
 from engine.explain.comparing import compare_figure, explain_as
+from engine.explain.defaults import input_sides, lowest_score
 from engine.explain.error_panels import error_section
 from engine.explain.explaining import ExplainOptions, Explanation, explain
 from engine.explain.fields import field_figure, field_lines
@@ -25,7 +26,7 @@ from engine.explain.page import Section, write_page
 from engine.explain.writing import safe_name, write_explanation, written
 from engine.inference.networks import is_exported
 from models import load_model
-from models.analysis.explained_targets import TargetRequest, check_classes
+from models.analysis.explained_targets import TargetRequest, check_classes, check_quantity
 from models.analysis.faithfulness import randomised
 from models.analysis.module_views import explainable_modules
 from models.analysis.receptive_field import receptive_fields
@@ -120,6 +121,7 @@ def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
         UserError: a row, a class or a module that the network does not have.
     """
     check_classes(config.classes or (), model.names, said="--classes")
+    check_quantity(config.of, whole_image=model.task.whole_image, said="--of")
     with naming("--rows"):
         check_rows(model, config.rows or ())
     with naming("--modules"):
@@ -129,8 +131,8 @@ def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
         methods=() if config.no_cam else config.method,
         rows=config.rows or (),
         target=TargetRequest(config.target or (), config.classes or (), config.of),
-        suppression=Suppression(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det),
-        hw=(config.imgsz[0], config.imgsz[1]),
+        suppression=Suppression(conf=lowest_score(config, model.task), iou=config.iou_thres, max_det=config.max_det),
+        hw=input_sides(config, model.task),
         query_xy=query,
         modules=not config.no_modules,
         module_rows=config.modules or (),
@@ -185,9 +187,9 @@ class Run:
 
     def source(self) -> FrameSource:
         """The frames of ``--source``, or the first validation images."""
-        height, width = self.options.hw or (640, 640)
-        settings = {"imgsz": (height, width), "stride": self.model.stride, "on_skip": self.skip, "channels": self.model.ch}
-        settings["vid_stride"] = self.config.vid_stride
+        model, task = self.model, self.model.task
+        settings = {"imgsz": input_sides(self.config, task), "stride": model.stride, "whole_image": task.whole_image}
+        settings |= {"on_skip": self.skip, "channels": model.ch, "vid_stride": self.config.vid_stride}
         if self.config.source:
             return open_source(self.config.source, **settings)  # type: ignore[arg-type]
         spec = load_dataset_spec(self.config.data or data_of(Path(self.weights)), need=("val",))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.images.reading import read_image
+from data.images.reading import pixels_of, read_image
 from data.sources.files import find_files, is_video
 from data.sources.urls import is_url, read_remote_image, redacted
 from utils.errors import UserError
@@ -47,7 +47,7 @@ def as_array(image: ImageSource, channels: int) -> np.ndarray:
     if isinstance(image, Image.Image):
         if channels not in (1, 3):
             raise UserError(f"a PIL image has no {channels} channels; give an array (H, W, {channels})")
-        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L"))
+        image = pixels_of(ImageOps.exif_transpose(image), channels=channels)
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
         raise UserError(f"an image should be a path, an array, a PIL image or a tensor, not {kind}{'; ' + VIDEOS if kind == 'int' else ''}")

@@ -48,11 +48,12 @@ class Faithfulness:
 def faithfulness(model: Model, images: Tensor, cam: Tensor, boxes_xyxy: Tensor, classes: Tensor, *, steps: int = STEPS) -> Faithfulness:
     """Deletion and insertion curves of a map.
 
-    The score of a changed image is the mean over the objects of the largest score · IoU that any candidate has with the object, in those of
-    the unchanged image. Deleted pixels and the image before insertion are the image blurred until no object is seen.
+    The score of a changed image is the mean over the objects of the largest score · IoU that any candidate has with the object, or of the
+    scores of classes of whole images, in those of the unchanged image. Deleted pixels and the image before insertion are the image blurred
+    until no object is seen.
 
     Args:
-        model: any detector whose candidates have boxes.
+        model: any.
         images: (1, ch, H, W) in 0-1.
         cam: (H, W), larger is more important; equal values are taken in the order of the pixels.
         boxes_xyxy: (n, 4) px of the input, of the objects that the map explains.
@@ -109,7 +110,8 @@ def _scores(model: Model, images: Sequence[Tensor], boxes: Tensor, classes: Tens
     with evaluating(model):
         for start in range(0, len(images), BATCH):
             predictions = model.predict(torch.cat(list(images[start : start + BATCH])))
-            found += [counterparts(boxes, classes, predictions[i : i + 1])[1].mean() for i in range(len(predictions.scores))]
+            each = (predictions[i : i + 1] for i in range(len(predictions.scores)))
+            found += [counterparts(boxes, classes, one, whole_image=model.task.whole_image)[1].mean() for one in each]
     return torch.stack(found).float().cpu()
 
 

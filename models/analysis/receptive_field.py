@@ -28,18 +28,33 @@ class ReceptiveField:
     Attributes:
         row: of the network.
         effective: (H, W) mean magnitude of the gradient of the cell's channels by the input, its maximum 1.
-        theoretical_hw: height and width in px of what can reach the cell.
-        whole_input: whether that is all of the input, so that it may be larger still.
+        limits: first row, last row, first column and last column of the input that can reach the cell.
         sides_px: share of the gradient's sum -> side of the square round its middle that holds it.
         middle_yx: of the gradient: its mean place, px.
     """
 
     row: int
     effective: Tensor
-    theoretical_hw: tuple[int, int]
-    whole_input: bool
+    limits: tuple[int, int, int, int]
     sides_px: dict[float, int]
     middle_yx: tuple[float, float]
+
+    @property
+    def theoretical_hw(self) -> tuple[int, int]:
+        """Height and width in px of what can reach the cell."""
+        top, bottom, left, right = self.limits
+        return bottom - top + 1, right - left + 1
+
+    @property
+    def clipped_hw(self) -> tuple[bool, bool]:
+        """Whether height and width end at a border of the input, so that they may be larger still."""
+        (height, width), (top, bottom, left, right) = self.effective.shape, self.limits
+        return top == 0 or bottom == height - 1, left == 0 or right == width - 1
+
+    @property
+    def whole_input(self) -> bool:
+        """Whether all of the input can reach the cell."""
+        return self.theoretical_hw == tuple(self.effective.shape)
 
 
 def receptive_fields(model: Model, images: Iterable[Tensor], rows: Sequence[int]) -> list[ReceptiveField]:
@@ -137,10 +152,8 @@ def _extent(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def _field(row: int, total: Tensor, limit: tuple[int, int, int, int]) -> ReceptiveField:
-    height, width = total.shape
-    size = (limit[1] - limit[0] + 1, limit[3] - limit[2] + 1)
     most = float(total.max())
-    return ReceptiveField(row, total / most if most > 0 else total, size, size == (height, width), *_sides(total))
+    return ReceptiveField(row, total / most if most > 0 else total, limit, *_sides(total))
 
 
 def _sides(total: Tensor) -> tuple[dict[float, int], tuple[float, float]]:

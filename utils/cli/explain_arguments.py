@@ -29,11 +29,11 @@ class ExplainConfig:
     vid_stride: int = flag(1, "take every N-th frame of a video", least=1)
     plugins: tuple[str, ...] = flag((), "Python files of yours whose modules the model uses", metavar="FILE")
 
-    imgsz: tuple[int, ...] = flag(
-        (640, 640), "side, or height and width, of the input in px", section="detections", aliases=("--img", "--img-size"), metavar="PX",
-        least=1, most=MAX_SIDE_PX,
+    imgsz: tuple[int, ...] | None = flag(
+        None, "side, or height and width, of the input in px (default: 640, 224 to classify)", section="detections",
+        aliases=("--img", "--img-size"), metavar="PX", least=1, most=MAX_SIDE_PX,
     )  # fmt: skip
-    conf_thres: float = flag(0.25, "lowest score", least=0, most=1)
+    conf_thres: float | None = flag(None, "lowest score (default: 0.25, 0 to classify)", least=0, most=1)
     iou_thres: float = flag(0.45, "suppression: overlap above which the box of lower score is dropped", least=0, most=1)
     max_det: int = flag(300, "most detections per image", least=1)
     device: str = flag("", "cpu, 0 ...; a GPU where there is one", metavar="D", may_be_empty=True)
@@ -43,11 +43,14 @@ class ExplainConfig:
         None, "rows that maps are made of; -1 is the one before the head (default: those that the head reads)", metavar="ROW",
         least=-LARGEST_ROW, most=LARGEST_ROW,
     )  # fmt: skip
-    target: tuple[int, ...] | None = flag(None, "detections, numbered from 0, best score first (default: all)", metavar="N", least=0)
+    target: tuple[int, ...] | None = flag(
+        None, "detections, numbered from 0, best score first (default: all; to classify the first)", metavar="N", least=0
+    )
     classes: tuple[int, ...] | None = flag(None, "only detections of these classes", metavar="N", least=0)
     of: str = flag("score", "what of them: score, box (its width and height), or both", metavar="WHAT", choices=QUANTITIES)
     query: tuple[int, ...] | None = flag(
-        None, "place whose attention is shown, in px of the image (default: the middle of the first detection)", metavar="PX", least=0
+        None, "place whose attention is shown, in px of the image (default: the middle of the first detection; to classify, of the "
+        "image)", metavar="PX", least=0,
     )  # fmt: skip
     modules: tuple[int, ...] | None = flag(None, "rows whose attention modules are shown (default: all)", metavar="ROW", least=0)
     no_cam: bool = flag(False, "no class activation maps")
@@ -67,7 +70,8 @@ class ExplainConfig:
 
     def __post_init__(self) -> None:
         validate_flags(self)
-        object.__setattr__(self, "imgsz", height_and_width(self.imgsz))
+        if self.imgsz is not None:
+            object.__setattr__(self, "imgsz", height_and_width(self.imgsz))
         if self.query is not None and len(self.query) != 2:
             raise UserError(f"--query {' '.join(map(str, self.query))}: x and y in px of the image are needed")
         if self.no_cam and (self.faithfulness or self.sanity or self.compare):

@@ -152,7 +152,10 @@ class DATAttention(nn.Module):
         of_query = None if bias is None else bias[0, :, place]
         weights = query_weights(self._heads_first(queries)[0, :, place], keys, scale=self.scale, bias=of_query)
         by_group = weights.unflatten(0, (self.groups, -1)).mean(1)  # (groups, samples)
-        points = ((part[0].flatten(1, 2).flip(-1) + 1) / 2 for part in (position, reference))
+        cells = x.new_tensor((x.shape[3], x.shape[2]), dtype=torch.float32)
+        # sampling counts from the middle of the first cell (-1) to the middle of the last (1), not from edge to edge
+        middles = ((part[0].flatten(1, 2).flip(-1) + 1) / 2 * (cells - 1) for part in (position, reference))
+        points = ((middle + 0.5) / cells for middle in middles)
         names = (f"sampling points{f', group {group}' if self.groups > 1 else ''}" for group in range(self.groups))
         return tuple(Points(name, xy, weight, origin) for name, weight, xy, origin in zip(names, by_group, *points))
 

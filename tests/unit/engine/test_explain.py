@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import explain as script
 from engine.explain import explain
@@ -18,9 +20,11 @@ from engine.explain.explaining import ExplainOptions
 from engine.explain.figures import cam_figure
 from engine.explain.numbers import RANDOM, faithfulness_of
 from engine.explain.page import Section, write_page
+from engine.inference.image_model import ImageModel
 from models import build_model
 from models.analysis.explained_targets import Target, TargetRequest, candidates_of, choose_target
 from models.analysis.faithfulness import Faithfulness, faithfulness, randomised, rank_correlation
+from tasks import DETECT
 from tests.golden import assert_close, fill_
 from tests.image_files import write_images
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint, tiny_model
@@ -166,6 +170,7 @@ class Brightness(torch.nn.Module):
     """A detector of one object whose score is how much of it is seen as it was: 1 where the pixels of its box are all bright."""
 
     box = (8, 8, 24, 24)
+    task = DETECT
 
     def predict(self, images: torch.Tensor) -> Predictions:
         x1, y1, x2, y2 = self.box
@@ -296,6 +301,23 @@ def test_wrong_arguments_of_the_function_are_one_line():
     with pytest.raises(UserError, match=f"target 0: is {NAMES[first]}, and the classes asked for are {NAMES[first - 1]}"):
         explain(model, photo(), OPTIONS, target=0, classes=(first - 1) % 3)
     assert explain(model, photo(), OPTIONS, target=(1, 1)).target.text.startswith("detection 1: ")
+
+
+def test_the_model_that_takes_images_can_be_explained_with_all_that_it_takes(tmp_path):
+    model, image = ImageModel(tiny_model().deploy()), photo()
+    wanted = explain(tiny_model().deploy(), image, OPTIONS).map
+    Image.fromarray(image).save(tmp_path / "a.png")
+    with_alpha = np.dstack((image, np.full(image.shape[:2], 9, np.uint8)))
+    for given in (image, Image.fromarray(image), with_alpha, tmp_path / "a.png"):
+        assert_close(explain(model, given, OPTIONS).map, wanted)
+    palette = Image.fromarray(image).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert np.array_equal(explain(model, palette, OPTIONS).image, np.asarray(palette.convert("RGB")))
+    for given, says in ((torch.zeros(3, 80, 120), "got a tensor"), (5, "explain: an image should be a path"), ([image], "not list")):
+        with pytest.raises(UserError, match=says):
+            explain(model, given, OPTIONS)
+    exported = SimpleNamespace(names=NAMES, stride=32, task=DETECT)
+    with pytest.raises(UserError, match="explain: an exported file shows nothing of its rows"):
+        explain(ImageModel(exported), image, OPTIONS)
 
 
 def test_missing_source_leaves_no_run_folder(tmp_path, checkpoint):

@@ -186,12 +186,18 @@ def test_clo_attention_shows_local_weights_and_a_global_map_that_sums_to_one():
 
 
 def test_sampling_points_are_those_that_the_module_samples():
-    x = input_array(9, (1, WIDTH, 8, 8))
+    """A map of numbered rows and columns says at which of them: the middle of cell 0 is half a cell from the edge."""
+    height, width = 8, 6
+    x = input_array(9, (1, WIDTH, height, width))
     module = filled(DATAttention(WIDTH, 2, 1, stride=2, q_size=8))
     (view,) = module.explain(x, MIDDLE)
-    position, reference = module.sampling_points(module.proj_q(x))
-    assert_close(view.xy * 2 - 1, position[0, 0].flatten(0, 1).flip(-1))
-    assert_close(view.origins_xy * 2 - 1, reference[0, 0].flatten(0, 1).flip(-1))
+    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    for points, shown in zip(module.sampling_points(module.proj_q(x)), (view.xy, view.origins_xy)):
+        inside = (points.abs() <= 1).all(-1).flatten()
+        assert inside.any()
+        for axis, numbers, side in ((0, columns, width), (1, rows, height)):
+            sampled = module._sample(numbers.expand(1, WIDTH, height, width), points)[0, 0].flatten()
+            assert_close(((shown[:, axis] * side) - 0.5)[inside], sampled[inside], tol=1e-4)
     assert_close(view.weights.sum(), torch.tensor(1.0))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.explain.fields import field_figure, field_lines
 from models import build_model
 from models.analysis.receptive_field import receptive_fields, theoretical_limits
 from tests.golden import image_array
@@ -39,6 +40,25 @@ def test_global_modules_see_the_whole_input(name):
     (field,) = receptive_fields(plain_model([-1, 1, name, []]), [torch.rand(1, 3, 128, 160)], [4])
     assert field.whole_input
     assert field.theoretical_hw == (128, 160)
+
+
+@pytest.mark.parametrize(
+    ("hw", "clipped", "says"),
+    [
+        ((128, 160), (False, False), "63x63 px"),
+        ((48, 160), (True, False), "height at least 48 px, width 63 px"),
+        ((160, 48), (False, True), "height 63 px, width at least 48 px"),
+        ((64, 64), (True, True), "at least 63x63 px"),  # touches the border: what lies beyond is not known
+        ((32, 32), (True, True), "at least the whole input, 32x32 px"),
+    ],
+)
+def test_a_side_that_the_border_cuts_off_is_a_least_one(hw, clipped, says):
+    """Four convolutions of stride 2 and one more: 63 px."""
+    model = plain_model([-1, 1, "Conv", [8, 3, 1]])
+    (field,) = receptive_fields(model, [torch.rand(1, 3, *hw)], [4])
+    assert field.clipped_hw == clipped
+    assert field_lines(model, [field])[0].partition("theoretical ")[2].startswith(f"{says}, effective")
+    assert field_figure(model, [field], images=1).axes
 
 
 def test_effective_field_lies_in_the_theoretical_one():
