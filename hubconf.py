@@ -1,4 +1,5 @@
-"""Models through torch.hub: ``custom`` loads a checkpoint; every model YAML has an entry of its name (``yolov9_c_FocalModulation``).
+"""Models through torch.hub: ``custom`` loads a checkpoint; every model YAML has an entry of its name (``yolov9_c_FocalModulation``),
+and one for each scale that it has (``yolo11n_seg``).
 
 Example:
     model = torch.hub.load("path/to/this/folder", "custom", "best.pt", source="local")
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]
-SCALES = "nsmlx"  # scale letters of YOLOv8's YAMLs
 
 
 def custom(
@@ -57,7 +58,12 @@ def _entry(name: str, config: str) -> Callable[..., Any]:
     """Makes the entry point of one model YAML."""
 
     def entry(
-        pretrained: bool = False, classes: int = 80, autoshape: bool = True, device: str = "", download: bool = False, _verbose: bool = True
+        pretrained: bool = False,
+        classes: int | None = None,
+        autoshape: bool = True,
+        device: str = "",
+        download: bool = False,
+        _verbose: bool = True,
     ) -> Any:
         from engine.inference.image_model import ImageModel
         from models import build_model
@@ -65,19 +71,26 @@ def _entry(name: str, config: str) -> Callable[..., Any]:
         from utils.errors import UserError
 
         if pretrained:
-            if classes != 80:
-                raise UserError(f"{name}: published weights know 80 classes; train with --weights for others, or leave pretrained out")
-            return custom(f"{Path(config).stem}.pt", autoshape, device=device, download=download, _verbose=_verbose)
+            weights = f"{Path(config).stem}.pt"
+            loaded = custom(weights, autoshape, device=device, download=download, _verbose=_verbose)
+            if classes not in (None, known := len(loaded.names)):
+                hint = "train with --weights for others, or leave pretrained out"
+                raise UserError(f"{name}: {weights} knows {known} classes, not {classes}; {hint}")
+            return loaded
         model = build_model(config, nc=classes).eval()
         return (ImageModel(model.deploy()) if autoshape else model).to(select_device(device))
 
     entry.__name__ = name
-    entry.__doc__ = f"{config}, freshly initialised; with pretrained the published {Path(config).stem}.pt, which download fetches."
+    entry.__doc__ = (
+        f"{config}, freshly initialised, with the YAML's number of classes if none is given; "
+        f"with pretrained the published {Path(config).stem}.pt, which download fetches."
+    )
     return entry
 
 
+@cache
 def _configs() -> dict[str, str]:
-    """Entry name -> model YAML; YOLOv8's YAMLs also have one entry per scale."""
-    stems = sorted(p.stem for p in (Path(__file__).parent / "models" / "configs").rglob("*.yaml"))
-    scaled = [f"yolov8{letter}{stem.removeprefix('yolov8')}" for stem in stems if re.match(r"yolov8(-|$)", stem) for letter in SCALES]
-    return {re.sub(r"\W", "_", stem): f"{stem}.yaml" for stem in [*stems, *scaled]}
+    """Entry name -> name of a model YAML, with a scale letter where it has scales."""
+    from models.listing import list_models
+
+    return {re.sub(r"\W", "_", name): f"{name}.yaml" for name in list_models()}

@@ -59,7 +59,7 @@ class Sample(NamedTuple):
     """One image of a batch."""
 
     image: np.ndarray  # (H, W, C)
-    targets: Mapping[str, np.ndarray]  # each with a row for every object, as the task makes them
+    targets: Mapping[str, Any]  # arrays with a row for every object, and what holds for all of them, as the task makes them
     scale_xy: tuple[float, float]
     pad_xy: tuple[float, float]
     flips: Flips = Flips()  # left to the device, and so is the colour
@@ -158,7 +158,7 @@ class ImageDataset(torch.utils.data.Dataset):
         for place, key in zip(images, keys):
             sample = self._sample(key, place)
             if key.step_images == 0:
-                sample = sample._replace(targets={name: array[:0] for name, array in sample.targets.items()})
+                sample = sample._replace(targets={k: v[:0] if isinstance(v, np.ndarray) else v for k, v in sample.targets.items()})
             if sample.image is not place:
                 np.copyto(place, sample.image)
             samples.append(sample._replace(image=sample.image[:0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class WholeImageDataset(ImageDataset):
         out = self._crops[side](image, sample_generator(self.options.seed, key))
         return Sample(out, self.task.targets(instances, key.hw), (1.0, 1.0), (0.0, 0.0))
 
-    def _centred(self, key: SampleKey, image: np.ndarray, targets: Mapping[str, np.ndarray]) -> Sample:
+    def _centred(self, key: SampleKey, image: np.ndarray, targets: Mapping[str, Any]) -> Sample:
         cropped = centre_crop(image, key.hw)
         h0, w0 = self.table.shapes_hw[key.index]
         scale = (image.shape[1] / w0 * cropped.scale_xy[0], image.shape[0] / h0 * cropped.scale_xy[1])

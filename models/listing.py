@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -10,6 +11,9 @@ import yaml
 from models.spec.config_files import CONFIGS, SCALED_NAME, SCALES_KEY
 from models.spec.registry import BLOCKS, KINDS, Kind, load_plugin
 from utils.errors import UserError, nearest
+
+# The key and what belongs to it: lines that are indented, comments or empty. Parsing the rows of the networks as well takes far longer.
+SCALES_TABLE = re.compile(SCALES_KEY.pattern + rb".*(?:\n(?:[ \t#].*)?)*", re.MULTILINE)
 
 
 def list_models(pattern: str = "*", *, scales: bool = True) -> list[str]:
@@ -22,8 +26,8 @@ def list_models(pattern: str = "*", *, scales: bool = True) -> list[str]:
     names: list[str] = []
     for path in CONFIGS.rglob("*.yaml"):
         names.append(path.stem)
-        if scales and SCALES_KEY.search(content := path.read_bytes()):
-            letters = (yaml.safe_load(content) or {}).get("scales") or {}
+        if scales and (table := SCALES_TABLE.search(path.read_bytes())):
+            letters = yaml.safe_load(table[0])["scales"] or {}
             names += [scaled for letter in letters if (scaled := _scaled(path.stem, str(letter)))]
     return _matching(set(names), pattern)
 

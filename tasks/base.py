@@ -293,8 +293,11 @@ class Task(Protocol):
     def parse_row(self, values: Sequence[str]) -> LabelRow | InvalidRow:
         """A row of a label file, split at white space; what is wrong with it where it is not this task's."""
 
-    def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, NDArray]:
-        """The objects of one image of ``hw`` px as arrays (n, ...) by field name of :class:`utils.types.Targets`, without ``image``."""
+    def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, Any]:
+        """The objects of one image of ``hw`` px as arrays (n, ...) by field name of :class:`utils.types.Targets`, without ``image``.
+
+        What is no array follows from ``hw`` alone, so that it holds for a whole batch.
+        """
 
     def ground_truth(self, batch: Batch) -> Any:
         """The objects of a batch, from its targets, in px of the original images: what the metric compares with."""
@@ -428,9 +431,10 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-def targets_of_images(parts: Sequence[Mapping[str, NDArray]]) -> Targets:
-    """The targets of a batch from those of its images, in order."""
+def targets_of_images(parts: Sequence[Mapping[str, Any]]) -> Targets:
+    """The targets of a batch from those of its images of one size, in order."""
     counts = torch.tensor([len(part["boxes"]) for part in parts])
-    joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    arrays = [name for name, value in parts[0].items() if isinstance(value, np.ndarray)]
+    joined = {**parts[0], **{name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in arrays}}
     joined["classes"] = joined["classes"].long()
     return Targets(image=torch.arange(len(parts)).repeat_interleave(counts), **joined)

@@ -112,14 +112,14 @@ class SegmentTask(DetectTask):
         rings = cut_bridges(row.polygon)
         return row if len(rings) == 1 else row._replace(polygon=np.concatenate(rings), rings=tuple(map(len, rings)))
 
-    def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, NDArray]:
-        """Classes (n,), boxes (n, 4) cxcywh in 0-1, masks (n, h, ceil(w / 8)) packed; of overlapping ones as ``overlap_mask`` says."""
+    def targets(self, instances: Instances, hw: tuple[int, int]) -> Mapping[str, Any]:
+        """Classes (n,), boxes (n, 4) cxcywh in 0-1, masks (n, h, ceil(w / 8)) packed, and w; ``overlap_mask`` is heeded."""
         masks = polygon_masks(outlines_of(instances), hw, ratio=self.mask_ratio)
         if self.overlap_mask and len(masks) > 1:
             indices, order = index_map(masks)
             masks = np.empty_like(masks)
             masks[order] = indices[None] == np.arange(1, len(order) + 1)[:, None, None]
-        return {**super().targets(instances, hw), "masks": pack(masks)}
+        return {**super().targets(instances, hw), "masks": pack(masks), "mask_width": masks.shape[2]}
 
     def ground_truth(self, batch: Batch) -> GroundTruth:
         """The objects of a batch in px of the original images, from their outlines where the loader kept those, else from targets."""
@@ -203,7 +203,7 @@ class SegmentTask(DetectTask):
         """The targets as detections of score 1 in px of the batch, their masks at its size."""
         boxes = cxcywh_to_xyxy(denormalised(targets.boxes, (float(hw[0]), float(hw[1]))))
         plain, found = Detections(boxes, torch.ones(len(targets)), targets.classes), []
-        cell = max(hw[0] // targets.masks.shape[1], 1) if targets.masks is not None and targets.masks.shape[1] else 1
+        cell = 1 if targets.masks is None else _cell_px(hw, (targets.masks.shape[1], targets.mask_width))
         for image in range(count):
             rows = targets.image == image
             own, known = plain[rows], None if targets.masks is None else targets.masks[rows]
@@ -319,6 +319,11 @@ def with_codes(truth: GroundTruth, codes: Sequence[Sequence[Any] | NDArray[np.ob
     rows = joined_rows([codes_to_rows(part) for part in codes])
     area = areas_of([code for part in codes for code in part])
     return truth.replace(area=torch.from_numpy(area), fields={FIELD: torch.from_numpy(rows)})
+
+
+def _cell_px(hw: tuple[int, int], mask_hw: tuple[int, int | None]) -> int:
+    """The ratio at which an image has masks of this size: the longer side leaves less choice, as a part of a cell is left out."""
+    return max(min((side // cells for side, cells in zip(hw, mask_hw) if cells), default=1), 1)
 
 
 def width_of(detections: Detections) -> int:

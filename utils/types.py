@@ -83,6 +83,7 @@ class Targets(Columns):
     masks: Tensor | None = None  # (M, h, ceil(w / 8)) uint8, eight pixels in a byte, at 1 / mask_ratio of the image; None: no such task
     keypoints: Tensor | None = None  # (M, K, 3) float32: x and y in 0-1, visibility 0, 1 or 2
     angle: Tensor | None = None  # (M,) float32 radians
+    mask_width: int | None = None  # w of the masks; None: as many cells as the sides of the image give to their height
 
     def __len__(self) -> int:
         return len(self.image)

@@ -52,6 +52,7 @@ class CocoFile:
         crowds: number of crowd regions.
         problems: about the file as a whole.
         keypoints: of an object, where they are read.
+        skeleton: as CocoContent has it.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class CocoFile:
     crowds: int
     problems: tuple[Problem, ...]
     keypoints: int | None = None
+    skeleton: Any = None
 
     def labels_of(self, image_id: int, hw: tuple[int, int], shown_path: str) -> ImageLabels:
         """The objects of one image; problems name its path.
@@ -159,6 +161,7 @@ def load_coco(path: Path, names: Sequence[str] | None = None, *, single: bool = 
     return CocoFile(
         path, content.names, content.files, sizes, image_ids_by_name(content.files), objects, sum(o.crowd for o in content.objects),
         tuple(Problem(str(path), 0, text, False, kind) for text, kind in remarks if text),
+        skeleton=content.skeleton,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 Example:
     python -m data.check mine.yaml
+    python -m data.check mine.yaml --task obb
     python -m data.check mine.yaml --fix --out ../datasets/mine-clean
 
 Exit code 0: clean; 1: problems found; 2: could not be checked.
@@ -25,6 +26,7 @@ from data.labels.files import list_images
 from data.labels.problems import KINDS, write_problems
 from data.tools.cleaning import write_clean_copy
 from data.tools.inspection import SIZES, SplitInspection, inspect_dataset, size_counts
+from tasks import TASKS, get_task
 from utils.cli.parser import OneLineParser
 from utils.cli.script import run_command
 from utils.errors import UserError, first_line
@@ -65,7 +67,8 @@ def check(arguments: argparse.Namespace) -> int:
         raise UserError(f"--fix: would write boxes only, but {spec.yaml_path} has kpt_shape; its keypoints would be lost")
     if arguments.fix and has_class_folders(spec, list_images(spec.train or spec.val)):
         raise UserError(f"--fix: writes label files, but {spec.yaml_path} has a folder for each class; remove what is listed by hand")
-    found = inspect_dataset(spec, workers=arguments.workers, progress=sys.stderr.isatty())
+    task = get_task(arguments.task) if arguments.task else None
+    found = inspect_dataset(spec, task=task, workers=arguments.workers, progress=sys.stderr.isatty())
     print(report(found, spec.names))
     print(*(line for split in found for line in split.remarks), sep="\n", end="\n" if any(split.remarks for split in found) else "")
     problems = [p for split in found for p in split.problems]
@@ -157,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     codes = "Exit code 0: clean, 1: problems found, 2: could not be checked."
     parser = OneLineParser(prog="python -m data.check", description=f"Checks a data set. {codes}")
     parser.add_argument("data", metavar="DATA.yaml", help="dataset file, or its name under data/")
+    told = "that of the dataset file: pose with kpt_shape, classify for class folders, else detect"
+    parser.add_argument("--task", choices=sorted(TASKS), help=f"by whose rules label rows are judged (default: {told})")
     parser.add_argument("--fix", action="store_true", help="write a cleaned copy to --out; the original is only read")
     parser.add_argument("--out", help="folder of the cleaned copy")
     parser.add_argument("--workers", type=int, default=8, help="parallel readers")

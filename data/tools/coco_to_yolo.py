@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data.labels.coco import CocoFile, load_coco
 from data.labels.probing import probe_labels
@@ -12,7 +14,7 @@ from data.labels.problems import MISSING, Problem
 from data.labels.table import ImageLabels
 from data.tools.writing import Converted, print_image_folders, write_yolo_dataset
 from utils.errors import UserError
-from utils.metrics.coco_file import plain_name
+from utils.metrics.coco_file import is_keypoints, plain_name
 
 
 def coco_to_yolo(
@@ -37,7 +39,9 @@ def coco_to_yolo(
         raise UserError(f"--images: {len(images)} folders for {len(jsons)} JSON files, one for each is expected")
     files = [load_coco(path, single=False) for path in jsons]
     names = _common_names(files)
-    splits = [path.stem.removeprefix("instances_") for path in jsons]
+    splits = [path.stem.removeprefix("instances_").removeprefix("person_keypoints_") for path in jsons]
+    count, remark = _keypoints_of(files, segments=segments)
+    files = [dataclasses.replace(f, keypoints=count) for f in files]
     converted: list[Converted] = []
     problems = [p for f in files for p in f.problems]
     for i, (split, coco) in enumerate(zip(splits, files)):
@@ -45,11 +49,36 @@ def coco_to_yolo(
             found, remarks = _convert_image(coco, image_id, split, images[i] if images else None)
             converted += [found] if found else []
             problems += remarks
-    written = write_yolo_dataset(out, converted, names, segments=segments, exist_ok=exist_ok)
+    more = _described(count, files[0].skeleton) if count else None
+    written = write_yolo_dataset(out, converted, names, segments=segments, exist_ok=exist_ok, more=more)
     crowds = sum(f.crowds for f in files)
     print(written + (f"; {crowds} crowd regions left out, YOLO labels have none" if crowds else ""))
+    if remark:
+        print(remark)
     print_image_folders(out, splits, have_images=bool(images))
     return list(dict.fromkeys(problems))
+
+
+def _keypoints_of(files: Sequence[CocoFile], *, segments: bool) -> tuple[int | None, str]:
+    """How many keypoints the rows will have, None for none; and a line about what is left out or lacking."""
+    given = [(f, o.keypoints) for f in files for of_image in f.objects.values() for o in of_image if isinstance(o.keypoints, list)]
+    counts = sorted({len(k) // 3 for _, k in given if is_keypoints(k, len(k) // 3) and any(k[2::3])})
+    if not counts:
+        return None, ""
+    if segments:
+        return None, "keypoints left out: a row holds an outline or keypoints; leave --segments out for these"
+    if len(counts) > 1:
+        return None, f"keypoints left out: objects have {' or '.join(map(str, counts))} of them, and all rows of a data set have as many"
+    return counts[0], f"kpt_shape: [{counts[0]}, 3]; add flip_idx to data.yaml, without which images are not mirrored in training"
+
+
+def _described(count: int, skeleton: Any) -> dict[str, Any]:
+    """What ``data.yaml`` says of keypoints; a skeleton that is none of so many is left out."""
+    described: dict[str, Any] = {"kpt_shape": [count, 3]}
+    pairs = skeleton if isinstance(skeleton, list) else []
+    if pairs and all(isinstance(p, list) and len(p) == 2 and all(type(k) is int and 1 <= k <= count for k in p) for p in pairs):
+        described["skeleton"] = [[a - 1, b - 1] for a, b in pairs]
+    return described
 
 
 def _convert_image(coco: CocoFile, image_id: int, split: str, folder: Path | None) -> tuple[Converted | None, list[Problem]]:

@@ -21,7 +21,7 @@ from data.labels.probing import map_images
 from data.labels.problems import CORRUPT, DUPLICATE_IMAGE, LEAK, NO_LABELS, ORPHAN, Problem
 from data.labels.source import labels_json, split_labels
 from data.labels.table import LabelTable
-from tasks import CLASSIFY, DETECT
+from tasks import CLASSIFY, DETECT, POSE, Task
 
 SMALL_PX2, LARGE_PX2 = 32.0**2, 96.0**2  # COCO's bounds of area
 SIZES = ("small", "medium", "large")
@@ -62,15 +62,22 @@ class SplitInspection:
         return self.table.box_sizes_px().prod(1)
 
 
-def inspect_dataset(spec: DatasetSpec, *, workers: int = 8, progress: bool = True) -> list[SplitInspection]:
+def inspect_dataset(spec: DatasetSpec, *, task: Task | None = None, workers: int = 8, progress: bool = True) -> list[SplitInspection]:
     """Inspects all splits whose sources exist.
 
+    Args:
+        spec: the data set.
+        task: by whose rules rows are judged; that of ``task_of`` if None.
+        workers: most parallel readers.
+        progress: whether to show bars.
+
     Raises:
-        UserError: a split without images, or an annotation file that cannot be read.
+        UserError: a split without images, an annotation file that cannot be read, or labels that cannot be of this task.
     """
     present = [s for s in SPLITS if getattr(spec, s) and all(p.exists() for p in getattr(spec, s))]
     files = {s: list_images(spec.sources(s)) for s in present}
-    inspected = [_inspect_split(spec, s, files[s], workers, progress) for s in present]
+    task = (task or task_of(spec, next(iter(files.values()), []))).for_labels(spec.label_settings, source=str(spec.yaml_path))
+    inspected = [_inspect_split(spec, s, files[s], task, workers=workers, progress=progress) for s in present]
     all_files = [f for split in files.values() for f in split]
     text_labels = [f for s in present if labels_json(spec, s, files[s])[0] is None for f in files[s]]
     orphans = find_orphans(text_labels, known=all_files)
@@ -83,6 +90,11 @@ def inspect_dataset(spec: DatasetSpec, *, workers: int = 8, progress: bool = Tru
     if found and orphans:
         found[0] = dataclasses.replace(found[0], problems=(*found[0].problems, *orphans))
     return found
+
+
+def task_of(spec: DatasetSpec, image_files: Sequence[str]) -> Task:
+    """The task that a data set is for, as far as it tells: class folders, keypoints, else detection."""
+    return CLASSIFY if has_class_folders(spec, image_files) else POSE if spec.kpt_shape else DETECT
 
 
 def find_orphans(image_files: Sequence[str], *, known: Sequence[str]) -> list[Problem]:
@@ -125,9 +137,8 @@ def size_counts(areas_px2: np.ndarray) -> dict[str, int]:
     return dict(zip(SIZES, (small, len(areas_px2) - small - large, large)))
 
 
-def _inspect_split(spec: DatasetSpec, split: str, files: list[str], workers: int, progress: bool) -> SplitInspection:
+def _inspect_split(spec: DatasetSpec, split: str, files: list[str], task: Task, *, workers: int, progress: bool) -> SplitInspection:
     """Labels and contents of one split."""
-    task = CLASSIFY if has_class_folders(spec, files) else DETECT
     table, remarks = split_labels(spec, split, files, task=task, workers=workers, prefix=f"{split}: ", progress=progress)
     names = spec.names if spec.label_nc == spec.nc else [""] * spec.label_nc
     table = table.mark_unusable(*find_nameless_objects(table, files, names, spec.yaml_path))

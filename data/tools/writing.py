@@ -38,7 +38,8 @@ class Converted:
 
 
 def write_yolo_dataset(
-    out: Path, images: Sequence[Converted], names: Sequence[str], *, segments: bool = False, exist_ok: bool = False
+    out: Path, images: Sequence[Converted], names: Sequence[str], *, segments: bool = False, exist_ok: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Writes label files, images and ``data.yaml``.
 
@@ -46,8 +47,9 @@ def write_yolo_dataset(
         out: folder.
         images: what to write.
         names: of the classes.
-        segments: write polygons where there are any.
+        segments: write polygons where there are any, and then no keypoints.
         exist_ok: write over files that exist.
+        more: further keys of ``data.yaml``.
 
     Returns:
         How much was written, in words.
@@ -64,7 +66,7 @@ def write_yolo_dataset(
     splits = list(dict.fromkeys(i.name.split("/")[0] for i in images))
     keys = {"train": next((s for s in splits if "val" not in s and "test" not in s), None)}
     keys |= {key: next((s for s in splits if key in s), None) for key in ("val", "test")}
-    yaml_text = dataset_yaml({k: f"images/{s}" for k, s in keys.items() if s}, names)
+    yaml_text = dataset_yaml({k: f"images/{s}" for k, s in keys.items() if s}, names, more=more)
     sources = {out / "images" / i.name: i.source for i in images if i.source is not None}
     new = [target for target, source in sources.items() if not same_file(source, target)]
     refuse_existing([*texts, *new, out / "data.yaml"], exist_ok=exist_ok)
@@ -92,7 +94,7 @@ def _refuse_two_writers(paths: Sequence[Path], images: Sequence[Converted]) -> N
 
 def _label_text_of(labels: ImageLabels, segments: bool) -> str:
     polygons = [joined(rings) for rings in build_table([labels]).instances(0, hw=(1, 1)).outlines()] if segments else []
-    return label_text(labels.classes, labels.boxes_cxcywh, polygons)
+    return label_text(labels.classes, labels.boxes_cxcywh, polygons, keypoints=None if segments else labels.keypoints)
 
 
 def print_image_folders(out: Path, splits: Sequence[str], *, have_images: bool) -> None:
@@ -101,18 +103,22 @@ def print_image_folders(out: Path, splits: Sequence[str], *, have_images: bool) 
         print(f"put the images into {', '.join(str(out / 'images' / s) for s in splits)}, or give their folders with --images")
 
 
-def label_text(classes: np.ndarray, boxes_cxcywh: np.ndarray, polygons: Sequence[np.ndarray] = ()) -> str:
+def label_text(
+    classes: np.ndarray, boxes_cxcywh: np.ndarray, polygons: Sequence[np.ndarray] = (), *, keypoints: np.ndarray | None = None
+) -> str:
     """The rows of a label file.
 
     Args:
         classes: (n,).
         boxes_cxcywh: (n, 4) normalised; written with the fewest digits that identify a float32.
         polygons: (k, 2) normalised points of each object, written in place of its box if not empty.
+        keypoints: (n, K, 3) normalised with visibility, written after the box.
     """
     rows = []
     for i, (label, box) in enumerate(zip(classes, boxes_cxcywh)):
         values = polygons[i].ravel() if len(polygons) and len(polygons[i]) else box
-        rows.append(" ".join((str(int(label)), *(str(v) for v in values.astype(np.float32)))))
+        points = [] if keypoints is None else [text for x, y, v in keypoints[i] for text in (str(x), str(y), str(int(v)))]
+        rows.append(" ".join((str(int(label)), *(str(v) for v in values.astype(np.float32)), *points)))
     return "".join(f"{row}\n" for row in rows)
 
 

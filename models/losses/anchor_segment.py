@@ -40,7 +40,7 @@ class AnchorSegmentLoss(AnchorLoss):
         prototypes = output.shared[PROTOTYPES]
         targets = batch.targets.to(prototypes.device)
         rows = rows_of_places(targets.image, batch_size=len(prototypes), max_boxes=batch.max_boxes)
-        cells = Grid((prototypes.shape[-2], prototypes.shape[-1]), hw_px, target_masks(targets))
+        cells = Grid((prototypes.shape[-2], prototypes.shape[-1]), hw_px, target_masks(targets), targets.mask_width)
         boxes = target_boxes_px(targets, hw_px)
 
         def seg(picked: Tensor, matches: Matches) -> Sequence[Tensor]:

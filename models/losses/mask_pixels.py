@@ -24,12 +24,13 @@ class Grid(NamedTuple):
     hw: tuple[int, int]  # of the map
     hw_px: tuple[float, float]  # of the images
     masks: Tensor  # (M, mh, ceil(mw / 8)) uint8, bits along the width
+    mask_width: int | None = None  # mw; None: what the sides of the images give to mh
 
     @property
     def mask_hw(self) -> tuple[int, int]:
         """Size of the masks in cells; the last byte of a row may have unused bits."""
         height = self.masks.shape[1]
-        return height, max(1, round(self.hw_px[1] * height / self.hw_px[0]))
+        return height, self.mask_width or max(1, round(self.hw_px[1] * height / self.hw_px[0]))
 
     def to_cells(self, boxes_xyxy: Tensor) -> Tensor:
         """Boxes (..., 4) px in cells of the map."""

@@ -165,4 +165,5 @@ def target_masks(targets: Targets) -> Tensor:
 
 def grid_of(predicted: BatchOfBranches, prototypes: Tensor) -> Grid:
     """The map of some prototypes (B, K, h, w), and the masks."""
-    return Grid((prototypes.shape[-2], prototypes.shape[-1]), predicted.hw_px, target_masks(predicted.targets))
+    targets = predicted.targets
+    return Grid((prototypes.shape[-2], prototypes.shape[-1]), predicted.hw_px, target_masks(targets), targets.mask_width)

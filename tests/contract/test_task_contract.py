@@ -171,7 +171,7 @@ def test_a_row_of_another_length_is_refused_with_what_is_expected(task):
 def test_targets_have_a_row_for_each_object_and_the_names_of_targets(task, count):
     made = task.targets(instances(count), HW)
     assert {"classes", "boxes"} <= made.keys() <= TARGETS
-    assert {len(value) for value in made.values()} == {count}
+    assert {len(value) for value in made.values() if isinstance(value, np.ndarray)} == {count}
     assert made["boxes"].shape == (count, 4)
     assert made["boxes"].dtype == np.float32
     assert ((made["boxes"] >= 0) & (made["boxes"] <= 1)).all()

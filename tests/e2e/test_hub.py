@@ -14,7 +14,8 @@ from PIL import Image
 
 import detect
 from engine.inference.image_model import ImageModel
-from models import build_model
+from models import build_model, list_models
+from models.spec.config_files import find_config
 from tests.stream_sources import camera
 from tests.tiny import DUAL_HEAD, NAMES, tiny_cfg, tiny_checkpoint
 from utils.errors import UserError
@@ -231,10 +232,32 @@ def test_every_entry_is_listed_and_named():
         hubconf.nothing  # noqa: B018
 
 
+def test_every_scale_of_a_config_is_an_entry_that_finds_its_file():
+    import hubconf
+
+    configs = ("yolo11n-seg", "yolo26n-pose", "yolo11n-obb", "yolov5s-cls", "yolov8n-cls", "yolo12x", "yolov10b", "yolov13l", "yolov5s-seg")
+    assert {config.replace("-", "_") for config in configs} <= set(dir(hubconf))
+    for config in configs:
+        assert f"{config}.pt" in getattr(hubconf, config.replace("-", "_")).__doc__
+        assert find_config(config)[0].is_file()
+    assert len(hubconf._configs()) == len(list_models()), "two names of models have one entry"
+
+
+def test_pretrained_weights_say_how_many_classes_they_know(monkeypatch, tmp_path):
+    import hubconf
+
+    tiny_checkpoint(tmp_path / "yolo11n-obb.pt", head=DUAL_HEAD)
+    monkeypatch.chdir(tmp_path)
+    for classes in (None, len(NAMES)):
+        loaded = hubconf.yolo11n_obb(pretrained=True, classes=classes, autoshape=False, device="cpu", _verbose=False)
+        assert len(loaded.names) == len(NAMES)
+    with pytest.raises(UserError, match=f"yolo11n-obb.pt knows {len(NAMES)} classes, not 80"):
+        hubconf.yolo11n_obb(pretrained=True, classes=80, device="cpu", _verbose=False)
+
+
 @pytest.mark.slow
 def test_an_entry_builds_its_network():
     fresh = torch.hub.load(str(ROOT), "yolov9_t_FocalModulation", source="local", classes=2, device="cpu")
     assert len(fresh(np.zeros((64, 64, 3), np.uint8), size=64)) == 1
     assert len(fresh.names) == 2
-    with pytest.raises(UserError, match="published weights know 80 classes"):
-        torch.hub.load(str(ROOT), "yolov9_c", pretrained=True, classes=2, source="local")
+    assert len(torch.hub.load(str(ROOT), "yolov8n_cls", source="local", device="cpu").names) == 1000

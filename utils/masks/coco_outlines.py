@@ -37,7 +37,7 @@ def rings_of_annotation(segmentation: Any, hw: tuple[int, int]) -> tuple[list[ND
     if fault := next((p for p in pieces if isinstance(p, str)), ""):
         return [], fault
     rings = [p for p in pieces if not isinstance(p, str)]
-    return (_union(rings, hw) if _may_overlap(rings) else rings), ""
+    return (_union(rings, hw) if may_overlap(rings) else rings), ""
 
 
 def code_of_annotation(segmentation: Any, box_ltwh: Sequence[float], hw: tuple[int, int]) -> tuple[Code, str]:
@@ -104,8 +104,8 @@ def _piece(part: Any) -> NDArray | str:
     return points if np.isfinite(points).all() else "segmentation: finite numbers are expected"
 
 
-def _may_overlap(rings: list[NDArray]) -> bool:
-    """Whether the boxes of two pieces meet."""
+def may_overlap(rings: list[NDArray]) -> bool:
+    """Whether the boxes of two pieces (k, 2) meet."""
     if len(rings) < 2:
         return False
     low, high = np.stack([r.min(0) for r in rings]), np.stack([r.max(0) for r in rings])

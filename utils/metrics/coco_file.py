@@ -58,6 +58,7 @@ class CocoContent:
         objects: Annotations of its images and of categories that have a class.
         lost: How many annotations belong to none of its images, in words; empty for none.
         unnamed: How many objects are of categories without a class, in words; empty for none.
+        skeleton: Pairs of keypoints as the first category with some gives them, counted from 1 and not checked; None for none.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class CocoContent:
     objects: Sequence[CocoObject]
     lost: str
     unnamed: str
+    skeleton: Any = None
 
     @property
     def files(self) -> dict[int, str]:
@@ -108,6 +110,7 @@ def read_coco_file(path: Path, names: Sequence[str] | None = None, *, single: bo
         path, tuple(names or ("item",)), ids, images, objects,
         f"{len(lost)} annotations belong to no image of the file, first: number {lost[0]}" if lost else "",
         f"{unnamed} objects of categories that the dataset file does not name ({others} …) are left out" if unnamed else "",
+        next((c["skeleton"] for c in content["categories"] if c.get("skeleton")), None),
     )  # fmt: skip
 
 

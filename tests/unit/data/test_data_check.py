@@ -57,6 +57,44 @@ def test_clean_data_set_has_no_problems(clean, tmp_path, capsys):
     assert (tmp_path / "runs/check/problems.txt").read_text() == ""
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "more", "kept"),
+    [
+        ("obb", "0 -0.3 0.1 0.4 0.1 0.4 0.6 -0.3 0.6", "", "-0.3 0.1 0.4 0.1 0.4 0.6 -0.3 0.6"),
+        ("segment", "0 0.1 0.1 0.5 0.1 0.5 0.5", "", "0.1 0.1 0.5 0.1 0.5 0.5"),
+        ("", "0 .5 .5 .5 .5 0.4 0.5 2 0.6 0.5 1", "kpt_shape: [2, 3]\n", ""),
+    ],
+)
+def test_rows_that_training_takes_are_no_problem(clean, tmp_path, task, row, more, kept):
+    (clean.parent / "labels/train/0.txt").write_text(f"{row}\n")
+    (clean.parent / "labels/val/2.txt").write_text(f"{row}\n")
+    clean.write_text(clean.read_text() + more)
+    fix = ["--fix", "--out", tmp_path / "copy"] if kept else []
+    assert run(clean, tmp_path, *(["--task", task] if task else []), *fix) == 0
+    if kept:
+        written = (tmp_path / "copy/labels/train/0.txt").read_text().split()
+        np.testing.assert_allclose(np.array(written[1:], float).reshape(-1, 2), np.array(kept.split(), float).reshape(-1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "sound", "row", "message"),
+    [
+        ("obb", "0 .5 .5 .2 .2", "0 0.1 0.1 0.4 0.1 0.4 0.6", "7 columns"),
+        ("segment", "0 0.1 0.1 0.3 0.1 0.5 0.5", "0 0.1 0.1 0.3 0.3 0.5 0.5", "points lie on a line"),
+        ("pose", "0 .5 .5 .5 .5 0.4 0.5 2", "0 .4 .5 .5 .5 0.4 0.5 7", "visibility 7 of keypoint 0"),
+        ("pose", "0 .5 .5 .5 .5 0.4 0.5 2", "0 .4 .5 .5 .5 nan 0.5 2", "NaN or infinity"),
+        ("pose", "0 .5 .5 .5 .5 0.4 0.5 2", "0 .4 .5 .5 .5 3.0 0.5 2", "x 3 of keypoint 0"),
+    ],
+)
+def test_rows_that_training_refuses_are_problems(clean, tmp_path, capsys, task, sound, row, message):
+    (clean.parent / "labels/train/0.txt").write_text(f"{sound}\n{row}\n")
+    (clean.parent / "labels/val/2.txt").write_text(f"{sound}\n")
+    if task == "pose":
+        clean.write_text(f"{clean.read_text()}kpt_shape: [1, 3]\n")
+    assert run(clean, tmp_path, *(["--task", task] if task != "pose" else [])) == 1  # what the file tells need not be given
+    assert re.search(rf"train/0\.txt\W+(row )?2\b.*{message}", capsys.readouterr().out)
+
+
 def test_object_sizes_follow_coco_areas():
     assert size_counts(np.array([1023.9, 1024, 9216, 9216.1])) == {"small": 1, "medium": 2, "large": 1}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.losses.mask_pixels import Grid
 from tasks import DETECT, SEGMENT
 from tasks.base import View, targets_of_images
 from tasks.rows import InvalidRow, LabelRow
@@ -81,6 +82,25 @@ def test_masks_are_at_a_fraction_of_the_image(ratio):
     inside = unpack(masks, 88 // ratio)[0]
     assert inside[24 // ratio : 40 // ratio, 16 // ratio : 32 // ratio].all()
     assert abs(int(inside.sum()) - (16 // ratio) ** 2) <= 33 * (ratio < 4)  # the border is drawn at full size
+
+
+@pytest.mark.parametrize("ratio", [3, 4, 13])
+def test_the_loss_and_drawings_read_masks_where_they_were_made(ratio):
+    """Neither side is a multiple of the ratio, and --multi-scale may have changed the proportion of the sides besides."""
+    hw, outline = (64, 640), squares((560, 8), size=48)
+    targets = targets_of_images([SEGMENT.configured(Hyperparameters(mask_ratio=ratio)).targets(outline, hw)])
+    assert targets.masks is not None
+    assert targets[torch.tensor([0])].to("cpu").mask_width == hw[1] // ratio
+    for hw_px in ((64.0, 640.0), (64.0, 480.0)):
+        grid = Grid((16, 160), hw_px, targets.masks, targets.mask_width)
+        columns = torch.arange(160)
+        covered = grid.bits(torch.tensor(0), torch.tensor(4), columns).nonzero().flatten()
+        cells = max(ratio // 4, 1)
+        assert abs(int(covered[0]) - 560 // 4) <= cells
+        assert abs(int(covered[-1]) - 608 // 4) <= cells
+    drawn = unpack(SEGMENT.detections_of_targets(targets, hw, count=1)[0].fields["masks"].numpy(), hw[1])[0].any(0).nonzero()[0]
+    assert abs(int(drawn[0]) - 560) <= ratio
+    assert abs(int(drawn[-1]) - 608) <= ratio
 
 
 def test_overlap_belongs_to_the_smallest_object_or_to_all():
