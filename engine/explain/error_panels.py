@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from data.dataset_spec import DatasetSpec, load_dataset_spec
 from data.images.reading import read_image
 from data.loader import BatchLoader, LoaderOptions, build_loader
+from engine.channels import spec_for
 from engine.evaluation.evaluate import VALIDATION
+from engine.evaluation.validate import by_class_name
 from engine.explain.figures import Panel, ShownImage, grid_figure
 from engine.explain.page import Section
 from engine.explain.tide import KINDS, RIGHT, Case, ErrorReport, ImageResult, find_errors
@@ -39,12 +41,20 @@ EXPLANATIONS = {
 }
 
 
-def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: str) -> tuple[Section, int]:
-    """Runs a data set's validation images, writes ``errors_<kind>.png`` and says what each kind costs; also counts the images."""
+def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: str, weights: str) -> tuple[Section, int]:
+    """Runs a data set's validation images, writes ``errors_<kind>.png`` and says what each kind costs; also counts the images.
+
+    Classes are compared by name, and images are read with the network's channels, as val.py does.
+
+    Raises:
+        UserError: the data set has another number of classes or of channels than the network.
+    """
     spec = load_dataset_spec(data, need=("val",))
     if spec.nc != model.nc:
-        raise UserError(f"{data}: {spec.nc} classes, but the weights were trained for {model.nc}; give the data set of their own")
-    results = list(image_results(model, open_loader(model, spec, config)))
+        raise UserError(f"{data}: {spec.nc} classes, but {weights} was trained for {model.nc}; give the data set of its own")
+    spec = spec_for(spec, model, weights=weights)
+    predictor = Predictor(by_class_name(model, spec, data=data, weights=weights), VALIDATION, device=next(model.parameters()).device)
+    results = list(image_results(predictor, open_loader(model, spec, config)))
     whole = find_errors(results, classes=spec.nc)
     confident = [above(result, config.conf_thres) for result in results]
     shown = find_errors(confident, classes=spec.nc)
@@ -80,17 +90,16 @@ def open_loader(model: Model, spec: DatasetSpec, config: ExplainConfig) -> Batch
     return build_loader(spec, "val", options, task=model.task)
 
 
-def image_results(model: Model, batches: Iterable[Batch]) -> Iterator[ImageResult]:
+def image_results(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[ImageResult]:
     """Detections and objects of each image, in px of the original."""
     from tqdm import tqdm
 
-    device = next(model.parameters()).device
-    predictor = Predictor(model, VALIDATION, device=device)
+    task = predictor.task
     for batch in tqdm(batches, desc="errors", unit="batch"):
-        images = to_unit_range(batch.images.to(device))
+        images = to_unit_range(batch.images.to(predictor.device))
         found = predictor.predict_batch(images, batch.letterbox)
         hw = (int(images.shape[2]), int(images.shape[3]))
-        truth = model.task.to_original(model.task.detections_of_targets(batch.targets, hw, count=len(images)), batch.letterbox)
+        truth = task.to_original(task.detections_of_targets(batch.targets, hw, count=len(images)), batch.letterbox)
         for path, detections, objects in zip(batch.paths, found, truth):
             yield ImageResult(path, *_arrays(detections), *_arrays(objects)[::2])
 

@@ -88,7 +88,7 @@ def explain_source(config: ExplainConfig) -> Report:
         report = Report(folder)
         sections: list[Section] = []
         if config.errors:
-            section, report.compared = error_section(model, config, folder, data=config.data or data_of(weights))
+            section, report.compared = error_section(model, config, folder, data=config.data or data_of(weights), weights=str(weights))
             print(*(f"  {kind:<12}{cost:>14}{number:>10}" for kind, cost, number, _ in section.table), *section.lines, sep="\n")
             sections.append(section)
         try:
