@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from utils.types import Detections, Predictions
 def explain_as(first: Explanation, other: Model, options: ExplainOptions, *, quantity: str = "score") -> Explanation:
     """Explains the objects of one network's explanation in another network.
 
-    Each object's counterpart is the other network's candidate with the largest score · IoU with it, of the class of the same name.
+    Each object's counterpart is the other network's candidate with the largest score · IoU with it, of the class of the same name. Only
+    maps are made: the other network's attention modules are of other rows, and no figure shows them.
 
     Raises:
         UserError: the other network does not know one of the classes.
@@ -30,7 +32,7 @@ def explain_as(first: Explanation, other: Model, options: ExplainOptions, *, qua
     original = (boxes - here.pad_xy[0].repeat(2)) / here.scale_xy[0].repeat(2)
     moved = original * torch.tensor(there.scale_xy * 2) + torch.tensor(there.pad_xy * 2)
     classes = [class_of(first.names[label], other.names) for label in first.target.classes.tolist()]
-    return explain(other, first.image, options, choose=counterpart_chooser(moved, classes, quantity=quantity))
+    return explain(other, first.image, replace(options, modules=False), choose=counterpart_chooser(moved, classes, quantity=quantity))
 
 
 def counterpart_chooser(boxes_xyxy: Tensor, classes: Sequence[int], *, quantity: str) -> Chooser:
@@ -54,7 +56,7 @@ def class_of(name: str, names: Sequence[str]) -> int:
     """
     if name not in names:
         hint = nearest(name, names) or f"it knows {', '.join(list(names)[:8])}"
-        raise UserError(f"--compare: the other network has no class {name!r}; {hint}")
+        raise UserError(f"the other network has no class {name!r}; {hint}")
     return list(names).index(name)
 
 
