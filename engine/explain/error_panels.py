@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from engine.explain.writing import written
 from engine.inference.predictor import Predictor
 from models.model import Model
 from utils.cli.explain_arguments import ExplainConfig
+from utils.cli.sizes import multiple_of_stride
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.nms import Suppression
 from utils.types import Batch, Detections, to_unit_range
 
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, np.inf))  # area in px², COCO's
@@ -53,7 +56,8 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
     if spec.nc != model.nc:
         raise UserError(f"{data}: {spec.nc} classes, but {weights} was trained for {model.nc}; give the data set of its own")
     spec = spec_for(spec, model, weights=weights)
-    predictor = Predictor(by_class_name(model, spec, data=data, weights=weights), VALIDATION, device=next(model.parameters()).device)
+    network = by_class_name(model, spec, data=data, weights=weights)
+    predictor = Predictor(network, suppression_of(config), device=next(model.parameters()).device)
     results = list(image_results(predictor, open_loader(model, spec, config)))
     whole = find_errors(results, classes=spec.nc)
     confident = [above(result, config.conf_thres) for result in results]
@@ -74,10 +78,15 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
     return section, len(results)
 
 
+def suppression_of(config: ExplainConfig) -> Suppression:
+    """As in a validation, but for what the flags say."""
+    return replace(VALIDATION, iou=VALIDATION.iou if config.iou_thres is None else config.iou_thres, max_det=config.max_det)
+
+
 def open_loader(model: Model, spec: DatasetSpec, config: ExplainConfig) -> BatchLoader:
     """The validation images, letterboxed in batches of similar shape."""
     options = LoaderOptions(
-        imgsz=max(config.imgsz),
+        imgsz=multiple_of_stride(config.imgsz[0], model.stride),
         batch_size=config.batch_size,
         hyp=Hyperparameters(),
         augment=False,

@@ -90,7 +90,7 @@ def explain_source(config: ExplainConfig) -> Report:
             print(*(f"  {kind:<12}{cost:>14}{number:>10}" for kind, cost, number, _ in section.table), *section.lines, sep="\n")
             sections.append(section)
         try:
-            if config.source or not config.errors:
+            if config.explains_images:
                 sections.extend(Run(config, model, other, options, report, str(weights)).sections())
         finally:  # also of what was done before an interruption
             if any(section.figures or section.folded or section.table for section in sections):
@@ -143,7 +143,9 @@ def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
         methods=() if config.no_cam else config.method,
         rows=config.rows or (),
         target=TargetRequest(config.target or (), config.classes or (), config.of),
-        suppression=Suppression(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det),
+        suppression=Suppression(
+            conf=config.conf_thres, iou=Suppression.iou if config.iou_thres is None else config.iou_thres, max_det=config.max_det
+        ),
         hw=(config.imgsz[0], config.imgsz[1]),
         query_xy=query,
         modules=not config.no_modules,

@@ -9,7 +9,8 @@ import pytest
 
 import detect
 import explain as script
-from engine.explain.error_panels import error_section
+from engine.evaluation.evaluate import VALIDATION
+from engine.explain.error_panels import error_section, suppression_of
 from engine.explain.run import Report, open_network
 from models import build_model
 from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -21,6 +22,11 @@ from utils.distributed import select_device
 from utils.errors import UserError
 
 NAMES, OTHER_ORDER = ("red", "blue", "green"), ("green", "red", "blue")
+
+
+@pytest.fixture(autouse=True)
+def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.explain.writing.DPI", 20)
 
 
 def checkpoint_of(path: Path, cfg: dict[str, Any]) -> Path:
@@ -39,7 +45,7 @@ def longer_checkpoint(path: Path) -> Path:
     return checkpoint_of(path, {**cfg, "backbone": [*cfg["backbone"], [-1, 1, "Conv", [32, 3]]]})
 
 
-def explained(weights: Path, source: Path, **flags: Any) -> tuple[Report, set[str]]:
+def explained(weights: Path, source: Path | str, **flags: Any) -> tuple[Report, set[str]]:
     """What was done, and the files that were written."""
     settings = {"imgsz": (64, 64), "conf_thres": 0.02, "device": "cpu", "project": str(weights.parent / "runs")}
     report = script.explain(ExplainConfig(weights=str(weights), source=str(source), **{**settings, **flags}))
@@ -90,6 +96,29 @@ def test_grey_network_reads_a_data_set_that_says_nothing_of_channels(tmp_path: P
     data.write_text(data.read_text() + "ch: 3\n")
     with pytest.raises(UserError, match=r"ch: 3, but .*grey\.pt takes 1 channels"):
         costs(weights, data, tmp_path / "figures")
+
+
+def test_errors_follow_the_flags_of_suppression() -> None:
+    assert suppression_of(ExplainConfig(errors=True)) == VALIDATION
+    found = suppression_of(ExplainConfig(errors=True, iou_thres=0.3, max_det=7))
+    assert (found.conf, found.iou, found.max_det) == (VALIDATION.conf, 0.3, 7)
+
+
+@pytest.mark.parametrize("flags", [{"receptive_field": True, "no_cam": True}, {"faithfulness": True}])
+def test_flags_about_images_are_followed_beside_errors(tmp_path: Path, flags: dict[str, Any]) -> None:
+    data = write_images(tmp_path / "data", {"val": [[(0, 0.5, 0.5, 0.3, 0.3)]]}, names=NAMES)
+    weights = tiny_checkpoint(tmp_path / "a.pt", NAMES)
+    report, files = explained(weights, "", errors=True, data=str(data), panels=1, no_modules=True, **flags)
+    assert (report.images, report.compared) == (1, 1)
+    assert any(name.startswith("errors_") for name in files)
+    assert ("receptive_fields.png" in files) is ("receptive_field" in flags)
+    assert ("deletion" in (report.folder / "index.html").read_text(encoding="utf-8")) is ("faithfulness" in flags)
+
+
+def test_errors_alone_explain_no_image() -> None:
+    assert not ExplainConfig(errors=True, no_cam=True, no_modules=True).explains_images
+    assert ExplainConfig(errors=True, compare="other.pt").explains_images
+    assert ExplainConfig(errors=True, target=(0,)).explains_images
 
 
 @pytest.fixture
