@@ -70,8 +70,7 @@ def compare_figure(pair: Sequence[Explanation], labels: Sequence[str], method: s
         row = [shown.map_panel(one.planes[method], f"{label}: all rows", boxes=boxes)]
         row += [shown.map_panel(one.row_plane(method, number), title) for number, title in influence_titles(one, method)]
         panels += row + [_nothing] * (columns - len(row))
-    texts = [*pair[0].names, *pair[1].names]
-    return grid_figure(panels, title=f"{method}: {pair[0].target.text}", aspect=shown.aspect, texts=texts, columns=columns)
+    return grid_figure(panels, title=f"{method}: {pair[0].target.text}", aspect=shown.aspect, columns=columns)
 
 
 def _nothing(figure: Any, axes: Any) -> None:

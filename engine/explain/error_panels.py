@@ -74,7 +74,7 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
             title = f"{kind} ({len(cases)} of {shown.counts[kind]}): {EXPLANATIONS[kind]}"
             path = folder / f"errors_{kind}.png"
             figure = lambda cases=cases, title=title: panels_figure(cases, confident, spec, title, model.ch)  # noqa: E731
-            section.figures += [(one, title) for one in written(path, figure, spec.names)]
+            section.figures += [(one, title) for one in written(path, figure)]
     return section, len(results)
 
 
@@ -152,7 +152,7 @@ def size_of(box: NDArray[np.float64]) -> str:
 def panels_figure(cases: Sequence[Case], images: Sequence[ImageResult], spec: DatasetSpec, title: str, channels: int) -> Any:
     """A crop for each case with its detection and its object."""
     panels = [case_panel(case, images[case.image], spec.names, channels) for case in cases]
-    return grid_figure(panels, title=title, aspect=1.0, texts=spec.names, columns=6)
+    return grid_figure(panels, title=title, aspect=1.0, columns=6)
 
 
 def case_panel(case: Case, image: ImageResult, names: Sequence[str], channels: int) -> Panel:

@@ -248,7 +248,7 @@ class Run:
             other = explain_as(found, randomised(self.model), self.options, quantity=self.config.of)
             section.lines += sanity_lines(found, other)
             path = self.report.folder / f"{stem}_random_weights.png"
-            section.figures += [(one, path.stem) for one in written(path, lambda: sanity_figure(found, other), found.names)]
+            section.figures += [(one, path.stem) for one in written(path, lambda: sanity_figure(found, other))]
 
     def add_comparison(self, section: Section, found: Explanation, stem: str) -> None:
         """The same objects in the other network, or a line where it does not know their classes."""
@@ -263,7 +263,7 @@ class Run:
         labels = _labels(self.weights, self.config.compare)
         for method in found.planes:
             path = self.report.folder / f"{stem}_compared_{safe_name(method)}.png"
-            made = written(path, lambda method=method: compare_figure((found, other), labels, method), found.names)  # type: ignore[misc]
+            made = written(path, lambda method=method: compare_figure((found, other), labels, method))  # type: ignore[misc]
             section.figures += [(one, path.stem) for one in made]
 
     def field_sections(self, images: Sequence[Tensor]) -> Iterator[Section]:
@@ -275,9 +275,7 @@ class Run:
             section = Section("receptive fields", field_lines(self.model, fields))
             print(*section.lines, sep="\n")
             path = self.report.folder / "receptive_fields.png"
-            section.figures = [
-                (one, path.stem) for one in written(path, lambda: field_figure(self.model, fields, images=len(alike)), self.model.names)
-            ]
+            section.figures = [(one, path.stem) for one in written(path, lambda: field_figure(self.model, fields, images=len(alike)))]
             yield section
 
 

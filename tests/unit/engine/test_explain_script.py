@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 import detect
 import explain as script
+from data.dataset_spec import load_dataset_spec
 from engine.evaluation.evaluate import VALIDATION
-from engine.explain.error_panels import error_section, suppression_of
+from engine.explain import explain
+from engine.explain.comparing import compare_figure
+from engine.explain.error_panels import error_section, panels_figure, suppression_of
 from engine.explain.run import Report, open_network
+from engine.explain.tide import Case, ImageResult
 from models import build_model
 from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from tests.golden import fill_
 from tests.image_files import write_images
-from tests.tiny import tiny_cfg, tiny_checkpoint
+from tests.tiny import tiny_cfg, tiny_checkpoint, tiny_model
 from utils.cli.explain_arguments import ExplainConfig
 from utils.distributed import select_device
 from utils.errors import UserError
@@ -119,6 +126,30 @@ def test_errors_alone_explain_no_image() -> None:
     assert not ExplainConfig(errors=True, no_cam=True, no_modules=True).explains_images
     assert ExplainConfig(errors=True, compare="other.pt").explains_images
     assert ExplainConfig(errors=True, target=(0,)).explains_images
+
+
+def test_fonts_are_chosen_for_all_that_a_figure_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of image files and of weights, too, which are in no list of classes."""
+    asked: list[str] = []
+
+    def families_for(texts: Iterable[str]) -> list[str]:
+        asked.extend(texts)
+        return ["DejaVu Sans", "one with those characters"]
+
+    monkeypatch.setattr("engine.explain.figures.families_for", families_for)
+    image = np.zeros((64, 64, 3), np.uint8)
+    (tmp_path / "图像.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    one_box = ImageResult(
+        str(tmp_path / "图像.png"), *(np.array(v) for v in ([[8.0, 8, 40, 40]], [0.9], [0])), np.zeros((0, 4)), np.zeros(0)
+    )
+    spec = load_dataset_spec(write_images(tmp_path / "data", {"val": [[]]}, names=NAMES), need=("val",))
+    panels = panels_figure([Case(0, "background", 0, -1, 0.9, 0.0)], [one_box], spec, "title", 3)
+    assert any("图像.png" in text for text in asked)
+    found = explain(tiny_model(NAMES), image, hw=(64, 64), modules=False)
+    compared = compare_figure((found, found), ("基线.pt", "b.pt"), "layercam")
+    assert any("基线.pt" in text for text in asked)
+    for figure in (panels, compared):
+        assert all(axes.title.get_fontfamily()[1] == "one with those characters" for axes in figure.axes if axes.get_title())
 
 
 @pytest.fixture
