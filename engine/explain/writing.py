@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DPI = 150
-LONGEST_STEM = 100
+LONGEST_PART = 100  # bytes; file systems allow 255 for a name, which has at most two such parts, numbers and a suffix
 
 
 def write_explanation(explanation: Explanation, folder: Path, stem: str) -> list[Path]:
@@ -60,5 +60,6 @@ def written(path: Path, make: Callable[[], Any]) -> list[Path]:
 
 
 def safe_name(text: str) -> str:
-    """A part of a file name: letters of any script, digits, and few signs."""
-    return re.sub(r"[^\w.+-]+", "_", text)[:LONGEST_STEM].strip("._") or "image"
+    """A part of a file name: letters of any script, digits, and few signs; no longer than ``LONGEST_PART``."""
+    clean = re.sub(r"[^\w.+-]+", "_", text).encode("utf-8")[:LONGEST_PART]
+    return clean.decode("utf-8", "ignore").strip("._") or "image"

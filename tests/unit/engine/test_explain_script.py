@@ -152,6 +152,15 @@ def test_fonts_are_chosen_for_all_that_a_figure_says(tmp_path: Path, monkeypatch
         assert all(axes.title.get_fontfamily()[1] == "one with those characters" for axes in figure.axes if axes.get_title())
 
 
+def test_long_name_in_another_script_leaves_room_for_what_is_added(tmp_path: Path) -> None:
+    own, images = tiny_checkpoint(tmp_path / "a.pt", NAMES), write_images(tmp_path / "data", {"val": [[]]}).parent / "images/val"
+    (images / "0.png").rename(images / f"{'图' * 80}.png")  # 244 bytes, of 255 that are possible
+    report, files = explained(own, images, method=("gradcam++",), rows=(3,))
+    assert report.images == 1
+    assert f"0000_{'图' * 33}_gradcam++_row3.npy" in files
+    assert f"0000_{'图' * 33}_row07_FocalModulation.png" in files
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """A folder of two images."""
