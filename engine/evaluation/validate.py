@@ -92,7 +92,7 @@ def validate_on_rank(config: ValConfig) -> Any:
     with distributed.process_group(device):
         config, model = load_weights(config, device)
         spec, loader = open_data(config, model)
-        model = by_class_name(model, spec, config)
+        model = by_class_name(model, spec, data=config.data, weights=config.weights)
         annotations = split_truth(spec, config.task, task=model.task)
         if annotations is not None:
             annotations.check_unique(loader.dataset.image_files)
@@ -201,18 +201,25 @@ def open_data(config: ValConfig, model: Network) -> tuple[DatasetSpec, BatchLoad
         return spec, build_loader(spec, config.task, options, task=model.task)
 
 
-def by_class_name(model: Network, spec: DatasetSpec, config: ValConfig) -> Network:
-    """The model with its classes in the data set's order, by name; as it is, with a line, where the two have other names."""
+def by_class_name(model: Network, spec: DatasetSpec, *, data: str, weights: str) -> Network:
+    """The model with its classes in the data set's order, by name; as it is, with a line, where the two have other names.
+
+    Args:
+        model: what is run.
+        spec: the data set.
+        data: what the data set is called in the line.
+        weights: what the model is called in it.
+    """
     if spec.single_cls:
         return model
     ordered = in_order_of(model, spec.names)
     if not distributed.is_main() or ordered is model:
         return ordered or model
     if ordered is None:
-        both = f"{shortened(spec.names)}; those of {config.weights} are {shortened(model.names)}"
-        print(f"warning: {config.data}: classes {both}: they are compared by class number", file=sys.stderr)
+        both = f"{shortened(spec.names)}; those of {weights} are {shortened(model.names)}"
+        print(f"warning: {data}: classes {both}: they are compared by class number", file=sys.stderr)
     else:
-        print(f"classes   {config.data} has the classes of {config.weights} in another order; they are matched by name")
+        print(f"classes   {data} has the classes of {weights} in another order; they are matched by name")
     return ordered or model
 
 

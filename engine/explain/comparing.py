@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from utils.types import Detections, Predictions
 def explain_as(first: Explanation, other: Model, options: ExplainOptions, *, quantity: str = "score") -> Explanation:
     """Explains the objects of one network's explanation in another network.
 
-    Each object's counterpart is the other network's candidate with the largest score · IoU with it, of the class of the same name.
+    Each object's counterpart is the other network's candidate with the largest score · IoU with it, of the class of the same name. Only
+    maps are made: the other network's attention modules are of other rows, and no figure shows them.
 
     Raises:
         UserError: the other network does not know one of the classes, or one of the two is for whole images and the other for objects.
@@ -34,9 +36,8 @@ def explain_as(first: Explanation, other: Model, options: ExplainOptions, *, qua
     original = (boxes - here.pad_xy[0].repeat(2)) / here.scale_xy[0].repeat(2)
     moved = original * torch.tensor(there.scale_xy * 2) + torch.tensor(there.pad_xy * 2)
     classes = [class_of(first.names[label], other.names) for label in first.target.classes.tolist()]
-    return explain(
-        other, first.image, options, choose=counterpart_chooser(moved, classes, quantity=LOG_ODDS if first.task.whole_image else quantity)
-    )
+    quantity = LOG_ODDS if first.task.whole_image else quantity
+    return explain(other, first.image, replace(options, modules=False), choose=counterpart_chooser(moved, classes, quantity=quantity))
 
 
 def counterpart_chooser(boxes_xyxy: Tensor, classes: Sequence[int], *, quantity: str) -> Chooser:
@@ -62,7 +63,7 @@ def class_of(name: str, names: Sequence[str]) -> int:
     """
     if name not in names:
         hint = nearest(name, names) or f"it knows {', '.join(list(names)[:8])}"
-        raise UserError(f"--compare: the other network has no class {name!r}; {hint}")
+        raise UserError(f"the other network has no class {name!r}; {hint}")
     return list(names).index(name)
 
 
@@ -76,8 +77,7 @@ def compare_figure(pair: Sequence[Explanation], labels: Sequence[str], method: s
         row = [shown.map_panel(one.planes[method], f"{label}: all rows", boxes=boxes)]
         row += [shown.map_panel(one.row_plane(method, number), title) for number, title in influence_titles(one, method)]
         panels += row + [_nothing] * (columns - len(row))
-    texts = [*pair[0].names, *pair[1].names]
-    return grid_figure(panels, title=f"{method}: {pair[0].target.text}", aspect=shown.aspect, texts=texts, columns=columns)
+    return grid_figure(panels, title=f"{method}: {pair[0].target.text}", aspect=shown.aspect, columns=columns)
 
 
 def _nothing(figure: Any, axes: Any) -> None:

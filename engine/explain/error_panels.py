@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from data.dataset_spec import DatasetSpec, load_dataset_spec
 from data.images.reading import read_image
 from data.loader import BatchLoader, LoaderOptions, build_loader
+from engine.channels import spec_for
 from engine.evaluation.evaluate import VALIDATION
+from engine.evaluation.validate import by_class_name
 from engine.explain.defaults import input_sides, lowest_score
 from engine.explain.figures import Panel, ShownImage, grid_figure
 from engine.explain.page import Section
@@ -21,8 +24,10 @@ from engine.explain.writing import written
 from engine.inference.predictor import Predictor
 from models.model import Model
 from utils.cli.explain_arguments import ExplainConfig
+from utils.cli.sizes import multiple_of_stride
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.nms import Suppression
 from utils.types import Batch, Detections, to_unit_range
 
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, np.inf))  # area in px², COCO's
@@ -40,12 +45,21 @@ EXPLANATIONS = {
 }
 
 
-def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: str) -> tuple[Section, int]:
-    """Runs a data set's validation images, writes ``errors_<kind>.png`` and says what each kind costs; also counts the images."""
+def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: str, weights: str) -> tuple[Section, int]:
+    """Runs a data set's validation images, writes ``errors_<kind>.png`` and says what each kind costs; also counts the images.
+
+    Classes are compared by name, and images are read with the network's channels, as val.py does.
+
+    Raises:
+        UserError: the data set has another number of classes or of channels than the network.
+    """
     spec = load_dataset_spec(data, need=("val",))
     if spec.nc != model.nc:
-        raise UserError(f"{data}: {spec.nc} classes, but the weights were trained for {model.nc}; give the data set of their own")
-    results = list(image_results(model, open_loader(model, spec, config)))
+        raise UserError(f"{data}: {spec.nc} classes, but {weights} was trained for {model.nc}; give the data set of its own")
+    spec = spec_for(spec, model, weights=weights)
+    network = by_class_name(model, spec, data=data, weights=weights)
+    predictor = Predictor(network, suppression_of(config), device=next(model.parameters()).device)
+    results = list(image_results(predictor, open_loader(model, spec, config)))
     whole = find_errors(results, classes=spec.nc)
     conf = lowest_score(config, model.task)
     confident = [above(result, conf) for result in results]
@@ -62,14 +76,19 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
             title = f"{kind} ({len(cases)} of {shown.counts[kind]}): {EXPLANATIONS[kind]}"
             path = folder / f"errors_{kind}.png"
             figure = lambda cases=cases, title=title: panels_figure(cases, confident, spec, title, model.ch)  # noqa: E731
-            section.figures += [(one, title) for one in written(path, figure, spec.names)]
+            section.figures += [(one, title) for one in written(path, figure)]
     return section, len(results)
+
+
+def suppression_of(config: ExplainConfig) -> Suppression:
+    """As in a validation, but for what the flags say."""
+    return replace(VALIDATION, iou=VALIDATION.iou if config.iou_thres is None else config.iou_thres, max_det=config.max_det)
 
 
 def open_loader(model: Model, spec: DatasetSpec, config: ExplainConfig) -> BatchLoader:
     """The validation images, letterboxed in batches of similar shape."""
     options = LoaderOptions(
-        imgsz=max(input_sides(config, model.task)),
+        imgsz=multiple_of_stride(input_sides(config, model.task)[0], model.stride),
         batch_size=config.batch_size,
         hyp=Hyperparameters(),
         augment=False,
@@ -82,17 +101,16 @@ def open_loader(model: Model, spec: DatasetSpec, config: ExplainConfig) -> Batch
     return build_loader(spec, "val", options, task=model.task)
 
 
-def image_results(model: Model, batches: Iterable[Batch]) -> Iterator[ImageResult]:
+def image_results(predictor: Predictor, batches: Iterable[Batch]) -> Iterator[ImageResult]:
     """Detections and objects of each image, in px of the original."""
     from tqdm import tqdm
 
-    device = next(model.parameters()).device
-    predictor = Predictor(model, VALIDATION, device=device)
+    task = predictor.task
     for batch in tqdm(batches, desc="errors", unit="batch"):
-        images = to_unit_range(batch.images.to(device))
+        images = to_unit_range(batch.images.to(predictor.device))
         found = predictor.predict_batch(images, batch.letterbox)
         hw = (int(images.shape[2]), int(images.shape[3]))
-        truth = model.task.to_original(model.task.detections_of_targets(batch.targets, hw, count=len(images)), batch.letterbox)
+        truth = task.to_original(task.detections_of_targets(batch.targets, hw, count=len(images)), batch.letterbox)
         for path, detections, objects in zip(batch.paths, found, truth):
             yield ImageResult(path, *_arrays(detections), *_arrays(objects)[::2])
 
@@ -136,7 +154,7 @@ def size_of(box: NDArray[np.float64]) -> str:
 def panels_figure(cases: Sequence[Case], images: Sequence[ImageResult], spec: DatasetSpec, title: str, channels: int) -> Any:
     """A crop for each case with its detection and its object."""
     panels = [case_panel(case, images[case.image], spec.names, channels) for case in cases]
-    return grid_figure(panels, title=title, aspect=1.0, texts=spec.names, columns=6)
+    return grid_figure(panels, title=title, aspect=1.0, columns=6)
 
 
 def case_panel(case: Case, image: ImageResult, names: Sequence[str], channels: int) -> Panel:

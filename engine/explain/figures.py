@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -75,7 +74,7 @@ def cam_figure(explanation: Explanation, method: str) -> Any:
     panels: list[Panel] = [shown.detections_panel(explanation), together]
     if len(explanation.titles) > 1:
         panels += [shown.map_panel(explanation.row_plane(method, row), title) for row, title in influence_titles(explanation, method)]
-    return grid_figure(panels, title=f"{method}: {explanation.target.text}", aspect=shown.aspect, texts=explanation.names)
+    return grid_figure(panels, title=f"{method}: {explanation.target.text}", aspect=shown.aspect)
 
 
 def influence_titles(explanation: Explanation, method: str) -> Iterator[tuple[int, str]]:
@@ -89,23 +88,33 @@ def module_figure(explanation: Explanation, module: ModuleViews) -> Any:
     shown = ShownImage.of(explanation)
     panels: list[Panel] = [shown.query_panel(explanation)]
     panels += [shown.view_panel(explanation, view) for view in module.views]
-    return grid_figure(panels, title=f"{module.title}  |  {module.name}", aspect=shown.aspect, texts=explanation.names)
+    return grid_figure(panels, title=f"{module.title}  |  {module.name}", aspect=shown.aspect)
 
 
-def grid_figure(panels: Sequence[Panel], *, title: str, aspect: float, texts: Sequence[str] = (), columns: int = MOST_COLUMNS) -> Any:
+def grid_figure(panels: Sequence[Panel], *, title: str, aspect: float, columns: int = MOST_COLUMNS) -> Any:
     """Panels side by side, as a figure; ``aspect`` is their height over their width."""
     rows = -(-len(panels) // columns)
     columns = -(-len(panels) // rows)
     width, height = PANEL_INCHES, PANEL_INCHES * min(max(aspect, 0.4), 1.8)
     total = (width + GAP) * columns + MARGIN, (height + TITLES) * rows + MARGIN + HEADING
-    with fonts(texts):
-        figure = new_figure(*total)
-        figure.suptitle(_short(shown_name(title, most=140), 140), fontsize=10, y=1 - 0.12 / total[1], va="top")
-        for index, panel in enumerate(panels):
-            left, top = MARGIN + index % columns * (width + GAP), HEADING + (index // columns + 1) * (height + TITLES)
-            axes = figure.add_axes((left / total[0], 1 - top / total[1], width / total[0], height / total[1]))
-            panel(figure, axes)
+    figure = new_figure(*total)
+    figure.suptitle(_short(shown_name(title, most=140), 140), fontsize=10, y=1 - 0.12 / total[1], va="top")
+    for index, panel in enumerate(panels):
+        left, top = MARGIN + index % columns * (width + GAP), HEADING + (index // columns + 1) * (height + TITLES)
+        axes = figure.add_axes((left / total[0], 1 - top / total[1], width / total[0], height / total[1]))
+        panel(figure, axes)
+    choose_fonts(figure)
     return figure
+
+
+def choose_fonts(figure: Any) -> None:
+    """Fonts that have the characters of everything that is written in a figure: names of classes and files, titles of a module's views."""
+    from matplotlib.text import Text
+
+    texts = figure.findobj(Text)
+    families = families_for(text.get_text() for text in texts)
+    for text in texts:
+        text.set_family(families)
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -116,15 +125,6 @@ def new_figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
-
-
-@contextmanager
-def fonts(texts: Sequence[str]) -> Iterator[None]:
-    """A font that has the characters of these texts."""
-    from matplotlib import rc_context
-
-    with rc_context({"font.family": families_for(texts)}):
-        yield
 
 
 class ShownImage:

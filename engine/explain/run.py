@@ -78,22 +78,20 @@ def explain_source(config: ExplainConfig) -> Report:
     device = select_device(config.device)
     weights = Path(config.weights) if config.weights else newest_weights()
     model = open_network(weights, device, config)
-    other = open_network(Path(config.compare), device, config) if config.compare else None
     if config.errors and model.task.coco_type is None:
         why = f"tells errors apart by the overlap of upright boxes, which the task {model.task.name!r} does not have"
         raise UserError(f"--errors: {why}; leave it out")
-    if other is not None and not set(other.names) & set(model.names):
-        raise UserError(f"--compare {config.compare}: knows none of the classes of {weights}")
     options = options_of(config, model)
+    other = open_compared(config, model, device, weights=weights) if config.compare else None
     with run_dir_if_used(config.project, config.name, exist_ok=config.exist_ok) as folder:
         report = Report(folder)
         sections: list[Section] = []
         if config.errors:
-            section, report.compared = error_section(model, config, folder, data=config.data or data_of(weights))
+            section, report.compared = error_section(model, config, folder, data=config.data or data_of(weights), weights=str(weights))
             print(*(f"  {kind:<12}{cost:>14}{number:>10}" for kind, cost, number, _ in section.table), *section.lines, sep="\n")
             sections.append(section)
         try:
-            if config.source or not config.errors:
+            if config.explains_images:
                 sections.extend(Run(config, model, other, options, report, str(weights)).sections())
         finally:  # also of what was done before an interruption
             if any(section.figures or section.folded or section.table for section in sections):
@@ -104,14 +102,30 @@ def explain_source(config: ExplainConfig) -> Report:
     return report
 
 
-def open_network(weights: Path, device: torch.device, config: ExplainConfig) -> Model:
-    """A network with all of its rows, as its YAML numbers them."""
+def open_network(weights: Path, device: torch.device, config: ExplainConfig, *, flag: str = "--weights") -> Model:
+    """A network with all of its rows, as its YAML numbers them; ``flag`` is what names its file."""
     if is_exported(weights, plugins=config.plugins):
-        raise UserError(f"--weights {weights}: an exported file shows nothing of its rows; give the .pt file that it was made from")
+        raise UserError(f"{flag} {weights}: an exported file shows nothing of its rows; give the .pt file that it was made from")
     for plugin in config.plugins:
         load_plugin(plugin)
     ensure_weights(weights, download=config.download)
     return load_model(weights, plugins=config.plugins).to(device).eval()
+
+
+def open_compared(config: ExplainConfig, model: Model, device: torch.device, *, weights: Path) -> Model:
+    """The network of ``--compare``.
+
+    Raises:
+        UserError: it cannot take the images of ``model``, shares no class with it, or lacks one of the rows.
+    """
+    other, said = open_network(Path(config.compare), device, config, flag="--compare"), f"--compare {config.compare}"
+    if other.ch != model.ch:
+        raise UserError(f"{said}: takes images of {other.ch} channels, but {weights} of {model.ch}; give one of as many")
+    if not set(other.names) & set(model.names):
+        raise UserError(f"{said}: knows none of the classes of {weights}")
+    with naming(f"{said}: --rows"):
+        check_rows(other, config.rows or ())
+    return other
 
 
 def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
@@ -131,7 +145,11 @@ def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
         methods=() if config.no_cam else config.method,
         rows=config.rows or (),
         target=TargetRequest(config.target or (), config.classes or (), config.of),
-        suppression=Suppression(conf=lowest_score(config, model.task), iou=config.iou_thres, max_det=config.max_det),
+        suppression=Suppression(
+            conf=lowest_score(config, model.task),
+            iou=Suppression.iou if config.iou_thres is None else config.iou_thres,
+            max_det=config.max_det,
+        ),
         hw=input_sides(config, model.task),
         query_xy=query,
         modules=not config.no_modules,
@@ -234,18 +252,22 @@ class Run:
             other = explain_as(found, randomised(self.model), self.options, quantity=self.config.of)
             section.lines += sanity_lines(found, other)
             path = self.report.folder / f"{stem}_random_weights.png"
-            section.figures += [(one, path.stem) for one in written(path, lambda: sanity_figure(found, other), found.names)]
+            section.figures += [(one, path.stem) for one in written(path, lambda: sanity_figure(found, other))]
 
     def add_comparison(self, section: Section, found: Explanation, stem: str) -> None:
-        """The same objects in the other network."""
+        """The same objects in the other network, or a line where it does not know their classes."""
         if self.other is None:
             return
-        other = explain_as(found, self.other, self.options, quantity=self.config.of)
+        try:
+            other = explain_as(found, self.other, self.options, quantity=self.config.of)
+        except UserError as error:
+            section.lines.append(f"{self.config.compare}: not compared: {error}")
+            return
         section.lines.append(f"{self.config.compare}: {other.target.text}")
         labels = _labels(self.weights, self.config.compare)
         for method in found.planes:
             path = self.report.folder / f"{stem}_compared_{safe_name(method)}.png"
-            made = written(path, lambda method=method: compare_figure((found, other), labels, method), found.names)  # type: ignore[misc]
+            made = written(path, lambda method=method: compare_figure((found, other), labels, method))  # type: ignore[misc]
             section.figures += [(one, path.stem) for one in made]
 
     def field_sections(self, images: Sequence[Tensor]) -> Iterator[Section]:
@@ -257,9 +279,7 @@ class Run:
             section = Section("receptive fields", field_lines(self.model, fields))
             print(*section.lines, sep="\n")
             path = self.report.folder / "receptive_fields.png"
-            section.figures = [
-                (one, path.stem) for one in written(path, lambda: field_figure(self.model, fields, images=len(alike)), self.model.names)
-            ]
+            section.figures = [(one, path.stem) for one in written(path, lambda: field_figure(self.model, fields, images=len(alike)))]
             yield section
 
 

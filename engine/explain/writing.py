@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.explain.figures import cam_figure, fonts, module_figure
+from engine.explain.figures import cam_figure, module_figure
 from utils.errors import first_line
+from utils.visual.fonts import families_for
 
 if TYPE_CHECKING:
     from engine.explain.explaining import Explanation
 
 log = logging.getLogger(__name__)
 DPI = 150
-LONGEST_STEM = 100
+LONGEST_PART = 100  # bytes; file systems allow 255 for a name, which has at most two such parts, numbers and a suffix
 
 
 def write_explanation(explanation: Explanation, folder: Path, stem: str) -> list[Path]:
@@ -31,9 +32,9 @@ def write_explanation(explanation: Explanation, folder: Path, stem: str) -> list
         np.save(folder / f"{name}.npy", explanation.planes[method])
         for row, cam in explanation.cams[method].items():
             np.save(folder / f"{name}_row{row}.npy", cam.cpu().numpy())
-        figures += written(folder / f"{name}.png", lambda method=method: cam_figure(explanation, method), explanation.names)  # type: ignore[misc]
+        figures += written(folder / f"{name}.png", lambda method=method: cam_figure(explanation, method))  # type: ignore[misc]
     for name, module in module_names(explanation):
-        figures += written(folder / f"{stem}_{name}.png", lambda module=module: module_figure(explanation, module), explanation.names)  # type: ignore[misc]
+        figures += written(folder / f"{stem}_{name}.png", lambda module=module: module_figure(explanation, module))  # type: ignore[misc]
     return figures
 
 
@@ -44,10 +45,12 @@ def module_names(explanation: Explanation) -> Iterator[tuple[str, Any]]:
         yield safe_name("_".join((f"row{module.row:02d}", module.kind, *inner)).replace(".", "_")), module
 
 
-def written(path: Path, make: Callable[[], Any], texts: Sequence[str]) -> list[Path]:
+def written(path: Path, make: Callable[[], Any]) -> list[Path]:
     """Makes and writes one figure; the path in a list, or a line and an empty list where it fails."""
+    from matplotlib import rc_context
+
     try:
-        with fonts(texts), warnings.catch_warnings():
+        with rc_context({"font.family": families_for(())}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # families_for has said so
             make().savefig(str(path), dpi=DPI)
     except Exception as error:  # what fails while drawing is a line and stops nothing
@@ -57,5 +60,6 @@ def written(path: Path, make: Callable[[], Any], texts: Sequence[str]) -> list[P
 
 
 def safe_name(text: str) -> str:
-    """A part of a file name: letters of any script, digits, and few signs."""
-    return re.sub(r"[^\w.+-]+", "_", text)[:LONGEST_STEM].strip("._") or "image"
+    """A part of a file name: letters of any script, digits, and few signs; no longer than ``LONGEST_PART``."""
+    clean = re.sub(r"[^\w.+-]+", "_", text).encode("utf-8")[:LONGEST_PART]
+    return clean.decode("utf-8", "ignore").strip("._") or "image"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.cli.command import Command
-from utils.cli.flags import flag, validate_flags
+from utils.cli.flags import flag, flags_of, validate_flags
 from utils.cli.sizes import height_and_width
 from utils.errors import UserError
 from utils.reading.text_files import folder_name_fault
@@ -15,6 +15,9 @@ from utils.sizes import MAX_SIDE_PX, MAX_WORKERS
 METHODS = ("layercam", "gradcam", "gradcam++", "hirescam", "eigencam")
 QUANTITIES = ("score", "box", "both")
 LARGEST_ROW = 10_000
+ABOUT_IMAGES = (  # without one of these --errors stands alone
+    "source", "compare", "method", "rows", "target", "classes", "of", "query", "modules", "receptive_field", "faithfulness", "sanity",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class ExplainConfig:
         aliases=("--img", "--img-size"), metavar="PX", least=1, most=MAX_SIDE_PX,
     )  # fmt: skip
     conf_thres: float | None = flag(None, "lowest score (default: 0.25, 0 to classify)", least=0, most=1)
-    iou_thres: float = flag(0.45, "suppression: overlap above which the box of lower score is dropped", least=0, most=1)
+    iou_thres: float | None = flag(
+        None, "suppression: overlap above which the box of lower score is dropped (default: 0.45, 0.7 for --errors)", least=0, most=1
+    )  # fmt: skip
     max_det: int = flag(300, "most detections per image", least=1)
     device: str = flag("", "cpu, 0 ...; a GPU where there is one", metavar="D", may_be_empty=True)
 
@@ -76,8 +81,16 @@ class ExplainConfig:
             raise UserError(f"--query {' '.join(map(str, self.query))}: x and y in px of the image are needed")
         if self.no_cam and (self.faithfulness or self.sanity or self.compare):
             raise UserError("--no-cam: --faithfulness, --sanity and --compare are about class activation maps; leave one out")
-        if self.no_cam and self.no_modules and not (self.receptive_field or self.errors):
+        if self.no_cam and self.no_modules and self.explains_images and not self.receptive_field:
             raise UserError("--no-cam --no-modules: leave nothing to draw; leave one out")
+        if self.errors and self.imgsz is not None and self.imgsz[0] != self.imgsz[1]:
+            sides = " ".join(map(str, self.imgsz))
+            raise UserError(f"--imgsz {sides}: --errors fits the longer side of every image into one side, as val.py does; give one number")
+
+    @property
+    def explains_images(self) -> bool:
+        """Whether single images are explained: with ``--errors`` only where a flag asks for something about them."""
+        return not self.errors or any(getattr(self, f.name) != f.default for f in flags_of(ExplainConfig) if f.name in ABOUT_IMAGES)
 
 
 COMMAND = Command(

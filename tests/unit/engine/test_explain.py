@@ -256,6 +256,8 @@ def test_command_line_writes_figures_arrays_and_a_page(checkpoint, tmp_path, cap
         (["--no-cam", "--sanity"], "--no-cam"),
         (["--no-cam", "--compare", "other.pt"], "--no-cam: .*--compare"),
         (["--no-cam", "--no-modules"], "leave nothing to draw"),
+        (["--no-cam", "--no-modules", "--errors", "--source", "a.jpg"], "leave nothing to draw"),
+        (["--errors", "--imgsz", "480", "640"], "--imgsz 480 640: --errors fits the longer side"),
         (["--layer", "3"], "--layer: write --rows"),
     ],
 )
