@@ -318,10 +318,10 @@ def _query(options: ExplainOptions, placement: Placement, predictions: Predictio
         scale, pad = placement.letterbox.scale_xy[0].tolist(), placement.letterbox.pad_xy[0].tolist()
         x, y = (value * factor + shift for value, factor, shift in zip(options.query_xy, scale, pad))
         if not (0 <= x < width and 0 <= y < height):
-            ends = [(side - shift) / factor for side, shift, factor in zip((width, height), pad, scale)]
-            starts = [(0 - shift) / factor for shift, factor in zip(pad, scale)]
-            seen = "x {:.0f} to {:.0f}, y {:.0f} to {:.0f}".format(*(v for pair in zip(starts, ends) for v in pair))
-            raise UserError("query {:g} {:g}: lies outside of what the network sees of the image, {}".format(*options.query_xy, seen))
+            axes = zip("xy", (width, height), pad, scale)
+            seen = ", ".join(f"{name} {(0 - shift) / factor:.0f} to {(side - shift) / factor:.0f}" for name, side, shift, factor in axes)
+            given = "query {:g} {:g}".format(*options.query_xy)
+            raise UserError(f"{given}: lies outside of what the network sees of the image, {seen}")
     elif target is not None and len(target.candidates):
         x1, y1, x2, y2 = predictions.boxes[0, target.candidates[0]].detach().float().tolist()
         x, y = (x1 + x2) / 2, (y1 + y2) / 2
