@@ -44,9 +44,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "cls": (0.2, 4.0),
     "obj": (0.2, 4.0),
     "dfl": (0.4, 6.0),
+    "pose": (1.0, 40.0),
+    "kobj": (0.2, 4.0),
+    "rle": (0.2, 4.0),
+    "angle": (0.2, 4.0),
     "cls_pw": (0.5, 2.0),
     "obj_pw": (0.5, 2.0),
     "anchor_t": (2.0, 8.0),
+    "label_smoothing": (0.0, 0.3),
     "hsv_h": (0.0, 0.1),
     "hsv_s": (0.0, 0.9),
     "hsv_v": (0.0, 0.9),
@@ -55,8 +60,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "scale": (0.0, 0.9),
     "shear": (0.0, 10.0),
     "perspective": (0.0, 0.001),
+    "erasing": (0.0, 0.9),
     **dict.fromkeys(("flipud", "fliplr", "mosaic", "mixup", "copy_paste"), (0.0, 1.0)),
 }
+TASK_GAINS = frozenset(("pose", "kobj", "rle", "angle"))  # each varied only where the loss has the part of its name
 # flags that may differ when a search is resumed
 RESUMABLE = frozenset(("evolve", "device", "workers", "cache", "exist_ok", "plugins", "download"))
 Row = dict[str, float]  # of evolve.csv: generation, fitness, metrics, values
@@ -112,10 +119,25 @@ def train_generation(number: int, config: TrainConfig, hyp: Hyperparameters | No
         if hyp is None or not isinstance(error.__cause__, Diverged):
             raise
         print(f"Fitness 0: {error}")
-    used = Hyperparameters.from_yaml(Path(config.project) / config.name / "hyp.yaml").to_dict()
+    folder = Path(config.project) / config.name
+    used = Hyperparameters.from_yaml(folder / "hyp.yaml").to_dict()
     measured = dict(metrics.columns) if metrics is not None else {}
     fitness = metrics.fitness if metrics is not None else 0.0
-    return {"generation": number, "fitness": float(fitness), **measured, **{key: float(used[key]) for key in BOUNDS}}
+    return {"generation": number, "fitness": float(fitness), **measured, **{key: float(used[key]) for key in used_keys(folder)}}
+
+
+def used_keys(folder: Path) -> list[str]:
+    """The keys of BOUNDS that the training in a folder can have used, in order: its results.csv names the parts of its loss."""
+    try:
+        header = (folder / "results.csv").read_text(encoding="utf-8").partition("\n")[0].split(",")
+    except OSError:
+        return list(BOUNDS)
+    return [key for key in BOUNDS if key not in TASK_GAINS or f"train/{key}_loss" in header]
+
+
+def varied_keys(rows: Sequence[Row]) -> list[str]:
+    """The keys of BOUNDS that a search varies, in order: those of its first generation."""
+    return [key for key in BOUNDS if key in rows[0]]
 
 
 def make_child(rows: Sequence[Row], recipe: Hyperparameters, *, seed: int, generation: int) -> Hyperparameters:
@@ -125,11 +147,12 @@ def make_child(rows: Sequence[Row], recipe: Hyperparameters, *, seed: int, gener
     weights = np.array([row["fitness"] for row in best])
     weights = weights - weights.min() + 1e-6
     parent = best[rng.choice(len(best), p=weights / weights.sum())]
-    factors = np.ones(len(BOUNDS))
+    keys = varied_keys(rows)
+    factors = np.ones(len(keys))
     while (factors == 1).all():
-        changed = rng.random(len(BOUNDS)) < CHANCE
-        factors = np.where(changed, (1 + SPREAD * rng.standard_normal(len(BOUNDS))).clip(*FACTORS), 1.0)
-    values = {key: clip_to_bounds(parent[key] * factor, key, getattr(recipe, key)) for (key, factor) in zip(BOUNDS, factors.tolist())}
+        changed = rng.random(len(keys)) < CHANCE
+        factors = np.where(changed, (1 + SPREAD * rng.standard_normal(len(keys))).clip(*FACTORS), 1.0)
+    values = {key: clip_to_bounds(parent[key] * factor, key, getattr(recipe, key)) for (key, factor) in zip(keys, factors.tolist())}
     return recipe.replace(**values, source=f"generation {generation + 1}")
 
 
@@ -160,7 +183,7 @@ def read_generations(folder: Path, config: TrainConfig) -> list[Row]:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{table}: cannot be read ({error}); give another --name") from None
-    if any(not {"generation", "fitness", *BOUNDS} <= set(row) for row in rows):
+    if any(not {"generation", "fitness", "lr0"} <= set(row) for row in rows):
         raise UserError(f"{table}: columns are missing; give another --name")
     return rows
 
@@ -176,7 +199,7 @@ def write_results(folder: Path, rows: Sequence[Row], *, plots: bool) -> None:
     if len(rows) == 1:
         used.to_yaml(folder / "recipe.yaml")
     best = max(rows, key=lambda row: row["fitness"])
-    values = read_recipe(folder).replace(**{key: best[key] for key in BOUNDS}).to_dict()
+    values = read_recipe(folder).replace(**{key: best[key] for key in varied_keys(rows)}).to_dict()
     title = f"# Best of {len(rows)} generations: number {int(best['generation']) + 1}, fitness {best['fitness']:.5f}\n"
     _write_file(folder / "hyp_evolve.yaml", title + yaml.safe_dump(values, sort_keys=False))
     lines = [",".join(rows[0]), *(",".join(_format(row.get(key, 0.0)) for key in rows[0]) for row in rows)]
@@ -185,7 +208,7 @@ def write_results(folder: Path, rows: Sequence[Row], *, plots: bool) -> None:
         from utils.visual.plots import plot_evolution
 
         with observing("plotting evolve.png"):
-            plot_evolution(rows, tuple(BOUNDS), folder / "evolve.png")
+            plot_evolution(rows, varied_keys(rows), folder / "evolve.png")
 
 
 def _check_world_size() -> None:

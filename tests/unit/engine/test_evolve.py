@@ -28,8 +28,8 @@ def row(number, fitness, **values):
 class Trainer:
     """Takes the place of a training; lower learning rates are better."""
 
-    def __init__(self, *, stop_at=None, diverge_at=None):
-        self.stop_at, self.diverge_at, self.seen = stop_at, diverge_at, []
+    def __init__(self, *, stop_at=None, diverge_at=None, parts=("box", "cls")):
+        self.stop_at, self.diverge_at, self.parts, self.seen = stop_at, diverge_at, parts, []
 
     def __call__(self, config):
         number = len(self.seen)
@@ -39,6 +39,7 @@ class Trainer:
         folder = Path(config.project) / config.name
         folder.mkdir(parents=True, exist_ok=True)
         hyp.to_yaml(folder / "hyp.yaml")
+        (folder / "results.csv").write_text(",".join(("epoch", *(f"train/{part}_loss" for part in self.parts))) + "\n")
         self.seen.append(hyp.to_dict())
         if number == self.diverge_at:
             raise UserError("epoch 1: the loss became nan") from Diverged("nan")
@@ -78,6 +79,33 @@ def test_mutation_stays_within_bounds_and_keeps_zeros():
     assert all(c.tal_topk == HYP.tal_topk and c.nbs == HYP.nbs for c in children)
     changed = [sum(getattr(c, key) != rows[0][key] for key in BOUNDS if rows[0][key]) for c in children]
     assert min(changed) > 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "varied"), [(("box", "cls", "pose", "kobj"), {"pose", "kobj"}), (("box", "angle"), {"angle"}), (("cls",), set())]
+)
+def test_gains_of_a_task_are_varied_where_its_loss_has_them(tmp_path, parts, varied):
+    trainer = Trainer(parts=parts)
+    folder = evolve(config(tmp_path), trainer)
+    gains = ("pose", "kobj", "rle", "angle")
+    assert {key for key in gains if len({seen[key] for seen in trainer.seen}) > 1} == varied
+    assert set(rows_of(folder)[0]).intersection(gains) == varied
+
+
+def test_regularisation_of_classifiers_is_varied():
+    recipe = HYP.replace(erasing=0.4, label_smoothing=0.1)
+    rows = [row(0, 0.5, erasing=0.4, label_smoothing=0.1)]
+    children = [make_child(rows, recipe, seed=0, generation=g) for g in range(1, 40)]
+    assert all(len({getattr(child, key) for child in children}) > 10 for key in ("erasing", "label_smoothing"))
+
+
+def test_a_search_of_fewer_keys_is_resumed_with_these(tmp_path):
+    folder = evolve(config(tmp_path, evolve=2), Trainer())
+    rows = [{key: value for key, value in r.items() if key not in ("erasing", "label_smoothing")} for r in rows_of(folder)]
+    (folder / "evolve.csv").write_text("\n".join(",".join(values) for values in (rows[0], *(r.values() for r in rows))) + "\n")
+    evolve(config(tmp_path, evolve=3), Trainer())
+    assert len(rows_of(folder)) == 3
+    assert "erasing" not in rows_of(folder)[0]
 
 
 def test_parents_are_drawn_from_the_best_five_by_fitness():
