@@ -284,7 +284,7 @@ class MetricAccumulator:
         else:
             by_size, stats = np.full((nc, len(SIZES)), np.nan), {}
             ap, curves = _trapezoid(dets, counted, nc, similarity, rule=self.rule)
-        present = instances > 0
+        present = ~np.isnan(curves.f1).any(axis=1)  # a class whose objects all are ignored has none
         best = int(smoothed(curves.f1[present].mean(axis=0), 0.1).argmax()) if present.any() else 0
         best = min(best, len(CURVE_POINTS) - 1)
         precision, recall = curves.precision[:, best], curves.recall[:, best]

@@ -96,3 +96,30 @@ def test_columns_table_and_rows_name_both_measures():
     assert "mAP50-95(P)" in result.table()
     assert {"AP(B)", "AP(P)"} <= result.class_rows[0].keys()
     assert result.fitness == pytest.approx((result.box.fitness + result.own.fitness) / 2)
+
+
+def person_and_ball() -> PoseAccumulator:
+    """A person that is found, a ball that is found but has no labelled keypoint, and a doubtful person that is none; in one image."""
+    keypoints = torch.tensor((((10.0, 10, 2), (50, 50, 2)), ((0, 0, 0), (0, 0, 0)), ((80, 5, 1), (99, 9, 1))))
+    boxes, classes = torch.tensor(((0.0, 0, 60, 60), (80, 80, 90, 90), (80, 0, 99, 10))), torch.tensor((0, 1, 0))
+    metric = PoseAccumulator(("person", "ball"))
+    fields = {"keypoints": keypoints[:2]}
+    truth = GroundTruth.of_boxes(torch.zeros(2, dtype=torch.long), classes[:2], torch.tensor(((0.0, 0, 60, 60), (80, 80, 10, 10))))
+    found = Detections(boxes, torch.tensor((0.9, 0.8, 0.2)), classes, {"keypoints": keypoints})
+    metric.update([found], truth.replace(fields=fields), images=[0])
+    return metric
+
+
+def test_a_class_without_labelled_keypoints_does_not_move_the_confidence():
+    own = person_and_ball().compute().own
+    assert own.confidence > 0.2
+    assert min(own.precision, own.recall) > 0.9
+    assert np.isnan(own.precision_per_class[1])
+
+
+def test_a_study_keeps_no_curve_of_a_class_without_labelled_keypoints():
+    from engine.study.measuring import measured_values
+
+    curves = measured_values(person_and_ball().compute())["pr_curves"]
+    assert set(curves) == {"person", "all"}
+    assert np.isfinite(curves["all"]).all()
