@@ -11,6 +11,7 @@ import torch
 from utils.metrics.coco_eval import read_instances, run_pycocotools, write_coco_json
 from utils.metrics.keypoints import KEYPOINT_STATS, PoseAccumulator
 from utils.metrics.metrics import GroundTruth
+from utils.metrics.resampling import image_noise, resampled_ap
 from utils.types import Detections
 
 
@@ -123,3 +124,9 @@ def test_a_study_keeps_no_curve_of_a_class_without_labelled_keypoints():
     curves = measured_values(person_and_ball().compute())["pr_curves"]
     assert set(curves) == {"person", "all"}
     assert np.isfinite(curves["all"]).all()
+
+
+def test_the_noise_of_the_images_is_that_of_the_keypoints():
+    metric, _, _ = hard_case(0, points=5)
+    np.testing.assert_allclose(resampled_ap(metric, np.ones((1, 30), dtype=np.int64))[0], metric.compute().own.ap, atol=1e-12)
+    assert set(image_noise(metric, resamples=5)) == {"metrics/mAP_0.5(P)", "metrics/mAP_0.5:0.95(P)"}
