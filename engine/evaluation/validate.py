@@ -249,7 +249,7 @@ def save_json(
     count = write_coco_json(path, metric, category_ids=ids, image_ids=None if annotations else image_ids)
     print(f"{count} detections in {path}")
     if annotations is None:
-        print("pycocotools: not run, the data set has no annotations/instances_*.json beside its images")
+        print("pycocotools: not run, the ground truth is no COCO file (annotations/instances_*.json beside the images)")
         return None
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids

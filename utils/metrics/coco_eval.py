@@ -22,6 +22,7 @@ from utils.metrics.coco_file import (
     CocoObject,
     find_image_id,
     image_ids_by_name,
+    is_keypoints,
     keypoint_array,
     read_coco_file,
     read_json,
@@ -88,7 +89,9 @@ class CocoAnnotations:
         return GroundTruth(image_index, classes, boxes, area, crowd, fields)
 
 
-def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False, masks: bool = False) -> CocoAnnotations:
+def read_instances(
+    path: str | Path, names: Sequence[str], *, single_class: bool = False, masks: bool = False, keypoints: int | None = None
+) -> CocoAnnotations:
     """Reads an instances JSON as ground truth; what training would not read is left out, and said in the same words.
 
     Args:
@@ -96,6 +99,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         names: Class names of the data set, in order; matched to the file's categories by name, else by order if there are as many.
         single_class: Whether every object counts as class 0.
         masks: Whether objects have masks; one whose segmentation is missing or broken has its box.
+        keypoints: How many an object has; one with another number counts as one without. None takes the number of the first that has any.
 
     Raises:
         UserError: If the file is no instances JSON or its categories do not fit ``names``.
@@ -106,7 +110,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     ids, first = np.unique(image, return_index=True)
     faults = [f"annotation {o.id} of {content.path.name}: {o.fault}" for o in content.objects if o.fault]
     coded, broken = read_masks(content, sound) if masks else (None, [])
-    faults += broken
+    faults += broken + (_keypoint_faults(content, sound, keypoints) if keypoints else [])
     return CocoAnnotations(
         path=content.path,
         category_ids=content.category_ids[:1] if single_class else content.category_ids,
@@ -119,14 +123,22 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         crowd=np.array([o.crowd for o in sound], dtype=bool),
         masks=coded,
         remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
-        keypoints=_keypoints([o.keypoints for o in sound]),
+        keypoints=_keypoints([o.keypoints for o in sound], keypoints),
     )
 
 
-def _keypoints(given: Sequence[Any]) -> NDArray[np.float64] | None:
-    """(M, K, 3) where K is the first object's; None where no object has keypoints."""
+def _keypoints(given: Sequence[Any], count: int | None) -> NDArray[np.float64] | None:
+    """(M, K, 3) where K is ``count`` or the first object's; None where no object has so many."""
     lengths = [len(entry) for entry in given if isinstance(entry, list) and entry]
-    return keypoint_array(given, lengths[0] // 3) if lengths else None
+    length = 3 * count if count else lengths[0] if lengths else 0
+    return keypoint_array(given, length // 3) if length in lengths else None
+
+
+def _keypoint_faults(content: CocoContent, objects: Sequence[CocoObject], count: int) -> list[str]:
+    """A line for each object whose keypoints are others than ``count``: it counts as one without."""
+    wrong = [found.id for found in objects if found.keypoints and not is_keypoints(found.keypoints, count)]
+    expected = f"{count} times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape"
+    return [f"annotation {number} of {content.path.name}: keypoints: {expected}; they are not used" for number in wrong]
 
 
 def read_masks(content: CocoContent, objects: Sequence[CocoObject]) -> tuple[NDArray[np.uint8] | None, list[str]]:
@@ -242,7 +254,9 @@ def run_pycocotools(
         content = {**content, "annotations": [with_segmentation(a, sizes[a["image_id"]]) for a in sound_annotations(content)]}
     if kind == "keypoints":  # it takes the area of a detection from its box, where that is there too
         found = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
-        content = {**content, "annotations": [_with_keypoints(entry) for entry in content["annotations"]]}
+        entries = [entry for entry in (*found, *content["annotations"]) if isinstance(entry, dict) and entry.get("keypoints")]
+        count = len(entries[0]["keypoints"]) // 3 if entries else 0
+        content = {**content, "annotations": [_with_keypoints(entry, count) for entry in content["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints much of no interest
         truth = _indexed(COCO(), content)
         dets = truth.loadRes(found) if found else _indexed(COCO(), {**content, "annotations": []})
@@ -261,11 +275,14 @@ def run_pycocotools(
     return {name: float(value) for name, value in zip(names, evaluation.stats)}
 
 
-def _with_keypoints(entry: Any) -> Any:
-    """An annotation with the number of its keypoints, of which pycocotools ignores those with none."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("keypoints"), list):
+def _with_keypoints(entry: Any, count: int) -> Any:
+    """An annotation with ``count`` keypoints, all unlabelled where it has others, and how many are labelled: pycocotools ignores an object
+    without, and needs both of every object."""
+    if not isinstance(entry, dict):
         return entry
-    return {**entry, "num_keypoints": sum(visible > 0 for visible in entry["keypoints"][2::3])}
+    given = entry.get("keypoints")
+    points = given if is_keypoints(given, count) else [0] * (3 * count)
+    return {**entry, "keypoints": points, "num_keypoints": sum(visible > 0 for visible in points[2::3])}
 
 
 def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], list[dict[str, Any]]]:

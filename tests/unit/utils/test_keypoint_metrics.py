@@ -90,6 +90,27 @@ def test_a_file_without_keypoints_is_no_ground_truth_of_them(tmp_path):
     assert not truth.serves("keypoints")
 
 
+def test_objects_with_another_number_of_keypoints_are_named_and_count_as_without(tmp_path):
+    metric, annotations, results = hard_case(0, points=5)
+    first, second = annotations["annotations"][:2]
+    first["keypoints"] = [1, 2, 2] * 17
+    del second["keypoints"]
+    (tmp_path / "truth.json").write_text(json.dumps(annotations))
+    truth = read_instances(tmp_path / "truth.json", ("a", "b"), keypoints=5)
+    assert truth.keypoints.shape[1:] == (5, 3)
+    assert not truth.keypoints[:2].any()
+    assert truth.remarks == (
+        "annotation 1 of truth.json: keypoints: 5 times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape; they are not used",
+    )
+    assert not read_instances(tmp_path / "truth.json", ("a", "b"), keypoints=4).serves("keypoints")
+    again = PoseAccumulator(("a", "b"))
+    state = metric.state()
+    state["fields"]["truth"]["keypoints"][:2] = 0
+    again.merge(state)
+    found = run_pycocotools(tmp_path / "truth.json", results, kind="keypoints", **metric.coco_kinds["keypoints"])
+    assert again.compute().own.coco_stats == pytest.approx(found, abs=1e-12)
+
+
 def test_columns_table_and_rows_name_both_measures():
     metric, _, _ = hard_case(0, points=5)
     result = metric.compute()
