@@ -96,6 +96,8 @@ def validate_on_rank(config: ValConfig) -> Any:
         annotations = split_truth(spec, config.task, task=model.task)
         if annotations is not None:
             annotations.check_unique(loader.dataset.image_files)
+            if distributed.is_main() and (line := annotations.other_sizes(loader.dataset.image_files, loader.dataset.shapes_hw)):
+                print(line)
         save_dir = run_folder(config)
         metric = loader.dataset.task.metric(spec.names, rule=config.ap_rule)
         options = evaluation_options(config, model, loader, device=device, annotations=annotations)

@@ -83,16 +83,16 @@ def measured_values(metrics: MetricResult) -> dict[str, Any]:
 def _measured_objects(metrics: Metrics) -> dict[str, Any]:
     per_class, curves = {}, {}
     at_recall = metrics.curves.precision_at_recall
-    present = ~np.isnan(at_recall).any(axis=1)  # not of a class whose objects all are ignored
+    present = np.flatnonzero(~np.isnan(at_recall).any(axis=1))  # not of a class whose objects all are ignored
     for c, name in enumerate(metrics.names):
         values = {
             "P": metrics.precision_per_class[c], "R": metrics.recall_per_class[c], "AP50": metrics.ap[c, 0], "AP75": metrics.ap[c, 5],
             "AP": metrics.ap[c].mean(),
         }  # fmt: skip
         per_class[name] = {**{key: float(value) for key, value in values.items()}, "objects": float(metrics.instances[c])}
-        if present[c]:
+        if c in present:
             curves[name] = _at_recalls(at_recall[c])
-    if present.any():
+    if len(present):
         curves["all"] = _at_recalls(at_recall[present].mean(axis=0))
     sizes = dict(zip(("small", "medium", "large"), metrics.map_by_size))
     return {"per_class": per_class, "per_size": sizes, "pr_curves": curves}
