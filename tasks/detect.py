@@ -81,6 +81,14 @@ class DetectTask(CommonTask):
         boxes = to_original(boxes, batch.letterbox, image=targets.image)
         return GroundTruth.of_boxes(targets.image, targets.classes, xyxy_to_ltwh(boxes.double()))
 
+    @staticmethod
+    def truth_of_originals(instances: Sequence[Instances], boxes_xyxy: Sequence[NDArray]) -> GroundTruth:
+        """The objects of images with these boxes (n, 4) px of the originals, one array an image."""
+        image = torch.arange(len(instances)).repeat_interleave(torch.tensor([len(i) for i in instances], dtype=torch.long))
+        boxes = torch.from_numpy(np.concatenate([np.zeros((0, 4), np.float32), *boxes_xyxy])).double()
+        classes = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *(i.classes for i in instances)])).long()
+        return GroundTruth.of_boxes(image, classes, xyxy_to_ltwh(boxes))
+
     def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
         return non_max_suppression(predictions, suppression)
 

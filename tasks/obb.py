@@ -77,21 +77,26 @@ class ObbTask(DetectTask):
         """Classes (n,), boxes (n, 4) cxcywh in 0-1 before they are turned, and angles (n,): the smallest rectangles about what the image
         shows of the polygons; a box without a polygon has the angle 0."""
         h, w = hw
-        plain = instances.boxes_xyxy
-        boxes = np.concatenate(((plain[:, :2] + plain[:, 2:]) / 2, plain[:, 2:] - plain[:, :2], np.zeros((len(plain), 1))), axis=1)
-        has_polygon = instances.counts > 0
-        if has_polygon.any():
-            boxes[has_polygon] = rectangles_of_polygons(instances.points, instances.counts[has_polygon], hw)
+        boxes = _rectangles_of(instances, hw)
         normalised = (boxes[:, :4] / np.array((w, h, w, h))).astype(np.float32)
         return {"classes": instances.classes, "boxes": normalised, ANGLE: boxes[:, 4].astype(np.float32)}
 
     def ground_truth(self, batch: Batch) -> GroundTruth:
-        """The boxes of a batch in px of the original images, before they are turned, with the field ``angle`` (M, 1)."""
+        """The boxes of a batch in px of the original images, before they are turned, with the field ``angle`` (M, 1): whole, from their
+        corners, where the loader kept those, else from targets, which end at the border of the batch's images."""
+        if batch.truth is not None:
+            return batch.truth
         targets, hw = batch.targets.cpu(), batch.images.shape[-2:]
         boxes = _boxes_of(targets, (float(hw[0]), float(hw[1]))).double()
         xyxy, angle = unrotated(_to_original(boxes, batch.letterbox, image=targets.image))
         truth = GroundTruth.of_boxes(targets.image, targets.classes, xyxy_to_ltwh(xyxy))
         return truth.replace(fields={ANGLE: angle})
+
+    def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> GroundTruth:
+        """The boxes of images in px of the originals, whole where they reach over the border, as detections do."""
+        found = [unrotated(torch.from_numpy(_rectangles_of(instances))) for instances, _ in images]
+        truth = self.truth_of_originals([i for i, _ in images], [boxes.numpy() for boxes, _ in found])
+        return truth.replace(fields={ANGLE: torch.cat([torch.zeros(0, 1), *(angle for _, angle in found)])})
 
     def postprocess(self, predictions: Predictions, suppression: Suppression) -> list[Detections]:
         return rotated_suppression(predictions, suppression)
@@ -196,6 +201,16 @@ def _corners_of_box(box_cxcywh: np.ndarray) -> np.ndarray:
     """(4, 2)"""
     centre, half = box_cxcywh[:2], box_cxcywh[2:] / 2
     return centre + half * np.array(((-1, -1), (1, -1), (1, 1), (-1, 1)))
+
+
+def _rectangles_of(instances: Instances, hw: tuple[int, int] | None = None) -> NDArray:
+    """(n, 5) centre and size in px, angle: the smallest rectangles about polygons, or about what an image of ``hw`` px shows of them."""
+    plain = instances.boxes_xyxy
+    boxes = np.concatenate(((plain[:, :2] + plain[:, 2:]) / 2, plain[:, 2:] - plain[:, :2], np.zeros((len(plain), 1))), axis=1)
+    has_polygon = instances.counts > 0
+    if has_polygon.any():
+        boxes[has_polygon] = rectangles_of_polygons(instances.points, instances.counts[has_polygon], hw)
+    return boxes
 
 
 def _boxes_of(targets: Targets, hw: tuple[float, float]) -> Tensor:

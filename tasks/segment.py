@@ -23,7 +23,7 @@ from torch.nn import functional
 from tasks.base import DrawStyle, ExportOutput, TaskDefaults, View, register_task
 from tasks.detect import DETECT, SAME_OBJECT_IOU, DetectTask, map_boxes
 from tasks.rows import COLUMNS, NO_AREA, InvalidRow, LabelRow
-from utils.boxes import box_iou, cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, to_batch, to_original, xyxy_to_cxcywh, xyxy_to_ltwh
+from utils.boxes import box_iou, cxcywh_to_xyxy, denormalised, ltwh_to_xyxy, to_batch, to_original, xyxy_to_cxcywh
 from utils.errors import UserError
 from utils.instances import Instances
 from utils.masks.outlines import cut_bridges, joined, rings_of_packed
@@ -132,11 +132,7 @@ class SegmentTask(DetectTask):
 
     def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> GroundTruth:
         """The objects of images in px of the originals, each with its height and width: from their outlines, as COCO fills them."""
-        instances = [i for i, _ in images]
-        image = torch.arange(len(images)).repeat_interleave(torch.tensor([len(i) for i in instances], dtype=torch.long))
-        boxes = torch.from_numpy(np.concatenate([np.zeros((0, 4), np.float32), *(i.boxes_xyxy for i in instances)])).double()
-        classes = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *(i.classes for i in instances)])).long()
-        truth = GroundTruth.of_boxes(image, classes, xyxy_to_ltwh(boxes))
+        truth = self.truth_of_originals([i for i, _ in images], [i.boxes_xyxy for i, _ in images])
         return with_codes(truth, [[encode_polygons([joined(r).ravel()], hw) for r in outlines_of(i)] for i, hw in images])
 
     # Predictions and detections

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from utils.masks.coco_outlines import rings_of_annotation
 from utils.metrics.coco_file import (
     BROKEN_BOX,
     NO_CATEGORY,
+    SIZE_SLACK_PX,
     CocoObject,
     find_image_id,
     image_ids_by_name,
@@ -32,10 +32,8 @@ from utils.metrics.coco_file import (
     read_coco_file,
 )
 
-MAX_SIDE_PX = 2**31
 OVERHANG_PX = 2.0  # beyond the border that a box may reach and still be clipped
 POLYGON_PX = 2.0  # by which a polygon's extent may differ from its box
-SIZE_SLACK_PX = 1  # between the size in the file and the image's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,16 +155,11 @@ def load_coco(path: Path, names: Sequence[str] | None = None, *, single: bool = 
         if not found.crowd:
             objects[found.image_id].append(found)
     remarks = ((content.lost, ANNOTATIONS), (content.unnamed, WRONG_CLASS))
-    sizes = {i: (int(e["height"]), int(e["width"])) for i, e in content.images.items() if _is_size(e)}
     return CocoFile(
-        path, content.names, content.files, sizes, image_ids_by_name(content.files), objects, sum(o.crowd for o in content.objects),
-        tuple(Problem(str(path), 0, text, False, kind) for text, kind in remarks if text),
+        path, content.names, content.files, content.sizes_hw, image_ids_by_name(content.files), objects,
+        sum(o.crowd for o in content.objects), tuple(Problem(str(path), 0, text, False, kind) for text, kind in remarks if text),
         skeleton=content.skeleton,
     )  # fmt: skip
-
-
-def _is_size(entry: Mapping[str, Any]) -> bool:
-    return all(isinstance(entry.get(k), (int, float)) and 1 <= entry[k] <= MAX_SIDE_PX for k in ("height", "width"))
 
 
 def _with_objects(coco: CocoFile, image_id: int | None, probed: ImageLabels, image_file: str) -> ImageLabels:

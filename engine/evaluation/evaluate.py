@@ -123,7 +123,7 @@ class _Pipeline:
             with predictor.stopwatch.stage(INFERENCE):  # with the suppression of what its windows show
                 detections = self.options.sliced(batch, detections)
         annotations = self.options.annotations
-        truth = annotations.truth_of(batch.paths) if annotations else task.ground_truth(batch)
+        truth = annotations.truth_of(batch.paths, hws=batch.letterbox.original_hw.numpy()) if annotations else task.ground_truth(batch)
         return EvaluatedBatch(index, batch, task, detections, truth)
 
     def _forward(self, batch: Batch) -> Forward:

@@ -96,6 +96,8 @@ def validate_on_rank(config: ValConfig) -> Any:
         annotations = split_truth(spec, config.task, task=model.task)
         if annotations is not None:
             annotations.check_unique(loader.dataset.image_files)
+            if distributed.is_main() and (line := annotations.other_sizes(loader.dataset.image_files, loader.dataset.shapes_hw)):
+                print(line)
         save_dir = run_folder(config)
         metric = loader.dataset.task.metric(spec.names, rule=config.ap_rule)
         options = evaluation_options(config, model, loader, device=device, annotations=annotations)
@@ -256,7 +258,7 @@ def save_json(
     count = write_coco_json(path, metric, category_ids=ids, image_ids=None if annotations else image_ids)
     print(f"{count} detections in {path}")
     if annotations is None:
-        print("pycocotools: not run, the data set has no annotations/instances_*.json beside its images")
+        print("pycocotools: not run, the ground truth is no COCO file (annotations/instances_*.json beside the images)")
         return None
     images = metric.state()["images"]
     wanted = None if annotations.single_class else ids

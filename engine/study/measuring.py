@@ -3,7 +3,7 @@
     python -m engine.study.measuring RUN_FOLDER last DEVICE
 
 As val.py does: the deployed network in float32 on the validation images, by COCO's rule. Beside ``study_metrics.json`` the detections and
-objects are kept as ``detections.npz``; the evaluation's own noise is estimated by resampling the images.
+objects of detection are kept as ``detections.npz``; the evaluation's own noise is estimated by resampling the images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(folder: Path, compare: str, *, device: str = "") -> None:
-    """Writes ``study_metrics.json`` and ``detections.npz``.
+    """Writes ``study_metrics.json``, and ``detections.npz`` where boxes alone are compared.
 
     Args:
         compare: ``last`` or ``best``.
@@ -60,9 +60,8 @@ def measure(folder: Path, compare: str, *, device: str = "") -> None:
     options = evaluation_options(config, model, loader, device=target, annotations=annotations)
     metrics = evaluate(model, loader, options, metric=metric)
     print(metrics.table())
-    noise = {}
-    if type(metric) is MetricAccumulator:  # others compare more than boxes, which resampling does not know
-        noise = image_noise(metric)
+    noise = image_noise(metric) if isinstance(metric, MetricAccumulator) else {}
+    if type(metric) is MetricAccumulator:  # others compare more than boxes, for which the file has no place
         with atomic_write(folder / DETECTIONS_FILE) as partial:
             state = metric.state()
             np.savez_compressed(
@@ -83,17 +82,18 @@ def measured_values(metrics: MetricResult) -> dict[str, Any]:
 
 def _measured_objects(metrics: Metrics) -> dict[str, Any]:
     per_class, curves = {}, {}
-    present = metrics.instances > 0
+    at_recall = metrics.curves.precision_at_recall
+    present = np.flatnonzero(~np.isnan(at_recall).any(axis=1))  # not of a class whose objects all are ignored
     for c, name in enumerate(metrics.names):
         values = {
             "P": metrics.precision_per_class[c], "R": metrics.recall_per_class[c], "AP50": metrics.ap[c, 0], "AP75": metrics.ap[c, 5],
             "AP": metrics.ap[c].mean(),
         }  # fmt: skip
         per_class[name] = {**{key: float(value) for key, value in values.items()}, "objects": float(metrics.instances[c])}
-        if present[c]:
-            curves[name] = _at_recalls(metrics.curves.precision_at_recall[c])
-    if present.any():
-        curves["all"] = _at_recalls(metrics.curves.precision_at_recall[present].mean(axis=0))
+        if c in present:
+            curves[name] = _at_recalls(at_recall[c])
+    if len(present):
+        curves["all"] = _at_recalls(at_recall[present].mean(axis=0))
     sizes = dict(zip(("small", "medium", "large"), metrics.map_by_size))
     return {"per_class": per_class, "per_size": sizes, "pr_curves": curves}
 

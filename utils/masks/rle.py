@@ -98,6 +98,24 @@ def rows_to_codes(rows: NDArray[np.uint8]) -> NDArray[np.object_]:
     return codes
 
 
+def rows_at(rows: NDArray[np.uint8], hws: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Codes as rows, each in an image of height and width ``hws`` (n, 2): see ``fitted``."""
+    given = np.ascontiguousarray(rows[:, :HEADER]).view("<i4")
+    if not len(rows) or (given == hws).all():
+        return rows
+    return codes_to_rows([fitted(code, (int(h), int(w))) for code, (h, w) in zip(rows_to_codes(rows), hws)]).copy()  # writable
+
+
+def fitted(code: Code, hw: tuple[int, int]) -> Code:
+    """The mask of a code in an image of another size: cut at its right and lower border, or filled up to it with nothing."""
+    if tuple(code["size"]) == hw:
+        return code
+    mask = np.zeros(hw, np.uint8)
+    kept = decode([code], hw)[0][: hw[0], : hw[1]]
+    mask[: kept.shape[0], : kept.shape[1]] = kept
+    return encode(mask[None])[0]  # type: ignore[no-any-return]
+
+
 def joined_rows(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Codes as rows from several places, each with its own longest."""
     longest = max((part.shape[1] for part in parts), default=HEADER)

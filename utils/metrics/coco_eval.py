@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.masks.coco_outlines import code_of_annotation
-from utils.masks.rle import FIELD, codes_to_rows
+from utils.masks.rle import FIELD, codes_to_rows, fitted, rows_at
 from utils.metrics.coco_file import (
+    SIZE_SLACK_PX,
     CocoContent,
     CocoObject,
     find_image_id,
     image_ids_by_name,
+    is_keypoints,
     keypoint_array,
     read_coco_file,
     read_json,
@@ -52,6 +54,7 @@ class CocoAnnotations:
     remarks: tuple[str, ...] = ()  # what of the file is left out, for the user
     masks: NDArray[np.uint8] | None = None  # (M, ·) codes as rows of bytes, where they were asked for
     keypoints: NDArray[np.float64] | None = None  # (M, K, 3) x and y in px, visibility; None where no object has any
+    sizes_hw: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # image id: height and width in px, where given
 
     def ids_of(self, paths: Sequence[str | Path]) -> list[int]:
         """The image ids of files, by file name; a UserError names the first that the JSON does not know."""
@@ -76,19 +79,33 @@ class CocoAnnotations:
                 expected = "give its file_name with the folder"
                 raise UserError(f"{self.path}: image {image_id} is both {other} and {path}; {expected}, or take one of them away")
 
-    def truth_of(self, paths: Sequence[str | Path]) -> GroundTruth:
-        """The objects of a batch of files."""
+    def other_sizes(self, paths: Sequence[str | Path], hws: NDArray[np.int64]) -> str:
+        """A line on the images that are of another size (N, 2) px than the file says, by more than rounding; empty for none."""
+        pairs = [(path, self.sizes_hw.get(i), (int(h), int(w))) for path, i, (h, w) in zip(paths, self.ids_of(paths), hws)]
+        other = [(path, given, hw) for path, given, hw in pairs if given and np.abs(np.subtract(given, hw)).max() > SIZE_SLACK_PX]
+        if not other:
+            return ""
+        path, given, hw = other[0]
+        more = f"; {len(other) - 1} more images are like this" if len(other) > 1 else ""
+        return f"{self.path}: {path} is {hw[1]}x{hw[0]} px, but the file says {given[1]}x{given[0]}, so its objects may lie elsewhere{more}"
+
+    def truth_of(self, paths: Sequence[str | Path], *, hws: NDArray[np.int64] | None = None) -> GroundTruth:
+        """The objects of a batch of files; masks at the sizes ``hws`` (B, 2) px of its images, where given, else at those in the file."""
         rows = [np.arange(*self.starts.get(i, (0, 0))) for i in self.ids_of(paths)]
         image = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         taken = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         columns = (image, *(a[taken] for a in (self.classes, self.boxes_ltwh, self.area, self.crowd)))
         image_index, classes, boxes, area, crowd = map(torch.from_numpy, columns)
-        known = {FIELD: self.masks, "keypoints": self.keypoints}
-        fields = {name: torch.from_numpy(values[taken]) for name, values in known.items() if values is not None}
+        known: dict[str, NDArray] = {n: a[taken] for n, a in ((FIELD, self.masks), ("keypoints", self.keypoints)) if a is not None}
+        if FIELD in known and hws is not None:
+            known[FIELD] = rows_at(known[FIELD], hws[image])
+        fields = {name: torch.from_numpy(values) for name, values in known.items()}
         return GroundTruth(image_index, classes, boxes, area, crowd, fields)
 
 
-def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool = False, masks: bool = False) -> CocoAnnotations:
+def read_instances(
+    path: str | Path, names: Sequence[str], *, single_class: bool = False, masks: bool = False, keypoints: int | None = None
+) -> CocoAnnotations:
     """Reads an instances JSON as ground truth; what training would not read is left out, and said in the same words.
 
     Args:
@@ -96,6 +113,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         names: Class names of the data set, in order; matched to the file's categories by name, else by order if there are as many.
         single_class: Whether every object counts as class 0.
         masks: Whether objects have masks; one whose segmentation is missing or broken has its box.
+        keypoints: How many an object has; one with another number counts as one without. None takes the number of the first that has any.
 
     Raises:
         UserError: If the file is no instances JSON or its categories do not fit ``names``.
@@ -106,7 +124,7 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
     ids, first = np.unique(image, return_index=True)
     faults = [f"annotation {o.id} of {content.path.name}: {o.fault}" for o in content.objects if o.fault]
     coded, broken = read_masks(content, sound) if masks else (None, [])
-    faults += broken
+    faults += broken + (_keypoint_faults(content, sound, keypoints) if keypoints else [])
     return CocoAnnotations(
         path=content.path,
         category_ids=content.category_ids[:1] if single_class else content.category_ids,
@@ -119,14 +137,23 @@ def read_instances(path: str | Path, names: Sequence[str], *, single_class: bool
         crowd=np.array([o.crowd for o in sound], dtype=bool),
         masks=coded,
         remarks=tuple(text for text in (content.lost, content.unnamed, *faults[:MOST_REMARKS], _and_more(len(faults))) if text),
-        keypoints=_keypoints([o.keypoints for o in sound]),
+        keypoints=_keypoints([o.keypoints for o in sound], keypoints),
+        sizes_hw=content.sizes_hw,
     )
 
 
-def _keypoints(given: Sequence[Any]) -> NDArray[np.float64] | None:
-    """(M, K, 3) where K is the first object's; None where no object has keypoints."""
+def _keypoints(given: Sequence[Any], count: int | None) -> NDArray[np.float64] | None:
+    """(M, K, 3) where K is ``count`` or the first object's; None where no object has so many."""
     lengths = [len(entry) for entry in given if isinstance(entry, list) and entry]
-    return keypoint_array(given, lengths[0] // 3) if lengths else None
+    length = 3 * count if count else lengths[0] if lengths else 0
+    return keypoint_array(given, length // 3) if length in lengths else None
+
+
+def _keypoint_faults(content: CocoContent, objects: Sequence[CocoObject], count: int) -> list[str]:
+    """A line for each object whose keypoints are others than ``count``: it counts as one without."""
+    wrong = [found.id for found in objects if found.keypoints and not is_keypoints(found.keypoints, count)]
+    expected = f"{count} times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape"
+    return [f"annotation {number} of {content.path.name}: keypoints: {expected}; they are not used" for number in wrong]
 
 
 def read_masks(content: CocoContent, objects: Sequence[CocoObject]) -> tuple[NDArray[np.uint8] | None, list[str]]:
@@ -236,13 +263,9 @@ def run_pycocotools(
     unknown = next((r["image_id"] for r in found if r["image_id"] not in known), None)
     if unknown is not None:
         raise UserError(f"the annotations have no image with id {unknown!r}; pycocotools can only compare files that share their image ids")
-    if kind == "segm":  # it takes the area of a detection from its box, where that is there too
-        found = [{k: v for k, v in entry.items() if k != "bbox"} for entry in found]
-        sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
-        content = {**content, "annotations": [with_segmentation(a, sizes[a["image_id"]]) for a in sound_annotations(content)]}
-    if kind == "keypoints":  # it takes the area of a detection from its box, where that is there too
-        found = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
-        content = {**content, "annotations": [_with_keypoints(entry) for entry in content["annotations"]]}
+    if kind in COMPLETED:
+        found = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]  # or it takes the area of that
+        content = {**content, "annotations": COMPLETED[kind](content, found)}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints much of no interest
         truth = _indexed(COCO(), content)
         dets = truth.loadRes(found) if found else _indexed(COCO(), {**content, "annotations": []})
@@ -261,11 +284,27 @@ def run_pycocotools(
     return {name: float(value) for name, value in zip(names, evaluation.stats)}
 
 
-def _with_keypoints(entry: Any) -> Any:
-    """An annotation with the number of its keypoints, of which pycocotools ignores those with none."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("keypoints"), list):
-        return entry
-    return {**entry, "num_keypoints": sum(visible > 0 for visible in entry["keypoints"][2::3])}
+def _with_masks(content: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The sound annotations with masks of the size that those of the results have, which may differ from the file's by rounding."""
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in content["images"]}
+    masks = [(entry["image_id"], entry.get("segmentation")) for entry in found]
+    shown = {i: tuple(mask["size"]) for i, mask in masks if isinstance(mask, dict)}
+    entries = [(a, a["image_id"]) for a in sound_annotations(content)]
+    return [with_segmentation(a, sizes[i], shown=shown.get(i)) for a, i in entries]
+
+
+def _with_keypoints(content: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The annotations with as many keypoints as the results have, all unlabelled where they have others, and how many are labelled:
+    pycocotools ignores an object without, and needs both of every object."""
+    entries = [entry for entry in content["annotations"] if isinstance(entry, dict)]
+    given = [points for entry in (*found, *entries) if isinstance(points := entry.get("keypoints"), list) and points]
+    count = len(given[0]) // 3 if given else 0
+    own: list[Any] = [entry.get("keypoints") for entry in entries]
+    own = [points if is_keypoints(points, count) else [0] * (3 * count) for points in own]
+    return [{**entry, "keypoints": p, "num_keypoints": sum(visible > 0 for visible in p[2::3])} for entry, p in zip(entries, own)]
+
+
+COMPLETED = {"segm": _with_masks, "keypoints": _with_keypoints}  # what pycocotools needs more of annotations, by kind
 
 
 def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -286,10 +325,10 @@ def as_coco_documents(accumulator: MetricAccumulator) -> tuple[dict[str, Any], l
     return {"images": [{"id": i} for i in number.values()], "annotations": annotations, "categories": categories}, results
 
 
-def with_segmentation(annotation: dict[str, Any], hw: tuple[int, int]) -> dict[str, Any]:
-    """An annotation with a sound segmentation: that of its box where it has none."""
+def with_segmentation(annotation: dict[str, Any], hw: tuple[int, int], *, shown: tuple[int, int] | None = None) -> dict[str, Any]:
+    """An annotation with a sound segmentation, that of its box where it has none, at the size ``shown`` of its image if that is another."""
     code, _ = code_of_annotation(annotation.get("segmentation"), annotation["bbox"], hw)
-    return {**annotation, "segmentation": as_json(code)}
+    return {**annotation, "segmentation": as_json(fitted(code, shown or hw))}
 
 
 def as_json(code: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from utils.reading.limits import MAX_JSON_BYTES
 log = logging.getLogger(__name__)
 UNKNOWN = -1  # class of a category that the file's list lacks
 NO_CATEGORY = "its category is not in the file's list"
+MAX_SIDE_PX = 2**31
+SIZE_SLACK_PX = 1  # between the size in the file and the image's
 BROKEN_BOX = "bbox: four finite numbers left, top, width, height in px are expected"
 
 
@@ -74,6 +76,11 @@ class CocoContent:
     def files(self) -> dict[int, str]:
         """Image id: file name."""
         return {i: str(entry["file_name"]) for i, entry in self.images.items()}
+
+    @property
+    def sizes_hw(self) -> dict[int, tuple[int, int]]:
+        """Image id: height and width in px, where the file says them."""
+        return {i: (int(e["height"]), int(e["width"])) for i, e in self.images.items() if _is_size(e)}
 
 
 def read_coco_file(path: Path, names: Sequence[str] | None = None, *, single: bool = True) -> CocoContent:
@@ -245,6 +252,10 @@ def keypoint_array(given: Sequence[Any], count: int) -> NDArray[np.float64]:
     """(n, K, 3) of x, y in px and visibility of annotations' ``keypoints``; zeros for those without sound ones."""
     rows = [entry if is_keypoints(entry, count) else [0.0] * (3 * count) for entry in given]
     return np.array(rows, np.float64).reshape(-1, count, 3)
+
+
+def _is_size(entry: Mapping[str, Any]) -> bool:
+    return all(isinstance(entry.get(k), (int, float)) and 1 <= entry[k] <= MAX_SIDE_PX for k in ("height", "width"))
 
 
 def _is_id(value: object) -> bool:

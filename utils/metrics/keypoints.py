@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from utils.metrics.average_precision import Array
-from utils.metrics.matching import AREA_RANGES, Objects, box_overlap
-from utils.metrics.metrics import CocoCounts, CocoRule, Metrics
+from utils.metrics.matching import AREA_RANGES, Objects
+from utils.metrics.metrics import CocoCounts, CocoRule, Compared, Metrics
 from utils.metrics.oks import KeypointSimilarity, default_sigmas
 from utils.metrics.paired import PairedAccumulator, PairedMetrics
 
@@ -44,11 +44,14 @@ class PoseAccumulator(PairedAccumulator):
 
     def compute(self) -> PairedMetrics:  # type: ignore[override]
         """The metrics of everything that was added, boxes and keypoints."""
-        dets, truth = self.objects()
-        boxes = self.measure(dets, truth, box_overlap)
-        similarity = KeypointSimilarity(self.sigmas, by_box=self.rule == "coco")
-        keypoints = self.measure(_with_extent(dets), self._counted(truth), similarity, coco=KEYPOINT_RULE)
+        boxes, keypoints = self.measure(super().compared()), self.measure(self.compared())
         return PairedMetrics(Metrics(**boxes), Metrics(**keypoints), self.mark, self.noun)
+
+    def compared(self) -> Compared:
+        """The keypoints."""
+        dets, truth = self.objects()
+        similarity = KeypointSimilarity(self.sigmas, by_box=self.rule == "coco")
+        return Compared(_with_extent(dets), self._counted(truth), similarity, KEYPOINT_RULE)
 
     def _counted(self, truth: Objects) -> Objects:
         """The objects with their area as a field; by COCO's rule those without labelled keypoints have none that counts."""

@@ -264,27 +264,25 @@ class MetricAccumulator:
 
     def compute(self) -> Metrics:
         """The metrics of everything that was added. The order of the additions does not matter."""
-        return self.result(**self.measure(*self.objects(), self.similarity))
+        return self.result(**self.measure(self.compared()))
 
-    def measure(self, dets: Objects, truth: Objects, similarity: Similarity, *, coco: CocoRule | None = None) -> dict[str, Any]:
-        """The fields of :class:`Metrics` for detections and objects as :meth:`objects` gives them.
+    def compared(self) -> Compared:
+        """What the headline number compares."""
+        return Compared(*self.objects(), self.similarity, BOX_RULE)
 
-        Args:
-            dets: Detections, sorted.
-            truth: Ground truth.
-            similarity: How alike a detection and an object are.
-            coco: What COCO's rule counts and gives; that of boxes if None.
-        """
+    def measure(self, compared: Compared) -> dict[str, Any]:
+        """The fields of :class:`Metrics` for what is compared."""
+        dets, truth, similarity, coco = compared
         nc = len(self.names)
         counted = truth.take(~truth.crowd)
         instances = np.bincount(counted.label, minlength=nc)
         images_with = np.bincount(np.unique(counted.image * nc + counted.label) % nc, minlength=nc)
         if self.rule == "coco":
-            ap, by_size, curves, stats = _coco(dets, truth, nc, similarity, coco or BOX_RULE)
+            ap, by_size, curves, stats = _coco(dets, truth, nc, similarity, coco)
         else:
             by_size, stats = np.full((nc, len(SIZES)), np.nan), {}
             ap, curves = _trapezoid(dets, counted, nc, similarity, rule=self.rule)
-        present = instances > 0
+        present = ~np.isnan(curves.f1).any(axis=1)  # a class whose objects all are ignored has none
         best = int(smoothed(curves.f1[present].mean(axis=0), 0.1).argmax()) if present.any() else 0
         best = min(best, len(CURVE_POINTS) - 1)
         precision, recall = curves.precision[:, best], curves.recall[:, best]
@@ -338,6 +336,15 @@ class CocoRule(NamedTuple):
 
     limits: tuple[int, ...]  # most detections of an image and class, the last one counts
     stats: Callable[[CocoCounts], dict[str, Array]]  # values by name; their mean is given, -1 for what has no object
+
+
+class Compared(NamedTuple):
+    """What one measure compares, and how."""
+
+    dets: Objects  # sorted by image, class and score
+    truth: Objects
+    similarity: Similarity  # how alike a detection and an object are
+    coco: CocoRule  # what COCO's rule counts and gives
 
 
 def _box_stats(counts: CocoCounts) -> dict[str, Array]:

@@ -1,8 +1,9 @@
 """How much AP depends on which images the validation set happens to hold: a bootstrap over images, for the same weights.
 
 Every resample draws as many images as there are, with replacement; AP is computed anew from the matched detections of the images drawn, by
-COCO's rule. Matching is done once, as no image depends on another. A detection of an image that was drawn w times counts w times; as copies
-of one detection have one score, this equals the AP of a data set in which the image is there w times.
+COCO's rule and by what the headline number compares: boxes, polygons, masks or keypoints. Matching is done once, as no image depends on
+another. A detection of an image that was drawn w times counts w times; as copies of one detection have one score, this equals the AP of a
+data set in which the image is there w times.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from utils.metrics.average_precision import RECALL_POINTS, Array
 from utils.metrics.matching import AREA_RANGES, IOU_THRESHOLDS, match_coco, rank_in_group
-from utils.metrics.metrics import COCO_MAX_DETECTIONS, MetricAccumulator
+from utils.metrics.metrics import MetricAccumulator
 from utils.metrics.paired import PairedAccumulator
 
 RESAMPLES = 200  # the standard deviation is known to 5 %; COCO's 5,000 images take some seconds
@@ -20,7 +21,7 @@ VALUES_AT_ONCE = 4_000_000  # of an array
 
 
 def image_noise(metric: MetricAccumulator, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float]:
-    """Standard deviation of mAP over resampled images, by the names of results.csv.
+    """Standard deviation of mAP over resampled images, by the names of results.csv; of two measures, of the task's own.
 
     Args:
         metric: has collected a data set; by another rule than COCO's, or of fewer than two images, nothing is measured.
@@ -50,10 +51,10 @@ def resampled_ap(metric: MetricAccumulator, counts: NDArray[np.int64]) -> Array:
         metric: has collected the data set.
         counts: (B, images) how often each image is in each resample, images in the order of their names.
     """
-    dets, truth = metric.objects()
+    dets, truth, similarity, rule = metric.compared()
     nc = len(metric.names)
-    dets = dets.take(rank_in_group(dets.image * nc + dets.label) < COCO_MAX_DETECTIONS[-1])
-    match = match_coco(dets, truth, areas=AREA_RANGES[:1], similarity=metric.similarity)
+    dets = dets.take(rank_in_group(dets.image * nc + dets.label) < rule.limits[-1])
+    match = match_coco(dets, truth, areas=AREA_RANGES[:1], similarity=similarity)
     truth = truth.take(~truth.crowd & (truth.area >= AREA_RANGES[0, 0]) & (truth.area <= AREA_RANGES[0, 1]))
     ap = np.full((len(counts), nc, len(IOU_THRESHOLDS)), np.nan)
     order = np.lexsort((-dets.score, dets.label))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from data.dataset_spec import load_dataset_spec
 from data.labels.yolo import read_labels
+from data.loader import LoaderOptions, build_loader
 from data.tools.convert import main as convert
 from data.tools.shapes import VERSION, draw_image, draw_scene
 from data.tools.shapes_obb import box_along, label_rows
@@ -73,6 +76,19 @@ def test_a_corner_outside_the_image_is_kept_and_the_target_shows_what_is_inside(
     np.testing.assert_allclose(parsed.box_cxcywh, (0.1, 0.5, 0.2, 0.2), atol=1e-6)
     made = targets_of(parsed.polygon)
     np.testing.assert_allclose(made["boxes"], [(0.1, 0.5, 0.2, 0.2)], atol=1e-6)
+
+
+@pytest.mark.parametrize("pad", [0.0, 0.5])
+def test_validation_compares_with_whole_boxes_whatever_the_padding(tmp_path, pad):
+    box = torch.tensor((25.0, 200.0, 100.0, 40.0, math.pi / 6))
+    corners = (corners_of(box) / 640).flatten().tolist()
+    path = write_images(tmp_path / "set", {"train": [[]], "val": [[(0, *corners)], [], [(0, 0.5, 0.5, 0.2, 0.1)]]}, side=640)
+    options = LoaderOptions(imgsz=320, batch_size=3, hyp=types.SimpleNamespace(), augment=False, rect=pad > 0, pad=pad)
+    (batch,) = build_loader(load_dataset_spec(path), "val", options, task=OBB)
+    truth = OBB.ground_truth(batch)
+    assert truth.image.tolist() == [0, 2]
+    found = torch.cat((truth.boxes_ltwh[:, :2] + truth.boxes_ltwh[:, 2:] / 2, truth.boxes_ltwh[:, 2:], truth.fields["angle"]), dim=1)
+    torch.testing.assert_close(found.float(), torch.stack((box, torch.tensor((320.0, 320, 128, 64, 0)))), atol=0.01, rtol=0)
 
 
 def test_flips_turn_the_angle():

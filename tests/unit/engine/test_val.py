@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -77,6 +78,18 @@ def test_boxes_are_compared_in_px_of_the_original_images() -> None:
     truth = accumulator.state()["truth"]
     np.testing.assert_allclose(truth[0, 2:6], [(24 - 2) / 0.3, (24 - 17) / 0.3, 16 / 0.3, 16 / 0.3], rtol=1e-5)
     np.testing.assert_allclose(accumulator.state()["detections"][0, 2:6], truth[0, 2:6], rtol=1e-5)
+
+
+def test_annotations_are_told_the_sizes_of_the_originals() -> None:
+    told = []
+
+    def truth_of(paths, *, hws):
+        told.append((paths, hws.tolist()))
+        return DETECT.ground_truth(batch(0))
+
+    annotations = SimpleNamespace(truth_of=truth_of, ids_of=lambda paths: list(range(len(paths))))
+    evaluate(Oracle(), [batch(0)], dataclasses.replace(QUIET, annotations=annotations))
+    assert told == [(batch(0).paths, [[100, 200]] * 2)]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -11,6 +11,7 @@ import torch
 from utils.metrics.coco_eval import read_instances, run_pycocotools, write_coco_json
 from utils.metrics.keypoints import KEYPOINT_STATS, PoseAccumulator
 from utils.metrics.metrics import GroundTruth
+from utils.metrics.resampling import image_noise, resampled_ap
 from utils.types import Detections
 
 
@@ -89,6 +90,27 @@ def test_a_file_without_keypoints_is_no_ground_truth_of_them(tmp_path):
     assert not truth.serves("keypoints")
 
 
+def test_objects_with_another_number_of_keypoints_are_named_and_count_as_without(tmp_path):
+    metric, annotations, results = hard_case(0, points=5)
+    first, second = annotations["annotations"][:2]
+    first["keypoints"] = [1, 2, 2] * 17
+    del second["keypoints"]
+    (tmp_path / "truth.json").write_text(json.dumps(annotations))
+    truth = read_instances(tmp_path / "truth.json", ("a", "b"), keypoints=5)
+    assert truth.keypoints.shape[1:] == (5, 3)
+    assert not truth.keypoints[:2].any()
+    assert truth.remarks == (
+        "annotation 1 of truth.json: keypoints: 5 times x, y in px and visibility 0, 1 or 2 are expected by kpt_shape; they are not used",
+    )
+    assert not read_instances(tmp_path / "truth.json", ("a", "b"), keypoints=4).serves("keypoints")
+    again = PoseAccumulator(("a", "b"))
+    state = metric.state()
+    state["fields"]["truth"]["keypoints"][:2] = 0
+    again.merge(state)
+    found = run_pycocotools(tmp_path / "truth.json", results, kind="keypoints", **metric.coco_kinds["keypoints"])
+    assert again.compute().own.coco_stats == pytest.approx(found, abs=1e-12)
+
+
 def test_columns_table_and_rows_name_both_measures():
     metric, _, _ = hard_case(0, points=5)
     result = metric.compute()
@@ -96,3 +118,36 @@ def test_columns_table_and_rows_name_both_measures():
     assert "mAP50-95(P)" in result.table()
     assert {"AP(B)", "AP(P)"} <= result.class_rows[0].keys()
     assert result.fitness == pytest.approx((result.box.fitness + result.own.fitness) / 2)
+
+
+def person_and_ball() -> PoseAccumulator:
+    """A person that is found, a ball that is found but has no labelled keypoint, and a doubtful person that is none; in one image."""
+    keypoints = torch.tensor((((10.0, 10, 2), (50, 50, 2)), ((0, 0, 0), (0, 0, 0)), ((80, 5, 1), (99, 9, 1))))
+    boxes, classes = torch.tensor(((0.0, 0, 60, 60), (80, 80, 90, 90), (80, 0, 99, 10))), torch.tensor((0, 1, 0))
+    metric = PoseAccumulator(("person", "ball"))
+    fields = {"keypoints": keypoints[:2]}
+    truth = GroundTruth.of_boxes(torch.zeros(2, dtype=torch.long), classes[:2], torch.tensor(((0.0, 0, 60, 60), (80, 80, 10, 10))))
+    found = Detections(boxes, torch.tensor((0.9, 0.8, 0.2)), classes, {"keypoints": keypoints})
+    metric.update([found], truth.replace(fields=fields), images=[0])
+    return metric
+
+
+def test_a_class_without_labelled_keypoints_does_not_move_the_confidence():
+    own = person_and_ball().compute().own
+    assert own.confidence > 0.2
+    assert min(own.precision, own.recall) > 0.9
+    assert np.isnan(own.precision_per_class[1])
+
+
+def test_a_study_keeps_no_curve_of_a_class_without_labelled_keypoints():
+    from engine.study.measuring import measured_values
+
+    curves = measured_values(person_and_ball().compute())["pr_curves"]
+    assert set(curves) == {"person", "all"}
+    assert np.isfinite(curves["all"]).all()
+
+
+def test_the_noise_of_the_images_is_that_of_the_keypoints():
+    metric, _, _ = hard_case(0, points=5)
+    np.testing.assert_allclose(resampled_ap(metric, np.ones((1, 30), dtype=np.int64))[0], metric.compute().own.ap, atol=1e-12)
+    assert set(image_noise(metric, resamples=5)) == {"metrics/mAP_0.5(P)", "metrics/mAP_0.5:0.95(P)"}

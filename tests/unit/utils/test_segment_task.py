@@ -187,6 +187,34 @@ def test_box_and_mask_ap_are_those_of_pycocotools(tmp_path):
     assert set(SEGMENT.columns) == set(result.columns)
 
 
+def test_masks_of_a_file_whose_sizes_are_a_pixel_off_are_compared(tmp_path):
+    masks = np.zeros((2, 40, 61), np.uint8)
+    masks[0, 4:20, 5:30], masks[1, 25:40, 30:61] = 1, 1
+    boxes = boxes_of(masks)
+    code = {"size": [41, 60], "counts": [30 * 41 + 25, *[15, 26] * 29, 15, 1]}
+    polygon = [[5, 4, 30, 4, 30, 20, 5, 20]]
+    annotations = [
+        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": (polygon, code)[i]}
+        for i, (x1, y1, x2, y2) in enumerate(boxes.tolist())
+    ]
+    content = {"images": [{"id": 1, "file_name": "a.jpg", "height": 41, "width": 60}], "categories": [{"id": 1, "name": "a"}]}
+    path, written = tmp_path / "instances.json", tmp_path / "results.json"
+    path.write_text(json.dumps({**content, "annotations": annotations}))
+    truth = read_instances(path, ("a",), masks=True)
+    assert truth.remarks == ()
+    metric, hws = SEGMENT.metric(("a",)), np.array([[40, 61]])
+    fields = {"masks": torch.from_numpy(pack(masks))}
+    found = Detections(boxes, torch.tensor((0.9, 0.8)), torch.zeros(2).long(), fields, image_hw=(40, 61))
+    metric.update([found], truth.truth_of(["a.jpg"], hws=hws), images=truth.ids_of(["a.jpg"]))
+    write_coco_json(written, metric, category_ids=truth.category_ids)
+    own = metric.compute().own
+    assert own.map > 0.9
+    assert own.coco_stats == pytest.approx(run_pycocotools(path, written, kind="segm"), abs=1e-9)
+    assert truth.other_sizes(["x/a.jpg"], hws) == ""
+    line = truth.other_sizes(["x/a.jpg"], np.array([[60, 41]]))
+    assert line == f"{path}: x/a.jpg is 41x60 px, but the file says 60x41, so its objects may lie elsewhere"
+
+
 # Networks and views
 
 
