@@ -128,6 +128,15 @@ class CommonTask:
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
         return detections
 
+    def compact(self, detections: Detections) -> Detections:
+        return detections
+
+    def expanded(self, detections: Detections) -> Detections:
+        return detections
+
+    def to_original_compact(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
+        return self.to_original(detections, letterbox)  # type: ignore[attr-defined, no-any-return]
+
     def shapes(self, detections: Detections) -> Shapes:
         return Shapes.of_boxes(detections.boxes)
 
@@ -313,7 +322,7 @@ class Task(Protocol):
         """Predictions for a resized or mirrored version of the images, in px of the images."""
 
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
-        """Detections of one image in which some become a part of others, apart from their boxes.
+        """Detections of one image, compact or not, in which some become a part of others, apart from their boxes.
 
         Args:
             owner: (p,) the detection that each piece becomes a part of.
@@ -325,6 +334,16 @@ class Task(Protocol):
 
     def to_original(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         """Detections of a batch in px of the original images, on the host."""
+
+    def to_original_compact(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
+        """``compact`` of each of ``to_original``, with what is large, such as masks, of one image at a time."""
+
+    def compact(self, detections: Detections) -> Detections:
+        """Detections of one image, on the host, with what is large in its smallest form; they are selected, joined, united and measured
+        like others, and ``expanded`` for everything else."""
+
+    def expanded(self, detections: Detections) -> Detections:
+        """The inverse of ``compact``; what is no such form stays as it is."""
 
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         """The inverse of ``to_original``: detections in px of the original images in px of the batch."""

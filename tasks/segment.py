@@ -2,7 +2,8 @@
 
 A mask travels in one of three forms. Targets hold it at 1 / ``mask_ratio`` of the image, eight pixels in a byte, as the loss reads it.
 Detections hold it at the size of the image that their boxes are in, packed as well; until ``to_original`` they hold coefficients and the
-image's prototypes, so that a mask is drawn once, at its final size. The metric holds run-length codes.
+image's prototypes, so that a mask is drawn once, at its final size. The metric holds run-length codes, and so do detections where those
+of several images or windows are kept (``compact``).
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ from utils.instances import Instances
 from utils.masks.outlines import cut_bridges, joined, rings_of_packed
 from utils.masks.packed import pack, packed_width
 from utils.masks.rasterise import index_map, polygon_masks
-from utils.masks.render import Placement, masks_at, prototype_masks_at
+from utils.masks.render import Placement, check_memory, masks_at, prototype_masks_at
 from utils.masks.rle import (
     FIELD,
     areas,
     areas_of,
     codes_to_rows,
-    decode,
+    decode_packed,
     encode_packed,
     encode_polygons,
     joined_rows,
     mask_overlap,
     rows_to_codes,
+    united,
 )  # fmt: skip
 from utils.metrics.coco_eval import as_json
 from utils.metrics.metrics import GroundTruth
@@ -126,9 +128,8 @@ class SegmentTask(DetectTask):
         if batch.truth is not None:
             return batch.truth
         hw = (batch.images.shape[-2], batch.images.shape[-1])
-        known = self.to_original(self.detections_of_targets(batch.targets.cpu(), hw, count=len(batch.images)), batch.letterbox)
-        truth = super().ground_truth(batch)
-        return with_codes(truth, [encode_packed(d.fields[FIELD].numpy(), width_of(d)) for d in known])
+        known = self.to_original_compact(self.detections_of_targets(batch.targets.cpu(), hw, count=len(batch.images)), batch.letterbox)
+        return with_codes(super().ground_truth(batch), [codes_of(d) for d in known])
 
     def exact_truth(self, images: Sequence[tuple[Instances, tuple[int, int]]]) -> GroundTruth:
         """The objects of images in px of the originals, each with its height and width: from their outlines, as COCO fills them."""
@@ -164,6 +165,8 @@ class SegmentTask(DetectTask):
 
     def unite(self, detections: Detections, owner: Tensor, pieces: Tensor) -> Detections:
         """The masks of pieces become part of their owner's."""
+        if detections.codes is not None:
+            return detections.replace(codes=_united(detections.codes, owner.numpy(), pieces.numpy()))
         masks = detections.fields[FIELD].numpy().copy()
         np.bitwise_or.at(masks, owner.numpy(), masks[pieces.numpy()])
         return detections.replace(fields={FIELD: torch.from_numpy(masks)})
@@ -178,6 +181,26 @@ class SegmentTask(DetectTask):
         """Boxes and masks (n, H, ceil(W / 8)) in px of the original images; what becomes of a mask outside its box is nothing."""
         boxes = map_boxes(detections_on_host([without_masks(d) for d in detections]), partial(to_original, letterbox=letterbox))
         return [self._with_masks(d, plain, placement_in_batch(letterbox, image)) for image, (d, plain) in enumerate(zip(detections, boxes))]
+
+    def to_original_compact(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
+        """The same with run-length codes, masks of one image at a time; those of a window are never drawn at the size of the whole."""
+        boxes = map_boxes(detections_on_host([without_masks(d) for d in detections]), partial(to_original, letterbox=letterbox))
+        return [self._with_codes(d, plain, placement_in_batch(letterbox, image)) for image, (d, plain) in enumerate(zip(detections, boxes))]
+
+    def compact(self, detections: Detections) -> Detections:
+        """With run-length codes."""
+        if detections.codes is not None:
+            return detections
+        return detections.replace(fields={}, image_hw=hw_of(detections), codes=codes_of(detections))
+
+    def expanded(self, detections: Detections) -> Detections:
+        """With packed masks (n, H, ceil(W / 8)). Raises UserError where they would need more than ``MAX_MASK_BYTES``."""
+        if detections.codes is None:
+            return detections
+        hw = detections.image_hw
+        assert hw is not None
+        check_memory(len(detections), hw)
+        return detections.replace(fields={FIELD: torch.from_numpy(decode_packed(detections.codes, hw))}, codes=None)
 
     def to_batch(self, detections: Sequence[Detections], letterbox: Letterbox) -> list[Detections]:
         boxes = map_boxes([without_masks(d) for d in detections], partial(to_batch, letterbox=letterbox))
@@ -194,6 +217,16 @@ class SegmentTask(DetectTask):
         else:
             raise ValueError(f"detections of the task {self.name!r} need masks, or coefficients and prototypes")
         return plain.replace(fields={FIELD: masks}, image_hw=placement.hw)
+
+    def _with_codes(self, detections: Detections, plain: Detections, placement: Placement) -> Detections:
+        """``plain`` with the codes of the masks of ``detections``, in its coordinates."""
+        if FIELD not in detections.fields or (corner := window_corner(placement, hw_of(detections))) is None:
+            return self.compact(self._with_masks(detections, plain, placement))
+        hw = hw_of(detections)
+        boxes = plain.boxes.double() - torch.tensor([*corner, *corner])  # exact: masks end at the boxes that are in px of the image
+        masks = masks_at(detections.fields[FIELD], boxes, Placement(hw, (1.0, 1.0), (0.0, 0.0))).numpy()
+        codes = encode_packed(masks, hw[1], within=placement.hw, at_xy=corner)
+        return plain.replace(image_hw=placement.hw, codes=codes)
 
     def detections_of_targets(self, targets: Targets, hw: tuple[int, int], *, count: int) -> list[Detections]:
         """The targets as detections of score 1 in px of the batch, their masks at its size."""
@@ -212,8 +245,8 @@ class SegmentTask(DetectTask):
         rows = truth.image == image
         classes, boxes = truth.classes[rows], ltwh_to_xyxy(truth.boxes_ltwh[rows]).to(detections.boxes)
         same = (box_iou(detections.boxes, boxes) > SAME_OBJECT_IOU) & (detections.classes[:, None] == classes)  # (n, m)
-        hw = detections.image_hw or (detections.fields[FIELD].shape[1], width_of(detections))
-        masks = torch.from_numpy(pack(decode(rows_to_codes(truth.fields[FIELD][rows].numpy()), hw)))
+        hw = hw_of(detections)
+        masks = torch.from_numpy(decode_packed(rows_to_codes(truth.fields[FIELD][rows].numpy()), hw))
         objects = Detections(boxes, torch.ones(len(classes)).to(detections.scores), classes, {FIELD: masks}, image_hw=hw)
         return Detections.cat([objects, detections[~same.any(dim=1)]])
 
@@ -253,8 +286,7 @@ class SegmentTask(DetectTask):
 
     def json_entries(self, detections: Detections) -> list[dict[str, Any]]:
         """Box and mask, as run-length code at the size of the image."""
-        codes = encode_packed(detections.fields[FIELD].cpu().numpy(), width_of(detections))
-        return [{**entry, "segmentation": as_json(code)} for entry, code in zip(super().json_entries(detections), codes)]
+        return [{**entry, "segmentation": as_json(code)} for entry, code in zip(super().json_entries(detections), codes_of(detections))]
 
     # Export
 
@@ -298,10 +330,10 @@ class SegmentAccumulator(PairedAccumulator):
         return {"bbox": {}, "segm": {}}
 
     def update(self, detections: Sequence[Detections], truth: GroundTruth, *, images: Sequence[int | str]) -> None:
-        """Adds a batch; detections hold packed masks, the ground truth codes as rows of bytes."""
-        coded = [codes_to_rows(encode_packed(d.fields[FIELD].cpu().numpy(), width_of(d))) for d in detections]
+        """Adds a batch; detections hold packed masks or codes, the ground truth codes as rows of bytes."""
+        coded = [codes_to_rows(codes_of(d)) for d in detections]
         fields = [{FIELD: torch.from_numpy(rows.copy())} for rows in coded]
-        super().update([d.replace(fields=f) for d, f in zip(detections, fields)], truth, images=images)
+        super().update([d.replace(fields=f, codes=None) for d, f in zip(detections, fields)], truth, images=images)
 
 
 def outlines_of(instances: Instances) -> list[list[NDArray]]:
@@ -327,9 +359,35 @@ def width_of(detections: Detections) -> int:
     return detections.image_hw[1] if detections.image_hw else 8 * detections.fields[FIELD].shape[2]
 
 
+def codes_of(detections: Detections) -> NDArray[np.object_]:
+    """The run-length codes (n,) of masks, packed or coded already."""
+    return encode_packed(detections.fields[FIELD].cpu().numpy(), width_of(detections)) if detections.codes is None else detections.codes
+
+
+def hw_of(detections: Detections) -> tuple[int, int]:
+    """Height and width in px of the image that packed masks cover."""
+    return detections.image_hw or (detections.fields[FIELD].shape[1], width_of(detections))
+
+
+def window_corner(placement: Placement, hw: tuple[int, int]) -> tuple[int, int] | None:
+    """Where (x, y px) a window of ``hw`` px lies in the image that a placement is of; None where it is scaled, or not within it."""
+    (height, width), scale, pad = placement
+    left, top = (-round(p) for p in pad)
+    inside = 0 <= left <= width - hw[1] and 0 <= top <= height - hw[0]
+    return (left, top) if inside and scale == (1.0, 1.0) and pad == (-left, -top) else None
+
+
+def _united(codes: NDArray[np.object_], owner: NDArray, pieces: NDArray) -> NDArray[np.object_]:
+    """Codes (n,), those of pieces (p,) also part of their owners' (p,)."""
+    found = codes.copy()
+    for row in np.unique(owner):
+        found[row] = united([codes[row], *codes[pieces[owner == row]]])
+    return found
+
+
 def without_masks(detections: Detections) -> Detections:
     """Boxes, scores and classes."""
-    return detections.replace(fields={}, shared={})
+    return detections.replace(fields={}, shared={}, codes=None)
 
 
 def placement_in_batch(letterbox: Letterbox, image: int) -> Placement:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
@@ -190,6 +192,7 @@ class Detections(Columns):
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # (n, ·) by name
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # of the whole image, until a task has made fields of them
     image_hw: tuple[int, int] | None = None  # height and width of the image that the coordinates are in, where a field needs them
+    codes: NDArray[np.object_] | None = None  # (n,) run-length codes, on the host: a compact form in the place of masks
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -197,12 +200,16 @@ class Detections(Columns):
     def __getitem__(self, index: Any) -> Detections:
         """The detections that a mask, a slice or indices select; what is of the whole image stays."""
         rows = super(Detections, self.replace(shared={})).__getitem__(index) if self.shared else super().__getitem__(index)
+        if self.codes is not None:
+            rows = rows.replace(codes=self.codes[index.numpy() if isinstance(index, Tensor) else index])
         return rows.replace(shared=self.shared) if self.shared else rows
 
     @classmethod
     def cat(cls, parts: Sequence[Detections], *, dim: int = 0) -> Detections:
         """Detections with the same fields, joined; without what is of one whole image."""
-        return super().cat([part.replace(shared={}) if part.shared else part for part in parts], dim=dim)
+        joined = super().cat([part.replace(shared={}) if part.shared else part for part in parts], dim=dim)
+        codes = [part.codes for part in parts if part.codes is not None]
+        return joined.replace(codes=np.concatenate(codes)) if codes else joined
 
     @staticmethod
     def empty() -> Detections:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,13 +24,19 @@ class EvaluatedBatch(NamedTuple):
     number: int  # from 0
     batch: Batch
     task: Task
-    detections: list[Detections]  # px of the original images, on the CPU
+    found: list[Detections]  # px of the original images, on the CPU, in the task's compact form
     truth: Any  # as the task's metric compares with
 
     @property
-    def detections_in_batch(self) -> list[Detections]:
+    def detections(self) -> Iterator[Detections]:
+        """What was found on each image in px of the original, one image after another: masks of a whole batch may be large."""
+        return map(self.task.expanded, self.found)
+
+    @property
+    def detections_in_batch(self) -> Iterator[Detections]:
         """The same in px of the batch's images."""
-        return self.task.to_batch(self.detections, self.batch.letterbox)
+        for image, detections in enumerate(self.detections):
+            yield from self.task.to_batch([detections], self.batch.letterbox.select(slice(image, image + 1)))
 
 
 class EvaluationCallback(Protocol):
@@ -87,11 +93,11 @@ class TextSaver:
         if self.writer is None:
             options = SaveOptions(images=False, txt=True, conf=self.with_confidence)
             self.writer = ResultWriter(self.folder, self.names, options, evaluated.task, stems=self.stems)
-        rows = []
-        for i, (path, detections) in enumerate(zip(evaluated.batch.paths, evaluated.detections)):
-            found = evaluated.task.add_truth(detections, evaluated.truth, image=i) if self.with_truth else detections
-            rows.append((path, evaluated.batch.letterbox.original_hw[i].tolist(), found))
+        task, found = evaluated.task, evaluated.found
+        if self.with_truth:
+            found = [task.compact(task.add_truth(d, evaluated.truth, image=i)) for i, d in enumerate(evaluated.detections)]
+        rows = list(zip(evaluated.batch.paths, evaluated.batch.letterbox.original_hw.tolist(), found))
         shares = distributed.gather_objects(rows if evaluated.batch.images_of_step else [])
-        for path, (height, width), found in (row for share in shares for row in share) if distributed.is_main() else ():
+        for path, (height, width), of_image in (row for share in shares for row in share) if distributed.is_main() else ():
             blank = np.broadcast_to(np.uint8(0), (height, width, 3))  # only its shape is used
-            self.writer.write(path, blank, found, drawn=blank)
+            self.writer.write(path, blank, task.expanded(of_image), drawn=blank)

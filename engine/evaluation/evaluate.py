@@ -90,7 +90,7 @@ def evaluate(
             evaluated = pipeline.run(index, batch)
             if batch.images_of_step:
                 annotations = options.annotations
-                metric.update(evaluated.detections, evaluated.truth, images=annotations.ids_of(batch.paths) if annotations else batch.paths)
+                metric.update(evaluated.found, evaluated.truth, images=annotations.ids_of(batch.paths) if annotations else batch.paths)
             for callback in called:
                 callback.on_batch(evaluated)
     metrics = _merge_ranks(metric, pipeline)
@@ -118,13 +118,13 @@ class _Pipeline:
         predictions, parts = join_forwards(self.micro_batches.results(batch, self._forward, place="validation"))
         if self.loss is not None:
             self.meter.update(parts, counts=batch.images_of_step > 0)
-        detections = predictor.detections(predictions, batch.letterbox)
+        found = predictor.detections(predictions, batch.letterbox, compact=True)
         if self.options.sliced is not None:
             with predictor.stopwatch.stage(INFERENCE):  # with the suppression of what its windows show
-                detections = self.options.sliced(batch, detections)
+                found = self.options.sliced(batch, found)
         annotations = self.options.annotations
         truth = annotations.truth_of(batch.paths, hws=batch.letterbox.original_hw.numpy()) if annotations else task.ground_truth(batch)
-        return EvaluatedBatch(index, batch, task, detections, truth)
+        return EvaluatedBatch(index, batch, task, found, truth)
 
     def _forward(self, batch: Batch) -> Forward:
         predictor = self.predictor

@@ -119,10 +119,11 @@ class Predictor:
         with torch.no_grad(), autocast(self.device, self.precision):
             return self.network.predict(images, above=self.suppression.conf)
 
-    def detections(self, predictions: Predictions, placement: Letterbox) -> list[Detections]:
-        """What suppression keeps of predictions, in px of the original images, on the host."""
+    def detections(self, predictions: Predictions, placement: Letterbox, *, compact: bool = False) -> list[Detections]:
+        """What suppression keeps of predictions, in px of the original images, on the host; of a task's small form if ``compact``."""
         with self.stopwatch.stage(NMS):
-            return self.task.to_original(self.task.postprocess(predictions, self.suppression), placement)
+            found = self.task.postprocess(predictions, self.suppression)
+            return self.task.to_original_compact(found, placement) if compact else self.task.to_original(found, placement)
 
 
 def collate(boxed: Sequence[LetterboxedImage], original_hw: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Letterbox]:

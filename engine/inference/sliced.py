@@ -1,7 +1,8 @@
 """Sliced inference: an image goes through the predictor window by window, and what all windows found is merged with what the whole showed.
 
 detect.py calls a ``SlicedPredictor`` for every frame, val.py a ``SlicedEvaluation`` for every batch. Windows are cut from the original
-image and letterboxed like an image of their size; memory holds one batch of them, whatever the image's size.
+image and letterboxed like an image of their size; memory holds one batch of them, whatever the image's size, and of their detections only
+what a task's compact form has: masks as run-length codes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.images.reading import ImageError
-from engine.inference.predictor import Predictor
+from engine.inference.predictor import Predictor, collate
 from engine.inference.slicing import WindowDetections, merge_windows, slice_windows
 from tasks import Task
 from utils.errors import UserError
@@ -58,8 +59,12 @@ class SlicedPredictor:
             image: The original.
             whole: What was found on the whole image, in px of the original, on the CPU.
         """
+        return self.predictor.task.expanded(self.compact(image, whole)) if len(self.windows(image.shape[:2])) else whole
+
+    def compact(self, image: np.ndarray, whole: Detections) -> Detections:
+        """The same in the task's compact form; ``whole`` may have it, too."""
         hw = (image.shape[0], image.shape[1])
-        windows = self.windows(hw)
+        windows, whole = self.windows(hw), self.predictor.task.compact(whole)
         if not len(windows):
             return whole
         full = torch.tensor([(0, 0, hw[1], hw[0])]).expand(len(whole), -1)
@@ -76,15 +81,19 @@ class SlicedPredictor:
 
     def _predict(self, image: np.ndarray, windows: Tensor) -> tuple[Detections, Tensor]:
         """What is found in some windows of one size, in px of the image, and which of them each detection is from (n,)."""
-        predictor = self.predictor
+        predictor, task = self.predictor, self.predictor.task
         views = [image[y1:y2, x1:x2] for x1, y1, x2, y2 in windows.tolist()]
         boxed = [predictor.fitted(view, self.input_hw) for view in views]
-        found = predictor.predict_letterboxed(boxed, [view.shape[:2] for view in views])
-        window = torch.arange(len(found)).repeat_interleave(torch.tensor([len(d) for d in found]))
+        images, placement = collate(boxed, [view.shape[:2] for view in views], predictor.device)
+        suppressed = task.postprocess(predictor.forward(images), predictor.suppression)
         count = len(windows)
         hw = torch.tensor(image.shape[:2]).expand(count, -1)
         place = Letterbox(hw, torch.ones(count, 2), -windows[:, :2].float())  # a window is the image, shifted
-        return Detections.cat(predictor.task.to_original(found, place)), window
+        found: list[Detections] = []
+        for each, detections in enumerate(suppressed):  # one after another: the masks of a batch of windows may be large
+            one = slice(each, each + 1)
+            found += task.to_original_compact(task.to_original([detections], placement.select(one)), place.select(one))
+        return Detections.cat(found), torch.arange(count).repeat_interleave(torch.tensor([len(d) for d in found]))
 
 
 @dataclass(frozen=True)
@@ -105,9 +114,9 @@ class SlicedEvaluation:
         return SlicedEvaluation(predictor, dataset.original)
 
     def __call__(self, batch: Batch, whole: Sequence[Detections]) -> list[Detections]:
-        """The objects of a batch, given what was found on its whole images in px of the originals."""
+        """The objects of a batch in compact form, given what was found on its whole images in px of the originals."""
         originals = _one_ahead(self.read, batch.paths)
-        return [found if image is None else self.predictor(image, found) for image, found in zip(originals, whole)]
+        return [found if image is None else self.predictor.compact(image, found) for image, found in zip(originals, whole)]
 
 
 def check_slices(task: Task, size: Sequence[int] | None) -> None:

@@ -218,6 +218,24 @@ def test_the_way_to_the_original_and_back_changes_nothing(task):
     assert task.to_original([], LETTERBOX) == []
 
 
+def test_the_compact_form_is_selected_joined_measured_and_undone(task):
+    counts = (usual(task)[0], 0)
+    there = task.to_original(detections(task, counts), LETTERBOX)
+    compact = task.to_original_compact(detections(task, counts), LETTERBOX)
+    for before, after in zip(there, compact, strict=True):
+        assert_close(task.expanded(after), before, atol=0)
+        assert_close(task.expanded(task.compact(before)), before, atol=0)
+        assert_close(task.expanded(task.compact(after)), before, atol=0)
+    joined = Detections.cat([compact[1], compact[0], compact[0]])
+    assert_close(task.expanded(joined[torch.arange(len(joined)) >= counts[0]]), there[0], atol=0)
+    results = []
+    for found in (there, compact):
+        metric = task.metric(NAMES)
+        metric.update(found, task.ground_truth(batch(task, counts)), images=("a.jpg", "b.jpg"))
+        results.append(metric.compute().columns)
+    assert results[0] == pytest.approx(results[1], nan_ok=True)
+
+
 def test_label_rows_are_rows_that_the_task_reads(task):
     found = detections(task, (usual(task)[0], 0))
     rows = task.label_rows(found[0], HW)

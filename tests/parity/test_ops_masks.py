@@ -8,8 +8,9 @@ import torch
 
 from tests.golden import find
 from tests.plain_masks import input_masks, mask_iou, mask_logits, original_masks, prototype_masks
+from utils.masks.packed import pack
 from utils.masks.rasterise import index_map, polygon_masks
-from utils.masks.rle import areas, decode, encode, encode_polygons, mask_overlap
+from utils.masks.rle import areas, decode_packed, encode, encode_polygons, mask_overlap
 from utils.metrics.metrics import GroundTruth, MetricAccumulator
 from utils.types import Detections
 
@@ -89,7 +90,7 @@ def test_mask_average_precision(rule):
 def test_codes_hold_masks_without_loss_and_compare_as_pycocotools_does():
     rng = np.random.default_rng(0)
     masks = (rng.random((5, 30, 41)) > 0.6).astype(np.uint8)
-    assert np.array_equal(decode(encode(masks), (30, 41)), masks)
-    assert decode(encode(masks[:0]), (30, 41)).shape == (0, 30, 41)
+    assert np.array_equal(decode_packed(encode(masks), (30, 41)), pack(masks))
+    assert decode_packed(encode(masks[:0]), (30, 41)).shape == (0, 30, 6)
     code = encode_polygons([[1, 1, 20, 1, 20, 11, 1, 11]], (30, 41))
-    assert decode([code], (30, 41))[0].sum() == 19 * 10
+    assert np.unpackbits(decode_packed([code], (30, 41))[0]).sum() == 19 * 10

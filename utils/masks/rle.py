@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.masks.packed import Extents, Packed
+from utils.masks.packed import Extents, Packed, packed_width, unpack
 
 if TYPE_CHECKING:
     from utils.metrics.matching import Objects
@@ -30,17 +30,49 @@ def encode(masks: NDArray[np.uint8]) -> NDArray[np.object_]:
     return codes
 
 
-def encode_packed(packed: Packed, width: int) -> NDArray[np.object_]:
-    """Packed masks (n, h, ceil(width / 8)) to n codes; only the window about each mask is looked at."""
-    height, extents = packed.shape[1], Extents.of(packed)
-    runs = [_runs(mask, *extents.window(i), hw=(height, width)) for i, mask in enumerate(packed)]
+def encode_packed(
+    packed: Packed, width: int, *, within: tuple[int, int] | None = None, at_xy: tuple[int, int] = (0, 0)
+) -> NDArray[np.object_]:
+    """Packed masks (n, h, ceil(width / 8)) to n codes; only the window about each mask is looked at.
+
+    Args:
+        within: Height and width in px of an image that the masks are a part of, and that the codes are of; the masks' own if None.
+        at_xy: Where their upper left corner is in it, px.
+    """
+    (height, width), extents = within or (packed.shape[1], width), Extents.of(packed)
+    runs = [_runs(mask, *extents.window(i), hw=(height, width), at_xy=at_xy) for i, mask in enumerate(packed)]
     codes = np.empty(len(packed), dtype=object)
     codes[:] = [{"size": [height, width], "counts": text} for text in _compressed(runs)]
     return codes
 
 
-def _runs(mask: NDArray[np.uint8], rows: slice, columns: slice, *, hw: tuple[int, int]) -> NDArray[np.int64]:
-    """Run lengths of one packed mask (h, ·), column after column, zeros first."""
+def decode_packed(codes: Sequence[Code] | NDArray[np.object_], hw: tuple[int, int]) -> Packed:
+    """The inverse of ``encode_packed``: codes to masks (n, h, ceil(w / 8)); only the columns that each covers are looked at."""
+    height, width = hw
+    packed = np.zeros((len(codes), height, packed_width(width)), np.uint8)
+    for mask, code in zip(packed, codes):
+        runs = _run_lengths(np.frombuffer(_as_bytes(code["counts"]), np.uint8))
+        runs = runs[: len(runs) // 2 * 2]  # what comes after the last ones are zeros
+        if not runs[1::2].any():
+            continue
+        first, last = runs[0] // height // 8 * 8, -(-int(runs.sum()) // height)
+        runs[0] -= first * height
+        bits = np.zeros((last - first) * height, np.uint8)
+        bits[: runs.sum()] = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, runs)
+        bits = bits.reshape(last - first, height)
+        mask[:, first // 8 : packed_width(last)] = np.packbits(np.ascontiguousarray(bits.T), axis=1)
+    return packed
+
+
+def united(codes: Sequence[Code]) -> Code:
+    """The code of all that some masks of one image cover."""
+    from pycocotools import mask as coco_mask
+
+    return coco_mask.merge(list(codes))
+
+
+def _runs(mask: NDArray[np.uint8], rows: slice, columns: slice, *, hw: tuple[int, int], at_xy: tuple[int, int]) -> NDArray[np.int64]:
+    """Run lengths of one packed mask (h, ·), column after column, zeros first, in an image of ``hw`` px that it is at ``at_xy`` of."""
     height, width = hw
     bits = np.unpackbits(mask[rows, columns], axis=1)
     tall = bits.shape[0] + 1
@@ -49,7 +81,7 @@ def _runs(mask: NDArray[np.uint8], rows: slice, columns: slice, *, hw: tuple[int
     flat = lined.reshape(-1)
     edges = np.flatnonzero(np.diff(flat, prepend=np.uint8(0)))
     column, row = edges // tall, edges % tall
-    edges = (8 * columns.start + column) * height + rows.start + row
+    edges = (8 * columns.start + column + at_xy[0]) * height + rows.start + row + at_xy[1]
     if tall > height and len(edges) > 2:  # full height: a run goes on at the top of the next column
         kept = np.ones(len(edges), bool)
         touching = np.flatnonzero(edges[1:-1:2] == edges[2::2])
@@ -108,10 +140,11 @@ def rows_at(rows: NDArray[np.uint8], hws: NDArray[np.int64]) -> NDArray[np.uint8
 
 def fitted(code: Code, hw: tuple[int, int]) -> Code:
     """The mask of a code in an image of another size: cut at its right and lower border, or filled up to it with nothing."""
-    if tuple(code["size"]) == hw:
+    height, width = code["size"]
+    if (height, width) == hw:
         return code
     mask = np.zeros(hw, np.uint8)
-    kept = decode([code], hw)[0][: hw[0], : hw[1]]
+    kept = unpack(decode_packed([code], (height, width)), width)[0, : hw[0], : hw[1]]
     mask[: kept.shape[0], : kept.shape[1]] = kept
     return encode(mask[None])[0]  # type: ignore[no-any-return]
 
@@ -131,13 +164,6 @@ def encode_polygons(polygons: Sequence[Sequence[float] | NDArray], hw: tuple[int
     from pycocotools import mask as coco_mask
 
     return coco_mask.merge(coco_mask.frPyObjects([list(map(float, piece)) for piece in polygons], *hw))
-
-
-def decode(codes: Sequence[Code] | NDArray[np.object_], hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Codes to masks (n, h, w) of 0 and 1; ``hw`` is for none at all."""
-    from pycocotools import mask as coco_mask
-
-    return coco_mask.decode(list(codes)).transpose(2, 0, 1) if len(codes) else np.zeros((0, *hw), np.uint8)
 
 
 def areas(objects: Objects) -> NDArray[np.float64]:
@@ -169,6 +195,16 @@ def digits_to_values(digits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDAr
     place = np.arange(len(digits)) - np.repeat(starts, lengths)
     values = np.add.reduceat((digits & 0x1F) << (5 * place), starts)
     return values - np.where(digits[ends] & 0x10 > 0, np.int64(1) << (5 * lengths), 0), ends
+
+
+def _run_lengths(text: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The run lengths (zeros first) of a code's bytes."""
+    if not len(text):
+        return np.zeros(0, np.int64)
+    lengths = digits_to_values(text.astype(np.int64) - 48)[0]
+    for kind in (lengths[1::2], lengths[2::2]):  # the first run is no part of the differences
+        np.cumsum(kind, out=kind)
+    return lengths
 
 
 def mask_overlap(dets: Objects, truth: Objects, d: NDArray, g: NDArray) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from utils.masks.outlines import cut_bridges, joined, rings_of, rings_of_packed
 from utils.masks.packed import pack, pack_tensor, unpack, unpack_tensor
 from utils.masks.rasterise import polygon_masks
 from utils.masks.render import Placement, _whole_images, axes_of, check_memory, masks_at, prototype_masks_at
-from utils.masks.rle import areas_of, codes_to_rows, encode, encode_packed, joined_rows, rows_to_codes
+from utils.masks.rle import areas_of, codes_to_rows, decode_packed, encode, encode_packed, joined_rows, rows_to_codes, united
 
 SIZES = [(1, 1), (5, 9), (7, 8), (30, 41), (64, 64)]
 
@@ -49,6 +49,21 @@ def test_codes_of_packed_masks_are_those_of_pycocotools(hw, blur):
     rows = joined_rows([codes_to_rows(codes[:2]), codes_to_rows([]), codes_to_rows(codes[2:])])
     assert list(rows_to_codes(rows)) == list(codes)
     assert encode_packed(pack(masks[:0]), hw[1]).shape == (0,)
+    assert np.array_equal(decode_packed(codes, hw), pack(masks))
+
+
+@pytest.mark.parametrize("blur", [0, 3])
+@pytest.mark.parametrize("hw", SIZES)
+@pytest.mark.parametrize("beyond", [(0, 0, 0, 0), (0, 3, 0, 0), (5, 0, 0, 9), (11, 2, 6, 1)])
+def test_codes_of_a_part_are_those_of_the_image(hw, blur, beyond):
+    masks = noise(hw, blur=blur)
+    top, bottom, left, right = beyond
+    around = np.pad(masks, ((0, 0), (top, bottom), (left, right)))
+    codes = encode_packed(pack(masks), hw[1], within=around.shape[1:], at_xy=(left, top))
+    assert [c["counts"] for c in codes] == [c["counts"] for c in encode(around)]
+    assert [c["size"] for c in codes] == [list(around.shape[1:])] * len(codes)
+    assert np.array_equal(decode_packed(codes, around.shape[1:]), pack(around))
+    assert united(codes[:3])["counts"] == encode(around[:3].max(axis=0, keepdims=True))[0]["counts"]
 
 
 def test_the_area_of_a_large_mask_does_not_overflow():
