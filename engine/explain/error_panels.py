@@ -41,7 +41,7 @@ EXPLANATIONS = {
     "both": "IoU from 0.1 to 0.5 with an object of another class",
     "duplicate": "an object that a better detection has",
     "background": "no object there",
-    "missed": "objects that nothing is right about",
+    "missed": "objects that no right detection and no class or location error is about",
 }
 
 

@@ -289,7 +289,8 @@ def _pandas(what: str) -> Any:
 def _as_png(image_rgb: np.ndarray) -> str:
     """An image, made smaller if it is large, as the base64 text of a PNG."""
     scale = min(NOTEBOOK_PX / max(image_rgb.shape[:2]), 1.0)
-    small = cv2.resize(image_rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image_rgb
+    width, height = (max(round(side * scale), 1) for side in image_rgb.shape[1::-1])
+    small = cv2.resize(image_rgb, (width, height), interpolation=cv2.INTER_AREA) if scale < 1 else image_rgb
     return base64.b64encode(cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()).decode()
 
 

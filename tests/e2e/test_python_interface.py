@@ -135,6 +135,12 @@ def test_a_notebook_shows_images_and_escapes_names(model: ImageModel, folder: Pa
     assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (70, 150, 3)
 
 
+def test_a_notebook_shows_a_strip() -> None:
+    shown = Results([np.zeros((1, 20_000, 3), np.uint8)], [Detections.empty()], NAMES, ["a.png"], (0.0, 0.0, 0.0))._repr_html_()
+    data = base64.b64decode(shown.split("base64,")[1].split('"')[0])
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (1, 640, 3)
+
+
 def test_tables_and_supervision_are_asked_for_where_they_are_missing(one: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     for package, call in (("pandas", one.to_dataframe), ("supervision", one.to_supervision)):
         monkeypatch.setitem(sys.modules, package, None)

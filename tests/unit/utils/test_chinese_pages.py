@@ -17,6 +17,8 @@ PARSERS = {
     "train.py": train_arguments, "val.py": val_arguments, "detect.py": detect_arguments, "export.py": export_arguments,
     "study.py": study_arguments, "explain.py": explain_arguments,
 }  # fmt: skip
+ENGLISH = {ROOT / "docs" / page.name for page in PAGES[1:]}  # which there are in Chinese, too
+TUTORIALS = sorted((ROOT / "docs" / "zh" / "tutorials").glob("*.md"))
 OWN_FILES = re.compile(r"(mydata|mine|STUDY|Gate|my_)")
 
 
@@ -40,10 +42,12 @@ def test_commands_are_understood(page: Path) -> None:
                 assert word.removesuffix(".yaml") in known, word
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *TUTORIALS], ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+    """A page that is called by its file name is the Chinese one, where there is one."""
+    for text, link in re.findall(r"\[([^\]]*)\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+        assert text != Path(link).name or (page.parent / link).resolve() not in ENGLISH, link
 
 
 def test_every_page_is_listed() -> None:
