@@ -26,7 +26,7 @@ from data.labels.files import list_images
 from data.labels.problems import KINDS, write_problems
 from data.tools.cleaning import write_clean_copy
 from data.tools.inspection import SIZES, SplitInspection, inspect_dataset, size_counts
-from tasks import TASKS, get_task
+from tasks import CLASSIFY, TASKS, get_task
 from utils.cli.parser import OneLineParser
 from utils.cli.script import run_command
 from utils.errors import UserError, first_line
@@ -65,7 +65,7 @@ def check(arguments: argparse.Namespace) -> int:
     spec = load_dataset_spec(arguments.data)
     if arguments.fix and spec.kpt_shape:
         raise UserError(f"--fix: would write boxes only, but {spec.yaml_path} has kpt_shape; its keypoints would be lost")
-    if arguments.fix and has_class_folders(spec, list_images(spec.train or spec.val)):
+    if arguments.fix and (arguments.task == CLASSIFY.name or has_class_folders(spec, list_images(spec.train or spec.val))):
         raise UserError(f"--fix: writes label files, but {spec.yaml_path} has a folder for each class; remove what is listed by hand")
     task = get_task(arguments.task) if arguments.task else None
     found = inspect_dataset(spec, task=task, workers=arguments.workers, progress=sys.stderr.isatty())
