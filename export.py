@@ -71,7 +71,7 @@ def export(config: ExportConfig) -> list[Exported]:
 def export_options(config: ExportConfig, *, stride: int, task: Task) -> ExportOptions:
     """How files are made, from the flags; the stride in px decides which image sizes are possible, the task which one is usual."""
     return ExportOptions(
-        imgsz=_rounded_up(config.imgsz or (task.defaults.imgsz, task.defaults.imgsz), stride),
+        imgsz=_rounded_up(task.defaults.input_hw(config.imgsz), stride),
         batch_size=config.batch_size,
         dynamic=config.dynamic,
         opset=config.opset,

@@ -49,6 +49,15 @@ class TaskDefaults:
     hyp: str = ""
     metric: str = "metrics/mAP_0.5:0.95"
 
+    def input_hw(self, imgsz: Sequence[int] | None) -> tuple[int, int]:
+        """Height and width in px of the network's input, as ``--imgsz`` gives them, or the usual ones."""
+        height, width = imgsz or (self.imgsz, self.imgsz)
+        return height, width
+
+    def lowest_score(self, conf_thres: float | None) -> float:
+        """That of a detection, as ``--conf-thres`` gives it, or the usual one."""
+        return self.conf if conf_thres is None else conf_thres
+
 
 @dataclass(frozen=True)
 class ExportOutput:

@@ -16,7 +16,6 @@ from data.loader import BatchLoader, LoaderOptions, build_loader
 from engine.channels import spec_for
 from engine.evaluation.evaluate import VALIDATION
 from engine.evaluation.validate import by_class_name
-from engine.explain.defaults import input_sides, lowest_score
 from engine.explain.figures import Panel, ShownImage, grid_figure
 from engine.explain.page import Section
 from engine.explain.tide import KINDS, RIGHT, Case, ErrorReport, ImageResult, find_errors
@@ -61,7 +60,7 @@ def error_section(model: Model, config: ExplainConfig, folder: Path, *, data: st
     predictor = Predictor(network, suppression_of(config), device=next(model.parameters()).device)
     results = list(image_results(predictor, open_loader(model, spec, config)))
     whole = find_errors(results, classes=spec.nc)
-    conf = lowest_score(config, model.task)
+    conf = model.task.defaults.lowest_score(config.conf_thres)
     confident = [above(result, conf) for result in results]
     shown = find_errors(confident, classes=spec.nc)
     section = Section(f"errors on {len(results)} images of {spec.yaml_path.name}", table=cost_table(whole, shown))
@@ -88,7 +87,7 @@ def suppression_of(config: ExplainConfig) -> Suppression:
 def open_loader(model: Model, spec: DatasetSpec, config: ExplainConfig) -> BatchLoader:
     """The validation images, letterboxed in batches of similar shape."""
     options = LoaderOptions(
-        imgsz=multiple_of_stride(input_sides(config, model.task)[0], model.stride),
+        imgsz=multiple_of_stride(model.task.defaults.input_hw(config.imgsz)[0], model.stride),
         batch_size=config.batch_size,
         hyp=Hyperparameters(),
         augment=False,

@@ -219,19 +219,14 @@ def explain(
     rows = check_rows(model, options.rows) if options.rows else head_rows(model)
     check_quantity(options.target.quantity, whole_image=model.task.whole_image)
     original = _as_image(image, model.ch)
-    if options.query_xy is not None and not all(0 <= at < side for at, side in zip(options.query_xy, original.shape[1::-1])):
-        raise UserError("query {:g} {:g}: lies outside of the image of {}x{} px".format(*options.query_xy, *original.shape[1::-1]))
+    _check_query(options.query_xy, original.shape[1::-1])
     boxed = letterboxed(original, model, options.hw)
     device = next(model.parameters()).device
     batch, placed = collate([boxed], [original.shape[:2]], device)
     modules = explainable_modules(model, options.module_rows) if options.modules else {}
     traced = trace(model, batch, rows, modules=modules)
     placement = Placement.of(boxed, original.shape, placed)
-    suppression = options.suppression or Suppression(conf=model.task.defaults.conf)
-    found = model.task.postprocess(_detached(traced.predictions), suppression)[0]
-    chooses = choose_classes if model.task.whole_image else choose_target
-    chooser = choose or (lambda predictions, found: chooses(predictions, found, options.target, model.names))
-    target, chosen = chooser(traced.predictions, found)
+    found, target, chosen = _chosen(model, traced.predictions, options, choose)
     gradients = traced.gradients(target.value(traced.predictions, placement.input_hw)) if methods else {}
     maps = {row: one.detach() for row, one in traced.maps.items()}
     cams = {name: {row: method(maps[row][0].float(), gradients[row][0].float()) for row in rows} for name, method in methods.items()}
@@ -298,13 +293,24 @@ def _as_image(image: ImageSource, channels: int) -> NDArray[Any]:
 
 def letterboxed(image: NDArray[Any], model: Model, hw: tuple[int, int] | None) -> LetterboxedImage:
     """An image as the network gets it, or its middle for a result of the whole image; ``hw`` in px, None for the task's usual size."""
-    usual = model.task.defaults.imgsz
-    height, width = (round_up_to_stride(side, model.stride) for side in hw or (usual, usual))
+    height, width = (round_up_to_stride(side, model.stride) for side in model.task.defaults.input_hw(hw))
     return fitted(image, (height, width), whole_image=model.task.whole_image, auto=True, stride=model.stride)
 
 
-def _detached(predictions: Predictions) -> Predictions:
-    return predictions.map(lambda t: t.detach())
+def _chosen(model: Model, predictions: Predictions, options: ExplainOptions, choose: Chooser | None) -> tuple[Detections, Target, Tensor]:
+    """The detections in px of the input, what of them is explained, and the numbers of the detections that it is made of."""
+    suppression = options.suppression or Suppression(conf=model.task.defaults.conf)
+    found = model.task.postprocess(predictions.map(lambda t: t.detach()), suppression)[0]
+    if choose is not None:
+        return found, *choose(predictions, found)
+    chooser = choose_classes if model.task.whole_image else choose_target
+    return found, *chooser(predictions, found, options.target, model.names)
+
+
+def _check_query(xy: tuple[float, float] | None, size: Sequence[int]) -> None:
+    """Refuses a place outside of an image of this width and height in px."""
+    if xy is not None and not all(0 <= at < side for at, side in zip(xy, size)):
+        raise UserError("query {:g} {:g}: lies outside of the image of {}x{} px".format(*xy, *size))
 
 
 def _query(options: ExplainOptions, placement: Placement, predictions: Predictions, target: Target | None) -> Query:

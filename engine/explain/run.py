@@ -17,7 +17,6 @@ from data.sources.files import FileSource
 from data.sources.frames import Frame, FrameSource
 from data.sources.opening import open_source
 from engine.explain.comparing import compare_figure, explain_as
-from engine.explain.defaults import input_sides, lowest_score
 from engine.explain.error_panels import error_section
 from engine.explain.explaining import ExplainOptions, Explanation, explain
 from engine.explain.fields import field_figure, field_lines
@@ -146,11 +145,11 @@ def options_of(config: ExplainConfig, model: Model) -> ExplainOptions:
         rows=config.rows or (),
         target=TargetRequest(config.target or (), config.classes or (), config.of),
         suppression=Suppression(
-            conf=lowest_score(config, model.task),
+            conf=model.task.defaults.lowest_score(config.conf_thres),
             iou=Suppression.iou if config.iou_thres is None else config.iou_thres,
             max_det=config.max_det,
         ),
-        hw=input_sides(config, model.task),
+        hw=model.task.defaults.input_hw(config.imgsz),
         query_xy=query,
         modules=not config.no_modules,
         module_rows=config.modules or (),
@@ -206,7 +205,7 @@ class Run:
     def source(self) -> FrameSource:
         """The frames of ``--source``, or the first validation images."""
         model, task = self.model, self.model.task
-        settings = {"imgsz": input_sides(self.config, task), "stride": model.stride, "whole_image": task.whole_image}
+        settings = {"imgsz": task.defaults.input_hw(self.config.imgsz), "stride": model.stride, "whole_image": task.whole_image}
         settings |= {"on_skip": self.skip, "channels": model.ch, "vid_stride": self.config.vid_stride}
         if self.config.source:
             return open_source(self.config.source, **settings)  # type: ignore[arg-type]

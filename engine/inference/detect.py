@@ -155,7 +155,7 @@ def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sli
 
 def build_predictor(config: DetectConfig, network: Network, device: torch.device) -> Predictor:
     """The network with the suppression that the flags ask for."""
-    conf = network.task.defaults.conf if config.conf_thres is None else config.conf_thres
+    conf = network.task.defaults.lowest_score(config.conf_thres)
     suppression = Suppression(conf=conf, iou=config.iou_thres, max_det=config.max_det, classes=config.classes, agnostic=config.agnostic_nms)
     stopwatch = Stopwatch(device, (READING, PRE_PROCESS, INFERENCE, NMS))
     precision = torch.float16 if config.half else None
@@ -242,8 +242,7 @@ def input_size(config: DetectConfig, network: Network) -> tuple[int, int]:
     """Height and width of the letterboxed image; without ``--imgsz`` those that a file of fixed size was made for."""
     only = fixed_size(network)
     if only is None:
-        height, width = config.imgsz or (network.task.defaults.imgsz, network.task.defaults.imgsz)
-        return height, width
+        return network.task.defaults.input_hw(config.imgsz)
     if config.imgsz not in (None, only):
         given, name = " ".join(map(str, config.imgsz or ())), getattr(network, "path", "the network")
         raise UserError(f"--imgsz {given}: {name} was made for {only[0]} {only[1]}; leave it out, or export with --dynamic")

@@ -86,7 +86,7 @@ class Predictor:
             hw: Height and width in px that images are fitted into, multiples of the stride; the task's usual size if None. A fixed
                 network's own size wins.
         """
-        hw = self.imgsz or hw or (self.task.defaults.imgsz, self.task.defaults.imgsz)
+        hw = self.task.defaults.input_hw(self.imgsz or hw)
         boxed = [self.fitted(image, hw) for image in images]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, one in enumerate(boxed):
