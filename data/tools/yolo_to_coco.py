@@ -14,19 +14,23 @@ import numpy as np
 from data.dataset_spec import DatasetSpec, load_dataset_spec
 from data.labels.checks import check_classes
 from data.labels.files import list_images
-from data.labels.problems import Problem
+from data.labels.problems import OUT_OF_RANGE, Problem
 from data.labels.source import split_labels
 from data.labels.table import LabelTable
 from data.tools.writing import refuse_existing, write_text
-from tasks import DETECT, POSE
+from tasks import DETECT, OBB, POSE
 from tasks.keypoints import Keypoints
+from tasks.obb import ROW_OF_CORNERS
+from tasks.rows import LabelRow
 from utils.errors import UserError
+from utils.files import read_bounded
 from utils.masks.coco_outlines import may_overlap
 from utils.masks.outlines import cut_bridges, joined
 from utils.masks.rle import Code, areas_of, encode_polygons
 from utils.metrics.coco_eval import category_ids_of
 from utils.metrics.coco_file import number_images
 from utils.metrics.oks import BOX_TO_AREA
+from utils.reading.limits import MAX_LABEL_BYTES
 
 
 def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = False) -> list[Problem]:
@@ -46,7 +50,7 @@ def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = F
         What was left out.
 
     Raises:
-        UserError: the data set cannot be read, or the file exists already or cannot be written.
+        UserError: the data set cannot be read or has oriented boxes, or the file exists already or cannot be written.
     """
     if out.is_dir() or out.suffix.lower() != ".json":
         raise UserError(f"--out {out}: is the JSON file to write, such as {out.with_suffix('') / f'instances_{split}.json'}")
@@ -54,6 +58,7 @@ def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = F
     files = list_images(spec.sources(split))
     task = POSE.for_labels(spec.label_settings, source=str(spec.yaml_path)) if spec.keypoints else DETECT
     table, remarks = split_labels(spec, split, files, task=task, progress=sys.stderr.isatty())
+    _refuse_oriented(table)
     refuse_existing([out], exist_ok=exist_ok)
     table = check_classes(table, files, spec.names, spec.yaml_path)
     content = _coco_content(table, files, spec)
@@ -61,6 +66,19 @@ def yolo_to_coco(data: str, out: Path, *, split: str = "val", exist_ok: bool = F
     print(*remarks, sep="\n", end="\n" if remarks else "")
     print(f"{len(content['images'])} images, {len(content['annotations'])} objects of {len(spec.names)} classes in {out}")
     return list(table.problems)
+
+
+def _refuse_oriented(table: LabelTable) -> None:
+    """Refuses rows of four corners of which some lie outside of their image, where no other outline has another number of corners."""
+    corners = np.diff(table.point_starts)
+    if not np.isin(corners, (0, 4)).all():
+        return
+    for problem in table.problems:
+        if problem.kind == OUT_OF_RANGE and problem.row:
+            row = read_bounded(problem.path, limit=MAX_LABEL_BYTES).decode("utf-8-sig").splitlines()[problem.row - 1].split()
+            if len(row) == ROW_OF_CORNERS and isinstance(OBB.parse_row(row), LabelRow):
+                place = f"{problem.path}:{problem.row}"
+                raise UserError(f"{place}: a corner outside of the image, as oriented boxes have; COCO's JSON has no form for these")
 
 
 def _coco_content(table: LabelTable, files: Sequence[str], spec: DatasetSpec) -> dict[str, list[dict[str, Any]]]:

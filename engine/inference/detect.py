@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from engine.inference.augmented import AugmentedModel
 from engine.inference.networks import LoadOptions, is_exported, load_networks
 from engine.inference.predictor import INFERENCE, NMS, PRE_PROCESS, Network, Predictor, collate, fixed_size
 from engine.inference.sliced import SlicedPredictor, check_slices
-from engine.inference.tracking import Tracking, check_tracking, labelled, require_trackers
+from engine.inference.tracking import Tracking, check_tracking, labelled
 from tasks.base import DrawStyle, Task
 from utils.cli.detect_arguments import DetectConfig
 from utils.distributed import select_device
 from utils.errors import UserError
+from utils.masks.render import MaskMemoryError
 from utils.nms import Suppression
 from utils.run_folders import new_run_dir, newest_weights
 from utils.stopwatch import Stopwatch
@@ -49,7 +50,8 @@ class Report:
         folder: where results lie; None if nothing was to be saved.
         frames: images and video frames that were predicted.
         detections: found in all of them.
-        skipped: one line for every file that could not be read.
+        full: images with as many detections as ``--max-det`` lets through.
+        skipped: one line for every file that could not be read, and every image whose masks need too much memory.
         seconds: in all, by stage.
         written: files by kind.
     """
@@ -57,9 +59,15 @@ class Report:
     folder: Path | None = None
     frames: int = 0
     detections: int = 0
+    full: int = 0
     skipped: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, line: str) -> None:
+        """Prints why something was left out."""
+        print(line)
+        self.skipped.append(line)
 
 
 def detect(config: DetectConfig) -> Report:
@@ -73,6 +81,7 @@ def detect(config: DetectConfig) -> Report:
     _check_data(config)
     weights = chosen_weights(config)
     network = load_network(weights, device, config)
+    check_tracking(network.task, config.track)
     report = Report()
     source = open_frames(config, weights, network, report)
     predictor = build_predictor(config, network, device)
@@ -89,12 +98,13 @@ def detect(config: DetectConfig) -> Report:
     )
     tracking = Tracking(config.track, writer.folder / "tracks", predictor.task)
     with closing(source.batches()) as batches, closing(in_turn(batches, source)) as read, writer, tracking:
-        for predicted in predict_frames(read, predictor, sliced):
+        for predicted in predict_frames(read, predictor, sliced, on_skip=report.skip):
             if config.track:
                 predicted = follow(predicted, tracking, writer, config)
             drawn = save_frame(predicted, predictor, writer, config)
             report.frames += 1
             report.detections += len(predicted.detections)
+            report.full += not predictor.task.whole_image and len(predicted.detections) >= config.max_det
             print(f"{frame_line(predicted, predictor.names, predictor.task)}, {1000 * predicted.seconds:.1f} ms")
             if config.visualize and (video_position(predicted.frame, config)[0] or 1) == 1:  # of a video the first frame
                 stem = writer.stem(predicted.frame.output_name)
@@ -131,8 +141,10 @@ def in_turn(batches: Iterator[Sequence[Frame]], source: FrameSource) -> Generato
     yield from read_ahead(batches) if isinstance(source, FileSource) else batches
 
 
-def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sliced: SlicedPredictor | None) -> Iterator[PredictedFrame]:
-    """Each frame with its detections.
+def predict_frames(
+    batches: Iterator[Sequence[Frame]], predictor: Predictor, sliced: SlicedPredictor | None, *, on_skip: Callable[[str], None]
+) -> Iterator[PredictedFrame]:
+    """Each frame with its detections; ``on_skip`` gets a line for what is left out as its masks need too much memory.
 
     Files come one by one; the newest frames of several streams go through the network together where their shapes agree.
     """
@@ -144,13 +156,16 @@ def predict_frames(batches: Iterator[Sequence[Frame]], predictor: Predictor, sli
         with stopwatch.stage(INFERENCE):
             predictions = predictor.forward(images)
         seconds = (stopwatch.now() - start) / len(frames)
-        for frame, image, detections in zip(frames, images.split(1), predictor.detections(predictions, placement)):
-            windows, start = 0, stopwatch.now()
-            if sliced is not None:
-                windows = len(sliced.windows(frame.image.shape[:2]))
-                with stopwatch.stage(WINDOWS):
-                    detections = sliced(frame.image, detections)
-            yield PredictedFrame(frame, image, detections, windows, seconds + (stopwatch.now() - start if windows else 0.0))
+        try:
+            for frame, image, detections in zip(frames, images.split(1), predictor.detections(predictions, placement)):
+                windows, start = 0, stopwatch.now()
+                if sliced is not None:
+                    windows = len(sliced.windows(frame.image.shape[:2]))
+                    with stopwatch.stage(WINDOWS):
+                        detections = sliced(frame.image, detections)
+                yield PredictedFrame(frame, image, detections, windows, seconds + (stopwatch.now() - start if windows else 0.0))
+        except MaskMemoryError as error:
+            on_skip(f"skipped: {', '.join(frame.path for frame in frames)}: {error}")
 
 
 def build_predictor(config: DetectConfig, network: Network, device: torch.device) -> Predictor:
@@ -210,7 +225,6 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> N
     options = LoadOptions(plugins=config.plugins, download=config.download, half=config.half, trust=config.trust, nms=config.nms)
     model = load_networks(files, device=device, options=options)
     check_slices(model.task, config.slice)
-    check_tracking(model.task, config.track)
     for wanted in config.classes or ():
         if not 0 <= wanted < model.nc:
             raise UserError(f"--classes {wanted}: {weights} knows the classes 0 to {model.nc - 1}")
@@ -220,17 +234,13 @@ def load_network(weights: Path, device: torch.device, config: DetectConfig) -> N
 def open_frames(config: DetectConfig, weights: Path, model: Network, report: Report) -> FrameSource:
     """The frames of ``--source``, or the validation images; a file that cannot be read is one line."""
 
-    def skip(line: str) -> None:
-        print(line)
-        report.skipped.append(line)
-
     settings: dict[str, Any] = {
         "imgsz": input_size(config, model),
         "stride": model.stride,
         "vid_stride": config.vid_stride,
         "auto_letterbox": fixed_size(model) is None,
         "whole_image": model.task.whole_image,
-        "on_skip": skip,
+        "on_skip": report.skip,
         "channels": model.ch,
     }
     if config.source:
@@ -311,9 +321,11 @@ def print_report(report: Report, task: Task) -> None:
     frames = max(report.frames, 1)
     speed = ", ".join(f"{stage} {1000 * seconds / frames:.1f} ms" for stage, seconds in report.seconds.items())
     print(f"Speed per image: {speed}")
-    skipped = f", {len(report.skipped)} files could not be read" if report.skipped else ""
+    skipped = f", {len(report.skipped)} skipped, for the reasons above" if report.skipped else ""
     what = f"{report.frames} images" if task.whole_image else f"{report.detections} objects in {report.frames} images"
     print(f"{what}{skipped}")
+    if report.full:
+        print(f"{report.full} images have as many objects as --max-det lets through; raise it to see whether there are more")
     if report.folder is not None:
         written = ", ".join(f"{count} {kind}" for kind, count in report.written.items())
         print(f"Results in {report.folder}: {written or 'nothing'}")
@@ -330,8 +342,6 @@ def _check_machine(config: DetectConfig, device: torch.device) -> None:
     """Refuses what this machine cannot do before anything is loaded."""
     if config.half and device.type != "cuda":
         raise UserError(f"--half: needs a GPU, this is {device.type}; leave it out")
-    if config.track:
-        require_trackers()
     if config.view_img:
         import cv2
 

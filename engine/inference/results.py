@@ -72,7 +72,9 @@ class Results:
     def __getitem__(self, index: int | slice) -> Results:
         """The results of one image, or of those that a slice selects."""
         if not isinstance(index, slice):
-            number = range(len(self))[index]  # an IndexError ends loops over a sequence
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"results of {len(self)} images have no number {index}")  # it ends loops over a sequence
+            number = index % len(self)
             index = slice(number, number + 1)
         return Results(self.ims[index], self.found[index], self.names, self.files[index], self.times_ms, self.task)
 

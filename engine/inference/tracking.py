@@ -94,9 +94,11 @@ def require_trackers() -> Any:
 
 
 def check_tracking(task: Task, kind: str) -> None:
-    """Refuses a tracker for a task whose result is one of the whole image."""
+    """Refuses a tracker for a task whose result is one of the whole image, and without the package."""
     if kind and task.whole_image:
         raise UserError(f"--track: trackers follow objects, and the task {task.name!r} has one result an image; leave it out")
+    if kind:
+        require_trackers()
 
 
 def new_tracker(kind: str, fps: float) -> Any:

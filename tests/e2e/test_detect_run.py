@@ -118,6 +118,14 @@ def test_no_detection_is_supported(run: Callable[..., int], tmp_path: Path, caps
 
 
 @pytest.mark.usefixtures("finder")
+def test_a_full_image_is_told(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = save(tmp_path / "in/p.png", image(320, 240)), save(tmp_path / "in/q.png", np.zeros((240, 320, 3), np.uint8))
+    for most, told in (("1", True), ("2", False)):
+        assert run("--weights", "x.pt", "--source", sources[0].parent, "--img", "320", "--nosave", "--max-det", most) == 0
+        assert ("1 images have as many objects as --max-det lets through" in capsys.readouterr().out) == told
+
+
+@pytest.mark.usefixtures("finder")
 def test_flags_filter_detections(run: Callable[..., int], tmp_path: Path) -> None:
     source = save(tmp_path / "p.png", image(320, 240))
     common = ("--weights", "x.pt", "--source", source, "--img", "320")
@@ -175,7 +183,7 @@ def test_unreadable_files_give_one_line_each(run: Callable[..., int], tmp_path: 
     assert run("--weights", "x.pt", "--source", tmp_path / "in", "--img", "320") == 0
     text = capsys.readouterr().out
     assert sum(line.startswith("skipped: ") for line in text.splitlines()) == 2
-    assert "2 files could not be read" in text
+    assert "2 skipped, for the reasons above" in text
     assert [p.name for p in (tmp_path / "out/exp").iterdir()] == ["good.jpg"]
 
 

@@ -86,7 +86,7 @@ def test_several_images_are_a_sequence_of_results(model: ImageModel, folder: Pat
     assert [Path(file).name for file in results[1:].files] == ["1.png", "2.png"]
     assert torch.equal(results[-3].boxes, one.boxes)
     assert len(list(results[:2])) == 2
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="results of 3 images have no number 3"):
         results[3]
     assert len(model([])) == 0
 

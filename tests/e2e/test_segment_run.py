@@ -144,6 +144,19 @@ def test_validation_agrees_with_pycocotools_and_with_the_exported_file(world, ca
     assert columns_of(world, "onnx") == pytest.approx(ours, abs=2e-3)
 
 
+def test_an_image_whose_masks_need_too_much_memory_is_skipped(world, capsys, monkeypatch):
+    large = world / "large"
+    large.mkdir(exist_ok=True)
+    for name, side in (("a", 64), ("b", 1280), ("c", 64)):
+        (large / f"{name}.png").write_bytes(cv2.imencode(".png", np.full((side, side, 3), 200, np.uint8))[1].tobytes())
+    monkeypatch.setattr("utils.masks.render.MAX_MASK_BYTES", 300 * 64 * 8)
+    flags = ("--source", str(large), "--imgsz", "64", "--conf-thres", "0.0001", "--nosave", "--save-txt", "--name", "skipped")
+    assert run(world, detect, "--weights", best(world), *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith(f"skipped: {large / 'b.png'}: ") and "masks of 1280x1280 px need" in line]) == 1
+    assert any("objects in 2 images, 1 skipped" in line for line in lines)
+
+
 def test_detection_draws_masks_and_writes_polygons(world, capsys):
     flags = ["--source", "images/val", "--imgsz", "64", "--conf", "0.001", "--max-det", "5", "--save-txt", "--save-json", "--save-crop"]
     for name, more in {

@@ -119,11 +119,19 @@ def masks_at(packed: Tensor, boxes_xyxy: Tensor, placement: Placement) -> Tensor
     return torch.from_numpy(_in_windows(boxes_xyxy, placement.hw, window))
 
 
+class MaskMemoryError(UserError):
+    """The masks of one image would need too much memory; others may not."""
+
+
 def check_memory(count: int, hw: tuple[int, int]) -> None:
-    """Refuses masks that would need more than ``MAX_MASK_BYTES``."""
+    """Refuses masks that would need more than ``MAX_MASK_BYTES``.
+
+    Raises:
+        MaskMemoryError: they would.
+    """
     if (needed := count * hw[0] * packed_width(hw[1])) > MAX_MASK_BYTES:
         size = f"{count} masks of {hw[1]}x{hw[0]} px need {needed / 2**30:.1f} GiB"
-        raise UserError(f"{size}, more than {MAX_MASK_BYTES >> 30}; lower --max-det, raise --conf-thres, or give smaller images")
+        raise MaskMemoryError(f"{size}, more than {MAX_MASK_BYTES >> 30}; lower --max-det, raise --conf-thres, or give smaller images")
 
 
 def _in_windows(boxes_xyxy: Tensor, hw: tuple[int, int], window: Window) -> Packed:

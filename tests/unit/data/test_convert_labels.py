@@ -59,6 +59,19 @@ def test_yolo_to_coco_and_back_is_the_same(tmp_path, segments):
     assert load_dataset_spec(tmp_path / "b/data.yaml", need=("val",)).names == ("a", "b", "c")
 
 
+def test_oriented_boxes_are_refused(tmp_path):
+    turned = (0, 0.5, -0.1, 0.9, 0.3, 0.5, 0.7, 0.1, 0.3)
+    inside, triangle = (0, 0.5, 0.1, 0.9, 0.3, 0.5, 0.7, 0.1, 0.3), (0, 0.1, 0.1, 0.4, 0.15, 0.3, 0.5)
+    for name, images, refused in (("a", [[inside, turned]], True), ("b", [[inside]], False), ("c", [[turned], [triangle]], False)):
+        data, out = write_images(tmp_path / name, {"train": [[inside]], "val": images}), tmp_path / f"{name}.json"
+        if refused:
+            with pytest.raises(UserError, match=r"0\.txt:2: a corner outside of the image, as oriented boxes have"):
+                yolo_to_coco(str(data), out)
+        else:
+            assert len(yolo_to_coco(str(data), out)) == len(images) - 1
+        assert out.exists() != refused
+
+
 def test_converted_coco_boxes_match_the_formula(tmp_path):
     write_coco_layout(tmp_path / "coco")
     path = tmp_path / "coco/annotations/instances_val2017.json"
