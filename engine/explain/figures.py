@@ -168,15 +168,16 @@ class ShownImage:
         axes.set_title(_wrapped(shown_name(f"{title} (stretched)" if is_strip else title, most=120)), fontsize=8)
 
     def detections_panel(self, explanation: Explanation) -> Panel:
-        """The image with its detections, numbered, those that are explained with a thick line."""
+        """The image with its detections, numbered, those that are explained with a thick line; or with its best classes."""
         found = explanation.found
 
         def draw(figure: Any, axes: Any) -> None:
-            style = DrawStyle(hide_labels=not explanation.task.whole_image)
-            drawn = explanation.task.draw(viewable(explanation.image), found, explanation.names, style)
+            if explanation.task.whole_image:  # its classes have no place, so they are written at the size that is shown
+                enlarged = ShownImage(viewable(explanation.image)).pixels
+                self.show(axes, explanation.task.draw(enlarged, found, explanation.names, DrawStyle()), "best classes")
+                return
+            drawn = explanation.task.draw(viewable(explanation.image), found, explanation.names, DrawStyle(hide_labels=True))
             self.show(axes, ShownImage(drawn).pixels, f"detections: {len(found)}")
-            if explanation.task.whole_image:
-                return  # its classes stand on the image, and have no place
             boxes = explanation.task.shapes(found).extents.tolist()
             for number, (box, label, score) in enumerate(zip(boxes, found.classes.tolist(), found.scores.tolist())):
                 if number in explanation.chosen or len(explanation.chosen) == 0:

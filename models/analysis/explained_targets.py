@@ -105,9 +105,7 @@ def choose_classes(predictions: Predictions, found: Detections, request: TargetR
         chosen = torch.isin(found.classes, classes).nonzero().flatten().cpu()
     if len(classes) == len(names):
         raise UserError(f"target: the scores of all {len(names)} classes of the network sum to 1 for every image; choose fewer")
-    numbered = f"detection{'s' * (len(chosen) > 1)} {', '.join(map(str, chosen.tolist()))}" if len(chosen) == len(classes) else "not found"
-    what = f"{', '.join(names[c] for c in classes.tolist())} {float(scores[classes].sum()):.2f}"
-    text = f"{numbered}: {what}, by {'its' if len(classes) == 1 else 'their'} {LOG_ODDS}"
+    text = f"{_ranked(classes, scores, found, names)}, by {'its' if len(classes) == 1 else 'their'} {LOG_ODDS}"
     return Target(torch.zeros_like(classes), classes, LOG_ODDS, text), chosen
 
 
@@ -189,6 +187,17 @@ def _best_candidates(predictions: Predictions, request: TargetRequest, names: Se
     of = f" of {', '.join(names[c] for c in request.classes)}" if request.classes else ""
     best = f", best {float(values[0]):.3g}" if len(values) else ""
     return Target(places, classes, request.quantity, f"nothing found{of}: the {len(places)} best candidates{best}")
+
+
+def _ranked(classes: Tensor, scores: Tensor, found: Detections, names: Sequence[str]) -> str:
+    """Classes of a whole image with their places among what was found: ``detection 0: cat 0.92``."""
+    places = {label: place for place, label in enumerate(found.classes.tolist())}
+    below = f"below the {len(found)} best" if len(found) else "below the lowest score"
+    told: dict[str, list[str]] = {}
+    for label in classes.tolist():
+        place = f"detection {places[label]}" if label in places else below
+        told.setdefault(place, []).append(f"{names[label]} {float(scores[label]):.2f}")
+    return "; ".join(f"{place}: {', '.join(those)}" for place, those in told.items())
 
 
 def _text(part: Detections, chosen: Tensor, request: TargetRequest, names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
@@ -86,7 +87,10 @@ def test_classes_and_numbers_choose():
     assert (second.target.classes.tolist(), second.chosen) == ([order[1]], (1,))
     last = explain(model, photo(), OPTIONS, classes=order[2], suppression=Suppression(conf=0.99))
     assert (last.target.classes.tolist(), last.chosen) == ([order[2]], ())
-    assert last.target.text.startswith(f"not found: {NAMES[order[2]]} 0.")
+    assert last.target.text.startswith(f"below the lowest score: {NAMES[order[2]]} 0.")
+    both = explain(model, photo(), OPTIONS, classes=(order[2], order[0]), suppression=Suppression(conf=0.0, max_det=2))
+    told = r"below the 2 best: {} 0\.\d\d; detection 0: {} 0\.\d\d, by their log-odds"
+    assert re.fullmatch(told.format(NAMES[order[2]], NAMES[order[0]]), both.target.text)
     with pytest.raises(UserError, match="target: the scores of all 3 classes of the network sum to 1"):
         explain(model, photo(), OPTIONS, classes=(0, 1, 2))
 
