@@ -1,4 +1,4 @@
-"""Student's t, its noncentral form and the signed-rank distribution, in numpy and math alone."""
+"""Student's t, its noncentral form, Fisher's F and the signed-rank distribution, in numpy and math alone."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def t_two_sided(t: float | Array, df: float) -> Array:
     t = np.asarray(t, dtype=np.float64)
     with np.errstate(over="ignore"):
         return incomplete_beta(df / 2, 0.5, np.where(np.isinf(t), 0.0, df / (df + t * t)))
+
+
+def f_upper(f: float, df: float, df_rest: float) -> float:
+    """P(F >= f) of Fisher's F with ``df`` and ``df_rest`` degrees of freedom."""
+    return float(incomplete_beta(df_rest / 2, df / 2, df_rest / (df_rest + df * f)))
 
 
 @cache

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.study.records import Cost, RunRecord, Status, Study
-from engine.study.statistics import POINTS, Analysis, Paired, Summary, Verdict, finished, paired_differences
+from engine.study.statistics import POINTS, Analysis, Comparison, Paired, Summary, Verdict, finished, paired_differences
 from engine.study.variant_costs import variant_cost
 from utils.metrics.columns import column_title
 from utils.visual.figures import COLOURS, Style, add_legend, drawing, figure_formats
@@ -91,27 +91,28 @@ def trade_offs(study: Study, analysis: Analysis, folder: Path) -> list[Path]:
     return files
 
 
-def difference_plot(study: Study, analysis: Analysis, folder: Path) -> list[Path]:
-    """Difference to the baseline of every variant with its 95 % interval, coloured by the verdict, each seed as a small point."""
-    shown = [c for c in analysis.comparisons if c.paired.count]
+def difference_plot(study: Study, comparisons: Sequence[Comparison], path: Path) -> list[Path]:
+    """Each comparison's difference with its 95 % interval, coloured by the verdict, each seed as a small point."""
+    shown = [c for c in comparisons if c.paired.count]
     if not shown:
         return []
-    values = {s.variant: s.values for s in analysis.summaries}
-    with _drawing(study, folder / "differences", 8.5, 1.3 + 0.42 * len(shown)) as drawn:
+    values = {v: {r.seed: r.metrics[study.metric] for r in _of(study, v) if study.metric in r.metrics} for v in study.variants}
+    other = shown[0].reference if {c.reference for c in shown} == {study.baseline} else "the control of each"
+    with _drawing(study, path, 8.5, 1.3 + 0.42 * len(shown)) as drawn:
         axes = drawn.figure.add_subplot()
         for row, c in enumerate(shown):
-            seeds = [POINTS * (values[c.variant][s] - values[study.baseline][s]) for s in c.seeds]
+            seeds = [POINTS * (values[c.variant][s] - values[c.reference][s]) for s in c.seeds]
             axes.plot(seeds, [row + 0.22] * len(seeds), ".", color="0.7", markersize=5, zorder=1)
             _interval(axes, c.paired, row, colour=VERDICT_COLOURS[c.verdict])
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(shown)), [shown_name(c.variant) for c in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlabel(f"difference to {shown_name(study.baseline)} in {column_title(study.metric)} (points)")
+        axes.set_xlabel(f"difference to {shown_name(other)} in {column_title(study.metric)} (points)")
         axes.grid(axis="x", alpha=0.3)
         axes.set_title("95 % intervals (each by itself); grey points: seeds", fontsize=10)
         for verdict in dict.fromkeys(c.verdict for c in shown):
             drawn.handles[verdict.value] = axes.plot([], [], "o-", color=VERDICT_COLOURS[verdict])[0]
-    return _files(folder / "differences")
+    return _files(path)
 
 
 def class_differences(study: Study, folder: Path) -> list[Path]:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.study.records import Cost, RunRecord, Status, Study
-from engine.study.run_outputs import read_outputs
+from engine.study.run_outputs import read_outputs, read_study_run
 from tasks import DETECT, TASKS
 from utils.errors import UserError, nearest, one_line
 from utils.reading.text_files import decode, read_bytes
 from utils.reading.yaml_text import read_yaml
 
 RESULTS = "results.csv"
+STUDY_TABLE = b"variant,seed,status,"  # how the results.csv of a study begins
 SETTINGS_FILES = ("opt.yaml", "args.yaml")  # of this project, YOLOv5 and YOLOv9; of ultralytics
 MOST_RUNS = 1000
 MOST_FOLDERS = 20_000  # that are looked into
@@ -99,7 +100,7 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
 
     Args:
         folder: holds a results.csv.
-        variant: its name; that of its config if empty.
+        variant: its name; that in the study, or that of its config, if empty.
         seed: that of opt.yaml or args.yaml if None; -1 where neither says one.
         notes: gets a line for each thing that is not recognised.
 
@@ -109,13 +110,15 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
     notes = notes if notes is not None else []
     settings = read_settings(folder, notes)
     curves = read_curves(folder / RESULTS, notes)
-    outputs = read_outputs(folder, notes)
+    outputs, study_run = read_outputs(folder, notes), read_study_run(folder, notes)
+    if study_run.outputs is not None:
+        outputs = replace(study_run.outputs, parameters=outputs.parameters, program=outputs.program)
     known_seed = settings.get("seed")
     status, reason = _ending(curves, settings, is_complete=bool(outputs.metrics))
     best = best_row(curves)
     at_best = {name: values[best] for name, values in curves.items() if name.startswith("metrics/") and math.isfinite(values[best])}
     return RunRecord(
-        variant=variant or variant_name(folder, settings),
+        variant=variant or study_run.variant or variant_name(folder, settings),
         seed=seed if seed is not None else known_seed if type(known_seed) is int else -1,
         status=status,
         metrics={**at_best, **outputs.metrics},
@@ -127,7 +130,11 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
         cost=Cost(parameters=outputs.parameters),
         folder=folder,
         reason=reason,
-        settings={**_shown_settings(settings), "program": outputs.program or _program(folder, curves)},
+        settings={
+            **_shown_settings(settings),
+            "program": outputs.program or _program(folder, curves),
+            **({"control_of": study_run.control_of} if study_run.control_of else {}),
+        },
     )
 
 
@@ -214,7 +221,7 @@ def run_folders(path: Path, notes: list[str]) -> list[Path]:
     Raises:
         UserError: there is no such folder.
     """
-    if path.name == RESULTS and path.is_file():
+    if path.name == RESULTS and is_run_folder(path.parent):
         return [path.parent]
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a run folder, a folder of runs, or NAME=FOLDER is expected")
@@ -223,11 +230,23 @@ def run_folders(path: Path, notes: list[str]) -> list[Path]:
         if looked == MOST_FOLDERS:
             notes.append(f"{path}: more than {MOST_FOLDERS} folders; those after them are not looked into")
             break
-        if (folder / RESULTS).is_file():
+        if is_run_folder(folder):
             found.append(folder)
             if depth == 0:
                 break
     return sorted(found, key=_natural)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a results.csv of a training lies in a folder; that of a study has a row for each of its runs."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return not file.read(len(STUDY_TABLE)).startswith(STUDY_TABLE)
+    except OSError:  # it is named when it is read
+        return True
 
 
 def named_folder(path: Path) -> tuple[str, Path]:
@@ -327,7 +346,7 @@ def _folders(path: Path) -> Iterator[tuple[Path, int]]:
     while stack:
         folder, depth = stack.pop()
         yield folder, depth
-        if depth < DEEPEST and not (depth and (folder / RESULTS).is_file()):
+        if depth < DEEPEST and not (depth and is_run_folder(folder)):
             try:
                 stack += [(p, depth + 1) for p in sorted(folder.iterdir(), reverse=True) if p.is_dir() and not p.is_symlink()]
             except OSError:  # not readable: nothing of it is shown

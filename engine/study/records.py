@@ -78,3 +78,8 @@ class Study:
     @property
     def variants(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(record.variant for record in self.records))
+
+    @property
+    def controls(self) -> Mapping[str, str]:
+        """Variant -> its capacity control, for the variants that have one; several may share it."""
+        return {variant: record.variant for record in self.records for variant in record.settings.get("control_of", ())}

@@ -12,7 +12,7 @@ from engine.study import figures
 from engine.study.reading import ReadOptions, read_study
 from engine.study.records import Status, Study
 from engine.study.statistics import Analysis, analyse
-from engine.study.tables import latex_table, markdown_page, paper_rows, setting_notes, write_runs, write_summary
+from engine.study.tables import latex_table, markdown_page, paper_rows, setting_notes, verdict_lines, write_runs, write_summary
 from utils.errors import UserError, one_line
 from utils.files import atomic_write
 from utils.text_table import text_table
@@ -67,8 +67,9 @@ def console_text(study: Study, analysis: Analysis) -> str:
     """The table of the paper, the verdicts, the failures and the notes as text."""
     header, rows = paper_rows(study, analysis)
     lines = [text_table([header, *rows], right=range(1, len(header)))] if rows else ["no run"]
-    width = max((len(c.variant) for c in analysis.comparisons), default=0)
-    lines += ["", *(f"{c.variant:{width}}  {c.sentence}" for c in analysis.comparisons)] if analysis.comparisons else []
+    verdicts = verdict_lines(analysis)
+    width = max((len(name) for name, _ in verdicts), default=0)
+    lines += ["", *(f"{name:{width}}  {sentence}" for name, sentence in verdicts)] if verdicts else []
     failures = [r for r in study.records if r.status is Status.FAILED]
     lines += [f"failed: {r.variant}, seed {r.seed}: {one_line(r.reason)}" for r in failures]
     lines += [f"note: {one_line(note)}" for note in analysis.notes]
@@ -97,7 +98,8 @@ def _draw(study: Study, analysis: Analysis, folder: Path) -> list[Path]:
         "learning curves": partial(figures.learning_curves, study, folder),
         "PR curves": partial(figures.pr_curves, study, folder),
         "accuracy against cost": partial(figures.trade_offs, study, analysis, folder),
-        "differences": partial(figures.difference_plot, study, analysis, folder),
+        "differences": partial(figures.difference_plot, study, analysis.comparisons, folder / "differences"),
+        "differences to controls": partial(figures.difference_plot, study, analysis.to_controls, folder / "control_differences"),
         "differences by class": partial(figures.class_differences, study, folder),
         "differences by size": partial(figures.size_differences, study, folder),
     }

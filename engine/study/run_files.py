@@ -17,12 +17,13 @@ from typing import Any
 
 from engine.logging.cost import COST_FILE
 from engine.study.records import Cost, RunRecord, Status
+from engine.study.run_outputs import STUDY_METRICS, STUDY_RUN
 from models.checkpoints.checkpoint import load_checkpoint, previous_of
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.reading.text_files import decode, read_bytes
 
-JOB_FILE, METRICS_FILE, FAILED_FILE, LOG_FILE = "study_run.json", "study_metrics.json", "study_failed.json", "train.log"
+JOB_FILE, METRICS_FILE, FAILED_FILE, LOG_FILE = STUDY_RUN, STUDY_METRICS, "study_failed.json", "train.log"
 MAX_FILE_BYTES = 64 << 20
 # Flags that change nothing of what is trained; network and recipe are compared by their content, not by their paths.
 MAY_CHANGE = ("cfg", "hyp", "workers", "device", "project", "plugins", "cache", "noplots", "plots", "logger")

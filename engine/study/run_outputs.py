@@ -17,6 +17,7 @@ from utils.reading.text_files import decode, read_bytes
 from utils.text_table import FORMULA_STARTS
 
 METRICS, PER_CLASS, PR_CURVE = "metrics.json", "per_class.csv", "pr_curve.csv"
+STUDY_RUN, STUDY_METRICS = "study_run.json", "study_metrics.json"  # of a run of a study
 CLASS_COLUMNS = ("P", "R", "AP50", "AP75", "AP", "objects")
 MOST_POINTS = 10_000  # of a PR curve
 ALL = "all"  # the first row, and the first column of values: the mean over classes
@@ -54,11 +55,54 @@ def read_outputs(folder: Path, notes: list[str]) -> Outputs:
         return Outputs()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StudyRun:
+    """What a study wrote into the folder of one of its runs; ``variant`` is empty where the run is of none.
+
+    Attributes:
+        control_of: the variants whose capacity control it is.
+        outputs: of the weights that the study compares; None where they were not measured.
+    """
+
+    variant: str = ""
+    control_of: tuple[str, ...] = ()
+    outputs: Outputs | None = None
+
+
+def read_study_run(folder: Path, notes: list[str]) -> StudyRun:
+    """The marks of a study in a run folder; one that is damaged is a note."""
+    try:
+        marks = _read_json(folder / STUDY_RUN)
+        variant, control_of = marks.get("variant"), marks.get("control_of")
+        if not isinstance(variant, str) or not variant:
+            return StudyRun()
+        controlled = tuple(str(v) for v in control_of) if isinstance(control_of, list) else ()
+        measured = _read_json(folder / STUDY_METRICS, most=16 * MIB)
+    except UserError as error:
+        notes.append(f"{error}; it is left out")
+        return StudyRun()
+    if not measured:
+        return StudyRun(variant, controlled)
+    per_class, curves = measured.get("per_class"), measured.get("pr_curves")
+    outputs = Outputs(
+        metrics=_numbers(measured.get("metrics")),
+        per_class={name: _numbers(row) for name, row in per_class.items()} if isinstance(per_class, dict) else {},
+        per_size=_numbers(measured.get("per_size")),
+        pr_curves={name: [float(v) for v in row] for name, row in curves.items() if _are_numbers(row)} if isinstance(curves, dict) else {},
+        image_noise=_numbers(measured.get("image_noise")),
+    )
+    return StudyRun(variant, controlled, outputs)
+
+
+def _are_numbers(row: Any) -> bool:
+    return isinstance(row, list) and len(row) <= MOST_POINTS and all(isinstance(v, (int, float)) for v in row)
+
+
+def _read_json(path: Path, *, most: int = MIB) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(decode(read_bytes(path, most=MIB, kind="JSON file")))
+        value = json.loads(decode(read_bytes(path, most=most, kind="JSON file")))
     except (ValueError, RecursionError) as error:
         raise error if isinstance(error, UserError) else UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
     if not isinstance(value, dict):

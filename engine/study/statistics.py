@@ -8,14 +8,14 @@ nothing, the sentence says how large a true difference would have had to be to b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.study.distributions import shift_of_power, signed_rank_p, t_quantile, t_two_sided
+from engine.study.distributions import f_upper, shift_of_power, signed_rank_p, t_quantile, t_two_sided
 from engine.study.records import RunRecord, Status, Study
 
 Array = NDArray[np.float64]
@@ -25,6 +25,7 @@ LEVEL = 0.95  # of intervals, each by itself
 SAME = 1e-9  # metrics are read from files of at most ten digits: smaller differences are rounding
 POINTS = 100  # metrics in 0-1 are shown as points, as papers print them
 ENOUGH_SEEDS = 5
+FEWEST_TOGETHER = 3  # variants that are also taken as one
 
 
 class Verdict(Enum):
@@ -55,9 +56,10 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against the baseline.
+    """A variant against the baseline, or against its capacity control.
 
     Attributes:
+        reference: the variant that it is compared with.
         paired: over the seeds that finished for both.
         seeds: of these pairs.
         family: number of comparisons that Holm's correction counts.
@@ -69,6 +71,7 @@ class Comparison:
     """
 
     variant: str
+    reference: str
     paired: Paired
     seeds: tuple[int, ...] = ()
     family: int = 1
@@ -125,12 +128,40 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Several variants taken as one, and whether they differ among themselves.
+
+    Attributes:
+        what: which differences these are, in words.
+        count: of variants.
+        paired: over seeds, the mean over the variants of their differences.
+        f, p: of the variants in an analysis of variance of the differences by variant and seed, without interaction: large and small where
+            the variants differ by more than one variant's seeds do.
+    """
+
+    what: str
+    count: int
+    paired: Paired
+    f: float
+    p: float
+
+    @property
+    def sentence(self) -> str:
+        """In points: ``-0.5 ± 0.9 (3 seeds); no evidence that the variants differ among themselves (F = 1.1, p = 0.34)``."""
+        found = "the variants differ among themselves" if self.p < ALPHA else "no evidence that the variants differ among themselves"
+        mean = f"{POINTS * self.paired.mean:+.1f} ± {POINTS * self.paired.half_width:.1f} ({_counted(self.paired.count, 'seed')})"
+        return f"{mean}; {found} (F = {self.f:.2f}, p {shown_p(self.p)})"
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What the statistics of a study found.
 
     Attributes:
         summaries: of every variant, the baseline too.
         comparisons: of every variant but the baseline.
+        to_controls: of every variant that has a capacity control, with that; a family of their own.
+        together: all variants as one, where there are enough.
         image_noise: by variant, the mean over seeds of the standard deviation of the metric over resampled validation images, for the same
             weights; variants of which it was not measured are left out.
         notes: lines for the report.
@@ -138,6 +169,8 @@ class Analysis:
 
     summaries: tuple[Summary, ...]
     comparisons: tuple[Comparison, ...]
+    to_controls: tuple[Comparison, ...]
+    together: tuple[Together, ...]
     image_noise: Mapping[str, float]
     notes: tuple[str, ...]
 
@@ -150,9 +183,18 @@ def analyse(study: Study) -> Analysis:
     if study.records and (baseline is None or not baseline.values):
         notes.append(f"baseline {study.baseline!r}: no finished run with {study.metric}; nothing can be compared")
     others = [s for s in summaries.values() if s.variant != study.baseline]
-    comparisons = correct_family([compare(s, baseline) for s in others])
+    comparisons = correct_family([compare(s, baseline or Summary(study.baseline, {}, 0, 0, 0)) for s in others])
+    controls = {variant: control for variant, control in study.controls.items() if variant in summaries}
+    to_controls = correct_family([compare(summaries[v], summaries[control], called="its control") for v, control in controls.items()])
     noise = {variant: image_noise(study, variant) for variant in study.variants}
-    return Analysis(tuple(summaries.values()), tuple(comparisons), {v: n for v, n in noise.items() if not math.isnan(n)}, tuple(notes))
+    return Analysis(
+        summaries=tuple(summaries.values()),
+        comparisons=tuple(comparisons),
+        to_controls=tuple(to_controls),
+        together=tuple(_together(study, summaries)),
+        image_noise={v: n for v, n in noise.items() if not math.isnan(n)},
+        notes=tuple(notes),
+    )
 
 
 def summarise(study: Study, variant: str, notes: list[str]) -> Summary:
@@ -173,23 +215,58 @@ def summarise(study: Study, variant: str, notes: list[str]) -> Summary:
     return Summary(variant, values, len(records), count[Status.FAILED], count[Status.STOPPED])
 
 
-def compare(variant: Summary, baseline: Summary | None) -> Comparison:
-    """A variant against the baseline, before the correction for the number of comparisons."""
-    reference = baseline.values if baseline is not None else {}
-    seeds = tuple(sorted(variant.values.keys() & reference.keys()))
-    paired = paired_differences(variant.values, reference)
+def compare(variant: Summary, reference: Summary, *, called: str = "the baseline") -> Comparison:
+    """A variant against another one, before the correction for the number of comparisons."""
+    seeds = tuple(sorted(variant.values.keys() & reference.values.keys()))
+    paired = paired_differences(variant.values, reference.values)
     stopped = variant.stopped > 0 and len(seeds) < 2
     if stopped:
         reason = "stopped early by the study's rule"
     elif not seeds:
-        reason = "no seed finished for both this variant and the baseline"
+        reason = f"no seed finished for both this variant and {called}"
     elif len(seeds) == 1:
         reason = f"one seed in common, a difference of {POINTS * paired.mean:+.1f} that may be noise; give {ENOUGH_SEEDS} seeds"
     elif paired.constant:
         reason = f"the same difference of {POINTS * paired.mean:+.1f} for every seed, so the seeds changed nothing"
     else:
         reason = ""
-    return Comparison(variant.variant, paired, seeds, reason=reason, stopped=stopped)
+    return Comparison(variant.variant, reference.variant, paired, seeds, reason=reason, stopped=stopped)
+
+
+def _together(study: Study, summaries: Mapping[str, Summary]) -> Iterator[Together]:
+    """All variants against the baseline, all controls against it, and all variants against their controls."""
+    controls = study.controls
+    plain = [v for v in summaries if v != study.baseline and v not in controls.values()]
+    groups = {
+        f"all variants and {study.baseline}": [(v, study.baseline) for v in plain],
+        f"all controls and {study.baseline}": [(v, study.baseline) for v in dict.fromkeys(controls.values())],
+        "all variants and their controls": [*controls.items()],
+    }
+    for what, pairs in groups.items():
+        known = [(summaries[v].values, summaries[other].values) for v, other in pairs if v in summaries and other in summaries]
+        if found := together(what, known):
+            yield found
+
+
+def together(what: str, pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]]) -> Together | None:
+    """Variants and what each is compared with, values by seed, taken as one; None for fewer than ``FEWEST_TOGETHER`` pairs or two seeds.
+
+    Seeds that most pairs have are counted, and the pairs that have all of these.
+    """
+    by_pair = [values.keys() & reference.keys() for values, reference in pairs]
+    seeds = sorted({s for one in by_pair for s in one if 2 * sum(s in other for other in by_pair) > len(by_pair)})
+    kept = [pair for pair, own in zip(pairs, by_pair) if own.issuperset(seeds)]
+    if len(kept) < FEWEST_TOGETHER or len(seeds) < 2:
+        return None
+    differences = np.array([[values[s] - reference[s] for s in seeds] for values, reference in kept])  # (V, S)
+    variants, count = differences.shape
+    of_variant, of_seed = differences.mean(axis=1), differences.mean(axis=0)
+    rest = differences - of_variant[:, None] - of_seed + differences.mean()
+    freedom = (variants - 1, (variants - 1) * (count - 1))
+    noise = float((rest**2).sum()) / freedom[1]
+    f = count * float(of_variant.var(ddof=1)) / noise if noise > SAME**2 else math.nan
+    paired = paired_differences(dict(zip(seeds, of_seed.tolist())), dict.fromkeys(seeds, 0.0))
+    return Together(what, variants, paired, f, f_upper(f, *freedom) if math.isfinite(f) else math.nan)
 
 
 def correct_family(comparisons: Sequence[Comparison]) -> list[Comparison]:

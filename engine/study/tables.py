@@ -49,12 +49,13 @@ def write_summary(study: Study, analysis: Analysis, path: Path) -> None:
     batches = sorted({batch for record in study.records for batch in record.cost.latency_ms})
     header = ["variant", "runs", "finished", "failed", "stopped early", "mean", "sd", "image noise sd", "pairs", "difference"]
     header += ["difference sd", "95 % low", "95 % high", "p t-test", "p Wilcoxon", "p Holm", "comparisons", "detectable", "verdict"]
-    header += ["sentence", *_cost_header(batches)]
-    comparisons = {c.variant: c for c in analysis.comparisons}
+    header += ["sentence", "control", "difference to control", "control 95 % low", "control 95 % high", "control p t-test"]
+    header += ["control p Holm", "control verdict", *_cost_header(batches)]
+    comparisons, to_controls = ({c.variant: c for c in those} for those in (analysis.comparisons, analysis.to_controls))
     rows = []
     for s in analysis.summaries:
         row = [s.variant, s.runs, len(s.values), s.failed, s.stopped, *map(_number, (s.mean, s.sd, analysis.image_noise.get(s.variant)))]
-        row += _comparison_values(comparisons.get(s.variant))
+        row += [*_comparison_values(comparisons.get(s.variant)), *_control_values(to_controls.get(s.variant))]
         rows.append([*row, *_cost_values(variant_cost(r for r in study.records if r.variant == s.variant), batches)])
     write_csv(path, header, rows)
 
@@ -72,7 +73,8 @@ def paper_rows(study: Study, analysis: Analysis) -> tuple[list[str], list[list[s
     batches = sorted({batch for record in study.records for batch in record.cost.latency_ms})
     header = ["Variant", "Params (M)", "GFLOPs", *(f"ms (batch {b})" for b in batches), "Seeds", column_title(study.metric)]
     header += [f"Difference to {study.baseline}", "p (t, Holm)", "p (Wilcoxon)", ""]
-    comparisons = {c.variant: c for c in analysis.comparisons}
+    header += ["Difference to its control", "p (t, Holm)", "p (Wilcoxon)", ""]
+    comparisons, to_controls = ({c.variant: c for c in those} for those in (analysis.comparisons, analysis.to_controls))
     rows = []
     for s in analysis.summaries:
         cost = variant_cost(r for r in study.records if r.variant == s.variant)
@@ -80,7 +82,8 @@ def paper_rows(study: Study, analysis: Analysis) -> tuple[list[str], list[list[s
         seeds = str(len(s.values)) + (f" of {s.runs}" if len(s.values) != s.runs else "")
         sizes = [_fixed(cost.parameters and cost.parameters / 1e6, 2), _fixed(cost.gflops, 2)]
         value = _plus_minus(POINTS * s.mean, POINTS * s.sd, digits=1)
-        rows.append([s.variant, *sizes, *latency, seeds, value, *_compared(comparisons.get(s.variant))])
+        differences = [cell for those in (comparisons, to_controls) for cell in _compared(those.get(s.variant))]
+        rows.append([s.variant, *sizes, *latency, seeds, value, *differences])
     kept = [i for i in range(len(header)) if i == 0 or any(row[i] not in (NONE, "") for row in rows)]
     return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
@@ -98,6 +101,12 @@ def caption(study: Study, analysis: Analysis) -> str:
         f"↑, ↓: better, worse by the paired t-test at 5 % after Holm's correction for {comparisons}; n.s.: no evidence of a difference",
         "The p-value of Wilcoxon's signed-rank test is uncorrected",
     ]
+    if analysis.to_controls:
+        own = analysis.to_controls[0].family
+        sentences.append(
+            f"A control has plain convolutions of the same capacity in place of a variant's modules; differences to controls are tested in "
+            f"the same way, {own} comparison{'' if own == 1 else 's'} of their own"
+        )
     if analysis.image_noise:
         noise = POINTS * max(analysis.image_noise.values())
         scatter = f"scatter by up to {noise:.1f} (standard deviation) over resampled validation images"
@@ -122,11 +131,18 @@ def markdown_page(study: Study, analysis: Analysis) -> str:
     """The table in Markdown, its caption, the verdicts and the notes."""
     header, rows = paper_rows(study, analysis)
     table = markdown_table([markdown_text(h) for h in header], [[markdown_text(cell) for cell in row] for row in rows])
-    verdicts = [f"- **{markdown_text(c.variant)}**: {markdown_text(c.sentence)}" for c in analysis.comparisons]
+    verdicts = [f"- **{markdown_text(name)}**: {markdown_text(sentence)}" for name, sentence in verdict_lines(analysis)]
     notes = [f"- {markdown_text(note)}" for note in analysis.notes]
     parts = [table if rows else "No run.", markdown_text(caption(study, analysis)), "\n".join(verdicts)]
     parts += ["Notes:\n\n" + "\n".join(notes)] if notes else []
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def verdict_lines(analysis: Analysis) -> list[tuple[str, str]]:
+    """What is compared, and what was found."""
+    lines = [(c.variant, c.sentence) for c in analysis.comparisons]
+    lines += [(f"{c.variant} and its control", c.sentence) for c in analysis.to_controls]
+    return [*lines, *((f"{t.what} ({t.count})", t.sentence) for t in analysis.together)]
 
 
 def setting_notes(study: Study) -> list[str]:
@@ -178,6 +194,12 @@ def _comparison_values(c: Comparison | None) -> list[Any]:
     p = c.paired
     numbers = (p.mean, p.sd, *p.interval, p.p_t, p.p_wilcoxon, c.p_holm)
     return [p.count, *map(_number, numbers), c.family, _number(c.detectable), c.verdict.value, c.sentence]
+
+
+def _control_values(c: Comparison | None) -> list[Any]:
+    if c is None:
+        return [""] * 7
+    return [c.reference, *map(_number, (c.paired.mean, *c.paired.interval, c.paired.p_t, c.p_holm)), c.verdict.value]
 
 
 def _cost_header(batches: Sequence[int]) -> list[str]:

@@ -79,6 +79,24 @@ def test_a_run_of_this_project_gives_what_its_last_validation_left(make_run):
     assert run.pr_curves == {"all": [1.0, 0.0]}
 
 
+def test_a_study_folder_is_reported_as_the_study_was(make_run, tmp_path):
+    for name, variant, value, control_of in (("a", "SE@9 control", 0.3, ["SE@9"]), ("b", "SE@9", 0.4, []), ("c", "none", 0.2, [])):
+        folder = make_run(f"study/runs/{name}", OURS, "cfg: variants/any/model.yaml\nepochs: 2\nseed: 3\n")
+        (folder / "metrics.json").write_text(json.dumps({"metrics": {METRIC: 0.9}, "parameters": 7, "rule": "coco"}))
+        (folder / "study_run.json").write_text(json.dumps({"variant": variant, "seed": 3, "control_of": control_of}))
+        measured = {"compare": "last", "metrics": {METRIC: value}, "per_class": {"a": {"AP": 0.5}}, "pr_curves": {"all": [1, 0.5]}}
+        (folder / "study_metrics.json").write_text(json.dumps(measured))
+    (tmp_path / "runs/study/results.csv").write_text(f"variant,seed,status,{METRIC}\nnone,3,finished,0.2\n")
+    study = read_study([tmp_path / "runs/study"], ReadOptions(baseline="none"))
+    assert {r.variant: (r.seed, r.metrics[METRIC]) for r in study.records} == {"SE@9 control": (3, 0.3), "SE@9": (3, 0.4), "none": (3, 0.2)}
+    assert study.controls == {"SE@9": "SE@9 control"}
+    assert (study.records[0].per_class, study.records[0].pr_curves) == ({"a": {"AP": 0.5}}, {"all": [1.0, 0.5]})
+    assert study.records[0].cost.parameters == 7
+    assert study.notes == ()
+    (tmp_path / "runs/study/runs/a/study_run.json").write_text("{")
+    assert "study_run.json: not valid JSON" in read_study([tmp_path / "runs/study"]).notes[0]
+
+
 def test_a_run_that_ends_early_failed_unless_its_patience_ended(make_run):
     assert read_run(make_run("killed", YOLOV5, "epochs: 100\npatience: 50\nseed: 0\n")).reason == "ends after 3 of 100 epochs"
     assert read_run(make_run("patient", YOLOV5, "epochs: 100\npatience: 1\nseed: 0\n")).status is Status.FINISHED
@@ -160,11 +178,15 @@ def test_metrics_are_named_as_users_name_them():
     assert best_row({"metrics/mAP_0.5": [float("nan"), 0.1], METRIC: [0.9, 0.1]}) == 1
 
 
-MASKS = "epoch," + ",".join(f"metrics/{name}({mark})" for mark in "BM" for name in ("precision", "recall", "mAP_0.5", "mAP_0.5:0.95")) + """
+MASKS = (
+    "epoch,"
+    + ",".join(f"metrics/{name}({mark})" for mark in "BM" for name in ("precision", "recall", "mAP_0.5", "mAP_0.5:0.95"))
+    + """
 1,0.5,0.5,0.5,0.40,0.5,0.5,0.5,0.10
 2,0.5,0.5,0.4,0.30,0.5,0.5,0.5,0.30
 3,0.5,0.5,0.4,0.35,0.5,0.5,0.4,0.20
 """
+)
 CLASSES = """epoch,metrics/accuracy_top1,metrics/accuracy_top5
 1,0.5,0.9
 2,0.6,0.7

@@ -13,7 +13,7 @@ from engine.study.figures import pareto_front
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.report import write_report
 from engine.study.statistics import analyse
-from engine.study.tables import caption, latex_table, latex_text, markdown_page, markdown_text, setting_notes
+from engine.study.tables import caption, latex_table, latex_text, markdown_page, markdown_text, paper_rows, setting_notes
 
 METRIC = "metrics/mAP_0.5:0.95"
 ODD = r"_50% $x_1$ & {a}#~^\<b>|`*"
@@ -62,6 +62,22 @@ def test_a_report_holds_every_table_and_figure(study, tmp_path, capsys):
     assert all(p.stat().st_size > 100 for p in report.files)
     assert "better by 0.8 ± 0.4 (5 seeds, p = 0.004)" in report.text
     assert "failed: bad, seed 0: expected 64 channels, got 32" in report.text
+
+
+def test_differences_to_controls_stand_beside_those_to_the_baseline(study, tmp_path):
+    plain = [replace(record("plain", s, 0.38 + s / 90), settings={**SETTINGS, "control_of": [ODD]}) for s in range(5)]
+    controlled = replace(study, records=(*study.records, *plain))
+    report = write_report(controlled, tmp_path)
+    assert {"control_differences.png", "control_differences.pdf"} <= {p.name for p in report.files}
+    by_variant = {row["variant"]: row for row in read(tmp_path / "summary.csv")}
+    assert (by_variant[ODD]["control"], by_variant[ODD]["control verdict"]) == ("plain", "better")
+    assert float(by_variant[ODD]["difference to control"]) == pytest.approx(0.4 + 0.02 + 0.008 - 0.38 - 2 / 90, rel=1e-4)
+    assert by_variant["plain"]["control"] == by_variant["none"]["control"] == ""
+    assert f"{ODD} and its control  better by 2.6" in report.text
+    header, rows = paper_rows(controlled, report.analysis)
+    assert header.count("Difference to its control") == 1
+    assert [row[header.index("Difference to its control")] != "–" for row in rows] == [False, True, False, False]
+    assert "differences to controls are tested in the same way, 1 comparison of their own" in (tmp_path / "table.md").read_text("utf-8")
 
 
 def test_results_have_a_row_a_run_and_the_summary_a_row_a_variant(study, tmp_path, no_figures):

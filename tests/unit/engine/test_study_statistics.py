@@ -8,9 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.study.distributions import incomplete_beta, noncentral_t_power, shift_of_power, signed_rank_p, t_cdf, t_quantile, t_two_sided
+from engine.study.distributions import (
+    f_upper,
+    incomplete_beta,
+    noncentral_t_power,
+    shift_of_power,
+    signed_rank_p,
+    t_cdf,
+    t_quantile,
+    t_two_sided,
+)  # fmt: skip
 from engine.study.records import RunRecord, Status, Study
-from engine.study.statistics import Paired, Verdict, analyse, detectable_difference, holm, paired_differences
+from engine.study.statistics import Paired, Verdict, analyse, detectable_difference, holm, paired_differences, together
 
 METRIC = "metrics/mAP_0.5:0.95"
 
@@ -51,6 +60,68 @@ def test_p_values_of_t_equal_scipy(t, df, expected):
 )  # fmt: skip
 def test_quantiles_of_t_equal_scipy(p, df, expected):
     assert t_quantile(p, df) == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("f", "df", "df_rest", "expected"),
+    [(1.1, 24, 48, 0.3788740112969475), (3.0, 2, 4, 0.16), (0.2, 5, 10, 0.9551917702464295), (12.5, 3, 6, 0.005434681644290473)],
+)
+def test_p_values_of_f_equal_scipy(f, df, df_rest, expected):
+    assert f_upper(f, df, df_rest) == pytest.approx(expected, rel=1e-9)
+
+
+def controlled_study() -> Study:
+    """Three variants, two of them with a control; one is better than its control and not than the baseline."""
+    values = {
+        "none": {0: 0.40, 1: 0.42, 2: 0.41, 3: 0.40},
+        "SE": {0: 0.41, 1: 0.415, 2: 0.412, 3: 0.402},
+        "SE control": {0: 0.37, 1: 0.376, 2: 0.371, 3: 0.363},
+        "EMA": {0: 0.40, 1: 0.41, 2: 0.415, 3: 0.41},
+        "EMA control": {0: 0.41, 1: 0.40, 2: 0.41, 3: 0.405},
+        "SimAM": {0: 0.41, 1: 0.41, 2: 0.40, 3: 0.41},
+    }
+    study = make_study(values)
+    of = {"SE control": ("SE",), "EMA control": ("EMA", "EMA again")}
+    return replace(study, records=tuple(replace(r, settings={"control_of": of.get(r.variant, ())}) for r in study.records))
+
+
+def test_variants_are_compared_with_their_controls():
+    study = controlled_study()
+    first, second = analyse(study).to_controls
+    assert study.controls == {"SE": "SE control", "EMA": "EMA control", "EMA again": "EMA control"}
+    assert [(c.variant, c.reference, c.family) for c in (first, second)] == [("SE", "SE control", 2), ("EMA", "EMA control", 2)]
+    assert first.paired.mean == pytest.approx(np.mean([0.04, 0.039, 0.041, 0.039]))
+    assert (first.verdict, second.verdict) == (Verdict.BETTER, Verdict.NO_EVIDENCE)
+    assert all(c.verdict is not Verdict.BETTER for c in analyse(study).comparisons)
+
+
+def test_all_variants_are_taken_as_one():
+    found = {t.what: t for t in analyse(controlled_study()).together}
+    assert list(found) == ["all variants and none"]  # of controls there are too few
+    rows = np.array([[0.01, -0.005, 0.002, 0.002], [0, -0.01, 0.005, 0.01], [0.01, -0.01, -0.01, 0.01]])
+    (one,) = found.values()
+    assert (one.count, one.paired.count) == (3, 4)
+    assert one.paired.mean == pytest.approx(rows.mean())
+    assert one.paired.sd == pytest.approx(rows.mean(axis=0).std(ddof=1))
+    assert (one.f, one.p) == pytest.approx((0.12611991729841487, 0.883785483456425), rel=1e-6)
+    assert one.sentence == "+0.1 ± 1.2 (4 seeds); no evidence that the variants differ among themselves (F = 0.13, p = 0.88)"
+
+
+def test_the_test_of_differences_among_variants_keeps_its_level():
+    rng = np.random.default_rng(4)
+    p = []
+    for _ in range(2000):
+        base, noise = rng.normal(0.4, 0.01, 3), rng.normal(0, 0.005, (8, 3))
+        pairs = [(dict(enumerate((base + row).tolist())), dict(enumerate(base.tolist()))) for row in noise]
+        p.append(together("", pairs).p)
+    assert 0.04 <= np.mean(np.array(p) < 0.05) <= 0.06
+
+
+def test_pairs_that_lack_a_seed_are_left_out_of_the_whole():
+    whole = [({0: 0.4, 1: 0.5 + i / 100}, {0: 0.41, 1: 0.5}) for i in range(3)]
+    assert together("", [*whole, ({0: 0.9}, {0: 0.1})]).paired.mean == together("", whole).paired.mean
+    assert together("", whole[:2]) is None
+    assert together("", [({0: 0.4}, {0: 0.4})] * 4) is None
 
 
 def test_the_ends_of_the_beta_function_are_exact():
