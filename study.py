@@ -155,10 +155,17 @@ def report_runs(config: StudyConfig) -> Report:
     from engine.study.reading import ReadOptions
     from engine.study.report import report_folders
     from utils.errors import UserError
+    from utils.run_folders import new_run_dir
 
     if config.study or config.cfg:
         raise UserError("--report: compares runs that exist already; leave the study file and --cfg out")
-    found = report_folders(config.report, Path(config.project) / config.name, ReadOptions(config.baseline, config.metric))
+    folder = new_run_dir(config.project, config.name)
+    try:
+        found = report_folders(config.report, folder, ReadOptions(config.baseline, config.metric))
+    except UserError:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
     print_report(found)
     return found
 

@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 VERDICT_COLOURS = {Verdict.BETTER: "#0072B2", Verdict.WORSE: "#D55E00", Verdict.NO_EVIDENCE: "#777777", Verdict.UNTESTED: "#BBBBBB"}
 MOST_CLASSES = 20  # rows of the figure by class
 PANELS = 4  # side by side
+MANY = 20  # variants that are drawn apart; more have the colours of three groups
 SIZES = ("small", "medium", "large")
 FORMATS = ("png", "pdf")
 
@@ -39,14 +40,12 @@ class Drawn:
 
 def learning_curves(study: Study, folder: Path) -> list[Path]:
     """The metric over the epochs: mean over seeds with a band of one standard deviation; nothing where no run kept its curve."""
-    curves = {v: _curves_of(study, v) for v in study.variants}
-    if not any(len(values) for _, values in curves.values()):
+    curves = {v: (epochs, POINTS * values) for v in study.variants for epochs, values in [_curves_of(study, v)] if len(values)}
+    if not curves:
         return []
     with _drawing(study, folder / "learning_curves", 7.5, 4.5) as drawn:
         axes = drawn.figure.add_subplot()
-        for number, (variant, (epochs, values)) in enumerate(curves.items()):
-            if len(values):
-                drawn.handles[variant] = _band(axes, epochs, POINTS * values, Style.of(number))
+        _bands(drawn, axes, study, curves)
         axes.set(xlabel="epoch", ylabel=f"{column_title(study.metric)} (points)")
         axes.set_title("Mean and standard deviation over seeds", fontsize=10)
         axes.grid(alpha=0.3)
@@ -55,16 +54,17 @@ def learning_curves(study: Study, folder: Path) -> list[Path]:
 
 def pr_curves(study: Study, folder: Path) -> list[Path]:
     """Precision over recall at IoU 0.5, all classes: mean over seeds with a band; nothing where no run kept it."""
-    curves = {v: [r.pr_curves["all"] for r in _of(study, v) if len(r.pr_curves.get("all", ()))] for v in study.variants}
-    if not any(curves.values()):
+    kept = {v: [r.pr_curves["all"] for r in _of(study, v) if len(r.pr_curves.get("all", ()))] for v in study.variants}
+    recall = np.linspace(0, 1, 1001)
+    curves = {
+        v: (recall, np.stack([np.interp(recall, np.linspace(0, 1, len(c)), np.asarray(c, dtype=float)) for c in found]))
+        for v, found in kept.items() if found
+    }  # fmt: skip
+    if not curves:
         return []
     with _drawing(study, folder / "pr_curves", 7, 5) as drawn:
         axes = drawn.figure.add_subplot()
-        for number, (variant, found) in enumerate(curves.items()):
-            if found:
-                recall = np.linspace(0, 1, 1001)
-                rows = np.stack([np.interp(recall, np.linspace(0, 1, len(c)), np.asarray(c, dtype=float)) for c in found])
-                drawn.handles[variant] = _band(axes, recall, rows, Style.of(number))
+        _bands(drawn, axes, study, curves)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title("IoU 0.5, all classes: mean and standard deviation over seeds", fontsize=9)
         axes.grid(alpha=0.3)
@@ -165,15 +165,18 @@ def _panels(study: Study, path: Path, names: Sequence[str], *, title: str, value
 
 def _trade_off(study: Study, path: Path, label: str, points: Mapping[str, tuple[tuple[float, float], Summary]]) -> list[Path]:
     order = {variant: number for number, variant in enumerate(study.variants)}
+    groups = _groups(study) if len(points) > MANY else {}
     with _drawing(study, path, 7.5, 4.5) as drawn:
         axes = drawn.figure.add_subplot()
         for variant, ((x, spread), s) in points.items():
-            style, sd = Style.of(order[variant]), 0.0 if math.isnan(s.sd) else s.sd
+            style, sd = groups[variant].style if groups else Style.of(order[variant]), 0.0 if math.isnan(s.sd) else s.sd
+            filled = style.dashes == "-" if groups else order[variant] < len(COLOURS)
             bars = axes.errorbar(
-                x, POINTS * s.mean, xerr=spread / 2 or None, yerr=POINTS * sd or None, fmt=style.marker, color=style.colour, capsize=3,
-                markersize=6, markerfacecolor=style.colour if order[variant] < len(COLOURS) else "white",
+                x, POINTS * s.mean, xerr=spread / 2 or None, yerr=POINTS * sd or None, fmt=style.marker, color=style.colour,
+                capsize=0 if groups else 3, elinewidth=0.5 if groups else None, markersize=4 if groups else 6,
+                markerfacecolor=style.colour if filled else "white",
             )  # fmt: skip
-            drawn.handles[variant] = bars.lines[0]  # the marker alone
+            drawn.handles[groups[variant].name if groups else variant] = bars.lines[0]  # the marker alone
         front = pareto_front([(place[0], POINTS * s.mean) for place, s in points.values()])
         if len(front) > 1:
             drawn.handles["Pareto front"] = axes.step(*zip(*front), where="post", color="0.6", linewidth=1, linestyle="--", zorder=0)[0]
@@ -195,6 +198,40 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return [point for point, before in zip(ordered, best_before) if point[1] > before]
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Variants that are drawn alike where there are too many to tell apart."""
+
+    name: str
+    style: Style
+
+
+def _groups(study: Study) -> dict[str, _Group]:
+    """By variant: the baseline, the capacity controls, and the other variants; the numbers of each are in the tables."""
+    controls = set(study.controls.values())
+    others = sum(v != study.baseline and v not in controls for v in study.variants)
+    variants = _Group(f"variants ({others})", Style("#0072B2", "o", "-"))
+    plain = _Group(f"their controls ({len(controls)})", Style("#E69F00", "s", (0, (5, 2))))
+    baseline = _Group(study.baseline, Style("#000000", "D", "-"))
+    return {v: baseline if v == study.baseline else plain if v in controls else variants for v in study.variants}
+
+
+def _bands(drawn: Drawn, axes: Any, study: Study, curves: Mapping[str, tuple[Array, Array]]) -> None:
+    """Curves (x, rows) of each variant: a line and a band each, or, of many, thin lines of three kinds."""
+    if len(curves) <= MANY:
+        order = {variant: number for number, variant in enumerate(study.variants)}
+        for variant, (x, rows) in curves.items():
+            drawn.handles[variant] = _band(axes, x, rows, Style.of(order[variant]))
+        return
+    groups = _groups(study)
+    for variant in sorted(curves, key=lambda v: v == study.baseline):  # the baseline above the others
+        x, rows = curves[variant]
+        group, is_baseline = groups[variant], variant == study.baseline
+        line = _band(axes, x, rows, group.style, band=is_baseline)
+        line.set(linewidth=1.8 if is_baseline else 0.6, alpha=1.0 if is_baseline else 0.6)
+        drawn.handles[group.name] = line
+
+
 def _curves_of(study: Study, variant: str) -> tuple[Array, Array]:
     """Epochs (E,) and the metric of every seed (S, E) of a variant; NaN where a run has no value."""
     rows = []
@@ -207,14 +244,14 @@ def _curves_of(study: Study, variant: str) -> tuple[Array, Array]:
     return epochs, np.array([[row.get(epoch, math.nan) for epoch in epochs] for row in rows]).reshape(len(rows), len(epochs))
 
 
-def _band(axes: Any, x: Array, rows: Array, style: Style) -> Any:
+def _band(axes: Any, x: Array, rows: Array, style: Style, *, band: bool = True) -> Any:
     """Mean of rows (S, n) as a line, one standard deviation as a band where two rows have a value."""
     known = np.isfinite(rows)
     count = known.sum(axis=0)
     mean = np.where(known, rows, 0).sum(axis=0) / np.maximum(count, 1)
     sd = np.sqrt(np.where(known, (rows - mean) ** 2, 0).sum(axis=0) / np.maximum(count - 1, 1))
-    band = count > 1
-    axes.fill_between(x, mean - sd, mean + sd, where=band, color=style.colour, alpha=0.15, linewidth=0)
+    if band:
+        axes.fill_between(x, mean - sd, mean + sd, where=count > 1, color=style.colour, alpha=0.15, linewidth=0)
     marker = {"marker": style.marker, "markersize": 4} if len(x) < 4 else {}
     return axes.plot(x[count > 0], mean[count > 0], color=style.colour, linestyle=style.dashes, linewidth=1.6, **marker)[0]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine.channels import with_channels
 from engine.study.control import control_of
 from engine.study.halving import Rule
+from engine.study.reading import metric_name
 from engine.task_presets import HYPS, PRESETS, task_of
 from engine.training.recipes import family_hyp, find_hyp
 from engine.training.setup.network import stored_spec
@@ -149,10 +150,10 @@ def _plan(request: StudyRequest, variants: Sequence[Variant], data: str, folder:
 
 def _metric(given: str, task: Task, source: str) -> str:
     """The column that is compared. Raises UserError where the task has none of that name."""
-    metric = given or task.defaults.metric
+    metric = metric_name(given) if given else task.defaults.metric
     if metric not in task.columns:
         hint = nearest(metric, task.columns) or f"known are {', '.join(task.columns)}"
-        raise UserError(f"{source}: metric {metric!r} is no column of results.csv; {hint}")
+        raise UserError(f"{source}: metric {(given or metric)!r} is no column of results.csv; {hint}")
     return metric
 
 

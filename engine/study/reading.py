@@ -112,7 +112,8 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
     curves = read_curves(folder / RESULTS, notes)
     outputs, study_run = read_outputs(folder, notes), read_study_run(folder, notes)
     if study_run.outputs is not None:
-        outputs = replace(study_run.outputs, parameters=outputs.parameters, program=outputs.program)
+        kept = {key: getattr(outputs, key) for key in ("parameters", "program", "peak_memory_mib", "seconds")}
+        outputs = replace(study_run.outputs, **kept)
     known_seed = settings.get("seed")
     status, reason = _ending(curves, settings, is_complete=bool(outputs.metrics))
     best = best_row(curves)
@@ -127,7 +128,7 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
         per_size=outputs.per_size,
         pr_curves=outputs.pr_curves,
         image_noise=outputs.image_noise,
-        cost=Cost(parameters=outputs.parameters),
+        cost=Cost(outputs.parameters, peak_memory_mib=outputs.peak_memory_mib, training_seconds=_seconds(curves) or outputs.seconds),
         folder=folder,
         reason=reason,
         settings={
@@ -136,6 +137,12 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
             **({"control_of": study_run.control_of} if study_run.control_of else {}),
         },
     )
+
+
+def _seconds(curves: Mapping[str, Sequence[float]]) -> float | None:
+    """Of the training, where a column counts them, as that of ultralytics does."""
+    known = [value for value in curves.get("time", ()) if math.isfinite(value)]
+    return known[-1] if known else None
 
 
 def read_curves(path: Path, notes: list[str]) -> dict[str, list[float]]:
@@ -283,12 +290,27 @@ def by_variant(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def numbered_seeds(records: Sequence[RunRecord], notes: list[str]) -> list[RunRecord]:
-    """The records with seeds that are known and differ within a variant; where they do not, runs are numbered, which is a note."""
-    groups = {name: [r for r in records if r.variant == name] for name in dict.fromkeys(r.variant for r in records)}
-    if all(len({r.seed for r in runs}) == len(runs) and all(r.seed >= 0 for r in runs) for runs in groups.values()):
-        return list(records)
-    notes.append("seeds are missing or repeated, so the runs of each variant are numbered in the order of their folders and paired by that")
-    return [replace(r, seed=i) for runs in groups.values() for i, r in enumerate(runs)]
+    """The records with seeds by which variants can be paired; each change is a note.
+
+    A broken run whose seed finished in another run of its variant is left out. Where seeds tell nothing, as none is known or every run of
+    a variant has the same, the runs of each variant are numbered. Else runs without a seed get one that no other variant has, and of runs
+    with the same seed the last one counts.
+    """
+    ended = {(r.variant, r.seed) for r in records if r.status is Status.FINISHED and r.seed >= 0}
+    kept = [r for r in records if r.status is Status.FINISHED or (r.variant, r.seed) not in ended]
+    notes += [f"{r.variant}, seed {r.seed}: {r.folder} {r.reason}; another run of this seed finished" for r in records if r not in kept]
+    groups = {name: [r for r in kept if r.variant == name] for name in dict.fromkeys(r.variant for r in kept)}
+    repeated = [runs for runs in groups.values() if len(runs) > 1]
+    if repeated and all(len({r.seed for r in runs}) == 1 for runs in repeated):
+        notes.append(
+            "all seeds are the same or missing, so the runs of each variant are numbered in the order of their folders and paired by that"
+        )
+        return [replace(r, seed=i) for runs in groups.values() for i, r in enumerate(runs)]
+    unknown = [r for r in kept if r.seed < 0]
+    if unknown and len(unknown) < len(kept):
+        notes.append(f"{len(unknown)} runs have no seed and are paired with none: {', '.join(str(r.folder) for r in unknown[:3])}")
+        return [replace(r, seed=-1 - unknown.index(r)) if r.seed < 0 else r for r in kept]
+    return kept
 
 
 def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:

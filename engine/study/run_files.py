@@ -170,7 +170,10 @@ def _settings(job: Job) -> dict[str, Any]:
     """What the caption of a table states."""
     named = {key: job.flags[key] for key in ("data", "imgsz", "epochs", "batch_size") if key in job.flags}
     recipe = json.dumps(dict(job.recipe), sort_keys=True, default=str)  # each variant has a file of its own: the values count
-    named["hyp"] = f"hyp.yaml {hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+    main = [str(job.flags.get("optimizer") or job.recipe.get("optimizer", "")), f"lr0 {job.recipe.get('lr0', '')}"]
+    named["hyp"] = ", ".join(
+        [*(text for text in main if text.strip("lr0 ")), f"hyp.yaml {hashlib.sha256(recipe.encode()).hexdigest()[:8]}"]
+    )
     return {**named, "compare": job.compare, "recipe": dict(job.recipe), "control_of": list(job.control_of)}
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation left in a run folder, read back: metrics.json, per_class.csv and pr_curve.csv."""
+"""What training and evaluation left in a run folder, read back: metrics.json, per_class.csv, pr_curve.csv, cost.json, a study's marks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.logging.cost import COST_FILE
 from utils.errors import UserError
 from utils.reading.limits import MAX_CLASSES, MIB
 from utils.reading.text_files import decode, read_bytes
@@ -34,12 +35,15 @@ class Outputs:
     image_noise: Mapping[str, float] = field(default_factory=dict)
     parameters: int | None = None
     program: str = ""
+    peak_memory_mib: float | None = None
+    seconds: float | None = None  # of the training
 
 
 def read_outputs(folder: Path, notes: list[str]) -> Outputs:
     """What the evaluation of a run left; a file that is missing is empty, one that is damaged is a note."""
     try:
-        values = _read_json(folder / METRICS)
+        values, cost = _read_json(folder / METRICS), _read_json(folder / COST_FILE)
+        seconds = _numbers(dict(enumerate(each))) if isinstance(each := cost.get("epoch_seconds"), list) else {}
         parameters = values.get("parameters")
         return Outputs(
             metrics=_numbers(values.get("metrics")),
@@ -49,6 +53,8 @@ def read_outputs(folder: Path, notes: list[str]) -> Outputs:
             image_noise=_numbers(values.get("image_noise")),
             parameters=parameters if type(parameters) is int else None,
             program=f"this project, rule {str(values.get('rule'))[:20]}" if values else "",
+            peak_memory_mib=_numbers(cost).get("peak_memory_mib"),
+            seconds=sum(seconds.values()) or None,
         )
     except UserError as error:
         notes.append(f"{error}; it is left out")

@@ -95,8 +95,9 @@ class Comparison:
             return f"not tested: {self.reason}"
         seeds = _counted(self.paired.count, "seed")
         if self.verdict is Verdict.NO_EVIDENCE:
-            return f"no evidence of a difference; {seeds} would show ≥ {POINTS * self.detectable:.1f}{self._remark}"
-        by = f"{abs(POINTS * self.paired.mean):.1f} ± {POINTS * self.paired.half_width:.1f}"
+            detectable = POINTS * self.detectable
+            return f"no evidence of a difference; {seeds} would show ≥ {detectable:.{digits_of(detectable)}f}{self._remark}"
+        by = shown_difference(abs(self.paired.mean), self.paired.half_width)
         correction = " after Holm" if self.family > 1 else ""
         return f"{self.verdict.value} by {by} ({seeds}, p {shown_p(self.p_holm)}{correction})"
 
@@ -149,8 +150,8 @@ class Together:
     def sentence(self) -> str:
         """In points: ``-0.5 ± 0.9 (3 seeds); no evidence that the variants differ among themselves (F = 1.1, p = 0.34)``."""
         found = "the variants differ among themselves" if self.p < ALPHA else "no evidence that the variants differ among themselves"
-        mean = f"{POINTS * self.paired.mean:+.1f} ± {POINTS * self.paired.half_width:.1f} ({_counted(self.paired.count, 'seed')})"
-        return f"{mean}; {found} (F = {self.f:.2f}, p {shown_p(self.p)})"
+        mean = f"{shown_difference(self.paired.mean, self.paired.half_width, signed=True)} ({_counted(self.paired.count, 'seed')})"
+        return mean if math.isnan(self.f) else f"{mean}; {found} (F = {self.f:.2f}, p {shown_p(self.p)})"
 
 
 @dataclass(frozen=True)
@@ -346,6 +347,18 @@ def image_noise(study: Study, variant: str) -> float:
 def finished(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs that ended as planned."""
     return [record for record in records if record.status is Status.FINISHED]
+
+
+def digits_of(spread: float) -> int:
+    """Decimals at which a spread in points is no zero: one, for spreads below 0.1 two or three."""
+    return 1 if not 0 < spread < 0.095 else 2 if spread >= 0.0095 else 3
+
+
+def shown_difference(difference: float, spread: float, *, signed: bool = False) -> str:
+    """A difference and what it is uncertain by, in points: ``0.8 ± 0.5``; the latter left out where it is NaN."""
+    digits = digits_of(POINTS * spread)
+    text = f"{POINTS * difference:{'+' if signed else ''}.{digits}f}"
+    return text if math.isnan(spread) else f"{text} ± {POINTS * spread:.{digits}f}"
 
 
 def shown_p(p: float) -> str:

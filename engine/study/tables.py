@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.study.records import Cost, Study
-from engine.study.statistics import POINTS, Analysis, Comparison, Verdict
+from engine.study.statistics import POINTS, Analysis, Comparison, Verdict, shown_difference
 from engine.study.variant_costs import variant_cost
 from utils.errors import one_line
 from utils.metrics.columns import column_title
@@ -184,7 +184,7 @@ def _compared(comparison: Comparison | None) -> list[str]:
     paired = comparison.paired
     if paired.count == 0:
         return [NONE, NONE, NONE, MARKS[comparison.verdict]]
-    difference = _plus_minus(POINTS * paired.mean, POINTS * paired.half_width, digits=1, signed=True)
+    difference = shown_difference(paired.mean, paired.half_width, signed=True).replace("-", "−")
     return [difference, _shown_p(comparison.p_holm), _shown_p(paired.p_wilcoxon), MARKS[comparison.verdict]]
 
 
@@ -231,11 +231,10 @@ def _shown_seeds(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _plus_minus(value: float, spread: float, *, digits: int, signed: bool = False) -> str:
+def _plus_minus(value: float, spread: float, *, digits: int) -> str:
     if math.isnan(value):
         return NONE
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    return text.replace("-", "−") + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
+    return f"{value:.{digits}f}".replace("-", "−") + ("" if math.isnan(spread) else f" ± {spread:.{digits}f}")
 
 
 def _latency(cost: Cost, batch: int) -> str:

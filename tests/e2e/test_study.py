@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import csv
 import json
 import subprocess
 import sys
@@ -10,19 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import study
 from engine.logging.callbacks import Callback
 from engine.study.run_files import read_json, read_table
 from tests.tiny_training import config, make_world
 from train import train
 
 ROOT = Path(__file__).parents[2]
-RUN = """
-import importlib.util, sys
-import study
-if importlib.util.find_spec("engine.study.report") is None:
-    study.report = lambda found, folder: print(*[f"row {r.variant} {r.seed} {r.status.value} {r.cost}" for r in found.records], sep="\\n")
-sys.exit(study.main(sys.argv[1:]))
-"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, and end with their parent")
@@ -47,7 +41,7 @@ def test_study_from_the_command_line(tmp_path):
         "cfg: tiny-v9.yaml\nattention: [none, MHSA@3]\nseeds: [0]\ndata: data.yaml\nepochs: 1\nimgsz: 64\nbatch_size: 4\nworkers: 0\n"
         "latency: 3\njobs: 2\ndevices: cpu\ntrain: {noplots: true}\n"
     )
-    command = [sys.executable, "-c", RUN, "tiny.yaml", "--project", str(tmp_path / "studies")]
+    command = [sys.executable, str(ROOT / "study.py"), "tiny.yaml", "--project", str(tmp_path / "studies")]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -64,11 +58,21 @@ def test_study_from_the_command_line(tmp_path):
         assert (run / "weights" / "best.pt").is_file()
         assert (run / "detections.npz").is_file()
     assert set(read_json(folder / "latency.json")["latency_ms"]) == set(read_json(folder / "costs.json"))
-    if importlib.util.find_spec("engine.study.report") is None:
-        assert "row MHSA@3 0 finished Cost(parameters=" in first.stdout
     again = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "trains" not in again.stdout
+    studied = table(folder)
+    for name in ("report", "report2"):
+        study.main(["--report", str(folder), "--baseline", "none", "--project", str(tmp_path / "studies")])
+        assert table(tmp_path / "studies" / name) == studied
+    assert study.main(["--report", str(world / "images"), "--project", str(tmp_path / "studies")]) == 1
+    assert not (tmp_path / "studies" / "report3").exists()
+
+
+def table(folder: Path) -> dict[tuple[str, str], float]:
+    """The compared metric of each run of a report."""
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        return {(row["variant"], row["seed"]): float(row["metrics/mAP_0.5:0.95"]) for row in csv.DictReader(file)}
 
 
 class Seen(Callback):

@@ -122,7 +122,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> StudyRequest:
     values = {**content, **pairs, **given}
     config = StudyConfig(**{k: v for k, v in values.items() if k not in (*FILE_ONLY, *PAIRS)})
     if not config.name:
-        object.__setattr__(config, "name", Path(file).stem if file else "study")
+        object.__setattr__(config, "name", Path(file).stem if file else "report" if config.report else "study")
     return StudyRequest(
         config, file or "the command line", values.get("hyp_change", {}), values.get("train", {}), content.get("variants", {}),
         content.get("early_stop", {}),

@@ -54,6 +54,10 @@ def test_every_combination_is_a_variant(plan_of):
     assert plans[0].variants[0].hyp.iou_loss == "CIoU"
 
 
+def test_the_metric_is_named_as_users_name_it(plan_of):
+    assert plan_of("cfg: TINY\ndata: DATA\nmetric: mAP50-95\n")[0].config.metric == "metrics/mAP_0.5:0.95"
+
+
 def test_named_variants_join_and_take_the_rest_from_the_base(plan_of):
     text = """
 cfg: TINY

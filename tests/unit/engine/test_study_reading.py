@@ -11,6 +11,7 @@ from engine.study import reading
 from engine.study.reading import ReadOptions, best_row, metric_name, read_curves, read_run, read_study
 from engine.study.records import Status
 from engine.study.report import report_folders
+from engine.study.statistics import analyse
 from utils.errors import UserError
 
 METRIC = "metrics/mAP_0.5:0.95"
@@ -54,6 +55,14 @@ def test_a_run_of_yolov5_gives_its_best_epoch_seed_and_settings(make_run):
     assert run.settings == {
         "data": "coco128.yaml", "imgsz": 640, "epochs": 3, "batch_size": 16, "hyp": "low.yaml", "program": "YOLOv5 or YOLOv9"
     }  # fmt: skip
+
+
+def test_a_run_gives_what_its_training_cost(make_run):
+    ours = make_run("ours", OURS, "cfg: a.yaml\nepochs: 2\nseed: 0\n")
+    (ours / "cost.json").write_text(json.dumps({"epoch_seconds": [2.5, 1.5], "peak_memory_mib": 512.0, "device": "cpu"}))
+    assert (read_run(ours).cost.training_seconds, read_run(ours).cost.peak_memory_mib) == (4.0, 512.0)
+    theirs = read_run(make_run("theirs", ULTRALYTICS, "model: b.pt\nepochs: 2\nseed: 0\n", "args.yaml"))
+    assert (theirs.cost.training_seconds, theirs.cost.peak_memory_mib) == (6.1, None)
 
 
 def test_a_run_of_ultralytics_gives_the_same_names(make_run):
@@ -120,7 +129,23 @@ def test_repeated_seeds_are_numbered_with_a_note(make_run, tmp_path):
         make_run(name, YOLOV5, "cfg: a.yaml\nepochs: 3\nseed: 0\n")
     study = read_study([tmp_path / "runs"])
     assert [r.seed for r in study.records] == [0, 1]
-    assert "seeds are missing or repeated" in study.notes[0]
+    assert "all seeds are the same or missing" in study.notes[0]
+
+
+def test_seeds_that_are_known_stay_paired_beside_broken_and_repeated_runs(make_run, tmp_path):
+    for name, config, seed, epochs in (
+        ("exp1", "a", 0, 100), ("exp2", "a", 0, 3), ("exp3", "a", 1, 3), ("exp4", "b", 0, 3), ("exp5", "b", 1, 3), ("exp6", "b", 1, 3),
+        ("exp7", "b", 7, 100),
+    ):  # fmt: skip
+        make_run(name, YOLOV5, f"cfg: {config}.yaml\nepochs: {epochs}\nseed: {seed}\n")
+    make_run("exp8", YOLOV5, "cfg: b.yaml\nepochs: 3\n")
+    study = read_study([tmp_path / "runs"])
+    assert [(r.variant, r.seed) for r in study.records] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 1), ("b", 7), ("b", -1)]
+    assert [r.status is Status.FAILED for r in study.records] == [False] * 5 + [True, False]
+    assert "a, seed 0" in study.notes[0]
+    assert study.notes[0].endswith("exp1 ends after 3 of 100 epochs; another run of this seed finished")
+    assert study.notes[1].startswith("1 runs have no seed and are paired with none")
+    assert analyse(study).comparisons[0].seeds == (0, 1)
 
 
 def test_different_programs_are_a_note(make_run, tmp_path):

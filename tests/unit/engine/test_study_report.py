@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from engine.study.figures import pareto_front
+from engine.study.figures import learning_curves, pareto_front, pr_curves, trade_offs
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.report import write_report
 from engine.study.statistics import analyse
@@ -78,6 +79,30 @@ def test_differences_to_controls_stand_beside_those_to_the_baseline(study, tmp_p
     assert header.count("Difference to its control") == 1
     assert [row[header.index("Difference to its control")] != "–" for row in rows] == [False, True, False, False]
     assert "differences to controls are tested in the same way, 1 comparison of their own" in (tmp_path / "table.md").read_text("utf-8")
+
+
+def test_many_variants_are_drawn_as_three_groups(study, tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr("engine.study.figures.add_legend", lambda figure, handles, names, **_: legends.append(names))
+    runs = [replace(r, variant=f"v{i}") for i in range(12) for r in study.records if r.variant == ODD]
+    plain = [replace(r, variant=f"{r.variant} control", settings={**SETTINGS, "control_of": [r.variant]}) for r in runs]
+    many = Study((*(r for r in study.records if r.variant == "none"), *runs, *plain), "none")
+    for draw in (partial(learning_curves, many), partial(pr_curves, many), partial(trade_offs, many, analyse(many))):
+        draw(tmp_path)
+    assert len(legends) == 5
+    assert all(set(names) - {"Pareto front"} == {"none", "variants (12)", "their controls (12)"} for names in legends)
+
+
+@pytest.mark.parametrize(("gain", "shown"), [(0.0003, "0.03 ± 0.0"), (0.00003, "0.003 ± 0.0"), (0.008, "0.8 ± 0.4")])
+def test_small_differences_are_not_shown_as_nothing(study, gain, shown):
+    noise = (0.25, -0.25, 0.5, -0.125, -0.375)
+    base = [record("none", s, 0.4) for s in range(5)]
+    better = [record("better", s, 0.4 + gain * (1 + noise[s])) for s in range(5)]
+    (found,) = analyse(Study((*base, *better), "none")).comparisons
+    assert found.sentence.startswith(f"better by {shown}")
+    assert not found.sentence.startswith("better by 0.0 ")
+    _, rows = paper_rows(Study((*base, *better), "none"), analyse(Study((*base, *better), "none")))
+    assert any(f"+{shown}" in cell for cell in rows[1])
 
 
 def test_results_have_a_row_a_run_and_the_summary_a_row_a_variant(study, tmp_path, no_figures):
