@@ -18,9 +18,9 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 demo: $(VENV)/.run
 	$(BIN)/python demo.py
 
-# one process a core, one thread a process: the tests are many and small
+# one process a core, one thread a process: the tests are many and small; each takes neighbours, which share fixtures, and what is left at the end
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # every model YAML, the smallest scale of each: a training step, validation, fusing, deployment, ONNX; table in runs/doctor
 doctor: $(VENV)/.run
