@@ -133,7 +133,7 @@ def _train(args: argparse.Namespace, job: Job, folder: Path) -> dict[str, Any]:
 
 def _ours(args: argparse.Namespace, job: Job, folder: Path) -> list[str]:
     hyp = folder / "hyp.yaml"
-    hyp.write_text(_yaml_text(_yaml(args.hyp) | {"warmup_min_iters": 100}), encoding="utf-8")  # the peer's, which cannot be told otherwise
+    hyp.write_text(_yaml_text(_yaml(args.hyp) | {"warmup_min_iters": 0}), encoding="utf-8")  # the peer has no least warm-up
     flags = {
         "cfg": job.cfg, "data": args.data.resolve(), "hyp": hyp, "imgsz": args.imgsz, "epochs": args.epochs, "batch-size": args.batch_size,
         "workers": args.workers, "seed": job.seed, "project": folder, "name": "run", "device": "cpu", "optimizer": args.optimizer,
