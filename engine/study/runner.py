@@ -82,7 +82,7 @@ class Runner:
         self.jobs, self.start, self.options = tuple(jobs), start, options or RunnerOptions()
         self.active: list[_Active] = []
         self.stopped: dict[str, str] = {}  # variant -> why
-        self.progress = _Progress(len(self.jobs))
+        self.progress = _Progress()
 
     def run(self) -> None:
         """Trains what is left.
@@ -111,7 +111,7 @@ class Runner:
     def _train_until(self, goal: int | None) -> None:
         """Trains every job to its end, or to so many epochs."""
         waiting = [job for job in self.jobs if not self._is_done(job, goal)]
-        self.progress.begin([job for job in waiting if goal is None], slots=len(self.options.slots))
+        self.progress.begin(waiting, slots=len(self.options.slots), goal=goal)
         while waiting or self.active:
             for slot in self._free_slots()[: len(waiting)]:
                 job = waiting.pop(0)
@@ -131,7 +131,13 @@ class Runner:
         self.active.remove(active)
         if code == 0 and is_measured(active.job):
             self._tell(active)
-        elif not (active.is_paused and code in INTERRUPTED):
+        elif active.is_paused and code in INTERRUPTED:
+            seconds = time.monotonic() - active.since
+            done = epochs_done(active.job)
+            rest = self.progress.ended(active.job, seconds, epochs=done - active.first_epoch)
+            print(f"pauses {active.job} after {done} epochs in {duration(seconds)}{rest}", flush=True)
+        else:
+            self.progress.failed(active.job)
             note_failure(active.job, active.training.reason() if code else "it ended without metrics")
             print(f"failed {active.job}: {failure(active.job)}", flush=True)
 
@@ -176,7 +182,7 @@ class Runner:
         record, seconds = read_record(active.job), time.monotonic() - active.since
         value = record.metrics.get(self.options.metric, math.nan)
         done = sum(is_measured(job) for job in self.jobs)
-        rest = self.progress.finished(active.job, seconds, epochs=active.job.epochs - active.first_epoch)
+        rest = self.progress.ended(active.job, seconds, epochs=active.job.epochs - active.first_epoch)
         found = f"{self.options.metric} {value:.4f} in {duration(seconds)}"
         print(f"finished {active.job}: {found}; {done} of {len(self.jobs)} runs{rest}", flush=True)
 
@@ -190,27 +196,31 @@ class Runner:
 
 @dataclass
 class _Progress:
-    """How long what is left will take, from the runs that were finished in this process."""
+    """How long what is left will take, from the runs that were finished or paused in this process."""
 
-    total: int
     slots: int = 1
+    goal: int | None = None  # epochs after which the trainings pause; None for their end
     waiting: dict[str, int] = field(default_factory=dict)  # job -> its epochs that are left
     seconds: float = 0.0
     epochs: int = 0
 
-    def begin(self, jobs: Sequence[Job], *, slots: int) -> None:
-        self.slots = slots
-        self.waiting = {str(job): max(job.epochs - epochs_done(job), 1) for job in jobs}
+    def begin(self, jobs: Sequence[Job], *, slots: int, goal: int | None) -> None:
+        self.slots, self.goal = slots, goal
+        self.waiting = {str(job): max((goal or job.epochs) - epochs_done(job), 1) for job in jobs}
 
-    def finished(self, job: Job, seconds: float, *, epochs: int) -> str:
-        """Counts a run; what is left in words, empty for nothing or where it is not known."""
+    def failed(self, job: Job) -> None:
+        """Leaves a run out of what is left."""
+        self.waiting.pop(str(job), None)
+
+    def ended(self, job: Job, seconds: float, *, epochs: int) -> str:
+        """Counts a run that has finished or paused; what is left in words, empty for nothing or where it is not known."""
         self.waiting.pop(str(job), None)
         self.seconds, self.epochs = self.seconds + seconds, self.epochs + max(epochs, 1)
         left = sum(self.waiting.values())
         if not left:
             return ""
         rate = self.seconds / self.epochs / self.slots
-        return f", about {duration(left * rate)} left"
+        return f", about {duration(left * rate)} left{f' to epoch {self.goal}' if self.goal else ''}"
 
 
 def duration(seconds: float) -> str:

@@ -168,6 +168,16 @@ def test_halving_broken_off_stops_the_same(tmp_path):
     assert table(run(made, World(), **rule)) == whole
 
 
+def test_rest_is_told_in_every_phase_of_an_early_stop(tmp_path, capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr(runner_module.time, "monotonic", lambda: next(clock))
+    run(jobs(tmp_path, names="abc", seeds=(0,)), World(failing={"b": 1}), rule=Rule((2,), 0.5), always=("a",))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("pauses", "finished"))]
+    assert lines[0] == "pauses a seed 0 after 2 epochs in 60 s, about 2 min left to epoch 2"
+    assert lines[1] == "pauses c seed 0 after 2 epochs in 60 s"
+    assert lines[2].endswith("1 of 3 runs, about 60 s left")
+
+
 def test_controls_follow_their_variants():
     means = {"base": 0.1, "x": 0.5, "y": 0.4, "x control": 0.9, "y control": 0.8, "failed": float("nan")}
     follows = {"x control": ("x",), "y control": ("y",)}
