@@ -56,6 +56,7 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
     """Trains every variant with every seed, and writes the report; what was done before is not done again."""
     from engine.study.cost import count_costs
     from engine.study.folder import jobs_of, write_variants
+    from engine.study.halving import DECISIONS_FILE
     from engine.study.processes import starter
     from engine.study.runner import Runner, RunnerOptions, interruption
     from utils import distributed
@@ -68,7 +69,9 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
         write_variants(plan)
         costs = count_costs(plan.folder, plan.variants)
         show_differences(plan, costs)
-        options = RunnerOptions(slots, plan.config.metric, plan.early_stop, (plan.baseline,), plan.config.retry)
+        options = RunnerOptions(
+            slots, plan.config.metric, plan.early_stop, (plan.baseline,), plan.folder / DECISIONS_FILE, plan.config.retry
+        )  # fmt: skip
         runner = Runner(jobs_of(plan), start or starter(jobs=len(slots)), options)
         try:
             runner.run()

@@ -63,6 +63,14 @@ class Job:
         return self.folder / "weights" / "last.pt"
 
 
+@dataclass(frozen=True)
+class Stop:
+    """The rule's end of a variant: after how many epochs, and why."""
+
+    epoch: int
+    reason: str
+
+
 def network_hash(rows: Any) -> str:
     """Identifies a network by the content of its YAML."""
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
@@ -144,11 +152,11 @@ def can_resume(job: Job) -> bool:
     return job.last.is_file() or previous_of(job.last).is_file()
 
 
-def read_record(job: Job, *, stopped: str = "") -> RunRecord:
+def read_record(job: Job, *, stopped: Stop | None = None) -> RunRecord:
     """What the run left behind so far.
 
     Args:
-        stopped: why the study's rule stopped it; empty if it did not.
+        stopped: by the study's rule, whose epoch the metrics are of; None if it was not.
     """
     curves = read_table(job.folder / "results.csv")
     base = RunRecord(
@@ -161,8 +169,9 @@ def read_record(job: Job, *, stopped: str = "") -> RunRecord:
     if reason := failure(job):
         return replace(base, status=Status.FAILED, reason=reason)
     if stopped:
-        row = {name: values[-1] for name, values in curves.items() if name.startswith("metrics/") and values}
-        return replace(base, status=Status.STOPPED, reason=stopped, metrics=row)
+        at = stopped.epoch - 1  # a run may have gone on while the others came so far
+        row = {name: values[at] for name, values in curves.items() if name.startswith("metrics/") and at < len(values)}
+        return replace(base, status=Status.STOPPED, reason=stopped.reason, metrics=row)
     return base
 
 

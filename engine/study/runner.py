@@ -10,11 +10,23 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-from engine.study.halving import Rule, survivors
+from engine.study.halving import Decisions, Rule, survivors
 from engine.study.records import RunRecord, Status
-from engine.study.run_files import Job, epochs_done, failure, forget_failure, is_measured, note_failure, prepare, read_record, read_table
+from engine.study.run_files import (
+    Job,
+    Stop,
+    epochs_done,
+    failure,
+    forget_failure,
+    is_measured,
+    note_failure,
+    prepare,
+    read_record,
+    read_table,
+)
 
 POLL_S = 0.2
 INTERRUPTED = (130, -2, -15)  # exit statuses of a training that was asked to end
@@ -48,6 +60,7 @@ class RunnerOptions:
         metric: column of results.csv that the rule and the lines on the console name.
         rule: stops variants early; None never does.
         always: variants that the rule never stops.
+        decisions: file in which what the rule decided is kept; None for none.
         retry: trains again what failed before.
         poll_s: seconds between two looks at the trainings.
     """
@@ -56,6 +69,7 @@ class RunnerOptions:
     metric: str = "metrics/mAP_0.5:0.95"
     rule: Rule | None = None
     always: tuple[str, ...] = ()
+    decisions: Path | None = None
     retry: bool = False
     poll_s: float = POLL_S
 
@@ -81,7 +95,7 @@ class Runner:
     def __init__(self, jobs: Sequence[Job], start: Start, options: RunnerOptions | None = None) -> None:
         self.jobs, self.start, self.options = tuple(jobs), start, options or RunnerOptions()
         self.active: list[_Active] = []
-        self.stopped: dict[str, str] = {}  # variant -> why
+        self.stopped: dict[str, Stop] = {}  # by variant
         self.progress = _Progress()
 
     def run(self) -> None:
@@ -89,24 +103,26 @@ class Runner:
 
         Raises:
             KeyboardInterrupt: the study was interrupted; every training has saved itself.
-            UserError: a run folder holds another run.
+            UserError: a run folder holds another run, or the file of decisions is damaged.
         """
         for job in self.jobs:
             prepare(job)
             if self.options.retry:
                 forget_failure(job)
+        rule, options = self.options.rule, self.options
+        decisions = Decisions(options.decisions, rule, metric=options.metric, always=options.always) if rule else None
         try:
-            for goal in (*(self.options.rule.after if self.options.rule else ()), None):
+            for goal in (*(rule.after if rule else ()), None):
                 self._train_until(goal)
-                if goal is not None:
-                    self._stop_variants(goal)
+                if goal is not None and decisions is not None:
+                    self._stop_variants(goal, decisions)
         except BaseException:
             self._end_all()
             raise
 
     def records(self) -> tuple[RunRecord, ...]:
         """What every run left behind so far."""
-        return tuple(read_record(job, stopped=self.stopped.get(job.variant, "")) for job in self.jobs)
+        return tuple(read_record(job, stopped=self.stopped.get(job.variant)) for job in self.jobs)
 
     def _train_until(self, goal: int | None) -> None:
         """Trains every job to its end, or to so many epochs."""
@@ -151,29 +167,41 @@ class Runner:
             free.remove(active.slot)
         return free
 
-    def _stop_variants(self, goal: int) -> None:
-        """Stops the variants that the rule does not keep after so many epochs."""
-        options = self.options
+    def _stop_variants(self, goal: int, decisions: Decisions) -> None:
+        """Stops the variants that the rule does not keep after so many epochs; what it decided before stays."""
+        options, means, before = self.options, self._means(goal), decisions.at(goal)
         assert options.rule is not None
-        means = self._means(goal)
         follows = {job.variant: job.control_of for job in self.jobs if job.control_of}
-        kept = survivors(means, options.rule, always=options.always, follows=follows)
-        for variant in (v for v in means if v not in kept):
-            mean = means[variant]
-            if math.isnan(mean) and variant not in follows:  # every seed has failed, and says why
-                continue
-            why = f"its controlled variant was stopped after {goal} epochs" if variant in follows else (
-                f"stopped after {goal} epochs: mean {options.metric} {mean:.4f} over its seeds is not among the best {options.rule.keep:g}"
-            )  # fmt: skip
-            self.stopped[variant] = why
-            print(f"stops {variant}: {why}", flush=True)
+        kept = survivors(means, options.rule, always=options.always, follows=follows, decided=before)
+        decided: dict[str, str] = {}
+        for variant, mean in means.items():
+            if variant in options.always or (math.isnan(mean) and variant not in follows and variant not in before):
+                continue  # of the latter every seed has failed, and says why
+            why = ""
+            if variant not in kept:
+                why = before.get(variant) or self._reason(variant, mean, goal, follows=variant in follows)
+                self.stopped[variant] = Stop(goal, why)
+                print(f"stops {variant}: {why}", flush=True)
+            if variant not in follows:  # a control follows whatever is decided of its variants
+                decided[variant] = why
+        decisions.keep(goal, decided)
+
+    def _reason(self, variant: str, mean: float, goal: int, *, follows: bool) -> str:
+        if follows:
+            return f"its controlled variant was stopped after {goal} epochs"
+        metric, rule = self.options.metric, self.options.rule
+        assert rule is not None
+        return f"stopped after {goal} epochs: mean {metric} {mean:.4f} over its seeds is not among the best {rule.keep:g}"
 
     def _means(self, goal: int) -> dict[str, float]:
-        """Mean of the metric after so many epochs over the seeds of each variant that is left; NaN without one."""
+        """Mean of the metric after so many epochs over the seeds of each variant that is left; NaN without one.
+
+        A seed that came so far counts, whatever became of it later.
+        """
         values: dict[str, list[float]] = {job.variant: [] for job in self.jobs if job.variant not in self.stopped}
         for job in self.jobs:
             column = read_table(job.folder / "results.csv").get(self.options.metric, [])
-            if job.variant in values and not failure(job) and len(column) >= goal and math.isfinite(column[goal - 1]):
+            if job.variant in values and len(column) >= goal and math.isfinite(column[goal - 1]):
                 values[job.variant].append(column[goal - 1])
         return {variant: sum(found) / len(found) if found else math.nan for variant, found in values.items()}
 

@@ -168,6 +168,87 @@ def test_halving_broken_off_stops_the_same(tmp_path):
     assert table(run(made, World(), **rule)) == whole
 
 
+BY_SEED = {
+    "a": (0.1, 0.1, 0.1), "b": (0.2, 0.2, 0.2), "c": (0.25, 0.25, 0.9), "d": (0.22, 0.3, 0.2), "e": (0.5, 0.5, 0.5),
+    "f": (0.21, 0.21, 0.21),
+}  # fmt: skip
+
+
+class Chosen(World):
+    """The metric of each variant and seed is given; "d seed 1" fails after its third epoch."""
+
+    def value(self, job: Job, epoch: int) -> float:
+        return round(BY_SEED[job.variant][job.seed] + epoch / 10000, 6)
+
+    def __call__(self, job: Job, device: str) -> Fake:
+        self.failing = {"d": 3} if str(job) == "d seed 1" else {}
+        return super().__call__(job, device)
+
+
+def test_failure_after_a_decision_undoes_nothing(tmp_path):
+    rule = {"rule": Rule((2,), 0.5), "always": ("a",)}  # without a file of decisions, as in a study of an older version
+    found = table(run(jobs(tmp_path, names="abcde"), Chosen(), **rule))
+    assert {(v, s): status.value for v, s, status, _, _ in found if v in "cd"} == {
+        ("c", 0): "stopped early", ("c", 1): "stopped early", ("d", 0): "finished", ("d", 1): "failed"
+    }  # fmt: skip
+    again = Chosen()
+    assert table(run(jobs(tmp_path, names="abcde"), again, **rule)) == found
+    assert again.started == []
+
+
+def test_decisions_stay_when_seeds_and_variants_join(tmp_path):
+    rule = {"rule": Rule((2,), 0.5), "always": ("a",), "decisions": tmp_path / "early_stop.json"}
+    before = table(run(jobs(tmp_path, names="abcde"), Chosen(), **rule))
+    world = Chosen()
+    found = table(run(jobs(tmp_path, names="abcdef", seeds=(0, 1, 2)), world, **rule))  # c would now be better than d
+    kept = [row for row in found if row[0] != "f" and row[1] < 2]
+    assert kept == before
+    joined = {(v, s): (status.value, reason) for v, s, status, _, reason in found if v == "f" or s == 2}
+    why = next(reason for v, _, _, _, reason in before if v == "c")
+    assert joined["c", 2] == ("stopped early", why)
+    assert joined["d", 2] == joined["e", 2] == ("finished", "")
+    assert joined["f", 0][0] == joined["f", 2][0] == "stopped early"
+    assert {name for name, *_ in world.started if "f" not in name} == {f"{v} seed 2" for v in "abcde"}
+    other = run(jobs(tmp_path, names="abcde", seeds=(0, 1, 2)), Chosen(), **{**rule, "rule": Rule((2,), 0.6)})
+    assert "c" not in other.stopped  # another rule decides anew
+
+
+def test_damaged_decisions_are_named(tmp_path):
+    rule = {"rule": Rule((2,), 0.5), "decisions": tmp_path / "early_stop.json"}
+    run(jobs(tmp_path, names="ab"), Chosen(), **rule)
+    text = (tmp_path / "early_stop.json").read_text()
+    (tmp_path / "early_stop.json").write_text(text.replace('"b": ""', '"b": 3'))
+    with pytest.raises(UserError, match=r"early_stop\.json: damaged; remove it"):
+        run(jobs(tmp_path, names="ab"), Chosen(), **rule)
+
+
+def test_control_of_a_joined_variant_is_kept_though_it_was_stopped_before():
+    follows = {"x control": ("x", "z")}
+    means = {"x": 0.3, "y": 0.4, "z": 0.5, "x control": 0.1}
+    decided = {"x": "stopped after 1 epochs", "y": ""}
+    assert survivors(means, Rule((1,), 0.3), always=(), follows=follows, decided=decided) == {"y", "z", "x control"}
+
+
+def test_metrics_of_a_stopped_run_are_of_the_stated_epoch(tmp_path):
+    class Slow(Fake):  # trains an epoch more before it pauses
+        def interrupt(self) -> None:
+            self.poll()
+            super().interrupt()
+
+    class SlowWorld(World):
+        def __call__(self, job: Job, device: str) -> Fake:
+            self.running.append(Slow(self, job))
+            return self.running[-1]
+
+    made = jobs(tmp_path, names="abc", seeds=(0,))
+    runner = run(made, SlowWorld(), rule=Rule((2,), 0.5), always=("a",))
+    assert epochs_done(made[1]) == 3
+    row = table(runner)[1]
+    assert row[2] is Status.STOPPED
+    assert row[3] == {METRIC: World().value(made[1], 1)}  # epochs are numbered from 0
+    assert f"mean {METRIC} {row[3][METRIC]:.4f}" in row[4]
+
+
 def test_rest_is_told_in_every_phase_of_an_early_stop(tmp_path, capsys, monkeypatch):
     clock = iter(range(0, 10_000, 60))
     monkeypatch.setattr(runner_module.time, "monotonic", lambda: next(clock))
