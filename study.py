@@ -63,6 +63,7 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
     from utils.run_folders import RunLock
 
     slots = slots_of(plan.config)
+    check_devices(slots)
     with RunLock() as lock:
         make_folder(plan.folder)
         lock.take(plan.folder, job=distributed.job_id())
@@ -87,6 +88,22 @@ def slots_of(config: StudyConfig) -> tuple[str, ...]:
     """The device of each training that runs at the same time."""
     devices = [name.strip() for name in config.devices.split(",") if name.strip()] or [""]
     return tuple(devices[i % len(devices)] for i in range(config.jobs or len(devices)))
+
+
+def check_devices(slots: Sequence[str]) -> None:
+    """Refuses a device that is not there, before every training fails on it.
+
+    Raises:
+        UserError: names the device.
+    """
+    from utils.distributed import select_device
+    from utils.errors import UserError
+
+    for device in dict.fromkeys(slots):
+        try:
+            select_device(device)
+        except UserError as error:
+            raise UserError(str(error).replace("--device ", "--devices ")) from None
 
 
 def make_folder(folder: Path) -> None:

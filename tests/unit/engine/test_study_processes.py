@@ -106,6 +106,14 @@ def test_devices_take_trainings_in_turn():
     assert study.slots_of(StudyConfig(devices="0, 1", jobs=3)) == ("0", "1", "0")
 
 
+def test_device_that_is_not_there_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    plan = SimpleNamespace(config=StudyConfig(devices="cpu,7"), folder=tmp_path / "study")
+    with pytest.raises(UserError, match=r"^--devices 7: no CUDA device is available here; use --devices cpu$"):
+        study.run_plan(plan)
+    assert not plan.folder.exists()
+
+
 def test_record_says_what_the_run_left(job):
     assert read_record(job).status is Status.PENDING
     (job.folder / "results.csv").write_text("epoch,metrics/mAP_0.5\n0,0.25\n1,\n2,0.")  # a row that is being written
