@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.channels import with_channels
+from engine.logging.observing import reason_of
 from engine.study.control import control_of
 from engine.study.halving import Rule
 from engine.task_presets import HYPS, PRESETS, task_of
@@ -26,7 +27,7 @@ from tasks import Task
 from utils.cli.flags import flags_of
 from utils.cli.study_arguments import StudyConfig, StudyRequest
 from utils.config import TrainConfig
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, one_line
 from utils.hyperparameters import Hyperparameters
 from utils.reading.yaml_text import shown
 
@@ -277,9 +278,15 @@ def _with_controls(variants: Sequence[Variant], networks: _Networks, kind: str) 
             continue
         with networks.naming(variant):
             base = networks.base(variant)
-            control = control_of(
-                base, variant.attention, variant.replace, kind=kind, imgsz=variant.imgsz, init=variant.attention_init
-            )  # fmt: skip
+            try:
+                control = control_of(
+                    base, variant.attention, variant.replace, kind=kind, imgsz=variant.imgsz, init=variant.attention_init
+                )  # fmt: skip
+            except UserError:
+                raise
+            except Exception as error:  # a user's module may not run on maps of the study's size: its training says so
+                notes.append(f"{variant.name} has no control: its modules do not run ({one_line(reason_of(error), most=200)})")
+                continue
         notes += control.notes
         if not control.insertions:
             continue
