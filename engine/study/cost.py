@@ -181,7 +181,8 @@ def _images(model: Model, planned: PlannedVariant, batch: int) -> Tensor:
 
 
 def _key(planned: PlannedVariant) -> str:
-    return f"{hash_of(planned)}-{planned.variant.imgsz}"
+    """Identifies what is measured: rows, the plugins that they use, and the size; weights change nothing of it."""
+    return "-".join([hash_of(planned), str(planned.variant.imgsz), *(digest[:16] for digest in sorted(planned.plugins))])
 
 
 def _known(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from engine.study.records import RunRecord, Status
 from engine.study.run_files import (
     Job,
     Stop,
+    changed_file,
     epochs_done,
     failure,
     forget_failure,
@@ -131,6 +132,9 @@ class Runner:
         while waiting or self.active:
             for slot in self._free_slots()[: len(waiting)]:
                 job = waiting.pop(0)
+                if reason := changed_file(job):
+                    self._fail(job, reason)
+                    continue
                 print(f"{'resumes' if epochs_done(job) else 'trains'} {job}{f' on {slot}' if slot else ''}", flush=True)
                 self.active.append(_Active(job, self.start(job, slot), slot, time.monotonic(), epochs_done(job)))
             time.sleep(self.options.poll_s)
@@ -153,9 +157,12 @@ class Runner:
             rest = self.progress.ended(active.job, seconds, epochs=done - active.first_epoch)
             print(f"pauses {active.job} after {done} epochs in {duration(seconds)}{rest}", flush=True)
         else:
-            self.progress.failed(active.job)
-            note_failure(active.job, active.training.reason() if code else "it ended without metrics")
-            print(f"failed {active.job}: {failure(active.job)}", flush=True)
+            self._fail(active.job, active.training.reason() if code else "it ended without metrics")
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self.progress.failed(job)
+        note_failure(job, reason)
+        print(f"failed {job}: {reason}", flush=True)
 
     def _is_done(self, job: Job, goal: int | None) -> bool:
         done = job.variant in self.stopped or is_measured(job) or bool(failure(job))

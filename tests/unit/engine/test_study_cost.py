@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import study
@@ -9,8 +11,10 @@ from engine.study.cost import LATENCY_FILE, count_costs
 from engine.study.plan import make_plans
 from engine.study.records import Status
 from engine.study.run_files import METRICS_FILE, Job, read_json, write_json
+from models.spec import registry
 from tests.tiny_training import make_world
 from utils.cli.study_arguments import parse_arguments
+from utils.errors import UserError
 
 METRIC = "metrics/mAP_0.5:0.95"
 PLUGIN = """
@@ -109,3 +113,41 @@ def test_module_that_does_not_run_has_no_control(flags):
     (plan,) = make_plans(parse_arguments([*flags, "--control", "params"]))
     assert [v.name for v in plan.variants] == ["none", "PickyForTests@3", "BatchyForTests@3", "BatchyForTests@3 control"]
     assert "PickyForTests@3 has no control: its modules do not run (RuntimeError: sizes do not fit: 12 % 8)" in plan.notes
+
+
+@pytest.fixture
+def forgetting(monkeypatch):
+    """A function after which plugins can be loaded anew, as in another process."""
+    state, plugins = registry.BLOCKS.snapshot(), dict(registry._PLUGINS)
+
+    def forget() -> None:
+        registry.BLOCKS.restore(state)
+        monkeypatch.setattr(registry, "_PLUGINS", dict(plugins))
+
+    yield forget
+    forget()
+
+
+def test_edited_plugin_is_another_network_of_those_that_use_it(flags, forgetting, monkeypatch):
+    monkeypatch.setattr(study, "report", lambda found, folder: None)
+    flags = [*flags, "--attention", "none", "BatchyForTests@3", "--latency", "0"]
+    plugin = Path(flags[flags.index("--plugins") + 1])
+    text = PLUGIN.replace("ForTests", "EditedForTests")
+    flags = [flag.replace("ForTests", "EditedForTests") for flag in flags]
+
+    def run(*more: str):
+        forgetting()
+        return study.study(parse_arguments([*flags, *more]), start=Training)[0]
+
+    plugin.write_text(text)
+    parameters = {r.variant: r.cost.parameters for r in run().records}
+    plugin.write_text(text.replace("channels, channels, 3, padding=1", "channels, channels, 1"))
+    with pytest.raises(UserError, match=r"BatchyEditedForTests@3-seed0: was trained with another version of mine\.py; give another --name"):
+        run("--seeds", "0", "1")
+    found = run("--attention", "none", "--seeds", "0", "1")  # does not use it
+    assert [r.status for r in found.records] == [Status.FINISHED] * 2
+    (folder := found.records[0].folder.parent / "BatchyEditedForTests@3-seed0" / METRICS_FILE).unlink()
+    assert folder.parent.is_dir()
+    edited = {r.variant: r.cost.parameters for r in run().records}  # nothing is trained there any more
+    assert edited["none"] == parameters["none"]
+    assert edited["BatchyEditedForTests@3"] < parameters["BatchyEditedForTests@3"]

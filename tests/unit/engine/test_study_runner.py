@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from engine.study import runner as runner_module
 from engine.study.halving import Rule, survivors
 from engine.study.records import Status
-from engine.study.run_files import METRICS_FILE, Job, epochs_done, write_json
+from engine.study.run_files import JOB_FILE, METRICS_FILE, Job, epochs_done, file_hash, prepare, read_json, write_json
 from engine.study.runner import Runner, RunnerOptions, duration
 from utils.errors import UserError
 
@@ -277,6 +278,49 @@ def test_folder_of_another_study_is_refused(tmp_path):
     with pytest.raises(UserError, match="another network of this name"):
         run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0}, network="other")], World())
     run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0, "workers": 3}, network="a")], World())
+
+
+def test_other_version_of_a_file_is_refused_once_something_was_trained_with_it(tmp_path):
+    weights = tmp_path / "start.pt"
+    weights.write_bytes(b"first")
+    first = file_hash(weights)
+
+    def one(files):
+        return [replace(job, files=files) for job in jobs(tmp_path, names="a", seeds=(0,))]
+
+    prepare(one({first: str(weights)})[0])
+    weights.write_bytes(b"second")
+    second = file_hash(weights)
+    prepare(one({second: str(weights)})[0])  # nothing was trained yet
+    run(one({second: str(weights)}), World())
+    with pytest.raises(UserError, match=r"a-seed0: was trained with another version of start\.pt; give another --name"):
+        prepare(one({first: str(weights)})[0])
+    with pytest.raises(UserError, match=r"was trained with start\.pt, now without it"):
+        prepare(one({})[0])
+    prepare(one({second: "elsewhere/renamed.pt"})[0])
+    marks = read_json(tmp_path / "a-seed0" / JOB_FILE)
+    del marks["files"]  # as an older version left it
+    write_json(tmp_path / "a-seed0" / JOB_FILE, marks)
+    world = World()
+    run(one({second: str(weights)}), world)
+    assert world.started == []
+    with pytest.raises(UserError, match="another version"):
+        prepare(one({first: str(weights)})[0])
+
+
+def test_file_that_changes_while_the_study_runs_fails_the_runs_that_start_later(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("first")
+    made = [replace(job, files={file_hash(plugin): str(plugin)} if job.variant == "b" else {}) for job in jobs(tmp_path, seeds=(0,))]
+
+    class Editing(World):
+        def __call__(self, job: Job, device: str) -> Fake:
+            plugin.write_text("second")
+            return super().__call__(job, device)
+
+    found = table(run(made, Editing()))
+    assert [status for _, _, status, _, _ in found] == [Status.FINISHED, Status.FAILED, Status.FINISHED]
+    assert found[1][4].startswith(f"{plugin} has changed since the study began; put it back and start the study with --retry")
 
 
 def test_more_seeds_and_variants_join_a_finished_study(tmp_path):
