@@ -56,26 +56,31 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
     """Trains every variant with every seed, and writes the report; what was done before is not done again."""
     from engine.study.cost import count_costs
     from engine.study.folder import jobs_of, write_variants
+    from engine.study.halving import DECISIONS_FILE
     from engine.study.processes import starter
     from engine.study.runner import Runner, RunnerOptions, interruption
     from utils import distributed
     from utils.run_folders import RunLock
 
     slots = slots_of(plan.config)
+    check_devices(slots)
     with RunLock() as lock:
         make_folder(plan.folder)
         lock.take(plan.folder, job=distributed.job_id())
         write_variants(plan)
-        costs = count_costs(plan.folder, plan.variants)
-        show_differences(plan, costs)
-        options = RunnerOptions(slots, plan.config.metric, plan.early_stop, (plan.baseline,), plan.config.retry)
+        notes = [*notes_of(plan)]
+        costs = count_costs(plan.folder, plan.variants, notes)
+        show_differences(plan, costs, notes)
+        options = RunnerOptions(
+            slots, plan.config.metric, plan.early_stop, (plan.baseline,), plan.folder / DECISIONS_FILE, plan.config.retry
+        )  # fmt: skip
         runner = Runner(jobs_of(plan), start or starter(jobs=len(slots)), options)
         try:
             runner.run()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(interruption(runner.records(), plan.folder)) from None
-        costs = with_latencies(plan, costs, device=slots[0])
-        found = make_study(plan, runner.records(), costs)
+        costs = with_latencies(plan, costs, notes, device=slots[0])
+        found = make_study(plan, runner.records(), costs, notes)
         report(found, plan.folder)
     return found
 
@@ -84,6 +89,22 @@ def slots_of(config: StudyConfig) -> tuple[str, ...]:
     """The device of each training that runs at the same time."""
     devices = [name.strip() for name in config.devices.split(",") if name.strip()] or [""]
     return tuple(devices[i % len(devices)] for i in range(config.jobs or len(devices)))
+
+
+def check_devices(slots: Sequence[str]) -> None:
+    """Refuses a device that is not there, before every training fails on it.
+
+    Raises:
+        UserError: names the device.
+    """
+    from utils.distributed import select_device
+    from utils.errors import UserError
+
+    for device in dict.fromkeys(slots):
+        try:
+            select_device(device)
+        except UserError as error:
+            raise UserError(str(error).replace("--device ", "--devices ")) from None
 
 
 def make_folder(folder: Path) -> None:
@@ -96,8 +117,8 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be made ({error.strerror or error}); give another --project or --name") from None
 
 
-def show_differences(plan: Plan, costs: dict[str, Cost]) -> None:
-    """Prints what differs between each variant and the baseline, and writes diff.md and diff.json."""
+def show_differences(plan: Plan, costs: dict[str, Cost], notes: Sequence[str]) -> None:
+    """Prints what differs between each variant and the baseline, and the notes; writes diff.md and diff.json."""
     from engine.study.diff import difference, write_differences
 
     baseline = next(v for v in plan.variants if v.name == plan.baseline)
@@ -107,7 +128,7 @@ def show_differences(plan: Plan, costs: dict[str, Cost]) -> None:
     print(f"study     {plan.folder}: {len(plan.variants)} variants, seeds {seeds}, {plan.config.epochs} epochs on {plan.data}")
     for one in found:
         print(f"{one.variant} and {one.baseline}", *one.lines(), sep="\n    ")
-    for line in notes_of(plan):
+    for line in notes:
         print(f"note      {line}")
 
 
@@ -117,17 +138,17 @@ def notes_of(plan: Plan) -> tuple[str, ...]:
     return (*plan.notes, *([str(plan.early_stop)] if plan.early_stop else []), f"compared weights: {weights}")
 
 
-def with_latencies(plan: Plan, costs: dict[str, Cost], *, device: str) -> dict[str, Cost]:
-    """The costs with latencies, measured when nothing trains any more."""
+def with_latencies(plan: Plan, costs: dict[str, Cost], notes: list[str], *, device: str) -> dict[str, Cost]:
+    """The costs with latencies, measured when nothing trains any more; what could not be measured is a note."""
     from engine.study.cost import measure_latencies
     from utils.distributed import select_device
 
     if not plan.config.latency:
         return costs
-    return measure_latencies(plan.folder, plan.variants, costs, device=select_device(device), repeats=plan.config.latency)
+    return measure_latencies(plan.folder, plan.variants, costs, device=select_device(device), repeats=plan.config.latency, notes=notes)
 
 
-def make_study(plan: Plan, records: Sequence[RunRecord], costs: dict[str, Cost]) -> Study:
+def make_study(plan: Plan, records: Sequence[RunRecord], costs: dict[str, Cost], notes: Sequence[str]) -> Study:
     """The records with the costs of their networks."""
     from engine.study.records import Study
 
@@ -136,7 +157,7 @@ def make_study(plan: Plan, records: Sequence[RunRecord], costs: dict[str, Cost])
         trained = record.cost
         cost = replace(costs[record.variant], peak_memory_mib=trained.peak_memory_mib, training_seconds=trained.training_seconds)
         whole.append(replace(record, cost=cost))
-    return Study(tuple(whole), plan.baseline, plan.config.metric, notes_of(plan))
+    return Study(tuple(whole), plan.baseline, plan.config.metric, tuple(notes))
 
 
 def report(found: Study, folder: Path) -> None:

@@ -50,7 +50,7 @@ def _job(plan: Plan, planned: PlannedVariant, seed: int) -> Job:
     }  # fmt: skip
     return Job(
         planned.name, seed, plan.folder / "runs" / name, flags, planned.hyp.to_dict(), hash_of(planned), config.compare,
-        planned.variant.control_of,
+        planned.variant.control_of, {**planned.plugins, **planned.weights},
     )  # fmt: skip
 
 

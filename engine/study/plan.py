@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.channels import with_channels
+from engine.logging.observing import reason_of
 from engine.study.control import control_of
 from engine.study.halving import Rule
 from engine.study.reading import metric_name
+from engine.study.run_files import file_hash
 from engine.task_presets import HYPS, PRESETS, task_of
 from engine.training.recipes import family_hyp, find_hyp
 from engine.training.setup.network import stored_spec
@@ -22,12 +24,12 @@ from models.checkpoints.checkpoint import load_checkpoint
 from models.edit.rows import edit
 from models.model import Model
 from models.spec.parser import ModelSpec, load_spec
-from models.spec.registry import load_plugin
+from models.spec.registry import BLOCKS, Plugin, load_plugin
 from tasks import Task
 from utils.cli.flags import flags_of
 from utils.cli.study_arguments import StudyConfig, StudyRequest
 from utils.config import TrainConfig
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, one_line
 from utils.hyperparameters import Hyperparameters
 from utils.reading.yaml_text import shown
 
@@ -75,6 +77,7 @@ class PlannedVariant:
     Attributes:
         slug: its name as a folder's.
         notes: its edits, for the head of its model YAML.
+        plugins, weights: sha256 -> path of the plugins that the network uses, and of the weights that it starts from.
     """
 
     variant: Variant
@@ -82,6 +85,8 @@ class PlannedVariant:
     spec: ModelSpec
     hyp: Hyperparameters
     notes: tuple[str, ...] = ()
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -133,7 +138,8 @@ def _plan(request: StudyRequest, variants: Sequence[Variant], data: str, folder:
     config = request.config
     with _named(request.source, "data"):
         spec = load_dataset_spec(data, single_cls=bool(train.get("single_cls")))
-    networks = _Networks(spec, request.source)
+    plugins = {path: load_plugin(path) for path in config.plugins}
+    networks = _Networks(spec, request.source, plugins, backbone_weights=str(train.get("backbone_weights") or ""))
     variants, notes = _with_controls(variants, networks, config.control)
     names = [v.name for v in variants]
     config = replace(config, metric=_metric(config.metric, networks.task(variants), request.source))
@@ -278,9 +284,15 @@ def _with_controls(variants: Sequence[Variant], networks: _Networks, kind: str) 
             continue
         with networks.naming(variant):
             base = networks.base(variant)
-            control = control_of(
-                base, variant.attention, variant.replace, kind=kind, imgsz=variant.imgsz, init=variant.attention_init
-            )  # fmt: skip
+            try:
+                control = control_of(
+                    base, variant.attention, variant.replace, kind=kind, imgsz=variant.imgsz, init=variant.attention_init
+                )  # fmt: skip
+            except UserError:
+                raise
+            except Exception as error:  # a user's module may not run on maps of the study's size: its training says so
+                notes.append(f"{variant.name} has no control: its modules do not run ({one_line(reason_of(error), most=200)})")
+                continue
         notes += control.notes
         if not control.insertions:
             continue
@@ -295,10 +307,16 @@ def _with_controls(variants: Sequence[Variant], networks: _Networks, kind: str) 
 
 
 class _Networks:
-    """Networks and recipes of variants for one data set; what several share is built once."""
+    """Networks and recipes of variants for one data set; what several share is built once.
 
-    def __init__(self, data: DatasetSpec, source: str) -> None:
-        self.data, self.source = data, source
+    Args:
+        plugins: by their paths.
+        backbone_weights: that every variant starts from; empty for none.
+    """
+
+    def __init__(self, data: DatasetSpec, source: str, plugins: Mapping[str, Plugin], *, backbone_weights: str = "") -> None:
+        self.data, self.source, self.plugins, self.backbone_weights = data, source, plugins, backbone_weights
+        self._hash = lru_cache(maxsize=None)(file_hash)
         self._base = lru_cache(maxsize=None)(self._build_base)
 
     def base(self, variant: Variant) -> Model:
@@ -332,9 +350,21 @@ class _Networks:
         with self.naming(variant):
             base = self.base(variant)
             edited = edit(base.spec, insert=variant.attention, replace=variant.replace, init=variant.attention_init)
-            if variant.attention or variant.replace:
-                Model(edited.spec)  # a module that cannot be built is named before anything is trained
-            return PlannedVariant(variant, slug, edited.spec, self._hyp(variant, base), tuple(edited.notes))
+            is_edited = variant.attention or variant.replace
+            model = Model(edited.spec) if is_edited else base  # a module that cannot be built is named before anything is trained
+            weights = {self._hash(path): path for path in (variant.weights, self.backbone_weights) if path and self._hash(path)}
+            hyp = self._hyp(variant, base)
+            return PlannedVariant(variant, slug, edited.spec, hyp, tuple(edited.notes), self._plugins_of(model), weights)
+
+    def _plugins_of(self, model: Model) -> dict[str, str]:
+        """The plugins that a network uses; one that registers no module may act on every network."""
+        blocks = [BLOCKS[row.module] for row in model.spec.rows]
+        used = [*map(type, model.modules()), *(block.cls for block in blocks), *(block.channels for block in blocks)]
+        registered = [BLOCKS[name].cls for name in BLOCKS]
+        return {
+            plugin.sha256: path for path, plugin in self.plugins.items()
+            if any(map(plugin.holds, used)) or not any(map(plugin.holds, registered))
+        }  # fmt: skip
 
     def _hyp(self, variant: Variant, base: Model) -> Hyperparameters:
         family = family_hyp(base.spec.origin, base.spec.dialect, base.head.anchor_based, scale=base.spec.scale)

@@ -21,6 +21,7 @@ from engine.study.run_outputs import STUDY_METRICS, STUDY_RUN
 from models.checkpoints.checkpoint import load_checkpoint, previous_of
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.reading.limits import MIB
 from utils.reading.text_files import decode, read_bytes
 
 JOB_FILE, METRICS_FILE, FAILED_FILE, LOG_FILE = STUDY_RUN, STUDY_METRICS, "study_failed.json", "train.log"
@@ -40,6 +41,7 @@ class Job:
         network: hash of the network's rows.
         compare: ``last`` or ``best``: the weights that are compared.
         control_of: the variants whose capacity control it is.
+        files: sha256 -> path of the plugins that its network uses and of the weights that it starts from.
     """
 
     variant: str
@@ -50,6 +52,7 @@ class Job:
     network: str = ""
     compare: str = "last"
     control_of: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.variant} seed {self.seed}"
@@ -63,13 +66,33 @@ class Job:
         return self.folder / "weights" / "last.pt"
 
 
+@dataclass(frozen=True)
+class Stop:
+    """The rule's end of a variant: after how many epochs, and why."""
+
+    epoch: int
+    reason: str
+
+
 def network_hash(rows: Any) -> str:
     """Identifies a network by the content of its YAML."""
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def file_hash(path: str | Path) -> str:
+    """The sha256 of a file; empty where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(MIB):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
 def prepare(job: Job) -> None:
-    """Makes the run folder with its ``study_run.json``.
+    """Makes the run folder with its ``study_run.json``. One in which nothing was trained yet holds no other run.
 
     Raises:
         UserError: the folder holds a run that was trained otherwise; names what differs.
@@ -78,7 +101,7 @@ def prepare(job: Job) -> None:
     content = json.loads(json.dumps(_content(job)))  # as it will be read again
     if path.is_file():
         before = read_json(path)
-        if differing := _differing(before, content):
+        if _is_begun(job) and (differing := _differing(before, content)):
             raise UserError(f"{job.folder}: was trained with {differing}; give another --name, or remove the folder")
         if before == content:
             return
@@ -88,7 +111,11 @@ def prepare(job: Job) -> None:
 
 def _content(job: Job) -> dict[str, Any]:
     return {"variant": job.variant, "seed": job.seed, "network": job.network, "flags": dict(job.flags), "hyp": dict(job.recipe),
-            "control_of": list(job.control_of)}  # fmt: skip
+            "control_of": list(job.control_of), "files": dict(job.files)}  # fmt: skip
+
+
+def _is_begun(job: Job) -> bool:
+    return epochs_done(job) > 0 or can_resume(job) or (job.folder / METRICS_FILE).is_file()
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -98,7 +125,23 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in sorted({*old, *new}):
             if key not in MAY_CHANGE and old.get(key) != new.get(key):
                 return f"{key} {old.get(key)}, now {new.get(key)}"
-    return "" if before.get("network") == now["network"] else "another network of this name"
+    if before.get("network") != now["network"]:
+        return "another network of this name"
+    return _differing_file(before.get("files", now["files"]), now["files"])  # older versions noted none
+
+
+def _differing_file(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which plugin or initial weights were others; a file that was only moved is the same."""
+    gone, new = ([Path(files[digest]).name for digest in files if digest not in rest] for files, rest in ((before, now), (now, before)))
+    if shared := next((name for name in new if name in gone), ""):
+        return f"another version of {shared}"
+    return f"{gone[0]}, now without it" if gone else f"no {new[0]}, now with it" if new else ""
+
+
+def changed_file(job: Job) -> str:
+    """Says which plugin or initial weights have changed since the study began; empty if none has."""
+    path = next((path for digest, path in job.files.items() if file_hash(path) != digest), "")
+    return f"{path} has changed since the study began; put it back and start the study with --retry, or give another --name" if path else ""
 
 
 def epochs_done(job: Job) -> int:
@@ -144,11 +187,11 @@ def can_resume(job: Job) -> bool:
     return job.last.is_file() or previous_of(job.last).is_file()
 
 
-def read_record(job: Job, *, stopped: str = "") -> RunRecord:
+def read_record(job: Job, *, stopped: Stop | None = None) -> RunRecord:
     """What the run left behind so far.
 
     Args:
-        stopped: why the study's rule stopped it; empty if it did not.
+        stopped: by the study's rule, whose epoch the metrics are of; None if it was not.
     """
     curves = read_table(job.folder / "results.csv")
     base = RunRecord(
@@ -161,8 +204,9 @@ def read_record(job: Job, *, stopped: str = "") -> RunRecord:
     if reason := failure(job):
         return replace(base, status=Status.FAILED, reason=reason)
     if stopped:
-        row = {name: values[-1] for name, values in curves.items() if name.startswith("metrics/") and values}
-        return replace(base, status=Status.STOPPED, reason=stopped, metrics=row)
+        at = stopped.epoch - 1  # a run may have gone on while the others came so far
+        row = {name: values[at] for name, values in curves.items() if name.startswith("metrics/") and at < len(values)}
+        return replace(base, status=Status.STOPPED, reason=stopped.reason, metrics=row)
     return base
 
 

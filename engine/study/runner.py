@@ -10,11 +10,24 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
-from engine.study.halving import Rule, survivors
+from engine.study.halving import Decisions, Rule, survivors
 from engine.study.records import RunRecord, Status
-from engine.study.run_files import Job, epochs_done, failure, forget_failure, is_measured, note_failure, prepare, read_record, read_table
+from engine.study.run_files import (
+    Job,
+    Stop,
+    changed_file,
+    epochs_done,
+    failure,
+    forget_failure,
+    is_measured,
+    note_failure,
+    prepare,
+    read_record,
+    read_table,
+)
 
 POLL_S = 0.2
 INTERRUPTED = (130, -2, -15)  # exit statuses of a training that was asked to end
@@ -48,6 +61,7 @@ class RunnerOptions:
         metric: column of results.csv that the rule and the lines on the console name.
         rule: stops variants early; None never does.
         always: variants that the rule never stops.
+        decisions: file in which what the rule decided is kept; None for none.
         retry: trains again what failed before.
         poll_s: seconds between two looks at the trainings.
     """
@@ -56,6 +70,7 @@ class RunnerOptions:
     metric: str = "metrics/mAP_0.5:0.95"
     rule: Rule | None = None
     always: tuple[str, ...] = ()
+    decisions: Path | None = None
     retry: bool = False
     poll_s: float = POLL_S
 
@@ -81,40 +96,45 @@ class Runner:
     def __init__(self, jobs: Sequence[Job], start: Start, options: RunnerOptions | None = None) -> None:
         self.jobs, self.start, self.options = tuple(jobs), start, options or RunnerOptions()
         self.active: list[_Active] = []
-        self.stopped: dict[str, str] = {}  # variant -> why
-        self.progress = _Progress(len(self.jobs))
+        self.stopped: dict[str, Stop] = {}  # by variant
+        self.progress = _Progress()
 
     def run(self) -> None:
         """Trains what is left.
 
         Raises:
             KeyboardInterrupt: the study was interrupted; every training has saved itself.
-            UserError: a run folder holds another run.
+            UserError: a run folder holds another run, or the file of decisions is damaged.
         """
         for job in self.jobs:
             prepare(job)
             if self.options.retry:
                 forget_failure(job)
+        rule, options = self.options.rule, self.options
+        decisions = Decisions(options.decisions, rule, metric=options.metric, always=options.always) if rule else None
         try:
-            for goal in (*(self.options.rule.after if self.options.rule else ()), None):
+            for goal in (*(rule.after if rule else ()), None):
                 self._train_until(goal)
-                if goal is not None:
-                    self._stop_variants(goal)
+                if goal is not None and decisions is not None:
+                    self._stop_variants(goal, decisions)
         except BaseException:
             self._end_all()
             raise
 
     def records(self) -> tuple[RunRecord, ...]:
         """What every run left behind so far."""
-        return tuple(read_record(job, stopped=self.stopped.get(job.variant, "")) for job in self.jobs)
+        return tuple(read_record(job, stopped=self.stopped.get(job.variant)) for job in self.jobs)
 
     def _train_until(self, goal: int | None) -> None:
         """Trains every job to its end, or to so many epochs."""
         waiting = [job for job in self.jobs if not self._is_done(job, goal)]
-        self.progress.begin([job for job in waiting if goal is None], slots=len(self.options.slots))
+        self.progress.begin(waiting, slots=len(self.options.slots), goal=goal)
         while waiting or self.active:
             for slot in self._free_slots()[: len(waiting)]:
                 job = waiting.pop(0)
+                if reason := changed_file(job):
+                    self._fail(job, reason)
+                    continue
                 print(f"{'resumes' if epochs_done(job) else 'trains'} {job}{f' on {slot}' if slot else ''}", flush=True)
                 self.active.append(_Active(job, self.start(job, slot), slot, time.monotonic(), epochs_done(job)))
             time.sleep(self.options.poll_s)
@@ -131,9 +151,18 @@ class Runner:
         self.active.remove(active)
         if code == 0 and is_measured(active.job):
             self._tell(active)
-        elif not (active.is_paused and code in INTERRUPTED):
-            note_failure(active.job, active.training.reason() if code else "it ended without metrics")
-            print(f"failed {active.job}: {failure(active.job)}", flush=True)
+        elif active.is_paused and code in INTERRUPTED:
+            seconds = time.monotonic() - active.since
+            done = epochs_done(active.job)
+            rest = self.progress.ended(active.job, seconds, epochs=done - active.first_epoch)
+            print(f"pauses {active.job} after {done} epochs in {duration(seconds)}{rest}", flush=True)
+        else:
+            self._fail(active.job, active.training.reason() if code else "it ended without metrics")
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self.progress.failed(job)
+        note_failure(job, reason)
+        print(f"failed {job}: {reason}", flush=True)
 
     def _is_done(self, job: Job, goal: int | None) -> bool:
         done = job.variant in self.stopped or is_measured(job) or bool(failure(job))
@@ -145,29 +174,41 @@ class Runner:
             free.remove(active.slot)
         return free
 
-    def _stop_variants(self, goal: int) -> None:
-        """Stops the variants that the rule does not keep after so many epochs."""
-        options = self.options
+    def _stop_variants(self, goal: int, decisions: Decisions) -> None:
+        """Stops the variants that the rule does not keep after so many epochs; what it decided before stays."""
+        options, means, before = self.options, self._means(goal), decisions.at(goal)
         assert options.rule is not None
-        means = self._means(goal)
         follows = {job.variant: job.control_of for job in self.jobs if job.control_of}
-        kept = survivors(means, options.rule, always=options.always, follows=follows)
-        for variant in (v for v in means if v not in kept):
-            mean = means[variant]
-            if math.isnan(mean) and variant not in follows:  # every seed has failed, and says why
-                continue
-            why = f"its controlled variant was stopped after {goal} epochs" if variant in follows else (
-                f"stopped after {goal} epochs: mean {options.metric} {mean:.4f} over its seeds is not among the best {options.rule.keep:g}"
-            )  # fmt: skip
-            self.stopped[variant] = why
-            print(f"stops {variant}: {why}", flush=True)
+        kept = survivors(means, options.rule, always=options.always, follows=follows, decided=before)
+        decided: dict[str, str] = {}
+        for variant, mean in means.items():
+            if variant in options.always or (math.isnan(mean) and variant not in follows and variant not in before):
+                continue  # of the latter every seed has failed, and says why
+            why = ""
+            if variant not in kept:
+                why = before.get(variant) or self._reason(variant, mean, goal, follows=variant in follows)
+                self.stopped[variant] = Stop(goal, why)
+                print(f"stops {variant}: {why}", flush=True)
+            if variant not in follows:  # a control follows whatever is decided of its variants
+                decided[variant] = why
+        decisions.keep(goal, decided)
+
+    def _reason(self, variant: str, mean: float, goal: int, *, follows: bool) -> str:
+        if follows:
+            return f"its controlled variant was stopped after {goal} epochs"
+        metric, rule = self.options.metric, self.options.rule
+        assert rule is not None
+        return f"stopped after {goal} epochs: mean {metric} {mean:.4f} over its seeds is not among the best {rule.keep:g}"
 
     def _means(self, goal: int) -> dict[str, float]:
-        """Mean of the metric after so many epochs over the seeds of each variant that is left; NaN without one."""
+        """Mean of the metric after so many epochs over the seeds of each variant that is left; NaN without one.
+
+        A seed that came so far counts, whatever became of it later.
+        """
         values: dict[str, list[float]] = {job.variant: [] for job in self.jobs if job.variant not in self.stopped}
         for job in self.jobs:
             column = read_table(job.folder / "results.csv").get(self.options.metric, [])
-            if job.variant in values and not failure(job) and len(column) >= goal and math.isfinite(column[goal - 1]):
+            if job.variant in values and len(column) >= goal and math.isfinite(column[goal - 1]):
                 values[job.variant].append(column[goal - 1])
         return {variant: sum(found) / len(found) if found else math.nan for variant, found in values.items()}
 
@@ -176,7 +217,7 @@ class Runner:
         record, seconds = read_record(active.job), time.monotonic() - active.since
         value = record.metrics.get(self.options.metric, math.nan)
         done = sum(is_measured(job) for job in self.jobs)
-        rest = self.progress.finished(active.job, seconds, epochs=active.job.epochs - active.first_epoch)
+        rest = self.progress.ended(active.job, seconds, epochs=active.job.epochs - active.first_epoch)
         found = f"{self.options.metric} {value:.4f} in {duration(seconds)}"
         print(f"finished {active.job}: {found}; {done} of {len(self.jobs)} runs{rest}", flush=True)
 
@@ -190,27 +231,31 @@ class Runner:
 
 @dataclass
 class _Progress:
-    """How long what is left will take, from the runs that were finished in this process."""
+    """How long what is left will take, from the runs that were finished or paused in this process."""
 
-    total: int
     slots: int = 1
+    goal: int | None = None  # epochs after which the trainings pause; None for their end
     waiting: dict[str, int] = field(default_factory=dict)  # job -> its epochs that are left
     seconds: float = 0.0
     epochs: int = 0
 
-    def begin(self, jobs: Sequence[Job], *, slots: int) -> None:
-        self.slots = slots
-        self.waiting = {str(job): max(job.epochs - epochs_done(job), 1) for job in jobs}
+    def begin(self, jobs: Sequence[Job], *, slots: int, goal: int | None) -> None:
+        self.slots, self.goal = slots, goal
+        self.waiting = {str(job): max((goal or job.epochs) - epochs_done(job), 1) for job in jobs}
 
-    def finished(self, job: Job, seconds: float, *, epochs: int) -> str:
-        """Counts a run; what is left in words, empty for nothing or where it is not known."""
+    def failed(self, job: Job) -> None:
+        """Leaves a run out of what is left."""
+        self.waiting.pop(str(job), None)
+
+    def ended(self, job: Job, seconds: float, *, epochs: int) -> str:
+        """Counts a run that has finished or paused; what is left in words, empty for nothing or where it is not known."""
         self.waiting.pop(str(job), None)
         self.seconds, self.epochs = self.seconds + seconds, self.epochs + max(epochs, 1)
         left = sum(self.waiting.values())
         if not left:
             return ""
         rate = self.seconds / self.epochs / self.slots
-        return f", about {duration(left * rate)} left"
+        return f", about {duration(left * rate)} left{f' to epoch {self.goal}' if self.goal else ''}"
 
 
 def duration(seconds: float) -> str:

@@ -198,6 +198,11 @@ class Plugin:
     name: str
     sha256: str
 
+    def holds(self, item: object) -> bool:
+        """Whether a class or function was defined in this file."""
+        module = str(getattr(item, "__module__", ""))
+        return module.startswith(MODULE_PREFIX) and module.endswith(f"_{self.sha256[:8]}")
+
 
 _PLUGINS: dict[str, Plugin] = {}  # by hash, so that naming a file twice is harmless
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from engine.study.cost import count_costs, median_and_range
 from engine.study.diff import difference, write_differences
@@ -106,6 +107,20 @@ def test_all_runs_of_a_study_get_the_same_flags_apart_from_variant_and_seed(plan
     assert all(job.recipe == jobs_of(plan)[0].recipe for job in jobs_of(plan))
 
 
+def test_runs_know_the_content_of_the_weights_that_they_start_from(plan_of, tmp_path):
+    start, backbone = tmp_path / "start.pt", tmp_path / "backbone.pt"
+    torch.save({"model.0.conv.weight": torch.zeros(8, 3, 3, 3)}, start)
+    backbone.write_bytes(b"not read before it is trained")
+    text = f"cfg: TINY\ndata: DATA\nweights: [none, {start}]\nseeds: [0]\ntrain: {{backbone_weights: {backbone}}}\n"
+    before, after = [], []
+    for found in (before, after):
+        found += [job.files for job in jobs_of(plan_of(text)[0])]
+        torch.save({"model.0.conv.weight": torch.ones(8, 3, 3, 3)}, start)
+    assert [sorted(files.values()) for files in before] == [[str(backbone)], [str(backbone), str(start)]]
+    assert before[0] == after[0]
+    assert before[1].keys() & after[1].keys() == before[0].keys()
+
+
 def test_written_network_and_flags_are_read_back_by_training(plan_of):
     plan = plan_of("cfg: TINY\ndata: DATA\nattention: [none, 'SE@3(reduction=4)']\ntrain: {optimizer: AdamW, cos_lr: true}\n")[0]
     write_variants(plan)
@@ -144,8 +159,6 @@ def test_costs_count_attention_once_and_are_kept(plan_of, tmp_path, monkeypatch)
 
 
 def test_customary_gflops_of_yolov8n_are_the_published_ones():
-    import torch
-
     model = build_model("yolov8n.yaml").deploy()
     images = torch.zeros(1, 3, 64, 64)
     gflops, customary = counted_gflops(model, images)

@@ -12,7 +12,7 @@ from engine.logging.cost import COST_FILE, CostLogger
 from engine.study import processes
 from engine.study.processes import TrainingProcess, arguments, reason_in, starter
 from engine.study.records import Status
-from engine.study.run_files import Job, note_failure, read_record, read_table, write_json
+from engine.study.run_files import Job, Stop, note_failure, read_record, read_table, write_json
 from utils.cli.study_arguments import StudyConfig
 from utils.cli.train_arguments import parse_arguments
 from utils.config import TrainConfig
@@ -106,11 +106,19 @@ def test_devices_take_trainings_in_turn():
     assert study.slots_of(StudyConfig(devices="0, 1", jobs=3)) == ("0", "1", "0")
 
 
+def test_device_that_is_not_there_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    plan = SimpleNamespace(config=StudyConfig(devices="cpu,7"), folder=tmp_path / "study")
+    with pytest.raises(UserError, match=r"^--devices 7: no CUDA device is available here; use --devices cpu$"):
+        study.run_plan(plan)
+    assert not plan.folder.exists()
+
+
 def test_record_says_what_the_run_left(job):
     assert read_record(job).status is Status.PENDING
     (job.folder / "results.csv").write_text("epoch,metrics/mAP_0.5\n0,0.25\n1,\n2,0.")  # a row that is being written
     write_json(job.folder / COST_FILE, {"epoch_seconds": [1.5, 2.0], "peak_memory_mib": 100})
-    record = read_record(job, stopped="by the rule")
+    record = read_record(job, stopped=Stop(2, "by the rule"))
     assert (record.status, record.reason) == (Status.STOPPED, "by the rule")
     assert record.curves["epoch"] == [0.0, 1.0]
     assert record.curves["metrics/mAP_0.5"][1] != record.curves["metrics/mAP_0.5"][1]

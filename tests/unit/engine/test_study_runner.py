@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from engine.study import runner as runner_module
 from engine.study.halving import Rule, survivors
 from engine.study.records import Status
-from engine.study.run_files import METRICS_FILE, Job, epochs_done, write_json
+from engine.study.run_files import JOB_FILE, METRICS_FILE, Job, epochs_done, file_hash, prepare, read_json, write_json
 from engine.study.runner import Runner, RunnerOptions, duration
 from utils.errors import UserError
 
@@ -168,6 +169,97 @@ def test_halving_broken_off_stops_the_same(tmp_path):
     assert table(run(made, World(), **rule)) == whole
 
 
+BY_SEED = {
+    "a": (0.1, 0.1, 0.1), "b": (0.2, 0.2, 0.2), "c": (0.25, 0.25, 0.9), "d": (0.22, 0.3, 0.2), "e": (0.5, 0.5, 0.5),
+    "f": (0.21, 0.21, 0.21),
+}  # fmt: skip
+
+
+class Chosen(World):
+    """The metric of each variant and seed is given; "d seed 1" fails after its third epoch."""
+
+    def value(self, job: Job, epoch: int) -> float:
+        return round(BY_SEED[job.variant][job.seed] + epoch / 10000, 6)
+
+    def __call__(self, job: Job, device: str) -> Fake:
+        self.failing = {"d": 3} if str(job) == "d seed 1" else {}
+        return super().__call__(job, device)
+
+
+def test_failure_after_a_decision_undoes_nothing(tmp_path):
+    rule = {"rule": Rule((2,), 0.5), "always": ("a",)}  # without a file of decisions, as in a study of an older version
+    found = table(run(jobs(tmp_path, names="abcde"), Chosen(), **rule))
+    assert {(v, s): status.value for v, s, status, _, _ in found if v in "cd"} == {
+        ("c", 0): "stopped early", ("c", 1): "stopped early", ("d", 0): "finished", ("d", 1): "failed"
+    }  # fmt: skip
+    again = Chosen()
+    assert table(run(jobs(tmp_path, names="abcde"), again, **rule)) == found
+    assert again.started == []
+
+
+def test_decisions_stay_when_seeds_and_variants_join(tmp_path):
+    rule = {"rule": Rule((2,), 0.5), "always": ("a",), "decisions": tmp_path / "early_stop.json"}
+    before = table(run(jobs(tmp_path, names="abcde"), Chosen(), **rule))
+    world = Chosen()
+    found = table(run(jobs(tmp_path, names="abcdef", seeds=(0, 1, 2)), world, **rule))  # c would now be better than d
+    kept = [row for row in found if row[0] != "f" and row[1] < 2]
+    assert kept == before
+    joined = {(v, s): (status.value, reason) for v, s, status, _, reason in found if v == "f" or s == 2}
+    why = next(reason for v, _, _, _, reason in before if v == "c")
+    assert joined["c", 2] == ("stopped early", why)
+    assert joined["d", 2] == joined["e", 2] == ("finished", "")
+    assert joined["f", 0][0] == joined["f", 2][0] == "stopped early"
+    assert {name for name, *_ in world.started if "f" not in name} == {f"{v} seed 2" for v in "abcde"}
+    other = run(jobs(tmp_path, names="abcde", seeds=(0, 1, 2)), Chosen(), **{**rule, "rule": Rule((2,), 0.6)})
+    assert "c" not in other.stopped  # another rule decides anew
+
+
+def test_damaged_decisions_are_named(tmp_path):
+    rule = {"rule": Rule((2,), 0.5), "decisions": tmp_path / "early_stop.json"}
+    run(jobs(tmp_path, names="ab"), Chosen(), **rule)
+    text = (tmp_path / "early_stop.json").read_text()
+    (tmp_path / "early_stop.json").write_text(text.replace('"b": ""', '"b": 3'))
+    with pytest.raises(UserError, match=r"early_stop\.json: damaged; remove it"):
+        run(jobs(tmp_path, names="ab"), Chosen(), **rule)
+
+
+def test_control_of_a_joined_variant_is_kept_though_it_was_stopped_before():
+    follows = {"x control": ("x", "z")}
+    means = {"x": 0.3, "y": 0.4, "z": 0.5, "x control": 0.1}
+    decided = {"x": "stopped after 1 epochs", "y": ""}
+    assert survivors(means, Rule((1,), 0.3), always=(), follows=follows, decided=decided) == {"y", "z", "x control"}
+
+
+def test_metrics_of_a_stopped_run_are_of_the_stated_epoch(tmp_path):
+    class Slow(Fake):  # trains an epoch more before it pauses
+        def interrupt(self) -> None:
+            self.poll()
+            super().interrupt()
+
+    class SlowWorld(World):
+        def __call__(self, job: Job, device: str) -> Fake:
+            self.running.append(Slow(self, job))
+            return self.running[-1]
+
+    made = jobs(tmp_path, names="abc", seeds=(0,))
+    runner = run(made, SlowWorld(), rule=Rule((2,), 0.5), always=("a",))
+    assert epochs_done(made[1]) == 3
+    row = table(runner)[1]
+    assert row[2] is Status.STOPPED
+    assert row[3] == {METRIC: World().value(made[1], 1)}  # epochs are numbered from 0
+    assert f"mean {METRIC} {row[3][METRIC]:.4f}" in row[4]
+
+
+def test_rest_is_told_in_every_phase_of_an_early_stop(tmp_path, capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr(runner_module.time, "monotonic", lambda: next(clock))
+    run(jobs(tmp_path, names="abc", seeds=(0,)), World(failing={"b": 1}), rule=Rule((2,), 0.5), always=("a",))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("pauses", "finished"))]
+    assert lines[0] == "pauses a seed 0 after 2 epochs in 60 s, about 2 min left to epoch 2"
+    assert lines[1] == "pauses c seed 0 after 2 epochs in 60 s"
+    assert lines[2].endswith("1 of 3 runs, about 60 s left")
+
+
 def test_controls_follow_their_variants():
     means = {"base": 0.1, "x": 0.5, "y": 0.4, "x control": 0.9, "y control": 0.8, "failed": float("nan")}
     follows = {"x control": ("x",), "y control": ("y",)}
@@ -186,6 +278,49 @@ def test_folder_of_another_study_is_refused(tmp_path):
     with pytest.raises(UserError, match="another network of this name"):
         run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0}, network="other")], World())
     run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0, "workers": 3}, network="a")], World())
+
+
+def test_other_version_of_a_file_is_refused_once_something_was_trained_with_it(tmp_path):
+    weights = tmp_path / "start.pt"
+    weights.write_bytes(b"first")
+    first = file_hash(weights)
+
+    def one(files):
+        return [replace(job, files=files) for job in jobs(tmp_path, names="a", seeds=(0,))]
+
+    prepare(one({first: str(weights)})[0])
+    weights.write_bytes(b"second")
+    second = file_hash(weights)
+    prepare(one({second: str(weights)})[0])  # nothing was trained yet
+    run(one({second: str(weights)}), World())
+    with pytest.raises(UserError, match=r"a-seed0: was trained with another version of start\.pt; give another --name"):
+        prepare(one({first: str(weights)})[0])
+    with pytest.raises(UserError, match=r"was trained with start\.pt, now without it"):
+        prepare(one({})[0])
+    prepare(one({second: "elsewhere/renamed.pt"})[0])
+    marks = read_json(tmp_path / "a-seed0" / JOB_FILE)
+    del marks["files"]  # as an older version left it
+    write_json(tmp_path / "a-seed0" / JOB_FILE, marks)
+    world = World()
+    run(one({second: str(weights)}), world)
+    assert world.started == []
+    with pytest.raises(UserError, match="another version"):
+        prepare(one({first: str(weights)})[0])
+
+
+def test_file_that_changes_while_the_study_runs_fails_the_runs_that_start_later(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("first")
+    made = [replace(job, files={file_hash(plugin): str(plugin)} if job.variant == "b" else {}) for job in jobs(tmp_path, seeds=(0,))]
+
+    class Editing(World):
+        def __call__(self, job: Job, device: str) -> Fake:
+            plugin.write_text("second")
+            return super().__call__(job, device)
+
+    found = table(run(made, Editing()))
+    assert [status for _, _, status, _, _ in found] == [Status.FINISHED, Status.FAILED, Status.FINISHED]
+    assert found[1][4].startswith(f"{plugin} has changed since the study began; put it back and start the study with --retry")
 
 
 def test_more_seeds_and_variants_join_a_finished_study(tmp_path):
