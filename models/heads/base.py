@@ -176,6 +176,11 @@ class Head(nn.Module):
         return {}
 
     @classmethod
+    def class_modules(cls) -> Sequence[str]:
+        """Names of the submodules that only tell classes for each place of a map: the class towers of every branch."""
+        return [name for name, part in cls.parameter_parts().items() if part.role == "class" and part.by_level]
+
+    @classmethod
     def main_inputs(cls, count: int) -> Sequence[int]:
         """Positions of the main branch among ``count`` inputs: those that ``deploy()`` keeps, known before a head is built."""
         return range(count - count // len(cls.branch_weights), count)
