@@ -54,6 +54,7 @@ PUBLISHED: dict[str, Release] = {
     **{f"yolo12{size}.pt": ASSETS for size in "nsmlx"},
     **{f"yolov12{size}.pt": V12 for size in "nsmlx"},
     **{f"yolov13{size}.pt": V13 for size in "nslx"},
+    **{f"rtdetr-{size}.pt": ASSETS for size in "lx"},
     **{f"yolo26{size}{task}.pt": NEWER_ASSETS for size in "nsmlx" for task in FOR_TASKS},
 }
 

@@ -50,7 +50,7 @@ def test_all_families_are_known_with_their_licences():
         ("yolov13x.pt", "iMoonLab/yolov13", "AGPL-3.0"),
         ("yolov5x-seg.pt", "ultralytics/yolov5", "AGPL-3.0"), ("yolov8n-obb.pt", "ultralytics", "AGPL-3.0"),
         ("yolo11n-seg.pt", "ultralytics", "AGPL-3.0"), ("yolo26l-pose.pt", "ultralytics", "AGPL-3.0"),
-        ("yolov9e-seg.pt", "ultralytics", "AGPL-3.0"),
+        ("yolov9e-seg.pt", "ultralytics", "AGPL-3.0"), ("rtdetr-x.pt", "ultralytics", "AGPL-3.0"),
     ):  # fmt: skip
         assert PUBLISHED[name][:2] == (project, licence)
     assert all(re.match(r"https://github\.com/[\w./-]+/releases/download/(v[\d.]+|yolov13)$", r.folder) for r in PUBLISHED.values())
@@ -86,6 +86,7 @@ def test_missing_published_file_names_its_publisher_in_one_line(tmp_path):
         ("yolo11nn-seg", r"no such checkpoint; of published ones, did you mean 'yolo11n-seg\.pt'\?"),
         ("yolo26n-p2", r"no such checkpoint; not among the published files that --download fetches$"),
         ("yolov3", r"no such checkpoint; not among the published files that --download fetches$"),
+        ("rtdetr-l", r"not here; ultralytics publishes it at https://\S+/v8\.3\.0/rtdetr-l\.pt"),
         ("mine", r"no such checkpoint$"),
     ],
 )
