@@ -20,6 +20,7 @@ ABSENT_NAMES = {
         r"yolo(v8[a-z]?)?[-_]?world": "YOLO-World",
         r"pp-?yolo": "PP-YOLO",
         r"(damo|gold|fast|hyper)-?yolo": "{0}-YOLO",
+        r"rt-?detr-resnet": "RT-DETR on ResNet",
         r"(rt-?detr(?!-[lx]$)(?:-r\d+|v\d)?|rf-?detr|d-?fine|deim)": "{0}",
         r"(fast|mobile)?sam2?[._b-]": "SAM",
     }.items()
@@ -44,6 +45,7 @@ TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])",
 # Blocks by which a file shows its family, the ones that fewest families have first.
 FAMILY_BLOCKS = {
     "YOLO-World or YOLOE": ("C2fAttn", "WorldDetect", "YOLOEDetect"),
+    "network on ResNet (as RT-DETR-ResNet50)": ("ResNetLayer",),
 }
 NUMBERED = re.compile(r"^yolo[-_]?v?(\d+)", re.IGNORECASE)
 WITHOUT_V = ("11", "12", "26")  # families whose names are spelled YOLO11, not YOLOv11

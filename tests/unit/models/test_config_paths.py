@@ -96,6 +96,7 @@ def test_a_recipe_is_found_by_the_same_rule(tmp_path, capsys):
         ("yolov4", "YOLOv4 is not here"),
         ("yolo_nas_s", "YOLO-NAS is not here"),
         ("rtdetr-r50", "RTDETR-R50 is not here"),
+        ("rtdetr-resnet50", "RT-DETR on ResNet is not here; here are"),
         ("yolov8s-worldv2", "YOLO-World is not here"),
         ("yolo26n-sem", "a network for semantic segmentation by its name; tasks here are"),
         ("gelan-c-pan", "a network for panoptic segmentation"),
@@ -165,6 +166,7 @@ def test_a_hint_has_the_family_task_and_form_of_the_name(name, meant):
     ("modules", "family"),
     [
         (["Conv", "C2fAttn", "Detect"], "YOLO-World or YOLOE"),
+        (["ResNetLayer", "Conv", "AIFI", "RTDETRDecoder"], "network on ResNet (as RT-DETR-ResNet50)"),
         (["Conv", "DSC3k2", "A2C2f", "Detect"], ""),
         (["Conv", "C3k2", "SPPF", "C2PSA", "Detect"], ""),
         (["Conv", "C2f", "Detect"], ""),
@@ -174,11 +176,23 @@ def test_rows_show_their_family(modules, family):
     assert family_of(modules) == family
 
 
-def test_files_of_families_that_are_not_here_are_named():
-    rows = [[-1, 1, "Conv", [16, 3, 8]], [-1, 1, "A2C2f", [16, False]], [-1, 1, "C2fAttn", [16]]]
+@pytest.mark.parametrize(
+    ("module", "args", "says"),
+    [
+        ("C2fAttn", [16], r"a YOLO-World or YOLOE, a family that is not here \(row 2 is C2fAttn\)"),
+        (
+            "ResNetLayer",
+            [16, 16, 1, True, 1],
+            r"a network on ResNet \(as RT-DETR-ResNet50\), a family that is not here \(row 2 is ResNetLayer",
+        ),
+    ],
+)
+def test_files_of_families_that_are_not_here_are_named(module, args, says):
+    rows = [[-1, 1, "Conv", [16, 3, 8]], [-1, 1, "A2C2f", [16, False]], [-1, 1, module, args]]
     data = {"nc": 2, "backbone": rows, "head": [[[-1], 1, "Detect", ["nc"]]]}
-    with pytest.raises(UserError, match=r"mine\.yaml: a YOLO-World or YOLOE, a family that is not here \(row 2 is C2fAttn\)"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: {says}") as caught:
         plan_layers(read_spec(data, origin="mine.yaml"))
+    assert "did you mean" not in str(caught.value)
 
 
 def test_a_head_of_another_task_is_named():
