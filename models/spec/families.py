@@ -21,6 +21,8 @@ ABSENT_NAMES = {
         r"pp-?yolo": "PP-YOLO",
         r"(damo|gold|fast|hyper)-?yolo": "{0}-YOLO",
         r"rt-?detr-resnet": "RT-DETR on ResNet",
+        r"yolo.*-resnet\d": "YOLO on ResNet",
+        r"yolov8[a-z]?-rtdetr": "YOLOv8 with the decoder of RT-DETR",
         r"(rt-?detr(?!-[lx]$)(?:-r\d+|v\d)?|rf-?detr|d-?fine|deim)": "{0}",
         r"(fast|mobile)?sam2?[._b-]": "SAM",
     }.items()
@@ -30,7 +32,7 @@ NAMED_TASKS = {
     **dict.fromkeys(("seg", "dseg"), ("segment", "segmentation")),
     **dict.fromkeys(("pose", "kpt"), ("pose", "keypoints")),
     "obb": ("obb", "rotated boxes"), "cls": ("classify", "classification"),
-    "sem": ("", "semantic segmentation"), "pan": ("", "panoptic segmentation"),
+    "sem": ("", "semantic segmentation"), "pan": ("", "panoptic segmentation"), "depth": ("", "depth maps"),
 }  # fmt: skip
 # Heads of other tasks and what a network with one does.
 TASK_HEADS = {
@@ -39,6 +41,7 @@ TASK_HEADS = {
     "IKeypoint": "predicts keypoints by anchors",
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
     "Panoptic": "segments things and areas",
+    "Depth": "estimates depth maps",
     "IBin": "predicts binned box sides",
 }  # fmt: skip
 TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)

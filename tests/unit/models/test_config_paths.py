@@ -98,6 +98,9 @@ def test_a_recipe_is_found_by_the_same_rule(tmp_path, capsys):
         ("rtdetr-r50", "RTDETR-R50 is not here"),
         ("rtdetr-resnet50", "RT-DETR on ResNet is not here; here are"),
         ("yolov8s-worldv2", "YOLO-World is not here"),
+        ("yolov8n-cls-resnet50", "YOLO on ResNet is not here"),
+        ("yolov8-rtdetr", "YOLOv8 with the decoder of RT-DETR is not here"),
+        ("yolo26n-depth", "a network for depth maps by its name; tasks here are"),
         ("yolo26n-sem", "a network for semantic segmentation by its name; tasks here are"),
         ("gelan-c-pan", "a network for panoptic segmentation"),
         ("yolo12n-seg", "YOLO12 has no network for segmentation here; YOLOv5, YOLOv8, YOLOv9, YOLO11 and YOLO26 have one"),
@@ -195,9 +198,10 @@ def test_files_of_families_that_are_not_here_are_named(module, args, says):
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_head_of_another_task_is_named():
-    data = {"nc": 2, "backbone": [[-1, 1, "Conv", [16, 3, 8]]], "head": [[[-1], 1, "ISegment", ["nc", 32, 256]]]}
-    with pytest.raises(UserError, match=r"a network that segments \(its head is ISegment\); tasks here are"):
+@pytest.mark.parametrize(("head", "does"), [("ISegment", "segments"), ("Depth", "estimates depth maps")])
+def test_a_head_of_another_task_is_named(head, does):
+    data = {"nc": 2, "backbone": [[-1, 1, "Conv", [16, 3, 8]]], "head": [[[-1], 1, head, ["nc", 32, 256]]]}
+    with pytest.raises(UserError, match=rf"a network that {does} \(its head is {head}\); tasks here are"):
         plan_layers(read_spec(data, origin="mine.yaml"))
 
 
