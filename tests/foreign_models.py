@@ -28,7 +28,7 @@ LAYOUTS = {
     "yolov9": {"*": "models.common", "Model": "models.yolo.DetectionModel"}
     | dict.fromkeys(("DDetect", "DualDDetect", "Segment", "DSegment", "DualDSegment"), "models.yolo"),
     "ultralytics": {"*": "ultralytics.nn.modules.block", "Detect": "ultralytics.nn.modules.head"}
-    | dict.fromkeys(("v10Detect", "Segment", "Segment26"), "ultralytics.nn.modules.head")
+    | dict.fromkeys(("v10Detect", "Segment", "Segment26", "RTDETRDecoder"), "ultralytics.nn.modules.head")
     | dict.fromkeys(("Conv", "Concat", "DWConv", "RepConv"), "ultralytics.nn.modules.conv")
     | {"Model": "ultralytics.nn.tasks.DetectionModel"},
 }
@@ -105,14 +105,16 @@ def convert_model(own: Model, classes: Layout, *, names: Any, raw: dict[str, Any
     model = _empty(classes.of("Model"))
     model.model = _convert_module(own.model, classes)
     model.yaml, model.names, model.save, model.inplace = raw, names, [4, 6, 9], True
-    model.stride = torch.tensor(own.strides)
+    has_strides = own.plans[-1].name != "RTDETRDecoder"  # the file of an RT-DETR has the coarsest alone, and none in the head
+    model.stride = torch.tensor(own.strides if has_strides else own.strides[-1:])
     for plan, layer in zip(own.plans, model.model):
         layer.i, layer.f, layer.np = plan.index, list(plan.sources), 0
         layer.type = f"{type(layer).__module__}.{type(layer).__name__}"
     head = model.model[-1]
     if own.plans[-1].name == "v10Detect" or len(getattr(own.head, "kept", ())) > 1:
         head.__class__ = classes.of(own.plans[-1].name)
-    head.stride = torch.tensor(own.strides)
+    if has_strides:
+        head.stride = torch.tensor(own.strides)
     head.nc, head.no, head.nl = own.nc, own.nc + 64, len(own.strides)
     if hasattr(own.head, "keypoints"):
         head.kpt_shape = list(own.head.keypoints.shape)
@@ -140,8 +142,8 @@ def save_stripped(model: nn.Module, path: Path, *, ema: bool = False, zipped: bo
 
 
 def _convert_module(module: nn.Module, classes: Layout) -> nn.Module:
-    """The same module in the program's class; modules of torch.nn keep theirs."""
-    kind = type(module)
+    """The same module in the program's class; modules of torch.nn keep theirs, and what has the parameters of one becomes it."""
+    kind = nn.MultiheadAttention if "in_proj_weight" in module._parameters else type(module)
     plain = next((c for c in kind.__mro__ if c.__module__.startswith("torch.nn.modules")), nn.Module)
     out = _empty(kind if kind is plain else plain if plain is not nn.Module else classes.of(CLASS_NAMES.get(kind.__name__, kind.__name__)))
     if plain is not nn.Module:
@@ -153,6 +155,8 @@ def _convert_module(module: nn.Module, classes: Layout) -> nn.Module:
     out._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
     for name, child in module._modules.items():
         out._modules[name] = None if child is None else _convert_module(child, classes)
+        if kind is nn.MultiheadAttention:
+            out._modules[name].__class__ = nn.modules.linear.NonDynamicallyQuantizableLinear
     out.training = module.training
     return out
 

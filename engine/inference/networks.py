@@ -56,7 +56,8 @@ def load_network(path: Path, *, device: torch.device, options: LoadOptions) -> M
             raise UserError(f"--half: {path} is run in the precision it was exported in; leave --half out")
         exported = load_exported(path, device=device, trust=options.trust)
         if options.nms and exported.one_to_one:
-            raise UserError(f"--nms: {path} holds the detections of a one-to-one branch; export it with --nms, or leave --nms out")
+            instead = "export it with --nms (not RT-DETR), or leave --nms out"
+            raise UserError(f"--nms: {path} holds the detections of a one-to-one branch; {instead}")
         return exported
     from models import load_model
     from models.checkpoints.published import ensure_weights
@@ -65,7 +66,9 @@ def load_network(path: Path, *, device: torch.device, options: LoadOptions) -> M
     model = load_model(path, plugins=options.plugins)
     deployed = model.deploy(for_suppression=options.nms)
     if options.nms and deployed.head.one_to_one:
-        raise UserError(f"--nms: {path} is deployed, with a one-to-one branch only; give the weights of the training, or leave --nms out")
+        why = deployed.head.never_suppressed
+        only = f": {why};" if why else " is deployed, with a one-to-one branch only; give the weights of the training, or"
+        raise UserError(f"--nms: {path}{only} leave --nms out")
     if options.nms and not model.head.one_to_one:
         why = "nothing is suppressed in" if model.task.whole_image else "without a one-to-one branch, suppression is usual for"
         print(f"--nms: has no effect: {why} {path}")

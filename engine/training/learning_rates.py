@@ -15,7 +15,7 @@ from models.spec.registry import BLOCKS, BlockSpec
 from utils.errors import UserError
 from utils.lr_multipliers import parse_lr_multipliers, rows_of
 
-CLASS_RATE = 3.0  # published with MuSGD, for the class convolutions
+CLASS_RATE = 3.0  # published with MuSGD, for the class towers
 
 
 def multipliers(model: Model, text: str) -> dict[str, float]:
@@ -36,14 +36,13 @@ def rates_line(model: Model, text: str) -> str:
     return ", ".join(f"{part} x {factor:g} ({assigned[part]} tensors)" for part, factor in factors.items()) + f", x 1 ({rest} tensors)"
 
 
-def class_multipliers(model: nn.Module, factors: Mapping[str, float]) -> dict[str, float]:
-    """``factors`` (name -> factor) with ``CLASS_RATE`` times as much for the matrices and filters of a head's class convolutions."""
+def class_rates(model: nn.Module) -> dict[str, float]:
+    """Name -> ``CLASS_RATE`` for every parameter of the class towers of a dense head and of its semantic branch; empty for other heads."""
     if not isinstance(model, Model):
-        return dict(factors)
+        return {}
     row = len(model.plans) - 1
-    parts = tuple(f"model.{row}.{name}." for name, part in model.head.parameter_parts().items() if part.role == "class")
-    own = {name: CLASS_RATE * factors.get(name, 1.0) for name, p in model.named_parameters() if name.startswith(parts) and p.ndim > 1}
-    return {**factors, **own}
+    modules = tuple(f"model.{row}.{name}." for name in model.head.class_modules())
+    return {name: CLASS_RATE for name, _ in model.named_parameters() if name.startswith(modules)}
 
 
 def _assigned(model: Model, factors: Mapping[str, float]) -> dict[str, str]:

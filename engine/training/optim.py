@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.training.learning_rates import class_multipliers
+from engine.training.learning_rates import class_rates
 from engine.training.optimizers.lion import Lion
 from engine.training.optimizers.musgd import MuSGD
 from engine.training.schedule import StepSettings
@@ -51,7 +51,7 @@ def build_optimizer(
 ) -> Optimizer:
     """SGD with Nesterov momentum, Adam, AdamW, LION or MuSGD over the three groups.
 
-    With MuSGD the weights that are decayed are those that are orthogonalised, and those of class convolutions learn three times as fast.
+    With MuSGD the weights that are decayed are those that are orthogonalised, and the class towers learn three times as fast.
 
     Args:
         batch_size: over all processes.
@@ -65,10 +65,10 @@ def build_optimizer(
     if not any(groups.values()):
         raise UserError("no parameter is left to train: --freeze names every layer of the model")
     decay = hyp.weight_decay * batch_size * accumulate / hyp.nbs
-    factors = class_multipliers(model, multipliers or {}) if name == "MuSGD" else multipliers or {}
+    rates = class_rates(model) if name == "MuSGD" else {}
     described: list[dict[str, Any]] = [
-        {"params": parameters, "name": g, "weight_decay": decay if g == "decay" else 0.0, "lr_mult": factor}
-        for factor, g, parameters in _by_factor(model, groups, factors)
+        {"params": parameters, "name": g, "weight_decay": decay if g == "decay" else 0.0, "lr_mult": factor, "class_rate": rate}
+        for (factor, rate), g, parameters in _by_factors(model, groups, multipliers or {}, rates)
     ]
     fused = {"fused": True} if _can_fuse(model) else {"foreach": True}
     if name == "SGD":
@@ -107,9 +107,14 @@ def load_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def apply_settings(optimizer: Optimizer, settings: StepSettings) -> None:
-    """Sets every group's learning rate, times its multiplier, and the momentum where the optimizer is SGD (others keep their betas)."""
+    """Sets every group's learning rate, times its multiplier, and the momentum where the optimizer is SGD (others keep their betas).
+
+    The rate of the class towers multiplies what a warm-up ends at, not ``warmup_bias_lr``, where that of all biases begins.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = (settings.lr_bias if group["name"] == "bias" else settings.lr) * group.get("lr_mult", 1.0)
+        further = settings.lr * (group.get("class_rate", 1.0) - 1.0)  # 0 where a warm-up begins
+        lr = settings.lr_bias if group["name"] == "bias" else settings.lr
+        group["lr"] = (lr + further) * group.get("lr_mult", 1.0)
         if "momentum" in group:
             group["momentum"] = settings.momentum
 
@@ -147,14 +152,15 @@ def optimizer_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, clip_n
     return applied
 
 
-def _by_factor(
-    model: nn.Module, groups: Mapping[str, list[nn.Parameter]], multipliers: Mapping[str, float]
-) -> list[tuple[float, str, list[nn.Parameter]]]:
-    """(factor, group, parameters): the three groups at factor 1 first, empty or not, then what is in groups at other factors."""
-    factor_of = {id(p): multipliers.get(name, 1.0) for name, p in model.named_parameters()}
+def _by_factors(
+    model: nn.Module, groups: Mapping[str, list[nn.Parameter]], multipliers: Mapping[str, float], rates: Mapping[str, float]
+) -> list[tuple[tuple[float, float], str, list[nn.Parameter]]]:
+    """((multiplier, class rate), group, parameters): the three groups at factors of 1 first, empty or not, then what is at others."""
+    plain = (1.0, 1.0)
+    factors_of = {id(p): (multipliers.get(name, 1.0), rates.get(name, 1.0)) for name, p in model.named_parameters()}
     split = [
-        (factor, name, [p for p in parameters if factor_of[id(p)] == factor])
-        for factor in (1.0, *sorted(set(factor_of.values()) - {1.0}))
+        (factors, name, [p for p in parameters if factors_of[id(p)] == factors])
+        for factors in (plain, *sorted(set(factors_of.values()) - {plain}))
         for name, parameters in groups.items()
     ]
     return split[: len(GROUPS)] + [entry for entry in split[len(GROUPS) :] if entry[2]]

@@ -32,6 +32,7 @@ DEEPEST_ENTRY = 6  # containers around a network
 PREFIXES = ("module.", "_orig_mod.", "ema.")
 ANCHOR_HEADS = ("Detect", "IDetect", "IAuxDetect", "Segment")
 WHOLE_IMAGE_HEADS = ("Classify",)
+HEADS_WITHOUT_STRIDES = (*WHOLE_IMAGE_HEADS, "RTDETRDecoder")  # their files say 1, or the coarsest of the levels alone
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _from_module(path: Path, model: Record) -> Foreign:
     whole_image = head.cls.name in WHOLE_IMAGE_HEADS
     if whole_image and not isinstance(model.state.get("yaml"), dict):
         return _without_yaml(path, model, tensors)
-    strides = () if whole_image else _strides(head) or _strides(model)  # of classifiers the files say 1
+    strides = () if head.cls.name in HEADS_WITHOUT_STRIDES else _strides(head) or _strides(model)
     cfg = translated(model, rows_of(model), tensors=tensors, strides=strides)
     folded = _is_folded_implicit(head)
     tensors = {name: t for name, t in tensors.items() if not _is_redundant(name, head, folded=folded)}

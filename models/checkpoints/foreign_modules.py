@@ -20,6 +20,8 @@ COMPARED = (
     "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "eps", "negative_slope", "scale_factor", "mode", "ceil_mode"
 )  # fmt: skip
 
+SAME_LAYERS = {"NonDynamicallyQuantizableLinear": "Linear"}  # the framework's name for a linear layer in its multi-head attention
+
 
 class Layer(NamedTuple):
     """What a file records of one module: its class, and the settings that tensors do not show."""
@@ -79,7 +81,7 @@ def layers_of(model: Record) -> dict[str, Layer]:
         names = COMPARED if own else ("add",)
         settings = {name: _plain(module.state[name]) for name in names if name in module.state}
         if own or settings:
-            found[path] = Layer(module.cls.name if own else "", settings)
+            found[path] = Layer(_kind(module.cls.name) if own else "", settings)
     return found
 
 
@@ -91,7 +93,7 @@ def differences(expected: Mapping[str, Layer], model: nn.Module) -> list[str]:
         own = built.get(path)
         if own is None or (layer.kind and not type(own).__module__.startswith("torch.nn.modules")):
             continue
-        if layer.kind and type(own).__name__ != layer.kind:
+        if layer.kind and _kind(type(own).__name__) != layer.kind:
             found.append(f"{path} is {layer.kind} in the file and {type(own).__name__} here")
             continue
         for name, value in layer.settings.items():
@@ -129,6 +131,11 @@ def loaded(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
             raise UserError(f"{name}: {error}") from None
         weights[name] = tensor.float() if tensor.is_floating_point() else tensor
     return weights
+
+
+def _kind(name: str) -> str:
+    """The class of a layer; those that compute the same have one name."""
+    return SAME_LAYERS.get(name, name)
 
 
 def _plain(value: Any) -> Any:

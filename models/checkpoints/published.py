@@ -9,9 +9,11 @@ from typing import NamedTuple
 from urllib.error import URLError
 
 from models.checkpoints.torch_files import read_torch_file
-from models.spec.families import NUMBERED, absent_family, respelled
+from models.spec.config_files import bundled_names
+from models.spec.families import NUMBERED, respelled
+from models.spec.names import absent_network, meant
 from utils import distributed
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 from utils.files import atomic_write
 
 LEAST_BYTES = 1 << 20  # the smallest published file is larger
@@ -35,21 +37,25 @@ V13 = Release("iMoonLab/yolov13", "AGPL-3.0", "https://github.com/iMoonLab/yolov
 ASSETS = Release("ultralytics", "AGPL-3.0", "https://github.com/ultralytics/assets/releases/download/v8.3.0")
 NEWER_ASSETS = ASSETS._replace(folder="https://github.com/ultralytics/assets/releases/download/v8.4.0")
 
+FOR_TASKS = ("", "-seg", "-pose", "-obb", "-cls")
+
 PUBLISHED: dict[str, Release] = {
-    **{f"yolov5{size}{p6}.pt": V5 for size in "nsmlx" for p6 in ("", "6")},
+    **{f"yolov5{size}{form}.pt": V5 for size in "nsmlx" for form in ("", "6", "-seg", "-cls")},
     **{f"yolov5{size}{p6}u.pt": ASSETS for size in "nsmlx" for p6 in ("", "6")},
     **{f"yolov7{form}.pt": V7 for form in ("", "x", "-w6", "-e6", "-d6", "-e6e", "-tiny")},
     **{f"yolov7{form}_training.pt": V7 for form in ("", "x", "-w6", "-e6", "-d6", "-e6e")},
-    **{f"yolov8{size}.pt": ASSETS for size in "nsmlx"},
+    **{f"yolov8{size}{task}.pt": ASSETS for size in "nsmlx" for task in FOR_TASKS},
     **{f"yolov9-{size}.pt": V9 for size in "tsmce"},
     **{f"yolov9-{size}-converted.pt": V9 for size in "tsmce"},
     **{f"gelan-{size}.pt": V9 for size in "smce"},
-    **{f"yolov9{size}.pt": ASSETS for size in "tsmce"},
+    **{f"yolov9{size}.pt": ASSETS for size in ("t", "s", "m", "c", "e", "c-seg", "e-seg")},
     **{f"yolov10{size}.pt": V10 for size in "nsmblx"},
-    **{f"yolo{family}{size}.pt": ASSETS for family in (11, 12) for size in "nsmlx"},
+    **{f"yolo11{size}{task}.pt": ASSETS for size in "nsmlx" for task in FOR_TASKS},
+    **{f"yolo12{size}.pt": ASSETS for size in "nsmlx"},
     **{f"yolov12{size}.pt": V12 for size in "nsmlx"},
     **{f"yolov13{size}.pt": V13 for size in "nslx"},
-    **{f"yolo26{size}.pt": NEWER_ASSETS for size in "nsmlx"},
+    **{f"rtdetr-{size}.pt": ASSETS for size in "lx"},
+    **{f"yolo26{size}{task}.pt": NEWER_ASSETS for size in "nsmlx" for task in FOR_TASKS},
 }
 
 
@@ -57,10 +63,8 @@ def missing_weights(path: Path) -> str:
     """The line for a checkpoint that is not on disk: who publishes a file of that name, or the nearest name."""
     release = PUBLISHED.get(path.name)
     if release is None:
-        if absent := absent_family(path.stem):
-            return f"{path}: no such checkpoint; {absent}"
-        hint = _meant(path.stem) if path.suffix == ".pt" and path.name not in ("best.pt", "last.pt") else ""
-        return f"{path}: no such checkpoint" + (f"; of published ones, {hint}" if hint else "")
+        hint = absent_network(path.stem, bundled_names()) or _hint(path)
+        return f"{path}: no such checkpoint" + (f"; {hint}" if hint else "")
     return (
         f"{path}: not here; {release.project} publishes it at {release.folder}/{path.name} under {release.licence}: "
         "add --download to fetch it"
@@ -78,7 +82,7 @@ def ensure_weights(path: str | Path, *, download: bool) -> None:
         return
     release = PUBLISHED.get(path.name)
     if release is None:
-        known = absent_family(path.stem) or _meant(path.stem) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
+        known = absent_network(path.stem, bundled_names()) or _meant(path.stem) or f"known are {', '.join(sorted(PUBLISHED)[:6])} …"
         raise UserError(f"--download: no publisher of {path.name} is known; {known}")
     if distributed.is_main():
         _fetch(release, path)
@@ -90,14 +94,21 @@ def ensure_weights(path: str | Path, *, download: bool) -> None:
         time.sleep(1)
 
 
+def _hint(path: Path) -> str:
+    """What to say of a file that nobody is known to publish; empty where its name is not like that of a published one."""
+    if path.suffix != ".pt" or path.name in ("best.pt", "last.pt"):
+        return ""
+    if hint := _meant(path.stem):
+        return f"of published ones, {hint}"
+    return "not among the published files that --download fetches" if NUMBERED.match(path.stem) else ""
+
+
 def _meant(stem: str) -> str:
-    """The published name that an unknown one may mean: of the same family where one is named, never of a neighbour."""
+    """The published name that an unknown one may mean: of the same family, task and form, never of a neighbour."""
     spelled = respelled(stem)
     if f"{spelled}.pt" in PUBLISHED:
         return f"did you mean '{spelled}.pt'?"
-    family = NUMBERED.match(spelled)
-    same = [name for name in PUBLISHED if not family or name.startswith(family[0])]
-    return nearest(f"{spelled if same else stem}.pt", same or PUBLISHED)
+    return meant(stem, [Path(name).stem for name in PUBLISHED], suffix=".pt")
 
 
 def _fetch(release: Release, path: Path) -> None:

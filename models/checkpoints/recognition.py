@@ -18,9 +18,11 @@ from models.spec.parser import ModelSpec, load_spec
 from models.spec.planning import plan_layers
 from utils.errors import UserError
 
-FAMILIES = ("v5", "v7", "v8", "v9", "v10", "v11", "v12", "v26")
-SCALED = re.compile(r"(yolov5(?=-cls)|yolov8|yolo11|yolo12|yolo26)(?![a-z\d])")  # of several scales, whose letter follows
+FAMILIES = ("v5", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v26", "rtdetr")
+SCALED = re.compile(r"(yolov5(?=-cls)|yolov8|yolo11|yolo12|yolov13|yolo26)(?![a-z\d])")  # of several scales, whose letter follows
 SCALES = "nsmlx"
+FEWER_SCALES = {"yolov13": "nslx"}
+ONE_PER_CLASS = ("cv3.0.2.weight", "linear.weight", "enc_score_head.weight")  # tensors of heads whose first size is nc
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -46,8 +48,9 @@ def recognised(path: Path, shapes: Shapes) -> tuple[dict[str, Any], str]:
 def published_names() -> tuple[str, ...]:
     """Names under which the published networks are built, one a scale."""
     stems = sorted(p.stem for family in FAMILIES for p in (CONFIGS / family).glob("*.yaml"))
-    scaled = [SCALED.sub(rf"\g<1>{letter}", stem) for stem in stems if SCALED.match(stem) for letter in SCALES]
-    return tuple(f"{stem}.yaml" for stem in [*(stem for stem in stems if not SCALED.match(stem)), *scaled])
+    found = {stem: SCALED.match(stem) for stem in stems}
+    scaled = [f"{f[1]}{letter}{stem[f.end() :]}" for stem, f in found.items() if f for letter in FEWER_SCALES.get(f[1], SCALES)]
+    return tuple(f"{stem}.yaml" for stem in [*(stem for stem, f in found.items() if not f), *scaled])
 
 
 def _fitting(name: str, nc: int, shapes: Shapes, last: int) -> ModelSpec | None:
@@ -90,12 +93,11 @@ def _last_row(shapes: Shapes) -> int:
 
 
 def _classes(shapes: Shapes, last: int) -> int | None:
-    """Number of classes, from the head's last convolutions."""
+    """Number of classes, from the head's last convolutions, or the layer that scores RT-DETR's queries."""
     head = f"model.{last}."
-    keys = ("cv3.0.2.weight", "linear.weight", "m.0.weight", "anchors")
-    free, linear, anchored, anchors = (shapes.get(head + key) for key in keys)
-    if free or linear:
-        return (free or linear or (0,))[0]
+    if scored := next((found for key in ONE_PER_CLASS if (found := shapes.get(head + key))), None):
+        return scored[0]
+    anchored, anchors = (shapes.get(head + key) for key in ("m.0.weight", "anchors"))
     if anchored and anchors and anchors[1]:
         masks = shapes.get(head + "proto.cv3.conv.weight", (0,))[0]
         return anchored[0] // anchors[1] - 5 - masks

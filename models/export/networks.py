@@ -73,7 +73,8 @@ def prepare_source(deployed: Model, export_format: ExportFormat, options: Export
         if deployed.task.whole_image:
             raise UserError(f"--nms: the task {deployed.task.name!r} has one result an image and nothing to suppress; leave --nms out")
         if deployed.head.one_to_one:
-            raise UserError("--nms: the weights are deployed, with a one-to-one branch only, which needs no suppression; leave --nms out")
+            why = deployed.head.never_suppressed or "the weights are deployed, with a one-to-one branch only, which needs no suppression"
+            raise UserError(f"--nms: {why}; leave --nms out")
         facts = replace(facts, end2end=True, topk=options.topk, iou=options.iou, conf=options.conf)
         layer = suppression.Suppression(topk=options.topk, iou=options.iou, conf=options.conf)
         network = End2EndNetwork(deployed, layer).eval()

@@ -104,6 +104,7 @@ class Head(nn.Module):
         strides: px of the input per cell for each level, main branch; set by the Model's dry run.
         branch_weights: weight of each branch's loss, auxiliary branches first.
         one_to_one: whether the main branch learns one cell a box, so that its predictions need no suppression.
+        never_suppressed: why there is no branch whose predictions go through suppression, not even in training; empty where there may be.
         image_inputs: how many inputs, behind all levels, are maps of the whole image (YOLOv9's prototypes), one a branch.
         norm_settings: which batch norms of a network with this head get the eps and momentum of the published YOLOs: ``all``, ``rows`` (all
             but the head's own), or ``none``, where the published classifiers keep those of the framework.
@@ -115,6 +116,7 @@ class Head(nn.Module):
     branch_weights: tuple[float, ...] = (1.0,)
     anchor_based = False
     one_to_one = False
+    never_suppressed: ClassVar[str] = ""
     image_inputs = 0
     norm_settings: ClassVar[Literal["all", "rows", "none"]] = "all"
     mean_loss: ClassVar[bool] = False
@@ -174,6 +176,11 @@ class Head(nn.Module):
     def parameter_parts(cls) -> Mapping[str, ParameterPart]:
         """Name of a submodule or buffer -> the role of its parameters; others are transferred by name only."""
         return {}
+
+    @classmethod
+    def class_modules(cls) -> Sequence[str]:
+        """Names of the submodules that only tell classes for each place of a map: the class towers of every branch."""
+        return [name for name, part in cls.parameter_parts().items() if part.role == "class" and part.by_level]
 
     @classmethod
     def main_inputs(cls, count: int) -> Sequence[int]:

@@ -65,6 +65,7 @@ class RTDETRDecoder(Head):
     """
 
     one_to_one = True
+    never_suppressed = "RT-DETR has no branch for suppression"
 
     def __init__(
         self, nc: int, channels: Sequence[int], hd: int = 256, nq: int = 300, ndp: int = 4, nh: int = 8, ndl: int = 6, d_ffn: int = 1024,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 MASKS, HIDDEN = 32, 256  # published numbers of prototypes, and width of the convolutions before them
 MOST_MASKS = 256
 AUXILIARY_PROTOTYPES = "auxiliary prototypes"
+SEMANTIC_BRANCH = "proto.semseg"
 
 
 class SegmentBase(DistributionHead):
@@ -193,6 +194,11 @@ class _EndToEndSegment(SegmentBase, EndToEndDetect):
         many = {name: replace(part, like_main=True) for name, part in mask_parts(NAMES["one2many"].fields, -2).items()}
         parts = {**EndToEndDetect.parameter_parts.__func__(cls), **many, **mask_parts(NAMES["one2one"].fields, -1)}  # type: ignore[attr-defined]
         return {**parts, "proto": ParameterPart("prototypes", by_level=False)}
+
+    @classmethod
+    def class_modules(cls) -> Sequence[str]:
+        """The class towers, and the branch of the prototypes that maps the classes in training."""
+        return [*super().class_modules(), SEMANTIC_BRANCH]
 
     def _shared_maps(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
         if not (self.training and hasattr(self.proto, "semseg")):

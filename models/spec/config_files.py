@@ -8,8 +8,9 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from models.spec.families import absent_family, respelled
-from utils.errors import UserError, nearest
+from models.spec.families import respelled
+from models.spec.names import absent_network, meant
+from utils.errors import UserError
 from utils.files import replacement
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ def find_config(name: str | Path, *, quiet: bool = False) -> tuple[Path, str]:
     return found, letter
 
 
+def bundled_names() -> set[str]:
+    """The names of the files under ``models/configs``, without their suffix."""
+    return {path.stem for path in CONFIGS.rglob("*.yaml")}
+
+
 def _other_kind(path: Path) -> str:
     """What stands at a path that is no regular file; empty where nothing does, or where a bare name is that of a folder by chance."""
     try:
@@ -92,7 +98,8 @@ def _find_bundled(path: Path, base: Path, scale: str) -> tuple[Path, str]:
         if paths:
             return paths[0], letter
     unscaled = f"; {base} has no scales" if scale and base.is_file() else ""
-    hint = absent_family(path.stem) or _meant(path.stem, {Path(known).stem for known in configs_by_name})
+    known = bundled_names()
+    hint = absent_network(path.stem, known) or _meant(path.stem, known)
     raise UserError(f"{path}: no such model YAML, neither as a path nor under models/configs{unscaled}; {hint}".rstrip("; "))
 
 
@@ -102,4 +109,4 @@ def _meant(stem: str, known: Collection[str]) -> str:
     scaled = SCALED_NAME.match(spelled)
     if spelled != stem and (spelled in known or (scaled and f"{scaled['family']}{scaled['rest']}" in known)):
         return f"did you mean {spelled!r}?"
-    return nearest(stem, known)
+    return meant(stem, known)

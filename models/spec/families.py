@@ -20,6 +20,9 @@ ABSENT_NAMES = {
         r"yolo(v8[a-z]?)?[-_]?world": "YOLO-World",
         r"pp-?yolo": "PP-YOLO",
         r"(damo|gold|fast|hyper)-?yolo": "{0}-YOLO",
+        r"rt-?detr-resnet": "RT-DETR on ResNet",
+        r"yolo.*-resnet\d": "YOLO on ResNet",
+        r"yolov8[a-z]?-rtdetr": "YOLOv8 with the decoder of RT-DETR",
         r"(rt-?detr(?!-[lx]$)(?:-r\d+|v\d)?|rf-?detr|d-?fine|deim)": "{0}",
         r"(fast|mobile)?sam2?[._b-]": "SAM",
     }.items()
@@ -29,7 +32,7 @@ NAMED_TASKS = {
     **dict.fromkeys(("seg", "dseg"), ("segment", "segmentation")),
     **dict.fromkeys(("pose", "kpt"), ("pose", "keypoints")),
     "obb": ("obb", "rotated boxes"), "cls": ("classify", "classification"),
-    "sem": ("", "semantic segmentation"), "pan": ("", "panoptic segmentation"),
+    "sem": ("", "semantic segmentation"), "pan": ("", "panoptic segmentation"), "depth": ("", "depth maps"),
 }  # fmt: skip
 # Heads of other tasks and what a network with one does.
 TASK_HEADS = {
@@ -38,12 +41,14 @@ TASK_HEADS = {
     "IKeypoint": "predicts keypoints by anchors",
     **dict.fromkeys(("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"), "detects what a text names"),
     "Panoptic": "segments things and areas",
+    "Depth": "estimates depth maps",
     "IBin": "predicts binned box sides",
 }  # fmt: skip
 TASK_SUFFIX = re.compile(rf"^(yolo|gelan).*-({'|'.join(NAMED_TASKS)})(?![a-z])", re.IGNORECASE)
 # Blocks by which a file shows its family, the ones that fewest families have first.
 FAMILY_BLOCKS = {
     "YOLO-World or YOLOE": ("C2fAttn", "WorldDetect", "YOLOEDetect"),
+    "network on ResNet (as RT-DETR-ResNet50)": ("ResNetLayer",),
 }
 NUMBERED = re.compile(r"^yolo[-_]?v?(\d+)", re.IGNORECASE)
 WITHOUT_V = ("11", "12", "26")  # families whose names are spelled YOLO11, not YOLOv11

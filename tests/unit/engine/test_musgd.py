@@ -1,15 +1,16 @@
-"""MuSGD is the published update, on all weights of one shape at once; class convolutions learn faster; nothing waits for the device."""
+"""MuSGD is the published update, on all weights of one shape at once; class towers learn faster; nothing waits for the device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from engine.training.learning_rates import class_multipliers, multipliers
-from engine.training.optim import apply_settings, build_optimizer, load_state, optimizer_step
+from engine.training.learning_rates import class_rates, multipliers
+from engine.training.optim import apply_settings, build_optimizer, learning_rates, load_state, optimizer_step
 from engine.training.optimizers import musgd
 from engine.training.optimizers.musgd import MuSGD
 from engine.training.optimizers.orthogonal import orthogonalised
@@ -108,25 +109,55 @@ def test_which_weights_are_orthogonalised():
     assert all("momentum_buffer" in optimizer.state[p] for p in model.parameters())
 
 
-def test_class_convolutions_learn_three_times_as_fast():
+PLAIN = ("0.conv", "0.bn", "1.conv", "1.bn", "2")  # the layers of a class tower
+LIGHT = ("0.0.conv", "0.0.bn", "0.1.conv", "0.1.bn", "1.0.conv", "1.0.bn", "1.1.conv", "1.1.bn", "2")
+BOTH = ("cv3", "one2one_cv3")
+
+
+def names_of(layers: Sequence[str]) -> set[str]:
+    return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias") if kind == "weight" or not layer.endswith("conv")}
+
+
+@pytest.mark.parametrize(
+    ("cfg", "towers", "layers", "further", "count"),
+    [
+        ("yolov8n", ("cv3",), PLAIN, (), 24),
+        ("yolo11n", ("cv3",), LIGHT, (), 42),
+        ("yolov10n", BOTH, LIGHT, (), 84),
+        ("yolo26n-pose", BOTH, LIGHT, (), 84),
+        ("yolo26n-seg", BOTH, LIGHT, [f"proto.semseg.{layer}" for layer in PLAIN], 92),
+        ("yolo26n-cls", (), (), (), 0),
+    ],
+)
+def test_which_parameters_learn_three_times_as_fast(cfg, towers, layers, further, count):
+    """As published: weights, normalisations and biases of the class towers and of the semantic branch; no classifier's linear layer."""
+    with torch.device("meta"):
+        model = build_model(f"{cfg}.yaml", nc=2)
+    row = len(model.plans) - 1
+    wanted = names_of([f"{tower}.{level}.{layer}" for tower in towers for level in range(3) for layer in layers]) | names_of(further)
+    assert len(wanted) == count
+    assert class_rates(model) == {f"model.{row}.{name}": 3.0 for name in wanted}
+
+
+def test_the_rate_of_classes_comes_on_top_of_a_multiplier_but_no_warm_up_begins_at_it():
     model = build_model(tiny_cfg(), nc=3)
     factors = multipliers(model, "head=2")
-    rates = class_multipliers(model, factors)
-    row = len(model.plans) - 1
-    classes = {n for n, p in model.named_parameters() if n.startswith(f"model.{row}.cv3.") and p.ndim == 4}
-    assert {n for n, f in rates.items() if f == 6.0} == classes
-    assert all(rates[n] == 2.0 for n in factors if n not in classes)
+    fast = {name for name, _ in model.named_parameters() if name.startswith(f"model.{len(model.plans) - 1}.cv3.")}
     optimizer = build_optimizer(model, Hyperparameters(), name="MuSGD", batch_size=64, accumulate=1, multipliers=factors)
-    apply_settings(optimizer, StepSettings(lr_bias=0.3, lr=0.2, momentum=0.8, accumulate=1))
     by_id = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(by_id)
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            group = by_id[id(p)]
-            assert group["lr"] == pytest.approx((0.3 if group["name"] == "bias" else 0.2) * rates.get(name, 1.0))
-            assert (group["momentum"], group["muon"]) == (0.8, group["name"] == "decay")
+    for part in (0.0, 0.25, 1.0):  # of a warm-up from 0.4 for biases, 0 for others, to 0.2
+        rates = {"lr_bias": 0.4 + (0.2 - 0.4) * part, "lr": 0.2 * part}
+        apply_settings(optimizer, StepSettings(**rates, momentum=0.8, accumulate=1))
+        assert learning_rates(optimizer) == (rates["lr_bias"], rates["lr"], rates["lr"])
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                group, end = by_id[id(p)], 0.6 if name in fast else 0.2
+                start = 0.4 if group["name"] == "bias" else 0.0
+                assert group["lr"] == pytest.approx((start + (end - start) * part) * factors.get(name, 1.0))
+                assert (group["momentum"], group["muon"]) == (0.8, group["name"] == "decay")
     plain = build_optimizer(model, Hyperparameters(), name="SGD", batch_size=64, accumulate=1)
-    assert {group["lr_mult"] for group in plain.param_groups} == {1.0}
+    assert {(group["lr_mult"], group["class_rate"]) for group in plain.param_groups} == {(1.0, 1.0)}
 
 
 def test_a_loaded_state_goes_on_bit_for_bit():

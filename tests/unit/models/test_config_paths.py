@@ -10,8 +10,9 @@ import pytest
 
 from engine.training.recipes import find_hyp
 from models.checkpoints.published import missing_weights
-from models.spec.config_files import CONFIGS, find_config
-from models.spec.families import absent_family, family_of
+from models.spec.config_files import CONFIGS, bundled_names, find_config
+from models.spec.families import family_of
+from models.spec.names import absent_network
 from models.spec.parser import load_spec, named_channels, read_spec
 from models.spec.planning import plan_layers
 from utils.errors import UserError
@@ -95,9 +96,26 @@ def test_a_recipe_is_found_by_the_same_rule(tmp_path, capsys):
         ("yolov4", "YOLOv4 is not here"),
         ("yolo_nas_s", "YOLO-NAS is not here"),
         ("rtdetr-r50", "RTDETR-R50 is not here"),
+        ("rtdetr-resnet50", "RT-DETR on ResNet is not here; here are"),
         ("yolov8s-worldv2", "YOLO-World is not here"),
+        ("yolov8n-cls-resnet50", "YOLO on ResNet is not here"),
+        ("yolov8-rtdetr", "YOLOv8 with the decoder of RT-DETR is not here"),
+        ("yolo26n-depth", "a network for depth maps by its name; tasks here are"),
         ("yolo26n-sem", "a network for semantic segmentation by its name; tasks here are"),
         ("gelan-c-pan", "a network for panoptic segmentation"),
+        ("yolo12n-seg", "YOLO12 has no network for segmentation here; YOLOv5, YOLOv8, YOLOv9, YOLO11 and YOLO26 have one"),
+        ("yolo12s-cls", "YOLO12 has no network for classification here; YOLOv5, YOLOv8, YOLO11 and YOLO26 have one"),
+        ("yolov12x-obb", "YOLO12 has no network for rotated boxes here; YOLOv8, YOLO11 and YOLO26 have one"),
+        ("yolo12n-segm", "YOLO12 has no network for segmentation here"),
+        ("yolov10n-seg", "YOLOv10 has no network for segmentation here"),
+        ("yolo12n-p2", "YOLO12 has no -p2 network here; YOLOv5, YOLOv8, YOLOv9 and YOLO26 have one"),
+        ("yolo11n-p2", "YOLO11 has no -p2 network here"),
+        ("yolo11-p6", "YOLO11 has no -p6 network here"),
+        ("yolov8n-seg-p6", "YOLOv8 has no -p6 network for segmentation here"),
+        ("yolov5n-p7-pose", "YOLOv5 has no network for keypoints here; YOLOv8, YOLO11 and YOLO26 have one"),
+        ("yolo14n", "YOLO14 is not here; here are YOLOv3, v5"),
+        ("yolov14n", "YOLOv14 is not here; here are YOLOv3, v5"),
+        ("yolo27n", "YOLO27 is not here"),
     ],
 )
 def test_a_family_or_task_that_is_not_here_is_named(name, says):
@@ -110,7 +128,7 @@ def test_a_family_or_task_that_is_not_here_is_named(name, says):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_no_config_of_ours_bears_an_absent_name(path):
-    assert not absent_family(path.stem)
+    assert not absent_network(path.stem, bundled_names())
 
 
 @pytest.mark.parametrize(
@@ -133,9 +151,25 @@ def test_names_close_to_ours_keep_their_hint():
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("yolov8nn-seg", "yolov8-seg"), ("yolo26nn-pose", "yolo26-pose"), ("yolo11-segment", "yolo11-seg"),
+        ("yolov9-cc-dseg", "yolov9-c-dseg"), ("yolo26n-p22", ""),
+        ("yolov8n-ghots-p6", "yolov8-ghost-p6"), ("yolo11-obb-CloAtention", "yolo11-obb-CloAttention"), ("yolo2024-run", ""),
+    ],
+)  # fmt: skip
+def test_a_hint_has_the_family_task_and_form_of_the_name(name, meant):
+    with pytest.raises(UserError) as caught:
+        find_config(name)
+    assert (f"did you mean '{meant}'?" if meant else "under models/configs") in str(caught.value)
+    assert meant or "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("modules", "family"),
     [
         (["Conv", "C2fAttn", "Detect"], "YOLO-World or YOLOE"),
+        (["ResNetLayer", "Conv", "AIFI", "RTDETRDecoder"], "network on ResNet (as RT-DETR-ResNet50)"),
         (["Conv", "DSC3k2", "A2C2f", "Detect"], ""),
         (["Conv", "C3k2", "SPPF", "C2PSA", "Detect"], ""),
         (["Conv", "C2f", "Detect"], ""),
@@ -145,16 +179,29 @@ def test_rows_show_their_family(modules, family):
     assert family_of(modules) == family
 
 
-def test_files_of_families_that_are_not_here_are_named():
-    rows = [[-1, 1, "Conv", [16, 3, 8]], [-1, 1, "A2C2f", [16, False]], [-1, 1, "C2fAttn", [16]]]
+@pytest.mark.parametrize(
+    ("module", "args", "says"),
+    [
+        ("C2fAttn", [16], r"a YOLO-World or YOLOE, a family that is not here \(row 2 is C2fAttn\)"),
+        (
+            "ResNetLayer",
+            [16, 16, 1, True, 1],
+            r"a network on ResNet \(as RT-DETR-ResNet50\), a family that is not here \(row 2 is ResNetLayer",
+        ),
+    ],
+)
+def test_files_of_families_that_are_not_here_are_named(module, args, says):
+    rows = [[-1, 1, "Conv", [16, 3, 8]], [-1, 1, "A2C2f", [16, False]], [-1, 1, module, args]]
     data = {"nc": 2, "backbone": rows, "head": [[[-1], 1, "Detect", ["nc"]]]}
-    with pytest.raises(UserError, match=r"mine\.yaml: a YOLO-World or YOLOE, a family that is not here \(row 2 is C2fAttn\)"):
+    with pytest.raises(UserError, match=rf"mine\.yaml: {says}") as caught:
         plan_layers(read_spec(data, origin="mine.yaml"))
+    assert "did you mean" not in str(caught.value)
 
 
-def test_a_head_of_another_task_is_named():
-    data = {"nc": 2, "backbone": [[-1, 1, "Conv", [16, 3, 8]]], "head": [[[-1], 1, "ISegment", ["nc", 32, 256]]]}
-    with pytest.raises(UserError, match=r"a network that segments \(its head is ISegment\); tasks here are"):
+@pytest.mark.parametrize(("head", "does"), [("ISegment", "segments"), ("Depth", "estimates depth maps")])
+def test_a_head_of_another_task_is_named(head, does):
+    data = {"nc": 2, "backbone": [[-1, 1, "Conv", [16, 3, 8]]], "head": [[[-1], 1, head, ["nc", 32, 256]]]}
+    with pytest.raises(UserError, match=rf"a network that {does} \(its head is {head}\); tasks here are"):
         plan_layers(read_spec(data, origin="mine.yaml"))
 
 

@@ -82,7 +82,7 @@ def test_a_yaml_that_asks_for_two_branches_counts_less_than_the_head(tmp_path):
     assert torch.equal(loaded.predict(images()).boxes, own.eval().predict(images()).boxes)
 
 
-@pytest.mark.parametrize("name", ["yolov10s", "yolo11n", "yolo12n", "yolo26n", "yolo26n-p6"])
+@pytest.mark.parametrize("name", ["yolov10s", "yolo11n", "yolo12n", "yolo26n", "yolo26n-p6", "yolov13n", "rtdetr-l", "rtdetr-x"])
 def test_bare_weights_of_the_newer_families_are_recognised(tmp_path, name):
     with torch.device("meta"):
         weights = build_model(f"{name}.yaml", nc=2).state_dict()
@@ -94,7 +94,8 @@ def test_bare_weights_of_the_newer_families_are_recognised(tmp_path, name):
 def test_every_published_scale_is_among_the_recognised_names():
     names = recognition.published_names()
     assert {f"yolov10{s}.yaml" for s in "nsmblx"} | {f"yolo{v}{s}.yaml" for v in (11, 12, 26) for s in "nsmlx"} <= set(names)
-    assert {"yolov8m.yaml", "yolov8x-p6.yaml", "yolo26x-p2.yaml"} <= set(names)
+    assert {"yolov8m.yaml", "yolov8x-p6.yaml", "yolo26x-p2.yaml", "rtdetr-l.yaml", "rtdetr-x.yaml"} <= set(names)
+    assert {name for name in names if name.startswith("yolov13")} == {f"yolov13{s}.yaml" for s in "nslx"}
     assert len(names) == len(set(names))
     assert not {"yolov8.yaml", "yolo11.yaml", "yolo26-p6.yaml"} & set(names)
 

@@ -48,6 +48,9 @@ def test_all_families_are_known_with_their_licences():
         ("yolo12x.pt", "ultralytics", "AGPL-3.0"),
         ("yolov12l.pt", "sunsmarterjie/yolov12", "AGPL-3.0"), ("yolo26m.pt", "ultralytics", "AGPL-3.0"),
         ("yolov13x.pt", "iMoonLab/yolov13", "AGPL-3.0"),
+        ("yolov5x-seg.pt", "ultralytics/yolov5", "AGPL-3.0"), ("yolov8n-obb.pt", "ultralytics", "AGPL-3.0"),
+        ("yolo11n-seg.pt", "ultralytics", "AGPL-3.0"), ("yolo26l-pose.pt", "ultralytics", "AGPL-3.0"),
+        ("yolov9e-seg.pt", "ultralytics", "AGPL-3.0"), ("rtdetr-x.pt", "ultralytics", "AGPL-3.0"),
     ):  # fmt: skip
         assert PUBLISHED[name][:2] == (project, licence)
     assert all(re.match(r"https://github\.com/[\w./-]+/releases/download/(v[\d.]+|yolov13)$", r.folder) for r in PUBLISHED.values())
@@ -75,6 +78,16 @@ def test_missing_published_file_names_its_publisher_in_one_line(tmp_path):
         ("yolo26n-sem", r"no such checkpoint; a network for semantic segmentation by its name; tasks here are"),
         ("yolov13l", r"not here; iMoonLab/yolov13 publishes it at https://\S+/yolov13/yolov13l\.pt under AGPL-3\.0"),
         ("yolov6n", r"no such checkpoint; YOLOv6 is not here"),
+        ("yolo14n", r"no such checkpoint; YOLO14 is not here"),
+        ("yolo12n-seg", r"no such checkpoint; YOLO12 has no network for segmentation here; YOLOv5, .* and YOLO26 have one$"),
+        ("yolov10n-seg", r"no such checkpoint; YOLOv10 has no network for segmentation here"),
+        ("yolo26n-pose", r"not here; ultralytics publishes it at https://\S+/v8\.4\.0/yolo26n-pose\.pt"),
+        ("yolov11n-seg", r"no such checkpoint; of published ones, did you mean 'yolo11n-seg\.pt'\?"),
+        ("yolo11nn-seg", r"no such checkpoint; of published ones, did you mean 'yolo11n-seg\.pt'\?"),
+        ("yolo26n-p2", r"no such checkpoint; not among the published files that --download fetches$"),
+        ("yolov3", r"no such checkpoint; not among the published files that --download fetches$"),
+        ("rtdetr-l", r"not here; ultralytics publishes it at https://\S+/v8\.3\.0/rtdetr-l\.pt"),
+        ("mine", r"no such checkpoint$"),
     ],
 )
 def test_a_missing_file_is_never_answered_with_the_name_of_another_family(tmp_path, name, says):

@@ -17,7 +17,7 @@ from models import build_model
 from models.assigners.denoising import DenoisingTargets, group_count, noisy_objects, visibility
 from models.assigners.hungarian import cost_matrix, match
 from models.assigners.targets import PaddedTargets
-from models.checkpoints.checkpoint import load_checkpoint, model_from_checkpoint
+from models.checkpoints.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
 from models.heads.rtdetr import RTDETRDecoder
 from models.losses import classification
 from models.losses.set_prediction import DENOISING
@@ -306,6 +306,20 @@ def test_onnx_of_dynamic_size_agrees_with_torch(tmp_path):
         (theirs,) = model.task.postprocess(exported.predict(images), Suppression(conf=0.01))
         assert torch.allclose(ours.scores, theirs.scores, atol=1e-4)
         assert len(ours) == len(theirs)
+
+
+def test_suppression_is_refused_with_the_reason_that_the_head_has_no_branch_for_it(tmp_path):
+    from engine.inference.networks import LoadOptions, load_network
+    from models.export.exporting import ExportOptions, export_model
+
+    model = network().eval()
+    save_checkpoint(
+        tmp_path / "best.pt", Checkpoint(cfg=model.spec.to_dict(), cfg_name="tiny.yaml", names=model.names, weights=model.state_dict())
+    )
+    with pytest.raises(UserError, match=r"^--nms: \S+best\.pt: RT-DETR has no branch for suppression; leave --nms out$"):
+        load_network(tmp_path / "best.pt", device=torch.device("cpu"), options=LoadOptions(nms=True))
+    with pytest.raises(UserError, match=r"^--nms: RT-DETR has no branch for suppression; leave --nms out$"):
+        export_model(model, "onnx_end2end", tmp_path / "m.onnx", ExportOptions(imgsz=(64, 64)))
 
 
 def test_a_foreign_checkpoint_is_placed_whole_and_predicts_the_same(tmp_path):
