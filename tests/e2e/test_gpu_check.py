@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks.gpu.networks import waiting_lines
+from benchmarks.gpu import networks
+from benchmarks.gpu.common import TINY, Check
+from benchmarks.gpu.networks import OurStep, PeerStep, synthetic_batch, waiting_lines
 from benchmarks.gpu.trainings import counts
 from tests.tiny_training import make_world
 
@@ -70,3 +74,48 @@ def test_synchronising_lines_are_named():
 
 def test_last_line_of_pytest_is_parsed():
     assert counts("2 failed, 76 passed, 900 deselected in 31.2s") == {"passed": 76, "failed": 2, "skipped": 0, "error": 0}
+
+
+@pytest.fixture
+def check(tmp_path) -> Iterator[Check]:
+    before = kernels()
+    yield Check("throughput", TINY, "", tmp_path, tmp_path / "rows.jsonl", 0.0)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def kernels() -> tuple[bool, bool, bool]:
+    return torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+def test_our_step_is_the_one_of_the_training_script(check, monkeypatch):
+    """Its kernels, the colour and flips that a GPU does, and --compile for network and loss."""
+    compiled, finished = [], []
+    monkeypatch.setattr(networks, "compile_network", lambda model, *_, **__: compiled.append(model) or True)
+    monkeypatch.setattr(networks, "compile_loss", lambda loss, *_, **__: compiled.append(loss))
+    batch = synthetic_batch(2, 64)
+    step = OurStep(check, "yolov8n.yaml", batch, compiled=True)
+    assert kernels() == (True, True, True)
+    assert compiled == [step.model, step.step.state.loss]
+    monkeypatch.setattr("engine.training.step.finished", lambda given: finished.append(given.finish) or given)
+    step()
+    assert finished[0].tables.shape == (2, 3, 256)
+    assert finished[0].flips.shape == (2, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*GradScaler is enabled")
+def test_peer_is_trained_channels_last_on_a_gpu_with_kernels_of_its_own(check, monkeypatch):
+    class Network(nn.Linear):
+        def __init__(self, *_, **__) -> None:
+            super().__init__(1, 1)
+
+        def to(self, *args, **options):
+            self.asked = (*args, options)
+            return self
+
+    monkeypatch.setattr(networks, "_peer", lambda: (lambda overrides: overrides, Network, lambda model: model))
+    for device, layout in (("cuda", torch.channels_last), ("cpu", torch.contiguous_format)):
+        monkeypatch.setattr(Check, "device", torch.device(device))
+        step = PeerStep(check, "yolov8n.yaml", synthetic_batch(2, 64))
+        assert step.model.asked == (torch.device(device), {"memory_format": layout})
+        assert step.images.is_contiguous()
+    assert kernels() == (False, True, False)
