@@ -72,7 +72,7 @@ class Sizes:
     loader_batch: int = 32
     loader_epochs: int = 4
     loader_images: int = 960  # images are repeated up to about this number
-    tests: tuple[str, ...] = ("tests/contract", "tests/unit/models/test_export_files.py")
+    tests: tuple[str, ...] = ("tests/contract", "tests/unit/models/test_export_files.py", "tests/unit/data/test_finish_on_device.py")
 
 
 TINY = Sizes(

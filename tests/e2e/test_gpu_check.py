@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from benchmarks.gpu import networks
-from benchmarks.gpu.common import TINY, Check
+from benchmarks.gpu.common import TINY, Check, Sizes
 from benchmarks.gpu.networks import OurStep, PeerStep, synthetic_batch, waiting_lines
 from benchmarks.gpu.trainings import counts
+from tests.contract import test_attention_contract as attention
 from tests.tiny_training import make_world
+from tests.unit.models import test_export_files as exports
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "check.py"
@@ -100,6 +102,22 @@ def test_our_step_is_the_one_of_the_training_script(check, monkeypatch):
     step()
     assert finished[0].tables.shape == (2, 3, 256)
     assert finished[0].flips.shape == (2, 2)
+
+
+@pytest.mark.usefixtures("exact_float32")
+def test_devices_are_compared_without_tensorfloat32():
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    for test in (attention.test_cuda_agrees_and_trains_in_half_precision, exports.test_torchscript_runs_on_a_gpu):
+        assert "exact_float32" in {name for mark in test.pytestmark if mark.name == "usefixtures" for name in mark.args}
+
+
+def test_all_tests_that_need_a_gpu_are_among_those_of_the_check():
+    mark = "@pytest.mark." + "gpu"
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if mark in path.read_text(encoding="utf-8")]
+    assert len(files) > 2
+    covered = [ROOT / name for name in Sizes().tests]
+    assert [path for path in files if not any(path.is_relative_to(place) for place in covered)] == []
 
 
 @pytest.mark.filterwarnings("ignore:.*GradScaler is enabled")
