@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.gpu import check as script
 from benchmarks.gpu import networks
 from benchmarks.gpu.common import TINY, Check, Sizes
 from benchmarks.gpu.networks import OurStep, PeerStep, synthetic_batch, waiting_lines
@@ -62,6 +63,15 @@ def test_every_step_writes_rows(tmp_path):
 def test_exceeded_time_is_reported_as_a_row(tmp_path):
     rows, _ = checked(tmp_path, "--tiny", "--seconds", "1", "--only", "throughput", "latency")
     assert [row["reason"] for step in rows.values() for row in step] == ["no time left"] * 2
+
+
+def test_a_missing_data_set_ends_the_check_before_any_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check.py", "--tiny", "--data", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out")])
+    assert script.main() == 2
+    said = capsys.readouterr().err
+    assert "none.yaml" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_synchronising_lines_are_named():
