@@ -39,7 +39,14 @@ class Sizes:
         ("yolov8n-BRA.yaml", ""),
         ("yolov9-c.yaml", ""),
     )
-    compiled: tuple[str, ...] = ("yolov8n.yaml", "yolov9-c-FocalModulation.yaml", "gelan-c.yaml")
+    compiled: tuple[str, ...] = (  # those of ``networks``, cheap ones first: time may end before the last
+        "yolov8n.yaml",
+        "yolov8s.yaml",
+        "yolov8n-BRA.yaml",
+        "gelan-c.yaml",
+        "yolov9-c-FocalModulation.yaml",
+        "yolov9-c.yaml",
+    )
     rounds: int = 5  # blocks of each side, in turn
     block: int = 8  # iterations of a block
     warm_up: int = 5

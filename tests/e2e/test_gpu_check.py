@@ -57,6 +57,12 @@ def test_every_step_writes_rows(tmp_path):
     assert rows["resume"][0]["bit_equal"]
     assert all(row["difference"] < 1e-3 for row in rows["attention"])
     assert rows["compile"][0]["status"] == "skipped"
+    assert [row["name"] for row in rows["loader"]] == ["loader alone", str(world / "tiny-v9.yaml")]
+    assert all(row["images_s"] > 0 for row in rows["loader"])
+
+
+def test_all_networks_are_compiled_too():
+    assert {name for name, _ in Sizes().networks} == set(Sizes().compiled)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
