@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from data.augment.on_device import finished
 from utils import distributed
@@ -96,18 +97,35 @@ def measure(
     before = [(norm.momentum, {name: value.clone() for name, value in norm.named_buffers()}) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
         norm.train()
+    handles = average_calls(norms)
     try:
         for batch in batches:
             if batch.images_of_step:
                 with autocast(device, precision):
-                    model(to_unit_range(finished(batch.to(device)).images))
+                    model(to_unit_range(finished(batch.to(device)).images, precision or torch.float32))
     finally:
+        for handle in handles:
+            handle.remove()
         for norm, (momentum, buffers) in zip(norms, before):
             norm.momentum = momentum
             norm.eval()
             _finish(norm, buffers)
+
+
+def average_calls(norms: Sequence[_BatchNorm]) -> list[RemovableHandle]:
+    """Lets batch norms in training average all calls from now on; their number is counted on the host, so that it need not wait.
+
+    torch does the same for a momentum of None, but reads the number from the device.
+    """
+    calls = dict.fromkeys(norms, 0)
+
+    def weigh(norm: nn.Module, _: object) -> None:
+        assert isinstance(norm, _BatchNorm)
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]
+
+    return [norm.register_forward_pre_hook(weigh) for norm in norms]
 
 
 def _finish(norm: _BatchNorm, before: dict[str, torch.Tensor]) -> None:

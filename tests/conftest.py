@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from models.spec.registry import load_plugin
 
@@ -14,3 +17,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for path in config.getoption("own_blocks"):
         load_plugin(path)
+
+
+@pytest.fixture
+def exact_float32() -> Iterator[None]:
+    """No TensorFloat-32 (10 bits of mantissa) on a GPU, which torch allows in convolutions by default."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before):
+        backend.allow_tf32 = allowed

@@ -241,7 +241,7 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[DeviceRecord]:
     """Within this context ``.to("cuda")`` moves to the fake device. Yields the record of what happened on it."""
     seen = DeviceRecord()
     patch.setattr(FakeCudaTensor, "seen", seen)
-    for name in ("synchronize", "memory_reserved", "empty_cache"):
+    for name in ("synchronize", "memory_reserved", "empty_cache", "set_device"):
         patch.setattr(torch.cuda, name, lambda device=None: 0)
     patch.setattr(torch.autograd, "_engine_run_backward", partial(run_backward_in_mode, torch.autograd._engine_run_backward))
     patch.setattr(nn.Module, "to", partialmethod(move_module, to=nn.Module.to))

@@ -156,6 +156,12 @@ def select_device(name: str = "") -> torch.device:
     return torch.device("cuda", int(numbers[local_rank()]))
 
 
+def make_current(device: torch.device) -> None:
+    """Makes a GPU the current one of this process: calls that name no device, such as those for its memory, mean it then."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 @contextmanager
 def watch_ranks() -> Iterator[None]:
     """Connects to the other ranks. Only the main rank prints; when one rank ends early all do, and one of them prints why.
@@ -194,12 +200,14 @@ def watch_ranks() -> Iterator[None]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Initializes torch's process group for tensors on ``device``, and destroys it whatever happens inside."""
+    """Makes ``device`` the current one and initializes torch's process group for tensors on it, which ends whatever happens inside.
+
+    A single process has no group.
+    """
+    make_current(device)
     if _watch is None or is_distributed():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore("group", _watch.store),

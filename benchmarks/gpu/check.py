@@ -1,8 +1,9 @@
 """The GPU check: trainings in three precisions, speed, synchronisations, latency, attention, resume and the GPU tests, in one table.
 
-    python benchmarks/gpu/check.py --data ../datasets/bccd/bccd.yaml --out runs/gpu-check
+    python benchmarks/gpu/check.py --data path/to/bccd.yaml --out runs/gpu-check
     python benchmarks/gpu/check.py --tiny --out runs/gpu-check        # everything at a tiny size, on a CPU
 
+The data set, and a wheel of ``ultralytics`` to install for the comparisons, have to travel to the machine first: nothing is downloaded.
 Steps run in order of importance, each in a separate process with a time limit; a failure is a row of the table, and the next step runs.
 ``results.json`` is written after every step, ``check.log`` has the output of all steps.
 """
@@ -34,6 +35,8 @@ import torch  # noqa: E402
 
 from benchmarks.gpu import networks, trainings  # noqa: E402
 from benchmarks.gpu.common import TINY, Check, Sizes, Skip, brief  # noqa: E402
+from data.dataset_spec import load_dataset_spec  # noqa: E402
+from utils.errors import UserError  # noqa: E402
 
 LEAST_S = 8.0  # left, for a step to be begun
 HIDDEN = {"step", "name", "status", "reason"}  # columns that every row has
@@ -44,26 +47,33 @@ class Step(NamedTuple):
 
     run: Callable[[Check], None]
     most_s: float
+    reads_data: bool = False
 
 
 STEPS: dict[str, Step] = {
-    "train-fp32": Step(trainings.precision, 75),
-    "train-fp16": Step(trainings.precision, 90),
-    "train-bf16": Step(trainings.precision, 90),
+    "train-fp32": Step(trainings.precision, 75, reads_data=True),
+    "train-fp16": Step(trainings.precision, 90, reads_data=True),
+    "train-bf16": Step(trainings.precision, 90, reads_data=True),
     "gpu-tests": Step(trainings.tests, 150),
     "throughput": Step(networks.throughput, 120),
     "waits": Step(networks.waits, 40),
     "latency": Step(networks.latency, 50),
     "attention": Step(networks.attention, 50),
-    "resume": Step(trainings.resume, 60),
-    "loader": Step(trainings.loader, 50),
+    "resume": Step(trainings.resume, 60, reads_data=True),
+    "loader": Step(trainings.loader, 50, reads_data=True),
     "compile": Step(networks.compiled, 150),
 }
 
 
 def main() -> int:
-    """Runs the steps and prints the table; always returns 0, because failures are rows of the table."""
+    """Runs the steps and prints the table; returns 0 also where they fail, which rows of the table say, and 2 without the data set."""
     args = parse()
+    try:
+        if any(STEPS[name].reads_data for name in args.only or STEPS):
+            load_dataset_spec(args.data)
+    except UserError as error:
+        print(f"check.py: --data {args.data}: {error}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the step that runs is ended too
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

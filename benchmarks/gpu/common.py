@@ -39,7 +39,14 @@ class Sizes:
         ("yolov8n-BRA.yaml", ""),
         ("yolov9-c.yaml", ""),
     )
-    compiled: tuple[str, ...] = ("yolov8n.yaml", "yolov9-c-FocalModulation.yaml", "gelan-c.yaml")
+    compiled: tuple[str, ...] = (  # those of ``networks``, cheap ones first: time may end before the last
+        "yolov8n.yaml",
+        "yolov8s.yaml",
+        "yolov8n-BRA.yaml",
+        "gelan-c.yaml",
+        "yolov9-c-FocalModulation.yaml",
+        "yolov9-c.yaml",
+    )
     rounds: int = 5  # blocks of each side, in turn
     block: int = 8  # iterations of a block
     warm_up: int = 5
@@ -72,7 +79,7 @@ class Sizes:
     loader_batch: int = 32
     loader_epochs: int = 4
     loader_images: int = 960  # images are repeated up to about this number
-    tests: tuple[str, ...] = ("tests/contract", "tests/unit/models/test_export_files.py")
+    tests: tuple[str, ...] = ("tests/contract", "tests/unit/models/test_export_files.py", "tests/unit/data/test_finish_on_device.py")
 
 
 TINY = Sizes(

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.common import BOXES_PER_IMAGE, CLASSES, Check, Skip, allocated_mib, brief, free, peak_mib, synchronize
+from data.augment.colour import level_tables
 from engine.logging.progress import LossMeter
 from engine.memory_format import channels_last
-from engine.training.compiling import unsupported_reason
+from engine.training.compiling import compile_loss, compile_network, unsupported_reason
 from engine.training.ema import ModelEMA
 from engine.training.initial_weights import FrozenLayers
 from engine.training.nonfinite_guard import NonFiniteGuard
@@ -30,26 +31,30 @@ from engine.training.schedule import Schedule
 from engine.training.step import TrainingState, TrainingStep
 from models import build_model
 from utils.config import Hyperparameters, TrainConfig
-from utils.precision import autocast, gradient_scaler
-from utils.types import Batch, Letterbox, Targets, to_unit_range
+from utils.precision import autocast, choose_kernels, gradient_scaler
+from utils.types import Batch, Finish, Letterbox, Targets, to_unit_range
 
 ROOT = Path(__file__).resolve().parents[2]
 HYP = Hyperparameters(lr0=1e-3, warmup_epochs=0)
 
 
 def synthetic_batch(size: int, imgsz: int) -> Batch:
-    """Random images with ``BOXES_PER_IMAGE`` boxes each, on the host."""
+    """Random images with ``BOXES_PER_IMAGE`` boxes each on the host, whose colour and flips a loader has left to the GPU."""
     generator = torch.Generator().manual_seed(1)
     count = size * BOXES_PER_IMAGE
     image = torch.arange(size).repeat_interleave(BOXES_PER_IMAGE)[:, None].float()
     classes = torch.randint(0, CLASSES, (count, 1), generator=generator).float()
     centre = 0.2 + 0.6 * torch.rand(count, 2, generator=generator)
     side = 0.05 + 0.25 * torch.rand(count, 2, generator=generator)
-    images = torch.randint(0, 256, (size, 3, imgsz, imgsz), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (size, imgsz, imgsz, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    gains = torch.tensor((HYP.hsv_h, HYP.hsv_s, HYP.hsv_v))
+    factors = 1 + gains * (2 * torch.rand(size, 3, generator=generator) - 1)
+    tables = torch.stack([torch.from_numpy(level_tables(row.numpy())) for row in factors])
+    finish = Finish(torch.rand(size, 2, generator=generator) < torch.tensor((HYP.flipud, HYP.fliplr)), tables)
     sides = torch.full((size, 2), imgsz)
     letterbox = Letterbox(sides, torch.ones_like(sides).float(), torch.zeros_like(sides).float())
     targets = Targets.of_rows(torch.cat([image, classes, centre, side], 1))
-    return Batch(images, targets, ("",) * size, letterbox, BOXES_PER_IMAGE)
+    return Batch(images, targets, ("",) * size, letterbox, BOXES_PER_IMAGE, finish=finish)
 
 
 class OurStep:
@@ -60,8 +65,8 @@ class OurStep:
         torch.manual_seed(0)
         model = channels_last(build_model(cfg, nc=CLASSES).to(device)).train()
         ema, loss = ModelEMA(model), model.head.build_loss(HYP)
-        if compiled:
-            model.compile(backend="inductor")
+        if compiled and compile_network(model, device, sizes_vary=False):
+            compile_loss(loss, device, sizes_vary=False)
         optimizer = build_optimizer(model, HYP, batch_size=size, accumulate=1)
         state = TrainingState(model, model, FrozenLayers(), loss, ema, optimizer, gradient_scaler(device, check.precision))
         guard = NonFiniteGuard(model, loss.names, patience=0, folder=check.work, scaled=state.scaler.is_enabled())
@@ -70,6 +75,12 @@ class OurStep:
         self.step = TrainingStep(state, schedule, guard, config, clip_norm=HYP.clip_norm, device=device, precision=check.precision)
         self.meter = LossMeter(loss.names, finite_only=True)
         self.batch, self.model = batch, model
+        self.choose_kernels()
+
+    @staticmethod
+    def choose_kernels() -> None:
+        """What train.py lets cuDNN and cuBLAS choose."""
+        choose_kernels(deterministic=False, sizes_vary=False)
 
     def __call__(self) -> None:
         self.step.begin(0, 0, is_last=True)
@@ -86,18 +97,28 @@ class OurStep:
 
 
 class PeerStep:
-    """The training step of ultralytics: its network, loss and moving average, float16 autocast, SGD over its three groups."""
+    """The training step of ultralytics: its network, channels-last on CUDA as its trainer makes it, its loss and moving average, float16
+    autocast, SGD over its three groups."""
 
     def __init__(self, check: Check, cfg: str, batch: Batch) -> None:
         get_cfg, DetectionModel, ema_class = _peer()
         torch.manual_seed(0)
-        self.model = DetectionModel(cfg, nc=CLASSES, verbose=False).to(check.device).train()
+        layout = torch.channels_last if check.device.type == "cuda" else torch.contiguous_format
+        self.model = DetectionModel(cfg, nc=CLASSES, verbose=False).to(check.device, memory_format=layout).train()
         self.model.args = get_cfg(overrides={"box": 7.5, "cls": 0.5, "dfl": 1.5})
         self.ema, self.scaler = ema_class(self.model), gradient_scaler(check.device, check.precision)
         self.optimizer = torch.optim.SGD(_peer_groups(self.model), lr=HYP.lr0, momentum=HYP.momentum, nesterov=True)
         targets = batch.targets.rows()
-        self.images, self.labels = batch.images, {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
+        self.images = batch.images.contiguous()  # as its loader gives them
+        self.labels = {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
         self.device, self.precision = check.device, check.precision
+        self.choose_kernels()
+
+    @staticmethod
+    def choose_kernels() -> None:
+        """torch's own choice, as its trainer leaves it; not that trainer's default ``deterministic``, which would slow it."""
+        torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = True
 
     def __call__(self) -> None:
         with autocast(self.device, self.precision):
@@ -192,6 +213,7 @@ def _beside(check: Check, sides: dict[str, Callable[[], Any]], names: dict[str, 
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for _ in range(check.sizes.rounds):
         for side, step in steps.items():
+            step.choose_kernels()
             synchronize(check.device)
             started = time.perf_counter()
             for _ in range(check.sizes.block):
@@ -223,7 +245,8 @@ def waits(check: Check) -> None:
 def _waits(check: Check, cfg: str) -> None:
     batch = synthetic_batch(check.sizes.step_batch, check.sizes.imgsz)
     if check.device.type == "cuda":
-        batch = batch._replace(images=batch.images.pin_memory(), targets=batch.targets.pin_memory())
+        finish = batch.finish and batch.finish.pin_memory()
+        batch = batch._replace(images=batch.images.pin_memory(), targets=batch.targets.pin_memory(), finish=finish)
     step = OurStep(check, cfg, batch)
     first = waiting_lines(step, check.device)
     for _ in range(check.sizes.warm_up):

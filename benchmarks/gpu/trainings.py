@@ -204,9 +204,10 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 def loader(check: Check) -> None:
-    """Seconds of an epoch of the whole training loop with many workers, on the data's images repeated to a useful number."""
+    """Images a second of the loader alone and of the whole training loop, on the data's images repeated to a useful number."""
     sizes = check.sizes
     data = repeated(check)
+    check.part("loader alone", lambda: loader_alone(check, data))
     watch = Watch(epochs=sizes.loader_epochs, until=check.deadline - END_S / 2)
     flags = {"cfg": sizes.loader_cfg, "batch_size": sizes.loader_batch, "epochs": sizes.loader_epochs + 1, "data": data}
     try:
@@ -222,6 +223,27 @@ def loader(check: Check) -> None:
         images_epoch=watch.ends[0][1], workers=min(sizes.workers, os.cpu_count() or 1),
         first_s=round(watch.ends[0][0] - watch.started, 2),
     )  # fmt: skip
+
+
+def loader_alone(check: Check, data: Path) -> None:
+    """Images a second of the training batches, in page-locked memory on a GPU's host, which nobody takes a step with: the loop's limit."""
+    sizes, until = check.sizes, time.monotonic() + check.left() / 4
+    options = LoaderOptions(
+        imgsz=sizes.imgsz, batch_size=sizes.loader_batch, hyp=Hyperparameters(), augment=True,
+        workers=min(sizes.workers, os.cpu_count() or 1), finish_on_device=check.device.type == "cuda",
+    )  # fmt: skip
+    batches, rates = build_loader(load_dataset_spec(data), "train", options), []
+    for epoch in range(sizes.loader_epochs):
+        batches.set_epoch(epoch)
+        started, images = time.perf_counter(), 0
+        for batch in batches:
+            images += len(batch.images)
+            if time.monotonic() > until:
+                break
+        rates.append(images / (time.perf_counter() - started))
+        if time.monotonic() > until:
+            break
+    check.row("loader alone", images_s=round(statistics.median(rates[1:] or rates), 1), workers=options.workers, epochs=len(rates))
 
 
 def repeated(check: Check) -> Path:

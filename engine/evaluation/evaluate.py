@@ -130,7 +130,8 @@ class _Pipeline:
         predictor = self.predictor
         with predictor.stopwatch.stage(PRE_PROCESS):
             batch = batch.to(predictor.device)
-            images = to_unit_range(batch.images)
+            low = predictor.precision if isinstance(predictor.network, torch.nn.Module) else None
+            images = to_unit_range(batch.images, low or torch.float32)  # what autocast would make of it at once
         with predictor.stopwatch.stage(INFERENCE):
             output, predictions = forward(predictor, images)
         return Forward(predictions, self.loss(output, batch) if self.loss else {})

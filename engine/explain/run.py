@@ -35,7 +35,7 @@ from models.checkpoints.published import ensure_weights
 from models.model import Model
 from models.spec.registry import load_plugin
 from utils.cli.explain_arguments import ExplainConfig
-from utils.distributed import select_device
+from utils.distributed import make_current, select_device
 from utils.errors import UserError
 from utils.nms import Suppression
 from utils.run_folders import newest_weights, run_dir_if_used
@@ -75,6 +75,7 @@ def explain_source(config: ExplainConfig) -> Report:
         UserError: weights, source or an option cannot be used.
     """
     device = select_device(config.device)
+    make_current(device)
     weights = Path(config.weights) if config.weights else newest_weights()
     model = open_network(weights, device, config)
     if config.errors and model.task.coco_type is None:

@@ -25,7 +25,7 @@ from engine.inference.sliced import SlicedPredictor, check_slices
 from engine.inference.tracking import Tracking, check_tracking, labelled
 from tasks.base import DrawStyle, Task
 from utils.cli.detect_arguments import DetectConfig
-from utils.distributed import select_device
+from utils.distributed import make_current, select_device
 from utils.errors import UserError
 from utils.masks.render import MaskMemoryError
 from utils.nms import Suppression
@@ -77,6 +77,7 @@ def detect(config: DetectConfig) -> Report:
         UserError: weights, source or an option cannot be used, or nothing of the source can be read.
     """
     device = select_device(config.device)
+    make_current(device)
     _check_machine(config, device)
     _check_data(config)
     weights = chosen_weights(config)

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor
 
+from data.augment.on_device import finished
+from engine.micro_batches import TrainingMicroBatches
 from engine.training.multi_scale import longest_side
+from engine.training.nonfinite_guard import NonFiniteGuard
 from engine.training.optim import build_optimizer, optimizer_step
 from engine.training.recompute import checkpoint_activations
 from models.model import Model
@@ -23,7 +24,7 @@ from utils.memory import free_bytes, is_out_of_memory, release_memory
 from utils.precision import autocast, gradient_scaler, precision_of
 from utils.random_state import random_state, set_random_state
 from utils.sizes import round_up_to_stride
-from utils.types import Batch, Letterbox, Targets, to_unit_range
+from utils.types import Batch, Finish, Letterbox, Targets, to_unit_range
 
 FEW = 10  # batches an epoch, below which a warning is printed
 BOXES = 100  # in a synthetic image: a mosaic of four crowded images
@@ -110,16 +111,23 @@ def make_trial(model: Model, config: TrainConfig, hyp: Hyperparameters, device: 
     scaler = gradient_scaler(device, precision)
     side = round_up_to_stride(config.imgsz, model.stride)
     side = longest_side(side, stride=model.stride) if config.multi_scale else side
+    finish = finish_of(hyp) if device.type == "cuda" and model.spec.ch == 3 else None
     meter = PeakMeter(device)
 
     def steps(images: int) -> None:
-        batch = synthetic_batch(images, channels=model.spec.ch, side_px=side, nc=model.nc, seed=config.seed).to(device)
+        """Forward, loss, backward and optimizer step as of :class:`TrainingStep`."""
+        guard = NonFiniteGuard(copy, loss.names, patience=0, folder=Path(), scaled=scaler.is_enabled())
+        backup = TrainingMicroBatches(copy, loss, guard, device)  # of the buffers, beside the guard's own
+        given = synthetic_batch(images, channels=model.spec.ch, side_px=side, nc=model.nc, seed=config.seed, finish=finish)
         for _ in range(2):
+            batch = finished(given.to(device))
             with autocast(device, precision):
-                output = copy(to_unit_range(batch.images), copy.head.targets_of(batch))
-            total = cast("Tensor", sum(loss(output, batch).values()))
+                output = copy(to_unit_range(batch.images, precision or torch.float32), copy.head.targets_of(batch))
+            total = guard.total_loss(loss(output, batch), epoch=0, iteration=0, paths=batch.paths)
             scaler.scale(total * images).backward()
-            optimizer_step(optimizer, scaler, clip_norm=hyp.clip_norm)
+            non_finite = ~torch.isfinite(total.detach())  # of this rank alone: others may try other sizes
+            guard.after_step(optimizer_step(optimizer, scaler, clip_norm=hyp.clip_norm, non_finite=non_finite), non_finite)
+        del backup
 
     def measure_peak(images: int) -> int | None:
         meter.begin()
@@ -174,8 +182,15 @@ class PeakMeter:
         return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def synthetic_batch(images: int, *, channels: int, side_px: int, nc: int, seed: int) -> Batch:
-    """A batch (images, channels, side_px, side_px) of noise with many boxes."""
+def finish_of(hyp: Hyperparameters) -> Finish:
+    """What a loader leaves to the device for one image, in a form that changes nothing."""
+    coloured = hyp.hsv_h or hyp.hsv_s or hyp.hsv_v
+    tables = torch.arange(256, dtype=torch.uint8).expand(1, 3, 256) if coloured else None
+    return Finish(torch.zeros(1, 2, dtype=torch.bool), tables)
+
+
+def synthetic_batch(images: int, *, channels: int, side_px: int, nc: int, seed: int, finish: Finish | None = None) -> Batch:
+    """A batch (images, channels, side_px, side_px) of noise with many boxes, and what is left to do to each image."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.rand(images * BOXES, 2, generator=generator) * 0.3 + 0.02
     centres = sizes / 2 + torch.rand(images * BOXES, 2, generator=generator) * (1 - sizes)
@@ -185,7 +200,8 @@ def synthetic_batch(images: int, *, channels: int, side_px: int, nc: int, seed: 
     hw = torch.full((images, 2), side_px)
     letterbox = Letterbox(hw, torch.ones(images, 2), torch.zeros(images, 2))
     targets = Targets.of_rows(torch.cat((index, classes, centres, sizes), dim=1))
-    return Batch(pixels, targets, ("synthetic",) * images, letterbox, max_boxes=BOXES)
+    left = None if finish is None else finish.map(lambda t: t.expand(images, *t.shape[1:]))
+    return Batch(pixels, targets, ("synthetic",) * images, letterbox, max_boxes=BOXES, finish=left)
 
 
 def _gib(amount: int) -> str:

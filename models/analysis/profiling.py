@@ -29,7 +29,7 @@ from models.spec.channel_rules import LayerPlan
 from utils.cli.parser import OneLineParser
 from utils.cli.script import run_script
 from utils.cli.sizes import height_and_width, multiple_of_stride
-from utils.distributed import select_device
+from utils.distributed import make_current, select_device
 from utils.errors import UserError
 from utils.text_table import csv_cell, text_table
 
@@ -208,7 +208,8 @@ def sort_costs(costs: Sequence[Any], key: str) -> list[Any]:
 
 
 def _network(cfg: str, args: argparse.Namespace) -> Model:
-    model = build_model(cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(select_device(args.device)).eval()
+    make_current(device := select_device(args.device))
+    model = build_model(cfg, nc=args.nc, ch=args.ch, plugins=args.plugins).to(device).eval()
     return model.deploy() if args.deploy else model
 
 

@@ -9,7 +9,7 @@ gets the box's largest overlap (section 3.2).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -21,6 +21,7 @@ from utils.iou import ciou_of_terms, ciou_terms
 
 CACHED_PAIRS = 1 << 17  # pairs that a CPU processes at once where their number is known
 MAX_PAIRS = 1 << 23  # pairs of boxes and cells processed at once: bounds the memory for any batch
+MAX_ALIGNMENTS = 1 << 25  # alignments of boxes with all cells, from listed pairs, that are ranked at once; 4 bytes each
 INSIDE_EPS = 1e-9  # px that a cell's centre is inside a box at least
 
 
@@ -170,47 +171,77 @@ class TaskAlignedAssigner:
         valid = targets.valid & (terms[4:6].sum(dim=0) > 0)
         number = torch.arange(batch * n, device=valid.device).view(batch, n)
         truth = _Truth(targets.labels, terms, self.area(terms), valid, number)
-        topk, step = min(self.topk, cells), max(1, MAX_PAIRS // max(1, branches * batch * cells))
-        parts = [_Truth(*(t[..., i : i + step] for t in truth)) for i in range(0, n, step)]
+        topk = min(self.topk, cells)
         if isinstance(predicted.measure, RankedMeasure):
-            self._measure_best(predicted.measure, predicted, parts)
-        picks = [self._alignment(predicted, part).topk(topk, dim=-1) for part in parts]
-        value, cell = (torch.cat(p, dim=2) if len(p) > 1 else p[0] for p in zip(*picks))  # (K, B, n, topk)
+            self._measure_best(predicted.measure, predicted, truth)
+        value, cell = self._best(predicted, truth, topk)  # (K, B, n, topk)
         box = torch.arange(n, device=cell.device)[:, None].expand(branches * batch, -1, topk).flatten(1)
         return self._resolve(box, cell.reshape(branches * batch, -1), value.reshape(branches * batch, -1), predicted, truth)
 
-    def _measure_best(self, measure: RankedMeasure, predicted: Predicted, parts: Sequence[_Truth]) -> None:
+    def _measure_best(self, measure: RankedMeasure, predicted: Predicted, truth: _Truth) -> None:
         """Has the measure computed for the candidates that align best by the overlap of boxes."""
         cells = predicted.grid.centres.shape[1]
-        plain, count = predicted._replace(measure=None), min(measure.best * self.topk, cells)
         least = torch.finfo(torch.float32).tiny  # candidates whose boxes do not overlap count, behind all others
-        found = [self._alignment(plain, part, least=least).topk(count, dim=-1) for part in parts]  # (K, B, n, count)
-        value, cell = (torch.cat(t, dim=2) if len(t) > 1 else t[0] for t in zip(*found))
-        number = torch.cat([part.number for part in parts], dim=1)[..., None].expand_as(cell)
+        value, cell = self._best(predicted._replace(measure=None), truth, min(measure.best * self.topk, cells), least=least)
+        number = truth.number[..., None].expand_as(cell)
         sheet = torch.arange(len(cell) * cell.shape[1], device=cell.device).view(*cell.shape[:2], 1, 1)
         measure.measure((sheet * cells + cell).flatten(), number.flatten(), (value > 0).flatten())
 
-    def _alignment(self, predicted: Predicted, truth: _Truth, *, least: float = 0.0) -> Tensor:
-        """Alignment (K, B, n, N) of boxes and cells, at least ``least``, 0 where the cell is not inside the box."""
+    def _best(self, predicted: Predicted, truth: _Truth, count: int, *, least: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The largest alignments (K, B, n, count) of each box, at least ``least`` where the cell is inside it, and their cells."""
         (batch, n), branches, cells = truth.valid.shape, predicted.terms.shape[1], predicted.grid.centres.shape[1]
-        pairs = self._candidates(truth, predicted)
-        if pairs is None:
-            return self._dense_alignment(predicted, truth, least=least)
+        counted = can_count_without_wait(truth.valid)
+        if not counted and predicted.most is not None:
+            blocks = self._listed_alignments(predicted, truth, predicted.most, least=least)
+            value, cell = _joined([block.topk(count, dim=-1) for block in blocks], dim=0)
+            return value.view(branches, batch, n, count), cell.view(branches, batch, n, count)
+        step = max(1, MAX_PAIRS // max(1, branches * batch * cells))
+        parts = (_Truth(*(t[..., i : i + step] for t in truth)) for i in range(0, n, step))
+        aligned = self._counted_alignment if counted else self._dense_alignment
+        return _joined([aligned(predicted, part, least=least).topk(count, dim=-1) for part in parts], dim=2)
+
+    def _listed_alignments(self, predicted: Predicted, truth: _Truth, most: int, *, least: float) -> Iterator[Tensor]:
+        """Alignments (rows, N) of all K · B · n rows of boxes with all cells in turn, 0 where the cell is not inside the box.
+
+        The at most ``most`` pairs are listed once: each block of rows takes its own of them.
+        """
+        branches, cells = predicted.terms.shape[1], predicted.grid.centres.shape[1]
+        area, valid, found = truth.area.flatten(1), truth.valid.reshape(-1), []
+        rows, branch = branches * len(valid), torch.arange(branches, device=valid.device)[:, None] * len(valid)
+        step = max(1, MAX_PAIRS // branches)
+        for first in range(0, most, step):
+            pairs = pairs_inside(area, valid, predicted.grid, length=min(step, most - first), first=first)
+            assert pairs.inside is not None
+            place = (branch + pairs.row).mul_(cells).add_(pairs.cell)  # (K, P)
+            found.append((torch.where(pairs.inside, place, -1), self._pair_alignment(predicted, truth, pairs, least=least)))
+        place, value = (t.flatten() for t in _joined(found, dim=1))
+        step = max(1, MAX_ALIGNMENTS // cells)
+        for first in range(0, rows, step):
+            size = min(step, rows - first) * cells
+            own = (place - (first * cells - 1)).clamp_(0, size + 1)  # what is of other blocks is written before and behind this one
+            yield value.new_zeros(size + 2).scatter_(0, own, value)[1:-1].view(-1, cells)
+
+    def _counted_alignment(self, predicted: Predicted, truth: _Truth, *, least: float) -> Tensor:
+        """Alignment (K, B, n, N) of boxes and cells, 0 where the cell is not inside the box, from pairs that the host counts."""
+        (batch, n), branches, cells = truth.valid.shape, predicted.terms.shape[1], predicted.grid.centres.shape[1]
+        pairs = pairs_inside(truth.area.flatten(1), truth.valid.reshape(-1), predicted.grid)
+        value = self._pair_alignment(predicted, truth, pairs, least=least)
+        place = pairs.row.mul(cells).add_(pairs.cell).expand_as(value)
+        return value.new_zeros(branches, batch * n * cells).scatter_(1, place, value).view(branches, batch, n, cells)
+
+    def _pair_alignment(self, predicted: Predicted, truth: _Truth, pairs: _Pairs, *, least: float) -> Tensor:
+        """Alignment (K, P) of listed pairs, at least ``least``."""
+        n, branches, cells = truth.valid.shape[1], predicted.terms.shape[1], predicted.grid.centres.shape[1]
         at = torch.div(pairs.row, n, rounding_mode="floor").mul_(cells).add_(pairs.cell)  # over the images
         overlap = ciou_of_terms(predicted.terms.index_select(2, at), truth.terms.flatten(1).index_select(1, pairs.row)[:, None])
         if predicted.measure is not None:
             overlap = predicted.measured(overlap, _of_branches(at, predicted), truth.number.flatten()[pairs.row])
         logit = predicted.row[at].mul_(predicted.logits.shape[1]).add_(truth.labels.reshape(-1)[pairs.row])
-        value = self._measure(overlap.clamp_(min=0), predicted.logits.reshape(branches, -1).index_select(1, logit))  # (K, P)
-        value = value.clamp_(min=least) if least else value
-        place = pairs.row.mul(cells).add_(pairs.cell)
-        if pairs.inside is not None:  # what does not count is written behind the end
-            place = torch.where(pairs.inside, place, batch * n * cells)
-        dense = value.new_zeros(branches, batch * n * cells + 1).scatter_(1, place.expand_as(value), value)
-        return dense[:, :-1].view(branches, batch, n, cells)
+        value = self._measure(overlap.clamp_(min=0), predicted.logits.reshape(branches, -1).index_select(1, logit))
+        return value.clamp_(min=least) if least else value
 
     def _dense_alignment(self, predicted: Predicted, truth: _Truth, *, least: float) -> Tensor:
-        """The same, from all pairs."""
+        """The same, from all pairs, at least ``least`` where the cell is inside the box."""
         batch, cells = len(truth.valid), predicted.grid.centres.shape[1]
         centres = torch.cat((-predicted.grid.centres, predicted.grid.centres))[:, None, None]  # (4, 1, 1, N)
         inside = (centres < truth.area[..., None]).all(dim=0) & truth.valid[..., None]  # (B, n, N)
@@ -223,13 +254,6 @@ class TaskAlignedAssigner:
 
     def _measure(self, overlap: Tensor, class_logit: Tensor) -> Tensor:
         return class_logit.float().sigmoid().pow(self.alpha) * overlap.pow(self.beta)
-
-    def _candidates(self, truth: _Truth, predicted: Predicted) -> _Pairs | None:
-        """The cells whose centres are inside the boxes, as a list; None where its length is not known."""
-        if not can_count_without_wait(truth.valid) and predicted.most is None:
-            return None
-        most = None if can_count_without_wait(truth.valid) else predicted.most
-        return pairs_inside(truth.area.flatten(1), truth.valid.reshape(-1), predicted.grid, length=most)
 
     def most_candidates(self, host_boxes_xyxy: Tensor, maps: Sequence[Tensor], strides: Sequence[float]) -> int:
         """A bound of the number of candidates of boxes (M, 4) px on the host, rounded up, with which a GPU can list them.
@@ -332,21 +356,28 @@ class _Picks(NamedTuple):
         return self.map(lambda t: t[index])
 
 
+def _joined(parts: Sequence[Sequence[Tensor]], *, dim: int) -> tuple[Tensor, Tensor]:
+    """Both tensors of the parts, joined along ``dim``."""
+    first, second = (torch.cat(t, dim=dim) if len(t) > 1 else t[0] for t in zip(*parts))
+    return first, second
+
+
 def _of_branches(place: Tensor, predicted: Predicted) -> Tensor:
     """Places (P,) over the images of one branch as places (K, P) over all branches."""
     per_branch = predicted.row.numel() // predicted.terms.shape[1]
     return torch.arange(0, predicted.row.numel(), per_branch, device=place.device)[:, None] + place
 
 
-def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | None = None) -> _Pairs:
+def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | None = None, first: int = 0) -> _Pairs:
     """Pairs of a box and a cell inside it, level by level, box by box, cells row by row.
 
     Args:
         area: (4, rows) px: −left, −top, right, bottom.
         valid: (rows,) bool, which rows are boxes.
         grid: the cells.
-        length: P, at least the number of pairs; the list is filled up with pairs that do not count. None counts the pairs, for which the
-            host waits for the device.
+        length: P; a list longer than the number of pairs is filled up with pairs that do not count. None counts the pairs, for which
+            the host waits for the device.
+        first: number of the list's first pair among all pairs.
     """
     start, counts = spans_inside(area, grid)  # (2, L, rows)
     across = counts[0] * valid
@@ -356,12 +387,12 @@ def pairs_inside(area: Tensor, valid: Tensor, grid: LevelGrid, *, length: int | 
         span = torch.repeat_interleave(torch.arange(len(count), device=area.device), count)
         order, inside = torch.arange(len(span), device=area.device), None
     else:
-        order = torch.arange(length, device=area.device)
+        order = torch.arange(first, first + length, device=area.device)
         span = torch.searchsorted(end, order, right=True).clamp_(max=len(count) - 1)
         inside = order < end[-1:]
     columns = grid.sizes[0]  # (L, 1)
-    first = torch.addcmul(grid.first + start[0], start[1], columns)
-    facts = torch.stack((end - count, across.flatten().clamp(min=1), first.flatten(), (columns - across).flatten()))
+    corner = torch.addcmul(grid.first + start[0], start[1], columns)
+    facts = torch.stack((end - count, across.flatten().clamp(min=1), corner.flatten(), (columns - across).flatten()))
     before, width, first_cell, skipped = facts.index_select(1, span)
     order = order - before
     cell = torch.addcmul(first_cell.add_(order), torch.div(order, width, rounding_mode="floor"), skipped)

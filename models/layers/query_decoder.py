@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.attention.ops.shared import sample_bilinear
+
 EPS = 1e-5  # of coordinates in 0-1 whose logit is taken
 
 
@@ -112,8 +114,7 @@ class SampledAttention(nn.Module):
         """Values of one level at the places of a grid."""
         value = F.conv2d(features, self.value_proj.weight[:, :, None, None], self.value_proj.bias)
         value = value.unflatten(1, (self.sizes.heads, -1)).flatten(0, 1)  # (B · heads, d, H, W)
-        sampled = F.grid_sample(full(value), full(grid), mode="bilinear", padding_mode="zeros", align_corners=False)
-        return sampled.to(value.dtype)
+        return sample_bilinear(value, grid, align_corners=False).to(value.dtype)
 
     @torch.no_grad()
     def _initialise(self) -> None:

@@ -204,7 +204,9 @@ def _true_keypoints(predicted: BatchOfBranches) -> Tensor:
     targets, valid = predicted.targets, predicted.padded.valid
     assert targets.keypoints is not None
     h, w = predicted.hw_px
-    table = F.pad(targets.keypoints * targets.keypoints.new_tensor((w, h, 1)), (0, 0, 0, 0, 0, 1))  # (M + 1, K, 3), at least one row
+    size = targets.keypoints.new_ones(3)  # filled on the device: the host would wait for a copy
+    size[0:1], size[1:2] = w, h
+    table = F.pad(targets.keypoints * size, (0, 0, 0, 0, 0, 1))  # (M + 1, K, 3), at least one row
     return table[predicted.target_row().flatten()] * valid.flatten()[:, None, None]
 
 

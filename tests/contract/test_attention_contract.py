@@ -343,6 +343,7 @@ def test_every_option_has_a_default(name):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("exact_float32")
 @each_block()
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_and_trains_in_half_precision(name):

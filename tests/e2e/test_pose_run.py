@@ -16,6 +16,7 @@ import detect
 import export
 import val
 from models.checkpoints.checkpoint import load_checkpoint, load_model
+from tests.e2e.test_fake_cuda_run import gpu, waits_in_training
 from tests.tiny_training import HYP
 from train import train
 from utils.config import TrainConfig
@@ -100,6 +101,14 @@ def test_training_writes_columns_and_figures_of_both_measures(trained):
     assert model.task.keypoints.shape == (2, 3)
     assert model.task.keypoints.skeleton == ((0, 1),)
     assert not any("flow_model" in name for name in load_checkpoint(trained / "weights/best-deploy.pt").weights)
+
+
+@pytest.mark.parametrize("head", ["Pose", "Pose26"])
+def test_a_step_on_the_fake_device_waits_for_nothing(world, head):
+    given = {"cfg": world / f"tiny-{head}.yaml", "epochs": 1, "batch_size": 8, "amp": "off", "noplots": True, "noval": True}
+    with gpu() as seen:
+        train(config(world, f"waits-{head}", **given))
+    assert not waits_in_training(seen)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(world, trained):

@@ -19,7 +19,8 @@ from engine import load_model
 from models.checkpoints.checkpoint import load_checkpoint
 from tasks import SEGMENT
 from tasks.rows import LabelRow
-from utils.config import Hyperparameters
+from tests.e2e.test_fake_cuda_run import gpu, waits_in_training
+from utils.config import Hyperparameters, TrainConfig
 
 TINY = """
 nc: 80
@@ -101,6 +102,16 @@ def test_training_writes_the_columns_and_figures_of_boxes_and_masks(world):
     numbers = json.loads((folder / "metrics.json").read_text())
     assert set(numbers["metrics"]) == set(SEGMENT.columns)
     assert "AP75" in numbers["mask"]
+
+
+@pytest.mark.parametrize("head", ["Segment", "Segment26"])
+def test_a_step_on_the_fake_device_waits_for_nothing(world, tmp_path, head):
+    cfg = tmp_path / f"tiny-{head}.yaml"
+    cfg.write_text(("end2end: True\nreg_max: 1" if head == "Segment26" else "") + TINY.replace("Segment,", f"{head},"))
+    given = {"cfg": cfg, "data": world / "data.yaml", "hyp": Hyperparameters(**HYP), "project": tmp_path, "amp": "off"}
+    with gpu() as seen:
+        train.train(TrainConfig(**given, imgsz=64, epochs=1, batch_size=8, workers=0, noplots=True, noval=True))
+    assert not waits_in_training(seen)
 
 
 def test_a_resumed_training_ends_with_the_same_weights_bit_for_bit(world):

@@ -7,12 +7,16 @@ import mmap
 import pytest
 import torch
 
+from data.augment.on_device import finished
 from engine.training import batch_size
-from engine.training.batch_size import PeakMeter, search
+from engine.training.batch_size import PeakMeter, make_trial, search
 from engine.training.multi_scale import longest_side, rescale
+from models import build_model
 from models.checkpoints.checkpoint import load_checkpoint
+from tests.fake_cuda import GPU, fake_cuda
 from tests.tiny_training import config, make_world
 from train import train
+from utils.config import Hyperparameters
 from utils.errors import UserError
 
 
@@ -90,3 +94,31 @@ def test_peak_meter_counts_freed_memory():
 def test_longest_side_is_the_largest_multi_scale_side():
     sides = {rescale(torch.zeros(1, 1, 64, 64), base_px=64, stride=8, key=(k,)).shape[-1] for k in range(200)}
     assert max(sides) == longest_side(64, stride=8) == 96
+
+
+def test_a_trial_runs_the_network_in_the_precision_of_the_training(world, tmp_path):
+    seen = []
+    model = build_model(world / "tiny-v9.yaml", nc=2)
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))  # of the trial's copy too
+    make_trial(model, config(world, tmp_path, amp="bf16", optimizer="SGD"), Hyperparameters(), torch.device("cpu"))(1)
+    assert seen == [torch.bfloat16] * 2
+
+
+def test_a_trial_on_a_gpu_colours_and_backs_up_the_buffers_as_a_training_does(world, tmp_path, monkeypatch):
+    """The number of copies of the buffers that a step makes, and what is left to do to its images."""
+    left, copies = [], []
+    monkeypatch.setattr(batch_size, "finished", lambda batch: left.append(batch.finish) or finished(batch))
+    for owner in (batch_size.NonFiniteGuard, batch_size.TrainingMicroBatches):
+        made = owner.__init__
+        monkeypatch.setattr(
+            owner, "__init__", lambda self, *args, _made=made, **options: copies.append(type(self)) or _made(self, *args, **options)
+        )
+    for name in ("begin", "peak_bytes"):
+        monkeypatch.setattr(PeakMeter, name, lambda self: 1)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+    monkeypatch.setattr(batch_size, "release_memory", lambda _: None)
+    with fake_cuda(monkeypatch):
+        model = build_model(world / "tiny-v9.yaml", nc=2).to(GPU)
+        assert make_trial(model, config(world, tmp_path, amp="off", optimizer="SGD"), Hyperparameters(), GPU)(2) == 1
+    assert [finish.tables.shape for finish in left] == [(2, 3, 256)] * 2
+    assert copies == [batch_size.NonFiniteGuard, batch_size.TrainingMicroBatches]

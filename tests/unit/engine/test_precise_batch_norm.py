@@ -12,6 +12,7 @@ from torch import nn
 from engine import precise_batch_norm
 from engine.precise_batch_norm import FirstBatches, measure
 from models.checkpoints.checkpoint import load_checkpoint
+from tests.fake_cuda import GPU, fake_cuda
 from tests.tiny_training import config, make_world
 from train import train
 from utils import distributed
@@ -46,6 +47,37 @@ def test_statistics_are_the_mean_over_the_batches() -> None:
     assert model[1].momentum == 0.03
     assert not any(m.training for m in model.modules())
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_measuring_waits_for_nothing_on_a_gpu_and_counts_calls_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that is called twice in a forward pass averages all its calls."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.norm(x) * 2 + 1)
+
+    on_cpu, on_gpu, batches = Twice().eval(), Twice().eval(), [batch(i) for i in range(3)]
+    measure(on_cpu, batches, device=CPU)
+    first = torch.stack([b.images.div(255).mean((0, 2, 3)) for b in batches]).mean(0)
+    torch.testing.assert_close(on_cpu.norm.running_mean, (first + 1) / 2)
+    with fake_cuda(monkeypatch) as seen:
+        on_gpu = on_gpu.to(GPU)
+        measure(on_gpu, batches, device=GPU)
+        assert not seen.syncs
+        assert not seen.copies
+        assert torch.equal(on_gpu.norm.running_mean.cpu(), on_cpu.norm.running_mean)
+    assert not on_gpu.norm._forward_pre_hooks
+
+
+def test_the_network_reads_the_images_in_its_precision() -> None:
+    model, seen = network(), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    measure(model, [batch(0)], device=CPU, precision=torch.bfloat16)
+    assert seen == [torch.bfloat16]
 
 
 def test_frozen_layers_keep_theirs_and_so_do_all_without_batches_or_with_non_finite_ones() -> None:

@@ -16,7 +16,7 @@ from engine.training.multi_scale import rescale
 from engine.training.recipes import family_hyp, find_hyp, gains_warning
 from models import build_model
 from utils.config import Hyperparameters
-from utils.distributed import select_device
+from utils.distributed import process_group, select_device
 from utils.errors import UserError
 from utils.precision import autocast, gradient_scaler, precision_of
 from utils.random_state import random_state, set_random_state
@@ -158,6 +158,15 @@ def test_missing_devices_are_refused(monkeypatch):
     assert select_device("0,1") == torch.device("cuda", 1)
     with pytest.raises(UserError, match="no more processes than GPUs"):
         select_device("0")
+
+
+def test_the_chosen_gpu_is_the_current_one_in_a_single_process_too(monkeypatch):
+    """Peak memory and name of the device are asked without naming it."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for device in (torch.device("cuda", 1), torch.device("cpu")):
+        with process_group(device):
+            assert current == [torch.device("cuda", 1)]
 
 
 def test_five_dimensional_tables_keep_their_layout_and_the_rest_is_channels_last():

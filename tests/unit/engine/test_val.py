@@ -100,6 +100,15 @@ def test_model_runs_in_eval_mode_and_returns_to_its_own(training: bool) -> None:
     assert model.training is training
 
 
+def test_the_network_reads_the_images_in_its_precision() -> None:
+    """A float32 batch would be twice as large, and autocast would only halve it."""
+    model, seen = Oracle(), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    for precision in (None, torch.bfloat16):
+        evaluate(model, [batch(0)], dataclasses.replace(QUIET, precision=precision))
+    assert seen == [torch.float32, torch.bfloat16]
+
+
 def test_training_mode_is_restored_after_an_error() -> None:
     model = Oracle().train()
     model.forward = lambda images: 1 / 0

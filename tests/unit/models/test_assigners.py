@@ -67,6 +67,8 @@ def test_assignment_does_not_depend_on_chunk_size_or_order(monkeypatch, n, owner
     most = assigner.most_candidates(targets.boxes_xyxy[targets.valid], maps, STRIDES)
     assert as_rows(assigner(boxes, maps, STRIDES, targets, most_candidates=most)) == wanted
     assert as_rows(assigner(boxes, maps, STRIDES, targets, most_candidates=3 * most)) == wanted
+    monkeypatch.setattr(task_aligned, "MAX_ALIGNMENTS", 2 * boxes.shape[1])  # two boxes of one image at once
+    assert as_rows(assigner(boxes, maps, STRIDES, targets, most_candidates=most)) == wanted
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 1000, 123456, 10_000_000])
@@ -88,6 +90,9 @@ def test_pairs_are_the_cells_strictly_inside():
     x, y = grid.centres
     inside = (x > low[:, :1]) & (x < high[:, :1]) & (y > low[:, 1:]) & (y < high[:, 1:]) & valid[:, None]
     assert found == {tuple(pair) for pair in inside.nonzero().tolist()}
+    some = pairs_inside(area, valid, grid, length=6, first=3)
+    assert torch.equal(some.row, listed.row[3:9])
+    assert torch.equal(some.cell, listed.cell[3:9])
     filled = pairs_inside(area, valid, grid, length=len(listed.row) + 5)
     assert filled.inside.tolist() == [True] * len(listed.row) + [False] * 5
     assert torch.equal(filled.row[:-5], listed.row)

@@ -253,11 +253,12 @@ def test_mirroring_equals_reflection_padding_also_on_small_maps(height, width):
         assert set(padded.flatten().tolist()) == set(x.flatten().tolist())
 
 
-def test_sampling_by_gathers_equals_the_kernel(x):
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_sampling_by_gathers_equals_the_kernel(x, align_corners):
     grid = torch.rand(2, 4, 3, 2) * 3 - 1.5
     x.requires_grad_()
     grid.requires_grad_()
-    ways = [way(x, grid) for way in (shared.sample_bilinear, shared._sample_by_gather)]
+    ways = [way(x, grid, align_corners=align_corners) for way in (shared.sample_bilinear, shared._sample_by_gather)]
     assert_close(ways[1], ways[0].detach(), 1e-5)
     (first, second) = (torch.autograd.grad(y.square().sum(), (x, grid)) for y in ways)
     for a, b in zip(second, first):

@@ -237,6 +237,7 @@ def test_traced_tensors_follow_the_device(files: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("exact_float32")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_torchscript_runs_on_a_gpu(model: Model, files: dict) -> None:
     x = images(2, 96, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from models.heads.rtdetr import RTDETRDecoder
 from models.losses import classification
 from models.losses.set_prediction import DENOISING
 from models.transfer.transfer import Source, transfer
+from tests.fake_cuda import GPU, fake_cuda
 from tests.foreign_models import convert_model, layout, randomize_, raw_yaml, save_stripped
 from tests.golden import assert_close, fill_, input_array
 from utils.boxes import cxcywh_to_xyxy
@@ -202,6 +204,22 @@ def test_every_parameter_gets_a_gradient(rows):
     assert (parts["box"] > 0) == bool(rows)
     sum(parts.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+
+
+def test_deterministic_training_on_a_gpu_has_only_deterministic_kernels_and_the_same_gradients(monkeypatch):
+    pytest.importorskip("scipy")
+    model, gradients = network().train(), {}
+    for place in (torch.device("cpu"), GPU):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        with fake_cuda(monkeypatch) as seen:
+            torch.manual_seed(0)  # of the noise
+            there, batch = copy.deepcopy(model).to(place), BATCH.to(place)
+            parts = there.head.build_loss(HYP)(there(batch.images / 255), batch)
+            sum(parts.values()).backward()
+            gradients[place.type] = {name: p.grad.cpu() for name, p in there.named_parameters() if p.grad is not None}
+    assert not seen.nondeterministic
+    for name, gradient in gradients["cpu"].items():
+        torch.testing.assert_close(gradients["cuda"][name], gradient, rtol=1e-3, atol=1e-4)
 
 
 def test_denoising_loss_follows_the_known_pairs():

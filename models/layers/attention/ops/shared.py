@@ -142,21 +142,28 @@ def reflect_pad(x: Tensor, margin: int) -> Tensor:
     return x
 
 
-def sample_bilinear(x: Tensor, grid: Tensor) -> Tensor:
-    """Values between pixels: (B, C, H, W) at (B, H', W', 2) in [-1, 1], x before y, corners aligned, zero outside -> (B, C, H', W').
+def sample_bilinear(x: Tensor, grid: Tensor, *, align_corners: bool = True) -> Tensor:
+    """Values between pixels: (B, C, H, W) at (B, H', W', 2) in [-1, 1], x before y, zero outside -> (B, C, H', W').
 
-    In float32. The fast kernel has no deterministic gradient on CUDA; in deterministic mode there, four gathers replace it.
+    In float32 where the precision is lower. The fast kernel has no deterministic gradient on CUDA; in deterministic mode there, four
+    gathers replace it.
+
+    Args:
+        align_corners: -1 and 1 are the middles of the first and the last pixel, else the edges of the map.
     """
+    x, grid = (t if t.dtype == torch.float64 else t.float() for t in (x, grid))
     with full_precision(x):
         if x.is_cuda and torch.are_deterministic_algorithms_enabled():
-            return _sample_by_gather(x.float(), grid.float())
-        return F.grid_sample(x.float(), grid.float(), mode="bilinear", padding_mode="zeros", align_corners=True)
+            return _sample_by_gather(x, grid, align_corners=align_corners)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners)
 
 
-def _sample_by_gather(x: Tensor, grid: Tensor) -> Tensor:
+def _sample_by_gather(x: Tensor, grid: Tensor, *, align_corners: bool) -> Tensor:
     height, width = x.shape[-2:]
-    column, row = ((grid + 1) / 2).unbind(-1)
-    return gather_bilinear(x, row * (height - 1), column * (width - 1))  # pixels, (B, H', W')
+    column, row = ((grid + 1) / 2).unbind(-1)  # (B, H', W')
+    if align_corners:
+        return gather_bilinear(x, row * (height - 1), column * (width - 1))
+    return gather_bilinear(x, row * height - 0.5, column * width - 0.5)
 
 
 def gather_bilinear(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
