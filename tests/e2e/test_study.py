@@ -34,7 +34,7 @@ def test_study_killed_three_times_ends_with_the_same_table(tmp_path):
     assert all(len(loss) == 2 for loss in losses)
 
 
-def test_study_from_the_command_line(tmp_path):
+def test_study_from_the_command_line(tmp_path, monkeypatch):
     world = make_world(tmp_path / "world")
     file = world / "tiny.yaml"
     file.write_text(
@@ -62,6 +62,7 @@ def test_study_from_the_command_line(tmp_path):
     assert again.returncode == 0, again.stdout + again.stderr
     assert "trains" not in again.stdout
     studied = table(folder)
+    monkeypatch.setattr("engine.study.report._draw", lambda *_: [])  # figures take seconds, and were drawn above
     for name in ("report", "report2"):
         study.main(["--report", str(folder), "--baseline", "none", "--project", str(tmp_path / "studies")])
         assert table(tmp_path / "studies" / name) == studied

@@ -195,7 +195,7 @@ def test_plugin_with_another_hash_is_refused(tmp_path, capsys):
         path.parent.mkdir()
         path.write_text(
             "from models.spec import channel_rules as rules\nfrom models.spec.registry import register\nfrom torch import nn\n"
-            f"register('Numbered_{i}', channels=rules.same_width)(nn.Identity)\n"
+            f"register('Numbered_{i}', channels=rules.same_width)(type('Numbered_{i}', (nn.Identity,), {{}}))\n"
         )
     first, second, _ = (asdict(load_plugin(path)) for path in paths)
     require_plugins(example(plugins=(first, second)), ())  # the very files are loaded
