@@ -29,6 +29,7 @@ FAULTS = (  # of a layer that does not fit, or of a user's own
     AssertionError, AttributeError, IndexError, KeyError, NameError, RuntimeError, TypeError, ValueError, ZeroDivisionError,
 )  # fmt: skip
 DRY_RUN_SIZE = 256  # px; a multiple of every stride in use
+PIXELS_AT_ONCE = 4 * 640 * 512  # of images that a CPU infers together: maps of more images fall out of its cache
 NOT_TENSORS = (str, PurePath, np.ndarray, list, tuple, type(None))  # what people call a network with; tracers have tensors of their own
 
 
@@ -127,6 +128,12 @@ class Model(nn.Module):
         return outputs[len(self.plans) - 1]
 
     @torch.no_grad()
+    def infer(self, images: Tensor) -> HeadOutput:
+        """What :meth:`forward` gives of a batch in evaluation mode; a CPU takes few images at a time, which is faster there."""
+        parts = few_at_a_time(images)
+        return self(images) if len(parts) == 1 else HeadOutput.cat([self(part) for part in parts])
+
+    @torch.no_grad()
     def predict(self, images: Tensor, *, above: float = 0.0) -> Predictions:
         """Boxes (B, N, 4) xyxy px and scores (B, N, nc) for images (B, ch, H, W) in 0-1; always in evaluation mode.
 
@@ -141,7 +148,7 @@ class Model(nn.Module):
         if was_training:
             self.eval()
         try:
-            output = self(images)
+            output = self.infer(images)
             return self.head.decode_above(output, above) if above > 0 else self.head.decode(output)
         finally:
             if was_training:
@@ -155,9 +162,12 @@ class Model(nn.Module):
     def fuse(self) -> Model:
         """A new Model with batch norms folded and re-parameterised branches merged; this one stays as it is."""
         fused = copy.deepcopy(self).eval()
-        fuse_layers(fused.model)
-        fused.spec = replace(fused.spec, fused=True)
+        fused._fuse_in_place()
         return fused
+
+    def _fuse_in_place(self) -> None:
+        fuse_layers(self.model)
+        self.spec = replace(self.spec, fused=True)
 
     def deploy(self, *, fuse: bool = True, for_suppression: bool = False) -> Model:
         """A new Model for inference; this one (and an EMA beside it) stays as it is.
@@ -183,7 +193,9 @@ class Model(nn.Module):
         reduced.names, reduced.strides = self.names, self.strides
         reduced.shapes = tuple(self.shapes[p.index] for p in plans)
         reduced.eval()
-        return reduced.fuse() if fuse else reduced
+        if fuse:
+            reduced._fuse_in_place()
+        return reduced
 
     @torch.no_grad()
     def _dry_run(self) -> tuple[float, ...]:
@@ -271,6 +283,15 @@ def build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
         named = isinstance(error, (ValueError, NameError, AttributeError))  # these name the cause itself
         takes = "" if named else f"; it takes {what_it_takes(plan.cls)}"
         raise UserError(f"{spec.origin}: row {plan.index} [{plan.name}]{_arguments_text(plan)}: {_message_of(error)}{takes}") from error
+
+
+def few_at_a_time(images: Tensor) -> tuple[Tensor, ...]:
+    """A batch (B, C, H, W) in equal parts that a CPU infers one after another; whole elsewhere."""
+    batch, pixels = len(images), images.shape[-2:].numel()
+    if images.device.type != "cpu" or batch * pixels <= PIXELS_AT_ONCE:
+        return (images,)
+    most = max(1, PIXELS_AT_ONCE // pixels)
+    return images.split(next(count for count in range(most, 0, -1) if batch % count == 0))
 
 
 def tensors_wanted(images: object, channels: int) -> str:

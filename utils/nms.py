@@ -9,8 +9,13 @@ lack of time.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import PathFinder
 from typing import NamedTuple
 
 import torch
@@ -20,6 +25,7 @@ from utils.types import Detections, Predictions
 
 MOST_UNIQUE = 300  # detections of an image without suppression, as published (YOLOv10, YOLO26)
 FIRST_CANDIDATES = 8  # candidates tried first, as a multiple of ``max_det``
+LIBRARIES = ("_C_stable", "_C")  # of torchvision, with its operators; newest first
 JOINED_CANDIDATES = 1 << 15  # most of one call on a GPU; its bits for all pairs then take 128 MiB
 
 
@@ -119,8 +125,6 @@ def _groups(counts: Sequence[int]) -> list[list[int]]:
 
 def _kept(images: Sequence[Detections], suppression: Suppression) -> list[Tensor]:
     """Which candidates of each image are kept, best first."""
-    from torchvision.ops import nms
-
     together = Detections.cat([candidates.replace(fields={}) for candidates in images])
     counts = [len(candidates) for candidates in images]
     device = together.scores.device
@@ -205,9 +209,45 @@ def _suppress(candidates: Detections, suppression: Suppression) -> Detections:
         spread = spread + (candidates.classes * extent)[:, None]  # classes lie side by side and never meet
     scores = candidates.scores.float()
     first = FIRST_CANDIDATES * suppression.max_det
-    from torchvision.ops import nms  # here: importing it takes longer than importing torch
-
     keep = nms(spread[:first], scores[:first], suppression.iou)
     if len(keep) < suppression.max_det and len(spread) > first:
         keep = nms(spread, scores, suppression.iou)
     return candidates[keep[: suppression.max_det]]
+
+
+def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    """``torchvision.ops.nms`` without its package, which takes more time and memory to import than torch.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,).
+        iou: boxes that overlap a better one by more are dropped.
+
+    Returns:
+        Which boxes are kept, (K,) int64, best first.
+    """
+    _load_operators()
+    kept: Tensor = torch.ops.torchvision.nms(boxes, scores, iou)
+    return kept
+
+
+@lru_cache(maxsize=1)
+def _load_operators() -> None:
+    """Registers torchvision's operators from its own library, or by importing the package where no library has a known name."""
+    if "torchvision" in sys.modules or not _load_library():
+        importlib.import_module("torchvision")
+
+
+def _load_library() -> bool:
+    package = importlib.util.find_spec("torchvision")
+    folders = (package.submodule_search_locations if package is not None else None) or ()
+    for name in LIBRARIES:
+        library = PathFinder.find_spec(name, list(folders))
+        if library is None or library.origin is None:
+            continue
+        try:
+            torch.ops.load_library(library.origin)
+        except OSError:  # built for another torch: importing the package says so
+            return False
+        return hasattr(torch.ops.torchvision, "nms")
+    return False

@@ -150,7 +150,7 @@ def forward(predictor: Predictor, images: Tensor) -> tuple[Any, Predictions]:
         return None, predictor.forward(images)
     model: Any = predictor.network
     with autocast(predictor.device, predictor.precision):
-        output = model(images)
+        output = model.infer(images)
     if isinstance(model.head, Head):
         return output, model.head.decode_above(output, predictor.suppression.conf)
     return output, model.head.decode(output)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from tasks import DETECT, Task
@@ -30,6 +31,18 @@ class HeadOutput(NamedTuple):
     def main(self) -> tuple[Tensor, ...]:
         """The maps that decode to predictions."""
         return self.branches[-1]
+
+    @classmethod
+    def cat(cls, parts: Sequence[HeadOutput]) -> HeadOutput:
+        """The maps of several parts of a batch, which one network gave, as those of the whole."""
+        branches = tuple(_joined(maps) for maps in zip(*(p.branches for p in parts)))
+        shared = {name: torch.cat([p.shared[name] for p in parts]) for name in parts[0].shared}
+        fields = tuple({name: _joined([maps[name] for maps in of]) for name in of[0]} for of in zip(*(p.fields for p in parts)))
+        return cls(branches, shared, fields)
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(maps) for maps in zip(*parts))
 
 
 class Loss(Protocol):

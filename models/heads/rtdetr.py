@@ -184,10 +184,11 @@ class RTDETRDecoder(Head):
         return out or [torch.cat((boxes, full(self.dec_score_head[-1](queries))), dim=-1)]
 
     def _sides_px(self, finest: Tensor) -> Tensor:
-        """(1, 2) float32, width and height of the network's input in px."""
+        """(B, 2) float32, width and height of the network's input in px."""
         stride = self.strides[0] if self.strides else 1.0
         width_height = (finest.shape[3], finest.shape[2])
-        return torch.cat([torch.full((1, 1), n * stride, dtype=torch.float32, device=finest.device) for n in width_height], dim=1)
+        sides = torch.cat([torch.full((1, 1), n * stride, dtype=torch.float32, device=finest.device) for n in width_height], dim=1)
+        return sides.expand(finest.shape[0], 2)
 
     @torch.no_grad()
     def _initialise(self) -> None:

@@ -5,9 +5,10 @@ Beyond Self-Attention: Deformable Large Kernel Attention for Medical Image Segme
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from models.layers.attention.ops.common import full_precision
 from models.layers.attention.ops.shared import GatedResidual, depthwise, gather_bilinear
@@ -57,6 +58,7 @@ class DeformableDepthwise(nn.Module):
 
     def __init__(self, channels: int, kernel: int, *, dilation: int = 1) -> None:
         super().__init__()
+        importlib.import_module("torchvision.ops")  # not above: few networks need it, and it takes longer than importing torch
         self.kernel, self.dilation, self.margin = kernel, dilation, dilation * (kernel // 2)
         self.offset_net = nn.Conv2d(channels, 2 * kernel**2, kernel, padding=self.margin, dilation=dilation)
         self.deform_conv = depthwise(channels, kernel, dilation=dilation, bias=False)
@@ -69,6 +71,8 @@ class DeformableDepthwise(nn.Module):
             wide, offset, weight = x.float(), offset.float(), self.deform_conv.weight.float()
             if plain:
                 return self._by_gathers(wide, offset, weight).to(x.dtype)
+            from torchvision.ops import deform_conv2d
+
             return deform_conv2d(wide, offset, weight, padding=self.margin, dilation=self.dilation).to(x.dtype)
 
     def _by_gathers(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
