@@ -96,7 +96,9 @@ class Comparison:
         seeds = _counted(self.paired.count, "seed")
         if self.verdict is Verdict.NO_EVIDENCE:
             detectable = POINTS * self.detectable
-            return f"no evidence of a difference; {seeds} would show ≥ {detectable:.{digits_of(detectable)}f}{self._remark}"
+            possible = detectable < POINTS  # no metric has more
+            shows = f"would show ≥ {detectable:.{digits_of(detectable)}f}" if possible else "are too few to show any"
+            return f"no evidence of a difference; {seeds} {shows}{self._remark}"
         by = shown_difference(abs(self.paired.mean), self.paired.half_width)
         correction = " after Holm" if self.family > 1 else ""
         return f"{self.verdict.value} by {by} ({seeds}, p {shown_p(self.p_holm)}{correction})"
