@@ -94,9 +94,9 @@ def _latencies(args: argparse.Namespace) -> dict[str, float]:
     """Median ms of a call by network, peak memory and threads of this process."""
     if args.side != "peer":
         sys.path.insert(0, str(ROOT))
-        from utils.cli.allocator import tune_allocator
+        from utils.cli.allocator import keep_freed_memory
 
-        tune_allocator()  # as every script does
+        keep_freed_memory()  # as every script does
     import torch
 
     make = {"ours": _our_call, "peer": _peer_call, "onnx": _onnx_call}[args.side]

@@ -57,9 +57,9 @@ def _arguments() -> argparse.Namespace:
 def _measure(args: argparse.Namespace) -> dict[str, float]:
     if args.side == "ours":
         sys.path.insert(0, str(Path(__file__).parents[1]))
-        from utils.cli.allocator import tune_allocator
+        from utils.cli.allocator import keep_freed_memory
 
-        tune_allocator()  # as every script does
+        keep_freed_memory()  # as every script does
     import torch
 
     torch.set_num_threads(args.threads)

@@ -15,6 +15,8 @@ from types import FrameType, TracebackType
 import cv2
 import torch
 
+from utils.cli.allocator import keep_less_freed_memory
+
 CONNECTION_LOST_S = 5.0  # from the loss of a killed worker's connections to the signal that it has ended, at most
 
 
@@ -70,12 +72,13 @@ WORKER_DEATHS = WorkerDeaths()  # one, as a process has one handler
 
 
 def start_worker(worker: int) -> None:
-    """Turns threads off in a worker, since the workers are the parallelism already.
+    """Turns threads off in a worker, since the workers are the parallelism already, and keeps its memory small.
 
     A signal that stops the whole process group is handled by the main process: workers continue until it has finished its step.
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    keep_less_freed_memory()
     sys.excepthook = _report_error
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows

@@ -29,7 +29,7 @@ FAULTS = (  # of a layer that does not fit, or of a user's own
     AssertionError, AttributeError, IndexError, KeyError, NameError, RuntimeError, TypeError, ValueError, ZeroDivisionError,
 )  # fmt: skip
 DRY_RUN_SIZE = 256  # px; a multiple of every stride in use
-PIXELS_AT_ONCE = 4 * 640 * 512  # of images that a CPU infers together: maps of more images fall out of its cache
+PIXELS_A_THREAD = 2 * 640 * 512  # of images that a CPU infers together: maps of more fall out of its cache (measured with 1 and 2 threads)
 NOT_TENSORS = (str, PurePath, np.ndarray, list, tuple, type(None))  # what people call a network with; tracers have tensors of their own
 
 
@@ -287,10 +287,10 @@ def build_layer(plan: LayerPlan, spec: ModelSpec) -> nn.Module:
 
 def few_at_a_time(images: Tensor) -> tuple[Tensor, ...]:
     """A batch (B, C, H, W) in equal parts that a CPU infers one after another; whole elsewhere."""
-    batch, pixels = len(images), images.shape[-2:].numel()
-    if images.device.type != "cpu" or batch * pixels <= PIXELS_AT_ONCE:
+    batch, pixels = len(images), max(1, images.shape[-2:].numel())
+    most = max(1, int(PIXELS_A_THREAD * torch.get_num_threads() / pixels))
+    if images.device.type != "cpu" or batch <= most:
         return (images,)
-    most = max(1, PIXELS_AT_ONCE // pixels)
     return images.split(next(count for count in range(most, 0, -1) if batch % count == 0))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from utils.cli.allocator import return_freed_memory
 from utils.errors import UserError
 
 # Messages of torch, its convolutions, cuDNN, cuBLAS and onnxruntime, in lower case; only some have an exception class of their own.
@@ -34,6 +35,8 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        return_freed_memory()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -216,7 +215,7 @@ def _suppress(candidates: Detections, suppression: Suppression) -> Detections:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
-    """``torchvision.ops.nms`` without its package, which takes more time and memory to import than torch.
+    """``torchvision.ops.nms``; on a CPU without its package, whose import takes more than torch does. Not for compiled graphs.
 
     Args:
         boxes: (N, 4) xyxy.
@@ -226,19 +225,17 @@ def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
     Returns:
         Which boxes are kept, (K,) int64, best first.
     """
-    _load_operators()
+    if boxes.device.type != "cpu" or not _load_library():
+        from torchvision.ops import nms as of_package  # checks that torch is of the same CUDA, and says what is wrong with it
+
+        return of_package(boxes, scores, iou)
     kept: Tensor = torch.ops.torchvision.nms(boxes, scores, iou)
     return kept
 
 
 @lru_cache(maxsize=1)
-def _load_operators() -> None:
-    """Registers torchvision's operators from its own library, or by importing the package where no library has a known name."""
-    if "torchvision" in sys.modules or not _load_library():
-        importlib.import_module("torchvision")
-
-
 def _load_library() -> bool:
+    """Registers torchvision's operators from its own library; whether it is there under a known name, and fits."""
     package = importlib.util.find_spec("torchvision")
     folders = (package.submodule_search_locations if package is not None else None) or ()
     for name in LIBRARIES:
@@ -247,7 +244,8 @@ def _load_library() -> bool:
             continue
         try:
             torch.ops.load_library(library.origin)
-        except OSError:  # built for another torch: importing the package says so
+        except OSError:  # built for another torch
             return False
-        return hasattr(torch.ops.torchvision, "nms")
+        if hasattr(torch.ops.torchvision, "nms"):
+            return True
     return False

@@ -17,6 +17,7 @@ from engine.logging.observing import observing
 from engine.logging.progress import LossMeter
 from engine.micro_batches import MicroBatches, mean_parts
 from models.heads.base import Head
+from models.model import Model
 from utils import distributed
 from utils.nms import Suppression
 from utils.precision import autocast
@@ -150,7 +151,7 @@ def forward(predictor: Predictor, images: Tensor) -> tuple[Any, Predictions]:
         return None, predictor.forward(images)
     model: Any = predictor.network
     with autocast(predictor.device, predictor.precision):
-        output = model.infer(images)
+        output = model.infer(images) if isinstance(model, Model) else model(images)
     if isinstance(model.head, Head):
         return output, model.head.decode_above(output, predictor.suppression.conf)
     return output, model.head.decode(output)

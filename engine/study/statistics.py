@@ -66,6 +66,7 @@ class Comparison:
         p_holm: p-value of the paired t-test after the correction; NaN where nothing was tested.
         detectable: smallest true difference that the paired t-test finds with a chance of 80 % at 5 % / ``family``, if differences scatter
             as these do; NaN where nothing was tested.
+        most: the largest difference to the reference that is possible, as a metric lies between 0 and 1.
         reason: why nothing was tested; empty otherwise.
         stopped: whether that is because the study's rule stopped it early.
     """
@@ -77,6 +78,7 @@ class Comparison:
     family: int = 1
     p_holm: float = math.nan
     detectable: float = math.nan
+    most: float = 1.0
     reason: str = ""
     stopped: bool = False
 
@@ -96,8 +98,8 @@ class Comparison:
         seeds = _counted(self.paired.count, "seed")
         if self.verdict is Verdict.NO_EVIDENCE:
             detectable = POINTS * self.detectable
-            possible = detectable < POINTS  # no metric has more
-            shows = f"would show ≥ {detectable:.{digits_of(detectable)}f}" if possible else "are too few to show any"
+            shown = f"would show ≥ {detectable:.{digits_of(detectable)}f}"
+            shows = shown if self.detectable < self.most else "are too few to show any"
             return f"no evidence of a difference; {seeds} {shows}{self._remark}"
         by = shown_difference(abs(self.paired.mean), self.paired.half_width)
         correction = " after Holm" if self.family > 1 else ""
@@ -233,7 +235,9 @@ def compare(variant: Summary, reference: Summary, *, called: str = "the baseline
         reason = f"the same difference of {POINTS * paired.mean:+.1f} for every seed, so the seeds changed nothing"
     else:
         reason = ""
-    return Comparison(variant.variant, reference.variant, paired, seeds, reason=reason, stopped=stopped)
+    usual = np.mean([reference.values[seed] for seed in seeds]) if seeds else 0.0
+    most = float(max(usual, 1 - usual))
+    return Comparison(variant.variant, reference.variant, paired, seeds, most=most, reason=reason, stopped=stopped)
 
 
 def _together(study: Study, summaries: Mapping[str, Summary]) -> Iterator[Together]:

@@ -92,7 +92,7 @@ def _unlisted() -> dict[Any, Any]:
     on_cpu = aten._scaled_dot_product_flash_attention_for_cpu
     if on_cpu not in flop_registry:
         rules[on_cpu] = lambda query, key, value, *_, out_shape=None, **__: sdpa_flop_count(query, key, value)
-    if hasattr(torch.ops.torchvision, "deform_conv2d"):  # registered when torchvision is imported, that is if a layer uses it
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):  # registered with torchvision, which layers that use it import
         rules[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
     return rules
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.cli.allocator import tune_allocator
+from utils.cli.allocator import keep_freed_memory
 from utils.errors import UserError, first_line, one_line
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -44,7 +44,7 @@ def run_command(name: str, body: Callable[[], int], *, failed: int = FAILED, int
         failed: exit status after an error.
     """
     try:
-        tune_allocator()
+        keep_freed_memory()
         return body()
     except UserError as error:
         print(f"{name}: {one_line(str(error))}", file=sys.stderr)

@@ -30,7 +30,7 @@ def save_feature_maps(layers: nn.Sequential, run: Callable[[], object], folder: 
     def keep(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:
-                maps[name] = output[0, :CHANNELS].float().cpu()  # (C, H, W)
+                maps.setdefault(name, output[0, :CHANNELS].float().cpu())  # (C, H, W); a CPU may take a batch in parts
 
         return hook
 

@@ -191,7 +191,7 @@ def test_sentences_state_size_uncertainty_seeds_and_correction():
     assert unknown.sentence == "no evidence of a difference; 5 seeds would show ≥ 1.9"
     scattered = {0: 0.3, 1: 0.9, 2: 0.1}
     few = analyse(make_study({"none": {s: base[s] for s in scattered}, "SE": scattered, "EMA": scattered})).comparisons[0]
-    assert few.sentence == "no evidence of a difference; 3 seeds are too few to show any"  # 100 points are all that there are
+    assert few.sentence == "no evidence of a difference; 3 seeds are too few to show any"  # 60 points are all that the baseline lacks
     alone = analyse(replace(study, records=tuple(r for r in study.records if r.variant != "EMA"))).comparisons[0]
     assert alone.sentence == "better by 0.8 ± 0.4 (5 seeds, p = 0.004)"
 

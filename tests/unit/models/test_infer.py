@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import build_model
-from models.model import PIXELS_AT_ONCE, few_at_a_time
+from models.model import PIXELS_A_THREAD, few_at_a_time
 
 NETWORKS = (
     "yolov5n", "yolov7-tiny", "yolov8n", "yolov8n-seg", "yolov8n-pose", "yolov8n-obb", "yolov8n-cls", "yolov9-t-FocalModulation",
@@ -22,7 +22,7 @@ def test_parts_of_a_batch_give_the_maps_of_the_whole(monkeypatch: pytest.MonkeyP
     whole = network.infer(images)
     seen: list[int] = []
     network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    monkeypatch.setattr("models.model.PIXELS_AT_ONCE", 3 * 64 * 96)
+    monkeypatch.setattr("models.model.PIXELS_A_THREAD", 3 * 64 * 96 / torch.get_num_threads())
     parts = network.infer(images)
     assert seen == [2, 2]
     for branch, of_parts in zip(whole.branches, parts.branches, strict=True):
@@ -44,12 +44,21 @@ def test_parts_of_a_batch_give_the_maps_of_the_whole(monkeypatch: pytest.MonkeyP
         (1, (4096, 4096), {1}),
     ],
 )
-def test_parts_are_equal_and_no_larger_than_allowed(batch: int, hw: tuple[int, int], sizes: set[int]) -> None:
+def test_parts_are_equal_and_no_larger_than_allowed(
+    monkeypatch: pytest.MonkeyPatch, batch: int, hw: tuple[int, int], sizes: set[int]
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     images = torch.zeros(1, 3, 1, 1).expand(batch, 3, *hw)
     parts = few_at_a_time(images)
     assert {len(part) for part in parts} == sizes
     assert sum(map(len, parts)) == batch
-    assert all(len(part) * hw[0] * hw[1] <= PIXELS_AT_ONCE or len(part) == 1 for part in parts)
+    assert all(len(part) * hw[0] * hw[1] <= 2 * PIXELS_A_THREAD or len(part) == 1 for part in parts)
+
+
+def test_more_threads_take_more_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros(1, 3, 1, 1).expand(32, 3, 640, 640)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert {len(part) for part in few_at_a_time(images)} == {16}
 
 
 def test_other_devices_take_a_batch_whole() -> None:
