@@ -20,7 +20,8 @@ class HeadOutput(NamedTuple):
     """Raw maps of a head, the same type in training, evaluation and export.
 
     ``branches[b][level]`` is (B, no, H, W), auxiliary branches first, the main branch last. What a task adds for each cell (mask
-    coefficients, keypoints, an angle) is in ``fields[b][name][level]``, (B, ·, H, W); ``fields`` is empty where there is nothing.
+    coefficients, keypoints, an angle) is in ``fields[b][name][level]``, (B, ·, H, W); ``fields`` is empty where there is nothing. The first
+    axis of every tensor is the batch: what parts of one give is joined along it.
     """
 
     branches: tuple[tuple[Tensor, ...], ...]
