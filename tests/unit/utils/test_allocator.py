@@ -10,6 +10,13 @@ import pytest
 
 from utils.cli.allocator import keep_freed_memory
 
+
+def printed(program: str, request: pytest.FixtureRequest, **values: int) -> list[str]:
+    """The words that a program prints in a process of its own."""
+    program = program.format(root=str(request.config.rootpath), **values)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+
+
 FAULTS = """
 import resource, sys
 sys.path.insert(0, {root!r})
@@ -31,9 +38,7 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 @pytest.mark.parametrize("mib", [4, 48])  # of a small network's maps for one image, and for a batch
 def test_freed_blocks_are_used_again_without_new_pages(request: pytest.FixtureRequest, mib: int) -> None:
-    program = FAULTS.format(root=str(request.config.rootpath), mib=mib)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    kept, faults = map(int, run.stdout.split())
+    kept, faults = map(int, printed(FAULTS, request, mib=mib))
     if not kept:
         pytest.skip("another allocator, or set from outside")
     assert faults < 10 * 8 * (mib << 20) / resource.getpagesize() / 10  # a tenth of the pages that are written
@@ -68,9 +73,7 @@ print(len(sums), set(sums) == {{float(40 << 20)}})
 
 
 def test_threads_allocate_large_blocks_too(request: pytest.FixtureRequest) -> None:
-    program = THREADS.format(root=str(request.config.rootpath))
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["12", "True"]
+    assert printed(THREADS, request) == ["12", "True"]
 
 
 PEAKS = """
@@ -94,17 +97,14 @@ for mib in (100, 200, 50):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_released_memory_goes_back_so_that_peaks_can_be_compared(request: pytest.FixtureRequest) -> None:
     """--batch-size -1 measures one number of images after the other."""
-    run = subprocess.run(
-        [sys.executable, "-c", PEAKS.format(root=str(request.config.rootpath))], capture_output=True, text=True, check=True
-    )
-    kept, *peaks = map(int, run.stdout.split())
+    kept, *peaks = map(int, printed(PEAKS, request))
     if not kept:
         pytest.skip("another allocator, or set from outside")
     assert peaks == [pytest.approx(mib, abs=20) for mib in (100, 200, 50)]
 
 
 FORKED = """
-import os, resource, sys
+import os, sys
 sys.path.insert(0, {root!r})
 import torch
 from data.workers import start_worker
@@ -123,10 +123,7 @@ os.wait()
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_a_forked_loader_worker_gives_large_blocks_back(request: pytest.FixtureRequest) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", FORKED.format(root=str(request.config.rootpath))], capture_output=True, text=True, check=True
-    )
-    kept, peak, now = map(int, run.stdout.split())
+    kept, peak, now = map(int, printed(FORKED, request))
     if not kept:
         pytest.skip("another allocator, or set from outside")
     assert now < peak - 50
