@@ -67,14 +67,15 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
     with RunLock() as lock:
         make_folder(plan.folder)
         lock.take(plan.folder, job=distributed.job_id())
-        write_variants(plan)
-        notes = [*notes_of(plan)]
-        costs = count_costs(plan.folder, plan.variants, notes)
-        show_differences(plan, costs, notes)
         options = RunnerOptions(
             slots, plan.config.metric, plan.early_stop, (plan.baseline,), plan.folder / DECISIONS_FILE, plan.config.retry
         )  # fmt: skip
         runner = Runner(jobs_of(plan), start or starter(jobs=len(slots)), options)
+        runner.prepare()  # refuses the folder of another study before anything in it changes
+        write_variants(plan)
+        notes = [*notes_of(plan)]
+        costs = count_costs(plan.folder, plan.variants, notes)
+        show_differences(plan, costs, notes)
         try:
             runner.run()
         except KeyboardInterrupt:

@@ -17,10 +17,9 @@ from models.size_limit import AllocationLimit
 from models.spec.channel_rules import LayerPlan
 from models.spec.parser import ModelSpec, Row
 from models.spec.planning import doubtful_rows, needed, plan_layers
-from models.spec.plugin_faults import place_in_plugin
 from models.spec.row_arguments import what_it_takes
 from tasks import Task
-from utils.errors import UserError
+from utils.errors import UserError, place_in_plugin
 from utils.reading.limits import LARGEST_NETWORK
 from utils.types import Predictions
 
@@ -305,7 +304,8 @@ def tensors_wanted(images: object, channels: int) -> str:
 
 def _message_of(error: Exception) -> str:
     text = "divides by an argument that is 0" if isinstance(error, ZeroDivisionError) else " ".join(str(error).split())
-    return f"{text}{place_in_plugin(error)}"
+    place = place_in_plugin(error)
+    return f"{text} ({place})" if place else text
 
 
 def _arguments_text(plan: LayerPlan) -> str:

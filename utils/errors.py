@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+PLUGIN_PREFIX = "yolo_plugin_"  # of the names under which users' files are imported
 
 
 class UserError(ValueError):
@@ -17,11 +22,13 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1) -> str:
 
 
 def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
-    """The known names closest to ``name``, letter case aside, best first: those of the same letters in another order before all others."""
+    """The known names closest to ``name``, letter case aside, best first; of equals, those of the same letters in another order."""
     by_lower = {k.lower(): k for k in known}
-    permuted = [k for k in by_lower if k != name.lower() and sorted(k) == sorted(name.lower())]
-    near = difflib.get_close_matches(name.lower(), by_lower, n=count + len(permuted), cutoff=0.55)
-    return [by_lower[m] for m in dict.fromkeys([*permuted, *near])][:count]
+    given = name.lower()
+    permuted = [k for k in by_lower if k != given and sorted(k) == sorted(given)]
+    near = difflib.get_close_matches(given, by_lower, n=count + len(permuted), cutoff=0.55)
+    candidates = dict.fromkeys([*permuted, *near])
+    return [by_lower[m] for m in sorted(candidates, key=lambda k: -difflib.SequenceMatcher(None, k, given).ratio())][:count]
 
 
 def first_line(error: BaseException) -> str:
@@ -32,6 +39,13 @@ def first_line(error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """The same of a library whose message begins with a traceback."""
     return next(reversed(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def place_in_plugin(error: BaseException) -> str:
+    """Where in a user's file an error was raised, such as ``my_blocks.py, line 12``; empty where it was none."""
+    files = {getattr(m, "__file__", ""): Path(str(m.__file__)).name for n, m in list(sys.modules.items()) if n.startswith(PLUGIN_PREFIX)}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{files[frames[-1].filename]}, line {frames[-1].lineno}" if frames else ""
 
 
 def one_line(text: str, *, most: int = 4000) -> str:

@@ -28,6 +28,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words: ``1 seed``, ``3 seeds``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def csv_cell(value: Any) -> Any:
     """A cell of a CSV file. A spreadsheet takes a text that begins with ``=``, ``+``, ``-`` or ``@`` as a formula and runs it, so that
     such a text gets an apostrophe in front; what is a number stays as it is."""

@@ -28,6 +28,7 @@ from models.model import Model
 from utils.errors import UserError, one_line
 from utils.sizes import round_up_to_stride
 from utils.stopwatch import Stopwatch
+from utils.text_table import counted
 from utils.types import to_unit_range
 
 COSTS_FILE, LATENCY_FILE = "costs.json", "latency.json"
@@ -46,7 +47,7 @@ def count_costs(folder: Path, variants: Sequence[PlannedVariant], notes: list[st
     found: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     if new := {_key(planned) for planned in variants} - known.keys():
-        print(f"counts parameters and GFLOPs of {len(new)} networks", flush=True)
+        print(f"counts parameters and GFLOPs of {counted(len(new), 'network')}", flush=True)
     for planned in variants:
         key = _key(planned)
         if key in known:
@@ -89,12 +90,12 @@ def measure_latencies(
     Args:
         notes: gets a line for each variant that could not be measured.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
     keys = {planned.name: _key(planned) for planned in variants}
     wanted = {"device": name, "repeats": repeats, "keys": sorted(set(keys.values()))}
     known = _known(folder / LATENCY_FILE)
     if {key: known.get(key) for key in wanted} != wanted:
-        print(f"measures latency of {len(set(keys.values()))} networks on {name}, {repeats} repetitions", flush=True)
+        print(f"measures latency of {counted(len(set(keys.values())), 'network')} on {name}, {counted(repeats, 'repetition')}", flush=True)
         measured = _Latencies({_key(planned): planned for planned in variants}, device, repeats)
         known = {**wanted, "latency_ms": measured.ms, "failures": measured.failures}
         write_json(folder / LATENCY_FILE, known)

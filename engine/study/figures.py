@@ -47,6 +47,7 @@ def learning_curves(study: Study, folder: Path) -> list[Path]:
         axes = drawn.figure.add_subplot()
         _bands(drawn, axes, study, curves)
         axes.set(xlabel="epoch", ylabel=f"{column_title(study.metric)} (points)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(_bands_title(curves), fontsize=10)
         axes.grid(alpha=0.3)
     return _files(folder / "learning_curves")
@@ -66,7 +67,7 @@ def pr_curves(study: Study, folder: Path) -> list[Path]:
         axes = drawn.figure.add_subplot()
         _bands(drawn, axes, study, curves)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        axes.set_title(f"IoU 0.5, all classes: {_bands_title(curves)}", fontsize=9)
+        axes.set_title(f"{_bands_title(curves)}; IoU 0.5, all classes", fontsize=9)
         axes.grid(alpha=0.3)
     return _files(folder / "pr_curves")
 
@@ -233,7 +234,7 @@ def _bands(drawn: Drawn, axes: Any, study: Study, curves: Mapping[str, tuple[Arr
 
 
 def _bands_title(curves: Mapping[str, Any]) -> str:
-    return "mean and standard deviation over seeds" if len(curves) <= MANY else "mean over seeds, and the baseline's standard deviation"
+    return "Mean and standard deviation over seeds" if len(curves) <= MANY else "Mean over seeds, and the baseline's standard deviation"
 
 
 def _curves_of(study: Study, variant: str) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from typing import Any
 from engine.study.run_files import LOG_FILE, Job, can_resume, is_trained
 from utils import distributed
 from utils.cli.flags import flags_of
+from utils.cli.script import ERRORS_VARIABLE
 from utils.config import TrainConfig
 from utils.errors import UserError, printable
 from utils.run_folders import RunLock
@@ -90,7 +91,7 @@ class TrainingProcess:
         path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
         threads = {} if self.threads is None or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(self.threads)}
         inherited = {name: value for name, value in os.environ.items() if name not in RESTARTS}
-        return {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **threads}
+        return {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", ERRORS_VARIABLE: str(self.job.folder.absolute()), **threads}
 
     def _signal(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:

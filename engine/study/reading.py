@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.study.records import Cost, RunRecord, Status, Study
-from engine.study.run_outputs import read_outputs, read_study_run
+from engine.study.run_outputs import STUDY_RUN, StudyOfRuns, read_outputs, read_study_folder, read_study_run
 from tasks import DETECT, TASKS
 from utils.errors import UserError, nearest, one_line
 from utils.reading.text_files import decode, read_bytes
@@ -47,7 +47,7 @@ class ReadOptions:
     """What the runs are compared by.
 
     Attributes:
-        baseline: a variant; the first one if empty.
+        baseline: a variant; that of the study whose runs they are, else the first one, if empty.
         metric: of results.csv; ``mAP50`` and ``mAP50-95`` are understood. Empty: the main one of the first run's task.
     """
 
@@ -57,10 +57,11 @@ class ReadOptions:
 
 @dataclass
 class _Found:
-    """Records and notes in the making."""
+    """Records and notes in the making, and the studies whose runs they are, by folder."""
 
     records: list[RunRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    studies: dict[Path, StudyOfRuns] = field(default_factory=dict)
 
 
 def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Study:
@@ -86,22 +87,27 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
     if not found.records:
         reasons = f": {found.notes[0]}" if found.notes else f"; a run folder has a {RESULTS}"
         raise UserError(f"{', '.join(map(str, paths)) or 'no folder given'}: no run to report{reasons}")
-    records = numbered_seeds(by_variant(found.records), found.notes)
+    studies = [study for study in found.studies.values() if study.baseline]
+    ordered = by_variant(found.records, first=[name for study in studies for name in study.variants])
+    records = numbered_seeds(ordered, found.notes)
     names = tuple(dict.fromkeys(r.variant for r in records))
-    baseline = options.baseline or names[0]
+    baseline = options.baseline or next((study.baseline for study in studies if study.baseline in names), names[0])
     if baseline not in names:
         hint = nearest(baseline, names) or f"the variants are {', '.join(names[:9])}"
         raise UserError(f"--baseline {baseline}: no run of this variant; {hint}")
     return Study(tuple(records), baseline, metric or main_metric(()), tuple(found.notes) + _program_note(records))
 
 
-def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes: list[str] | None = None) -> RunRecord:
+def read_run(
+    folder: Path, *, variant: str = "", seed: int | None = None, study: StudyOfRuns | None = None, notes: list[str] | None = None
+) -> RunRecord:
     """One run folder as a record.
 
     Args:
         folder: holds a results.csv.
         variant: its name; that in the study, or that of its config, if empty.
         seed: that of opt.yaml or args.yaml if None; -1 where neither says one.
+        study: whose run it is; its counts of parameters and GFLOPs are taken.
         notes: gets a line for each thing that is not recognised.
 
     Raises:
@@ -114,6 +120,8 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
     if study_run.outputs is not None:
         kept = {key: getattr(outputs, key) for key in ("parameters", "program", "peak_memory_mib", "seconds")}
         outputs = replace(study_run.outputs, **kept)
+    study = study or StudyOfRuns()
+    sizes = study.parameters.get(study_run.variant, outputs.parameters), study.gflops.get(study_run.variant)
     known_seed = settings.get("seed")
     status, reason = _ending(curves, settings, is_complete=bool(outputs.metrics))
     best = best_row(curves)
@@ -128,7 +136,7 @@ def read_run(folder: Path, *, variant: str = "", seed: int | None = None, notes:
         per_size=outputs.per_size,
         pr_curves=outputs.pr_curves,
         image_noise=outputs.image_noise,
-        cost=Cost(outputs.parameters, peak_memory_mib=outputs.peak_memory_mib, training_seconds=_seconds(curves) or outputs.seconds),
+        cost=Cost(*sizes, peak_memory_mib=outputs.peak_memory_mib, training_seconds=_seconds(curves) or outputs.seconds),
         folder=folder,
         reason=reason,
         settings={
@@ -284,9 +292,9 @@ def variant_name(folder: Path, settings: Mapping[str, Any]) -> str:
     return " + ".join([name, *map(str, inserted)]) if isinstance(inserted, list) else name
 
 
-def by_variant(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """The records of each variant together, variants in the order of their first run."""
-    return [r for name in dict.fromkeys(r.variant for r in records) for r in records if r.variant == name]
+def by_variant(records: Sequence[RunRecord], *, first: Sequence[str] = ()) -> list[RunRecord]:
+    """The records of each variant together: variants of ``first`` in its order, then the others in the order of their first run."""
+    return [r for name in dict.fromkeys([*first, *(r.variant for r in records)]) for r in records if r.variant == name]
 
 
 def numbered_seeds(records: Sequence[RunRecord], notes: list[str]) -> list[RunRecord]:
@@ -315,7 +323,7 @@ def numbered_seeds(records: Sequence[RunRecord], notes: list[str]) -> list[RunRe
 
 def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:
     try:
-        record = read_run(folder, variant=name, notes=found.notes)
+        record = read_run(folder, variant=name, study=_study_of(found, folder), notes=found.notes)
     except UserError as error:
         found.notes.append(f"{error}; the run is left out")
         return
@@ -324,6 +332,16 @@ def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:
         found.notes.append(f"{folder / RESULTS}: no value of {metric} (metrics there: {one_line(known, most=200)}); the run is left out")
         return
     found.records.append(record)
+
+
+def _study_of(found: _Found, folder: Path) -> StudyOfRuns:
+    """The study whose run a folder is: runs lie in ``runs`` of the study folder."""
+    if not (folder / STUDY_RUN).is_file():
+        return StudyOfRuns()
+    path = folder.absolute().parent.parent
+    if path not in found.studies:
+        found.studies[path] = read_study_folder(path, found.notes)
+    return found.studies[path]
 
 
 def _ending(curves: Mapping[str, Sequence[float]], settings: Mapping[str, Any], *, is_complete: bool) -> tuple[Status, str]:

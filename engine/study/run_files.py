@@ -92,7 +92,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def prepare(job: Job) -> None:
-    """Makes the run folder with its ``study_run.json``. One in which nothing was trained yet holds no other run.
+    """Makes the run folder with its ``study_run.json``. One in which nothing was trained yet holds no other run, and begins anew.
 
     Raises:
         UserError: the folder holds a run that was trained otherwise; names what differs.
@@ -101,10 +101,13 @@ def prepare(job: Job) -> None:
     content = json.loads(json.dumps(_content(job)))  # as it will be read again
     if path.is_file():
         before = read_json(path)
-        if _is_begun(job) and (differing := _differing(before, content)):
-            raise UserError(f"{job.folder}: was trained with {differing}; give another --name, or remove the folder")
         if before == content:
             return
+        if differing := _differing(before, content):
+            if _is_begun(job):
+                raise UserError(f"{job.folder}: was trained with {differing}; give another --name, or remove the folder")
+            for save in _saves(job):  # of the network before its first step
+                save.unlink(missing_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
 
@@ -115,7 +118,21 @@ def _content(job: Job) -> dict[str, Any]:
 
 
 def _is_begun(job: Job) -> bool:
-    return epochs_done(job) > 0 or can_resume(job) or (job.folder / METRICS_FILE).is_file()
+    """Whether anything was trained; train.py saves before its first step too."""
+    return epochs_done(job) > 0 or (job.folder / METRICS_FILE).is_file() or any(_is_trained_save(path) for path in _saves(job))
+
+
+def _saves(job: Job) -> list[Path]:
+    return [path for path in (job.last, previous_of(job.last)) if path.is_file()]
+
+
+def _is_trained_save(path: Path) -> bool:
+    """Whether a save is of a network after its first step; a damaged one may be."""
+    try:
+        checkpoint = load_checkpoint(path)
+    except UserError:
+        return True
+    return checkpoint.training is None or checkpoint.epoch > 0 or bool(checkpoint.training.get("batch"))
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -184,7 +201,7 @@ def is_trained(job: Job) -> bool:
 
 def can_resume(job: Job) -> bool:
     """Whether the run has a save that train.py resumes with."""
-    return job.last.is_file() or previous_of(job.last).is_file()
+    return bool(_saves(job))
 
 
 def read_record(job: Job, *, stopped: Stop | None = None) -> RunRecord:

@@ -19,6 +19,7 @@ from utils.text_table import FORMULA_STARTS
 
 METRICS, PER_CLASS, PR_CURVE = "metrics.json", "per_class.csv", "pr_curve.csv"
 STUDY_RUN, STUDY_METRICS = "study_run.json", "study_metrics.json"  # of a run of a study
+STUDY_DIFFERENCES = "diff.json"  # of a study
 CLASS_COLUMNS = ("P", "R", "AP50", "AP75", "AP", "objects")
 MOST_POINTS = 10_000  # of a PR curve
 ALL = "all"  # the first row, and the first column of values: the mean over classes
@@ -100,20 +101,66 @@ def read_study_run(folder: Path, notes: list[str]) -> StudyRun:
     return StudyRun(variant, controlled, outputs)
 
 
+@dataclass(frozen=True)
+class StudyOfRuns:
+    """What a study folder says of the runs in it.
+
+    Attributes:
+        baseline: empty where it is not known.
+        variants: in the order of the table.
+        parameters, gflops: of each variant's network, as the study counted them.
+    """
+
+    baseline: str = ""
+    variants: tuple[str, ...] = ()
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    gflops: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_study_folder(folder: Path, notes: list[str]) -> StudyOfRuns:
+    """The baseline, the variants and the sizes of a study from its ``diff.json``; empty without one, and a note where it is damaged."""
+    path = folder / STUDY_DIFFERENCES
+    if not path.is_file():
+        return StudyOfRuns()
+    try:
+        rows = _parse_json(path, most=16 * MIB)
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+            return StudyOfRuns()  # a study of its baseline alone
+        baseline, names = rows[0]["baseline"], [row["variant"] for row in rows]
+        sizes = {key: {baseline: rows[0][key][0], **{row["variant"]: row[key][1] for row in rows}} for key in ("parameters", "gflops")}
+        if not all(isinstance(name, str) for name in (baseline, *names)):
+            raise TypeError("names are expected")
+    except UserError as error:
+        notes.append(f"{error}; it is left out")
+        return StudyOfRuns()
+    except (KeyError, IndexError, TypeError) as error:
+        notes.append(f"{path}: not the differences of a study ({type(error).__name__}: {error}); it is left out")
+        return StudyOfRuns()
+    known = {key: {name: value for name, value in values.items() if type(value) in (int, float)} for key, values in sizes.items()}
+    return StudyOfRuns(baseline, (baseline, *names), known["parameters"], known["gflops"])
+
+
 def _are_numbers(row: Any) -> bool:
     return isinstance(row, list) and len(row) <= MOST_POINTS and all(isinstance(v, (int, float)) for v in row)
 
 
 def _read_json(path: Path, *, most: int = MIB) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(decode(read_bytes(path, most=most, kind="JSON file")))
-    except (ValueError, RecursionError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+    value = _parse_json(path, most=most) if path.is_file() else {}
     if not isinstance(value, dict):
         raise UserError(f"{path}: keys and values are expected, not a {type(value).__name__}")
     return value
+
+
+def _parse_json(path: Path, *, most: int) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: larger than ``most`` bytes, or damaged.
+    """
+    try:
+        return json.loads(decode(read_bytes(path, most=most, kind="JSON file")))
+    except (ValueError, RecursionError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{path}: not valid JSON ({str(error)[:80]})") from None
 
 
 def _numbers(value: Any) -> dict[str, float]:

@@ -99,17 +99,25 @@ class Runner:
         self.stopped: dict[str, Stop] = {}  # by variant
         self.progress = _Progress()
 
+    def prepare(self) -> None:
+        """Makes the run folders; :meth:`run` comes after it.
+
+        Raises:
+            UserError: a run folder holds another run.
+        """
+        for job in self.jobs:
+            prepare(job)
+        if self.options.retry:
+            for job in self.jobs:
+                forget_failure(job)
+
     def run(self) -> None:
         """Trains what is left.
 
         Raises:
             KeyboardInterrupt: the study was interrupted; every training has saved itself.
-            UserError: a run folder holds another run, or the file of decisions is damaged.
+            UserError: the file of decisions is damaged.
         """
-        for job in self.jobs:
-            prepare(job)
-            if self.options.retry:
-                forget_failure(job)
         rule, options = self.options.rule, self.options
         decisions = Decisions(options.decisions, rule, metric=options.metric, always=options.always) if rule else None
         try:
@@ -154,15 +162,15 @@ class Runner:
         elif active.is_paused and code in INTERRUPTED:
             seconds = time.monotonic() - active.since
             done = epochs_done(active.job)
-            rest = self.progress.ended(active.job, seconds, epochs=done - active.first_epoch)
-            print(f"pauses {active.job} after {done} epochs in {duration(seconds)}{rest}", flush=True)
+            self.progress.ended(active.job, seconds, epochs=done - active.first_epoch)
+            print(f"pauses {active.job} after {done} epochs in {duration(seconds)}{self.progress.left()}", flush=True)
         else:
             self._fail(active.job, active.training.reason() if code else "it ended without metrics")
 
     def _fail(self, job: Job, reason: str) -> None:
         self.progress.failed(job)
         note_failure(job, reason)
-        print(f"failed {job}: {reason}", flush=True)
+        print(f"failed {job}: {reason}; {self._standing()}", flush=True)
 
     def _is_done(self, job: Job, goal: int | None) -> bool:
         done = job.variant in self.stopped or is_measured(job) or bool(failure(job))
@@ -216,10 +224,17 @@ class Runner:
         """Prints the result of a run, and how long the rest will take."""
         record, seconds = read_record(active.job), time.monotonic() - active.since
         value = record.metrics.get(self.options.metric, math.nan)
-        done = sum(is_measured(job) for job in self.jobs)
-        rest = self.progress.ended(active.job, seconds, epochs=active.job.epochs - active.first_epoch)
+        self.progress.ended(active.job, seconds, epochs=active.job.epochs - active.first_epoch)
         found = f"{self.options.metric} {value:.4f} in {duration(seconds)}"
-        print(f"finished {active.job}: {found}; {done} of {len(self.jobs)} runs{rest}", flush=True)
+        print(f"finished {active.job}: {found}; {self._standing()}", flush=True)
+
+    def _standing(self) -> str:
+        """How many runs have ended, and how long the rest will take: ``3 of 4 runs, 1 of them failed, about 2 min left``."""
+        running = [active.job for active in self.active]  # one of them may have ended since it was looked at
+        failed = sum(bool(failure(job)) for job in self.jobs if job not in running)
+        done = sum(self._is_done(job, None) for job in self.jobs if job not in running)
+        failures = f", {failed} of them failed" if failed else ""
+        return f"{done} of {len(self.jobs)} runs{failures}{self.progress.left()}"
 
     def _end_all(self) -> None:
         for active in self.active:
@@ -247,12 +262,15 @@ class _Progress:
         """Leaves a run out of what is left."""
         self.waiting.pop(str(job), None)
 
-    def ended(self, job: Job, seconds: float, *, epochs: int) -> str:
-        """Counts a run that has finished or paused; what is left in words, empty for nothing or where it is not known."""
+    def ended(self, job: Job, seconds: float, *, epochs: int) -> None:
+        """Counts a run that has finished or paused."""
         self.waiting.pop(str(job), None)
         self.seconds, self.epochs = self.seconds + seconds, self.epochs + max(epochs, 1)
+
+    def left(self) -> str:
+        """What is left in words; empty for nothing, or where it is not known."""
         left = sum(self.waiting.values())
-        if not left:
+        if not left or not self.epochs:
             return ""
         rate = self.seconds / self.epochs / self.slots
         return f", about {duration(left * rate)} left{f' to epoch {self.goal}' if self.goal else ''}"

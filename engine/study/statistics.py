@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.study.distributions import f_upper, shift_of_power, signed_rank_p, t_quantile, t_two_sided
 from engine.study.records import RunRecord, Status, Study
+from utils.text_table import counted
 
 Array = NDArray[np.float64]
 ALPHA = 0.05  # chance of a false verdict, over the whole family
@@ -95,7 +96,7 @@ class Comparison:
         """The verdict with its numbers, in points: ``better by 0.8 ± 0.5 (5 seeds, p = 0.01 after Holm)``."""
         if self.verdict is Verdict.UNTESTED:
             return f"not tested: {self.reason}"
-        seeds = _counted(self.paired.count, "seed")
+        seeds = counted(self.paired.count, "seed")
         if self.verdict is Verdict.NO_EVIDENCE:
             detectable = POINTS * self.detectable
             shown = f"would show ≥ {detectable:.{digits_of(detectable)}f}"
@@ -154,7 +155,7 @@ class Together:
     def sentence(self) -> str:
         """In points: ``-0.5 ± 0.9 (3 seeds); no evidence that the variants differ among themselves (F = 1.1, p = 0.34)``."""
         found = "the variants differ among themselves" if self.p < ALPHA else "no evidence that the variants differ among themselves"
-        mean = f"{shown_difference(self.paired.mean, self.paired.half_width, signed=True)} ({_counted(self.paired.count, 'seed')})"
+        mean = f"{shown_difference(self.paired.mean, self.paired.half_width, signed=True)} ({counted(self.paired.count, 'seed')})"
         return mean if math.isnan(self.f) else f"{mean}; {found} (F = {self.f:.2f}, p {shown_p(self.p)})"
 
 
@@ -372,7 +373,3 @@ def shown_p(p: float) -> str:
     if p < 0.001:
         return "< 0.001"
     return f"= {p:.2f}" if p >= 0.095 else f"= {p:.3f}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -16,7 +16,7 @@ from engine.study.statistics import POINTS, Analysis, Comparison, Verdict, shown
 from engine.study.variant_costs import variant_cost
 from utils.errors import one_line
 from utils.metrics.columns import column_title
-from utils.text_table import csv_cell, markdown_table
+from utils.text_table import counted, csv_cell, markdown_table
 
 MARKS = {Verdict.BETTER: "↑", Verdict.WORSE: "↓", Verdict.NO_EVIDENCE: "n.s.", Verdict.UNTESTED: "–"}
 NONE = "–"
@@ -93,7 +93,7 @@ def caption(study: Study, analysis: Analysis) -> str:
     seeds = sorted({seed for s in analysis.summaries for seed in s.values})
     setting = "; ".join(SETTINGS[key].format(" or ".join(values)) for key, values in _settings(study).items())
     family = max((c.family for c in analysis.comparisons), default=0)
-    comparisons = f"{family} comparison{'' if family == 1 else 's'}"
+    comparisons = counted(family, "comparison")
     over = f"mean ± standard deviation over seeds ({_shown_seeds(seeds)})"
     sentences = [
         f"{column_title(study.metric)} in points: {over}" + (f"; {setting}" if setting else ""),
@@ -105,7 +105,7 @@ def caption(study: Study, analysis: Analysis) -> str:
         own = analysis.to_controls[0].family
         sentences.append(
             f"A control has plain convolutions of the same capacity in place of a variant's modules; differences to controls are tested in "
-            f"the same way, {own} comparison{'' if own == 1 else 's'} of their own"
+            f"the same way, {counted(own, 'comparison')} of their own"
         )
     if analysis.image_noise:
         noise = POINTS * max(analysis.image_noise.values())

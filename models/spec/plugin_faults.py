@@ -6,7 +6,6 @@ import builtins
 import dis
 import functools
 import inspect
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import nn
 
 from utils.errors import UserError, closest, first_line
 
-MODULE_PREFIX = "yolo_plugin_"  # of the names under which users' files are imported
 ALL_BLOCKS = "from models.blocks import *"
 # What pasted classes use without importing it, and the line that brings it.
 IMPORTS = {
@@ -109,13 +107,6 @@ def fault_of(error: Exception, path: Path, blocks: Mapping[str, Any]) -> str:
     if isinstance(error, UserError):
         return f"{where}{error}"
     return f"{where}{type(error).__name__}: {first_line(error)}{_hint(error, blocks)}"
-
-
-def place_in_plugin(error: BaseException) -> str:
-    """Where in a user's file an error was raised, such as `` (my_blocks.py, line 12)``; empty where it was none."""
-    files = {getattr(m, "__file__", ""): Path(str(m.__file__)).name for n, m in list(sys.modules.items()) if n.startswith(MODULE_PREFIX)}
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    return f" ({files[frames[-1].filename]}, line {frames[-1].lineno})" if frames else ""
 
 
 def _hint(error: Exception, blocks: Mapping[str, Any]) -> str:

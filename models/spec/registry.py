@@ -23,7 +23,6 @@ from torch import nn
 
 from models.spec.channel_rules import ChannelRule, same_width
 from models.spec.plugin_faults import (
-    MODULE_PREFIX,
     classes_of,
     fault_of,
     globals_of,
@@ -33,7 +32,7 @@ from models.spec.plugin_faults import (
     without_forward,
 )
 from tasks.base import TASKS
-from utils.errors import UserError, closest, nearest
+from utils.errors import PLUGIN_PREFIX, UserError, closest, nearest
 from utils.metrics.columns import FITNESS_WEIGHTS, METRIC_COLUMNS
 
 log = logging.getLogger(__name__)
@@ -201,7 +200,7 @@ class Plugin:
     def holds(self, item: object) -> bool:
         """Whether a class or function was defined in this file."""
         module = str(getattr(item, "__module__", ""))
-        return module.startswith(MODULE_PREFIX) and module.endswith(f"_{self.sha256[:8]}")
+        return module.startswith(PLUGIN_PREFIX) and module.endswith(f"_{self.sha256[:8]}")
 
 
 _PLUGINS: dict[str, Plugin] = {}  # by hash, so that naming a file twice is harmless
@@ -221,7 +220,7 @@ def load_plugin(path: str | Path) -> Plugin:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest in _PLUGINS:
         return _PLUGINS[digest]
-    module_name = f"{MODULE_PREFIX}{path.stem}_{digest[:8]}"
+    module_name = f"{PLUGIN_PREFIX}{path.stem}_{digest[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugins {path}: not a Python file")

@@ -17,6 +17,23 @@ from tests.tiny_training import config, make_world
 from train import train
 
 ROOT = Path(__file__).parents[2]
+FAILING = """
+import torch
+from torch import nn
+from models.spec import channel_rules as rules
+from models.spec.registry import register
+
+@register("FailsForTests", channels=rules.same_width)
+class FailsForTests(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            raise RuntimeError("broken on purpose")
+        return self.conv(x)
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, and end with their parent")
@@ -36,18 +53,23 @@ def test_study_killed_three_times_ends_with_the_same_table(tmp_path):
 
 def test_study_from_the_command_line(tmp_path, monkeypatch):
     world = make_world(tmp_path / "world")
-    file = world / "tiny.yaml"
+    file, plugin = world / "tiny.yaml", world / "fails.py"
     file.write_text(
-        "cfg: tiny-v9.yaml\nattention: [none, MHSA@3]\nseeds: [0]\ndata: data.yaml\nepochs: 1\nimgsz: 64\nbatch_size: 4\nworkers: 0\n"
-        "latency: 3\njobs: 2\ndevices: cpu\ntrain: {noplots: true}\n"
+        "cfg: tiny-v9.yaml\nattention: [MHSA@3, none, FailsForTests@3]\nbaseline: none\nseeds: [0]\ndata: data.yaml\nepochs: 1\nimgsz: 64\n"
+        "batch_size: 4\nworkers: 0\nlatency: 3\njobs: 2\ndevices: cpu\nplugins: [fails.py]\ntrain: {noplots: true}\n"
     )
+    plugin.write_text(FAILING)
     command = [sys.executable, str(ROOT / "study.py"), "tiny.yaml", "--project", str(tmp_path / "studies")]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
     folder = tmp_path / "studies" / "tiny"
     assert "MHSA@3 and none\n    + row 4: MHSA []" in first.stdout
-    assert "2 of 2 runs" in first.stdout
+    assert "3 of 3 runs, 1 of them failed" in first.stdout
+    (failed,) = (line for line in first.stdout.splitlines() if line.startswith("failed FailsForTests@3 seed 0: "))
+    (log,) = (folder / "runs" / "FailsForTests@3-seed0").glob("train-*.log")
+    assert f": fails.py, line 15: RuntimeError: broken on purpose; traceback in {log}" in failed
+    assert "in forward" in log.read_text()
     for name in ("none-seed0", "MHSA@3-seed0"):
         run = folder / "runs" / name
         found = read_json(run / "study_metrics.json")
@@ -61,19 +83,27 @@ def test_study_from_the_command_line(tmp_path, monkeypatch):
     again = subprocess.run(command, cwd=world, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "trains" not in again.stdout
+    plugin.write_text(FAILING.replace("if self.training and", "if self.training and not"))
+    mended = subprocess.run([*command, "--retry"], cwd=world, env=environment, capture_output=True, text=True)
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert [line for line in mended.stdout.splitlines() if line.startswith("trains")] == ["trains FailsForTests@3 seed 0 on cpu"]
     studied = table(folder)
+    assert len(studied) == 3
     monkeypatch.setattr("engine.study.report._draw", lambda *_: [])  # figures take seconds, and were drawn above
     for name in ("report", "report2"):
-        study.main(["--report", str(folder), "--baseline", "none", "--project", str(tmp_path / "studies")])
+        study.main(["--report", str(folder), "--project", str(tmp_path / "studies")])
         assert table(tmp_path / "studies" / name) == studied
     assert study.main(["--report", str(world / "images"), "--project", str(tmp_path / "studies")]) == 1
     assert not (tmp_path / "studies" / "report3").exists()
 
 
-def table(folder: Path) -> dict[tuple[str, str], float]:
-    """The compared metric of each run of a report."""
+def table(folder: Path) -> dict[tuple[str, str], tuple[float, int, float]]:
+    """The compared metric and the size of each run of a report."""
     with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
-        return {(row["variant"], row["seed"]): float(row["metrics/mAP_0.5:0.95"]) for row in csv.DictReader(file)}
+        return {
+            (row["variant"], row["seed"]): (float(row["metrics/mAP_0.5:0.95"]), int(row["parameters"]), float(row["GFLOPs"]))
+            for row in csv.DictReader(file)
+        }
 
 
 class Seen(Callback):

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.cli.allocator import keep_freed_memory
-from utils.errors import UserError, first_line, one_line
+from utils.errors import UserError, first_line, one_line, place_in_plugin
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
-ERRORS = Path("runs") / "errors"  # logs of internal errors; the system's folder for temporary files where it cannot be written
+ERRORS = Path("runs") / "errors"  # tracebacks; the system's folder for temporary files where it cannot be written
+ERRORS_VARIABLE = "YOLO_ERRORS"  # of the environment: another folder, as a study gives its trainings
 MAX_LOG_CHARS = 1 << 20
 
 
@@ -65,6 +66,8 @@ def _unexpected(error: Exception) -> str:
 
     if is_out_of_memory(error):
         return f"not enough memory ({first_line(error)}); a smaller --imgsz or --batch-size needs less"
+    if place := place_in_plugin(error):
+        return f"{place}: {type(error).__name__}: {first_line(error)}"
     if isinstance(error, OSError) and error.strerror:  # a full disk, a file without permission
         return f"{error.filename or 'input or output'}: {error.strerror}"
     return f"internal error, please report: {type(error).__name__}: {first_line(error)}"
@@ -79,7 +82,7 @@ def _logged(name: str, error: Exception) -> str:
     versions = f"{name}, Python {platform.python_version()}, torch {torch_version}, {platform.platform()}"
     text = versions + "\n" + "".join(traceback.format_exception(error))[-MAX_LOG_CHARS:]
     file_name = f"{name.split('.')[-2 if name.endswith('.py') else -1]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    for folder in (ERRORS, Path(tempfile.gettempdir())):
+    for folder in (Path(os.environ.get(ERRORS_VARIABLE) or ERRORS), Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / file_name).write_text(text, encoding="utf-8", errors="backslashreplace")

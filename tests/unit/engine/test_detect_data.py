@@ -9,5 +9,5 @@ from utils.errors import UserError
 
 @pytest.mark.parametrize("source", ["", "images"])
 def test_a_dataset_that_is_not_there_is_refused(source):
-    with pytest.raises(UserError, match="dataset file nofile not found, tried"):
+    with pytest.raises(UserError, match=r"dataset file nofile not found, tried .*; known names: "):
         detect(DetectConfig(weights="none.pt", data="nofile", source=source, device="cpu"))

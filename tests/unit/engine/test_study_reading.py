@@ -102,6 +102,24 @@ def test_a_study_folder_is_reported_as_the_study_was(make_run, tmp_path):
     assert (study.records[0].per_class, study.records[0].pr_curves) == ({"a": {"AP": 0.5}}, {"all": [1.0, 0.5]})
     assert study.records[0].cost.parameters == 7
     assert study.notes == ()
+    differences = [
+        {"variant": "SE@9", "baseline": "none", "parameters": [10, 12], "gflops": [0.5, 0.6]},
+        {"variant": "SE@9 control", "baseline": "none", "parameters": [10, None], "gflops": [0.5, None]},
+    ]
+    (tmp_path / "runs/study/diff.json").write_text(json.dumps(differences))
+    study = read_study([tmp_path / "runs/study"])
+    sizes = [(r.variant, r.cost.parameters, r.cost.gflops) for r in study.records]
+    assert sizes == [("none", 10, 0.5), ("SE@9", 12, 0.6), ("SE@9 control", 7, None)]
+    assert (study.baseline, study.notes) == ("none", ())
+    assert read_study([tmp_path / "runs/study"], ReadOptions(baseline="SE@9")).baseline == "SE@9"
+    assert [r.cost.gflops for r in read_study([Path(f"plain={tmp_path / 'runs/study/runs/c'}")]).records] == [0.5]
+    wrong = "not the differences of a study"
+    for damaged, said in (("{", "not valid JSON"), ('[{"variant": 1}]', wrong), ("[{}]", "KeyError"), ("[]", "")):
+        (tmp_path / "runs/study/diff.json").write_text(damaged)
+        study = read_study([tmp_path / "runs/study"])
+        assert study.baseline == "SE@9 control"
+        assert said in "".join(study.notes)
+        assert len(study.notes) == bool(said)
     (tmp_path / "runs/study/runs/a/study_run.json").write_text("{")
     assert "study_run.json: not valid JSON" in read_study([tmp_path / "runs/study"]).notes[0]
 

@@ -89,6 +89,7 @@ class World:
 
 def run(made, world, **options):
     runner = Runner(made, world, RunnerOptions(poll_s=0, **options))
+    runner.prepare()
     runner.run()
     return runner
 
@@ -102,7 +103,10 @@ def test_seven_configs_of_which_one_fails(tmp_path, capsys):
     found = table(run(made, World(failing={"d": 2})))
     assert [status for _, _, status, _, _ in found] == [Status.FINISHED] * 3 + [Status.FAILED] + [Status.FINISHED] * 3
     assert found[3][4] == "the memory is full"
-    assert "failed d seed 0: the memory is full" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    failed = next(line for line in lines if line.startswith("failed"))
+    assert failed.startswith("failed d seed 0: the memory is full; 4 of 7 runs, 1 of them failed")
+    assert lines[-1].endswith("; 7 of 7 runs, 1 of them failed")
     again = World()
     assert table(run(made, again)) == found
     assert again.started == []
@@ -143,6 +147,13 @@ def test_rest_is_told_after_the_first_run(tmp_path, capsys, monkeypatch):
     assert "1 of 4 runs, about 3 min left" in lines[0]
     assert lines[-1].endswith("4 of 4 runs")
     assert [duration(s) for s in (42, 600, 12_600)] == ["42 s", "10 min", "3.5 h"]
+
+
+def test_a_run_that_ended_unseen_is_not_counted_before_its_line(tmp_path, capsys):
+    run(jobs(tmp_path, names="ab", seeds=(0, 1)), World(), slots=("", ""))  # two at a time, which end together
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("finished")]
+    assert [line.partition("; ")[2].partition(",")[0] for line in lines] == [f"{n} of 4 runs" for n in (1, 2, 3, 4)]
+    assert ["left" in line for line in lines] == [True, True, True, False]
 
 
 def test_halving_stops_all_seeds_of_the_worst_and_keeps_the_baseline(tmp_path):
@@ -257,7 +268,7 @@ def test_rest_is_told_in_every_phase_of_an_early_stop(tmp_path, capsys, monkeypa
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("pauses", "finished"))]
     assert lines[0] == "pauses a seed 0 after 2 epochs in 60 s, about 2 min left to epoch 2"
     assert lines[1] == "pauses c seed 0 after 2 epochs in 60 s"
-    assert lines[2].endswith("1 of 3 runs, about 60 s left")
+    assert lines[2].endswith("2 of 3 runs, 1 of them failed, about 60 s left")
 
 
 def test_controls_follow_their_variants():

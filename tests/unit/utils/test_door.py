@@ -1,6 +1,6 @@
 """The door of the scripts: whatever ends one is a line and an exit status; flags out of range are refused before anything is done."""
 
-import importlib
+import importlib.util
 import re
 import sys
 
@@ -9,10 +9,10 @@ import pytest
 from utils.cli import detect_arguments, export_arguments, train_arguments, val_arguments
 from utils.cli.flags import LARGEST_WHOLE, flags_of
 from utils.cli.parser import OneLineParser
-from utils.cli.script import ERRORS, run_command, run_script
+from utils.cli.script import ERRORS, ERRORS_VARIABLE, run_command, run_script
 from utils.config import TrainConfig
 from utils.distributed import select_device
-from utils.errors import UserError, one_line
+from utils.errors import PLUGIN_PREFIX, UserError, one_line
 
 SCRIPTS = {"train": train_arguments, "val": val_arguments, "detect": detect_arguments, "export": export_arguments}
 COMMANDS = {
@@ -47,6 +47,19 @@ def test_an_unexpected_error_is_one_line_and_a_log(tmp_path, monkeypatch, capsys
     assert "Traceback (most recent call last)" in text
     assert "in raising" in text or "in body" in text
     assert "secret" not in text
+
+
+def test_an_error_of_a_users_file_is_named_by_file_and_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(ERRORS_VARIABLE, str(tmp_path / "run"))
+    file = tmp_path / "mine.py"
+    file.write_text("def forward(x):\n    return x['a']\n")
+    spec = importlib.util.spec_from_file_location(f"{PLUGIN_PREFIX}mine_0", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert run_script("train.py", lambda: module.forward({})) == 1
+    (log,) = (tmp_path / "run").iterdir()
+    assert one(capsys.readouterr().err) == f"train.py: mine.py, line 2: KeyError: 'a'; traceback in {log}"
 
 
 def test_without_a_folder_the_traceback_is_printed(tmp_path, monkeypatch, capsys):
