@@ -32,7 +32,7 @@ class PackedConv(nn.Conv2d):
 
     inside: str  # name of the activation in the kernel
     activate: Callable[[Tensor], Tensor]  # the same as a function
-    _packed: tuple[Any, Tensor] | None = None  # what the weights were packed for, and the packed weights; those of the last size only
+    _packed: tuple[Any, tuple[Any, ...]] | None = None  # what for, and the kernel's arguments; of the last size only
 
     @classmethod
     def of(cls, conv: nn.Conv2d, activation: nn.Module) -> PackedConv:
@@ -43,31 +43,56 @@ class PackedConv(nn.Conv2d):
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._runs_packed(x):
+        arguments = self._kernel_arguments(x)
+        if arguments is None:
             return self.activate(super().forward(x))
-        weight = self._weight_for(x)
-        sizes = (self.padding, self.stride, self.dilation, self.groups)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *sizes, self.inside, [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, *arguments)
 
-    def _runs_packed(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return False
-        plain = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32 and self.weight.device.type == "cpu"
-        return plain and x.dim() == 4 and x.numel() > 0 and not self.weight.is_inference()
+    def _kernel_arguments(self, x: Tensor) -> tuple[Any, ...] | None:
+        """The kernel's arguments after the map, with the weights in the layout that suits maps of this shape; None where it cannot be used.
 
-    def _weight_for(self, x: Tensor) -> Tensor:
-        """The weights in the layout that suits maps of this shape; packed anew when shape or weights have changed."""
-        key = (x.shape, self.weight.data_ptr(), self.weight._version)
+        They are made anew when shape or weights have changed. What is asked at each call is little: small maps cost as much to call as to
+        compute, and an attribute of a module takes longer than its dictionary.
+        """
+        if torch.is_grad_enabled() or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        weight = self._parameters["weight"]
+        assert weight is not None
+        if weight.is_inference():  # it counts no versions
+            return None
+        bias = self._parameters["bias"]
+        key = (x.shape, x.dtype, weight.dtype, weight.data_ptr(), weight._version, bias is None or bias.data_ptr())
         packed = self._packed
         if packed is None or packed[0] != key:
+            if x.dtype != torch.float32 or weight.dtype != torch.float32 or not weight.is_cpu or x.dim() != 4 or x.numel() == 0:
+                return None
             sizes = (self.padding, self.stride, self.dilation, self.groups)
-            packed = key, torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *sizes, list(x.shape))
+            in_layout = torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *sizes, list(x.shape))
+            packed = key, (in_layout, bias, *sizes, self.inside, [], "")
             self._packed = packed  # one assignment: threads may share the module
         return packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the packed weights, which can be neither saved nor moved."""
         return {key: value for key, value in self.__dict__.items() if key != "_packed"}
+
+
+class PackedUnit(nn.Module):
+    """A convolution and its activation as one call; parameters keep the names that they have in the module that it replaces."""
+
+    convolution: str  # its name
+
+    @classmethod
+    def of(cls, unit: nn.Module, convolution: str) -> PackedUnit:
+        """Shares everything of a unit whose convolution ``PackedConv`` has taken its activation over."""
+        packed = cls.__new__(cls)
+        packed.__dict__.update(unit.__dict__, convolution=convolution)
+        return packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._modules[self.convolution](x)  # type: ignore[misc]  # faster than the attribute
 
 
 def pack_convolutions(model: nn.Module) -> None:
@@ -92,21 +117,24 @@ def can_pack() -> bool:
 def _pack_children(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, (FusedConv, FusedRepConv)):
-            _pack_with_activation(child, "conv" if isinstance(child, FusedConv) else "rbr_reparam")
+            setattr(module, name, _packed_unit(child, "conv" if isinstance(child, FusedConv) else "rbr_reparam"))
         elif _can_replace(child):
             setattr(module, name, PackedConv.of(child, nn.Identity()))  # type: ignore[arg-type]
         else:
             _pack_children(child)
 
 
-def _pack_with_activation(unit: nn.Module, name: str) -> None:
+def _packed_unit(unit: nn.Module, name: str) -> nn.Module:
+    """The unit with its convolution packed, where that can be."""
     conv, act = getattr(unit, name), unit.get_submodule("act")
     if not _can_replace(conv):
-        return
+        return unit
     inside = type(act) in INSIDE
     setattr(unit, name, PackedConv.of(conv, act if inside else nn.Identity()))
-    if inside:
-        unit.act = nn.Identity()
+    if not inside:
+        return unit
+    unit.act = nn.Identity()
+    return PackedUnit.of(unit, name)
 
 
 def _can_replace(module: nn.Module) -> bool:
