@@ -22,13 +22,14 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1) -> str:
 
 
 def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
-    """The known names closest to ``name``, letter case aside, best first; of equals, those of the same letters in another order."""
+    """The known names closest to ``name``, letter case aside, best first: those with two neighbouring letters exchanged first."""
     by_lower = {k.lower(): k for k in known}
     given = name.lower()
+    exchanged = [k for i in range(len(given) - 1) if (k := given[:i] + given[i + 1] + given[i] + given[i + 2 :]) in by_lower and k != given]
     permuted = [k for k in by_lower if k != given and sorted(k) == sorted(given)]
     near = difflib.get_close_matches(given, by_lower, n=count + len(permuted), cutoff=0.55)
-    candidates = dict.fromkeys([*permuted, *near])
-    return [by_lower[m] for m in sorted(candidates, key=lambda k: -difflib.SequenceMatcher(None, k, given).ratio())][:count]
+    others = sorted(dict.fromkeys([*permuted, *near]), key=lambda k: -difflib.SequenceMatcher(None, k, given).ratio())
+    return [by_lower[m] for m in dict.fromkeys([*exchanged, *others])][:count]
 
 
 def first_line(error: BaseException) -> str:

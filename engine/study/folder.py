@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.study.plan import Plan, PlannedVariant
-from engine.study.run_files import Job, network_hash
+from engine.study.records import Cost
+from engine.study.run_files import Job, network_hash, write_json
+from engine.study.run_outputs import STUDY, study_content
 from models.edit.graph_table import spec_yaml
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -28,6 +31,12 @@ def write_variants(plan: Plan) -> None:
                 planned.hyp.to_yaml(partial)
     except OSError as error:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror or error}); give another --project or --name") from None
+
+
+def write_study(plan: Plan, costs: Mapping[str, Cost]) -> None:
+    """Writes ``study.json``, by which a report of the folder is the study's own."""
+    content = study_content(plan.baseline, plan.config.metric, {planned.name: costs[planned.name] for planned in plan.variants})
+    write_json(plan.folder / STUDY, content)
 
 
 def jobs_of(plan: Plan) -> list[Job]:

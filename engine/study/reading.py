@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.study.records import Cost, RunRecord, Status, Study
-from engine.study.run_outputs import STUDY_RUN, StudyOfRuns, read_outputs, read_study_folder, read_study_run
+from engine.study.run_outputs import STUDY_FAILED, STUDY_RUN, StudyOfRuns, StudyRun, read_outputs, read_study_folder, read_study_run
 from tasks import DETECT, TASKS
 from utils.errors import UserError, nearest, one_line
 from utils.reading.text_files import decode, read_bytes
@@ -48,7 +48,7 @@ class ReadOptions:
 
     Attributes:
         baseline: a variant; that of the study whose runs they are, else the first one, if empty.
-        metric: of results.csv; ``mAP50`` and ``mAP50-95`` are understood. Empty: the main one of the first run's task.
+        metric: of results.csv; ``mAP50`` and ``mAP50-95`` are understood. Empty: that of the study, else of the first run's task.
     """
 
     baseline: str = ""
@@ -82,6 +82,7 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
         for run in run_folders(folder, found.notes):
             if len(found.records) == MOST_RUNS:
                 raise UserError(f"{folder}: more than {MOST_RUNS} runs; give fewer folders")
+            metric = metric or _study_of(found, run).metric
             _read_into(found, run, name=name, metric=metric)
             metric = metric or next((main_metric(record.metrics) for record in found.records if record.metrics), "")
     if not found.records:
@@ -107,24 +108,23 @@ def read_run(
         folder: holds a results.csv.
         variant: its name; that in the study, or that of its config, if empty.
         seed: that of opt.yaml or args.yaml if None; -1 where neither says one.
-        study: whose run it is; its counts of parameters and GFLOPs are taken.
+        study: whose run it is; the costs that it measured are taken.
         notes: gets a line for each thing that is not recognised.
 
     Raises:
         UserError: results.csv is missing, too large, no CSV, or without rows.
     """
     notes = notes if notes is not None else []
-    settings = read_settings(folder, notes)
-    curves = read_curves(folder / RESULTS, notes)
     outputs, study_run = read_outputs(folder, notes), read_study_run(folder, notes)
+    settings = study_run.flags or read_settings(folder, notes)
+    curves = read_curves(folder / RESULTS, notes) if (folder / RESULTS).is_file() or not study_run.failure else {}
     if study_run.outputs is not None:
         kept = {key: getattr(outputs, key) for key in ("parameters", "program", "peak_memory_mib", "seconds")}
         outputs = replace(study_run.outputs, **kept)
     study = study or StudyOfRuns()
-    sizes = study.parameters.get(study_run.variant, outputs.parameters), study.gflops.get(study_run.variant)
+    cost = study.costs.get(study_run.variant, Cost(outputs.parameters))
     known_seed = settings.get("seed")
-    status, reason = _ending(curves, settings, is_complete=bool(outputs.metrics))
-    best = best_row(curves)
+    status, reason, best = _ending(curves, settings, study_run, study.stop_of(study_run), is_complete=bool(outputs.metrics))
     at_best = {name: values[best] for name, values in curves.items() if name.startswith("metrics/") and math.isfinite(values[best])}
     return RunRecord(
         variant=variant or study_run.variant or variant_name(folder, settings),
@@ -136,7 +136,7 @@ def read_run(
         per_size=outputs.per_size,
         pr_curves=outputs.pr_curves,
         image_noise=outputs.image_noise,
-        cost=Cost(*sizes, peak_memory_mib=outputs.peak_memory_mib, training_seconds=_seconds(curves) or outputs.seconds),
+        cost=replace(cost, peak_memory_mib=outputs.peak_memory_mib, training_seconds=_seconds(curves) or outputs.seconds),
         folder=folder,
         reason=reason,
         settings={
@@ -253,10 +253,10 @@ def run_folders(path: Path, notes: list[str]) -> list[Path]:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a results.csv of a training lies in a folder; that of a study has a row for each of its runs."""
+    """Whether a training's results.csv, or a study's word of its failure, lies in a folder; a study's own has a row for each run."""
     path = folder / RESULTS
     if not path.is_file():
-        return False
+        return (folder / STUDY_FAILED).is_file()
     try:
         with path.open("rb") as file:
             return not file.read(len(STUDY_TABLE)).startswith(STUDY_TABLE)
@@ -338,21 +338,28 @@ def _study_of(found: _Found, folder: Path) -> StudyOfRuns:
     """The study whose run a folder is: runs lie in ``runs`` of the study folder."""
     if not (folder / STUDY_RUN).is_file():
         return StudyOfRuns()
-    path = folder.absolute().parent.parent
+    path = folder.resolve().parent.parent
     if path not in found.studies:
         found.studies[path] = read_study_folder(path, found.notes)
     return found.studies[path]
 
 
-def _ending(curves: Mapping[str, Sequence[float]], settings: Mapping[str, Any], *, is_complete: bool) -> tuple[Status, str]:
-    """How a run ended: complete by what it left, by its number of epochs, or by its patience."""
-    done = len(next(iter(curves.values())))
+def _ending(
+    curves: Mapping[str, Sequence[float]], settings: Mapping[str, Any], run: StudyRun, stop: tuple[int, str] | None, *, is_complete: bool
+) -> tuple[Status, str, int]:
+    """How a run ended, and the epoch, counted from 0, whose metrics count: complete by what it left, failed or stopped as its study says,
+    complete by its number of epochs, or by its patience."""
+    done, best = len(next(iter(curves.values()), ())), best_row(curves)
     wanted, patience = settings.get("epochs"), settings.get("patience")
-    if is_complete or type(wanted) is not int or done >= wanted:
-        return Status.FINISHED, ""
-    if type(patience) is int and 0 < patience <= done - 1 - best_row(curves):
-        return Status.FINISHED, ""
-    return Status.FAILED, f"ends after {done} of {wanted} epochs"
+    if is_complete:
+        return Status.FINISHED, "", best
+    if run.failure:
+        return Status.FAILED, run.failure, best
+    if stop is not None and stop[0] <= done:
+        return Status.STOPPED, stop[1], stop[0] - 1
+    if type(wanted) is not int or done >= wanted or (type(patience) is int and 0 < patience <= done - 1 - best):
+        return Status.FINISHED, "", best
+    return Status.FAILED, f"ends after {done} of {wanted} epochs", best
 
 
 def _shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

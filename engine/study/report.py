@@ -55,7 +55,7 @@ def report_folders(folders: Sequence[str | Path], out: str | Path, options: Read
     Args:
         folders: run folders, and folders that hold run folders.
         out: folder of the report.
-        options: baseline and metric; the first variant and mAP@0.5:0.95 if None.
+        options: baseline and metric; those of the study whose runs they are, else the first variant and its task's main metric, if None.
 
     Raises:
         UserError: no run is found, an unknown baseline, or ``out`` cannot be written.

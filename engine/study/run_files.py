@@ -17,14 +17,16 @@ from typing import Any
 
 from engine.logging.cost import COST_FILE
 from engine.study.records import Cost, RunRecord, Status
-from engine.study.run_outputs import STUDY_METRICS, STUDY_RUN
+from engine.study.run_outputs import STUDY_FAILED, STUDY_METRICS, STUDY_RUN
 from models.checkpoints.checkpoint import load_checkpoint, previous_of
+from utils import distributed
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.reading.limits import MIB
 from utils.reading.text_files import decode, read_bytes
+from utils.run_folders import RunLock
 
-JOB_FILE, METRICS_FILE, FAILED_FILE, LOG_FILE = STUDY_RUN, STUDY_METRICS, "study_failed.json", "train.log"
+JOB_FILE, METRICS_FILE, FAILED_FILE, LOG_FILE = STUDY_RUN, STUDY_METRICS, STUDY_FAILED, "train.log"
 MAX_FILE_BYTES = 64 << 20
 # Flags that change nothing of what is trained; network and recipe are compared by their content, not by their paths.
 MAY_CHANGE = ("cfg", "hyp", "workers", "device", "project", "plugins", "cache", "noplots", "plots", "logger")
@@ -95,26 +97,39 @@ def prepare(job: Job) -> None:
     """Makes the run folder with its ``study_run.json``. One in which nothing was trained yet holds no other run, and begins anew.
 
     Raises:
-        UserError: the folder holds a run that was trained otherwise; names what differs.
+        UserError: the folder holds a run that was trained otherwise, or that another process trains; names what differs.
     """
     path = job.folder / JOB_FILE
-    content = json.loads(json.dumps(_content(job)))  # as it will be read again
+    content = _content(job)
     if path.is_file():
         before = read_json(path)
         if before == content:
             return
-        if differing := _differing(before, content):
-            if _is_begun(job):
-                raise UserError(f"{job.folder}: was trained with {differing}; give another --name, or remove the folder")
-            for save in _saves(job):  # of the network before its first step
-                save.unlink(missing_ok=True)
+        if _differing(before, content):
+            refuse_others(job)
+            with RunLock() as lock:  # a training that a killed study left would write its own saves
+                lock.take(job.folder, job=distributed.job_id())
+                for save in _saves(job):  # of the network before its first step
+                    save.unlink(missing_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
 
 
+def refuse_others(job: Job) -> None:
+    """Refuses a run folder of something else, and changes nothing.
+
+    Raises:
+        UserError: the folder holds a run that was trained otherwise; names what differs.
+    """
+    path = job.folder / JOB_FILE
+    if path.is_file() and (differing := _differing(read_json(path), _content(job))) and _is_begun(job):
+        raise UserError(f"{job.folder}: was trained with {differing}; give another --name, or remove the folder")
+
+
 def _content(job: Job) -> dict[str, Any]:
-    return {"variant": job.variant, "seed": job.seed, "network": job.network, "flags": dict(job.flags), "hyp": dict(job.recipe),
-            "control_of": list(job.control_of), "files": dict(job.files)}  # fmt: skip
+    content = {"variant": job.variant, "seed": job.seed, "network": job.network, "flags": dict(job.flags), "hyp": dict(job.recipe),
+               "control_of": list(job.control_of), "files": dict(job.files)}  # fmt: skip
+    return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # as it will be read again
 
 
 def _is_begun(job: Job) -> bool:

@@ -27,7 +27,9 @@ from engine.study.run_files import (
     prepare,
     read_record,
     read_table,
+    refuse_others,
 )
+from engine.study.run_outputs import FOLLOWS
 
 POLL_S = 0.2
 INTERRUPTED = (130, -2, -15)  # exit statuses of a training that was asked to end
@@ -105,6 +107,8 @@ class Runner:
         Raises:
             UserError: a run folder holds another run.
         """
+        for job in self.jobs:  # all of them before any folder changes
+            refuse_others(job)
         for job in self.jobs:
             prepare(job)
         if self.options.retry:
@@ -203,7 +207,7 @@ class Runner:
 
     def _reason(self, variant: str, mean: float, goal: int, *, follows: bool) -> str:
         if follows:
-            return f"its controlled variant was stopped after {goal} epochs"
+            return FOLLOWS.format(goal)
         metric, rule = self.options.metric, self.options.rule
         assert rule is not None
         return f"stopped after {goal} epochs: mean {metric} {mean:.4f} over its seeds is not among the best {rule.keep:g}"
@@ -231,7 +235,7 @@ class Runner:
     def _standing(self) -> str:
         """How many runs have ended, and how long the rest will take: ``3 of 4 runs, 1 of them failed, about 2 min left``."""
         running = [active.job for active in self.active]  # one of them may have ended since it was looked at
-        failed = sum(bool(failure(job)) for job in self.jobs if job not in running)
+        failed = sum(bool(failure(job)) and not is_measured(job) for job in self.jobs if job not in running)
         done = sum(self._is_done(job, None) for job in self.jobs if job not in running)
         failures = f", {failed} of them failed" if failed else ""
         return f"{done} of {len(self.jobs)} runs{failures}{self.progress.left()}"

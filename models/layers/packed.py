@@ -32,7 +32,7 @@ class PackedConv(nn.Conv2d):
 
     inside: str  # name of the activation in the kernel
     activate: Callable[[Tensor], Tensor]  # the same as a function
-    _packed: tuple[Any, tuple[Any, ...]] | None = None  # what for, and the kernel's arguments; of the last size only
+    _packed: tuple[Any, Tensor, tuple[Any, ...]] | None = None  # for what and which weights, the kernel's arguments; of the last size only
 
     @classmethod
     def of(cls, conv: nn.Conv2d, activation: nn.Module) -> PackedConv:
@@ -58,21 +58,19 @@ class PackedConv(nn.Conv2d):
             return None
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
-        weight = self._parameters["weight"]
-        assert weight is not None
-        if weight.is_inference():  # it counts no versions
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+        if weight is None or weight.is_inference():  # re-parameterised by a user, or without a count of versions
             return None
-        bias = self._parameters["bias"]
-        key = (x.shape, x.dtype, weight.dtype, weight.data_ptr(), weight._version, bias is None or bias.data_ptr())
+        sizes = (self.padding, self.stride, self.dilation, self.groups)
+        key = (x.shape, x.dtype, weight.data_ptr(), weight._version, sizes)
         packed = self._packed
-        if packed is None or packed[0] != key:
+        if packed is None or packed[0] != key or packed[1] is not weight or packed[2][1] is not bias:
             if x.dtype != torch.float32 or weight.dtype != torch.float32 or not weight.is_cpu or x.dim() != 4 or x.numel() == 0:
                 return None
-            sizes = (self.padding, self.stride, self.dilation, self.groups)
             in_layout = torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *sizes, list(x.shape))
-            packed = key, (in_layout, bias, *sizes, self.inside, [], "")
+            packed = key, weight, (in_layout, bias, *sizes, self.inside, [], "")
             self._packed = packed  # one assignment: threads may share the module
-        return packed[1]
+        return packed[2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the packed weights, which can be neither saved nor moved."""
@@ -86,9 +84,9 @@ class PackedUnit(nn.Module):
 
     @classmethod
     def of(cls, unit: nn.Module, convolution: str) -> PackedUnit:
-        """Shares everything of a unit whose convolution ``PackedConv`` has taken its activation over."""
+        """Shares everything of a unit whose convolution, a ``PackedConv``, has taken its activation over."""
         packed = cls.__new__(cls)
-        packed.__dict__.update(unit.__dict__, convolution=convolution)
+        packed.__dict__.update(unit.__dict__, convolution=convolution, _modules={convolution: getattr(unit, convolution)})
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,10 +129,7 @@ def _packed_unit(unit: nn.Module, name: str) -> nn.Module:
         return unit
     inside = type(act) in INSIDE
     setattr(unit, name, PackedConv.of(conv, act if inside else nn.Identity()))
-    if not inside:
-        return unit
-    unit.act = nn.Identity()
-    return PackedUnit.of(unit, name)
+    return PackedUnit.of(unit, name) if inside else unit
 
 
 def _can_replace(module: nn.Module) -> bool:

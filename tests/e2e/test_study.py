@@ -97,13 +97,10 @@ def test_study_from_the_command_line(tmp_path, monkeypatch):
     assert not (tmp_path / "studies" / "report3").exists()
 
 
-def table(folder: Path) -> dict[tuple[str, str], tuple[float, int, float]]:
-    """The compared metric and the size of each run of a report."""
+def table(folder: Path) -> list[dict[str, str]]:
+    """The runs of a report in their order, with the compared metric and what does not depend on where the report is made."""
     with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
-        return {
-            (row["variant"], row["seed"]): (float(row["metrics/mAP_0.5:0.95"]), int(row["parameters"]), float(row["GFLOPs"]))
-            for row in csv.DictReader(file)
-        }
+        return [{key: value for key, value in row.items() if key != "folder"} for row in csv.DictReader(file)]
 
 
 class Seen(Callback):

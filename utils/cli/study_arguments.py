@@ -43,7 +43,9 @@ class StudyConfig:
         "", "add convolution blocks of as many params or flops as the modules have, each a variant", metavar="KIND",
         choices=("params", "flops"),
     )  # fmt: skip
-    baseline: str = flag("", "variant that the others are compared with; the first if left out", metavar="VARIANT")
+    baseline: str = flag(
+        "", "variant that the others are compared with; the first, or the study's in a report, if left out", metavar="VARIANT"
+    )  # fmt: skip
 
     data: tuple[str, ...] = flag((), "data sets; a study of each", section="training", metavar="YAML")
     seeds: tuple[int, ...] = flag((0, 1, 2), "seeds, the same for every variant", metavar="N", least=0, most=2**32 - 1)

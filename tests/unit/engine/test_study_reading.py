@@ -9,8 +9,9 @@ import pytest
 
 from engine.study import reading
 from engine.study.reading import ReadOptions, best_row, metric_name, read_curves, read_run, read_study
-from engine.study.records import Status
+from engine.study.records import Cost, Status
 from engine.study.report import report_folders
+from engine.study.run_outputs import study_content
 from engine.study.statistics import analyse
 from utils.errors import UserError
 
@@ -102,26 +103,75 @@ def test_a_study_folder_is_reported_as_the_study_was(make_run, tmp_path):
     assert (study.records[0].per_class, study.records[0].pr_curves) == ({"a": {"AP": 0.5}}, {"all": [1.0, 0.5]})
     assert study.records[0].cost.parameters == 7
     assert study.notes == ()
-    differences = [
-        {"variant": "SE@9", "baseline": "none", "parameters": [10, 12], "gflops": [0.5, 0.6]},
-        {"variant": "SE@9 control", "baseline": "none", "parameters": [10, None], "gflops": [0.5, None]},
-    ]
-    (tmp_path / "runs/study/diff.json").write_text(json.dumps(differences))
-    study = read_study([tmp_path / "runs/study"])
-    sizes = [(r.variant, r.cost.parameters, r.cost.gflops) for r in study.records]
-    assert sizes == [("none", 10, 0.5), ("SE@9", 12, 0.6), ("SE@9 control", 7, None)]
-    assert (study.baseline, study.notes) == ("none", ())
-    assert read_study([tmp_path / "runs/study"], ReadOptions(baseline="SE@9")).baseline == "SE@9"
-    assert [r.cost.gflops for r in read_study([Path(f"plain={tmp_path / 'runs/study/runs/c'}")]).records] == [0.5]
-    wrong = "not the differences of a study"
-    for damaged, said in (("{", "not valid JSON"), ('[{"variant": 1}]', wrong), ("[{}]", "KeyError"), ("[]", "")):
-        (tmp_path / "runs/study/diff.json").write_text(damaged)
-        study = read_study([tmp_path / "runs/study"])
-        assert study.baseline == "SE@9 control"
-        assert said in "".join(study.notes)
-        assert len(study.notes) == bool(said)
     (tmp_path / "runs/study/runs/a/study_run.json").write_text("{")
     assert "study_run.json: not valid JSON" in read_study([tmp_path / "runs/study"]).notes[0]
+
+
+def test_a_study_folder_says_what_it_is_compared_by_and_what_it_cost(make_run, tmp_path):
+    folder = tmp_path / "runs/study"
+    for variant, control_of in (("SE@9", []), ("SE@9 control", ["SE@9"]), ("none", []), ("odd", [])):
+        run = make_run(f"study/runs/{variant}", OURS, "cfg: model.yaml\nepochs: 2\nseed: 3\n")
+        marks = {"variant": variant, "seed": 3, "control_of": control_of, "flags": {"seed": 3, "epochs": 2}}
+        (run / "study_run.json").write_text(json.dumps(marks))
+        if variant != "odd":
+            measured = {"metrics": {METRIC: 0.5, "metrics/mAP_0.5": 0.4 + len(variant) / 100}}
+            (run / "study_metrics.json").write_text(json.dumps(measured))
+    (folder / "runs/odd/results.csv").unlink()
+    (folder / "runs/odd/study_failed.json").write_text(json.dumps({"reason": "mine.py, line 3: it broke"}))
+    timed = Cost(12, 0.6, 0.5, {1: (2.0, 0.1)}, "cpu, 1 thread")
+    costs = {"SE@9": timed, "none": Cost(10, 0.5, 0.4), "SE@9 control": Cost(11), "odd": Cost()}
+    (folder / "study.json").write_text(json.dumps(study_content("none", "metrics/mAP_0.5", costs)))
+    study = read_study([folder])
+    assert (study.baseline, study.metric, study.notes) == ("none", "metrics/mAP_0.5", ())
+    assert [(r.variant, r.cost) for r in study.records] == list(costs.items())
+    odd = study.records[-1]
+    assert (odd.status, odd.reason, odd.seed) == (Status.FAILED, "mine.py, line 3: it broke", 3)
+    assert read_study([folder], ReadOptions("SE@9", "mAP50-95")).metric == METRIC
+    (named,) = read_study([Path(f"plain={folder / 'runs/none'}")]).records
+    assert (named.variant, named.cost.gflops) == ("plain", 0.5)
+
+
+def test_a_study_folder_is_found_from_within(make_run, tmp_path, monkeypatch):
+    run = make_run("study/runs/none", OURS, "epochs: 2\nseed: 3\n")
+    (run / "study_run.json").write_text(json.dumps({"variant": "none"}))
+    (tmp_path / "runs/study/study.json").write_text(json.dumps(study_content("none", METRIC, {"none": Cost(10)})))
+    monkeypatch.chdir(run)
+    for path in ("..", ".", "../none"):
+        assert read_study([Path(path)]).records[0].cost.parameters == 10
+
+
+def test_variants_that_a_study_stopped_are_stopped_in_its_report(make_run, tmp_path):
+    for variant, control_of in (("none", []), ("SE@9", []), ("SE@9 control", ["SE@9"])):
+        run = make_run(f"study/runs/{variant}", OURS)
+        (run / "study_run.json").write_text(json.dumps({"variant": variant, "control_of": control_of, "flags": {"seed": 0, "epochs": 9}}))
+    (tmp_path / "runs/study/study.json").write_text(json.dumps(study_content("none", METRIC, {})))
+    (tmp_path / "runs/study/early_stop.json").write_text(json.dumps({"rungs": {"1": {"SE@9": "not among the best"}, "x": 1}}))
+    ends = {r.variant: (r.status, r.reason, r.metrics.get(METRIC)) for r in read_study([tmp_path / "runs/study"]).records}
+    assert ends == {
+        "none": (Status.FAILED, "ends after 2 of 9 epochs", 0.2),
+        "SE@9": (Status.STOPPED, "not among the best", 0.2),
+        "SE@9 control": (Status.STOPPED, "its controlled variant was stopped after 1 epochs", 0.2),
+    }
+
+
+ODD_COST = '{"parameters": 1' + 400 * "0" + ', "gflops": NaN, "customary_gflops": -1, "latency_ms": {"1": [1], "x": [1, 2]}, "device": 1}'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not valid JSON"), ("[1]", "keys and values are expected"), ("{}", ""),
+        ('{"baseline": "none"}', "baseline, metric and variants are expected"),
+        ('{"baseline": "none", "metric": "", "variants": {"none": ' + ODD_COST + "}}", ""),
+    ],
+)  # fmt: skip
+def test_a_damaged_study_file_is_a_note(make_run, tmp_path, text, said):
+    run = make_run("study/runs/none", OURS, "epochs: 2\nseed: 3\n")
+    (run / "study_run.json").write_text(json.dumps({"variant": "none"}))
+    (tmp_path / "runs/study/study.json").write_text(text)
+    study = read_study([tmp_path / "runs/study"])
+    assert (len(study.notes), said in "".join(study.notes)) == (bool(said), True)
+    assert study.records[0].cost == Cost()
 
 
 def test_a_run_that_ends_early_failed_unless_its_patience_ended(make_run):

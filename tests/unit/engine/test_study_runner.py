@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.study import runner as runner_module
 from engine.study.halving import Rule, survivors
 from engine.study.records import Status
 from engine.study.run_files import JOB_FILE, METRICS_FILE, Job, epochs_done, file_hash, prepare, read_json, write_json
 from engine.study.runner import Runner, RunnerOptions, duration
+from models.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from utils.errors import UserError
+from utils.run_folders import RunLock
 
 METRIC = "metrics/mAP_0.5:0.95"
 
@@ -289,6 +292,47 @@ def test_folder_of_another_study_is_refused(tmp_path):
     with pytest.raises(UserError, match="another network of this name"):
         run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0}, network="other")], World())
     run([Job("a", 0, tmp_path / "a-seed0", {"epochs": 4, "seed": 0, "workers": 3}, network="a")], World())
+
+
+def test_nothing_changes_in_the_folders_of_a_refused_study(tmp_path):
+    run(jobs(tmp_path, names="b"), World())
+    with pytest.raises(UserError, match="b-seed0: was trained with epochs 4, now 5"):
+        run(jobs(tmp_path, names="ab", epochs=5), World())
+    assert not (tmp_path / "a-seed0").exists()
+
+
+def save_of(job: Job, *, epoch: int, batch: int) -> Path:
+    """A save of a training that has come so far."""
+    job.last.parent.mkdir(exist_ok=True)
+    save_checkpoint(job.last, Checkpoint({}, "a.yaml", ("thing",), {"w": torch.ones(1)}, epoch=epoch, training={"batch": batch}))
+    return job.last
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (0, 3), (1, 0)])
+def test_a_run_is_another_ones_once_it_has_made_a_step(tmp_path, epoch, batch):
+    (before,), (now,) = jobs(tmp_path, names="a", seeds=(0,)), jobs(tmp_path, names="a", seeds=(0,), epochs=5)
+    prepare(before)
+    save = save_of(before, epoch=epoch, batch=batch)
+    if epoch or batch:
+        with pytest.raises(UserError, match="was trained with epochs 4, now 5"):
+            prepare(now)
+    else:
+        prepare(now)
+    assert save.exists() == bool(epoch or batch)
+    assert read_json(now.folder / JOB_FILE)["flags"]["epochs"] == (4 if epoch or batch else 5)
+
+
+def test_a_run_that_another_process_trains_does_not_begin_anew(tmp_path, monkeypatch):
+    def refuse(lock: RunLock, folder: Path, **_: object) -> None:
+        raise UserError(f"{folder}: process 1 trains in it")
+
+    (before,), (now,) = jobs(tmp_path, names="a", seeds=(0,)), jobs(tmp_path, names="a", seeds=(0,), epochs=5)
+    prepare(before)
+    save = save_of(before, epoch=0, batch=0)
+    monkeypatch.setattr(RunLock, "take", refuse)
+    with pytest.raises(UserError, match="a-seed0: process 1 trains in it"):
+        prepare(now)
+    assert save.exists()
 
 
 def test_other_version_of_a_file_is_refused_once_something_was_trained_with_it(tmp_path):

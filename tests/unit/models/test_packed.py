@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 from engine.memory_format import channels_last, ready_to_infer
@@ -70,6 +71,36 @@ def test_changed_weights_are_packed_anew() -> None:
         packed(x)
         conv.weight.mul_(2)  # the parameters are shared
         torch.testing.assert_close(packed(x), nn.functional.silu(conv(x)), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_whatever_is_changed_after_packing_counts() -> None:
+    conv, packed = packed_conv(nn.SiLU())
+    x = torch.randn(1, 8, 6, 6)
+    with torch.no_grad():
+        packed(x)
+        packed.stride = (2, 2)
+        assert packed(x).shape == (1, 16, 3, 3)
+        for seed in range(20):  # fresh weights, often at the address of those before
+            weight = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(seed))
+            expected = nn.functional.silu(nn.functional.conv2d(x, weight, conv.bias, 2, 1))
+            got = torch.func.functional_call(packed, {"weight": weight}, (x,))
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        before = packed(x)
+        torch.nn.utils.prune.identity(packed, "weight")  # the weight is a parameter no more
+        torch.testing.assert_close(packed(x), before, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_modules_of_a_packed_unit_can_be_watched() -> None:
+    network = nn.Sequential(FusedConv(nn.Conv2d(3, 8, 3), nn.SiLU()))
+    pack_convolutions(network)
+    seen: list[str] = []
+    for name, module in network.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: seen.append(name))
+    with torch.no_grad():
+        network(torch.randn(1, 3, 8, 8))
+    assert sorted(seen) == ["", "0", "0.conv"]
 
 
 def test_gradients_and_other_types_run_as_they_were() -> None:

@@ -403,7 +403,10 @@ def test_spellings_of_other_projects_mean_our_modules(written, meant):
     assert getattr(found.cls, "outer", None) == getattr(own.cls, "outer", None)
 
 
-@pytest.mark.parametrize(("written", "meant"), [("C2f_EAM", "C2f_EMA"), ("CMBA", "CBAM")])
+SWAPS = (("C2f_EAM", "C2f_EMA"), ("CMBA", "CBAM"), ("BCAM", "CBAM"), ("Cf2", "C2f"), ("Conact", "Concat"))
+
+
+@pytest.mark.parametrize(("written", "meant"), SWAPS)
 def test_a_permuted_word_is_guessed_before_a_similar_one(written, meant):
     with pytest.raises(KeyError, match=f"did you mean '{meant}'"):
         BLOCKS[written]
