@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from utils.cli.parser import OneLineParser
 from utils.cli.script import run_command
 from utils.errors import UserError
+from utils.text_table import counted
 
 if TYPE_CHECKING:
     from engine.doctor.checkup import Case, Report
@@ -65,7 +66,7 @@ def doctor(args: argparse.Namespace) -> list[Report]:
     done = table.read_passed(cases) if args.resume else []
     waiting = [case for case in cases if case not in {report.case for report in done}]
     limits = Limits.of(jobs=args.jobs, memory_gib=args.memory)
-    print(f"{len(cases)} networks, {len(done)} passed before; {limits}")
+    print(f"{counted(len(cases), 'network')}, {len(done)} passed before; {limits}")
     table.start(done)
     started, reports = time.perf_counter(), list(done)
     for report in check_all(waiting, Settings(args.imgsz, tuple(args.plugins)), limits):

@@ -75,14 +75,14 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
         write_variants(plan)
         notes = [*notes_of(plan)]
         costs = count_costs(plan.folder, plan.variants, notes)
-        write_study(plan, costs)
+        write_study(plan, costs, notes)
         show_differences(plan, costs, notes)
         try:
             runner.run()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(interruption(runner.records(), plan.folder)) from None
         costs = with_latencies(plan, costs, notes, device=slots[0])
-        write_study(plan, costs)
+        write_study(plan, costs, notes)
         found = make_study(plan, runner.records(), costs, notes)
         report(found, plan.folder)
     return found

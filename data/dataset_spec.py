@@ -21,7 +21,7 @@ from data.tools.shapes import ensure_shapes
 from data.tools.shapes_obb import ensure_shapes_obb
 from tasks.keypoints import KEYS as KEYPOINT_KEYS
 from tasks.keypoints import Keypoints, read_keypoints
-from utils.errors import UserError, closest
+from utils.errors import UserError, closest, nearest
 from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_NAME_CHARS
 from utils.reading.text_files import user_path
 from utils.reading.yaml_text import read_yaml, shown
@@ -29,7 +29,7 @@ from utils.reading.yaml_text import read_yaml, shown
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 KEYS = (*SPLITS, "path", "names", "nc", "ch", "channels", "bits", "download", "annotations", "flip_idx", *KEYPOINT_KEYS)
-ALIKE = 0.8  # how much like one of KEYS another key is for a slip of the pen, by difflib; files also have keys of other programs
+ALIKE = 0.78  # how much like one of KEYS another key is for a slip of the pen, by difflib; files also have keys of other programs
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 HERE = Path(__file__).resolve().parent
 EMBEDDED: dict[str, Callable[[Path], Path]] = {
@@ -163,7 +163,9 @@ def load_dataset_spec(path_or_name: str | Path, *, single_cls: bool = False, nee
             raise UserError(f"{yaml_path}: neither 'train' nor 'val', each should name a folder of images, a .txt list, or a list of these")
     for split in need:
         if not resolved[split]:
-            raise UserError(f"{yaml_path}: no {split!r} entry, it should name a folder of images or a .txt list")
+            hint = nearest(split, [key for key in raw if isinstance(key, str) and key not in SPLITS]).replace("did you mean", "is it")
+            what = hint or "it should name a folder of images or a .txt list"
+            raise UserError(f"{yaml_path}: no {split!r} entry, {what}")
         if missing[split]:
             raise _missing(yaml_path, split, missing[split], download)
     folders = class_folder_names(resolved["train"]) if raw.get("names") is None and raw.get("nc") is None else ()

@@ -171,5 +171,6 @@ def _checked_name(key: Flag, value: Any, source: str) -> str:
     by_lower = {n.lower(): n for n in key.choices}
     name = by_lower.get(str(value).lower())
     if name is None:
-        raise UserError(f"{source}: {key.name}: {shown(value)} is unknown, one of {', '.join(key.choices)} is needed")
+        hint = nearest(str(value), key.choices) or f"one of {', '.join(key.choices)} is needed"
+        raise UserError(f"{source}: {key.name}: {shown(value)} is unknown, {hint}")
     return name

@@ -28,7 +28,7 @@ from models.export.exporting import ExportOptions, export_model
 from models.model import Model
 from tasks.base import targets_of_images
 from utils.config import Hyperparameters
-from utils.errors import UserError
+from utils.errors import UserError, place_in_plugin
 from utils.instances import Instances
 from utils.memory import is_out_of_memory
 from utils.precision import gradient_scaler
@@ -97,10 +97,12 @@ def run_checks(case: Case, *, side: int = 64, limit: str = "", on_check: Callabl
         try:
             getattr(checks, f"check_{check}")()
         except Exception as error:  # any error of a check is a line of the report
-            report.reasons[check] = _one_line(error)
+            report.reasons[check], place = _one_line(error), place_in_plugin(error)
             if is_out_of_memory(error):
                 report.reasons[check] = f"out of memory{f' ({limit})' if limit else ''}: {report.reasons[check]}"
                 report.out_of_memory = True
+            elif place and place not in report.reasons[check]:
+                report.reasons[check] = f"{place}: {report.reasons[check]}"
         else:
             report.reasons[check] = ""
         if check == "build" and report.reasons[check]:

@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 VERDICT_COLOURS = {Verdict.BETTER: "#0072B2", Verdict.WORSE: "#D55E00", Verdict.NO_EVIDENCE: "#777777", Verdict.UNTESTED: "#BBBBBB"}
 MOST_CLASSES = 20  # rows of the figure by class
 PANELS = 4  # side by side
+NARROWEST = 0.1  # points
 MANY = 20  # variants that are drawn apart; more have the colours of three groups
 SIZES = ("small", "medium", "large")
 FORMATS = ("png", "pdf")
@@ -108,6 +109,7 @@ def difference_plot(study: Study, comparisons: Sequence[Comparison], path: Path)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(shown)), [shown_name(c.variant) for c in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
+        _widen(axes)
         axes.set_xlabel(f"difference to {shown_name(other)} in {column_title(study.metric)} (points)")
         axes.grid(axis="x", alpha=0.3)
         axes.set_title("95 % intervals (each by itself); grey points: seeds", fontsize=10)
@@ -156,12 +158,19 @@ def _panels(study: Study, path: Path, names: Sequence[str], *, title: str, value
             axes.grid(axis="x", alpha=0.3)
             axes.set_yticks(range(len(names)), [shown_name(name, most=34) for name in names], fontsize=8)
             axes.set_ylim(len(names) - 0.5, -0.5)
+            _widen(axes)
             axes.tick_params(labelbottom=number >= len(rows) - across)  # the lowest of each column
         for axes in grid.flat[len(rows) :]:
             axes.set_visible(False)
         drawn.figure.suptitle(f"{title}: difference to {shown_name(study.baseline)}", fontsize=10)
         drawn.figure.supxlabel("points; 95 % intervals over seeds, not corrected for their number", fontsize=9)
     return _files(path)
+
+
+def _widen(axes: Any) -> None:
+    """Shows a difference of 0 as one: an axis of points is never narrower than ``NARROWEST`` on each side."""
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -NARROWEST), max(high, NARROWEST))
 
 
 def _trade_off(study: Study, path: Path, label: str, points: Mapping[str, tuple[tuple[float, float], Summary]]) -> list[Path]:

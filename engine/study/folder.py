@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.study.plan import Plan, PlannedVariant
 from engine.study.records import Cost
 from engine.study.run_files import Job, network_hash, write_json
-from engine.study.run_outputs import STUDY, study_content
+from engine.study.run_outputs import STUDY, StudyOfRuns, study_content
 from models.edit.graph_table import spec_yaml
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -33,10 +33,11 @@ def write_variants(plan: Plan) -> None:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror or error}); give another --project or --name") from None
 
 
-def write_study(plan: Plan, costs: Mapping[str, Cost]) -> None:
+def write_study(plan: Plan, costs: Mapping[str, Cost], notes: Sequence[str]) -> None:
     """Writes ``study.json``, by which a report of the folder is the study's own."""
-    content = study_content(plan.baseline, plan.config.metric, {planned.name: costs[planned.name] for planned in plan.variants})
-    write_json(plan.folder / STUDY, content)
+    config, names = plan.config, tuple(planned.name for planned in plan.variants)
+    study = StudyOfRuns(plan.baseline, config.metric, config.compare, names, costs, notes=tuple(notes))
+    write_json(plan.folder / STUDY, study_content(study))
 
 
 def jobs_of(plan: Plan) -> list[Job]:

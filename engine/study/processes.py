@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 GRACE_S = 60.0  # for a training to save itself after Ctrl-C
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")  # of a restarted job: train.py would resume the job's newest run
 LAST_BYTES = 1 << 16  # of a log that are searched for the reason
+_PROGRESS = re.compile(r"\d+%\|")  # of a bar
 _OWN_LINE = re.compile(r"^(?:train\.py|study measurement): (?P<reason>.+)")
 
 
@@ -70,8 +71,8 @@ class TrainingProcess:
                     break
 
     def reason(self) -> str:
-        """Why it failed: the last line of the script's own in the log, or the last one."""
-        return reason_in(self.job.folder / LOG_FILE)
+        """Why it failed: the last line of the script's own in the log; where it has none, how it ended and the last line."""
+        return reason_in(self.job.folder / LOG_FILE, status=self.process.poll() if self.process else None)
 
     def _next(self) -> None:
         """Starts what is to be done next, unless another process, such as one that a killed study left, still writes the folder."""
@@ -143,16 +144,32 @@ def arguments(flags: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def reason_in(log: Path) -> str:
-    """The reason at the end of a log; a line that says so where there is none."""
+def reason_in(log: Path, *, status: int | None = None) -> str:
+    """The reason in what the last command wrote to a log; where it gives none, its exit status and the last line."""
     try:
         with open(log, "rb") as file:
             file.seek(max(os.path.getsize(log) - LAST_BYTES, 0))
             lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode("utf-8", "replace")) if line.strip()]
     except OSError:
         lines = []
+    begin = max((i for i, line in enumerate(lines) if line.startswith("$ ")), default=-1)
+    lines = [line for line in lines[begin + 1 :] if not _PROGRESS.search(line)]
     own = [match["reason"] for line in lines if (match := _OWN_LINE.match(line))]
-    return printable((own or [line for line in lines if not line.startswith("$ ")] or ["it left no message"])[-1])[:500]
+    if own:
+        return printable(own[-1])[:500]
+    last = f"; its last line: {lines[-1]}" if lines else ""
+    return printable(f"{_ended(status)}, without a message{last}")[:500]
+
+
+def _ended(status: int | None) -> str:
+    """How a process ended, in words."""
+    if status is None or status == 0:
+        return "it ended"
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            full = ", as the system does where memory is full" if -status == signal.SIGKILL else ""
+            return f"it was killed by {signal.Signals(-status).name}{full}"
+    return f"it ended with status {status}"
 
 
 def starter(*, jobs: int) -> Callable[[Job, str], TrainingProcess]:

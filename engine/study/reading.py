@@ -16,11 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from engine.study.records import Cost, RunRecord, Status, Study
-from engine.study.run_outputs import STUDY_FAILED, STUDY_RUN, StudyOfRuns, StudyRun, read_outputs, read_study_folder, read_study_run
+from engine.study.run_outputs import (
+    STUDY_FAILED,
+    STUDY_RUN,
+    Outputs,
+    StudyOfRuns,
+    StudyRun,
+    read_outputs,
+    read_study_folder,
+    read_study_run,
+)
 from tasks import DETECT, TASKS
 from utils.errors import UserError, nearest, one_line
 from utils.reading.text_files import decode, read_bytes
 from utils.reading.yaml_text import read_yaml
+from utils.text_table import counted
 
 RESULTS = "results.csv"
 STUDY_TABLE = b"variant,seed,status,"  # how the results.csv of a study begins
@@ -57,9 +67,10 @@ class ReadOptions:
 
 @dataclass
 class _Found:
-    """Records and notes in the making, and the studies whose runs they are, by folder."""
+    """Records and notes in the making, the metrics of the runs, and the studies whose runs they are, by folder."""
 
     records: list[RunRecord] = field(default_factory=list)
+    metrics: dict[str, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     studies: dict[Path, StudyOfRuns] = field(default_factory=dict)
 
@@ -85,6 +96,10 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
             metric = metric or _study_of(found, run).metric
             _read_into(found, run, name=name, metric=metric)
             metric = metric or next((main_metric(record.metrics) for record in found.records if record.metrics), "")
+    if options.metric and found.metrics and metric not in found.metrics:
+        known = [name.removeprefix("metrics/") for name in found.metrics]
+        hint = nearest(metric.removeprefix("metrics/"), known) or f"known are {', '.join(known)}"
+        raise UserError(f"--metric {options.metric}: no run has it; {hint}")
     if not found.records:
         reasons = f": {found.notes[0]}" if found.notes else f"; a run folder has a {RESULTS}"
         raise UserError(f"{', '.join(map(str, paths)) or 'no folder given'}: no run to report{reasons}")
@@ -96,7 +111,8 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
     if baseline not in names:
         hint = nearest(baseline, names) or f"the variants are {', '.join(names[:9])}"
         raise UserError(f"--baseline {baseline}: no run of this variant; {hint}")
-    return Study(tuple(records), baseline, metric or main_metric(()), tuple(found.notes) + _program_note(records))
+    notes = (*found.notes, *_program_note(records), *(note for study in studies for note in study.notes))
+    return Study(tuple(records), baseline, metric or main_metric(()), tuple(dict.fromkeys(notes)))
 
 
 def read_run(
@@ -115,22 +131,30 @@ def read_run(
         UserError: results.csv is missing, too large, no CSV, or without rows.
     """
     notes = notes if notes is not None else []
-    outputs, study_run = read_outputs(folder, notes), read_study_run(folder, notes)
+    study, outputs, study_run = study or StudyOfRuns(), read_outputs(folder, notes), read_study_run(folder, notes)
     settings = study_run.flags or read_settings(folder, notes)
-    curves = read_curves(folder / RESULTS, notes) if (folder / RESULTS).is_file() or not study_run.failure else {}
-    if study_run.outputs is not None:
+    try:
+        curves = read_curves(folder / RESULTS, notes)
+    except UserError:
+        if not study_run.variant:
+            raise
+        curves = {}  # it ended in its first epoch; its study says how
+    if study_run.variant:
         kept = {key: getattr(outputs, key) for key in ("parameters", "program", "peak_memory_mib", "seconds")}
-        outputs = replace(study_run.outputs, **kept)
-    study = study or StudyOfRuns()
+        outputs = replace(study_run.outputs_of(study.compare) or Outputs(), **kept)
+        status, reason, counts = _ending_in_study(curves, study_run, study)
+        stated = study_run.settings(study.compare)
+    else:
+        status, reason, counts = _ending(curves, settings, is_complete=bool(outputs.metrics))
+        stated = _shown_settings(settings)
+    at_epoch = {} if counts is None else _metrics_at(curves, counts)
     cost = study.costs.get(study_run.variant, Cost(outputs.parameters))
     known_seed = settings.get("seed")
-    status, reason, best = _ending(curves, settings, study_run, study.stop_of(study_run), is_complete=bool(outputs.metrics))
-    at_best = {name: values[best] for name, values in curves.items() if name.startswith("metrics/") and math.isfinite(values[best])}
     return RunRecord(
         variant=variant or study_run.variant or variant_name(folder, settings),
         seed=seed if seed is not None else known_seed if type(known_seed) is int else -1,
         status=status,
-        metrics={**at_best, **outputs.metrics},
+        metrics={**at_epoch, **outputs.metrics},
         curves=curves,
         per_class=outputs.per_class,
         per_size=outputs.per_size,
@@ -139,12 +163,13 @@ def read_run(
         cost=replace(cost, peak_memory_mib=outputs.peak_memory_mib, training_seconds=_seconds(curves) or outputs.seconds),
         folder=folder,
         reason=reason,
-        settings={
-            **_shown_settings(settings),
-            "program": outputs.program or _program(folder, curves),
-            **({"control_of": study_run.control_of} if study_run.control_of else {}),
-        },
+        settings={**stated, "program": outputs.program or _program(folder, curves)},
     )
+
+
+def _metrics_at(curves: Mapping[str, Sequence[float]], epoch: int) -> dict[str, float]:
+    """The metrics of an epoch, counted from 0."""
+    return {name: values[epoch] for name, values in curves.items() if name.startswith("metrics/") and math.isfinite(values[epoch])}
 
 
 def _seconds(curves: Mapping[str, Sequence[float]]) -> float | None:
@@ -327,6 +352,9 @@ def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:
     except UserError as error:
         found.notes.append(f"{error}; the run is left out")
         return
+    found.metrics.update(dict.fromkeys(record.metrics))
+    if record.status is Status.PENDING:
+        found.notes.append(f"{folder}: {record.reason}; the study's command goes on with it")
     if (metric or main_metric(record.metrics)) not in record.metrics and record.status is Status.FINISHED:
         known = ", ".join(record.metrics) or "none"
         found.notes.append(f"{folder / RESULTS}: no value of {metric} (metrics there: {one_line(known, most=200)}); the run is left out")
@@ -344,22 +372,27 @@ def _study_of(found: _Found, folder: Path) -> StudyOfRuns:
     return found.studies[path]
 
 
-def _ending(
-    curves: Mapping[str, Sequence[float]], settings: Mapping[str, Any], run: StudyRun, stop: tuple[int, str] | None, *, is_complete: bool
-) -> tuple[Status, str, int]:
-    """How a run ended, and the epoch, counted from 0, whose metrics count: complete by what it left, failed or stopped as its study says,
-    complete by its number of epochs, or by its patience."""
-    done, best = len(next(iter(curves.values()), ())), best_row(curves)
+def _ending(curves: Mapping[str, Sequence[float]], settings: Mapping[str, Any], *, is_complete: bool) -> tuple[Status, str, int]:
+    """How a run ended: complete by what it left, by its number of epochs, or by its patience; and the epoch, from 0, that counts."""
+    done, best = len(next(iter(curves.values()))), best_row(curves)
     wanted, patience = settings.get("epochs"), settings.get("patience")
-    if is_complete:
+    if is_complete or type(wanted) is not int or done >= wanted:
         return Status.FINISHED, "", best
-    if run.failure:
-        return Status.FAILED, run.failure, best
-    if stop is not None and stop[0] <= done:
-        return Status.STOPPED, stop[1], stop[0] - 1
-    if type(wanted) is not int or done >= wanted or (type(patience) is int and 0 < patience <= done - 1 - best):
+    if type(patience) is int and 0 < patience <= done - 1 - best:
         return Status.FINISHED, "", best
     return Status.FAILED, f"ends after {done} of {wanted} epochs", best
+
+
+def _ending_in_study(curves: Mapping[str, Sequence[float]], run: StudyRun, study: StudyOfRuns) -> tuple[Status, str, int | None]:
+    """How a run of a study ended, and the epoch, from 0, whose metrics count; None where what the study measured counts, or nothing."""
+    if run.outputs_of(study.compare) is not None:
+        return Status.FINISHED, "", None
+    if run.failure:
+        return Status.FAILED, run.failure, None
+    done, stop = len(next(iter(curves.values()), ())), study.stop_of(run)
+    if stop is not None and 0 < stop[0] <= done:
+        return Status.STOPPED, stop[1], stop[0] - 1
+    return Status.PENDING, f"not measured by its study, after {counted(done, 'epoch')}", None
 
 
 def _shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,7 +414,7 @@ def _program(folder: Path, curves: Mapping[str, Sequence[float]]) -> str:
 
 def _program_note(records: Sequence[RunRecord]) -> tuple[str, ...]:
     """Programs count AP by different rules, so that their numbers are not comparable."""
-    programs = dict.fromkeys(str(r.settings.get("program")) for r in records)
+    programs = dict.fromkeys(str(r.settings.get("program")) for r in records if r.status is Status.FINISHED)
     if len(programs) < 2:
         return ()
     return (f"runs of different programs or rules ({', '.join(programs)}): AP differs by its rule alone; compare by one evaluator",)

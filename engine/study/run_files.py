@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.logging.cost import COST_FILE
 from engine.study.records import Cost, RunRecord, Status
-from engine.study.run_outputs import STUDY_FAILED, STUDY_METRICS, STUDY_RUN
+from engine.study.run_outputs import STUDY_FAILED, STUDY_METRICS, STUDY_RUN, stated_settings
 from models.checkpoints.checkpoint import load_checkpoint, previous_of
 from utils import distributed
 from utils.errors import UserError
@@ -244,13 +244,7 @@ def read_record(job: Job, *, stopped: Stop | None = None) -> RunRecord:
 
 def _settings(job: Job) -> dict[str, Any]:
     """What the caption of a table states."""
-    named = {key: job.flags[key] for key in ("data", "imgsz", "epochs", "batch_size") if key in job.flags}
-    recipe = json.dumps(dict(job.recipe), sort_keys=True, default=str)  # each variant has a file of its own: the values count
-    main = [str(job.flags.get("optimizer") or job.recipe.get("optimizer", "")), f"lr0 {job.recipe.get('lr0', '')}"]
-    named["hyp"] = ", ".join(
-        [*(text for text in main if text.strip("lr0 ")), f"hyp.yaml {hashlib.sha256(recipe.encode()).hexdigest()[:8]}"]
-    )
-    return {**named, "compare": job.compare, "recipe": dict(job.recipe), "control_of": list(job.control_of)}
+    return stated_settings(job.flags, job.recipe, job.compare, job.control_of)
 
 
 def _training_cost(job: Job) -> Cost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -16,14 +17,14 @@ from engine.study.records import Cost
 from utils.errors import UserError
 from utils.reading.limits import MAX_CLASSES, MIB
 from utils.reading.text_files import decode, read_bytes
-from utils.text_table import FORMULA_STARTS
+from utils.text_table import FORMULA_STARTS, counted
 
 METRICS, PER_CLASS, PR_CURVE = "metrics.json", "per_class.csv", "pr_curve.csv"
 STUDY_RUN, STUDY_METRICS, STUDY_FAILED = "study_run.json", "study_metrics.json", "study_failed.json"  # of a run of a study
 STUDY, EARLY_STOP = "study.json", "early_stop.json"  # of a study
 CLASS_COLUMNS = ("P", "R", "AP50", "AP75", "AP", "objects")
 MOST_POINTS = 10_000  # of a PR curve
-FOLLOWS = "its controlled variant was stopped after {} epochs"  # why a control was stopped
+FOLLOWS = "its controlled variant was stopped after {}"  # why a control was stopped
 _SIZES = ("parameters", "gflops", "customary_gflops")  # of Cost
 ALL = "all"  # the first row, and the first column of values: the mean over classes
 
@@ -71,47 +72,70 @@ class StudyRun:
 
     Attributes:
         control_of: the variants whose capacity control it is.
-        flags: of its training.
+        flags, recipe: of its training.
         failure: why it failed; empty where it did not.
-        outputs: of the weights that the study compares; None where they were not measured.
+        compare: which weights were measured.
+        outputs: of these weights; None where none were measured.
     """
 
     variant: str = ""
     control_of: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     failure: str = ""
+    compare: str = ""
     outputs: Outputs | None = None
+
+    def outputs_of(self, compare: str) -> Outputs | None:
+        """What was measured of the weights that a study compares; of any where that is not known."""
+        return self.outputs if not compare or compare == self.compare else None
+
+    def settings(self, compare: str) -> dict[str, Any]:
+        """What the caption of a table states."""
+        return stated_settings(self.flags, self.recipe, compare or self.compare, self.control_of)
+
+
+def stated_settings(flags: Mapping[str, Any], recipe: Mapping[str, Any], compare: str, control_of: Sequence[str]) -> dict[str, Any]:
+    """What the caption of a table states of a study's training."""
+    named = {key: flags[key] for key in ("data", "imgsz", "epochs", "batch_size") if key in flags}
+    values = json.dumps(dict(recipe), sort_keys=True, default=str)  # each variant has a file of its own: the values count
+    main = [str(flags.get("optimizer") or recipe.get("optimizer", "")), f"lr0 {recipe.get('lr0', '')}"]
+    shown = [*(text for text in main if text.strip("lr0 ")), f"hyp.yaml {hashlib.sha256(values.encode()).hexdigest()[:8]}"]
+    return {**named, "hyp": ", ".join(shown), "compare": compare, "recipe": dict(recipe), "control_of": list(control_of)}
 
 
 def read_study_run(folder: Path, notes: list[str]) -> StudyRun:
-    """The marks of a study in a run folder; one that is damaged is a note."""
-    try:
-        marks = _read_json(folder / STUDY_RUN)
-        variant, control_of, flags = marks.get("variant"), marks.get("control_of"), marks.get("flags")
-        if not isinstance(variant, str) or not variant:
-            return StudyRun()
-        controlled = tuple(str(v) for v in control_of) if isinstance(control_of, list) else ()
-        failed, path = _read_json(folder / STUDY_FAILED), folder / STUDY_FAILED
-        run = StudyRun(variant, controlled, flags if isinstance(flags, dict) else {}, _reason(failed) if path.is_file() else "")
-        measured = _read_json(folder / STUDY_METRICS, most=16 * MIB)
-    except UserError as error:
-        notes.append(f"{error}; it is left out")
+    """The marks of a study in a run folder; one that is damaged is a note and costs no other."""
+    marks = _read_or_note(folder / STUDY_RUN, notes)
+    variant, control_of, flags, recipe = (marks.get(key) for key in ("variant", "control_of", "flags", "hyp"))
+    if not isinstance(variant, str) or not variant:
         return StudyRun()
-    if not measured:
-        return run
+    controlled = tuple(str(v) for v in control_of) if isinstance(control_of, list) else ()
+    run = StudyRun(variant, controlled, flags if isinstance(flags, dict) else {}, recipe if isinstance(recipe, dict) else {})
+    if measured := _read_or_note(folder / STUDY_METRICS, notes, most=16 * MIB):
+        return replace(run, compare=str(measured.get("compare", "")), outputs=_measured_outputs(measured))
+    path = folder / STUDY_FAILED
+    return replace(run, failure=str(_read_or_note(path, notes).get("reason") or "no reason is known")) if path.is_file() else run
+
+
+def _measured_outputs(measured: Mapping[str, Any]) -> Outputs:
     per_class, curves = measured.get("per_class"), measured.get("pr_curves")
-    outputs = Outputs(
+    return Outputs(
         metrics=_numbers(measured.get("metrics")),
         per_class={name: _numbers(row) for name, row in per_class.items()} if isinstance(per_class, dict) else {},
         per_size=_numbers(measured.get("per_size")),
         pr_curves={name: [float(v) for v in row] for name, row in curves.items() if _are_numbers(row)} if isinstance(curves, dict) else {},
         image_noise=_numbers(measured.get("image_noise")),
     )
-    return replace(run, outputs=outputs, failure="")
 
 
-def _reason(failed: Mapping[str, Any]) -> str:
-    return str(failed.get("reason") or "no reason is known")
+def _read_or_note(path: Path, notes: list[str], *, most: int = MIB) -> dict[str, Any]:
+    """The keys and values of a JSON file; none, and a note, where it is damaged."""
+    try:
+        return _read_json(path, most=most)
+    except UserError as error:
+        notes.append(f"{error}; it is left out")
+        return {}
 
 
 @dataclass(frozen=True)
@@ -119,16 +143,20 @@ class StudyOfRuns:
     """What a study folder says of the runs in it; empty where it says nothing.
 
     Attributes:
+        compare: which weights it compares, ``last`` or ``best``.
         variants: in the order of the table.
         costs: of each variant's network, as the study measured them.
         stopped: by its rule, variant -> after how many epochs, and why.
+        notes: lines for the report.
     """
 
     baseline: str = ""
     metric: str = ""
+    compare: str = ""
     variants: tuple[str, ...] = ()
     costs: Mapping[str, Cost] = field(default_factory=dict)
     stopped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def stop_of(self, run: StudyRun) -> tuple[int, str] | None:
         """After how many epochs its rule stopped the variant of a run, and why; a control stops with the last of its variants."""
@@ -136,34 +164,36 @@ class StudyOfRuns:
             return self.stopped.get(run.variant)
         owners = [self.stopped.get(name) for name in run.control_of]
         stops = [stop[0] for stop in owners if stop is not None]
-        return (max(stops), FOLLOWS.format(max(stops))) if len(stops) == len(owners) else None
+        return (max(stops), FOLLOWS.format(counted(max(stops), "epoch"))) if len(stops) == len(owners) else None
 
 
 def read_study_folder(folder: Path, notes: list[str]) -> StudyOfRuns:
     """What ``study.json`` and ``early_stop.json`` of a study folder say; a file that is damaged is a note."""
-    try:
-        values = _read_json(folder / STUDY, most=16 * MIB)
-        baseline, metric, variants = (values.get(key) for key in ("baseline", "metric", "variants"))
-        if not isinstance(baseline, str) or not isinstance(metric, str) or not isinstance(variants, dict):
-            if values:
-                notes.append(f"{folder / STUDY}: baseline, metric and variants are expected; it is left out")
-            return StudyOfRuns()
-        rungs = _read_json(folder / EARLY_STOP).get("rungs")
-    except UserError as error:
-        notes.append(f"{error}; it is left out")
+    values = _read_or_note(folder / STUDY, notes, most=16 * MIB)
+    baseline, metric, variants = (values.get(key) for key in ("baseline", "metric", "variants"))
+    if not isinstance(baseline, str) or not isinstance(metric, str) or not isinstance(variants, dict):
+        if values:
+            notes.append(f"{folder / STUDY}: baseline, metric and variants are expected; it is left out")
         return StudyOfRuns()
+    rungs = _read_or_note(folder / EARLY_STOP, notes).get("rungs")
     rungs = {int(at): rung for at, rung in rungs.items() if _is_count(at) and isinstance(rung, dict)} if isinstance(rungs, dict) else {}
     stopped = {variant: (at, str(why)) for at in sorted(rungs, reverse=True) for variant, why in rungs[at].items() if why}
-    return StudyOfRuns(baseline, metric, tuple(variants), {name: _cost(value) for name, value in variants.items()}, stopped)
+    costs, own = {name: _cost(value) for name, value in variants.items()}, values.get("notes")
+    return StudyOfRuns(
+        baseline, metric, str(values.get("compare") or ""), tuple(variants), costs, stopped,
+        tuple(str(note) for note in own) if isinstance(own, list) else (),
+    )  # fmt: skip
 
 
-def study_content(baseline: str, metric: str, costs: Mapping[str, Cost]) -> dict[str, Any]:
-    """What ``study.json`` holds, as :func:`read_study_folder` reads it; ``costs`` are by variant, in the order of the table."""
+def study_content(study: StudyOfRuns) -> dict[str, Any]:
+    """What ``study.json`` holds, as :func:`read_study_folder` reads it; the stops are a file of their own."""
     variants = {}
-    for name, cost in costs.items():
+    for name in study.variants:
+        cost = study.costs.get(name, Cost())
         latency = {str(batch): list(values) for batch, values in cost.latency_ms.items()}
         variants[name] = {**{key: getattr(cost, key) for key in (*_SIZES, "device")}, "latency_ms": latency}
-    return {"baseline": baseline, "metric": metric, "variants": variants}
+    named = {"baseline": study.baseline, "metric": study.metric, "compare": study.compare}
+    return {**named, "variants": variants, "notes": list(study.notes)}
 
 
 def _cost(value: Any) -> Cost:

@@ -30,6 +30,7 @@ from engine.study.run_files import (
     refuse_others,
 )
 from engine.study.run_outputs import FOLLOWS
+from utils.text_table import counted
 
 POLL_S = 0.2
 INTERRUPTED = (130, -2, -15)  # exit statuses of a training that was asked to end
@@ -147,7 +148,7 @@ class Runner:
                 if reason := changed_file(job):
                     self._fail(job, reason)
                     continue
-                print(f"{'resumes' if epochs_done(job) else 'trains'} {job}{f' on {slot}' if slot else ''}", flush=True)
+                print(f"{_what_is_done(job)} {job}{f' on {slot}' if slot else ''}", flush=True)
                 self.active.append(_Active(job, self.start(job, slot), slot, time.monotonic(), epochs_done(job)))
             time.sleep(self.options.poll_s)
             for active in tuple(self.active):
@@ -167,7 +168,7 @@ class Runner:
             seconds = time.monotonic() - active.since
             done = epochs_done(active.job)
             self.progress.ended(active.job, seconds, epochs=done - active.first_epoch)
-            print(f"pauses {active.job} after {done} epochs in {duration(seconds)}{self.progress.left()}", flush=True)
+            print(f"pauses {active.job} after {counted(done, 'epoch')} in {duration(seconds)}{self.progress.left()}", flush=True)
         else:
             self._fail(active.job, active.training.reason() if code else "it ended without metrics")
 
@@ -207,10 +208,10 @@ class Runner:
 
     def _reason(self, variant: str, mean: float, goal: int, *, follows: bool) -> str:
         if follows:
-            return FOLLOWS.format(goal)
+            return FOLLOWS.format(counted(goal, "epoch"))
         metric, rule = self.options.metric, self.options.rule
         assert rule is not None
-        return f"stopped after {goal} epochs: mean {metric} {mean:.4f} over its seeds is not among the best {rule.keep:g}"
+        return f"stopped after {counted(goal, 'epoch')}: mean {metric} {mean:.4f} over its seeds is not among the best {rule.keep:g}"
 
     def _means(self, goal: int) -> dict[str, float]:
         """Mean of the metric after so many epochs over the seeds of each variant that is left; NaN without one.
@@ -246,6 +247,11 @@ class Runner:
         for active in self.active:
             active.training.wait()
         self.active.clear()
+
+
+def _what_is_done(job: Job) -> str:
+    done = epochs_done(job)
+    return "trains" if not done else "measures" if done >= job.epochs else "resumes"
 
 
 @dataclass

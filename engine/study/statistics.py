@@ -298,6 +298,7 @@ def paired_differences(variant: Mapping[int, float], baseline: Mapping[int, floa
     """Statistics of variant minus baseline over the seeds that both have, NaN left out."""
     pairs = [variant[seed] - baseline[seed] for seed in sorted(variant.keys() & baseline.keys())]
     differences = np.array([d for d in pairs if math.isfinite(d)])
+    differences[np.abs(differences) < SAME] = 0.0
     n = len(differences)
     if n == 0:
         return Paired(0)
@@ -308,7 +309,6 @@ def paired_differences(variant: Mapping[int, float], baseline: Mapping[int, floa
         return Paired(n, mean, 0.0, 0.0, constant=True)
     sd = float(differences.std(ddof=1))
     error = sd / math.sqrt(n)
-    differences[np.abs(differences) < SAME] = 0.0
     return Paired(
         count=n,
         mean=mean,

@@ -79,7 +79,8 @@ def paper_rows(study: Study, analysis: Analysis) -> tuple[list[str], list[list[s
     for s in analysis.summaries:
         cost = variant_cost(r for r in study.records if r.variant == s.variant)
         latency = [_latency(cost, b) for b in batches]
-        seeds = str(len(s.values)) + (f" of {s.runs}" if len(s.values) != s.runs else "")
+        lost = ", ".join(f"{count} {how}" for count, how in ((s.failed, "failed"), (s.stopped, "stopped")) if count)
+        seeds = str(len(s.values)) + (f" of {s.runs}" if len(s.values) != s.runs else "") + (f" ({lost})" if lost else "")
         sizes = [_fixed(cost.parameters and cost.parameters / 1e6, 2), _fixed(cost.gflops, 2)]
         value = _plus_minus(POINTS * s.mean, POINTS * s.sd, digits=1)
         differences = [cell for those in (comparisons, to_controls) for cell in _compared(those.get(s.variant))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from utils.errors import UserError, closest
 from utils.files import replacement
 
 
@@ -65,11 +66,16 @@ def find_hyp(name: str | Path, folder: Path) -> Path:
     """The path as given, or the file of that name in ``folder`` where the path does not exist, which is printed unless it is a bare name.
 
     Raises:
-        UserError: the path's folder does not exist, and is not one in which published projects keep their recipes.
+        UserError: no such file; or the path's folder does not exist, and is not one in which published projects keep their recipes.
     """
     path, beside = Path(name), folder / Path(name).name
-    if path.exists() or not beside.is_file():
+    if path.exists():
         return path
+    if not beside.is_file():
+        known = {p.stem: p.name for p in sorted(folder.glob("*.yaml"))}
+        close = closest(path.stem, known)
+        hint = f"did you mean {known[close[0]]!r}?" if close else f"known names: {', '.join(known.values())}"
+        raise UserError(f"{name}: no such file, here or in {folder}; {hint}")
     if in_place := replacement(path, beside, published=PUBLISHED_FOLDERS):
         print(in_place)
     return beside

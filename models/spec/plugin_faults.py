@@ -98,7 +98,7 @@ def remedy(name: str, blocks: Mapping[str, Any]) -> str:
     return f"it lives in {home}; add the line: from {home} import {name}, or {ALL_BLOCKS}" if home.startswith("models.") else ""
 
 
-def fault_of(error: Exception, path: Path, blocks: Mapping[str, Any]) -> str:
+def fault_of(error: BaseException, path: Path, blocks: Mapping[str, Any]) -> str:
     """An exception that a file raised while it was imported: its line, what happened and what to write."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"line {error.lineno}: {error.msg}"
@@ -109,7 +109,9 @@ def fault_of(error: Exception, path: Path, blocks: Mapping[str, Any]) -> str:
     return f"{where}{type(error).__name__}: {first_line(error)}{_hint(error, blocks)}"
 
 
-def _hint(error: Exception, blocks: Mapping[str, Any]) -> str:
+def _hint(error: BaseException, blocks: Mapping[str, Any]) -> str:
+    if isinstance(error, SystemExit):
+        return "; it may not end the program: put what runs by itself under if __name__ == '__main__':"
     if isinstance(error, NameError) and error.name:
         found = remedy(error.name, blocks)
         return f"; {found}" if found else ""

@@ -231,7 +231,7 @@ def load_plugin(path: str | Path) -> Plugin:
     try:
         spec.loader.exec_module(module)
         _check_registered(module, path, changed=_registrations() != before)
-    except Exception as error:  # whatever a user's file raises becomes one line that names the file
+    except (Exception, SystemExit) as error:  # whatever a user's file raises becomes one line that names the file
         del sys.modules[module_name]
         BLOCKS.restore(known)
         raise UserError(f"--plugins {path}: {fault_of(error, path, BLOCKS)}") from error

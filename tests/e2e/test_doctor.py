@@ -98,7 +98,7 @@ def test_valid_networks_pass_and_a_stopped_run_resumes(tmp_path, capsys):
     assert (tmp_path / "out" / "doctor.md").read_text(encoding="utf-8").startswith("2 of 2 pass")
     write(tmp_path, "plain", attention=("SE", []))
     assert doctor.main([plain, "--resume", *out]) == 0
-    assert "1 networks, 0 passed before" in capsys.readouterr().out
+    assert "1 network, 0 passed before" in capsys.readouterr().out
 
 
 def test_failures_give_a_line_with_file_and_reason(tmp_path, plugin, capsys):
@@ -151,6 +151,7 @@ def test_the_training_step_has_channels_last_as_training_has(tmp_path, plugin):
     load_plugin(plugin)
     write(tmp_path, "contiguous", attention=("DoctorContiguous", []))
     report = run_checks(Case(tmp_path / "contiguous.yaml"))
+    assert report.reasons["train"].startswith("doctor_blocks.py, line ")
     assert "view size is not compatible" in report.reasons["train"]
 
 

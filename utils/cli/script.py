@@ -81,7 +81,8 @@ def _logged(name: str, error: Exception) -> str:
     torch_version = getattr(sys.modules.get("torch"), "__version__", "not imported")
     versions = f"{name}, Python {platform.python_version()}, torch {torch_version}, {platform.platform()}"
     text = versions + "\n" + "".join(traceback.format_exception(error))[-MAX_LOG_CHARS:]
-    file_name = f"{name.split('.')[-2 if name.endswith('.py') else -1]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    stem = name.split(".")[-2 if name.endswith(".py") else -1].replace(" ", "-")
+    file_name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     for folder in (Path(os.environ.get(ERRORS_VARIABLE) or ERRORS), Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)

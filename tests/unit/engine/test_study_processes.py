@@ -88,15 +88,28 @@ def test_restarted_job_does_not_resume_another_run(job, started, monkeypatch):
     [
         ("epoch 1\ntrain.py: a.yaml: no such file\n", "a.yaml: no such file"),
         ("train.py: the first time\n$ python train.py --resume x\ntrain.py: the memory is full\n", "the memory is full"),
-        ("$ python train.py\nSegmentation fault\n", "Segmentation fault"),
+        ("$ python train.py\nthe last\n", "it ended, without a message; its last line: the last"),
+        ("train.py: of the first try\n$ python train.py\n 0%|   | 0/4\n", "it ended, without a message"),
         ("loading\rstudy measurement: no such data", "no such data"),
-        ("$ python train.py\n", "it left no message"),
-        ("", "it left no message"),
+        ("$ python train.py\n", "it ended, without a message"),
+        ("", "it ended, without a message"),
     ],
 )
 def test_reason_of_a_failure_is_the_scripts_own_line(tmp_path, log, reason):
     (tmp_path / "train.log").write_text(log)
     assert reason_in(tmp_path / "train.log") == reason
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (137, "it ended with status 137, without a message"),
+        (-9, "it was killed by SIGKILL, as the system does where memory is full, without a message"),
+        (-11, "it was killed by SIGSEGV, without a message"),
+    ],
+)
+def test_without_a_reason_it_is_said_how_the_training_ended(tmp_path, status, said):
+    assert reason_in(tmp_path / "none.log", status=status) == said
 
 
 def test_devices_take_trainings_in_turn():

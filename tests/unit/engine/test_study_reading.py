@@ -11,7 +11,7 @@ from engine.study import reading
 from engine.study.reading import ReadOptions, best_row, metric_name, read_curves, read_run, read_study
 from engine.study.records import Cost, Status
 from engine.study.report import report_folders
-from engine.study.run_outputs import study_content
+from engine.study.run_outputs import StudyOfRuns, study_content
 from engine.study.statistics import analyse
 from utils.errors import UserError
 
@@ -107,51 +107,99 @@ def test_a_study_folder_is_reported_as_the_study_was(make_run, tmp_path):
     assert "study_run.json: not valid JSON" in read_study([tmp_path / "runs/study"]).notes[0]
 
 
-def test_a_study_folder_says_what_it_is_compared_by_and_what_it_cost(make_run, tmp_path):
-    folder = tmp_path / "runs/study"
-    for variant, control_of in (("SE@9", []), ("SE@9 control", ["SE@9"]), ("none", []), ("odd", [])):
-        run = make_run(f"study/runs/{variant}", OURS, "cfg: model.yaml\nepochs: 2\nseed: 3\n")
-        marks = {"variant": variant, "seed": 3, "control_of": control_of, "flags": {"seed": 3, "epochs": 2}}
-        (run / "study_run.json").write_text(json.dumps(marks))
-        if variant != "odd":
-            measured = {"metrics": {METRIC: 0.5, "metrics/mAP_0.5": 0.4 + len(variant) / 100}}
-            (run / "study_metrics.json").write_text(json.dumps(measured))
-    (folder / "runs/odd/results.csv").unlink()
-    (folder / "runs/odd/study_failed.json").write_text(json.dumps({"reason": "mine.py, line 3: it broke"}))
-    timed = Cost(12, 0.6, 0.5, {1: (2.0, 0.1)}, "cpu, 1 thread")
-    costs = {"SE@9": timed, "none": Cost(10, 0.5, 0.4), "SE@9 control": Cost(11), "odd": Cost()}
-    (folder / "study.json").write_text(json.dumps(study_content("none", "metrics/mAP_0.5", costs)))
+@pytest.fixture
+def make_study(make_run, tmp_path):
+    """Writes a study folder with a run of seed 3 for each variant, and its ``study.json``; returns it."""
+
+    def make(*variants: str, baseline: str = "none", metric: str = METRIC, **said) -> Path:
+        folder = tmp_path / "runs/study"
+        for variant in variants:
+            run = make_run(f"study/runs/{variant}", OURS)
+            control_of = [variant.removesuffix(" control")] if variant.endswith(" control") else []
+            flags = {"seed": 3, "epochs": 9, "data": "a.yaml", "imgsz": 64, "batch_size": 4}
+            marks = {"variant": variant, "seed": 3, "control_of": control_of, "flags": flags, "hyp": {"optimizer": "SGD", "lr0": 0.1}}
+            (run / "study_run.json").write_text(json.dumps(marks))
+            (run / "metrics.json").write_text(json.dumps({"metrics": {METRIC: 0.9}, "parameters": 7, "rule": "coco"}))  # of best.pt
+        (folder / "study.json").write_text(json.dumps(study_content(StudyOfRuns(baseline, metric, "last", variants, **said))))
+        return folder
+
+    return make
+
+
+def measure(folder: Path, variant: str, *, compare: str = "last", **metrics: float) -> None:
+    values = {"compare": compare, "metrics": {METRIC: 0.5, **{f"metrics/{key}": value for key, value in metrics.items()}}}
+    (folder / "runs" / variant / "study_metrics.json").write_text(json.dumps(values))
+
+
+def test_a_study_folder_says_what_it_is_compared_by_and_what_it_cost(make_study):
+    costs = {"SE@9": Cost(12, 0.6, 0.5, {1: (2.0, 0.1)}, "cpu, 1 thread"), "none": Cost(10, 0.5, 0.4), "SE@9 control": Cost(11)}
+    folder = make_study(*costs, metric="metrics/mAP_0.5", costs=costs, notes=("compared weights: the last",))
+    for variant in costs:
+        measure(folder, variant, **{"mAP_0.5": 0.4})
     study = read_study([folder])
-    assert (study.baseline, study.metric, study.notes) == ("none", "metrics/mAP_0.5", ())
-    assert [(r.variant, r.cost) for r in study.records] == list(costs.items())
-    odd = study.records[-1]
-    assert (odd.status, odd.reason, odd.seed) == (Status.FAILED, "mine.py, line 3: it broke", 3)
+    assert (study.baseline, study.metric, study.notes) == ("none", "metrics/mAP_0.5", ("compared weights: the last",))
+    assert [(r.variant, r.seed, r.cost) for r in study.records] == [(name, 3, cost) for name, cost in costs.items()]
+    assert study.records[0].metrics == {METRIC: 0.5, "metrics/mAP_0.5": 0.4}
+    stated = study.records[2].settings
+    assert stated["hyp"].startswith("SGD, lr0 0.1, hyp.yaml ")
+    assert (stated["data"], stated["imgsz"], stated["epochs"], stated["control_of"]) == ("a.yaml", 64, 9, ["SE@9"])
     assert read_study([folder], ReadOptions("SE@9", "mAP50-95")).metric == METRIC
     (named,) = read_study([Path(f"plain={folder / 'runs/none'}")]).records
     assert (named.variant, named.cost.gflops) == ("plain", 0.5)
 
 
-def test_a_study_folder_is_found_from_within(make_run, tmp_path, monkeypatch):
-    run = make_run("study/runs/none", OURS, "epochs: 2\nseed: 3\n")
-    (run / "study_run.json").write_text(json.dumps({"variant": "none"}))
-    (tmp_path / "runs/study/study.json").write_text(json.dumps(study_content("none", METRIC, {"none": Cost(10)})))
-    monkeypatch.chdir(run)
+def test_a_study_folder_is_found_from_within(make_study, monkeypatch):
+    folder = make_study("none", costs={"none": Cost(10)})
+    monkeypatch.chdir(folder / "runs/none")
     for path in ("..", ".", "../none"):
         assert read_study([Path(path)]).records[0].cost.parameters == 10
 
 
-def test_variants_that_a_study_stopped_are_stopped_in_its_report(make_run, tmp_path):
-    for variant, control_of in (("none", []), ("SE@9", []), ("SE@9 control", ["SE@9"])):
-        run = make_run(f"study/runs/{variant}", OURS)
-        (run / "study_run.json").write_text(json.dumps({"variant": variant, "control_of": control_of, "flags": {"seed": 0, "epochs": 9}}))
-    (tmp_path / "runs/study/study.json").write_text(json.dumps(study_content("none", METRIC, {})))
-    (tmp_path / "runs/study/early_stop.json").write_text(json.dumps({"rungs": {"1": {"SE@9": "not among the best"}, "x": 1}}))
-    ends = {r.variant: (r.status, r.reason, r.metrics.get(METRIC)) for r in read_study([tmp_path / "runs/study"]).records}
+def test_only_what_its_study_measured_is_a_result(make_study):
+    folder = make_study("none", "first", "measuring", "other", "killed")
+    measure(folder, "none")
+    for variant in ("first", "measuring"):
+        (folder / "runs" / variant / "study_failed.json").write_text(json.dumps({"reason": "mine.py, line 3: it broke"}))
+    (folder / "runs/first/results.csv").write_text(OURS.splitlines()[0] + "\n")  # in its first epoch
+    measure(folder, "other", compare="best")
+    study = read_study([folder])
+    pending = "not measured by its study, after 2 epochs"
+    assert [(r.variant, r.status, r.reason, dict(r.metrics)) for r in study.records] == [
+        ("none", Status.FINISHED, "", {METRIC: 0.5}),
+        ("first", Status.FAILED, "mine.py, line 3: it broke", {}),
+        ("measuring", Status.FAILED, "mine.py, line 3: it broke", {}),
+        ("other", Status.PENDING, pending, {}),
+        ("killed", Status.PENDING, pending, {}),
+    ]
+    assert study.notes == tuple(f"{folder / 'runs' / v}: {pending}; the study's command goes on with it" for v in ("killed", "other"))
+    (folder / "study.json").unlink()  # which weights it compares is not known
+    assert {r.variant: r.status for r in read_study([folder]).records}["other"] is Status.FINISHED
+
+
+def test_variants_that_a_study_stopped_are_stopped_in_its_report(make_study):
+    folder = make_study("none", "SE@9", "SE@9 control")
+    measure(folder, "none")
+    (folder / "early_stop.json").write_text(json.dumps({"rungs": {"1": {"SE@9": "not among the best"}, "x": 1}}))
+    ends = {r.variant: (r.status, r.reason, r.metrics.get(METRIC)) for r in read_study([folder]).records}
     assert ends == {
-        "none": (Status.FAILED, "ends after 2 of 9 epochs", 0.2),
+        "none": (Status.FINISHED, "", 0.5),
         "SE@9": (Status.STOPPED, "not among the best", 0.2),
-        "SE@9 control": (Status.STOPPED, "its controlled variant was stopped after 1 epochs", 0.2),
+        "SE@9 control": (Status.STOPPED, "its controlled variant was stopped after 1 epoch", 0.2),
     }
+    (folder / "early_stop.json").write_text("{")
+    study = read_study([folder])
+    assert (study.baseline, [r.status for r in study.records[1:]]) == ("none", [Status.PENDING] * 2)
+
+
+@pytest.mark.parametrize("name", ["study_metrics.json", "study_failed.json"])
+def test_a_damaged_mark_costs_the_run_no_other(make_study, name):
+    folder = make_study("none", "SE@9")
+    measure(folder, "none")
+    (folder / "runs/SE@9" / name).write_text("{")
+    study = read_study([folder])
+    assert [r.variant for r in study.records] == ["none", "SE@9"]
+    assert f"{name}: not valid JSON" in study.notes[0]
+    assert study.records[1].metrics == {}
 
 
 ODD_COST = '{"parameters": 1' + 400 * "0" + ', "gflops": NaN, "customary_gflops": -1, "latency_ms": {"1": [1], "x": [1, 2]}, "device": 1}'
@@ -165,13 +213,14 @@ ODD_COST = '{"parameters": 1' + 400 * "0" + ', "gflops": NaN, "customary_gflops"
         ('{"baseline": "none", "metric": "", "variants": {"none": ' + ODD_COST + "}}", ""),
     ],
 )  # fmt: skip
-def test_a_damaged_study_file_is_a_note(make_run, tmp_path, text, said):
-    run = make_run("study/runs/none", OURS, "epochs: 2\nseed: 3\n")
-    (run / "study_run.json").write_text(json.dumps({"variant": "none"}))
-    (tmp_path / "runs/study/study.json").write_text(text)
-    study = read_study([tmp_path / "runs/study"])
+def test_a_damaged_study_file_is_a_note(make_study, text, said):
+    folder = make_study("none")
+    measure(folder, "none")
+    (folder / "study.json").write_text(text)
+    study = read_study([folder])
     assert (len(study.notes), said in "".join(study.notes)) == (bool(said), True)
-    assert study.records[0].cost == Cost()
+    assert study.records[0].cost.parameters in (7, None)
+    assert study.records[0].cost.gflops is None
 
 
 def test_a_run_that_ends_early_failed_unless_its_patience_ended(make_run):
@@ -242,7 +291,8 @@ def test_what_is_not_recognised_is_one_line_each(make_run, tmp_path):
     [
         (["nowhere"], ReadOptions(), "nowhere: no such folder"),
         (["runs"], ReadOptions(baseline="yolov5m"), "--baseline yolov5m: no run of this variant; did you mean 'yolov5s'?"),
-        (["runs"], ReadOptions(metric="speed"), "no run to report: "),
+        (["runs"], ReadOptions(metric="speed"), "--metric speed: no run has it; known are precision, recall, mAP_0.5"),
+        (["runs"], ReadOptions(metric="mAP5"), "--metric mAP5: no run has it; did you mean 'mAP_0.5'?"),
         (["empty"], ReadOptions(), "empty: no run to report; a run folder has a results.csv"),
         ([], ReadOptions(), "no folder given: no run"),
     ],

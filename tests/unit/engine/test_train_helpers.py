@@ -130,7 +130,8 @@ def test_every_hyp_file_is_a_family_recipe_or_for_small_sets():
 def test_a_recipe_is_found_by_its_last_part(tmp_path):
     (tmp_path / "hyp.a.yaml").write_text("")
     assert find_hyp("data/hyp.a.yaml", tmp_path) == tmp_path / "hyp.a.yaml"
-    assert find_hyp("nothing.yaml", tmp_path).name == "nothing.yaml"
+    with pytest.raises(UserError, match=r"hyp\.b\.yaml: no such file, here or in .*; did you mean 'hyp\.a\.yaml'\?"):
+        find_hyp("hyp.b.yaml", tmp_path)
 
 
 def test_random_state_is_restored():

@@ -98,6 +98,8 @@ def warnings_of(path, caplog) -> list[str]:
      "leave it out where nothing needs it"),
     ("x = 1\ndef f(:\n    pass\n", "line 2: invalid syntax"),
     ("def f():\n    raise ValueError('two\\nlines')\n\nf()\n", "line 2: ValueError: two"),
+    ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3; it may not end the program: put what runs by itself under "
+     "if __name__ == '__main__':"),
 ])  # fmt: skip
 def test_what_a_plugin_raises_is_one_line_with_its_place_and_the_remedy(tmp_path, text, expected):
     path = tmp_path / "mine.py"
