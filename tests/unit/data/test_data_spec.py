@@ -146,7 +146,7 @@ def test_a_misspelt_split_is_guessed(root, caplog):
     path = write(root / "s.yaml", "path: set\ntrian: images/train\nval: images/val\nnames: [a]\n")
     with pytest.raises(UserError, match=r"no 'train' entry, is it 'trian'\?"):
         load_dataset_spec(path, need=("train", "val"))
-    assert "the key trian is not read; did you mean 'train'?" in caplog.text
+    assert "the key 'trian' is not read; did you mean 'train'?" in caplog.text
 
 
 def test_unknown_name_suggests_the_nearest():
