@@ -56,8 +56,8 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
     """Trains every variant with every seed, and writes the report; what was done before is not done again."""
     from engine.study.cost import count_costs
     from engine.study.folder import jobs_of, write_study, write_variants
+    from engine.study.halving import DECISIONS_FILE
     from engine.study.processes import starter
-    from engine.study.run_outputs import EARLY_STOP
     from engine.study.runner import Runner, RunnerOptions, interruption
     from utils import distributed
     from utils.run_folders import RunLock
@@ -68,21 +68,22 @@ def run_plan(plan: Plan, *, start: Start | None = None) -> Study:
         make_folder(plan.folder)
         lock.take(plan.folder, job=distributed.job_id())
         options = RunnerOptions(
-            slots, plan.config.metric, plan.early_stop, (plan.baseline,), plan.folder / EARLY_STOP, plan.config.retry
+            slots, plan.config.metric, plan.early_stop, (plan.baseline,), plan.folder / DECISIONS_FILE, plan.config.retry
         )  # fmt: skip
         runner = Runner(jobs_of(plan), start or starter(jobs=len(slots)), options)
         runner.prepare()  # refuses the folder of another study before anything in it changes
         write_variants(plan)
         notes = [*notes_of(plan)]
         costs = count_costs(plan.folder, plan.variants, notes)
-        write_study(plan, costs, notes)
+        write_study(plan, costs, runner.stopped, notes)
         show_differences(plan, costs, notes)
         try:
             runner.run()
         except KeyboardInterrupt:
+            write_study(plan, costs, runner.stopped, notes)
             raise KeyboardInterrupt(interruption(runner.records(), plan.folder)) from None
         costs = with_latencies(plan, costs, notes, device=slots[0])
-        write_study(plan, costs, notes)
+        write_study(plan, costs, runner.stopped, notes)
         found = make_study(plan, runner.records(), costs, notes)
         report(found, plan.folder)
     return found

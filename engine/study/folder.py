@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.study.plan import Plan, PlannedVariant
-from engine.study.records import Cost
+from engine.study.records import Cost, Stop
 from engine.study.run_files import Job, network_hash, write_json
 from engine.study.run_outputs import STUDY, StudyOfRuns, study_content
 from models.edit.graph_table import spec_yaml
@@ -33,10 +33,10 @@ def write_variants(plan: Plan) -> None:
         raise UserError(f"{plan.folder}: cannot be written ({error.strerror or error}); give another --project or --name") from None
 
 
-def write_study(plan: Plan, costs: Mapping[str, Cost], notes: Sequence[str]) -> None:
+def write_study(plan: Plan, costs: Mapping[str, Cost], stopped: Mapping[str, Stop], notes: Sequence[str]) -> None:
     """Writes ``study.json``, by which a report of the folder is the study's own."""
     config, names = plan.config, tuple(planned.name for planned in plan.variants)
-    study = StudyOfRuns(plan.baseline, config.metric, config.compare, names, costs, notes=tuple(notes))
+    study = StudyOfRuns(plan.baseline, config.metric, config.compare, names, tuple(config.seeds), costs, stopped, tuple(notes))
     write_json(plan.folder / STUDY, study_content(study))
 
 

@@ -17,6 +17,7 @@ from utils.errors import UserError, nearest
 from utils.reading.yaml_text import shown
 
 KEYS = ("after", "keep")
+DECISIONS_FILE = "early_stop.json"
 
 
 @dataclass(frozen=True)

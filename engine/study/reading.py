@@ -17,7 +17,6 @@ from typing import Any
 
 from engine.study.records import Cost, RunRecord, Status, Study
 from engine.study.run_outputs import (
-    STUDY_FAILED,
     STUDY_RUN,
     Outputs,
     StudyOfRuns,
@@ -93,6 +92,9 @@ def read_study(paths: Sequence[Path], options: ReadOptions | None = None) -> Stu
         for run in run_folders(folder, found.notes):
             if len(found.records) == MOST_RUNS:
                 raise UserError(f"{folder}: more than {MOST_RUNS} runs; give fewer folders")
+            if run != folder and not is_listed(run, _study_of(found, run)):
+                found.notes.append(f"{run}: its study lists its variant or seed no more; it is left out")
+                continue
             metric = metric or _study_of(found, run).metric
             _read_into(found, run, name=name, metric=metric)
             metric = metric or next((main_metric(record.metrics) for record in found.records if record.metrics), "")
@@ -278,10 +280,10 @@ def run_folders(path: Path, notes: list[str]) -> list[Path]:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a training's results.csv, or a study's word of its failure, lies in a folder; a study's own has a row for each run."""
+    """Whether a training's results.csv, or a study's mark of a run, lies in a folder; a study's own results.csv has a row a run."""
     path = folder / RESULTS
     if not path.is_file():
-        return (folder / STUDY_FAILED).is_file()
+        return (folder / STUDY_RUN).is_file()
     try:
         with path.open("rb") as file:
             return not file.read(len(STUDY_TABLE)).startswith(STUDY_TABLE)
@@ -347,19 +349,27 @@ def numbered_seeds(records: Sequence[RunRecord], notes: list[str]) -> list[RunRe
 
 
 def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:
+    study = _study_of(found, folder)
     try:
-        record = read_run(folder, variant=name, study=_study_of(found, folder), notes=found.notes)
+        record = read_run(folder, variant=name, study=study, notes=found.notes)
     except UserError as error:
         found.notes.append(f"{error}; the run is left out")
         return
     found.metrics.update(dict.fromkeys(record.metrics))
     if record.status is Status.PENDING:
         found.notes.append(f"{folder}: {record.reason}; the study's command goes on with it")
-    if (metric or main_metric(record.metrics)) not in record.metrics and record.status is Status.FINISHED:
+    missing = (metric or main_metric(record.metrics)) not in record.metrics
+    if missing and record.status is Status.FINISHED and not study.baseline:  # of a study's run the summary says so
         known = ", ".join(record.metrics) or "none"
         found.notes.append(f"{folder / RESULTS}: no value of {metric} (metrics there: {one_line(known, most=200)}); the run is left out")
         return
     found.records.append(record)
+
+
+def is_listed(folder: Path, study: StudyOfRuns) -> bool:
+    """Whether a study still has a run; any run where it does not say."""
+    run = read_study_run(folder, []) if study.baseline else StudyRun()
+    return not run.variant or (run.variant in study.variants and (not study.seeds or run.flags.get("seed") in study.seeds))
 
 
 def _study_of(found: _Found, folder: Path) -> StudyOfRuns:
@@ -389,9 +399,9 @@ def _ending_in_study(curves: Mapping[str, Sequence[float]], run: StudyRun, study
         return Status.FINISHED, "", None
     if run.failure:
         return Status.FAILED, run.failure, None
-    done, stop = len(next(iter(curves.values()), ())), study.stop_of(run)
-    if stop is not None and 0 < stop[0] <= done:
-        return Status.STOPPED, stop[1], stop[0] - 1
+    done, stop = len(next(iter(curves.values()), ())), study.stopped.get(run.variant)
+    if stop is not None and stop.epoch <= done:
+        return Status.STOPPED, stop.reason, stop.epoch - 1
     return Status.PENDING, f"not measured by its study, after {counted(done, 'epoch')}", None
 
 

@@ -60,6 +60,14 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """The rule's end of a variant: after how many epochs, and why."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Study:
     """Every run of a study, and what it is compared by.
 

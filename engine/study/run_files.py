@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.logging.cost import COST_FILE
-from engine.study.records import Cost, RunRecord, Status
+from engine.study.records import Cost, RunRecord, Status, Stop
 from engine.study.run_outputs import STUDY_FAILED, STUDY_METRICS, STUDY_RUN, stated_settings
 from models.checkpoints.checkpoint import load_checkpoint, previous_of
 from utils import distributed
@@ -66,14 +66,6 @@ class Job:
     @property
     def last(self) -> Path:
         return self.folder / "weights" / "last.pt"
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The rule's end of a variant: after how many epochs, and why."""
-
-    epoch: int
-    reason: str
 
 
 def network_hash(rows: Any) -> str:

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.logging.cost import COST_FILE
-from engine.study.records import Cost
+from engine.study.records import Cost, Stop
 from utils.errors import UserError
 from utils.reading.limits import MAX_CLASSES, MIB
 from utils.reading.text_files import decode, read_bytes
-from utils.text_table import FORMULA_STARTS, counted
+from utils.text_table import FORMULA_STARTS
 
 METRICS, PER_CLASS, PR_CURVE = "metrics.json", "per_class.csv", "pr_curve.csv"
 STUDY_RUN, STUDY_METRICS, STUDY_FAILED = "study_run.json", "study_metrics.json", "study_failed.json"  # of a run of a study
-STUDY, EARLY_STOP = "study.json", "early_stop.json"  # of a study
+STUDY, DIFFERENCES = "study.json", "diff.json"  # of a study
 CLASS_COLUMNS = ("P", "R", "AP50", "AP75", "AP", "objects")
 MOST_POINTS = 10_000  # of a PR curve
-FOLLOWS = "its controlled variant was stopped after {}"  # why a control was stopped
 _SIZES = ("parameters", "gflops", "customary_gflops")  # of Cost
 ALL = "all"  # the first row, and the first column of values: the mean over classes
 
@@ -112,10 +111,10 @@ def read_study_run(folder: Path, notes: list[str]) -> StudyRun:
         return StudyRun()
     controlled = tuple(str(v) for v in control_of) if isinstance(control_of, list) else ()
     run = StudyRun(variant, controlled, flags if isinstance(flags, dict) else {}, recipe if isinstance(recipe, dict) else {})
-    if measured := _read_or_note(folder / STUDY_METRICS, notes, most=16 * MIB):
-        return replace(run, compare=str(measured.get("compare", "")), outputs=_measured_outputs(measured))
-    path = folder / STUDY_FAILED
-    return replace(run, failure=str(_read_or_note(path, notes).get("reason") or "no reason is known")) if path.is_file() else run
+    if (path := folder / STUDY_FAILED).is_file():
+        run = replace(run, failure=str(_read_or_note(path, notes).get("reason") or "no reason is known"))
+    measured = _read_or_note(folder / STUDY_METRICS, notes, most=16 * MIB)
+    return replace(run, compare=str(measured.get("compare", "")), outputs=_measured_outputs(measured)) if measured else run
 
 
 def _measured_outputs(measured: Mapping[str, Any]) -> Outputs:
@@ -145,8 +144,9 @@ class StudyOfRuns:
     Attributes:
         compare: which weights it compares, ``last`` or ``best``.
         variants: in the order of the table.
+        seeds: of each variant.
         costs: of each variant's network, as the study measured them.
-        stopped: by its rule, variant -> after how many epochs, and why.
+        stopped: the variants that its rule stopped.
         notes: lines for the report.
     """
 
@@ -154,46 +154,45 @@ class StudyOfRuns:
     metric: str = ""
     compare: str = ""
     variants: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
     costs: Mapping[str, Cost] = field(default_factory=dict)
-    stopped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    stopped: Mapping[str, Stop] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def stop_of(self, run: StudyRun) -> tuple[int, str] | None:
-        """After how many epochs its rule stopped the variant of a run, and why; a control stops with the last of its variants."""
-        if run.variant in self.stopped or not run.control_of:
-            return self.stopped.get(run.variant)
-        owners = [self.stopped.get(name) for name in run.control_of]
-        stops = [stop[0] for stop in owners if stop is not None]
-        return (max(stops), FOLLOWS.format(counted(max(stops), "epoch"))) if len(stops) == len(owners) else None
 
 
 def read_study_folder(folder: Path, notes: list[str]) -> StudyOfRuns:
-    """What ``study.json`` and ``early_stop.json`` of a study folder say; a file that is damaged is a note."""
+    """What ``study.json`` of a study folder says; a note where it is damaged, or missing beside the other files of a study."""
     values = _read_or_note(folder / STUDY, notes, most=16 * MIB)
     baseline, metric, variants = (values.get(key) for key in ("baseline", "metric", "variants"))
     if not isinstance(baseline, str) or not isinstance(metric, str) or not isinstance(variants, dict):
         if values:
             notes.append(f"{folder / STUDY}: baseline, metric and variants are expected; it is left out")
+        elif (folder / DIFFERENCES).is_file() and not (folder / STUDY).is_file():
+            notes.append(f"{folder}: no {STUDY}, so that baseline and order are not known; the study's command writes it")
         return StudyOfRuns()
-    rungs = _read_or_note(folder / EARLY_STOP, notes).get("rungs")
-    rungs = {int(at): rung for at, rung in rungs.items() if _is_count(at) and isinstance(rung, dict)} if isinstance(rungs, dict) else {}
-    stopped = {variant: (at, str(why)) for at in sorted(rungs, reverse=True) for variant, why in rungs[at].items() if why}
-    costs, own = {name: _cost(value) for name, value in variants.items()}, values.get("notes")
+    seeds, stops, own = (values.get(key) for key in ("seeds", "stopped", "notes"))
     return StudyOfRuns(
-        baseline, metric, str(values.get("compare") or ""), tuple(variants), costs, stopped,
-        tuple(str(note) for note in own) if isinstance(own, list) else (),
+        baseline, metric, str(values.get("compare") or ""), tuple(variants), tuple(seeds) if isinstance(seeds, list) else (),
+        costs={name: _cost(value) for name, value in variants.items()},
+        stopped={name: Stop(*stop) for name, stop in stops.items() if _is_stop(stop)} if isinstance(stops, dict) else {},
+        notes=tuple(str(note) for note in own) if isinstance(own, list) else (),
     )  # fmt: skip
 
 
+def _is_stop(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and type(value[0]) is int and value[0] > 0 and isinstance(value[1], str)
+
+
 def study_content(study: StudyOfRuns) -> dict[str, Any]:
-    """What ``study.json`` holds, as :func:`read_study_folder` reads it; the stops are a file of their own."""
+    """What ``study.json`` holds, as :func:`read_study_folder` reads it."""
     variants = {}
     for name in study.variants:
         cost = study.costs.get(name, Cost())
         latency = {str(batch): list(values) for batch, values in cost.latency_ms.items()}
         variants[name] = {**{key: getattr(cost, key) for key in (*_SIZES, "device")}, "latency_ms": latency}
-    named = {"baseline": study.baseline, "metric": study.metric, "compare": study.compare}
-    return {**named, "variants": variants, "notes": list(study.notes)}
+    named = {"baseline": study.baseline, "metric": study.metric, "compare": study.compare, "seeds": list(study.seeds)}
+    stopped = {name: [stop.epoch, stop.reason] for name, stop in study.stopped.items()}
+    return {**named, "variants": variants, "stopped": stopped, "notes": list(study.notes)}
 
 
 def _cost(value: Any) -> Cost:

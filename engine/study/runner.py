@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.study.halving import Decisions, Rule, survivors
-from engine.study.records import RunRecord, Status
+from engine.study.records import RunRecord, Status, Stop
 from engine.study.run_files import (
     Job,
-    Stop,
     changed_file,
     epochs_done,
     failure,
@@ -29,7 +28,6 @@ from engine.study.run_files import (
     read_table,
     refuse_others,
 )
-from engine.study.run_outputs import FOLLOWS
 from utils.text_table import counted
 
 POLL_S = 0.2
@@ -208,7 +206,7 @@ class Runner:
 
     def _reason(self, variant: str, mean: float, goal: int, *, follows: bool) -> str:
         if follows:
-            return FOLLOWS.format(counted(goal, "epoch"))
+            return f"its controlled variant was stopped after {counted(goal, 'epoch')}"
         metric, rule = self.options.metric, self.options.rule
         assert rule is not None
         return f"stopped after {counted(goal, 'epoch')}: mean {metric} {mean:.4f} over its seeds is not among the best {rule.keep:g}"

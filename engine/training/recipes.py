@@ -73,7 +73,7 @@ def find_hyp(name: str | Path, folder: Path) -> Path:
         return path
     if not beside.is_file():
         known = {p.stem: p.name for p in sorted(folder.glob("*.yaml"))}
-        close = closest(path.stem, known)
+        close = closest(path.name.removesuffix(path.suffix if path.suffix in (".yaml", ".yml") else ""), known)
         hint = f"did you mean {known[close[0]]!r}?" if close else f"known names: {', '.join(known.values())}"
         raise UserError(f"{name}: no such file, here or in {folder}; {hint}")
     if in_place := replacement(path, beside, published=PUBLISHED_FOLDERS):

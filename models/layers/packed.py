@@ -83,10 +83,10 @@ class PackedUnit(nn.Module):
     convolution: str  # its name
 
     @classmethod
-    def of(cls, unit: nn.Module, convolution: str) -> PackedUnit:
-        """Shares everything of a unit whose convolution, a ``PackedConv``, has taken its activation over."""
+    def of(cls, unit: nn.Module, name: str, convolution: PackedConv) -> PackedUnit:
+        """Shares everything of a unit but its convolution, called ``name``, and its activation, which the packed one has taken over."""
         packed = cls.__new__(cls)
-        packed.__dict__.update(unit.__dict__, convolution=convolution, _modules={convolution: getattr(unit, convolution)})
+        packed.__dict__.update(unit.__dict__, convolution=name, _modules={name: convolution})
         return packed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,9 +127,10 @@ def _packed_unit(unit: nn.Module, name: str) -> nn.Module:
     conv, act = getattr(unit, name), unit.get_submodule("act")
     if not _can_replace(conv):
         return unit
-    inside = type(act) in INSIDE
-    setattr(unit, name, PackedConv.of(conv, act if inside else nn.Identity()))
-    return PackedUnit.of(unit, name) if inside else unit
+    if type(act) in INSIDE:
+        return PackedUnit.of(unit, name, PackedConv.of(conv, act))
+    setattr(unit, name, PackedConv.of(conv, nn.Identity()))
+    return unit
 
 
 def _can_replace(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from engine.study import reading
 from engine.study.reading import ReadOptions, best_row, metric_name, read_curves, read_run, read_study
-from engine.study.records import Cost, Status
+from engine.study.records import Cost, Status, Stop
 from engine.study.report import report_folders
 from engine.study.run_outputs import StudyOfRuns, study_content
 from engine.study.statistics import analyse
@@ -158,6 +158,7 @@ def test_a_study_folder_is_found_from_within(make_study, monkeypatch):
 def test_only_what_its_study_measured_is_a_result(make_study):
     folder = make_study("none", "first", "measuring", "other", "killed")
     measure(folder, "none")
+    measure(folder, "measuring", compare="best")
     for variant in ("first", "measuring"):
         (folder / "runs" / variant / "study_failed.json").write_text(json.dumps({"reason": "mine.py, line 3: it broke"}))
     (folder / "runs/first/results.csv").write_text(OURS.splitlines()[0] + "\n")  # in its first epoch
@@ -177,18 +178,44 @@ def test_only_what_its_study_measured_is_a_result(make_study):
 
 
 def test_variants_that_a_study_stopped_are_stopped_in_its_report(make_study):
-    folder = make_study("none", "SE@9", "SE@9 control")
+    stops = {name: Stop(1, f"{name} was stopped") for name in ("SE@9", "SE@9 control")}
+    folder = make_study("none", "SE@9", "SE@9 control", stopped=stops)
     measure(folder, "none")
-    (folder / "early_stop.json").write_text(json.dumps({"rungs": {"1": {"SE@9": "not among the best"}, "x": 1}}))
     ends = {r.variant: (r.status, r.reason, r.metrics.get(METRIC)) for r in read_study([folder]).records}
-    assert ends == {
-        "none": (Status.FINISHED, "", 0.5),
-        "SE@9": (Status.STOPPED, "not among the best", 0.2),
-        "SE@9 control": (Status.STOPPED, "its controlled variant was stopped after 1 epoch", 0.2),
-    }
-    (folder / "early_stop.json").write_text("{")
+    assert ends == {"none": (Status.FINISHED, "", 0.5), **{name: (Status.STOPPED, f"{name} was stopped", 0.2) for name in stops}}
+
+
+def test_runs_that_a_study_has_no_more_are_left_out_of_its_report(make_study):
+    folder = make_study("none", "SE@9", "CBAM@9", seeds=(3,))
+    for variant in ("none", "SE@9", "CBAM@9"):
+        measure(folder, variant)
+    content = study_content(StudyOfRuns("none", METRIC, "last", ("none", "SE@9"), (3,)))
+    (folder / "study.json").write_text(json.dumps(content))
     study = read_study([folder])
-    assert (study.baseline, [r.status for r in study.records[1:]]) == ("none", [Status.PENDING] * 2)
+    assert [r.variant for r in study.records] == ["none", "SE@9"]
+    assert study.notes == (f"{folder / 'runs/CBAM@9'}: its study lists its variant or seed no more; it is left out",)
+    assert [r.variant for r in read_study([folder / "runs/CBAM@9"], ReadOptions("CBAM@9")).records] == ["CBAM@9"]  # asked for by itself
+    (folder / "study.json").write_text(json.dumps({**content, "seeds": [4]}))
+    with pytest.raises(UserError, match=r"no run to report: .* lists its variant or seed no more"):
+        read_study([folder])
+
+
+def test_runs_that_never_began_count_as_not_trained(make_study):
+    folder = make_study("none", "SE@9")
+    measure(folder, "none")
+    for name in ("results.csv", "metrics.json"):
+        (folder / "runs/SE@9" / name).unlink()
+    assert [(r.variant, r.status) for r in read_study([folder]).records] == [("none", Status.FINISHED), ("SE@9", Status.PENDING)]
+
+
+def test_a_study_folder_without_its_file_says_what_is_not_known(make_study):
+    folder = make_study("none", "SE@9")
+    measure(folder, "none")
+    measure(folder, "SE@9")
+    (folder / "study.json").rename(folder / "diff.json")
+    study = read_study([folder])
+    assert study.baseline == "SE@9"
+    assert study.notes == (f"{folder}: no study.json, so that baseline and order are not known; the study's command writes it",)
 
 
 @pytest.mark.parametrize("name", ["study_metrics.json", "study_failed.json"])

@@ -132,6 +132,9 @@ def test_a_recipe_is_found_by_its_last_part(tmp_path):
     assert find_hyp("data/hyp.a.yaml", tmp_path) == tmp_path / "hyp.a.yaml"
     with pytest.raises(UserError, match=r"hyp\.b\.yaml: no such file, here or in .*; did you mean 'hyp\.a\.yaml'\?"):
         find_hyp("hyp.b.yaml", tmp_path)
+    (tmp_path / "hyp.long.yaml").write_text("")
+    with pytest.raises(UserError, match=r"did you mean 'hyp\.long\.yaml'\?"):
+        find_hyp("hyp.long", tmp_path)
 
 
 def test_random_state_is_restored():

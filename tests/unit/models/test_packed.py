@@ -92,6 +92,18 @@ def test_whatever_is_changed_after_packing_counts() -> None:
 
 
 @needs_kernels
+def test_a_unit_that_stands_in_two_places_stays_right_in_both() -> None:
+    unit = FusedConv(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU())
+    network = nn.ModuleDict({"one": unit, "many": nn.ModuleList([unit, unit])})
+    x = torch.randn(1, 8, 6, 6)
+    with torch.no_grad():
+        expected = unit(x)
+        pack_convolutions(network)
+        for place in (network["one"], *network["many"]):
+            torch.testing.assert_close(place(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
 def test_modules_of_a_packed_unit_can_be_watched() -> None:
     network = nn.Sequential(FusedConv(nn.Conv2d(3, 8, 3), nn.SiLU()))
     pack_convolutions(network)
