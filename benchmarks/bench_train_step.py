@@ -104,12 +104,14 @@ def _boxes(args: argparse.Namespace):
 def _our_step(args: argparse.Namespace):
     import torch
 
+    from engine.memory_format import prefer_onednn
     from engine.training.recompute import checkpoint_activations
     from models import build_model
     from utils.config import Hyperparameters
     from utils.types import Batch, Letterbox, Targets, to_unit_range
 
     model = build_model(args.cfg, nc=80).train()
+    prefer_onednn(model)  # as train.py does
     if args.checkpoint_activations != "off":
         checkpoint_activations(model, args.checkpoint_activations)
     loss = model.head.build_loss(Hyperparameters())

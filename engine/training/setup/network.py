@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from engine.memory_format import prefer_onednn
 from engine.training.compiling import compile_loss, compile_network
 from engine.training.ema import ModelEMA
 from engine.training.initial_weights import FrozenLayers, apply_frozen, freeze, transfer_weights
@@ -138,6 +139,8 @@ def wrap_network(model: Model, config: TrainConfig, loss: Loss) -> nn.Module:
     compiled, each where configured. Its parameters are the model's own."""
     network: nn.Module = model
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        prefer_onednn(model)  # not the moving average, which validates and is deployed
     if config.sync_bn:
         distributed.convert_sync_batchnorm(model, device)
     if config.checkpoint_activations != "off":
