@@ -29,3 +29,9 @@ def exact_float32() -> Iterator[None]:
     yield
     for backend, allowed in zip(backends, before):
         backend.allow_tf32 = allowed
+
+
+@pytest.fixture
+def same_kernels(monkeypatch):
+    """Trainings on the processor run torch's own choice of kernels, as those on a pretended GPU do, so that their results are equal."""
+    monkeypatch.setattr("engine.training.setup.network.prefer_onednn", lambda network: None)

@@ -130,6 +130,7 @@ def test_a_network_without_a_one_to_one_branch_says_so(world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("form", "optimizer"), [("v10", "SGD"), ("v26", "SGD"), ("v26", "MuSGD")])
+@pytest.mark.usefixtures("same_kernels")
 def test_a_step_on_the_fake_device_waits_for_nothing(world, tmp_path, form, optimizer):
     given = {"cfg": world / f"tinyn-{form}.yaml", "optimizer": optimizer, "epochs": 2, "amp": "off", "deterministic": True}
 

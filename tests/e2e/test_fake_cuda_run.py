@@ -75,6 +75,7 @@ def trained(world: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("block", "head"), [("FocalModulation, []", DUAL), ("BRA, []", PLAIN), ("NLBlockND, []", PLAIN)])
+@pytest.mark.usefixtures("same_kernels")
 def test_training_on_the_fake_device_gives_the_cpu_weights(world, tmp_path, block, head):
     cfg = tmp_path / "tiny-v9.yaml"
     cfg.write_text(TINY.format(block=block).replace("[[3, 4], 1, DDetect, [nc]]", head))

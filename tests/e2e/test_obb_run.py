@@ -82,6 +82,7 @@ def test_a_training_writes_the_columns_and_resumes_bit_for_bit(world, tmp_path, 
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("same_kernels")
 def test_a_step_on_the_fake_device_waits_for_nothing(world, tmp_path, form):
     given = {"cfg": world / f"tinyn-{form}.yaml", "epochs": 1, "amp": "off", "deterministic": True}
 

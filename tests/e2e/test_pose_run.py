@@ -104,6 +104,7 @@ def test_training_writes_columns_and_figures_of_both_measures(trained):
 
 
 @pytest.mark.parametrize("head", ["Pose", "Pose26"])
+@pytest.mark.usefixtures("same_kernels")
 def test_a_step_on_the_fake_device_waits_for_nothing(world, head):
     given = {"cfg": world / f"tiny-{head}.yaml", "epochs": 1, "batch_size": 8, "amp": "off", "noplots": True, "noval": True}
     with gpu() as seen:

@@ -105,6 +105,7 @@ def test_training_writes_the_columns_and_figures_of_boxes_and_masks(world):
 
 
 @pytest.mark.parametrize("head", ["Segment", "Segment26"])
+@pytest.mark.usefixtures("same_kernels")
 def test_a_step_on_the_fake_device_waits_for_nothing(world, tmp_path, head):
     cfg = tmp_path / f"tiny-{head}.yaml"
     cfg.write_text(("end2end: True\nreg_max: 1" if head == "Segment26" else "") + TINY.replace("Segment,", f"{head},"))

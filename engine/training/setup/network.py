@@ -139,7 +139,7 @@ def wrap_network(model: Model, config: TrainConfig, loss: Loss) -> nn.Module:
     compiled, each where configured. Its parameters are the model's own."""
     network: nn.Module = model
     device = next(model.parameters()).device
-    if device.type == "cpu":
+    if device.type == "cpu" and not distributed.is_distributed():  # whose buckets would copy oneDNN's gradients once more
         prefer_onednn(model)  # not the moving average, which validates and is deployed
     if config.sync_bn:
         distributed.convert_sync_batchnorm(model, device)
