@@ -37,6 +37,7 @@ from utils.config import TrainConfig
 from utils.precision import choose_kernels
 from utils.random_state import seed_everything
 from utils.run_folders import RunLock
+from utils.text_table import counted
 from utils.visual.figures import figure_formats
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def fit(run: Run) -> TrainResult:
     if progress.epoch < config.epochs:
         print(f"No better epoch than {stop.best_epoch + 1} in {config.patience}, so training stops early (--patience)")
     trained = progress.epoch - progress.start_epoch
-    print(f"{trained} epoch{'s' * (trained != 1)} in {time.perf_counter() - started:.0f} s")
+    print(f"{counted(trained, 'epoch')} in {time.perf_counter() - started:.0f} s")
     best = validate_best(run)
     run.callbacks.on_train_end(run.info)
     finish_weights(run)  # after this the run cannot be resumed

@@ -21,7 +21,7 @@ from data.tools.shapes import ensure_shapes
 from data.tools.shapes_obb import ensure_shapes_obb
 from tasks.keypoints import KEYS as KEYPOINT_KEYS
 from tasks.keypoints import Keypoints, read_keypoints
-from utils.errors import UserError, closest, nearest
+from utils.errors import UserError, nearest, nearest_file
 from utils.reading.limits import MAX_CHANNELS, MAX_CLASSES, MAX_NAME_CHARS
 from utils.reading.text_files import user_path
 from utils.reading.yaml_text import read_yaml, shown
@@ -251,10 +251,8 @@ def find_dataset_yaml(path_or_name: str | Path) -> Path:
         return as_written(given)
     if given.exists():
         raise UserError(f"dataset file {path_or_name}: a YAML file is expected, this is a device or pipe")
-    known = {p.stem: p.name for p in sorted(HERE.glob("*.yaml"))}
-    close = closest(given.stem if given.suffix in (".yaml", ".yml") else given.name, known)  # all share the suffix
-    hint = f"did you mean {known[close[0]]!r}?" if close else "known names: " + ", ".join(known.values())
-    raise UserError(f"dataset file {path_or_name} not found, tried {', '.join(dict.fromkeys(map(str, tried)))}; {hint}")
+    places = ", ".join(dict.fromkeys(map(str, tried)))
+    raise UserError(f"dataset file {path_or_name} not found, tried {places}; {nearest_file(given, HERE)}")
 
 
 def _roots(yaml_path: Path, path: object) -> list[Path]:

@@ -21,6 +21,13 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1) -> str:
     return "did you mean " + " or ".join(repr(c) for c in close) + "?" if close else ""
 
 
+def nearest_file(path: Path, folder: Path) -> str:
+    """The YAML file of a folder whose name is closest to that of a path, as a phrase; all its files where none is close."""
+    known = {p.stem: p.name for p in sorted(folder.glob("*.yaml"))}  # all share the suffix
+    close = closest(path.stem if path.suffix in (".yaml", ".yml") else path.name, known)
+    return f"did you mean {known[close[0]]!r}?" if close else f"known names: {', '.join(known.values())}"
+
+
 def closest(name: str, known: Iterable[str], *, count: int = 1) -> list[str]:
     """The known names closest to ``name``, letter case aside, best first: those with two neighbouring letters exchanged first."""
     by_lower = {k.lower(): k for k in known}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import torch
 from engine.doctor.checkup import CHECKS, Case, Report, run_checks
 from models.spec.registry import BLOCKS, load_plugin
 from utils.memory import available_bytes, peak_bytes
+from utils.process_exit import ending
 
 GIB = 2**30
 SHARE = 0.8  # of the available memory
@@ -132,13 +132,7 @@ def _receive_report(connection: Connection, one: _Running) -> Report:
 
 def _describe_exit(status: int | None) -> str:
     """How a process without a report ended; one that runs out of memory is killed by the system, or aborts in native code."""
-    if status is None or status >= 0:
-        return f"the process ended with status {status} (out of memory?)"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"the process was killed by {name} (out of memory?)"
+    return f"the process {ending(status)} (out of memory?)"
 
 
 def _run_case(connection: Connection, case: Case, settings: Settings, limits: Limits, share: int, check: Any) -> None:

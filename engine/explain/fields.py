@@ -11,6 +11,7 @@ from engine.explain.figures import HEAT, grid_figure
 from models.analysis.receptive_field import ReceptiveField
 from models.analysis.tracing import row_title
 from models.model import Model
+from utils.text_table import counted
 
 LEAST_SHOWN = 1e-3  # of the maximum, on the logarithmic scale
 SHARE_COLOURS = ("#00e5ff", "#56b4e9", "#009e73")
@@ -20,7 +21,7 @@ def field_figure(model: Model, fields: Sequence[ReceptiveField], *, images: int)
     """The effective field of each row on a logarithmic scale, with its squares and the theoretical one."""
     height, width = fields[0].effective.shape
     panels = [lambda figure, axes, field=field: _panel(figure, axes, model, field) for field in fields]
-    title = f"receptive fields of the middle cell, mean of {images} image{'s' * (images != 1)} of {height}x{width} px"
+    title = f"receptive fields of the middle cell, mean of {counted(images, 'image')} of {height}x{width} px"
     return grid_figure(panels, title=title, aspect=height / width)
 
 

@@ -24,6 +24,7 @@ from tasks.base import DrawStyle
 from utils.boxes import normalised, xyxy_to_cxcywh
 from utils.errors import UserError, nearest
 from utils.run_folders import new_run_dir
+from utils.text_table import counted
 from utils.types import Detections
 from utils.visual.savers import ResultWriter, SaveOptions, crop_of, cut_out
 
@@ -154,7 +155,7 @@ class Results:
         """The lines of at most three images."""
         lines = [self._line(i) for i in range(min(len(self), 3))]
         more = [f"… and {len(self) - 3} more"] if len(self) > 3 else []
-        return f"<Results of {len(self)} image{'s' * (len(self) != 1)}{': ' * bool(lines)}{'; '.join(lines + more)}>"
+        return f"<Results of {counted(len(self), 'image')}{': ' * bool(lines)}{'; '.join(lines + more)}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the first images with what was found on them, and a line for each."""

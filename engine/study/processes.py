@@ -18,6 +18,7 @@ from utils.cli.flags import flags_of
 from utils.cli.script import ERRORS_VARIABLE
 from utils.config import TrainConfig
 from utils.errors import UserError, printable
+from utils.process_exit import ending
 from utils.run_folders import RunLock
 
 ROOT = Path(__file__).parents[2]
@@ -158,18 +159,9 @@ def reason_in(log: Path, *, status: int | None = None) -> str:
     if own:
         return printable(own[-1])[:500]
     last = f"; its last line: {lines[-1]}" if lines else ""
-    return printable(f"{_ended(status)}, without a message{last}")[:500]
-
-
-def _ended(status: int | None) -> str:
-    """How a process ended, in words."""
-    if status is None or status == 0:
-        return "it ended"
-    if status < 0:
-        with contextlib.suppress(ValueError):
-            full = ", as the system does where memory is full" if -status == signal.SIGKILL else ""
-            return f"it was killed by {signal.Signals(-status).name}{full}"
-    return f"it ended with status {status}"
+    how = f"it {ending(status)}" if status else "it ended"
+    full = ", as the system does where memory is full" if status == -signal.SIGKILL else ""
+    return printable(f"{how}{full}, without a message{last}")[:500]
 
 
 def starter(*, jobs: int) -> Callable[[Job, str], TrainingProcess]:

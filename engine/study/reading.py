@@ -21,6 +21,7 @@ from engine.study.run_outputs import (
     Outputs,
     StudyOfRuns,
     StudyRun,
+    read_mark,
     read_outputs,
     read_study_folder,
     read_study_run,
@@ -357,7 +358,7 @@ def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:
         return
     found.metrics.update(dict.fromkeys(record.metrics))
     if record.status is Status.PENDING:
-        found.notes.append(f"{folder}: {record.reason}; the study's command goes on with it")
+        found.notes.append(f"{folder}: {record.reason}; the study's command resumes it")
     missing = (metric or main_metric(record.metrics)) not in record.metrics
     if missing and record.status is Status.FINISHED and not study.baseline:  # of a study's run the summary says so
         known = ", ".join(record.metrics) or "none"
@@ -368,7 +369,7 @@ def _read_into(found: _Found, folder: Path, *, name: str, metric: str) -> None:
 
 def is_listed(folder: Path, study: StudyOfRuns) -> bool:
     """Whether a study still has a run; any run where it does not say."""
-    run = read_study_run(folder, []) if study.baseline else StudyRun()
+    run = read_mark(folder, []) if study.baseline else StudyRun()
     return not run.variant or (run.variant in study.variants and (not study.seeds or run.flags.get("seed") in study.seeds))
 
 

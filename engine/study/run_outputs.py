@@ -103,14 +103,21 @@ def stated_settings(flags: Mapping[str, Any], recipe: Mapping[str, Any], compare
     return {**named, "hyp": ", ".join(shown), "compare": compare, "recipe": dict(recipe), "control_of": list(control_of)}
 
 
-def read_study_run(folder: Path, notes: list[str]) -> StudyRun:
-    """The marks of a study in a run folder; one that is damaged is a note and costs no other."""
+def read_mark(folder: Path, notes: list[str]) -> StudyRun:
+    """Whose run a run folder is, and what was to be trained; nothing of how it ended."""
     marks = _read_or_note(folder / STUDY_RUN, notes)
     variant, control_of, flags, recipe = (marks.get(key) for key in ("variant", "control_of", "flags", "hyp"))
     if not isinstance(variant, str) or not variant:
         return StudyRun()
     controlled = tuple(str(v) for v in control_of) if isinstance(control_of, list) else ()
-    run = StudyRun(variant, controlled, flags if isinstance(flags, dict) else {}, recipe if isinstance(recipe, dict) else {})
+    return StudyRun(variant, controlled, flags if isinstance(flags, dict) else {}, recipe if isinstance(recipe, dict) else {})
+
+
+def read_study_run(folder: Path, notes: list[str]) -> StudyRun:
+    """What a study wrote into a run folder; a file that is damaged is a note and costs no other."""
+    run = read_mark(folder, notes)
+    if not run.variant:
+        return run
     if (path := folder / STUDY_FAILED).is_file():
         run = replace(run, failure=str(_read_or_note(path, notes).get("reason") or "no reason is known"))
     measured = _read_or_note(folder / STUDY_METRICS, notes, most=16 * MIB)
@@ -196,7 +203,7 @@ def study_content(study: StudyOfRuns) -> dict[str, Any]:
 
 
 def _cost(value: Any) -> Cost:
-    """The cost that ``study.json`` has of a variant; what is no number is left out."""
+    """The cost that ``study.json`` has of a variant; what is not a number is left out."""
     values = value if isinstance(value, dict) else {}
     sizes = {key: number for key, number in _numbers(values).items() if key in _SIZES and number >= 0}
     parameters = sizes.pop("parameters", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import UserError, closest
+from utils.errors import UserError, nearest_file
 from utils.files import replacement
 
 
@@ -72,10 +72,7 @@ def find_hyp(name: str | Path, folder: Path) -> Path:
     if path.exists():
         return path
     if not beside.is_file():
-        known = {p.stem: p.name for p in sorted(folder.glob("*.yaml"))}
-        close = closest(path.name.removesuffix(path.suffix if path.suffix in (".yaml", ".yml") else ""), known)
-        hint = f"did you mean {known[close[0]]!r}?" if close else f"known names: {', '.join(known.values())}"
-        raise UserError(f"{name}: no such file, here or in {folder}; {hint}")
+        raise UserError(f"{name}: no such file, here or in {folder}; {nearest_file(path, folder)}")
     if in_place := replacement(path, beside, published=PUBLISHED_FOLDERS):
         print(in_place)
     return beside

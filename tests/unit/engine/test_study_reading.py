@@ -172,7 +172,7 @@ def test_only_what_its_study_measured_is_a_result(make_study):
         ("other", Status.PENDING, pending, {}),
         ("killed", Status.PENDING, pending, {}),
     ]
-    assert study.notes == tuple(f"{folder / 'runs' / v}: {pending}; the study's command goes on with it" for v in ("killed", "other"))
+    assert study.notes == tuple(f"{folder / 'runs' / v}: {pending}; the study's command resumes it" for v in ("killed", "other"))
     (folder / "study.json").unlink()  # which weights it compares is not known
     assert {r.variant: r.status for r in read_study([folder]).records}["other"] is Status.FINISHED
 
